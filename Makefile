@@ -1,0 +1,60 @@
+# Everything a person or a CI job does with this project. `make` lists it.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.NOTPARALLEL: # the compilers use all processors anyway
+
+# Empty outside a clone: the binary then says what it knows by itself.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+BIN := $(CURDIR)/bin
+
+# A machine that starts us without a home still needs a place for Go's caches.
+export HOME ?= /root
+export GOWORK := off
+
+GO_BUILD := env CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
+
+##@ Try it (as root)
+
+run: tools build ## start cribox beside a local registry, and run a pod
+	@hack/run.sh
+
+stop: ## take away what `make run` made
+	@hack/stop.sh
+
+##@ Develop
+
+tools: ## install missing Debian packages; build runc, CNI plugins and crictl into bin/
+	@hack/tools.sh
+
+build: ## build bin/cribox and bin/fixture
+	@hack/timed.sh "building bin/cribox" $(GO_BUILD) -o $(BIN)/cribox .
+	@cd crictl-tests && ../hack/timed.sh "building bin/fixture" $(GO_BUILD) -o $(BIN)/fixture ./cmd/fixture
+
+build-steps: ## build bin/cribox-steps, which a crash test can end at a named step
+	@hack/timed.sh "building bin/cribox-steps" $(GO_BUILD) -tags steps -o $(BIN)/cribox-steps .
+
+test: test-unit test-crictl ## all tests (as root)
+
+test-unit: tools ## unit tests, with the race detector
+	@hack/timed.sh "unit tests" env CRIBOX_BIN=$(BIN) CGO_ENABLED=1 go test -race -timeout 10m ./...
+
+test-crictl: tools build build-steps ## the real binaries over the socket
+	@[ "$$(id -u)" = 0 ] || { echo "error: make test-crictl needs root" >&2; exit 1; }
+	@cd crictl-tests && ../hack/timed.sh "crictl-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 15m ./...
+
+lint: ## formatting, go vet and the linters of .golangci.yml
+	@hack/lint.sh
+
+image: ## build a container image that carries bin/cribox, with docker
+	docker build --build-arg VERSION=$(VERSION) -t cribox:$(or $(VERSION),dev) .
+
+clean: ## remove bin/ (run `make stop` first)
+	rm -rf $(BIN)
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+.PHONY: run stop tools build build-steps test test-unit test-crictl lint image clean help

@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/imageservice"
+)
+
+// finding is what one look at the host found. Without a remedy all is well.
+type finding struct {
+	what   string // is there, or is missing
+	remedy string
+	fatal  bool // no pod runs without it
+}
+
+// checkHost prints what this host lacks to run pods, each with its remedy. It is an error when no pod could run.
+func checkHost(ctx context.Context, c Config, out io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	fatal := false
+	for _, look := range []func(context.Context, Config) []finding{lookRoot, lookKernel, lookCgroups, lookRuntimes, lookOverlay, lookNetwork} {
+		for _, f := range look(ctx, c) {
+			word := "ok     "
+			switch {
+			case f.fatal:
+				word, fatal = "MISSING", true
+			case f.remedy != "":
+				word = "notice "
+			}
+			fmt.Fprintf(out, "%s  %s\n", word, f.what)
+			if f.remedy != "" {
+				fmt.Fprintf(out, "         remedy: %s\n", f.remedy)
+			}
+		}
+	}
+	if fatal {
+		return errors.New("this host cannot run pods yet")
+	}
+	return nil
+}
+
+func lookRoot(context.Context, Config) []finding {
+	if os.Geteuid() != 0 {
+		return []finding{{what: "cribox does not run as root", remedy: "start it as root", fatal: true}}
+	}
+	return nil
+}
+
+func lookKernel(context.Context, Config) []finding {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return []finding{{what: "kernel: " + err.Error(), remedy: "run on Linux", fatal: true}}
+	}
+	all := []finding{{what: "kernel " + unix.ByteSliceToString(u.Release[:])}}
+	for _, ns := range []string{"net", "pid", "ipc", "uts", "mnt"} {
+		if _, err := os.Stat("/proc/self/ns/" + ns); err != nil {
+			all = append(all, finding{what: "no " + ns + " namespaces", remedy: "use a kernel with CONFIG_NAMESPACES", fatal: true})
+		}
+	}
+	if _, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail"); err != nil {
+		all = append(all, finding{what: "no seccomp filters: profiles will be refused", remedy: "use a kernel with CONFIG_SECCOMP_FILTER"})
+	}
+	if fd, err := unix.PidfdOpen(os.Getpid(), 0); err != nil {
+		all = append(all, finding{what: "no pidfd", remedy: "use Linux 5.3 or newer", fatal: true})
+	} else {
+		unix.Close(fd)
+	}
+	if major, minor := release(unix.ByteSliceToString(u.Release[:])); major < 6 || major == 6 && minor < 15 {
+		all = append(all, finding{what: "exit codes of processes that are not ours cannot be read (PIDFD_GET_INFO)",
+			remedy: "with Linux 6.15 or newer no exit code is lost even when the shim is killed"})
+	}
+	return all
+}
+
+func release(s string) (major, minor int) {
+	fmt.Sscanf(s, "%d.%d", &major, &minor)
+	return major, minor
+}
+
+func lookCgroups(context.Context, Config) []finding {
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &fs); err != nil {
+		return []finding{{what: "no cgroups at /sys/fs/cgroup", remedy: "mount cgroup2 there", fatal: true}}
+	}
+	if fs.Type == unix.CGROUP2_SUPER_MAGIC {
+		return []finding{{what: "cgroup v2"}}
+	}
+	all := []finding{{what: "cgroup v1", remedy: "kubelet needs failCgroupV1: false; boot with systemd.unified_cgroup_hierarchy=1 for v2"}}
+	for _, controller := range []string{"memory", "cpu", "cpuacct", "cpuset", "devices", "freezer", "pids"} {
+		if _, err := os.Stat("/sys/fs/cgroup/" + controller); err != nil {
+			all = append(all, finding{what: "no cgroup controller " + controller, remedy: "mount it below /sys/fs/cgroup", fatal: controller == "memory" || controller == "devices"})
+		}
+	}
+	return all
+}
+
+// oldestRunc is the first without the known escapes of 2025 (CVE-2025-31133, -52565, -52881).
+var oldestRunc = []int{1, 2, 8}
+
+var runcVersion = regexp.MustCompile(`(?m)^runc version (\d+)\.(\d+)\.(\d+)`)
+
+func lookRuntimes(ctx context.Context, c Config) []finding {
+	var all []finding
+	for name, r := range c.Runtimes {
+		path := program(r.Path)
+		b, err := exec.CommandContext(ctx, path, "--version").Output()
+		if err != nil {
+			all = append(all, finding{what: fmt.Sprintf("runtime %s: %s: %v", name, path, err), fatal: name == c.DefaultRuntime,
+				remedy: "install runc 1.2.8 or newer, or set [runtimes." + name + "] path"})
+			continue
+		}
+		what, _, _ := strings.Cut(string(b), "\n")
+		f := finding{what: fmt.Sprintf("runtime %s: %s (%s)", name, what, path)}
+		if m := runcVersion.FindSubmatch(b); m != nil && older(m[1:], oldestRunc) {
+			f.remedy = "older than 1.2.8: containers can escape it (CVE-2025-31133, CVE-2025-52565, CVE-2025-52881); install a newer one"
+		}
+		all = append(all, f)
+	}
+	return all
+}
+
+func older(have [][]byte, want []int) bool {
+	for i, w := range want {
+		n, err := strconv.Atoi(string(have[i]))
+		if err != nil || n > w {
+			return false
+		}
+		if n < w {
+			return true
+		}
+	}
+	return false
+}
+
+func lookOverlay(_ context.Context, c Config) []finding {
+	if err := imageservice.CheckHost(c.Root); err != nil {
+		return []finding{{what: "no overlay on root " + c.Root + ": " + err.Error(), fatal: true,
+			remedy: "modprobe overlay, or put root on ext4, xfs or btrfs"}}
+	}
+	return []finding{{what: "overlay on root " + c.Root}}
+}
+
+func lookNetwork(ctx context.Context, c Config) []finding {
+	all := []finding{lookForwarding("/proc/sys/net/ipv4/ip_forward")}
+	for _, plugin := range []string{"bridge", "host-local", "portmap"} {
+		if !hasPlugin(c.Network.BinDirs, plugin) && c.Network.Default {
+			all = append(all, finding{what: "no CNI plugin " + plugin + " in " + strings.Join(c.Network.BinDirs, ":"), fatal: true,
+				remedy: "install the CNI plugins (Debian: containernetworking-plugins), or set network.bin_dirs"})
+		}
+	}
+	if err := networkReady(ctx, c); err != nil {
+		return append(all, finding{what: "no network for pods yet: " + err.Error(),
+			remedy: "a network add-on will write one to " + c.Network.ConfDir + ", or set network.default = true"})
+	}
+	return append(all, finding{what: "network for pods"})
+}
+
+// networkReady looks at the network through folders of its own: a daemon may be using the configured ones.
+func networkReady(ctx context.Context, c Config) error {
+	scratch, err := os.MkdirTemp("", "cribox-check-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(scratch)
+	instance := c.instance()
+	c.Root, c.State = filepath.Join(scratch, "root"), filepath.Join(scratch, "state")
+	network, err := openNetwork(ctx, c, instance)
+	if err != nil {
+		return err
+	}
+	return network.Ready()
+}
+
+func lookForwarding(path string) finding {
+	b, err := os.ReadFile(path)
+	if err != nil || strings.TrimSpace(string(b)) != "1" {
+		return finding{what: "the host does not forward IPv4: pods reach each other but not beyond", remedy: "sysctl -w net.ipv4.ip_forward=1"}
+	}
+	return finding{what: "IPv4 forwarding"}
+}
+
+func hasPlugin(dirs []string, name string) bool {
+	for _, d := range dirs {
+		if info, err := os.Stat(filepath.Join(d, name)); err == nil && info.Mode()&0o111 != 0 {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,224 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
+)
+
+// ownType is the plugin type that stands for the default network in a configuration file.
+const ownType = "cribox"
+
+const maxConfBytes = 1 << 20 // a longer configuration file is refused
+
+// network is what one configuration file, or the default, says. It does not change once built.
+type network struct {
+	name    string
+	file    string // base name of the file; "" = the default network
+	needs   []string
+	version string
+	// ours: one link of the chain is our bridge, in these subnets. foreign: one link is not ours and may keep a lease.
+	ours    bool
+	foreign bool
+	subnets []netip.Prefix
+	chains  [4]*libcni.NetworkConfigList // by chainIndex; a file without our plugin has one chain at all four
+}
+
+// chainIndex picks the chain for a pod that has host ports, or asks for a bandwidth: a plugin without work is not run.
+func chainIndex(ports, bandwidth bool) int {
+	i := 0
+	if ports {
+		i |= 1
+	}
+	if bandwidth {
+		i |= 2
+	}
+	return i
+}
+
+// pluginName is what a plugin may be called: it becomes a file name below the plugin folders (CVE-2021-20206).
+var pluginName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$`)
+
+func checkPluginName(name string) error {
+	if !pluginName.MatchString(name) || strings.Contains(name, "..") {
+		return fmt.Errorf("plugin type %q is not a plain name", name)
+	}
+	return nil
+}
+
+// delegates run the plugin of ipam.type themselves, from the same folders: without it every ADD fails.
+var delegates = []string{"bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "tap", "dummy"}
+
+// newNetwork makes a network of a file's list. It refuses what must not be executed.
+func newNetwork(file string, list *libcni.NetworkConfigList) (*network, error) {
+	if err := utils.ValidateNetworkName(list.Name); err != nil {
+		return nil, err
+	}
+	if _, _, _, err := version.ParseVersion(list.CNIVersion); err != nil {
+		return nil, err
+	}
+	if len(list.Plugins) == 0 {
+		return nil, errors.New("no plugins")
+	}
+	w := &network{name: list.Name, file: file, version: list.CNIVersion, foreign: true}
+	for _, p := range list.Plugins {
+		if err := checkPluginName(p.Network.Type); err != nil {
+			return nil, err
+		}
+		w.needs = append(w.needs, p.Network.Type)
+		ipam := p.Network.IPAM.Type
+		if ipam == "" {
+			continue
+		}
+		if err := checkPluginName(ipam); err != nil {
+			return nil, fmt.Errorf("ipam: %w", err)
+		}
+		if slices.Contains(delegates, p.Network.Type) {
+			w.needs = append(w.needs, ipam)
+		}
+	}
+	for i := range w.chains {
+		w.chains[i] = list
+	}
+	return w, nil
+}
+
+// parseFile reads one configuration file. Side plugins, <folder>/<network name>/*.conf, become part of the list's
+// bytes, so that what is persisted is all that was used.
+func (f *folder) parseFile(ctx context.Context, name string) (*network, error) {
+	data, err := readConf(filepath.Join(f.dir, name))
+	if err != nil {
+		return nil, err
+	}
+	list, err := parseList(data)
+	if err != nil {
+		return nil, err
+	}
+	if err := utils.ValidateNetworkName(list.Name); err != nil {
+		return nil, err // before the name becomes a path
+	}
+	if !list.LoadOnlyInlinedPlugins {
+		if list, err = f.addSidePlugins(list); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range list.Plugins {
+		if p.Network.Type == ownType {
+			return f.own.translate(ctx, name, list)
+		}
+	}
+	return newNetwork(name, list)
+}
+
+// parseList reads a list, or a single plugin's configuration as a list of one, whatever the file is called.
+func parseList(data []byte) (*libcni.NetworkConfigList, error) {
+	var probe struct {
+		Type string
+	}
+	if err := json.Unmarshal(data, &probe); err != nil {
+		return nil, err
+	}
+	if probe.Type == "" {
+		return libcni.NetworkConfFromBytes(data)
+	}
+	single, err := libcni.NetworkPluginConfFromBytes(data)
+	if err != nil {
+		return nil, err
+	}
+	return wrapSingle(single)
+}
+
+func wrapSingle(single *libcni.PluginConfig) (*libcni.NetworkConfigList, error) {
+	data, err := json.Marshal(map[string]any{
+		"name": single.Network.Name, "cniVersion": single.Network.CNIVersion,
+		"loadOnlyInlinedPlugins": true, "plugins": []json.RawMessage{single.Bytes},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return libcni.NetworkConfFromBytes(data)
+}
+
+func (f *folder) addSidePlugins(list *libcni.NetworkConfigList) (*libcni.NetworkConfigList, error) {
+	dir := filepath.Join(f.dir, list.Name)
+	files, err := libcni.ConfFiles(dir, []string{".conf"})
+	if err != nil || len(files) == 0 {
+		return list, notFolder(err)
+	}
+	var plugins []json.RawMessage
+	for _, p := range list.Plugins {
+		plugins = append(plugins, p.Bytes)
+	}
+	for _, file := range files {
+		data, err := readConf(file)
+		if err != nil {
+			return nil, err
+		}
+		plugins = append(plugins, data)
+	}
+	return withPlugins(list, list.Name, plugins)
+}
+
+// notFolder forgives a file where a folder of side plugins might be.
+func notFolder(err error) error {
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	return err
+}
+
+// withPlugins returns list under name with other plugins, everything else as it is in its bytes.
+func withPlugins(list *libcni.NetworkConfigList, name string, plugins []json.RawMessage) (*libcni.NetworkConfigList, error) {
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(list.Bytes, &raw); err != nil {
+		return nil, err
+	}
+	whole := make(map[string]any, len(raw)+2)
+	for k, v := range raw {
+		whole[k] = v
+	}
+	whole["name"], whole["plugins"], whole["loadOnlyInlinedPlugins"] = name, plugins, true
+	data, err := json.Marshal(whole)
+	if err != nil {
+		return nil, err
+	}
+	return libcni.NetworkConfFromBytes(data)
+}
+
+// readConf reads a regular file of bounded size; a FIFO of that name does not hold us.
+func readConf(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxConfBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxConfBytes {
+		return nil, fmt.Errorf("%s is longer than %d bytes", path, maxConfBytes)
+	}
+	return bytes.TrimSpace(data), nil
+}

@@ -1,0 +1,257 @@
+package cni
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
+	"github.com/vishvananda/netlink"
+)
+
+// bridgeNetwork is the default network: a bridge of this instance, run by the standard plugins.
+type bridgeNetwork struct {
+	name     string // of the network
+	bridge   string // of the link
+	leaseDir string
+	cidrFile string
+	masq     *masquerade
+
+	mu     sync.Mutex
+	subnet []netip.Prefix // in force
+	told   bool           // subnet is the pod CIDR
+}
+
+func newBridgeNetwork(c Config) (*bridgeNetwork, error) {
+	b := &bridgeNetwork{
+		name: "cribox-" + c.Instance, bridge: "cbr" + c.Instance,
+		leaseDir: c.leaseDir(), cidrFile: filepath.Join(c.stateDir(), "pod-cidr"),
+		masq: newMasquerade("cribox_" + c.Instance),
+	}
+	subnet, err := parseSubnets(c.Subnet)
+	if err != nil {
+		return nil, err
+	}
+	b.subnet = subnet
+	if saved, err := os.ReadFile(b.cidrFile); err == nil {
+		if subnet, err = parseSubnets(strings.TrimSpace(string(saved))); err == nil {
+			b.subnet, b.told = subnet, true
+		}
+	}
+	return b, nil
+}
+
+func (b *bridgeNetwork) subnets() []netip.Prefix {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.subnet
+}
+
+// podCIDR is the subnet when somebody told it, for plugins that ask for ranges.
+func (b *bridgeNetwork) podCIDR() []netip.Prefix {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.told {
+		return nil
+	}
+	return b.subnet
+}
+
+// setPodCIDR changes the subnet. Pods keep their addresses for life, so it is refused while some use another one.
+func (b *bridgeNetwork) setPodCIDR(subnets []netip.Prefix) error {
+	if joinPrefixes(subnets) != joinPrefixes(b.subnets()) {
+		busy, err := b.attached()
+		if err != nil {
+			return err
+		}
+		if busy > 0 {
+			return fmt.Errorf("pod CIDR %s: %d pods are attached to %s: %w", joinPrefixes(subnets), busy, joinPrefixes(b.subnets()), errdefs.ErrFailedPrecondition)
+		}
+	}
+	if err := writeFile(b.cidrFile, []byte(joinPrefixes(subnets)+"\n")); err != nil {
+		return fmt.Errorf("remember pod CIDR: %w", err)
+	}
+	b.mu.Lock()
+	b.subnet, b.told = subnets, true
+	b.mu.Unlock()
+	return nil
+}
+
+func joinPrefixes(ps []netip.Prefix) string {
+	var s []string
+	for _, p := range ps {
+		s = append(s, p.String())
+	}
+	return strings.Join(s, ",")
+}
+
+// network is the default network by itself.
+func (b *bridgeNetwork) network(ctx context.Context) (*network, error) {
+	list, err := parseList([]byte(`{"cniVersion":"1.0.0","name":"` + b.name + `","plugins":[{"type":"` + ownType + `"}]}`))
+	if err != nil {
+		return nil, err
+	}
+	return b.translate(ctx, "", list)
+}
+
+// translate puts the standard plugins in the place of our own type. The network takes our name: leases and rules are
+// found by it.
+func (b *bridgeNetwork) translate(ctx context.Context, file string, list *libcni.NetworkConfigList) (*network, error) {
+	subnets := b.subnets()
+	w := &network{name: b.name, file: file, version: list.CNIVersion, ours: true, subnets: subnets, needs: []string{"bridge", "host-local", "portmap"}}
+	if n := count(list, ownType); n > 1 {
+		return nil, fmt.Errorf("plugin type %s %d times", ownType, n)
+	}
+	nft := b.masq.works(ctx)
+	for i := range w.chains {
+		var chain []json.RawMessage
+		w.foreign, w.needs = false, w.needs[:3]
+		for _, p := range list.Plugins {
+			if p.Network.Type != ownType {
+				w.foreign = true
+				w.needs = append(w.needs, p.Network.Type)
+				chain = append(chain, p.Bytes)
+				continue
+			}
+			chain = append(chain, b.bridgeConf(subnets, nft))
+			if i&1 != 0 {
+				chain = append(chain, portmapConf(nft))
+			}
+		}
+		if i&2 != 0 && !w.foreign {
+			chain = append(chain, json.RawMessage(`{"type":"bandwidth","capabilities":{"bandwidth":true}}`))
+		}
+		built, err := withPlugins(list, b.name, chain)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := newNetwork(file, built); err != nil {
+			return nil, err
+		}
+		w.chains[i] = built
+	}
+	return w, nil
+}
+
+func count(list *libcni.NetworkConfigList, plugin string) (n int) {
+	for _, p := range list.Plugins {
+		if p.Network.Type == plugin {
+			n++
+		}
+	}
+	return n
+}
+
+func (b *bridgeNetwork) bridgeConf(subnets []netip.Prefix, nft bool) json.RawMessage {
+	var ranges [][]map[string]string
+	var routes []map[string]string
+	for _, p := range subnets {
+		ranges = append(ranges, []map[string]string{{"subnet": p.String()}})
+		all := "0.0.0.0/0"
+		if p.Addr().Is6() {
+			all = "::/0"
+		}
+		routes = append(routes, map[string]string{"dst": all})
+	}
+	conf := map[string]any{
+		"type": "bridge", "bridge": b.bridge, "isGateway": true, "hairpinMode": true,
+		"ipMasq": !nft, // with nft one rule of ours serves the whole subnet
+		"ipam":   map[string]any{"type": "host-local", "dataDir": b.leaseDir, "ranges": ranges, "routes": routes},
+	}
+	if mtu := uplinkMTU(); mtu > 0 {
+		conf["mtu"] = mtu
+	}
+	return mustJSON(conf)
+}
+
+func portmapConf(nft bool) json.RawMessage {
+	conf := map[string]any{"type": "portmap", "capabilities": map[string]bool{"portMappings": true}}
+	if nft {
+		conf["backend"] = "nftables"
+	}
+	return mustJSON(conf)
+}
+
+func mustJSON(v any) json.RawMessage {
+	data, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // maps of strings, numbers and booleans of this file
+	}
+	return data
+}
+
+// check tells why a pod cannot be connected in these subnets: another route has them, or our bridge serves others.
+func (b *bridgeNetwork) check(subnets []netip.Prefix) error {
+	serving, _, err := b.survey(subnets)
+	if err != nil || serving {
+		return err
+	}
+	return b.overlap(subnets)
+}
+
+// prepare makes the host ready for an ADD: a bridge left over from another subnet goes, masquerading comes.
+func (b *bridgeNetwork) prepare(ctx context.Context, subnets []netip.Prefix) error {
+	serving, stale, err := b.survey(subnets)
+	if err != nil {
+		return err
+	}
+	if stale != nil {
+		if err := netlink.LinkDel(stale); err != nil && !isGone(err) {
+			return fmt.Errorf("remove bridge %s of another subnet: %w", b.bridge, err)
+		}
+	}
+	if !serving {
+		if err := b.overlap(subnets); err != nil {
+			return err
+		}
+	}
+	if b.masq.works(ctx) {
+		return b.masq.ensure(ctx, subnets)
+	}
+	return nil
+}
+
+// RemoveDefault takes away what the default network leaves on a host: bridge, lease folder, masquerading. It is for
+// the moment after the last pod is gone: ErrFailedPrecondition while one is attached or owed. Twice is fine.
+func (n *Networks) RemoveDefault(ctx context.Context) error {
+	if ids := n.debts.ofNetwork(n.own.name); len(ids) > 0 {
+		return fmt.Errorf("remove default network: %d pods are attached, one is %s: %w", len(ids), ids[0], errdefs.ErrFailedPrecondition)
+	}
+	busy, err := n.own.attached()
+	if err != nil {
+		return fmt.Errorf("remove default network: %w", err)
+	}
+	if busy > 0 {
+		return fmt.Errorf("remove default network: %d links are attached to %s: %w", busy, n.own.bridge, errdefs.ErrFailedPrecondition)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.c.Timeout)
+	defer cancel()
+	if err := errors.Join(n.own.removeBridge(), n.own.removeMasquerade(ctx), n.own.removeFiles(n.c.cacheDir())); err != nil {
+		return fmt.Errorf("remove default network: %w", err)
+	}
+	return nil
+}
+
+func (b *bridgeNetwork) removeMasquerade(ctx context.Context) error {
+	if b.masq.works(ctx) {
+		return b.masq.remove(ctx)
+	}
+	return removePodRules(ctx, b.name, "")
+}
+
+// removeFiles removes the leases, and results libcni kept for this network.
+func (b *bridgeNetwork) removeFiles(cacheDir string) error {
+	results, err := filepath.Glob(filepath.Join(cacheDir, "results", b.name+"-*"))
+	errs := []error{err, os.RemoveAll(b.leaseDir)}
+	for _, file := range results {
+		errs = append(errs, os.RemoveAll(file))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,436 @@
+package cni
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
+)
+
+func TestDefaultNetwork(t *testing.T) {
+	h := newHost(t, withDefault(t))
+	before := h.snapshot()
+	if err := h.n.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	p := h.pod("p1")
+	res := h.setup(p)
+	if len(res.IPs) != 1 || !netip.MustParsePrefix(defaultSubnet).Contains(res.IPs[0]) {
+		t.Fatalf("addresses %v", res.IPs)
+	}
+	serve(t, p.NetNS, ":80")
+	if _, err := ask(res.IPs[0].String() + ":80"); err != nil {
+		t.Fatalf("pod is not reachable from the host: %v", err)
+	}
+	if _, err := os.Stat(h.c.ledgerFile("p1")); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(h.c.debtsFile()); err != nil || st.Size() != 0 {
+		t.Fatalf("the default network wrote a synced debt: %v %v", st, err)
+	}
+	wantErr(t, h.n.RemoveDefault(t.Context()), errdefs.ErrFailedPrecondition)
+	_, err := h.n.Setup(t.Context(), p)
+	wantErr(t, err, errdefs.ErrAlreadyExists)
+	h.teardown(p)
+	h.teardown(p)
+	if err := h.n.RemoveNetNS(p.NetNS); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.n.RemoveDefault(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.n.RemoveDefault(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.wantSnapshot(before)
+}
+
+func (c *Config) ledgerFile(pod string) string { return c.recordDir() + "/" + pod }
+
+func TestHostPort(t *testing.T) {
+	h := newHost(t, withDefault(t))
+	p := h.pod("p1")
+	p.Ports = []Port{{Protocol: "TCP", HostPort: 18080, ContainerPort: 80}, {ContainerPort: 81}}
+	res := h.setup(p)
+	serve(t, p.NetNS, ":80")
+	gateway := "10.83.0.1"
+	for _, addr := range []string{"127.0.0.1:18080", gateway + ":18080"} {
+		if _, err := ask(addr); err != nil {
+			t.Errorf("host port at %s: %v", addr, err)
+		}
+	}
+	// From another pod, and from the pod itself, through the host's address.
+	q := h.pod("p2")
+	h.setup(q)
+	for _, netns := range []string{q.NetNS, p.NetNS} {
+		insideNetNS(t, netns, func() error {
+			_, err := ask(gateway + ":18080")
+			return err
+		})
+	}
+	_ = res
+	h.teardown(p)
+	h.teardown(q)
+	if left := strings.Join(rules(t), "\n"); strings.Contains(left, "dnat") {
+		t.Fatalf("rules left:\n%s", left)
+	}
+}
+
+// A pod talks to the world beyond the host from the host's address, and keeps its own towards other pods.
+func TestMasquerade(t *testing.T) {
+	h := newHost(t, withDefault(t))
+	world := h.pod("world")
+	connectWorld(t, world.NetNS)
+	serve(t, world.NetNS, "198.51.100.2:80")
+	p, q := h.pod("p1"), h.pod("p2")
+	ip := h.setup(p).IPs[0]
+	h.setup(q)
+	serve(t, q.NetNS, ":80")
+	wantSeen := func(from, to, want string) {
+		t.Helper()
+		insideNetNS(t, from, func() error {
+			seen, err := ask(to)
+			if err == nil && seen != want {
+				err = fmt.Errorf("%s sees %s, want %s", to, seen, want)
+			}
+			return err
+		})
+	}
+	wantSeen(p.NetNS, "198.51.100.2:80", "198.51.100.1")
+	wantSeen(p.NetNS, nextIP(ip)+":80", ip.String())
+
+	// Somebody flushes the ruleset: the next pod heals it for all.
+	if err := h.n.own.masq.nft(t.Context(), "flush ruleset\n"); err != nil {
+		t.Fatal(err)
+	}
+	r := h.pod("p3")
+	h.setup(r)
+	wantSeen(p.NetNS, "198.51.100.2:80", "198.51.100.1")
+	for _, pod := range []Pod{p, q, r} {
+		h.teardown(pod)
+	}
+}
+
+func nextIP(a netip.Addr) string { return a.Next().String() }
+
+// connectWorld puts a wire between the host (198.51.100.1) and a namespace (198.51.100.2).
+func connectWorld(t *testing.T, netns string) {
+	t.Helper()
+	f, err := os.Open(netns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	wire := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "world0"}, PeerName: "uplink", PeerNamespace: netlink.NsFd(f.Fd())}
+	if err := netlink.LinkAdd(wire); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = netlink.LinkDel(wire) })
+	address(t, "world0", "198.51.100.1/24")
+	insideNetNS(t, netns, func() error { address(t, "uplink", "198.51.100.2/24"); return nil })
+}
+
+func address(t *testing.T, link, cidr string) {
+	t.Helper()
+	l, err := netlink.LinkByName(link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip, n, err := net.ParseCIDR(cidr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.IP = ip
+	if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: n}); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNetNSDeletedByHand(t *testing.T) {
+	for _, nft := range []bool{true, false} {
+		t.Run(fmt.Sprintf("nft=%v", nft), func(t *testing.T) {
+			h := newHost(t, withDefault(t))
+			h.useNft(nft)
+			before := h.snapshot()
+			p := h.pod("p1")
+			p.Ports = []Port{{HostPort: 18080, ContainerPort: 80}}
+			h.setup(p)
+			if err := RemoveNetNS(p.NetNS); err != nil {
+				t.Fatal(err)
+			}
+			h.reopen()
+			h.useNft(nft)
+			h.teardown(p)
+			if err := h.n.RemoveDefault(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			h.wantSnapshot(before)
+		})
+	}
+}
+
+// useNft sets what the host can do.
+func (h *host) useNft(yes bool) {
+	h.n.own.masq.mu.Lock()
+	h.n.own.masq.known, h.n.own.masq.usable = true, yes
+	h.n.own.masq.mu.Unlock()
+	h.n.folder.mu.Lock()
+	h.n.folder.seen = reading{}
+	h.n.folder.mu.Unlock()
+}
+
+func TestWithoutNft(t *testing.T) {
+	h := newHost(t, withDefault(t))
+	h.useNft(false)
+	before := h.snapshot()
+	p := h.pod("p1")
+	h.setup(p)
+	if !strings.Contains(strings.Join(rules(t), "\n"), "iptables-save") {
+		t.Fatalf("no rules of the bridge plugin:\n%s", strings.Join(rules(t), "\n"))
+	}
+	h.teardown(p)
+	if err := h.n.RemoveNetNS(p.NetNS); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.n.RemoveDefault(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.wantSnapshot(before)
+}
+
+// RemoveDefault takes rules away whose pods nobody knows any more.
+func TestRemoveForgottenRules(t *testing.T) {
+	h := newHost(t, withDefault(t))
+	h.useNft(false)
+	before := h.snapshot()
+	p := h.pod("p1")
+	h.setup(p)
+	if err := os.Remove(h.c.ledgerFile("p1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveNetNS(p.NetNS); err != nil {
+		t.Fatal(err)
+	}
+	waitNoPorts(t, h)
+	h.reopen()
+	h.useNft(false)
+	if err := h.n.RemoveDefault(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_ = os.RemoveAll(h.c.cacheDir())
+	h.wantSnapshot(before)
+}
+
+// waitNoPorts waits for the kernel to take down the links of a namespace that is gone.
+func waitNoPorts(t *testing.T, h *host) {
+	t.Helper()
+	updates, done := make(chan netlink.LinkUpdate, 100), make(chan struct{})
+	defer close(done)
+	if err := netlink.LinkSubscribe(updates, done); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		n, err := h.n.own.attached()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			return
+		}
+		select {
+		case <-updates:
+		case <-t.Context().Done():
+			t.Fatal("ports stay")
+		}
+	}
+}
+
+func TestTwoInstances(t *testing.T) {
+	real := withDefault(t)
+	a := newHost(t, real, func(c *Config) { c.Instance, c.Subnet = "aaaaaa", "10.201.0.0/24" })
+	b := newHost(t, real, func(c *Config) { c.Instance, c.Subnet = "bbbbbb", "10.202.0.0/24" })
+	before := a.snapshot() + b.snapshot()
+	const pods = 6
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	seen := map[netip.Addr]bool{}
+	var all []func()
+	for i := range pods {
+		for _, h := range []*host{a, b} {
+			p := h.pod(fmt.Sprint("p", i))
+			p.Ports = []Port{{HostPort: int32(20000 + 100*i + len(all)), ContainerPort: 80}}
+			all = append(all, func() { h.teardown(p); _ = h.n.RemoveNetNS(p.NetNS) })
+			wg.Go(func() {
+				res, err := h.n.Setup(t.Context(), p)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if seen[res.IPs[0]] {
+					t.Errorf("address %v twice", res.IPs[0])
+				}
+				seen[res.IPs[0]] = true
+			})
+		}
+	}
+	wg.Wait()
+	if len(seen) != 2*pods {
+		t.Fatalf("%d addresses", len(seen))
+	}
+	for i, undo := range all {
+		if i%2 == 0 {
+			undo()
+		}
+	}
+	if err := a.n.RemoveDefault(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if present, err := b.n.own.masq.present(b.n.own.subnets()); err != nil || !present {
+		t.Fatal("one instance took the other's masquerading away")
+	}
+	if n, err := b.n.own.attached(); err != nil || n != pods {
+		t.Fatalf("the other instance has %d pods: %v", n, err)
+	}
+	for i, undo := range all {
+		if i%2 == 1 {
+			undo()
+		}
+	}
+	if err := b.n.RemoveDefault(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := a.snapshot() + b.snapshot(); after != before {
+		t.Fatalf("left: %s", after)
+	}
+}
+
+func TestSubnetOverlap(t *testing.T) {
+	wire := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "other0"}}
+	if err := netlink.LinkAdd(wire); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = netlink.LinkDel(wire) }()
+	address(t, "other0", "10.83.7.1/24")
+	h := newHost(t, withDefault(t))
+	wantErr(t, h.n.Ready(), errdefs.ErrUnavailable, "10.83.0.0/16", "10.83.7.0/24", "other0")
+	p := h.pod("p1")
+	_, err := h.n.Setup(t.Context(), p)
+	wantErr(t, err, errdefs.ErrUnavailable, "other0")
+	if d := h.n.Debts(); len(d) != 0 {
+		t.Fatalf("debts %v", d)
+	}
+	if l, err := h.n.own.link(); l != nil || err != nil {
+		t.Fatalf("a bridge was made: %v %v", l, err)
+	}
+	if err := h.n.SetPodCIDR("10.84.0.0/24"); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.n.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	if ip := h.setup(p).IPs[0]; !netip.MustParsePrefix("10.84.0.0/24").Contains(ip) {
+		t.Fatalf("address %v", ip)
+	}
+	// What comes later does not take the network from pods that have it.
+	address(t, "other0", "10.84.0.129/25")
+	if err := h.n.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	h.teardown(p)
+	if err := h.n.RemoveDefault(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSetPodCIDR(t *testing.T) {
+	h := newHost(t, withDefault(t))
+	for _, bad := range []string{"x", "10.0.0.0", "10.0.0.0/31", "10.0.0.0/24,10.1.0.0/24", "10.0.0.0/24;1", "0.0.0.0/0", "127.0.0.0/8", "224.0.0.0/8", "fe80::/64"} {
+		wantErr(t, h.n.SetPodCIDR(bad), errdefs.ErrInvalidArgument)
+	}
+	if err := h.n.SetPodCIDR(""); err != nil {
+		t.Fatal(err)
+	}
+	p := h.pod("p1")
+	h.setup(p)
+	wantErr(t, h.n.SetPodCIDR("10.85.0.0/24"), errdefs.ErrFailedPrecondition, "10.83.0.0/16")
+	if err := h.n.SetPodCIDR("10.83.0.0/16"); err != nil {
+		t.Fatalf("the same subnet: %v", err)
+	}
+	h.teardown(p)
+	if err := h.n.SetPodCIDR("10.85.0.0/24, fd00:85::/64"); err != nil {
+		t.Fatal(err)
+	}
+	h.reopen() // remembered
+	res := h.setup(p)
+	if len(res.IPs) != 2 || !netip.MustParsePrefix("10.85.0.0/24").Contains(res.IPs[0]) || !netip.MustParsePrefix("fd00:85::/64").Contains(res.IPs[1]) {
+		t.Fatalf("addresses %v", res.IPs)
+	}
+	serve(t, p.NetNS, ":80")
+	for _, ip := range res.IPs {
+		if _, err := ask(netip.AddrPortFrom(ip, 80).String()); err != nil {
+			t.Error(err)
+		}
+	}
+	h.teardown(p)
+	if err := h.n.RemoveDefault(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestBandwidth(t *testing.T) {
+	h := newHost(t, withDefault(t))
+	before := h.snapshot()
+	p := h.pod("p1")
+	p.Annotations = map[string]string{ingressAnnotation: "10M", egressAnnotation: "5M"}
+	h.setup(p)
+	if !strings.Contains(h.snapshot(), "link bwp") {
+		t.Fatalf("no shaping:\n%s", h.snapshot())
+	}
+	h.teardown(p)
+	if err := h.n.RemoveNetNS(p.NetNS); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.n.RemoveDefault(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.wantSnapshot(before)
+}
+
+// Our plugin type in a file: the default network with the file's other plugins around it, which are foreign.
+func TestOwnTypeInFile(t *testing.T) {
+	real := realPlugins(t)
+	h := newHost(t, func(c *Config) { c.BinDirs = append(c.BinDirs, real) })
+	wantErr(t, h.n.Ready(), errdefs.ErrUnavailable, "no network configuration")
+	h.conf("10-own.conflist", list("theirs", "cribox", "fakemeta"))
+	f := h.fake("fakemeta", fakeLease+`echo '{"cniVersion":"1.0.0","ips":[{"address":"10.83.0.2/16"}]}'`, "")
+	if err := h.n.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	p := h.pod("p1")
+	h.setup(p)
+	if !strings.Contains(f.read("stdin.ADD"), `"name":"cribox-abc123"`) {
+		t.Fatalf("stdin %s", f.read("stdin.ADD"))
+	}
+	if st, err := os.Stat(h.c.debtsFile()); err != nil || st.Size() == 0 {
+		t.Fatal("a foreign plugin without a synced debt")
+	}
+	h.teardown(p)
+	f.wantLeases(0)
+	if err := h.n.RemoveDefault(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	twice := newHost(t, func(c *Config) { c.BinDirs = append(c.BinDirs, real) })
+	twice.conf("10-own.conflist", list("theirs", "cribox", "cribox"))
+	wantErr(t, twice.n.Ready(), nil, "cribox 2 times")
+}

@@ -1,0 +1,299 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxStdout = 1 << 20 // a result is some kilobytes
+	maxStderr = 4 << 10 // of its end, for the error
+
+	// pipeGrace is how long a plugin's output may stay open after its exit, in the hands of something it left behind.
+	pipeGrace = 2 * time.Second
+	// killGrace is how long a killed plugin may take to vanish (uninterruptible sleep) before we go on without it.
+	killGrace = 5 * time.Second
+	// busyRetries, busyPause: a plugin file still open for writing, by an installer, cannot be executed.
+	busyRetries = 20
+	busyPause   = 100 * time.Millisecond
+
+	callMark = "CRIBOX_CNI_CALL="
+	toolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+)
+
+// fixedEnv is what a plugin gets besides CNI_*. Nothing of the daemon's own environment: no proxies, no credentials.
+var fixedEnv = []string{"PATH=" + toolPath, "HOME=/root", "LANG=C"}
+
+// cniVars is what a plugin gets of the variables libcni composes.
+var cniVars = []string{"CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_ARGS", "CNI_IFNAME", "CNI_PATH"}
+
+// executor runs the plugins of one operation; libcni's invoke.Exec.
+type executor struct {
+	version.PluginDecoder
+	lock *os.File // inherited by every plugin as descriptor 3; may be nil
+}
+
+// FindInPath finds a plugin by a name that cannot lead out of the folders.
+func (*executor) FindInPath(plugin string, dirs []string) (string, error) {
+	return findPlugin(plugin, dirs)
+}
+
+func findPlugin(plugin string, dirs []string) (string, error) {
+	if err := checkPluginName(plugin); err != nil {
+		return "", err
+	}
+	for _, dir := range dirs {
+		path := filepath.Join(dir, plugin)
+		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("plugin %s is not in %s", plugin, strings.Join(dirs, ":"))
+}
+
+// ExecPlugin runs one plugin to its end or to the context's, whichever is first, and returns what it printed.
+func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	r := run{path: path, stdin: stdin, env: slices.Clone(fixedEnv)}
+	for _, kv := range environ {
+		if name, _, ok := strings.Cut(kv, "="); ok && slices.Contains(cniVars, name) {
+			r.env = append(r.env, kv)
+		}
+	}
+	if e.lock != nil {
+		r.files = []*os.File{e.lock}
+	}
+	stdout, err := r.do(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if slices.Contains(r.env, "CNI_COMMAND=ADD") {
+		if told := toldError(stdout); told != "" {
+			return nil, errors.New(told)
+		}
+	}
+	return stdout, nil
+}
+
+// runTool runs a program of the system, such as nft.
+func runTool(ctx context.Context, name, stdin string, args ...string) ([]byte, error) {
+	path, err := findPlugin(name, strings.Split(toolPath, ":"))
+	if err != nil {
+		return nil, err
+	}
+	out, err := (&run{path: path, args: args, stdin: []byte(stdin), env: fixedEnv}).do(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return out, nil
+}
+
+// run is one program run: in a process group of its own, never longer than its context.
+type run struct {
+	path   string
+	args   []string
+	stdin  []byte
+	env    []string
+	files  []*os.File
+	mark   string // in the environment of everything this run starts
+	stdout capped
+	stderr tail
+}
+
+func (r *run) do(ctx context.Context) ([]byte, error) {
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	r.mark = callMark + rand.Text()
+	r.stdout.full = make(chan struct{})
+	cmd, err := r.start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	exited := make(chan struct{})
+	go func() { waitExit(cmd.Process.Pid); close(exited) }()
+
+	var killed error
+	select {
+	case <-exited:
+	case <-ctx.Done():
+		killed = fmt.Errorf("killed: %w", ctx.Err())
+	case <-r.stdout.full:
+		killed = fmt.Errorf("killed: it printed more than %d bytes", maxStdout)
+	}
+	if killed != nil {
+		r.killAll(cmd.Process.Pid)
+		if !within(exited, killGrace) {
+			go func() { _ = cmd.Wait() }() // reaped whenever the kernel lets go of it
+			return nil, fmt.Errorf("%w; it does not end", killed)
+		}
+	}
+	err = cmd.Wait()
+	if killed == nil && r.stdout.isFull() {
+		killed = fmt.Errorf("it printed more than %d bytes", maxStdout)
+	}
+	if killed == nil && err != nil {
+		// What a failed program left running must not act after the clean-up that follows. By its mark, not by its
+		// group: the leader is reaped and the group's number may be another's.
+		r.killStrays()
+	}
+	if killed == nil {
+		killed = r.failure(err)
+	}
+	return r.stdout.bytes(), killed
+}
+
+func within(done <-chan struct{}, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+func (r *run) start(ctx context.Context) (*exec.Cmd, error) {
+	for i := 0; ; i++ {
+		cmd := &exec.Cmd{
+			Path: r.path, Args: append([]string{r.path}, r.args...), Env: append(slices.Clone(r.env), r.mark), Dir: "/",
+			Stdin: bytes.NewReader(r.stdin), Stdout: &r.stdout, Stderr: &r.stderr, ExtraFiles: r.files,
+			SysProcAttr: &syscall.SysProcAttr{Setpgid: true}, WaitDelay: pipeGrace,
+		}
+		err := cmd.Start()
+		if !errors.Is(err, unix.ETXTBSY) || i == busyRetries {
+			return cmd, err
+		}
+		if within(ctx.Done(), busyPause) {
+			return nil, err
+		}
+	}
+}
+
+// waitExit returns when the child has ended, and leaves it unreaped: until then its process group cannot be another's.
+func waitExit(pid int) {
+	for {
+		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}
+
+// killAll ends the unreaped child's group and everything that left the group.
+func (r *run) killAll(pid int) {
+	_ = unix.Kill(-pid, unix.SIGKILL)
+	r.killStrays()
+}
+
+// failure turns the outcome into an error that says what the program said.
+func (r *run) failure(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, exec.ErrWaitDelay):
+		return errors.New("a process that it left behind keeps its output open")
+	}
+	said := toldError(r.stdout.bytes())
+	if said == "" {
+		said = strings.TrimSpace(strings.ToValidUTF8(r.stderr.String(), "?"))
+	}
+	if said == "" {
+		return err
+	}
+	if told, ok := decodeError(r.stdout.bytes()); ok && told.Code == types.ErrTryAgainLater {
+		return fmt.Errorf("%w: %s: %w", err, said, errdefs.ErrUnavailable)
+	}
+	return fmt.Errorf("%w: %s", err, said)
+}
+
+func decodeError(stdout []byte) (types.Error, bool) {
+	var e types.Error
+	err := json.Unmarshal(stdout, &e)
+	return e, err == nil && e.Code != 0
+}
+
+// toldError is the text of an error a plugin printed, "" when it printed none.
+func toldError(stdout []byte) string {
+	e, ok := decodeError(stdout)
+	if !ok {
+		return ""
+	}
+	text := fmt.Sprintf("%s (code %d)", e.Msg, e.Code)
+	if e.Details != "" {
+		text += "; " + e.Details
+	}
+	if len(text) > maxStderr {
+		text = text[:maxStderr]
+	}
+	return strings.ToValidUTF8(text, "?")
+}
+
+// capped keeps up to maxStdout bytes and tells once there are more.
+type capped struct {
+	mu   sync.Mutex
+	buf  []byte
+	over bool
+	full chan struct{}
+}
+
+func (c *capped) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.buf)+len(p) <= maxStdout {
+		c.buf = append(c.buf, p...)
+	} else if !c.over {
+		c.over = true
+		close(c.full)
+	}
+	return len(p), nil
+}
+
+func (c *capped) isFull() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.over
+}
+
+func (c *capped) bytes() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.buf
+}
+
+// tail keeps the last maxStderr bytes.
+type tail struct {
+	mu  sync.Mutex
+	buf []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf = append(t.buf, p[max(0, len(p)-maxStderr):]...)
+	t.buf = slices.Delete(t.buf, 0, max(0, len(t.buf)-maxStderr))
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.buf)
+}

@@ -1,0 +1,160 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// folder is the configuration folder. It keeps what it read last and compares names, sizes, times and inodes on every
+// read: some tens of microseconds, and nothing to watch that could be removed.
+type folder struct {
+	dir      string
+	own      *bridgeNetwork
+	fallback bool // the default network stands in for an empty folder
+
+	mu    sync.Mutex
+	seen  reading
+	began uint64 // number of the last reading begun
+}
+
+// reading is the outcome of one look into the folder.
+type reading struct {
+	number uint64 // by order of beginning; a late one does not replace a younger
+	mark   string // fingerprint of all that was looked at
+	fresh  bool   // something changed so lately that its next change may not show in the fingerprint
+	net    *network
+	err    error
+}
+
+// racyAge is the age below which two changes of a file can carry one time stamp (kernel ticks, coarse file systems).
+const racyAge = 2 * time.Second
+
+const maxFolderEntries = 1000 // of one folder; more are not looked at
+
+// read returns the network of the folder as it is now, or why there is none.
+func (f *folder) read(ctx context.Context) (*network, error) {
+	f.mu.Lock()
+	f.began++
+	number, seen := f.began, f.seen
+	f.mu.Unlock()
+
+	files, mark, fresh, err := f.look()
+	if err == nil && seen.number > 0 && !seen.fresh && seen.mark == mark {
+		return seen.net, seen.err
+	}
+	now := reading{number: number, mark: mark, fresh: fresh}
+	if err != nil {
+		now.net, now.err, now.fresh = seen.net, fmt.Errorf("network folder %s: %w", f.dir, err), true
+		if now.net != nil {
+			now.err = nil // unreadable now, known before
+		}
+	} else {
+		now.net, now.err = f.choose(ctx, files, seen.net)
+	}
+	f.mu.Lock()
+	if number > f.seen.number {
+		f.seen = now
+	}
+	f.mu.Unlock()
+	return now.net, now.err
+}
+
+// choose takes the first valid file. The file that was the network keeps it while it is there and cannot be parsed.
+func (f *folder) choose(ctx context.Context, files []string, before *network) (*network, error) {
+	var refused []error
+	for _, name := range files {
+		w, err := f.parseFile(ctx, name)
+		if err == nil {
+			return w, nil
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if before != nil && before.file == name {
+			return before, nil
+		}
+		refused = append(refused, fmt.Errorf("%s: %w", name, err))
+	}
+	if len(refused) > 0 {
+		return nil, fmt.Errorf("no usable network in %s: %w", f.dir, errors.Join(refused...))
+	}
+	if f.fallback {
+		return f.own.network(ctx)
+	}
+	return nil, fmt.Errorf("no network configuration in %s", f.dir)
+}
+
+// look lists the configuration files, in order, and fingerprints everything a network could be made of.
+func (f *folder) look() (files []string, mark string, fresh bool, err error) {
+	var m strings.Builder
+	fmt.Fprintf(&m, "%v\n", f.own.subnets())
+	entries, err := readNames(f.dir)
+	if err != nil {
+		return nil, "", false, err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			fresh = f.lookAside(&m, e.Name()) || fresh
+			continue
+		}
+		if !isConf(e.Name()) {
+			continue
+		}
+		files = append(files, e.Name())
+		fresh = fingerprint(&m, filepath.Join(f.dir, e.Name())) || fresh
+	}
+	return files, m.String(), fresh, nil
+}
+
+// lookAside fingerprints a folder of side plugins.
+func (f *folder) lookAside(m *strings.Builder, name string) (fresh bool) {
+	entries, err := readNames(filepath.Join(f.dir, name))
+	if err != nil {
+		return true
+	}
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) == ".conf" {
+			fresh = fingerprint(m, filepath.Join(f.dir, name, e.Name())) || fresh
+		}
+	}
+	return fresh
+}
+
+func isConf(name string) bool {
+	switch filepath.Ext(name) {
+	case ".conf", ".conflist", ".json":
+		return true
+	}
+	return false
+}
+
+// readNames lists a folder in order; one that does not exist is empty.
+func readNames(dir string) ([]os.DirEntry, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if len(entries) > maxFolderEntries {
+		return nil, fmt.Errorf("more than %d entries", maxFolderEntries)
+	}
+	return entries, err
+}
+
+// fingerprint adds a file to the mark, following links as reading it would.
+func fingerprint(m *strings.Builder, path string) (fresh bool) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		fmt.Fprintf(m, "%s %v\n", path, err)
+		return true
+	}
+	fmt.Fprintf(m, "%s %d %d %o %d %d %d\n", path, st.Dev, st.Ino, st.Mode, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
+	return time.Since(time.Unix(0, st.Ctim.Nano())).Abs() < racyAge
+}

@@ -1,0 +1,228 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+)
+
+// recordFormat is the version of record.
+const recordFormat = 1
+
+// record is what a DEL needs, as it was given to the ADD.
+type record struct {
+	Format       int             `json:"format"`
+	Pod          string          `json:"pod"`
+	Namespace    string          `json:"namespace"`
+	Name         string          `json:"name"`
+	UID          string          `json:"uid"`
+	NetNS        string          `json:"netns"`
+	Network      string          `json:"network"`
+	Default      bool            `json:"default"` // of our own plugins only: a file, not a line
+	Conf         []byte          `json:"conf"`    // the list's bytes, exactly
+	Args         [][2]string     `json:"args"`
+	Capabilities json.RawMessage `json:"capabilities"`
+}
+
+// debt is an ADD begun and not undone. Record and line do not change; the rest is guarded by the ledger's mutex.
+type debt struct {
+	record
+	line     *line // in the book; nil = a file of its own
+	attached bool  // the ADD succeeded, and this process saw it
+	failed   bool  // the ADD failed, and this process saw it: nobody uses the attachment
+}
+
+// ledger keeps the debts: in memory for reading, on disk for the time after a crash.
+type ledger struct {
+	dir  string // of the files of the default network
+	book *book
+
+	mu   sync.Mutex
+	owed map[string]*debt
+}
+
+// openLedger reads what is owed. A record that cannot be read costs nobody else anything: as a file it is a debt of
+// the default network, as a line a debt of whatever network is configured.
+func openLedger(ctx context.Context, file, dir string) (*ledger, error) {
+	l := &ledger{dir: dir, owed: map[string]*debt{}}
+	if err := l.readFiles(ctx); err != nil {
+		return nil, err
+	}
+	b, debts, err := openBook(ctx, file)
+	if err != nil {
+		return nil, err
+	}
+	l.book = b
+	for _, d := range debts {
+		if before := l.owed[d.Pod]; before != nil && before.line == nil {
+			_ = os.Remove(l.file(d.Pod)) // an older attachment of the same id, cleared before the line was written
+		}
+		l.owed[d.Pod] = d
+	}
+	return l, nil
+}
+
+func (l *ledger) readFiles(ctx context.Context) error {
+	entries, err := os.ReadDir(l.dir)
+	if err != nil {
+		return fmt.Errorf("read network records: %w", err)
+	}
+	for _, e := range entries {
+		if !podID.MatchString(e.Name()) || !e.Type().IsRegular() {
+			log.G(ctx).WithField("file", filepath.Join(l.dir, e.Name())).Warn("not a network record; left alone")
+			continue
+		}
+		d := &debt{}
+		data, err := os.ReadFile(filepath.Join(l.dir, e.Name()))
+		if err == nil {
+			err = d.parse(e.Name(), data)
+		}
+		if err != nil {
+			log.G(ctx).WithError(err).WithField("pod", e.Name()).Warn("network record is damaged; taken for one of the default network")
+			d.record = record{Pod: e.Name(), Default: true}
+		}
+		l.owed[d.Pod] = d
+	}
+	return nil
+}
+
+func (d *debt) parse(pod string, data []byte) error {
+	if err := json.Unmarshal(data, &d.record); err != nil {
+		return err
+	}
+	if d.Pod != pod || d.Format < 1 || d.Format > recordFormat {
+		return fmt.Errorf("record of pod %q in format %d: %w", d.Pod, d.Format, errdefs.ErrDataLoss)
+	}
+	return nil
+}
+
+func (l *ledger) file(pod string) string { return filepath.Join(l.dir, pod) }
+
+// begin writes the record and returns when the ADD may run. The pod has no debt.
+func (l *ledger) begin(ctx context.Context, r record) error {
+	d := &debt{record: r}
+	data, err := json.Marshal(&d.record)
+	if err != nil {
+		return err
+	}
+	if r.Default {
+		err = os.WriteFile(l.file(r.Pod), data, 0o600)
+		if err != nil {
+			_ = os.Remove(l.file(r.Pod))
+		}
+	} else {
+		d.line, err = l.book.add(ctx, r.Pod, data)
+	}
+	if err != nil {
+		return fmt.Errorf("record network of pod %s: %w", r.Pod, diskError(err))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.owed[r.Pod] = d
+	return nil
+}
+
+// settle notes the outcome of an ADD, for this process: what is known of it after a restart is that it began.
+func (l *ledger) settle(pod string, attached bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if d := l.owed[pod]; d != nil {
+		d.attached, d.failed = attached, !attached
+	}
+}
+
+// clear forgets a debt. A disk that does not take it leaves a debt to be paid a second time after a restart, which is
+// harmless; so the error is for the log only.
+func (l *ledger) clear(ctx context.Context, pod string) error {
+	l.mu.Lock()
+	d := l.owed[pod]
+	delete(l.owed, pod)
+	l.mu.Unlock()
+	if d == nil {
+		return nil
+	}
+	if d.line != nil {
+		return l.book.strike(ctx, d.line)
+	}
+	if err := os.Remove(l.file(pod)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// get returns a copy of the pod's debt.
+func (l *ledger) get(pod string) (debt, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := l.owed[pod]
+	if d == nil {
+		return debt{}, false
+	}
+	return *d, true
+}
+
+// choose returns the ids of debts that match, sorted.
+func (l *ledger) choose(match func(*debt) bool) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var ids []string
+	for id, d := range l.owed {
+		if match(d) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func (l *ledger) ids() []string { return l.choose(func(*debt) bool { return true }) }
+
+// abandoned returns failed attachments of the pod that r is for, under other ids: what earlier attempts left.
+func (l *ledger) abandoned(r record) []string {
+	return l.choose(func(d *debt) bool {
+		return d.failed && d.Pod != r.Pod && d.UID == r.UID && d.Name == r.Name && d.Namespace == r.Namespace
+	})
+}
+
+// ofNetwork returns the debts of a network by its name; damaged records count as any.
+func (l *ledger) ofNetwork(name string) []string {
+	return l.choose(func(d *debt) bool { return d.Network == name || d.Network == "" })
+}
+
+func diskError(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	}
+	return err
+}
+
+// writeFile replaces a small file, not synced.
+func writeFile(path string, data []byte) error {
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// readOptional reads a file; one that does not exist is empty.
+func readOptional(path string) ([]byte, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return data, err
+}
+
+// trimHole takes away the zeros of a write that never happened in front of one that did.
+func trimHole(line []byte) []byte { return bytes.TrimLeft(line, "\x00") }

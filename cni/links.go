@@ -1,0 +1,184 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// What the default network asks the kernel about links, addresses and routes. Dumps are small or asked only while the
+// bridge is not there.
+
+// dumpTries is how often an interrupted dump is begun again before its partial answer is an error.
+const dumpTries = 5
+
+func dump[T any](ask func() ([]T, error)) ([]T, error) {
+	for i := 1; ; i++ {
+		all, err := ask()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || i == dumpTries {
+			return all, err
+		}
+	}
+}
+
+func isGone(err error) bool {
+	return errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV)
+}
+
+// link returns the bridge, nil when there is none.
+func (b *bridgeNetwork) link() (netlink.Link, error) {
+	l, err := netlink.LinkByName(b.bridge)
+	if isGone(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bridge %s: %w", b.bridge, err)
+	}
+	return l, nil
+}
+
+// attached counts the ports of the bridge.
+func (b *bridgeNetwork) attached() (int, error) {
+	l, err := b.link()
+	if l == nil || err != nil {
+		return 0, err
+	}
+	links, err := dump(netlink.LinkList)
+	if err != nil {
+		return 0, fmt.Errorf("list links: %w", err)
+	}
+	n := 0
+	for _, port := range links {
+		if port.Attrs().MasterIndex == l.Attrs().Index {
+			n++
+		}
+	}
+	return n, nil
+}
+
+func (b *bridgeNetwork) removeBridge() error {
+	l, err := b.link()
+	if l == nil || err != nil {
+		return err
+	}
+	if err := netlink.LinkDel(l); err != nil && !isGone(err) {
+		return fmt.Errorf("remove bridge %s: %w", b.bridge, err)
+	}
+	return nil
+}
+
+// survey looks at our bridge. serving: it has a gateway address of subnets, so what it does was once found to overlap
+// nothing. stale: the bridge, when it has another address, which the bridge plugin would not change, and no ports.
+// An error while pods use another address.
+func (b *bridgeNetwork) survey(subnets []netip.Prefix) (serving bool, stale netlink.Link, err error) {
+	l, err := b.link()
+	if l == nil || err != nil {
+		return false, nil, err
+	}
+	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
+	if err != nil {
+		return false, nil, fmt.Errorf("addresses of %s: %w", b.bridge, err)
+	}
+	for _, a := range addrs {
+		p, ok := prefixOf(a.IPNet)
+		if !ok || p.Addr().IsLinkLocalUnicast() {
+			continue
+		}
+		if isGateway(p, subnets) {
+			serving = true
+			continue
+		}
+		busy, err := b.attached()
+		if err != nil {
+			return false, nil, err
+		}
+		if busy > 0 {
+			return false, nil, fmt.Errorf("bridge %s serves %d pods in %s, not in %s", b.bridge, busy, p.Masked(), joinPrefixes(subnets))
+		}
+		return false, l, nil
+	}
+	return serving, nil, nil
+}
+
+// isGateway tells whether p is the address that host-local gives the gateway of one of subnets: the first.
+func isGateway(p netip.Prefix, subnets []netip.Prefix) bool {
+	for _, s := range subnets {
+		if p == netip.PrefixFrom(s.Addr().Next(), s.Bits()) {
+			return true
+		}
+	}
+	return false
+}
+
+// overlap names a route, not of our bridge, that shares addresses with subnets.
+func (b *bridgeNetwork) overlap(subnets []netip.Prefix) error {
+	l, err := b.link()
+	if err != nil {
+		return err
+	}
+	own := -1
+	if l != nil {
+		own = l.Attrs().Index
+	}
+	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		p, ok := prefixOf(r.Dst)
+		if !ok || p.Bits() == 0 || r.LinkIndex == own || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() {
+			continue
+		}
+		for _, s := range subnets {
+			if s.Overlaps(p) {
+				return fmt.Errorf("subnet %s overlaps the route %s%s; choose another subnet", s, p, linkSuffix(r.LinkIndex))
+			}
+		}
+	}
+	return nil
+}
+
+func linkSuffix(index int) string {
+	l, err := netlink.LinkByIndex(index)
+	if index == 0 || err != nil {
+		return ""
+	}
+	return " of " + l.Attrs().Name
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	ones, bits := n.Mask.Size()
+	if !ok || bits == 0 {
+		return netip.Prefix{}, false
+	}
+	if a = a.Unmap(); a.BitLen() != bits {
+		return netip.Prefix{}, false
+	}
+	return netip.PrefixFrom(a, ones), true
+}
+
+// uplinkMTU is the MTU of the default route's link where it is below Ethernet's (a cloud's tunnel), else 0: pods that
+// send larger packets would depend on ICMP coming back.
+func uplinkMTU() int {
+	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
+	if err != nil {
+		return 0
+	}
+	for _, r := range routes {
+		if r.Dst != nil && r.Dst.IP != nil && !r.Dst.IP.IsUnspecified() {
+			continue
+		}
+		if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil && l.Attrs().MTU >= 576 && l.Attrs().MTU < 1500 {
+			return l.Attrs().MTU
+		}
+	}
+	return 0
+}

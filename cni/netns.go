@@ -1,0 +1,150 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// NewNetNS makes a network namespace with lo up and pins it to the file path, which outlives this process.
+// The folder of path is created when missing and made a shared mount of its own, so that namespaces made here appear
+// for programs in other mount namespaces (the way of `ip netns`). An existing path is ErrAlreadyExists.
+func NewNetNS(path string) error {
+	dir := filepath.Dir(path)
+	if err := shareFolder(dir); err != nil {
+		return fmt.Errorf("network namespace folder %s: %w", dir, err)
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("network namespace %s: %w", path, errdefs.ErrAlreadyExists)
+	}
+	if err != nil {
+		return fmt.Errorf("network namespace: %w", err)
+	}
+	f.Close()
+	if err := pinNewNetNS(path); err != nil {
+		return errors.Join(fmt.Errorf("network namespace %s: %w", path, err), RemoveNetNS(path))
+	}
+	return nil
+}
+
+// pinNewNetNS works on a thread that is never given back: it ends with its goroutine, and nobody runs in its namespace.
+func pinNewNetNS(path string) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		done <- unshareInto(path)
+	}()
+	return <-done
+}
+
+func unshareInto(path string) error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if err := loopbackUp(); err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	self := fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
+	if err := unix.Mount(self, path, "none", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind mount: %w", err)
+	}
+	return nil
+}
+
+// loopbackUp brings lo of the calling thread's namespace up; the kernel adds 127.0.0.1 and ::1 itself.
+func loopbackUp() error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(s, unix.SIOCGIFFLAGS, lo); err != nil {
+		return err
+	}
+	lo.SetUint16(lo.Uint16() | unix.IFF_UP)
+	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, lo)
+}
+
+// shareFolder creates dir and makes it a shared mount unless it is one.
+func shareFolder(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	// EINVAL: dir is an ordinary folder, not yet the root of a mount.
+	if err := unix.Mount("", dir, "none", unix.MS_SHARED, ""); !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	f, err := lockFolder(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Mount("", dir, "none", unix.MS_SHARED, ""); !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	if err := unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("bind mount onto itself: %w", err)
+	}
+	return unix.Mount("", dir, "none", unix.MS_SHARED, "")
+}
+
+// lockFolder keeps two processes from stacking mounts on dir; `ip netns` takes the same lock. Closing the file unlocks.
+func lockFolder(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for deadline := time.Now().Add(folderLockTimeout); ; time.Sleep(folderLockPoll) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
+			f.Close()
+			return nil, fmt.Errorf("lock: %w", err)
+		}
+	}
+}
+
+const (
+	folderLockTimeout = 5 * time.Second // the lock is held for two system calls
+	folderLockPoll    = 5 * time.Millisecond
+)
+
+// stackedMounts is how many mounts RemoveNetNS takes off one path before it calls the path broken.
+const stackedMounts = 16
+
+// RemoveNetNS unpins a namespace and removes its file. A path that is not there, or is an ordinary file, is fine.
+// The namespace itself ends with its last process.
+func RemoveNetNS(path string) error {
+	for range stackedMounts {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unmount network namespace %s: %w", path, err)
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove network namespace: %w", err)
+	}
+	return nil
+}
+
+// isNetNS tells whether path is a pinned namespace now; an ordinary file left of one is not.
+func isNetNS(path string) bool {
+	var fs unix.Statfs_t
+	return path != "" && unix.Statfs(path, &fs) == nil && fs.Type == unix.NSFS_MAGIC
+}

@@ -1,0 +1,114 @@
+package cni
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+func TestNetNS(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "netns")
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	path := filepath.Join(dir, "a")
+	if err := NewNetNS(path); err != nil {
+		t.Fatal(err)
+	}
+	if !isNetNS(path) {
+		t.Fatal("not a namespace")
+	}
+	insideNetNS(t, path, func() error {
+		l, err := net.Listen("tcp", "127.0.0.1:0") // lo is up
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			return err
+		}
+		c.Close()
+		links, err := net.Interfaces()
+		if err != nil || len(links) != 1 {
+			return fmt.Errorf("links %v %w", links, err)
+		}
+		return nil
+	})
+	wantErr(t, NewNetNS(path), errdefs.ErrAlreadyExists)
+	if !isNetNS(path) {
+		t.Fatal("a second call took the namespace away")
+	}
+	for range 2 {
+		if err := RemoveNetNS(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Lstat(path); err == nil {
+		t.Fatal("file is left")
+	}
+	// What a crash between file and mount leaves, and mounts upon each other.
+	writeTestFile(t, path, "", 0o444)
+	if err := RemoveNetNS(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := NewNetNS(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(path, path, "none", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveNetNS(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The folder is one shared mount however many namespaces are made at once.
+func TestNetNSFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "netns")
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	var wg sync.WaitGroup
+	for i := range 10 {
+		wg.Go(func() {
+			if err := NewNetNS(filepath.Join(dir, fmt.Sprint(i))); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var folder []string
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Fields(line)[4] == dir {
+			folder = append(folder, line)
+		}
+	}
+	if len(folder) != 1 || !strings.Contains(folder[0], "shared:") {
+		t.Fatalf("mounts of the folder: %q", folder)
+	}
+	for i := range 10 {
+		if err := RemoveNetNS(filepath.Join(dir, fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, _ := os.ReadDir(dir); len(left) > 0 {
+		t.Fatalf("left: %v", left)
+	}
+}
+
+// A path that cannot be made leaves nothing.
+func TestNetNSFails(t *testing.T) {
+	dir := t.TempDir()
+	writeTestFile(t, filepath.Join(dir, "file"), "", 0o600)
+	if err := NewNetNS(filepath.Join(dir, "file", "a")); err == nil {
+		t.Fatal("no error")
+	}
+}

@@ -1,0 +1,63 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Without nft the bridge plugin masquerades each pod by a rule and a chain of its own in iptables, and takes them away
+// only where it is shown the pod's namespace. Here they are found by the comment that the plugin gives them.
+
+// removePodRules removes the plugin's rules of one pod, or with "" of every pod of the network.
+func removePodRules(ctx context.Context, network, pod string) error {
+	var errs []error
+	for _, family := range []string{"iptables", "ip6tables"} {
+		if _, err := findPlugin(family+"-save", strings.Split(toolPath, ":")); err != nil {
+			continue // the plugin had nothing to write rules with either
+		}
+		saved, err := runTool(ctx, family+"-save", "", "-t", "nat")
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		script := undoScript(string(saved), network, pod)
+		if script == "" {
+			continue
+		}
+		_, err = runTool(ctx, family+"-restore", script, "--noflush")
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("masquerading rules: %w", err)
+	}
+	return nil
+}
+
+// undoScript turns a listing of the nat table into the transaction that removes our rules and the chains they lead to.
+func undoScript(saved, network, pod string) string {
+	comment := fmt.Sprintf(`--comment "name: \"%s\" id: \"`, network)
+	if pod != "" {
+		comment += pod + `\""`
+	}
+	chains := map[string]bool{}
+	var jumps, ends strings.Builder
+	for line := range strings.Lines(saved) {
+		line = strings.TrimSpace(line)
+		rule, ok := strings.CutPrefix(line, "-A POSTROUTING ")
+		if !ok || !strings.Contains(rule, comment) {
+			continue
+		}
+		fmt.Fprintf(&jumps, "-D POSTROUTING %s\n", rule)
+		_, chain, ok := strings.Cut(rule, "-j ")
+		if ok && strings.HasPrefix(chain, "CNI-") && !chains[chain] {
+			chains[chain] = true
+			fmt.Fprintf(&ends, "-F %s\n-X %s\n", chain, chain)
+		}
+	}
+	if jumps.Len() == 0 {
+		return ""
+	}
+	return "*nat\n" + jumps.String() + ends.String() + "COMMIT\n"
+}

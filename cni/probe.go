@@ -1,0 +1,96 @@
+package cni
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"golang.org/x/sys/unix"
+)
+
+// prober asks each plugin once, in the background, which versions of CNI it speaks, so that an unfit plugin shows in
+// Ready and not in the first pod. A plugin that gives no usable answer is not held against it: many runtimes never ask.
+type prober struct {
+	mu    sync.Mutex
+	known map[string][]string // by identity of the file; empty = asked, no answer (yet)
+}
+
+const (
+	probeTimeout = 5 * time.Second
+	maxProbed    = 100 // identities remembered; plugins are replaced some times in a daemon's life
+)
+
+func newProber() *prober { return &prober{known: map[string][]string{}} }
+
+// start asks the plugins of w that were not asked yet.
+func (p *prober) start(w *network, dirs []string) {
+	for _, plugin := range w.needs {
+		path, err := findPlugin(plugin, dirs)
+		if err != nil {
+			continue
+		}
+		if id := identity(path); p.claim(id) {
+			go p.ask(path, id)
+		}
+	}
+}
+
+// claim tells whether the caller is the first to ask.
+func (p *prober) claim(id string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, asked := p.known[id]; asked || id == "" {
+		return false
+	}
+	if len(p.known) >= maxProbed {
+		clear(p.known)
+	}
+	p.known[id] = nil
+	return true
+}
+
+func (p *prober) ask(path, id string) {
+	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	defer cancel()
+	info, err := invoke.GetVersionInfo(ctx, path, &executor{})
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.known[id] = info.SupportedVersions()
+}
+
+// verdict names a plugin of w that said it does not speak the version of its configuration.
+func (p *prober) verdict(w *network, dirs []string) error {
+	want := w.version
+	if want == "" {
+		want = "0.1.0" // CNI: a configuration without a version
+	}
+	for _, plugin := range w.needs {
+		path, err := findPlugin(plugin, dirs)
+		if err != nil {
+			continue
+		}
+		p.mu.Lock()
+		speaks := p.known[identity(path)]
+		p.mu.Unlock()
+		if len(speaks) > 0 && !slices.Contains(speaks, want) {
+			return fmt.Errorf("plugin %s does not speak CNI %s, only %s", plugin, want, strings.Join(speaks, " "))
+		}
+	}
+	return nil
+}
+
+// identity changes with the file's content, as far as its inode and times tell.
+func identity(path string) string {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return ""
+	}
+	return fmt.Sprintf("%s %d %d %d %d", path, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
+}

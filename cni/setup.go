@@ -1,0 +1,179 @@
+package cni
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+)
+
+// Setup connects the pod's network namespace to the current network and returns its addresses, at least one. Whatever
+// it took is given back when it fails; what could not be given back is in Debts, and the next Setup of the same pod,
+// under whatever id, gives that back first or fails.
+//
+// Errors: ErrInvalidArgument (values that no plugin should see), ErrUnavailable (no usable network, or an earlier
+// attachment is still owed), ErrAlreadyExists (connected already), ErrResourceExhausted (no room for the record),
+// context.DeadlineExceeded (plugin killed); a plugin's refusal has no class.
+func (n *Networks) Setup(ctx context.Context, pod Pod) (Result, error) {
+	if err := pod.checkID(); err != nil {
+		return Result{}, err
+	}
+	r, err := n.newRecord(&pod)
+	if err != nil {
+		return Result{}, err
+	}
+	release, err := n.turns.take(ctx, pod.ID)
+	if err != nil {
+		return Result{}, fmt.Errorf("wait for another call for pod %s: %w", pod.ID, err)
+	}
+	defer release()
+	if err := n.clearEarlier(ctx, r, pod); err != nil {
+		return Result{}, err
+	}
+	list, err := n.prepare(ctx, &r)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := n.debts.begin(ctx, r); err != nil {
+		return Result{}, err
+	}
+	n.step("cni.debt.written")
+	res, err := n.add(ctx, list, r, pod)
+	n.debts.settle(pod.ID, err == nil)
+	if err == nil {
+		return res, nil
+	}
+	err = fmt.Errorf("network %s: %w", r.Network, err)
+	return Result{}, errors.Join(err, n.disconnect(ctx, pod))
+}
+
+// newRecord takes from the pod everything a plugin may see, checked.
+func (n *Networks) newRecord(pod *Pod) (record, error) {
+	args, err := pod.args()
+	if err != nil {
+		return record{}, err
+	}
+	caps, err := pod.capabilities(n.own.podCIDR())
+	if err != nil {
+		return record{}, err
+	}
+	data, err := json.Marshal(caps)
+	if err != nil {
+		return record{}, err
+	}
+	return record{Format: recordFormat, Pod: pod.ID, Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
+		NetNS: pod.NetNS, Args: args, Capabilities: data}, nil
+}
+
+// clearEarlier undoes what earlier attempts at this pod left, so that no number of retries holds two leases.
+func (n *Networks) clearEarlier(ctx context.Context, r record, pod Pod) error {
+	if d, ok := n.debts.get(pod.ID); ok {
+		if d.attached {
+			return fmt.Errorf("network %s: pod %s is connected: %w", d.Network, pod.ID, errdefs.ErrAlreadyExists)
+		}
+		if err := n.disconnect(ctx, pod); err != nil {
+			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+		}
+	}
+	for _, id := range n.debts.abandoned(r) {
+		if err := n.Teardown(ctx, Pod{ID: id, Lock: pod.Lock}); err != nil {
+			return fmt.Errorf("earlier attempt %s is not undone: %w: %w", id, err, errdefs.ErrUnavailable)
+		}
+	}
+	return nil
+}
+
+// prepare chooses the network and completes the record with it.
+func (n *Networks) prepare(ctx context.Context, r *record) (*libcni.NetworkConfigList, error) {
+	w, err := n.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.complete(w); err != nil {
+		return nil, err
+	}
+	if w.ours {
+		if err := n.own.prepare(ctx, w.subnets); err != nil {
+			return nil, fmt.Errorf("network %s: %w: %w", w.name, err, errdefs.ErrUnavailable)
+		}
+	}
+	var has map[string]json.RawMessage
+	if err := json.Unmarshal(r.Capabilities, &has); err != nil {
+		return nil, err
+	}
+	_, noShaper := findPlugin("bandwidth", n.c.BinDirs)
+	list := w.chains[chainIndex(has["portMappings"] != nil, has["bandwidth"] != nil && noShaper == nil)]
+	r.Network, r.Conf, r.Default = list.Name, list.Bytes, !w.foreign
+	return list, nil
+}
+
+// add runs the chain.
+func (n *Networks) add(ctx context.Context, list *libcni.NetworkConfigList, r record, pod Pod) (Result, error) {
+	rt, err := r.runtimeConf(r.NetNS)
+	if err != nil {
+		return Result{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.c.Timeout)
+	defer cancel()
+	n.step("cni.add")
+	res, err := n.plugins(pod).AddNetworkList(ctx, list, rt)
+	if err != nil {
+		return Result{}, err
+	}
+	n.step("cni.added")
+	return parseResult(res)
+}
+
+func (n *Networks) plugins(pod Pod) *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir(n.c.BinDirs, n.c.cacheDir(), &executor{lock: pod.Lock})
+}
+
+func (r *record) runtimeConf(netns string) (*libcni.RuntimeConf, error) {
+	rt := &libcni.RuntimeConf{ContainerID: r.Pod, NetNS: netns, IfName: ifName, Args: r.Args}
+	if len(r.Capabilities) > 0 {
+		if err := json.Unmarshal(r.Capabilities, &rt.CapabilityArgs); err != nil {
+			return nil, err
+		}
+	}
+	return rt, nil
+}
+
+// parseResult takes the addresses of the pod's own interface. A network that gave none, or one that is none, failed.
+func parseResult(res types.Result) (Result, error) {
+	r, err := types100.NewResultFromResult(res)
+	if err != nil {
+		return Result{}, fmt.Errorf("result: %w", err)
+	}
+	var out Result
+	for _, c := range r.IPs {
+		if c == nil || !inSandbox(r, c) {
+			continue
+		}
+		p, ok := prefixOf(&c.Address)
+		if !ok || p.Addr().IsUnspecified() || p.Addr().IsMulticast() || p.Addr().IsLoopback() {
+			return Result{}, fmt.Errorf("result: %q is no address for a pod", c.Address.String())
+		}
+		if !slices.Contains(out.IPs, p.Addr()) {
+			out.IPs = append(out.IPs, p.Addr())
+		}
+	}
+	if len(out.IPs) == 0 {
+		return Result{}, errors.New("result: no address")
+	}
+	return out, nil
+}
+
+// inSandbox leaves out addresses that the result assigns to interfaces of the host or to further ones of the pod.
+func inSandbox(r *types100.Result, c *types100.IPConfig) bool {
+	if c.Interface == nil || *c.Interface < 0 || *c.Interface >= len(r.Interfaces) {
+		return true
+	}
+	i := r.Interfaces[*c.Interface]
+	return i == nil || i.Sandbox != "" && (i.Name == "" || i.Name == ifName)
+}

@@ -1,0 +1,89 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"github.com/containerd/log"
+	"github.com/containernetworking/cni/libcni"
+)
+
+// Teardown gives back what the pod holds: DEL with the configuration, arguments and capabilities of its ADD, whatever
+// the configuration folder says now, and with an empty namespace when the pinned one is gone. It runs on a clock of
+// its own. nil means that nothing is owed any more, which holds for a pod that never had an ADD; after an error the
+// debt stays and Teardown is to be called again. Of pod only ID and Lock are needed.
+func (n *Networks) Teardown(ctx context.Context, pod Pod) error {
+	if err := pod.checkID(); err != nil {
+		return err
+	}
+	release, err := n.turns.take(ctx, pod.ID)
+	if err != nil {
+		return fmt.Errorf("wait for another call for pod %s: %w", pod.ID, err)
+	}
+	defer release()
+	return n.disconnect(ctx, pod)
+}
+
+// disconnect is Teardown for who has the pod's turn.
+func (n *Networks) disconnect(ctx context.Context, pod Pod) error {
+	d, ok := n.debts.get(pod.ID)
+	if !ok {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.c.Timeout)
+	defer cancel()
+	n.step("cni.del")
+	if err := n.del(ctx, d, pod); err != nil {
+		return fmt.Errorf("network %s: %w", d.Network, err)
+	}
+	n.step("cni.deleted")
+	if err := n.debts.clear(ctx, pod.ID); err != nil {
+		log.G(ctx).WithError(err).WithField("pod", pod.ID).Warn("a paid network debt cannot be cleared on disk; it will be paid again after a restart")
+	}
+	n.step("cni.debt.cleared")
+	return nil
+}
+
+func (n *Networks) del(ctx context.Context, d debt, pod Pod) error {
+	list, err := n.listOf(ctx, &d)
+	if err != nil {
+		return err
+	}
+	netns := ""
+	if isNetNS(d.NetNS) {
+		netns = d.NetNS
+	}
+	rt, err := d.runtimeConf(netns)
+	if err != nil {
+		return err
+	}
+	if err := n.plugins(pod).DelNetworkList(ctx, list, rt); err != nil {
+		return err
+	}
+	if d.Network == n.own.name && bytes.Contains(d.Conf, []byte(`"ipMasq":true`)) {
+		// The plugin forgets its rules where it no longer finds the pod's link, and says nothing.
+		return removePodRules(ctx, d.Network, d.Pod)
+	}
+	return nil
+}
+
+// listOf is the configuration of the ADD. For a damaged record it is the likeliest one.
+func (n *Networks) listOf(ctx context.Context, d *debt) (*libcni.NetworkConfigList, error) {
+	if len(d.Conf) > 0 {
+		return libcni.NetworkConfFromBytes(d.Conf)
+	}
+	var w *network
+	var err error
+	if d.Default {
+		w, err = n.own.network(ctx)
+	} else {
+		w, err = n.current(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	list := w.chains[chainIndex(true, true)]
+	d.Network = list.Name
+	return list, nil
+}

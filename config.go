@@ -1,0 +1,258 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/pelletier/go-toml/v2"
+)
+
+const defaultConfigFile = "/etc/cribox/config.toml"
+
+// Config is the whole configuration. A key's documentation is its comment tag, which `cribox config` prints.
+type Config struct {
+	Listen         string             `toml:"listen" comment:"Socket that kubelet and crictl connect to: unix:///PATH."`
+	Root           string             `toml:"root" comment:"Folder that survives a reboot: images, writable layers, records of pods. Its filesystem must be able to hold an overlay's upper layer."`
+	State          string             `toml:"state" comment:"Folder of what runs: sockets, pipes, mounts. Best on a tmpfs. Two daemons on one host need two roots and two states."`
+	LogLevel       string             `toml:"log_level" comment:"What the daemon says on stderr: error, warn, info or debug."`
+	DefaultRuntime string             `toml:"default_runtime" comment:"Entry of [runtimes] for pods that name no runtime handler."`
+	PauseImage     string             `toml:"pause_image" comment:"Image of the pause container, which must have been pulled. Empty: the program that is part of cribox, with nothing to pull or lose."`
+	Images         ImagesConfig       `toml:"images"`
+	Network        NetworkConfig      `toml:"network"`
+	Runtimes       map[string]Runtime `toml:"runtimes" comment:"OCI runtimes by the name of the runtime handler that a RuntimeClass asks for."`
+}
+
+// ImagesConfig is the table [images].
+type ImagesConfig struct {
+	RegistryConfig string `toml:"registry_config" comment:"Folder of registries' hosts.toml files (mirrors, certificates), laid out as containerd's certs.d."`
+}
+
+// NetworkConfig is the table [network].
+type NetworkConfig struct {
+	ConfDir string   `toml:"conf_dir" comment:"Folder of CNI network configurations. The first one by name is used, and changes are seen at once."`
+	BinDirs []string `toml:"bin_dirs" comment:"Folders of CNI plugins, searched in this order."`
+	Default bool     `toml:"default" comment:"Use a bridge network of cribox's own while conf_dir holds no configuration. Leave it off where a network add-on will write one."`
+	Subnet  string   `toml:"subnet" comment:"Range of the default network, where the kubelet names none (pod CIDR). Empty: 10.83.0.0/16."`
+}
+
+// Runtime is a table [runtimes.NAME].
+type Runtime struct {
+	Path string `toml:"path" comment:"An OCI command line runtime: an absolute path, or a name that is looked up in PATH when the daemon starts."`
+}
+
+func defaultConfig() Config {
+	return Config{
+		Listen: "unix:///run/cribox/cribox.sock", Root: "/var/lib/cribox", State: "/run/cribox", LogLevel: "info", DefaultRuntime: "runc",
+		Images:   ImagesConfig{RegistryConfig: "/etc/cribox/certs.d"},
+		Network:  NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
+		Runtimes: map[string]Runtime{"runc": {Path: "runc"}},
+	}
+}
+
+// loadConfig reads the file over the defaults. Only the default file may be missing. An error names the file, the line and the key.
+func loadConfig(path string) (Config, error) {
+	c := defaultConfig()
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) && path == defaultConfigFile {
+		return c, nil
+	}
+	if err != nil {
+		return c, fmt.Errorf("configuration: %w", err)
+	}
+	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := d.Decode(&c); err != nil {
+		return c, explain(path, err)
+	}
+	for name, r := range c.Runtimes {
+		if r.Path == "" {
+			r.Path = defaultConfig().Runtimes[name].Path
+			c.Runtimes[name] = r
+		}
+	}
+	return c, nil
+}
+
+// explain turns a decoder's error into one sentence with the line and the key.
+func explain(path string, err error) error {
+	var unknown *toml.StrictMissingError
+	if errors.As(err, &unknown) {
+		var all []error
+		for _, e := range unknown.Errors {
+			row, _ := e.Position()
+			all = append(all, fmt.Errorf("configuration %s, line %d: unknown key %q", path, row, strings.Join(e.Key(), ".")))
+		}
+		return errors.Join(all...)
+	}
+	var bad *toml.DecodeError
+	if errors.As(err, &bad) {
+		row, _ := bad.Position()
+		key := ""
+		if len(bad.Key()) > 0 {
+			key = fmt.Sprintf("key %q: ", strings.Join(bad.Key(), "."))
+		}
+		return fmt.Errorf("configuration %s, line %d: %s%s", path, row, key, strings.TrimPrefix(bad.Error(), "toml: "))
+	}
+	return fmt.Errorf("configuration %s: %w", path, err)
+}
+
+// check is one thing that must hold of a configuration.
+type check struct {
+	key  string
+	test func(*Config) error
+}
+
+var handlerName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)
+
+var checks = []check{
+	{"listen", func(c *Config) error {
+		path, ok := strings.CutPrefix(c.Listen, "unix://")
+		if !ok || !filepath.IsAbs(path) {
+			return fmt.Errorf("%q is no unix:///PATH", c.Listen)
+		}
+		if len(path) > 107 {
+			return fmt.Errorf("%q is longer than the 107 bytes of a socket's path", path)
+		}
+		return nil
+	}},
+	{"root", func(c *Config) error { return absolute(c.Root) }},
+	{"state", func(c *Config) error {
+		if filepath.Clean(c.State) == filepath.Clean(c.Root) {
+			return errors.New("is the same folder as root")
+		}
+		if len(c.State) > 20 {
+			return fmt.Errorf("%q is longer than 20 bytes, and the sockets of pods below it have to fit into 107", c.State)
+		}
+		return absolute(c.State)
+	}},
+	{"log_level", func(c *Config) error {
+		if levels := []string{"error", "warn", "info", "debug"}; !slices.Contains(levels, c.LogLevel) {
+			return fmt.Errorf("%q is none of %s", c.LogLevel, strings.Join(levels, ", "))
+		}
+		return nil
+	}},
+	{"default_runtime", func(c *Config) error {
+		if _, ok := c.Runtimes[c.DefaultRuntime]; !ok {
+			return fmt.Errorf("there is no [runtimes.%s]", c.DefaultRuntime)
+		}
+		return nil
+	}},
+	{"pause_image", func(c *Config) error {
+		if c.PauseImage == "" {
+			return nil
+		}
+		_, err := reference.ParseDockerRef(c.PauseImage)
+		return err
+	}},
+	{"images.registry_config", func(c *Config) error {
+		if c.Images.RegistryConfig == "" {
+			return nil
+		}
+		return absolute(c.Images.RegistryConfig)
+	}},
+	{"network.conf_dir", func(c *Config) error { return absolute(c.Network.ConfDir) }},
+	{"network.bin_dirs", func(c *Config) error {
+		for _, d := range c.Network.BinDirs {
+			if err := absolute(d); err != nil {
+				return err
+			}
+		}
+		return nil
+	}},
+	{"network.subnet", func(c *Config) error {
+		for s := range strings.SplitSeq(c.Network.Subnet, ",") {
+			if c.Network.Subnet == "" {
+				return nil
+			}
+			if _, err := netip.ParsePrefix(strings.TrimSpace(s)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}},
+	{"runtimes", func(c *Config) error {
+		for name, r := range c.Runtimes {
+			if !handlerName.MatchString(name) || len(name) > 63 {
+				return fmt.Errorf("%q cannot be the name of a runtime handler", name)
+			}
+			if r.Path == "" {
+				return fmt.Errorf("[runtimes.%s] has no path", name)
+			}
+		}
+		return nil
+	}},
+}
+
+func absolute(path string) error {
+	if !filepath.IsAbs(path) {
+		return fmt.Errorf("%q is no absolute path", path)
+	}
+	return nil
+}
+
+// validate returns what is wrong with the values, one error a key. source names where they come from; lines finds a key's line in it.
+func (c *Config) validate(source string) error {
+	var all []error
+	for _, k := range checks {
+		if err := k.test(c); err != nil {
+			all = append(all, fmt.Errorf("configuration %s%s: key %q: %w", source, lineOf(source, k.key), k.key, err))
+		}
+	}
+	return errors.Join(all...)
+}
+
+// lineOf returns ", line N" for a key that stands in the file by itself, and nothing for one that comes from a flag or a default.
+func lineOf(file, key string) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return ""
+	}
+	table, name := "", key
+	if i := strings.LastIndexByte(key, '.'); i >= 0 {
+		table, name = key[:i], key[i+1:]
+	}
+	current, n := "", 0
+	for line := range strings.Lines(string(b)) {
+		n++
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "[") {
+			current = strings.Trim(line, "[] ")
+			if name == current || strings.HasPrefix(current, name+".") {
+				return fmt.Sprintf(", line %d", n)
+			}
+			continue
+		}
+		if k, _, ok := strings.Cut(line, "="); ok && current == table && strings.TrimSpace(k) == name {
+			return fmt.Sprintf(", line %d", n)
+		}
+	}
+	return ""
+}
+
+// instance marks everything on the host that belongs to one state folder.
+func (c *Config) instance() string {
+	sum := sha256.Sum256([]byte(filepath.Clean(c.State)))
+	return hex.EncodeToString(sum[:3])
+}
+
+func (c *Config) socket() string { return strings.TrimPrefix(c.Listen, "unix://") }
+
+// print returns the configuration as a file that can be used as it is, each key below its documentation.
+func (c Config) print() ([]byte, error) {
+	var b bytes.Buffer
+	e := toml.NewEncoder(&b)
+	e.SetIndentTables(false)
+	if err := e.Encode(c); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}

@@ -1,0 +1,135 @@
+package crictltests
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/crictl-tests/ledger"
+)
+
+// Benchmarks are for people: go test -run '^$' -bench . Nothing is asserted.
+
+// kubeletLike is a pod as the baseline of other runtimes was measured with: cgroup parent, seccomp, memory limit.
+func (d *daemon) kubeletLike() (podOption, containerOption) {
+	parent := d.makeCgroup()
+	return func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = parent },
+		with(func(c *cri.ContainerConfig) { c.Linux.Resources.MemoryLimitInBytes = 128 << 20 })
+}
+
+func BenchmarkPod(b *testing.B) {
+	d := newDaemon(b)
+	podLike, containerLike := d.kubeletLike()
+	d.pulled(busybox)
+	took := map[string][]time.Duration{}
+	measure := func(name string, f func()) {
+		began := time.Now()
+		f()
+		took[name] = append(took[name], time.Since(began))
+	}
+	for b.Loop() {
+		var p *pod
+		var c *container
+		measure("run-pod", func() { p = d.runPod(podLike) })
+		measure("create", func() { c = p.create(idle(), containerLike) })
+		measure("start", func() { c.start() })
+		measure("exec", func() { c.exec("true") })
+		measure("stop", func() { c.stop(0) })
+		measure("stop-pod", p.stop)
+		measure("remove", c.remove)
+		measure("remove-pod", p.remove)
+	}
+	report := func(name string, parts ...string) {
+		var sum time.Duration
+		for _, p := range parts {
+			sum += median(took[p])
+		}
+		b.ReportMetric(float64(sum.Microseconds())/1000, name+"-ms")
+	}
+	for name := range took {
+		report(name, name)
+	}
+	report("pod-start", "run-pod", "create", "start")
+	report("pod-teardown", "stop", "stop-pod", "remove", "remove-pod")
+}
+
+func median(d []time.Duration) time.Duration {
+	sorted := append([]time.Duration(nil), d...)
+	for i := range sorted {
+		for j := i; j > 0 && sorted[j] < sorted[j-1]; j-- {
+			sorted[j], sorted[j-1] = sorted[j-1], sorted[j]
+		}
+	}
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[len(sorted)/2]
+}
+
+func BenchmarkExecSync(b *testing.B) {
+	d := newDaemon(b)
+	c := d.runPod().run(idle())
+	for b.Loop() {
+		c.exec("true")
+	}
+}
+
+// BenchmarkMemory tells the proportional memory of everything but the workload, per pod.
+func BenchmarkMemory(b *testing.B) {
+	for _, pods := range []int{1, 10, 40} {
+		b.Run(fmt.Sprint(pods), func(b *testing.B) {
+			d := newDaemon(b)
+			d.pulled(busybox)
+			began := d.memory()
+			for range pods {
+				d.runPod().run(idle())
+			}
+			now := d.memory()
+			for role, kib := range now {
+				b.ReportMetric(float64(kib-began[role])/float64(pods), role+"-KiB/pod")
+				b.ReportMetric(float64(kib), role+"-KiB")
+			}
+			for b.Loop() { // the figures are all that counts
+			}
+		})
+	}
+}
+
+// memory is the PSS in KiB of daemon, shim, logger and all pause processes.
+func (d *daemon) memory() map[string]int {
+	d.Helper()
+	ours, err := ledger.Belonging(d.scope())
+	d.must(err)
+	sum := map[string]int{}
+	for _, p := range ours {
+		role := ledger.Role(p)
+		if role == "" {
+			role = "pause"
+			if len(p.Args) == 0 || !strings.HasSuffix(p.Args[0], "pause") {
+				continue
+			}
+		}
+		sum[role] += pss(p.Pid)
+		sum["all"] += pss(p.Pid)
+	}
+	return sum
+}
+
+func pss(pid int) int {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+			n, _ := strconv.Atoi(strings.Fields(rest)[0])
+			return n
+		}
+	}
+	return 0
+}

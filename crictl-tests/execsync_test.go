@@ -1,0 +1,240 @@
+package crictltests
+
+import (
+	"context"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestExecSync(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod().run(idle(), with(func(c *cri.ContainerConfig) {
+		c.Envs = []*cri.KeyValue{{Key: "SEEN", Value: []byte("by exec")}}
+		c.WorkingDir = "/tmp"
+	}))
+	for _, row := range []struct {
+		script, stdout, stderr string
+		code                   int32
+	}{
+		{"echo out; echo err >&2", "out\n", "err\n", 0},
+		{"exit 42", "", "", 42},
+		{"kill -KILL $$", "", "", 137},
+		{"echo $SEEN; pwd", "by exec\n/tmp\n", "", 0},
+		{"printf 'no newline'", "no newline", "", 0},
+		{"cat; echo end of stdin", "end of stdin\n", "", 0},
+	} {
+		r, err := c.tryExec(30, "sh", "-c", row.script)
+		if err != nil {
+			t.Errorf("%s: %v", row.script, err)
+			continue
+		}
+		if r.stdout != row.stdout || r.stderr != row.stderr || r.code != row.code {
+			t.Errorf("%s: got %+v", row.script, r)
+		}
+	}
+	if r, err := c.tryExec(30, "/no/such/program"); err == nil && r.code != 126 && r.code != 127 {
+		t.Errorf("a program that does not exist: %+v", r)
+	} else if err != nil && !strings.Contains(err.Error(), "/no/such/program") {
+		t.Errorf("the error should name the program: %v", err)
+	}
+}
+
+// TestExecSyncTimeout: the code is what makes a probe fail instead of being unknown, and the process must not live on.
+func TestExecSyncTimeout(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod().run(idle())
+	_, err := c.tryExec(1, "sh", "-c", "trap '' TERM; sleep 4321 & wait; sleep 4321")
+	wantCode(t, err, codes.DeadlineExceeded)
+	d.wantNoProcess(c, "4321")
+	c.exec("true")
+}
+
+// TestExecSyncClientLeaves: a process that nobody waits for any more ends.
+func TestExecSyncClientLeaves(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod().run(idle())
+	ctx, leave := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = d.runtime.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sh", "-c", "echo > /tmp/begun; sleep 4322"}})
+	}()
+	c.waitFile("/tmp/begun")
+	leave()
+	<-done
+	d.wantNoProcess(c, "4322")
+}
+
+func (c *container) waitFile(path string) {
+	c.Helper()
+	eventually(c, path+" in the container", func() error {
+		r, err := c.tryExec(10, "test", "-e", path)
+		if err != nil {
+			return err
+		}
+		return unless(r.code == 0, "not there")
+	})
+}
+
+// wantNoProcess waits until no process of the container carries the argument.
+func (d *daemon) wantNoProcess(c *container, arg string) {
+	d.Helper()
+	eventually(d, "the process to be gone", func() error {
+		for _, p := range d.processesOf(c.id) {
+			for _, a := range p.Args {
+				if strings.Contains(a, arg) {
+					return unless(false, "process %d still runs: %s", p.Pid, p.Name())
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// TestExecSyncManyBytes: output is capped, and what is over the cap does not block the process.
+func TestExecSyncManyBytes(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod().run(idle())
+	r, err := c.tryExec(60, "sh", "-c", "dd if=/dev/zero bs=1M count=4 2>/dev/null | tr '\\0' x")
+	d.must(err)
+	if len(r.stdout) != 4<<20 || strings.Trim(r.stdout, "x") != "" {
+		t.Errorf("4 MiB came back as %d bytes", len(r.stdout))
+	}
+	r, err = c.tryExec(60, "sh", "-c", "dd if=/dev/zero bs=1M count=40 2>/dev/null; dd if=/dev/zero bs=1M count=40 >&2 2>/dev/null; exit 3")
+	d.must(err)
+	if r.code != 3 || len(r.stdout) == 0 {
+		t.Errorf("80 MiB: exit code %d, %d bytes", r.code, len(r.stdout)+len(r.stderr))
+	}
+}
+
+// TestExecSyncBackgroundChild: a child that keeps the output open does not hold the call for ever.
+func TestExecSyncBackgroundChild(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod().run(idle())
+	r, err := c.tryExec(60, "sh", "-c", "sleep 4323 & echo parent")
+	d.must(err)
+	if r.stdout != "parent\n" || r.code != 0 {
+		t.Errorf("got %+v", r)
+	}
+}
+
+func TestExecSyncConfined(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod().run(idle(), with(func(c *cri.ContainerConfig) {
+		c.Linux.SecurityContext.Capabilities = &cri.Capability{DropCapabilities: []string{"ALL"}}
+		c.Linux.SecurityContext.NoNewPrivs = true
+		c.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: 1000}
+	}))
+	status := c.exec("cat", "/proc/self/status")
+	for _, want := range []string{"CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "Seccomp:\t2", "NoNewPrivs:\t1", "Uid:\t1000\t1000"} {
+		if !strings.Contains(status, want) {
+			t.Errorf("an exec'ed process lacks %q", want)
+		}
+	}
+	for _, line := range strings.Split(c.exec("ls", "-l", "/proc/self/fd"), "\n") {
+		if strings.Contains(line, "cgroup") || strings.Contains(line, "/run/") {
+			t.Errorf("an exec'ed process inherited %s", line)
+		}
+	}
+}
+
+// TestExecSyncDaemonDies: what a dead daemon was waiting for does not stay in the container.
+func TestExecSyncDaemonDies(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod().run(idle())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = d.runtime.ExecSync(context.Background(), &cri.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sh", "-c", "echo > /tmp/begun; sleep 4324"}})
+	}()
+	c.waitFile("/tmp/begun")
+	d.kill()
+	<-done
+	d.start()
+	d.wantNoProcess(c, "4324")
+	c.exec("true")
+}
+
+func TestStats(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	busy := p.run(shell("i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/written bs=1M count=3 2>/dev/null; echo ready; exec sleep 1d"))
+	made := p.create(idle())
+	gone := p.run(shell("exit 0"))
+	gone.waitExit()
+	busy.waitLog("ready")
+	r, err := d.runtime.ContainerStats(context.Background(), &cri.ContainerStatsRequest{ContainerId: busy.id})
+	d.must(err)
+	s := r.Stats
+	if s.Attributes.GetId() != busy.id || s.Attributes.GetMetadata().GetName() != busy.config.Metadata.Name {
+		t.Errorf("attributes %v", s.Attributes)
+	}
+	now := time.Now().UnixNano()
+	if s.Cpu.GetUsageCoreNanoSeconds().GetValue() == 0 || s.Cpu.Timestamp == 0 || s.Cpu.Timestamp > now {
+		t.Errorf("cpu %v", s.Cpu)
+	}
+	if s.Memory.GetWorkingSetBytes().GetValue() == 0 || s.Memory.GetUsageBytes().GetValue() == 0 || s.Memory.Timestamp > now {
+		t.Errorf("memory %v", s.Memory)
+	}
+	if s.WritableLayer.GetUsedBytes().GetValue() < 3<<20 || s.WritableLayer.GetFsId().GetMountpoint() == "" {
+		t.Errorf("it wrote 3 MiB, but the writable layer says %v", s.WritableLayer)
+	}
+	list, err := d.runtime.ListContainerStats(context.Background(), &cri.ListContainerStatsRequest{})
+	d.must(err)
+	seen := map[string]bool{}
+	for _, s := range list.Stats {
+		seen[s.Attributes.GetId()] = true
+	}
+	if !seen[busy.id] {
+		t.Error("the running container is not in the list")
+	}
+	_, err = d.runtime.ContainerStats(context.Background(), &cri.ContainerStatsRequest{ContainerId: made.id})
+	if err != nil {
+		t.Errorf("stats of a container that was not started: %v", err)
+	}
+	_, err = d.runtime.ContainerStats(context.Background(), &cri.ContainerStatsRequest{ContainerId: "feedfeedfeed"})
+	wantCode(t, err, codes.NotFound, "feedfeedfeed")
+}
+
+// TestContainerDiesDuringExec: the call ends with the container.
+func TestContainerDiesDuringExec(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod().run(idle())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = c.tryExec(0, "sh", "-c", "echo > /tmp/begun; sleep 4325")
+	}()
+	c.waitFile("/tmp/begun")
+	d.must(syscall.Kill(c.pid(), syscall.SIGKILL))
+	c.waitExit()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Error("ExecSync waits for a process of a container that is dead")
+	}
+}
+
+func hostFile(t testing.TB, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}

@@ -1,0 +1,132 @@
+package crictltests
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/crictl-tests/ledger"
+)
+
+var (
+	subnetsMu sync.Mutex
+	subnets   = map[string]bool{}
+)
+
+// freeSubnet returns a /24 that no route of this host and no other test uses.
+func freeSubnet(t testing.TB) string {
+	t.Helper()
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	subnetsMu.Lock()
+	defer subnetsMu.Unlock()
+	for {
+		n := &net.IPNet{IP: net.IPv4(10, byte(128+rand.IntN(120)), byte(rand.IntN(256)), 0).To4(), Mask: net.CIDRMask(24, 32)}
+		taken := slices.ContainsFunc(routes, func(r netlink.Route) bool {
+			if r.Dst == nil || r.Dst.IP.IsUnspecified() {
+				return false
+			}
+			return r.Dst.Contains(n.IP) || n.Contains(r.Dst.IP)
+		})
+		if !taken && !subnets[n.String()] {
+			subnets[n.String()] = true
+			return n.String()
+		}
+	}
+}
+
+// settled leaves out of a running daemon's ledger what it may rightly keep once made: the bridge of its network, the
+// allocator's notes, empty folders of its house.
+func settled(l ledger.Ledger) ledger.Ledger {
+	out := ledger.Ledger{}
+	for kind, lines := range l {
+		for _, line := range lines {
+			if !mayStay(kind, line) {
+				out[kind] = append(out[kind], line)
+			}
+		}
+	}
+	return out
+}
+
+var houseKeeping = map[string]*regexp.Regexp{
+	ledger.Links: regexp.MustCompile(`^bridge `),
+	ledger.Files: regexp.MustCompile(`/(last_reserved_ip\.\d+|lock)$`),
+	// A connection of a client comes and goes with the client, not with pods; so do the runtime's own poll descriptors.
+	ledger.Fds: regexp.MustCompile(`^serve socket$|eventpoll|eventfd`),
+}
+
+func mayStay(kind, line string) bool {
+	if r := houseKeeping[kind]; r != nil && r.MatchString(line) {
+		return true
+	}
+	if kind != ledger.Files {
+		return false
+	}
+	info, err := os.Lstat(line)
+	return err == nil && info.IsDir() && isHouse(line)
+}
+
+// isHouse tells a folder that belongs to a room from one that belongs to a pod, container, layer or image.
+func isHouse(path string) bool {
+	return !carriesID.MatchString(filepath.Base(path))
+}
+
+var carriesID = regexp.MustCompile(`^[0-9]+$|[0-9a-f]{12,}|-`)
+
+// sweepHost takes away what a failed test has left outside its folder.
+func sweepHost(d *daemon) {
+	l, err := ledger.Take(d.scope())
+	if err != nil {
+		d.Errorf("count what is to be swept: %v", err)
+		return
+	}
+	unmountBelow(d.dir)
+	for _, name := range l[ledger.Netns] {
+		path := filepath.Join("/run/netns", name)
+		_ = unix.Unmount(path, unix.MNT_DETACH)
+		_ = os.Remove(path)
+	}
+	for _, line := range l[ledger.Links] {
+		var kind, name string
+		if _, err := fmt.Sscan(line, &kind, &name); err == nil {
+			if link, err := netlink.LinkByName(name); err == nil {
+				_ = netlink.LinkDel(link)
+			}
+		}
+	}
+	slices.Reverse(l[ledger.Cgroups]) // the deepest first
+	for _, path := range l[ledger.Cgroups] {
+		_ = os.Remove(path)
+	}
+}
+
+func unmountBelow(dir string) {
+	data, _ := os.ReadFile("/proc/self/mountinfo")
+	lines := bytes.Split(data, []byte("\n"))
+	slices.Reverse(lines)
+	for _, line := range lines {
+		if fields := bytes.Fields(line); len(fields) > 4 && bytes.HasPrefix(fields[4], []byte(dir+"/")) {
+			_ = unix.Unmount(string(fields[4]), unix.MNT_DETACH)
+		}
+	}
+}
+
+// alive reports whether a process exists and is not a zombie.
+func alive(pid int) bool {
+	p, err := ledger.Look(pid)
+	return err == nil && p.State != 'Z' && syscall.Kill(pid, 0) == nil
+}

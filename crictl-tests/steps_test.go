@@ -1,0 +1,297 @@
+package crictltests
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/crictl-tests/ledger"
+)
+
+// TestStepKills ends the daemon at every step that a request passes, one after the other, and replays what a kubelet would do.
+func TestStepKills(t *testing.T) {
+	if _, err := os.Stat(binary(steps)); err != nil {
+		t.Skipf("no binary that dies at a named step: %v", err)
+	}
+	t.Run("RunPodSandbox", func(t *testing.T) { t.Parallel(); killAtEveryStep(t, runsAPod) })
+	t.Run("StartContainer", func(t *testing.T) { t.Parallel(); killAtEveryStep(t, startsAContainer) })
+	t.Run("PullImage", func(t *testing.T) { t.Parallel(); killAtEveryStep(t, pullsAnImage) })
+	t.Run("CreateContainer", func(t *testing.T) { t.Parallel(); killAtEveryStep(t, createsAContainer) })
+	t.Run("StopAndRemove", func(t *testing.T) { t.Parallel(); killAtEveryStep(t, removesAPod) })
+}
+
+// story is a request to be killed in: what comes before it, the request, and what a kubelet does after the crash.
+type story struct {
+	d       *daemon
+	prepare func()
+	act     func() error
+	replay  func()
+}
+
+// killAtEveryStep has the daemon die at each step in turn. A step that this request does not pass lets it succeed, and is told.
+func killAtEveryStep(t *testing.T, tell func(*daemon) *story) {
+	d := newDaemon(t)
+	d.pulled(busybox)
+	flat := d.ledger().Without(ledger.Fds)
+	passed := d.stepsOf(tell(d))
+	d.wantFlat(flat)
+	t.Logf("%d steps: %s", len(passed), strings.Join(passed, " "))
+	for _, step := range passed {
+		s := tell(d)
+		s.prepare()
+		d.stop()
+		d.dieAt(step)
+		err := s.act()
+		if c := status.Code(err); c != codes.Unavailable {
+			t.Errorf("%s: the daemon should have died in the request, but it says: %v", step, err)
+		}
+		d.heal()
+		s.replay()
+		d.wantFlat(flat)
+		if t.Failed() {
+			t.Fatalf("after kill at %s", step)
+		}
+	}
+}
+
+// dieAt starts a daemon that ends at the step.
+func (d *daemon) dieAt(step string) {
+	d.Helper()
+	d.binary = steps
+	d.env = append(d.env, "CRIBOX_STEP_KILL="+step)
+	d.start()
+	d.binary = cribox
+}
+
+// stepsOf learns which steps the request passes, by having them written down.
+func (d *daemon) stepsOf(s *story) []string {
+	d.Helper()
+	s.prepare()
+	d.stop()
+	file := filepath.Join(d.dir, "steps")
+	d.must(os.WriteFile(file, nil, 0o600))
+	d.binary, d.env = steps, append(d.env, "CRIBOX_STEP_LOG="+file)
+	d.start()
+	d.must(os.Truncate(file, 0))
+	d.must(s.act())
+	data, err := os.ReadFile(file)
+	d.must(err)
+	d.stop()
+	d.binary, d.env = cribox, d.env[:len(d.env)-1]
+	d.start()
+	s.replay()
+	names := strings.Fields(string(data))
+	if len(names) == 0 {
+		d.Fatal("the request passes no step")
+	}
+	return distinct(names)
+}
+
+func distinct(names []string) []string {
+	var out []string
+	for _, n := range names {
+		if !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+func runsAPod(d *daemon) *story {
+	config := d.podConfig()
+	return &story{
+		d: d, prepare: func() {},
+		act: func() error {
+			_, err := d.runtime.RunPodSandbox(context.Background(), &cri.RunPodSandboxRequest{Config: config})
+			return err
+		},
+		replay: func() {
+			d.wantOneListed(config)
+			p, err := d.tryPod(config)
+			if status.Code(err) == codes.AlreadyExists {
+				// What came up half is listed and not ready; a kubelet makes its next attempt.
+				d.removeListed()
+				p, err = d.tryPod(config)
+			}
+			d.must(err)
+			p.ip()
+			if s := p.status(); s.State != cri.PodSandboxState_SANDBOX_READY {
+				d.Errorf("the retried pod is %s", s.State)
+			}
+			p.run(idle()).exec("true")
+			d.removeListed()
+		},
+	}
+}
+
+// wantOneListed: at most one pod of this name is listed, and it can be looked at.
+func (d *daemon) wantOneListed(config *cri.PodSandboxConfig) {
+	d.Helper()
+	pods := d.listed()
+	if len(pods) > 1 {
+		d.Errorf("%d pods are listed: %v", len(pods), pods)
+	}
+	for _, p := range pods {
+		_, err := d.runtime.PodSandboxStatus(context.Background(), &cri.PodSandboxStatusRequest{PodSandboxId: p.Id})
+		d.must(err)
+		if p.Metadata.GetUid() != config.Metadata.Uid {
+			d.Errorf("a pod is listed with the metadata %v", p.Metadata)
+		}
+	}
+}
+
+func (d *daemon) listed() []*cri.PodSandbox {
+	d.Helper()
+	r, err := d.runtime.ListPodSandbox(context.Background(), &cri.ListPodSandboxRequest{})
+	d.must(err)
+	return r.Items
+}
+
+func (d *daemon) removeListed() {
+	d.Helper()
+	for _, item := range d.listed() {
+		p := &pod{daemon: d, id: item.Id}
+		p.stop()
+		p.remove()
+	}
+}
+
+func createsAContainer(d *daemon) *story {
+	var p *pod
+	var config *cri.ContainerConfig
+	create := func() error {
+		_, err := p.tryCreate(config)
+		return err
+	}
+	return &story{
+		d: d, act: create,
+		prepare: func() { p = d.runPod(); config = p.containerConfig(idle()) },
+		replay: func() {
+			c, err := p.tryCreate(config)
+			d.must(err)
+			if s := c.status(); s.State != cri.ContainerState_CONTAINER_CREATED {
+				d.Errorf("the retried container is %s", s.State)
+			}
+			c.start()
+			c.exec("true")
+			p.stop()
+			p.remove()
+		},
+	}
+}
+
+func startsAContainer(d *daemon) *story {
+	var c *container
+	return &story{
+		d: d, act: func() error { return c.tryStart() },
+		prepare: func() { c = d.runPod().create(shell("echo one process; exec sleep 1d")) },
+		replay: func() {
+			switch s := c.status(); s.State {
+			case cri.ContainerState_CONTAINER_CREATED:
+				c.start()
+			case cri.ContainerState_CONTAINER_RUNNING:
+			default:
+				d.Errorf("an interrupted start left the container %s: %s: %s", s.State, s.Reason, s.Message)
+				c.pod.stop()
+				c.pod.remove()
+				return
+			}
+			c.exec("true")
+			c.waitLog("one process")
+			if all := d.processesOf(c.id); len(all) != 1 {
+				d.Errorf("the container has %d processes: %v", len(all), all)
+			}
+			c.stop(0)
+			if got := text(c.finalLog(), "stdout"); got != "one process\n" {
+				d.Errorf("it was started more than once, or its log is torn: %q", got)
+			}
+			if s := c.status(); s.ExitCode != 137 {
+				d.Errorf("exit code %d", s.ExitCode)
+			}
+			c.pod.stop()
+			c.pod.remove()
+		},
+	}
+}
+
+func removesAPod(d *daemon) *story {
+	var p *pod
+	return &story{
+		d: d,
+		prepare: func() {
+			p = d.runPod()
+			p.run(idle())
+			p.run(shell("exit 0")).waitExit()
+		},
+		act: func() error {
+			if _, err := d.runtime.StopPodSandbox(context.Background(), &cri.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
+				return err
+			}
+			_, err := d.runtime.RemovePodSandbox(context.Background(), &cri.RemovePodSandboxRequest{PodSandboxId: p.id})
+			return err
+		},
+		replay: func() {
+			p.stop()
+			p.remove()
+			if left := d.listed(); len(left) > 0 {
+				d.Errorf("still listed: %v", left)
+			}
+		},
+	}
+}
+
+func pullsAnImage(d *daemon) *story {
+	const name = "layers:50"
+	return &story{
+		d: d, prepare: func() {},
+		act: func() error {
+			_, err := d.tryPull(d.ref(name), nil)
+			return err
+		},
+		replay: func() {
+			if i := d.imageStatus(d.ref(name)); i != nil {
+				d.wantWhole(i.Id) // listed, so it is complete
+			}
+			id, err := d.tryPull(d.ref(name), nil)
+			d.must(err)
+			d.wantWhole(id)
+			_, err = d.images.RemoveImage(context.Background(), &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: id}})
+			d.must(err)
+		},
+	}
+}
+
+// wantWhole runs a container of the image that looks at every layer.
+func (d *daemon) wantWhole(image string) {
+	d.Helper()
+	p := d.runPod()
+	c := p.run(shell("cat /top; ls /layers | wc -l"), with(func(c *cri.ContainerConfig) { c.Image.Image = image }))
+	c.waitExit()
+	if got := strings.Join(strings.Fields(text(c.finalLog(), "stdout")), " "); got != "50 49" {
+		d.Errorf("of fifty layers it sees %q", got)
+	}
+	p.stop()
+	p.remove()
+}
+
+// TestStepKillBinary is the test of the switch itself.
+func TestStepKillBinary(t *testing.T) {
+	if _, err := exec.LookPath(binary(steps)); err != nil {
+		t.Skipf("no binary that dies at a named step: %v", err)
+	}
+	d := newDaemon(t)
+	d.stop()
+	d.dieAt("pod.recorded")
+	_, err := d.tryPod(d.podConfig())
+	wantCode(t, err, codes.Unavailable)
+	d.process.wait(t)
+	d.heal()
+}

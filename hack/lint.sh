@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Formatting, go vet and the linters of .golangci.yml, for both Go modules.
+set -euo pipefail
+# shellcheck source=hack/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+"$top/hack/tools.sh" lint
+export GOWORK=off
+for module in . crictl-tests; do
+	cd "$top/$module"
+	timed "go vet in $module" go vet ./...
+	timed "golangci-lint in $module" "$bin/golangci-lint" run --config "$top/.golangci.yml" ./...
+done
+cd "$top"
+if command -v shellcheck >/dev/null; then
+	timed "shellcheck" shellcheck -x -P SCRIPTDIR hack/*.sh .ci/run
+fi

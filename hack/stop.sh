@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Takes away everything that run.sh made, also when half of it is gone already,
+# and shows that nothing is left.
+set -euo pipefail
+# shellcheck source=hack/demo.sh
+. "$(dirname "${BASH_SOURCE[0]}")/demo.sh"
+
+# The polite way: cribox removes its pods. A daemon that was killed is started
+# once more for that, because it alone knows what it made.
+remove_pods() {
+	if ! daemon_pid >/dev/null; then
+		[ -e "$config" ] && [ -d "$state" ] && [ -x "$bin/cribox" ] || return 0
+		note "cribox does not run: starting it to remove its pods"
+		setsid "$bin/cribox" serve --config "$config" >>"$demo/daemon.log" 2>&1 </dev/null 9>&- &
+		echo $! >"$demo/daemon.pid"
+	fi
+	within 20 crictl --timeout 2s version || { note "cribox does not answer"; return; }
+	bounded "$bin/crictl" --config "$demo/crictl.yaml" rmp -fa
+}
+
+# bounded COMMAND... gives it a minute; what it leaves, force takes away.
+bounded() { quietly timeout -k 5 60 "$@" || note "not complete: $1 ${*: -1}"; }
+
+end_processes() {
+	local pid
+	if pid=$(daemon_pid); then end "$pid" cribox; fi
+	if [ -d "$state" ] && [ -x "$bin/cribox" ]; then
+		bounded "$bin/cribox" shutdown --config "$config"
+	fi
+	if pid=$(fixture_pid); then end "$pid" fixture; fi
+}
+
+# Each of the following prints what there is of one kind, one name per line.
+# Everything of this demonstration carries its folders or its instance.
+left_processes() { # of cribox itself, and in its pods
+	local dir exe
+	for dir in /proc/[0-9]*; do
+		exe=$(readlink "$dir/exe" 2>/dev/null) || continue
+		[ "${exe% (deleted)}" = "$bin/cribox" ] || continue
+		tr '\0' ' ' <"$dir/cmdline" 2>/dev/null | grep -qF -e "$state" -e "$config" && basename "$dir"
+	done
+	left_cgroups | sed 's|$|/cgroup.procs|' | xargs -r cat 2>/dev/null || true
+}
+left_cgroups() { find /sys/fs/cgroup -depth -type d -path "/sys/fs/cgroup*$cgroup*" 2>/dev/null | grep -E "$cgroup(/|\$)" || true; }
+left_mounts() { awk '{print $5}' /proc/self/mountinfo | grep -E "^($demo|$state|/run/netns/cribox-$instance-)" | tac || true; }
+left_namespaces() { find /run/netns -maxdepth 1 -name "cribox-$instance-*" 2>/dev/null || true; }
+left_links() { ip -o link show | sed -n "s/^[0-9]*: \(cbr$instance\)[:@].*/\1/p"; }
+left_rules() {
+	nft list tables 2>/dev/null | sed -n "s/^table \(.*cribox_$instance\)\$/\1/p"
+	iptables-save 2>/dev/null | grep -F "cribox-$instance" || true
+}
+left_folders() { for dir in "$demo" "$state"; do [ ! -e "$dir" ] || echo "$dir"; done; }
+
+# The impolite way, for what the polite way has left.
+force() {
+	local x
+	for x in $(left_processes | sort -u); do kill -KILL "$x" 2>/dev/null || true; done
+	for x in $(left_processes | sort -u); do within 5 gone "$x" || true; done
+	for x in $(left_mounts); do umount -l "$x" 2>/dev/null || true; done
+	for x in $(left_namespaces); do rm -f "$x"; done
+	for x in $(left_links); do ip link delete "$x"; done
+	left_rules | sed -n 's/^inet //p' | while read -r x; do nft delete table inet "$x"; done
+	for x in $(left_cgroups); do rmdir "$x" 2>/dev/null || true; done
+}
+
+restore_forwarding() {
+	[ -e "$demo/ip_forward.before" ] || return 0
+	cat "$demo/ip_forward.before" >/proc/sys/net/ipv4/ip_forward
+	note "set net.ipv4.ip_forward back to $(cat "$demo/ip_forward.before")"
+}
+
+# Mounts first: nothing below a mount that is still there may be removed.
+remove_folders() {
+	[ -z "$(left_mounts)" ] || die "still mounted: $(left_mounts)"
+	rm -rf "$state" "$demo"
+}
+
+verify() {
+	local kind found rest=0
+	for kind in processes mounts namespaces links rules cgroups folders; do
+		found=$("left_$kind" | sort -u)
+		[ -n "$found" ] || continue
+		rest=1
+		printf '    left %s:\n%s\n' "$kind" "$found"
+	done
+	[ $rest = 0 ] || die "something is left"
+	note "no process, mount, namespace, link, rule, cgroup or folder is left"
+}
+
+need_root "make stop"
+if [ -d "$demo" ]; then
+	exec 9>"$demo/.lock"
+	flock -n 9 || die "another make run or make stop is at work"
+fi
+timed "removing all pods" remove_pods
+timed "ending cribox and the registry" end_processes
+timed "cleaning up" force
+restore_forwarding
+remove_folders
+timed "looking for what is left of instance $instance" verify

@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# Installs what building, running and testing cribox needs: Debian packages that
+# are missing, and bin/runc, bin/cni/*, bin/crictl at the versions of
+# versions.env. What is there already is left alone.
+#
+#   tools.sh        all of that
+#   tools.sh lint   bin/golangci-lint only
+set -euo pipefail
+# shellcheck source=hack/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=hack/versions.env
+. "$top/hack/versions.env"
+
+packages=(
+	ca-certificates                           # Go's module downloads
+	gcc libc6-dev libseccomp-dev pkg-config   # runc, and the race detector
+	iproute2 iptables nftables kmod           # what the network and its plugins execute
+	busybox-static                            # content of the test images
+	strace                                    # the gate that counts programs and syncs
+)
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+apt_install() {
+	DEBIAN_FRONTEND=noninteractive quietly apt-get -y -q --no-install-recommends \
+		-o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 install "$@"
+}
+
+apt_update_and_install() {
+	note "package lists are missing or old: apt-get update"
+	quietly apt-get -q update || note "apt-get update was not complete; trying with what it has"
+	apt_install "$@"
+}
+
+ensure_packages() {
+	local missing=() p
+	if ! command -v dpkg-query >/dev/null; then
+		note "not a Debian system: please provide what these packages hold: ${packages[*]}"
+		return
+	fi
+	for p in "${packages[@]}"; do installed "$p" || missing+=("$p"); done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	[ "$(id -u)" -eq 0 ] || die "packages are missing; as root: apt-get install ${missing[*]}"
+	timed "installing Debian packages: ${missing[*]}" install_missing "${missing[@]}"
+}
+
+install_missing() { apt_install "$@" 2>/dev/null || apt_update_and_install "$@"; }
+
+# source_of MODULE VERSION SUM DIR puts a writable copy of the module into DIR.
+# A copy, because a module with a main package of its own is built with its own
+# go.mod, and the module cache is read-only.
+source_of() {
+	local json dir sum
+	json=$(cd / && go mod download -json "$1@v$2") || die "download $1: $(sed -n 's/^\t"Error": "\(.*\)",\{0,1\}$/\1/p' <<<"$json")"
+	dir=$(sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p' <<<"$json")
+	sum=$(sed -n 's/^\t"Sum": "\(.*\)",\{0,1\}$/\1/p' <<<"$json")
+	[ "$sum" = "$3" ] || die "$1 v$2 has checksum $sum, versions.env says $3"
+	cp -r --no-preserve=mode "$dir/." "$4"
+}
+
+# go_build FLAGS... builds in the current folder as its own main module.
+go_build() { GOWORK=off GOFLAGS="-buildvcs=false -mod=readonly" quietly go build -trimpath "$@"; }
+
+build_runc() {
+	source_of "$RUNC_MODULE" "$RUNC_VERSION" "$RUNC_SUM" "$1"
+	cd "$1"
+	# Static like upstream's releases: runc starts twice per container, and each
+	# start saves the dynamic loader's work.
+	CGO_ENABLED=1 go_build -tags "seccomp urfave_cli_no_docs netgo osusergo" \
+		-ldflags "-s -w -linkmode external -extldflags -static" -o "$1/out/runc" .
+}
+
+build_cni() {
+	local plugins
+	read -ra plugins <<<"$CNI_PLUGINS"
+	source_of "$CNI_MODULE" "$CNI_VERSION" "$CNI_SUM" "$1"
+	cd "$1"
+	plugins=("${plugins[@]/#/./plugins/}")
+	mkdir -p out/cni
+	CGO_ENABLED=0 go_build -ldflags "-s -w -X $CNI_MODULE/pkg/utils/buildversion.BuildVersion=v$CNI_VERSION" \
+		-o "$1/out/cni/" "${plugins[@]}"
+}
+
+build_crictl() {
+	source_of "$CRICTL_MODULE" "$CRICTL_VERSION" "$CRICTL_SUM" "$1"
+	cd "$1"
+	CGO_ENABLED=0 go_build -ldflags "-s -w -X $CRICTL_MODULE/pkg/version.Version=v$CRICTL_VERSION" \
+		-o "$1/out/crictl" ./cmd/crictl
+}
+
+build_golangci-lint() {
+	source_of "$LINT_MODULE" "$LINT_VERSION" "$LINT_SUM" "$1"
+	cd "$1"
+	CGO_ENABLED=0 go_build -ldflags "-s -w -X main.version=$LINT_VERSION" -o "$1/out/golangci-lint" ./cmd/golangci-lint
+}
+
+# ensure NAME WANT builds NAME with build_NAME unless bin/ has it as WANT says.
+# The stamp is written last: a build that was interrupted is done again.
+ensure() {
+	local name=$1 want=$2 stamp=$bin/.stamps/$1 dir
+	if [ -e "$bin/$name" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then return 0; fi
+	dir=$work/$name
+	mkdir -p "$dir/out" "$bin/.stamps"
+	timed "building bin/$name ($want) from its Go module" in_subshell "build_$name" "$dir"
+	rm -rf "${bin:?}/$name" "$stamp"
+	mv "$dir/out/$name" "$bin/$name"
+	echo "$want" >"$stamp"
+}
+
+in_subshell() { ("$@"); }
+
+command -v go >/dev/null || die "Go is not installed or not in PATH; cribox needs Go 1.26 or newer"
+mkdir -p "$bin"
+# Two people, or make -j, may ask at once: the second finds everything done.
+exec 9>"$bin/.lock"
+flock 9
+
+work=$(mktemp -d "$bin/.build.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+if [ "${1:-}" = lint ]; then
+	ensure golangci-lint "$LINT_VERSION"
+	exit
+fi
+ensure_packages
+ensure runc "$RUNC_VERSION static seccomp"
+ensure cni "$CNI_VERSION $CNI_PLUGINS"
+ensure crictl "$CRICTL_VERSION"

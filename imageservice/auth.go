@@ -1,0 +1,278 @@
+package imageservice
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/errdefs"
+	"golang.org/x/net/publicsuffix"
+)
+
+// Auth is the credentials of one pull, as runtime.v1.AuthConfig has them. RegistryToken goes to the registry as it is (Bearer);
+// IdentityToken is exchanged at the token server; Username and Password, or Auth (base64 of "user:password") in their place, serve the
+// basic scheme and the token server. Where several are given the order is username, identity token, auth. ServerAddress, when not empty,
+// says whose they are: with another registry in the reference they are ignored.
+type Auth struct {
+	Username, Password string
+	Auth               string
+	ServerAddress      string
+	IdentityToken      string
+	RegistryToken      string
+}
+
+// credentials is a checked Auth.
+type credentials struct {
+	username, secret string // no username: secret is an identity token
+	registryToken    string
+}
+
+func (c credentials) empty() bool { return c == credentials{} }
+
+// secrets lists what must never be seen in an error.
+func (c credentials) secrets() []string { return []string{c.secret, c.registryToken} }
+
+// key tells pulls with different credentials apart without keeping them around.
+func (c credentials) key() string {
+	b, _ := json.Marshal([]string{c.username, c.secret, c.registryToken})
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// credentialsFor checks a and returns what of it may be shown to the registry of t: nothing when a belongs to another server.
+// Errors are ErrInvalidArgument and name the field, never its value.
+func credentialsFor(a *Auth, t target) (credentials, error) {
+	if a == nil {
+		return credentials{}, nil
+	}
+	fields := map[string]string{"username": a.Username, "password": a.Password, "auth": a.Auth, "server_address": a.ServerAddress,
+		"identity_token": a.IdentityToken, "registry_token": a.RegistryToken}
+	for name, v := range fields {
+		if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return credentials{}, fmt.Errorf("credentials: control character in %s: %w", name, errdefs.ErrInvalidArgument)
+		}
+	}
+	if a.Password != "" && (a.IdentityToken != "" || a.RegistryToken != "") || a.IdentityToken != "" && a.RegistryToken != "" {
+		return credentials{}, fmt.Errorf("credentials: more than one of password, identity_token, registry_token: %w", errdefs.ErrInvalidArgument)
+	}
+	c := credentials{registryToken: a.RegistryToken}
+	switch {
+	case c.registryToken != "":
+	case a.IdentityToken != "":
+		c.secret = a.IdentityToken
+	case a.Username != "":
+		c.username, c.secret = a.Username, a.Password
+	case a.Auth != "":
+		b, err := base64.StdEncoding.DecodeString(a.Auth)
+		if err != nil {
+			return credentials{}, fmt.Errorf("credentials: auth is not base64: %w", errdefs.ErrInvalidArgument)
+		}
+		user, password, ok := strings.Cut(strings.TrimRight(string(b), "\x00"), ":")
+		if !ok || strings.ContainsAny(string(b), "\r\n") {
+			return credentials{}, fmt.Errorf("credentials: auth is not user:password: %w", errdefs.ErrInvalidArgument)
+		}
+		c.username, c.secret = user, password
+	}
+	if a.ServerAddress != "" && serverOf(a.ServerAddress) != t.domain {
+		return credentials{}, nil
+	}
+	return c, nil
+}
+
+// serverOf reduces the server_address of a docker config ("https://index.docker.io/v1/") to the domain of a reference.
+func serverOf(address string) string {
+	if _, rest, ok := strings.Cut(address, "://"); ok {
+		address = rest
+	}
+	address, _, _ = strings.Cut(address, "/")
+	switch address {
+	case "index.docker.io", "registry-1.docker.io":
+		return "docker.io"
+	}
+	return address
+}
+
+// authorizer answers the challenges of one registry host during one pull.
+type authorizer struct {
+	server string // origin that may see the answers: scheme://host
+	scope  string
+	creds  credentials
+	client *http.Client // for the token server; the host's TLS policy
+
+	mu     sync.Mutex // guards header; a token is fetched under it, so that parallel blobs ask once (bounded by the request's context)
+	header string
+}
+
+func newAuthorizer(server, scope string, creds credentials, client *http.Client) *authorizer {
+	a := &authorizer{server: server, scope: scope, creds: creds}
+	c := *client
+	c.Transport = cappedReplies{client.Transport}
+	c.CheckRedirect = func(req *http.Request, via []*http.Request) error {
+		if len(via) > 5 || origin(req.URL) != origin(via[0].URL) {
+			return errors.New("token server redirects elsewhere")
+		}
+		return nil
+	}
+	a.client = &c
+	if creds.registryToken != "" {
+		a.header = "Bearer " + creds.registryToken
+	}
+	return a
+}
+
+// current is the value of the Authorization header to send, "" for none.
+func (a *authorizer) current() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.header
+}
+
+// challenge takes a 401 that came although used was sent. It returns nil when current() is now worth another try.
+func (a *authorizer) challenge(ctx context.Context, resp http.Header, used string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.header != used {
+		return nil // somebody was faster
+	}
+	if a.creds.registryToken != "" {
+		return fmt.Errorf("%s refuses the registry token: %w", a.server, errdefs.ErrUnauthenticated)
+	}
+	for _, c := range auth.ParseAuthHeader(resp) { // bearer first
+		switch c.Scheme {
+		case auth.BearerAuth:
+			token, err := a.token(ctx, c)
+			if err != nil {
+				return err
+			}
+			a.header = "Bearer " + token
+			return nil
+		case auth.BasicAuth:
+			if a.creds.username == "" || a.creds.secret == "" {
+				return fmt.Errorf("%s wants a user name and password: %w", a.server, errdefs.ErrUnauthenticated)
+			}
+			header := "Basic " + base64.StdEncoding.EncodeToString([]byte(a.creds.username+":"+a.creds.secret))
+			if header == used {
+				return fmt.Errorf("%s refuses user name or password: %w", a.server, errdefs.ErrUnauthenticated)
+			}
+			a.header = header
+			return nil
+		}
+	}
+	return fmt.Errorf("%s answers 401 without a challenge we know: %w", a.server, errdefs.ErrUnauthenticated)
+}
+
+// token asks the token server of a challenge. The realm is the registry's word, so it is believed only as far as trustRealm says.
+func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error) {
+	realm, err := url.Parse(c.Parameters["realm"])
+	if err != nil {
+		return "", fmt.Errorf("%s names a token server that is no url: %w", a.server, errdefs.ErrUnauthenticated)
+	}
+	server, _ := url.Parse(a.server)
+	related, err := trustRealm(server, realm)
+	if err != nil {
+		return "", fmt.Errorf("%s names token server %s: %v: %w", a.server, redact(origin(realm)), err, errdefs.ErrUnauthenticated)
+	}
+	opts := auth.TokenOptions{Realm: realm.String(), Service: c.Parameters["service"], Scopes: []string{a.scope}}
+	if s := c.Parameters["scope"]; s != "" {
+		opts.Scopes = strings.Fields(s)
+	}
+	if related {
+		opts.Username, opts.Secret = a.creds.username, a.creds.secret
+	}
+	if opts.Secret != "" && opts.Username == "" {
+		reply, err := auth.FetchTokenWithOAuth(ctx, a.client, nil, "cribox", opts)
+		if err != nil {
+			return "", tokenError(realm, err)
+		}
+		return reply.AccessToken, nil
+	}
+	reply, err := auth.FetchToken(ctx, a.client, nil, opts)
+	if err != nil {
+		return "", tokenError(realm, err)
+	}
+	return reply.Token, nil
+}
+
+func tokenError(realm *url.URL, err error) error {
+	var status remoteerrors.ErrUnexpectedStatus
+	if errors.As(err, &status) {
+		se := &statusError{code: status.StatusCode, server: origin(realm), what: "a token", detail: errorDetail(status.Body)}
+		if status.StatusCode == http.StatusBadRequest {
+			// What ACR and others say to credentials they do not like.
+			return fmt.Errorf("%w: %w", se, errdefs.ErrUnauthenticated)
+		}
+		if busy(status.StatusCode) {
+			return unavailable{se}
+		}
+		return se
+	}
+	var netErr net.Error
+	if errors.As(err, &netErr) || errors.Is(err, io.EOF) {
+		return unavailable{fmt.Errorf("ask %s for a token: %w", origin(realm), err)}
+	}
+	return fmt.Errorf("ask %s for a token: %v: %w", origin(realm), err, errdefs.ErrUnauthenticated)
+}
+
+// trustRealm decides about a token server. related: it may see credentials, because it is the registry's own host (any port) or shares
+// its registrable domain. A stranger is asked anonymously, over https, and only by name: never an address of the node's network.
+func trustRealm(registry, realm *url.URL) (related bool, err error) {
+	host, own := realm.Hostname(), registry.Hostname()
+	if host == "" || realm.Opaque != "" || realm.User != nil {
+		return false, errors.New("not a plain url")
+	}
+	related = strings.EqualFold(host, own) || sameDomain(host, own)
+	switch realm.Scheme {
+	case "https":
+	case "http":
+		if registry.Scheme != "http" || !strings.EqualFold(host, own) {
+			return false, errors.New("it does not use https")
+		}
+	default:
+		return false, errors.New("it does not use https")
+	}
+	if !related && (net.ParseIP(host) != nil || !strings.Contains(host, ".")) {
+		return false, errors.New("it is not the registry's and not a public name")
+	}
+	return related, nil
+}
+
+func sameDomain(a, b string) bool {
+	if net.ParseIP(a) != nil || net.ParseIP(b) != nil {
+		return false
+	}
+	da, err := publicsuffix.EffectiveTLDPlusOne(strings.ToLower(a))
+	if err != nil {
+		return false
+	}
+	db, err := publicsuffix.EffectiveTLDPlusOne(strings.ToLower(b))
+	return err == nil && da == db
+}
+
+// origin is what "the same server" means: scheme and authority.
+func origin(u *url.URL) string { return strings.ToLower(u.Scheme + "://" + u.Host) }
+
+// cappedReplies ends the body of every reply at maxToken.
+type cappedReplies struct{ http.RoundTripper }
+
+func (c cappedReplies) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := c.RoundTripper.RoundTrip(req)
+	if err == nil {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(resp.Body, maxToken), resp.Body}
+	}
+	return resp, err
+}

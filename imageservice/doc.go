@@ -1,0 +1,49 @@
+// Package imageservice turns a name into verified bytes and verified bytes into a root filesystem; it has never heard of pods.
+//
+// What it will not do: run anything (decompression is in process), follow the urls of a descriptor, unpack encrypted, foreign or
+// schema 1 content, convert or push images, verify signatures, or decide which images may go. Nothing it lists is unverified or not
+// yet on disk.
+//
+// # Files
+//
+//	content/          containerd's local content store below an OCI layout file: blobs/sha256/<hex>, ingest/ (partial downloads)
+//	layers/<n>/fs     one unpacked layer, whiteouts in overlay form; <n> is a short number because mount(2) takes one page of options
+//	layers/<n>/implied  directories that the layer's tar did not name although it put something into them (see link.go)
+//	layers/empty      the lower directory of an image without layers
+//	images/<hex>      the record of image sha256:<hex>, JSON with a checksum; *.torn is a record that could not be believed
+//
+// A layer is keyed by its diff id alone: overlay's lower directories do not depend on each other.
+//
+// # Durability (invariant I10)
+//
+// Blobs and layers first, one syncfs, then the record: written, fsynced, renamed, its directory fsynced. Only then a name is listed.
+// Removing goes the other way: the record is unlinked and its directory fsynced before the first byte of data goes. What Open finds
+// without a record is debris: layers are deleted at once, as they were never proven; whole blobs were fsynced by the content store,
+// are hashed again when somebody wants them, and are deleted when nobody did for a while.
+//
+// # Credentials
+//
+// What comes with a pull goes to the registry of the reference and to its own token server, and nowhere else: not to mirrors (a mirror
+// that wants credentials gets them as a header in hosts.toml), not over redirects to another origin, not to a token server that shares
+// neither host nor registrable domain with the registry, not when server_address names another registry. A foreign token server over
+// https is asked anonymously, because public registries with vanity names need that.
+//
+// # Steps
+//
+// Names passed to Config.Step, in the order of a pull and a removal:
+//
+//	open.recovered
+//	pull.resolved        the root document of the reference is known
+//	pull.blob.written    one blob is verified and in content/
+//	pull.unpacked        one layer is verified and in layers/
+//	pull.synced          syncfs has returned
+//	pull.record.written  the record is written and fsynced under a temporary name
+//	pull.recorded        the record is in place and durable, the name not yet listed
+//	pull.moved           a tag that moved is gone from the older image's record as well
+//	remove.unrecorded    the record is gone for good, all data still there
+//	remove.layer.gone    one layer is deleted
+//	remove.blob.gone     one blob is deleted
+//	sweep.done           debris older than its retention is deleted
+//	mount.mounted
+//	mount.unmounted
+package imageservice

@@ -1,0 +1,404 @@
+package imageservice
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// extractor writes one layer's tar below a directory of its own. The rule that keeps it there (I19): names from the tar are never joined
+// to a path. Parents are opened with openat2(RESOLVE_IN_ROOT), so that the layer's own symbolic links lead nowhere but into the layer, and
+// every operation is on the last component, which has no slash, relative to that descriptor, never following a link.
+//
+// Whiteouts come out the way overlayfs wants them: a character device 0/0 for a name, trusted.overlay.opaque for a directory.
+type extractor struct {
+	root    int // O_PATH descriptor of the layer's root
+	entries int64
+	most    int64 // entries
+	buf     []byte
+
+	parentName string // cached: the directory that parent is open on
+	parent     int    // -1 for none
+
+	dirs    []dirTime
+	implied map[string]bool // directories made up because the tar did not name them (yet), real paths below root
+}
+
+// dirTime is set last: putting something into a directory changes it.
+type dirTime struct {
+	name  string
+	times [2]unix.Timespec
+}
+
+// entry is a tar header with its name split.
+type entry struct {
+	*tar.Header
+	dir, base string // cleaned, relative; dir "" is the root, base "" means the entry is the root itself
+}
+
+// extract unpacks the tar r into the directory that root is open on (O_PATH is enough). It returns the directories it had to make up.
+// Errors about the tar are ErrInvalidArgument or ErrResourceExhausted; the tree is then half done and the caller's to delete.
+func extract(ctx context.Context, r io.Reader, root int, maxEntries int64) (implied []string, err error) {
+	x := &extractor{root: root, most: maxEntries, buf: make([]byte, 256<<10), parent: -1, implied: map[string]bool{}}
+	defer x.forget()
+	tr := tar.NewReader(r)
+	for {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		h, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, streamError(err)
+		}
+		if err := x.entry(h, tr); err != nil {
+			return nil, fmt.Errorf("layer entry %q: %w", clip(h.Name), err)
+		}
+	}
+	for name := range x.implied {
+		implied = append(implied, name)
+	}
+	return implied, x.settleTimes()
+}
+
+// streamError gives errors of the tar format their class and lets those of the stream below pass.
+func streamError(err error) error {
+	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return refuse(errdefs.ErrInvalidArgument, "layer is not a whole tar archive: %v", err)
+	}
+	return err
+}
+
+func (x *extractor) count() error {
+	if x.entries++; x.entries > x.most {
+		return refuse(errdefs.ErrResourceExhausted, "more than %d entries in one layer", x.most)
+	}
+	return nil
+}
+
+func (x *extractor) entry(h *tar.Header, r io.Reader) error {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	if err := x.count(); err != nil {
+		return err
+	}
+	e, err := split(h)
+	if err != nil {
+		return err
+	}
+	if e.base == "" {
+		return x.rootEntry(e)
+	}
+	parent, err := x.openParent(e.dir)
+	if err != nil {
+		return err
+	}
+	if strings.HasPrefix(e.base, whiteoutPrefix) {
+		return x.whiteout(parent, e.base)
+	}
+	switch h.Typeflag {
+	case tar.TypeDir:
+		return x.directory(parent, e)
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
+		return x.file(parent, e, r)
+	case tar.TypeSymlink:
+		return x.node(parent, e, func() error { return unix.Symlinkat(h.Linkname, parent, e.base) })
+	case tar.TypeLink:
+		return x.hardlink(parent, e)
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		return x.node(parent, e, func() error { return unix.Mknodat(parent, e.base, nodeType(h), nodeDevice(h)) })
+	}
+	return refuse(errdefs.ErrInvalidArgument, "entry of unknown type %q", h.Typeflag)
+}
+
+// split cleans a name as if the layer's root were "/" and refuses what cannot be one.
+func split(h *tar.Header) (entry, error) {
+	if len(h.Name) > maxName || len(h.Linkname) > maxName {
+		return entry{}, refuse(errdefs.ErrInvalidArgument, "name of more than %d bytes", maxName)
+	}
+	if strings.ContainsRune(h.Name, 0) || strings.ContainsRune(h.Linkname, 0) {
+		return entry{}, refuse(errdefs.ErrInvalidArgument, "name with a NUL")
+	}
+	if h.Uid < 0 || h.Gid < 0 || h.Uid >= 1<<32-1 || h.Gid >= 1<<32-1 {
+		return entry{}, refuse(errdefs.ErrInvalidArgument, "owner %d:%d", h.Uid, h.Gid)
+	}
+	dir, base := splitName(h.Name)
+	if strings.Count(dir, "/") >= maxDepth {
+		return entry{}, tooDeep()
+	}
+	for c := range strings.SplitSeq(dir, "/") {
+		if strings.HasPrefix(c, whiteoutPrefix) {
+			return entry{}, refuse(errdefs.ErrInvalidArgument, "entry below a whiteout")
+		}
+	}
+	return entry{Header: h, dir: dir, base: base}, nil
+}
+
+func splitName(name string) (dir, base string) {
+	dir, base = path.Split(path.Clean("/" + name))
+	return strings.Trim(dir, "/"), base
+}
+
+// rootEntry is "./": it gives the root its owner and mode. It can be nothing but a directory.
+func (x *extractor) rootEntry(e entry) error {
+	if e.Typeflag != tar.TypeDir {
+		return refuse(errdefs.ErrInvalidArgument, "the root of a layer must be a directory")
+	}
+	fd, err := x.in(".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	x.dirs = append(x.dirs, dirTime{".", e.times()})
+	return x.dress(fd, e)
+}
+
+func (x *extractor) directory(parent int, e entry) error {
+	opaque := false
+	err := unix.Mkdirat(parent, e.base, 0o700)
+	if err == unix.EEXIST {
+		st, serr := lstatAt(parent, e.base)
+		if serr != nil {
+			return serr
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			err = nil
+		} else {
+			opaque = isWhiteout(st) // what is below stays hidden
+			if err = x.remove(parent, e.base); err == nil {
+				err = unix.Mkdirat(parent, e.base, 0o700)
+			}
+		}
+	}
+	if err != nil {
+		return diskError(err)
+	}
+	fd, err := unix.Openat(parent, e.base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if len(x.implied) > 0 {
+		delete(x.implied, x.realName(fd))
+	}
+	if opaque {
+		if err := setOpaque(fd); err != nil {
+			return err
+		}
+	}
+	x.dirs = append(x.dirs, dirTime{path.Join(e.dir, e.base), e.times()})
+	return x.dress(fd, e)
+}
+
+func (x *extractor) file(parent int, e entry, r io.Reader) error {
+	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(parent, e.base, flags, 0o600)
+	if err == unix.EEXIST {
+		if err = x.remove(parent, e.base); err == nil {
+			fd, err = unix.Openat(parent, e.base, flags, 0o600)
+		}
+	}
+	if err != nil {
+		return diskError(err)
+	}
+	err = x.copy(fd, r)
+	if err == nil {
+		err = x.dress(fd, e)
+	}
+	if cerr := unix.Close(fd); err == nil {
+		err = diskError(cerr)
+	}
+	if err != nil {
+		return err
+	}
+	times := e.times()
+	return unix.UtimesNanoAt(parent, e.base, times[:], unix.AT_SYMLINK_NOFOLLOW)
+}
+
+func (x *extractor) copy(fd int, r io.Reader) error {
+	for {
+		n, err := r.Read(x.buf)
+		for b := x.buf[:n]; len(b) > 0; {
+			w, werr := unix.Write(fd, b)
+			if werr == unix.EINTR {
+				continue
+			}
+			if werr != nil {
+				return diskError(werr)
+			}
+			b = b[w:]
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return streamError(err)
+		}
+	}
+}
+
+// node makes what has no content of its own, by mk.
+func (x *extractor) node(parent int, e entry, mk func() error) error {
+	err := mk()
+	if err == unix.EEXIST {
+		if err = x.remove(parent, e.base); err == nil {
+			err = mk()
+		}
+	}
+	if err != nil {
+		return diskError(err)
+	}
+	if err := unix.Fchownat(parent, e.base, e.Uid, e.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if e.Typeflag != tar.TypeSymlink {
+		// We have just made this name, and it is no link, in a directory that nobody else knows.
+		if err := unix.Fchmodat(parent, e.base, e.mode(), 0); err != nil {
+			return err
+		}
+	}
+	times := e.times()
+	return unix.UtimesNanoAt(parent, e.base, times[:], unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// hardlink names a file of this layer once more. Its metadata is that of the first name: we do not touch an inode by a second way.
+func (x *extractor) hardlink(parent int, e entry) error {
+	dir, base := splitName(e.Linkname)
+	if base == "" {
+		return refuse(errdefs.ErrInvalidArgument, "hard link to the root")
+	}
+	if dir == e.dir && base == e.base {
+		return nil
+	}
+	from, err := x.in(orDot(dir), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return refuse(errdefs.ErrInvalidArgument, "hard link to %q: %v", clip(e.Linkname), err)
+	}
+	defer unix.Close(from)
+	err = unix.Linkat(from, base, parent, e.base, 0)
+	if err == unix.EEXIST {
+		if err = x.remove(parent, e.base); err == nil {
+			err = unix.Linkat(from, base, parent, e.base, 0)
+		}
+	}
+	switch {
+	case err == unix.ENOENT || err == unix.EPERM || err == unix.ENOTDIR:
+		return refuse(errdefs.ErrInvalidArgument, "hard link to %q: %v", clip(e.Linkname), err)
+	case err != nil:
+		return diskError(err)
+	}
+	return nil
+}
+
+func nodeType(h *tar.Header) uint32 {
+	switch h.Typeflag {
+	case tar.TypeChar:
+		return unix.S_IFCHR
+	case tar.TypeBlock:
+		return unix.S_IFBLK
+	default:
+		return unix.S_IFIFO
+	}
+}
+
+func nodeDevice(h *tar.Header) int {
+	if h.Typeflag == tar.TypeFifo {
+		return 0
+	}
+	return int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))
+}
+
+// mode has the permission bits and setuid, setgid, sticky. The setuid files of images are out of reach: layers/ is 0700.
+func (e entry) mode() uint32 { return uint32(e.Mode) & 0o7777 }
+
+func (e entry) times() [2]unix.Timespec {
+	access := e.AccessTime
+	if access.IsZero() {
+		access = e.ModTime
+	}
+	return [2]unix.Timespec{timespec(access), timespec(e.ModTime)}
+}
+
+func timespec(t time.Time) unix.Timespec {
+	ts, err := unix.TimeToTimespec(t)
+	if err != nil || t.IsZero() {
+		return unix.Timespec{}
+	}
+	return ts
+}
+
+// dress gives an open file or directory its owner, mode and extended attributes, in this order: chown takes setuid bits and
+// capabilities away.
+func (x *extractor) dress(fd int, e entry) error {
+	if err := unix.Fchown(fd, e.Uid, e.Gid); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(fd, e.mode()); err != nil {
+		return err
+	}
+	for record, v := range e.PAXRecords {
+		k, ok := strings.CutPrefix(record, "SCHILY.xattr.")
+		if !ok || !xattrAllowed(k) {
+			continue
+		}
+		switch err := unix.Fsetxattr(fd, k, []byte(v), 0); err {
+		case nil, unix.ENOTSUP:
+		case unix.ENOSPC, unix.E2BIG, unix.ERANGE:
+			return refuse(errdefs.ErrResourceExhausted, "extended attribute %q: %v", clip(k), err)
+		case unix.EINVAL, unix.EPERM:
+			return refuse(errdefs.ErrInvalidArgument, "extended attribute %q: %v", clip(k), err)
+		default:
+			return diskError(err)
+		}
+	}
+	return nil
+}
+
+// xattrAllowed names what a layer may set. Overlayfs reads trusted.overlay.* and user.overlay.* as orders (redirects to other
+// directories among them), and the other security and trusted names belong to this machine's modules.
+func xattrAllowed(k string) bool {
+	switch k {
+	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
+		return true
+	}
+	return strings.HasPrefix(k, "user.") && !strings.HasPrefix(k, "user.overlay.")
+}
+
+// settleTimes sets the directories' times, deepest last touched first. Whatever is no directory any more is skipped.
+func (x *extractor) settleTimes() error {
+	for i := len(x.dirs) - 1; i >= 0; i-- {
+		d := x.dirs[i]
+		dir, base := splitName(d.name)
+		if base == "" {
+			dir, base = ".", "."
+		}
+		fd, err := x.in(orDot(dir), unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			continue
+		}
+		err = unix.UtimesNanoAt(fd, base, d.times[:], unix.AT_SYMLINK_NOFOLLOW)
+		unix.Close(fd)
+		if err != nil && err != unix.ENOENT {
+			return err
+		}
+	}
+	return nil
+}
+
+func orDot(dir string) string {
+	if dir == "" {
+		return "."
+	}
+	return dir
+}

@@ -1,0 +1,259 @@
+package imageservice
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+const whiteoutPrefix = ".wh."
+
+// whiteout handles the names that mean absence. The grammar is strict: ".wh.<name>" hides a name of the layers below, ".wh..wh..opq" all of
+// the directory's names; other ".wh..wh." names are AUFS's own and mean nothing; a whiteout of "", "." or ".." is refused.
+func (x *extractor) whiteout(parent int, base string) error {
+	if base == ".wh..wh..opq" {
+		fd, err := unix.Openat(parent, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return setOpaque(fd)
+	}
+	if strings.HasPrefix(base, ".wh..wh.") {
+		return nil
+	}
+	name := strings.TrimPrefix(base, whiteoutPrefix)
+	if name == "" || name == "." || name == ".." {
+		return refuse(errdefs.ErrInvalidArgument, "whiteout of nothing")
+	}
+	err := unix.Mknodat(parent, name, unix.S_IFCHR, 0)
+	if err != unix.EEXIST {
+		return diskError(err)
+	}
+	// The name came earlier in this very layer and stays: a whiteout is about the layers below. What they have under it must not shine
+	// through a directory.
+	fd, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	switch err {
+	case nil:
+		defer unix.Close(fd)
+		return setOpaque(fd)
+	case unix.ENOTDIR, unix.ELOOP, unix.ENXIO:
+		return nil
+	}
+	return err
+}
+
+func setOpaque(fd int) error {
+	if err := unix.Fsetxattr(fd, "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+		return fmt.Errorf("mark a directory opaque: %w", diskError(err))
+	}
+	return nil
+}
+
+func isWhiteout(st unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 }
+
+func lstatAt(dir int, base string) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	err := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return st, err
+}
+
+// in opens a name below the root. Links resolve as if the root were "/", magic links and other mounts not at all.
+func (x *extractor) in(name string, flags uint64) (int, error) {
+	return openIn(x.root, name, flags, unix.RESOLVE_IN_ROOT)
+}
+
+func openIn(root int, name string, flags, resolve uint64) (int, error) {
+	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV}
+	for try := 0; ; try++ {
+		fd, err := unix.Openat2(root, name, &how)
+		// EAGAIN: something on this machine was renamed or mounted while ".." was resolved.
+		if err == unix.EINTR || err == unix.EAGAIN && try < 1000 {
+			continue
+		}
+		return fd, err
+	}
+}
+
+// openParent returns a descriptor of directory dir ("" is the root), made with all its parents if need be. It stays ours, and is good
+// until the next call.
+func (x *extractor) openParent(dir string) (int, error) {
+	if x.parent >= 0 && x.parentName == dir {
+		return x.parent, nil
+	}
+	x.forget()
+	fd, err := x.openOrMake(dir, 0)
+	if err != nil {
+		return -1, err
+	}
+	// The name is short enough, but links may have made it longer.
+	if strings.Count(x.realName(fd), "/") >= maxDepth {
+		unix.Close(fd)
+		return -1, tooDeep()
+	}
+	x.parentName, x.parent = dir, fd
+	return fd, nil
+}
+
+// forget closes the cached parent: it may no longer be what its name says.
+func (x *extractor) forget() {
+	if x.parent >= 0 {
+		unix.Close(x.parent)
+	}
+	x.parent = -1
+}
+
+const (
+	maxLinks = 40
+	// maxDepth keeps trees removable: removing holds a descriptor per level.
+	maxDepth = 256
+)
+
+func tooDeep() error {
+	return refuse(errdefs.ErrResourceExhausted, "directories more than %d deep", maxDepth)
+}
+
+func (x *extractor) openOrMake(dir string, links int) (int, error) {
+	fd, err := x.in(orDot(dir), unix.O_PATH|unix.O_DIRECTORY)
+	if err == nil || err != unix.ENOENT {
+		return fd, parentError(dir, err)
+	}
+	up, base := splitName(dir)
+	above, err := x.openOrMake(up, links)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(above)
+	switch err := unix.Mkdirat(above, base, 0o755); err {
+	case nil:
+		return x.madeUp(above, base)
+	case unix.EEXIST:
+		// A link to something that this layer does not have. The layers below may: make it here as well.
+		if links == maxLinks {
+			return -1, refuse(errdefs.ErrInvalidArgument, "too many links in parent %q", clip(dir))
+		}
+		to, err := readlinkAt(above, base)
+		if err != nil {
+			return -1, parentError(dir, err)
+		}
+		if !path.IsAbs(to) {
+			to = path.Join("/", x.realName(above), to)
+		}
+		to = strings.Trim(path.Clean(to), "/")
+		if len(to) > maxName || strings.Count(to, "/") >= maxDepth {
+			return -1, tooDeep()
+		}
+		return x.openOrMake(to, links+1)
+	default:
+		return -1, parentError(dir, err)
+	}
+}
+
+// madeUp opens a directory that the tar did not name so far and remembers it.
+func (x *extractor) madeUp(above int, base string) (int, error) {
+	if err := x.count(); err != nil {
+		return -1, err
+	}
+	fd, err := unix.Openat(above, base, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	name := x.realName(fd)
+	if name == "" || strings.Count(name, "/") >= maxDepth {
+		unix.Close(fd)
+		return -1, tooDeep()
+	}
+	x.implied[name] = true
+	return fd, nil
+}
+
+func parentError(dir string, err error) error {
+	switch err {
+	case nil:
+		return nil
+	case unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.EINVAL, unix.EXDEV, unix.ENOENT:
+		return refuse(errdefs.ErrInvalidArgument, "parent %q: %v", clip(dir), err)
+	}
+	return diskError(err)
+}
+
+func readlinkAt(dir int, base string) (string, error) {
+	b := make([]byte, maxName+1)
+	n, err := unix.Readlinkat(dir, base, b)
+	return string(b[:max(n, 0)]), err
+}
+
+// realName is the path below the root of an open directory, "" for the root and for what has no name of a sane length.
+func (x *extractor) realName(fd int) string {
+	root, err := os.Readlink(fdPath(x.root))
+	if err != nil {
+		return ""
+	}
+	name, err := os.Readlink(fdPath(fd))
+	if err != nil {
+		return ""
+	}
+	return strings.Trim(strings.TrimPrefix(name, root), "/")
+}
+
+func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+// remove deletes what a later entry of the same name replaces, trees included.
+func (x *extractor) remove(parent int, base string) error {
+	x.parentName = "\x00" // the cached directory's name may go through what is removed; it stays open for our caller
+	err := unix.Unlinkat(parent, base, 0)
+	if err != unix.EISDIR {
+		return err
+	}
+	dup, err := unix.FcntlInt(uintptr(parent), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	if len(x.implied) > 0 {
+		gone := strings.Trim(path.Join(x.realName(parent), base), "/")
+		for name := range x.implied {
+			if name == gone || strings.HasPrefix(name, gone+"/") {
+				delete(x.implied, name)
+			}
+		}
+	}
+	return removeAllAt(dup, base)
+}
+
+// removeAllAt deletes a tree below parent, which it closes. It holds one descriptor per level.
+func removeAllAt(parent int, base string) error {
+	defer unix.Close(parent)
+	fd, err := unix.Openat(parent, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	d := os.NewFile(uintptr(fd), base)
+	defer d.Close()
+	for {
+		names, err := d.Readdirnames(256)
+		for _, n := range names {
+			err := unix.Unlinkat(fd, n, 0)
+			if err == unix.EISDIR {
+				sub, derr := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+				if derr != nil {
+					return derr
+				}
+				err = removeAllAt(sub, n)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return unix.Unlinkat(parent, base, unix.AT_REMOVEDIR)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,343 @@
+package imageservice
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// ingestPrefix and a digest name a partial download in the content store.
+const ingestPrefix = "blob-"
+
+func ingestRef(d digest.Digest) string { return ingestPrefix + string(d) }
+
+// ingestFile is where the content store keeps the bytes of a partial download.
+func (c *Images) ingestFile(d digest.Digest) string {
+	return filepath.Join(c.cfg.Root, "content", "ingest", digest.FromString(ingestRef(d)).Encoded(), "data")
+}
+
+// root asks the registry what the reference points to. Where we have an idea already, a HEAD will do: it is cheap, it still proves that
+// the caller may have the image, and Docker Hub does not count it.
+func (p *pull) root(ctx context.Context) ([]byte, ocispec.Descriptor, error) {
+	q := request{method: http.MethodGet, kind: "manifests", object: p.object(), accept: acceptManifests, resolve: p.target.digest == ""}
+	if p.maybeKnown() {
+		head := q
+		head.method = http.MethodHead
+		resp, err := p.reg.do(ctx, head)
+		if err == nil {
+			resp.Body.Close()
+			if raw, ok := p.unchanged(ctx, resp.Header); ok {
+				desc := descriptorOf(raw, contentType(resp.Header))
+				p.note(desc)
+				return raw, desc, nil
+			}
+		} else if errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) || ctx.Err() != nil {
+			return nil, ocispec.Descriptor{}, err
+		}
+	}
+	raw, header, err := p.get(ctx, q, maxDocument)
+	if err != nil {
+		return nil, ocispec.Descriptor{}, err
+	}
+	desc := descriptorOf(raw, contentType(header))
+	for _, want := range []digest.Digest{p.target.digest, digest.Digest(header.Get("Docker-Content-Digest"))} {
+		if strings.HasPrefix(string(want), "sha256:") && want != desc.Digest {
+			return nil, desc, refuse(errdefs.ErrDataLoss, "manifest has digest %s, not %s", desc.Digest, clip(string(want)))
+		}
+	}
+	return raw, desc, p.keep(ctx, raw, desc)
+}
+
+// maybeKnown tells whether a record speaks of the reference.
+func (p *pull) maybeKnown() bool {
+	p.Images.mu.Lock()
+	defer p.Images.mu.Unlock()
+	return p.named(p.target) != nil
+}
+
+// unchanged returns the root document if it is the one we have.
+func (p *pull) unchanged(ctx context.Context, header http.Header) ([]byte, bool) {
+	d := p.target.digest
+	if d == "" {
+		d = digest.Digest(header.Get("Docker-Content-Digest"))
+	}
+	if checkDigest(d) != nil || p.hold(ctx, blobKey(d)) != nil {
+		return nil, false
+	}
+	raw, err := p.readDocument(d)
+	return raw, err == nil
+}
+
+func contentType(h http.Header) string {
+	t, _, err := mime.ParseMediaType(h.Get("Content-Type"))
+	if err != nil {
+		return ""
+	}
+	return t
+}
+
+// get reads a small answer whole, trying again when the connection breaks.
+func (p *pull) get(ctx context.Context, q request, most int64) ([]byte, http.Header, error) {
+	for attempt := 1; ; attempt++ {
+		resp, err := p.reg.do(ctx, q)
+		if err != nil {
+			return nil, nil, err
+		}
+		raw, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
+		resp.Body.Close()
+		switch {
+		case err == nil && int64(len(raw)) > most:
+			return nil, nil, refuse(errdefs.ErrResourceExhausted, "%s has more than %d bytes", q, most)
+		case err == nil:
+			return raw, resp.Header, nil
+		case ctx.Err() != nil:
+			return nil, nil, context.Cause(ctx)
+		case attempt == maxAttempts || !transient(err):
+			return nil, nil, err
+		}
+		if err := p.prog.waiting(func() error { return sleep(ctx, backoff(attempt)) }); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// document returns a manifest or config by its descriptor, from content/ or from the registry. kind is where the registry has it.
+func (p *pull) document(ctx context.Context, desc ocispec.Descriptor, kind string) ([]byte, error) {
+	if err := p.hold(ctx, blobKey(desc.Digest)); err != nil {
+		return nil, err
+	}
+	p.note(desc)
+	if raw, err := p.readDocument(desc.Digest); err == nil && int64(len(raw)) == desc.Size {
+		return raw, nil
+	}
+	accept := "*/*"
+	if kind == "manifests" {
+		accept = desc.MediaType
+	}
+	raw, header, err := p.get(ctx, request{method: http.MethodGet, kind: kind, object: desc.Digest.String(), accept: accept}, desc.Size)
+	if err != nil {
+		if errdefs.IsResourceExhausted(err) {
+			return nil, refuse(errdefs.ErrDataLoss, "%s is longer than its descriptor says", desc.Digest)
+		}
+		return nil, err
+	}
+	if got := digest.FromBytes(raw); got != desc.Digest || int64(len(raw)) != desc.Size {
+		return nil, refuse(errdefs.ErrDataLoss, "%s arrives as %d bytes with digest %s, its descriptor says %d", desc.Digest, len(raw), got, desc.Size)
+	}
+	if t := contentType(header); kind == "manifests" && manifestType(t) && t != desc.MediaType {
+		return nil, refuse(errdefs.ErrInvalidArgument, "manifest %s is served as %q, its descriptor says %q", desc.Digest, t, clip(desc.MediaType))
+	}
+	return raw, p.keep(ctx, raw, desc)
+}
+
+// keep writes a verified document into content/.
+func (p *pull) keep(ctx context.Context, raw []byte, desc ocispec.Descriptor) error {
+	if err := p.hold(ctx, blobKey(desc.Digest)); err != nil {
+		return err
+	}
+	p.note(desc)
+	release, err := p.claims.take(ctx, blobKey(desc.Digest))
+	if err != nil {
+		return err
+	}
+	defer release()
+	if have, err := p.readDocument(desc.Digest); err == nil && len(have) == len(raw) {
+		return nil
+	}
+	// What is there and does not verify makes room.
+	if err := ignoreNotFound(p.content.Delete(ctx, desc.Digest)); err != nil {
+		return err
+	}
+	err = content.WriteBlob(ctx, p.content, ingestRef(desc.Digest), bytes.NewReader(raw), desc)
+	if err != nil {
+		return fmt.Errorf("write blob %s: %w", desc.Digest, diskError(err))
+	}
+	p.step("pull.blob.written")
+	return nil
+}
+
+// layer brings one layer here: its blob into content/ and its files into layers/, at the same time where there is a free unpacker.
+func (p *pull) layer(ctx context.Context, downloads slots, desc ocispec.Descriptor, diffID digest.Digest, name string) (*layer, error) {
+	for _, key := range []string{blobKey(desc.Digest), layerPrefix + string(diffID)} {
+		if err := p.hold(ctx, key); err != nil {
+			return nil, err
+		}
+	}
+	p.note(desc)
+	if err := p.fetch(ctx, downloads, desc, diffID, name); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if l := p.anyLayer(diffID); l != nil && p.hold(ctx, layerPrefix+l.key()) == nil && p.layerByKey(l.key()) == l {
+		return l, nil
+	}
+	l, err := p.unpackBlob(ctx, desc, diffID, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return l, nil
+}
+
+// fetch returns when the blob is in content/. On the way it may have unpacked the layer, too.
+func (p *pull) fetch(ctx context.Context, downloads slots, desc ocispec.Descriptor, diffID digest.Digest, name string) error {
+	var release func()
+	err := p.prog.waiting(func() (err error) {
+		release, err = p.claims.take(ctx, blobKey(desc.Digest))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer release()
+	if ok, err := p.haveBlob(ctx, desc); ok || err != nil {
+		return err
+	}
+	if err := p.prog.waiting(func() error { return downloads.take(ctx) }); err != nil {
+		return err
+	}
+	defer downloads.give()
+	it := p.prog.item(name, desc.Size)
+	defer p.prog.finish(name)
+	along := p.unpackAlong(ctx, desc, diffID)
+	err = p.download(ctx, desc, it, along)
+	return along.end(err)
+}
+
+// haveBlob tells whether content/ has the blob. One that no record vouches for is hashed first; what is wrong is deleted.
+func (p *pull) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
+	f, err := os.Open(p.blobPath(desc.Digest))
+	if os.IsNotExist(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	p.Images.mu.Lock()
+	known := p.knownBlob(desc.Digest)
+	p.Images.mu.Unlock()
+	info, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	if info.Size() == desc.Size {
+		if known {
+			return true, nil
+		}
+		check := digest.SHA256.Digester()
+		if _, err := io.Copy(check.Hash(), &noticed{ctx, f, &p.prog}); err != nil {
+			return false, err
+		}
+		if check.Digest() == desc.Digest {
+			return true, nil
+		}
+	} else if known {
+		// The blob is verified, so it is the descriptor that lies.
+		return false, refuse(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", desc.Digest, info.Size(), desc.Size)
+	}
+	return false, ignoreNotFound(p.content.Delete(ctx, desc.Digest))
+}
+
+// noticed is a reader that counts as progress and ends with the context.
+type noticed struct {
+	ctx  context.Context
+	r    io.Reader
+	prog *progress
+}
+
+func (n *noticed) Read(b []byte) (int, error) {
+	if n.ctx.Err() != nil {
+		return 0, context.Cause(n.ctx)
+	}
+	c, err := n.r.Read(b)
+	n.prog.moved.Add(int64(c))
+	return c, err
+}
+
+// unpackBlob unpacks a layer whose blob is here, or waits for whoever does.
+func (p *pull) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, fixes []fix) (*layer, error) {
+	key := layerPrefix + layerKey(diffID, fixesKey(fixes))
+	if err := p.hold(ctx, key); err != nil {
+		return nil, err
+	}
+	var release func()
+	err := p.prog.waiting(func() (err error) {
+		release, err = p.claims.take(ctx, key)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if l := p.layerByKey(strings.TrimPrefix(key, layerPrefix)); l != nil {
+		return l, nil
+	}
+	if err := p.prog.waiting(func() error { return p.unpacks.take(ctx) }); err != nil {
+		return nil, err
+	}
+	defer p.unpacks.give()
+	f, err := os.Open(p.blobPath(desc.Digest))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	name := "unpacking " + short(diffID)
+	it := p.prog.item(name, 0)
+	defer p.prog.finish(name)
+	l, err := p.newLayer(ctx, source{f, desc.Size}, diffID, fixes, it, &p.prog)
+	if err != nil {
+		return nil, err
+	}
+	p.list(l)
+	return l, nil
+}
+
+// list makes an unpacked layer known to everybody.
+func (c *Images) list(l *layer) {
+	c.mu.Lock()
+	c.layers[l.key()] = l
+	c.mu.Unlock()
+	c.step("pull.unpacked")
+}
+
+// download fetches a blob into content/, from where an earlier attempt stopped.
+func (p *pull) download(ctx context.Context, desc ocispec.Descriptor, it *item, along *alongside) error {
+	w, err := content.OpenWriter(ctx, p.content, content.WithRef(ingestRef(desc.Digest)), content.WithDescriptor(desc))
+	if err != nil {
+		return fmt.Errorf("open blob %s: %w", desc.Digest, diskError(err))
+	}
+	defer w.Close()
+	status, err := w.Status()
+	if err != nil {
+		return err
+	}
+	d := &transfer{pull: p, desc: desc, w: w, offset: status.Offset, item: it, along: along}
+	d.pieces = d.offset > 0
+	if d.offset > desc.Size {
+		if err := d.restart(); err != nil {
+			return err
+		}
+	}
+	along.advance(d.offset)
+	err = d.run(ctx)
+	var wrong contentError
+	if errors.As(err, &wrong) {
+		w.Close()
+		return errors.Join(err, ignoreNotFound(p.content.Abort(context.WithoutCancel(ctx), ingestRef(desc.Digest))))
+	}
+	if err == nil {
+		p.step("pull.blob.written")
+	}
+	return err
+}

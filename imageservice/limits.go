@@ -1,0 +1,41 @@
+package imageservice
+
+import "time"
+
+// Limits caps what a registry can make us store (I13). Zero fields take the default.
+type Limits struct {
+	LayerBytes int64 // uncompressed bytes of one layer's tar; default 64 GiB
+	ImageBytes int64 // compressed and, separately, uncompressed bytes of all layers of an image; default 256 GiB
+	Entries    int64 // tar entries of one layer, directories that had to be made up included; default 1,000,000
+	Ratio      int64 // uncompressed bytes per compressed byte of one layer, looked at from 256 MiB on; default 200
+	Layers     int   // layers of one image; default and most 500, which is what overlayfs stacks
+}
+
+const (
+	maxDocument     = 4 << 20   // bytes of a manifest, index or image config
+	maxToken        = 1 << 20   // bytes of a token server's reply
+	maxErrorBody    = 8 << 10   // bytes read of a registry's error reply
+	maxIndexEntries = 1024      // manifests in one index
+	maxIndexDepth   = 3         // indexes in indexes
+	maxOverlay      = 500       // lower directories of one overlay mount
+	ratioFloor      = 256 << 20 // bytes below which the ratio is nobody's business: sparse files are legal
+	maxName         = 4096      // bytes of a path in a layer
+	maxWindow       = 128 << 20 // bytes of a zstd window, the most that zstd makes without --ultra --long
+	debrisRetention = 10 * time.Minute
+)
+
+func (l Limits) withDefaults() Limits {
+	def := func(v *int64, d int64) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	def(&l.LayerBytes, 64<<30)
+	def(&l.ImageBytes, 256<<30)
+	def(&l.Entries, 1_000_000)
+	def(&l.Ratio, 200)
+	if l.Layers <= 0 || l.Layers > maxOverlay {
+		l.Layers = maxOverlay
+	}
+	return l
+}

@@ -1,0 +1,311 @@
+package imageservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Rootfs is a root filesystem to mount.
+type Rootfs struct {
+	ImageID  string
+	Dir      string // holds upper/ and work/ of the writable layer, created when missing; unused when ReadOnly
+	Target   string // mountpoint, created when missing
+	ReadOnly bool   // no writable layer: the image's files as they are, any number of times
+}
+
+// Layers returns the lower directories of an image, topmost first: absolute paths, at least one. ErrNotFound when there is no such image.
+func (c *Images) Layers(imageID string) ([]string, error) {
+	names, err := c.stack(imageID)
+	for i := range names {
+		names[i] = filepath.Join(c.cfg.Root, "layers", names[i])
+	}
+	return names, err
+}
+
+// stack is Layers relative to layers/. A layer that occurs twice counts where it is topmost, overlayfs refuses it twice and all that is
+// in it lower down is hidden by itself; below a layer with an opaque root nothing is seen.
+func (c *Images) stack(imageID string) ([]string, error) {
+	c.mu.Lock()
+	r := c.records[imageID]
+	c.mu.Unlock()
+	if r == nil {
+		return nil, fmt.Errorf("image %s: %w", imageID, errdefs.ErrNotFound)
+	}
+	var names []string
+	seen := map[string]bool{}
+	for i := len(r.Layers) - 1; i >= 0; i-- {
+		l := r.Layers[i]
+		if !seen[l.Dir] {
+			names = append(names, l.Dir+"/fs")
+		}
+		seen[l.Dir] = true
+		if l.Opaque {
+			break
+		}
+	}
+	if len(names) == 0 {
+		names = []string{"empty"}
+	}
+	return names, nil
+}
+
+// Mount mounts an image's layers at r.Target, with a writable layer in r.Dir unless r.ReadOnly. The writable layer is volatile: nothing
+// of it is synced, so it is good for one mount only, and mounting it again, or over a mounted target, is ErrFailedPrecondition.
+// ErrNotFound when there is no such image. The caller holds the image.
+func (c *Images) Mount(ctx context.Context, r Rootfs) error {
+	lower, err := c.stack(r.ImageID)
+	if err != nil {
+		return fmt.Errorf("mount root filesystem: %w", err)
+	}
+	o := overlay{layers: filepath.Join(c.cfg.Root, "layers"), lower: lower, target: r.Target}
+	if err := o.prepare(r); err != nil {
+		return fmt.Errorf("mount root filesystem at %s: %w", r.Target, diskError(err))
+	}
+	if err := o.mount(); err != nil {
+		return fmt.Errorf("mount root filesystem at %s: %w", r.Target, diskError(err))
+	}
+	c.step("mount.mounted")
+	return nil
+}
+
+// overlay is one mount to make.
+type overlay struct {
+	layers string   // folder that lower is relative to
+	lower  []string // topmost first
+	upper  string   // "" for a read-only mount
+	work   string
+	target string
+}
+
+// prepare creates the folders and refuses what must not be mounted a second time.
+func (o *overlay) prepare(r Rootfs) error {
+	if !filepath.IsAbs(r.Target) {
+		return fmt.Errorf("target is not absolute: %w", errdefs.ErrInvalidArgument)
+	}
+	if err := os.MkdirAll(r.Target, 0o755); err != nil {
+		return err
+	}
+	mounted, err := isMountpoint(r.Target)
+	if err != nil {
+		return err
+	}
+	if mounted {
+		return fmt.Errorf("something is mounted there: %w", errdefs.ErrFailedPrecondition)
+	}
+	if r.ReadOnly {
+		if len(o.lower) == 1 && o.lower[0] != "empty" {
+			o.lower = append(o.lower, "empty") // without an upper layer overlayfs wants two lower ones
+		}
+		return nil
+	}
+	if !filepath.IsAbs(r.Dir) {
+		return fmt.Errorf("folder of the writable layer is not absolute: %w", errdefs.ErrInvalidArgument)
+	}
+	o.upper, o.work = filepath.Join(r.Dir, "upper"), filepath.Join(r.Dir, "work")
+	if _, err := os.Lstat(filepath.Join(o.work, "work", "incompat", "volatile")); err == nil {
+		return fmt.Errorf("the writable layer %s was mounted before, and a volatile one can be mounted only once: %w", r.Dir, errdefs.ErrFailedPrecondition)
+	}
+	if err := os.MkdirAll(o.upper, 0o755); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.work, 0o700); err != nil {
+		return err
+	}
+	return o.adoptRoot()
+}
+
+// adoptRoot gives the upper directory owner and mode of the topmost layer's root: overlayfs shows the upper one's.
+func (o *overlay) adoptRoot() error {
+	var st unix.Stat_t
+	if err := unix.Lstat(filepath.Join(o.layers, o.lower[0]), &st); err != nil {
+		return err
+	}
+	if o.lower[0] == "empty" {
+		return os.Chmod(o.upper, 0o755)
+	}
+	if err := os.Lchown(o.upper, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	return unix.Chmod(o.upper, st.Mode&0o7777)
+}
+
+// isMountpoint compares the device and the mount id with the parent's.
+func isMountpoint(path string) (bool, error) {
+	var here, above unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_MNT_ID, &here); err != nil {
+		return false, err
+	}
+	if err := unix.Statx(unix.AT_FDCWD, filepath.Dir(path), 0, unix.STATX_MNT_ID, &above); err != nil {
+		return false, err
+	}
+	return here.Mnt_id != above.Mnt_id, nil
+}
+
+func (o *overlay) mount() error {
+	err := o.mountNew()
+	if errors.Is(err, errOldKernel) {
+		return o.mountOld()
+	}
+	return err
+}
+
+// errOldKernel: no fsopen(2), or an overlayfs without lowerdir+ (Linux before 6.5).
+var errOldKernel = errors.New("kernel without overlayfs lowerdir+")
+
+// mountNew uses the mount API of file descriptors: no limit on the length of all options together.
+func (o *overlay) mountNew() error {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err == unix.ENOSYS {
+		return errOldKernel
+	}
+	if err != nil {
+		return fmt.Errorf("fsopen overlay: %w", err)
+	}
+	defer unix.Close(fs)
+	var open []int
+	defer func() {
+		for _, fd := range open {
+			unix.Close(fd)
+		}
+	}()
+	set := func(key, dir string) error {
+		if len(dir) > 255 {
+			// fsconfig takes 255 bytes of a string. A descriptor's name is short.
+			fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			open, dir = append(open, fd), fdPath(fd)
+		}
+		if err := unix.FsconfigSetString(fs, key, dir); err != nil {
+			return fsError(fs, key+" "+dir, err)
+		}
+		return nil
+	}
+	if err := unix.FsconfigSetString(fs, "source", "overlay"); err != nil {
+		return fsError(fs, "source", err)
+	}
+	for i, l := range o.lower {
+		if err := set("lowerdir+", filepath.Join(o.layers, l)); err != nil {
+			if i == 0 && errors.Is(err, unix.EINVAL) {
+				return errOldKernel
+			}
+			return err
+		}
+	}
+	attr := unix.MOUNT_ATTR_RDONLY
+	if o.upper != "" {
+		attr = 0
+		if err := errors.Join(set("upperdir", o.upper), set("workdir", o.work)); err != nil {
+			return err
+		}
+		if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil {
+			return fsError(fs, "volatile", err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return fsError(fs, "create", err)
+	}
+	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attr)
+	if err != nil {
+		return fmt.Errorf("fsmount: %w", err)
+	}
+	defer unix.Close(mnt)
+	if err := unix.MoveMount(mnt, "", unix.AT_FDCWD, o.target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("move mount: %w", err)
+	}
+	return nil
+}
+
+// fsError adds what the kernel has to say; it writes it into the context's log, not into errno.
+func fsError(fs int, what string, err error) error {
+	b := make([]byte, 1024)
+	var said []string
+	for len(said) < 8 {
+		n, rerr := unix.Read(fs, b)
+		if rerr != nil || n <= 0 {
+			break
+		}
+		said = append(said, strings.TrimSpace(string(b[:n])))
+	}
+	if len(said) == 0 {
+		return fmt.Errorf("overlay, %s: %w", what, err)
+	}
+	return fmt.Errorf("overlay, %s: %w (%s)", what, err, strings.Join(said, "; "))
+}
+
+// mountOld uses mount(2), whose options have to fit into one page: the lower directories are named relative to layers/, by a thread with
+// a working directory of its own.
+func (o *overlay) mountOld() error {
+	opts := "lowerdir=" + strings.Join(o.lower, ":")
+	flags := uintptr(unix.MS_RDONLY)
+	if o.upper != "" {
+		flags = 0
+		opts += ",upperdir=" + escape(o.upper) + ",workdir=" + escape(o.work) + ",volatile"
+	}
+	if len(opts) >= os.Getpagesize() {
+		return fmt.Errorf("%d layers do not fit into the options of mount(2) on this kernel: %w", len(o.lower), errdefs.ErrFailedPrecondition)
+	}
+	result := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread, which no longer shares its working directory, ends with the goroutine.
+		runtime.LockOSThread()
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			err = unix.Chdir(o.layers)
+		}
+		if err == nil {
+			err = unix.Mount("overlay", o.target, "overlay", flags, opts)
+		}
+		result <- err
+	}()
+	if err := <-result; err != nil {
+		return fmt.Errorf("mount overlay: %w", err)
+	}
+	return nil
+}
+
+// escape keeps separators out of a mount option.
+func escape(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `,`, `\,`, `:`, `\:`).Replace(path)
+}
+
+const (
+	unmountTries = 10
+	unmountPause = 20 * time.Millisecond
+)
+
+// Unmount unmounts whatever is mounted at target; nothing mounted, or no target, is no error. A busy mount is tried for a short time and
+// then detached: it goes away when its last user does.
+func (c *Images) Unmount(ctx context.Context, target string) error {
+	for try := 1; ; {
+		flags := unix.UMOUNT_NOFOLLOW
+		if try >= unmountTries || ctx.Err() != nil {
+			flags |= unix.MNT_DETACH
+		}
+		switch err := unix.Unmount(target, flags); err {
+		case nil: // there may be another below
+		case unix.EINVAL, unix.ENOENT, unix.ENOTDIR:
+			c.step("mount.unmounted")
+			return nil
+		case unix.EBUSY:
+			if flags&unix.MNT_DETACH != 0 {
+				return fmt.Errorf("unmount %s: %w", target, err)
+			}
+			try++
+			sleep(ctx, unmountPause)
+		case unix.EINTR:
+		default:
+			return fmt.Errorf("unmount %s: %w", target, err)
+		}
+	}
+}

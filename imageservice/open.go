@@ -1,0 +1,253 @@
+package imageservice
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Open takes possession of content/, images/ and layers/ below c.Root and recovers: every record that proves itself is listed again, one
+// that does not is renamed to *.torn and logged and costs that image only; partial downloads and layers without a record are deleted.
+func Open(ctx context.Context, c Config) (*Images, error) {
+	if c.Root == "" || !filepath.IsAbs(c.Root) {
+		return nil, fmt.Errorf("open image service: root folder %q is not absolute", c.Root)
+	}
+	if c.Step == nil {
+		c.Step = func(string) {}
+	}
+	if c.StallTimeout <= 0 {
+		c.StallTimeout = 30 * time.Second
+	}
+	if c.MaxDownloads <= 0 {
+		c.MaxDownloads = 3
+	}
+	if c.MaxUnpacks <= 0 {
+		c.MaxUnpacks = max(2, runtime.NumCPU())
+	}
+	c.Limits = c.Limits.withDefaults()
+	if err := makeFolders(c.Root); err != nil {
+		return nil, fmt.Errorf("open image service: %w", err)
+	}
+	store, err := local.NewStore(filepath.Join(c.Root, "content"))
+	if err != nil {
+		return nil, fmt.Errorf("open image service: %w", err)
+	}
+	s := &Images{
+		cfg: c, content: store, step: c.Step,
+		unpacks: make(slots, c.MaxUnpacks), writer: make(slots, 1),
+		records: map[string]*record{}, names: map[string]string{}, layers: map[string]*layer{}, holds: map[string]map[string]bool{},
+		pins: map[string]int{}, dying: map[string]chan struct{}{}, flights: map[string]*flight{},
+	}
+	if err := s.recover(ctx); err != nil {
+		return nil, fmt.Errorf("open image service: %w", err)
+	}
+	s.step("open.recovered")
+	return s, nil
+}
+
+// makeFolders creates what is missing. 0700 keeps the setuid files of images away from the node's users.
+func makeFolders(root string) error {
+	for _, d := range []string{"", "content", "images", "layers", "layers/empty"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o700); err != nil {
+			return err
+		}
+	}
+	for _, d := range []string{"content", "images", "layers"} {
+		if err := os.Chmod(filepath.Join(root, d), 0o700); err != nil {
+			return err
+		}
+	}
+	layout := filepath.Join(root, "content", ocispec.ImageLayoutFile)
+	want, err := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
+	if err != nil {
+		return err
+	}
+	if have, err := os.ReadFile(layout); err == nil && string(have) == string(want) {
+		return nil
+	}
+	return os.WriteFile(layout, want, 0o600)
+}
+
+func (c *Images) recover(ctx context.Context) error {
+	if err := removeTree(filepath.Join(c.cfg.Root, "content", "ingest")); err != nil {
+		log.G(ctx).WithError(err).Warn("partial downloads could not be deleted")
+	}
+	if err := os.MkdirAll(filepath.Join(c.cfg.Root, "content", "ingest"), 0o700); err != nil {
+		return err
+	}
+	if err := c.loadRecords(ctx); err != nil {
+		return err
+	}
+	c.settleTags(ctx)
+	if err := c.dropOrphanLayers(ctx); err != nil {
+		return err
+	}
+	c.sweepLater(debrisRetention)
+	return nil
+}
+
+func (c *Images) loadRecords(ctx context.Context) error {
+	dir := filepath.Join(c.cfg.Root, "images")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		switch filepath.Ext(e.Name()) {
+		case ".torn":
+			continue
+		case ".tmp":
+			os.Remove(path)
+			continue
+		}
+		r, err := c.loadRecord(path, "sha256:"+e.Name())
+		if err != nil {
+			log.G(ctx).WithError(err).WithField("image", e.Name()).Error("image record is not to be believed; set aside as *.torn, pull the image again")
+			if err := os.Rename(path, path+".torn"); err != nil {
+				log.G(ctx).WithError(err).WithField("image", e.Name()).Warn("image record could not be renamed")
+			}
+			continue
+		}
+		c.records[r.ID] = r
+		for i := range r.Layers {
+			c.layers[r.Layers[i].key()] = &r.Layers[i]
+		}
+	}
+	return nil
+}
+
+// loadRecord reads one record and checks that what it lists is there: the config down to its hash, blobs by size, layers by existence.
+func (c *Images) loadRecord(path, id string) (*record, error) {
+	b, err := readCapped(path, 4*maxDocument)
+	if err != nil {
+		return nil, err
+	}
+	r, err := decodeRecord(b, id)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range r.Blobs {
+		info, err := os.Lstat(c.blobPath(b.Digest))
+		if err != nil {
+			return nil, err
+		}
+		if !info.Mode().IsRegular() || info.Size() != b.Size {
+			return nil, fmt.Errorf("blob %s has %d bytes, not %d", b.Digest, info.Size(), b.Size)
+		}
+	}
+	for _, l := range r.Layers {
+		if info, err := os.Lstat(filepath.Join(c.layerDir(l.Dir), "fs")); err != nil {
+			return nil, err
+		} else if !info.IsDir() {
+			return nil, fmt.Errorf("layer %s is not a directory", l.Dir)
+		}
+	}
+	config, err := c.readDocument(digest.Digest(id))
+	if err != nil {
+		return nil, err
+	}
+	return r, json.Unmarshal(config, &r.config)
+}
+
+// settleTags gives each tag to the record with the latest claim and corrects the loser's file, so that the tag does not come back when
+// the winner is removed.
+func (c *Images) settleTags(ctx context.Context) {
+	type claim struct {
+		id     string
+		serial uint64
+	}
+	best := map[string]claim{}
+	for id, r := range c.records {
+		for _, t := range r.Tags {
+			c.serial = max(c.serial, t.Serial)
+			if b, ok := best[t.Name]; !ok || t.Serial > b.serial {
+				best[t.Name] = claim{id, t.Serial}
+			}
+		}
+	}
+	for name, b := range best {
+		c.names[name] = b.id
+		for id, r := range c.records {
+			if id != b.id && r.hasTag(name) {
+				c.records[id] = r.withoutTag(name)
+				if err := c.writeRecord(c.records[id]); err != nil {
+					log.G(ctx).WithError(err).WithField("image", id).Warn("record of the image that lost its tag is not rewritten")
+				}
+			}
+		}
+	}
+}
+
+// dropOrphanLayers deletes the directories no record lists: they were never proven to be on disk.
+func (c *Images) dropOrphanLayers(ctx context.Context) error {
+	entries, err := os.ReadDir(filepath.Join(c.cfg.Root, "layers"))
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{"empty": true}
+	for _, l := range c.layers {
+		known[l.Dir] = true
+	}
+	for _, e := range entries {
+		if n, err := strconv.ParseUint(e.Name(), 10, 64); err == nil {
+			c.lastDir = max(c.lastDir, n)
+		}
+		if known[e.Name()] {
+			continue
+		}
+		if err := removeTree(c.layerDir(e.Name())); err != nil {
+			log.G(ctx).WithError(err).WithField("layer", e.Name()).Warn("orphan layer could not be deleted")
+		}
+	}
+	return nil
+}
+
+func readCapped(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > most {
+		return nil, errors.New(filepath.Base(path) + " is not a file of a sane size")
+	}
+	b := make([]byte, info.Size())
+	n, err := f.ReadAt(b, 0)
+	if n == len(b) {
+		err = nil
+	}
+	return b, err
+}
+
+func (c *Images) blobPath(d digest.Digest) string {
+	return filepath.Join(c.cfg.Root, "content", "blobs", "sha256", strings.TrimPrefix(string(d), "sha256:"))
+}
+
+// readDocument reads a manifest, index or config from content/ and verifies it on the way.
+func (c *Images) readDocument(d digest.Digest) ([]byte, error) {
+	b, err := readCapped(c.blobPath(d), maxDocument)
+	if err != nil {
+		return nil, err
+	}
+	if got := digest.FromBytes(b); got != d {
+		return nil, fmt.Errorf("blob %s on disk has digest %s", d, got)
+	}
+	return b, nil
+}

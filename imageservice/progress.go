@@ -1,0 +1,95 @@
+package imageservice
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// progress knows how far a pull is. A pull that moves (nearly) nothing for the stall time is cancelled; waiting on purpose (for another
+// pull, a slot, or the time a registry asked us to wait) does not count.
+type progress struct {
+	moved  atomic.Int64 // bytes read from the network or out of a decompressor
+	paused atomic.Int32
+
+	mu    sync.Mutex
+	items map[string]*item
+	order []*item
+}
+
+type item struct {
+	name        string
+	done, total atomic.Int64
+}
+
+func (p *progress) item(name string, total int64) *item {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.items == nil {
+		p.items = map[string]*item{}
+	}
+	it := p.items[name]
+	if it == nil {
+		it = &item{name: name}
+		p.items[name] = it
+		p.order = append(p.order, it)
+	}
+	it.total.Store(total)
+	return it
+}
+
+// finish drops an item: where() no longer speaks of it.
+func (p *progress) finish(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.items, name)
+}
+
+// where names the first unfinished item, for the error of a pull that stalled.
+func (p *progress) where() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, it := range p.order {
+		if p.items[it.name] == it {
+			if it.total.Load() == 0 {
+				return fmt.Sprintf("%s, %d bytes", it.name, it.done.Load())
+			}
+			return fmt.Sprintf("%s, %d of %d bytes", it.name, it.done.Load(), it.total.Load())
+		}
+	}
+	return "resolving the reference"
+}
+
+// waiting runs f with the stall clock stopped.
+func (p *progress) waiting(f func() error) error {
+	p.paused.Add(1)
+	defer p.paused.Add(-1)
+	return f()
+}
+
+// minMove is what counts as moving within the stall time: a peer that sends a byte now and then does not keep a pull alive for ever.
+const minMove = 1024
+
+// watch calls stalled once when less than minMove bytes moved within limit, and returns then or when ctx ends.
+func (p *progress) watch(ctx context.Context, limit time.Duration, stalled func()) {
+	tick := time.NewTicker(max(limit/8, time.Millisecond))
+	defer tick.Stop()
+	seen, since := p.moved.Load(), time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := p.moved.Load()
+		switch {
+		case now-seen >= minMove || p.paused.Load() > 0:
+			seen, since = now, time.Now()
+		case time.Since(since) >= limit:
+			stalled()
+			return
+		}
+	}
+}

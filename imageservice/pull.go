@@ -1,0 +1,376 @@
+package imageservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+// flight is a pull under way, shared by everybody who asked for the same reference with the same credentials.
+type flight struct {
+	key     string
+	waiters int  // under Images.mu
+	leaving bool // cancelled: a new caller must not join. Under Images.mu
+	cancel  context.CancelCauseFunc
+	stalled chan struct{} // closed when the flight was given up; stallErr is set before
+	done    chan struct{} // closed at the end; img and err are set before
+
+	stallErr error
+	img      Image
+	err      error
+}
+
+var errNobodyWaits = errors.New("nobody waits for this pull any more")
+
+// Pull fetches ref, unpacks it and lists it, or finds that the registry still serves what is listed; the registry is asked every time, so
+// the answer is also one about the caller's right to the image. A caller that gives up leaves; the pull goes on for the others and is
+// cancelled when nobody is left, keeping for a while what it has.
+//
+// Errors: ErrInvalidArgument for a bad reference, bad credentials or content that contradicts itself; ErrNotFound (with the list of
+// platforms where that is why); ErrUnauthenticated; ErrPermissionDenied; ErrDataLoss when bytes do not have their digest;
+// ErrResourceExhausted for a full disk and for content beyond the limits; ErrNotImplemented for formats we do not take; the context's
+// error; and, without any class, one that begins with "RegistryUnavailable: ".
+func (c *Images) Pull(ctx context.Context, ref string, auth *Auth) (Image, error) {
+	t, err := parseTarget(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	creds, err := credentialsFor(auth, t)
+	if err != nil {
+		return Image{}, fmt.Errorf("pull %s: %w", t, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return Image{}, fmt.Errorf("pull %s: %w", t, err)
+	}
+	for {
+		f, old := c.join(ctx, t, creds)
+		if old == nil {
+			return c.await(ctx, t, f)
+		}
+		select {
+		case <-old.done: // a cancelled one winds down
+		case <-ctx.Done():
+			return Image{}, fmt.Errorf("pull %s: %w", t, ctx.Err())
+		}
+	}
+}
+
+// join returns the flight to wait for, or the cancelled one whose end must come first.
+func (c *Images) join(ctx context.Context, t target, creds credentials) (f, leaving *flight) {
+	key := t.String() + " " + creds.key()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f := c.flights[key]; f != nil {
+		if f.leaving {
+			return nil, f
+		}
+		f.waiters++
+		return f, nil
+	}
+	// The flight is not the caller's: others may join it.
+	fctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	f = &flight{key: key, waiters: 1, cancel: cancel, stalled: make(chan struct{}), done: make(chan struct{})}
+	c.flights[key] = f
+	go c.fly(fctx, f, t, creds)
+	return f, nil
+}
+
+// await returns what the flight brings, or leaves it.
+func (c *Images) await(ctx context.Context, t target, f *flight) (Image, error) {
+	select {
+	case <-f.done:
+		return f.img, f.err
+	case <-f.stalled:
+		return Image{}, f.stallErr
+	case <-ctx.Done():
+	}
+	c.mu.Lock()
+	f.waiters--
+	if f.waiters == 0 {
+		f.leaving = true
+		f.cancel(errNobodyWaits)
+	}
+	c.mu.Unlock()
+	return Image{}, fmt.Errorf("pull %s: %w", t, ctx.Err())
+}
+
+// fly runs a pull to its end, whatever that is.
+func (c *Images) fly(ctx context.Context, f *flight, t target, creds credentials) {
+	p := &pull{Images: c, target: t, creds: creds, want: platforms.Only(platforms.DefaultSpec())}
+	secrets := append(creds.secrets(), creds.username+":"+creds.secret)
+	f.err = errdefs.ErrAborted // what remains if the goroutine is ended from within
+	watch, unwatch := context.WithCancel(ctx)
+	p.moved = unwatch
+	defer func() {
+		unwatch()
+		f.cancel(nil)
+		c.mu.Lock()
+		delete(c.flights, f.key)
+		c.mu.Unlock()
+		close(f.done)
+	}()
+	go p.prog.watch(watch, c.cfg.StallTimeout, func() {
+		err := unavailable{fmt.Errorf("nothing moved for %s at %s", c.cfg.StallTimeout, p.prog.where())}
+		c.mu.Lock()
+		f.leaving = true
+		f.stallErr = pullError(t.String(), err, secrets)
+		c.mu.Unlock()
+		close(f.stalled)
+		f.cancel(err)
+	})
+	img, err := p.run(ctx)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		err = pullError(t.String(), err, secrets)
+	}
+	f.img, f.err = img, err
+}
+
+// pull is the state of one flight.
+type pull struct {
+	*Images
+	target
+	creds credentials
+	want  platforms.MatchComparer
+	prog  progress
+	moved func() // ends the stall watch
+	reg   *registry
+
+	mu    sync.Mutex
+	keys  []string // pinned
+	blobs []blob   // everything this image consists of
+}
+
+// content of a pull once it is all here.
+type contents struct {
+	root     ocispec.Descriptor // what the reference points to
+	manifest ocispec.Descriptor
+	doc      *ocispec.Manifest
+	config   ocispec.Image
+	layers   []*layer // bottom first
+}
+
+func (p *pull) run(ctx context.Context) (img Image, err error) {
+	defer func() {
+		// Bytes that are wrong will be wrong again, and a full disk wants them gone. Others wait for the next try.
+		var wrong contentError
+		full := errors.Is(err, errdefs.ErrResourceExhausted)
+		p.unpin(p.keys, err == nil || full || errors.As(err, &wrong))
+	}()
+	// Opened before the first write, so that syncfs reports every write error since.
+	disk, err := openDisk(p.cfg.Root)
+	if err != nil {
+		return Image{}, err
+	}
+	defer disk.close()
+	if p.reg, err = p.openRegistry(ctx, p.target, p.creds, &p.prog); err != nil {
+		return Image{}, err
+	}
+	defer p.reg.close()
+	got, err := p.documents(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	if err := p.fetchLayers(ctx, &got); err != nil {
+		return Image{}, err
+	}
+	p.moved()
+	return p.commit(ctx, got, disk)
+}
+
+// documents resolves the reference down to one manifest and its config.
+func (p *pull) documents(ctx context.Context) (contents, error) {
+	raw, desc, err := p.root(ctx)
+	if err != nil {
+		return contents{}, err
+	}
+	p.step("pull.resolved")
+	got := contents{root: desc}
+	for depth := 0; ; depth++ {
+		doc, err := decodeDocument(raw, desc.MediaType)
+		if err != nil {
+			return contents{}, err
+		}
+		if doc.manifest != nil {
+			got.manifest, got.doc = desc, doc.manifest
+			break
+		}
+		if depth == maxIndexDepth {
+			return contents{}, refuse(errdefs.ErrResourceExhausted, "indexes nested more than %d deep", maxIndexDepth)
+		}
+		if desc, err = choose(doc.index, p.want); err != nil {
+			return contents{}, err
+		}
+		if raw, err = p.document(ctx, desc, "manifests"); err != nil {
+			return contents{}, err
+		}
+	}
+	if err := checkManifest(got.doc, p.cfg.Limits); err != nil {
+		return contents{}, err
+	}
+	if raw, err = p.document(ctx, got.doc.Config, "blobs"); err != nil {
+		return contents{}, err
+	}
+	got.config, err = decodeConfig(raw, got.doc, p.want)
+	return got, err
+}
+
+// fetchLayers downloads and unpacks, several layers at a time, then settles what made-up directories look like, bottom up.
+func (p *pull) fetchLayers(ctx context.Context, got *contents) error {
+	got.layers = make([]*layer, len(got.doc.Layers))
+	g, gctx := errgroup.WithContext(ctx)
+	downloads := make(slots, p.cfg.MaxDownloads)
+	for i := range got.doc.Layers {
+		g.Go(func() (err error) {
+			name := fmt.Sprintf("layer %d/%d %s", i+1, len(got.layers), short(got.doc.Layers[i].Digest))
+			got.layers[i], err = p.layer(gctx, downloads, got.doc.Layers[i], got.config.RootFS.DiffIDs[i], name)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	var total uint64
+	var below []*layer // topmost first
+	for i, l := range got.layers {
+		if total += l.Bytes; total > uint64(p.cfg.Limits.ImageBytes) {
+			return refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes", p.cfg.Limits.ImageBytes)
+		}
+		implied, err := p.readImplied(l.Dir)
+		if err != nil {
+			return err
+		}
+		fixes, err := p.fixesFor(implied, below)
+		if err != nil {
+			return err
+		}
+		if l.Fixes != fixesKey(fixes) {
+			if l, err = p.unpackBlob(ctx, got.doc.Layers[i], l.DiffID, fixes); err != nil {
+				return err
+			}
+			got.layers[i] = l
+		}
+		below = slices.Insert(below, 0, l)
+	}
+	return nil
+}
+
+func short(d digest.Digest) string {
+	if s := string(d); len(s) > 19 {
+		return s[:19]
+	}
+	return string(d)
+}
+
+// commit makes the image durable and lists it (I10).
+func (p *pull) commit(ctx context.Context, got contents, disk *disk) (Image, error) {
+	if err := p.writer.take(ctx); err != nil {
+		return Image{}, err
+	}
+	defer p.writer.give()
+	r, old, changed := p.newRecord(got)
+	if !changed {
+		return r.image(p.pinned), nil
+	}
+	if err := disk.sync(); err != nil {
+		return Image{}, fmt.Errorf("sync image data: %w", diskError(err))
+	}
+	p.step("pull.synced")
+	if err := p.writeRecord(r); err != nil {
+		return Image{}, fmt.Errorf("write image record: %w", err)
+	}
+	p.step("pull.recorded")
+	p.Images.mu.Lock()
+	p.records[r.ID] = r
+	for _, t := range r.Tags {
+		p.names[t.Name] = r.ID
+	}
+	if old != nil {
+		p.records[old.ID] = old
+	}
+	p.Images.mu.Unlock()
+	if old != nil {
+		// The new record's later serial has already won the tag; this only saves Open the decision.
+		if err := p.writeRecord(old); err != nil {
+			log.G(ctx).WithError(err).WithField("image", old.ID).Warn("record of the image that lost its tag is not rewritten")
+		}
+		p.step("pull.moved")
+	}
+	return r.image(p.pinned), nil
+}
+
+// newRecord merges what we have with the record there may be. old is the record, without the tag, of the image that loses it. The caller
+// has the writer's right, so that records do not change meanwhile.
+func (p *pull) newRecord(got contents) (r, old *record, changed bool) {
+	p.Images.mu.Lock()
+	defer p.Images.mu.Unlock()
+	id := string(got.doc.Config.Digest)
+	r = &record{ID: id, config: got.config, Size: got.manifest.Size + got.doc.Config.Size}
+	counted := map[digest.Digest]bool{}
+	for _, d := range got.doc.Layers {
+		if !counted[d.Digest] {
+			r.Size += d.Size
+		}
+		counted[d.Digest] = true
+	}
+	for _, l := range got.layers {
+		r.Layers = append(r.Layers, *l)
+	}
+	have := p.records[id]
+	if have != nil {
+		r.Tags, r.Digests, r.Blobs = slices.Clone(have.Tags), slices.Clone(have.Digests), slices.Clone(have.Blobs)
+	}
+	changed = have == nil || !slices.Equal(have.Layers, r.Layers)
+	for _, b := range p.blobs {
+		if !slices.Contains(r.Blobs, b) {
+			r.Blobs, changed = append(r.Blobs, b), true
+		}
+	}
+	if d := p.repository() + "@" + got.root.Digest.String(); !slices.Contains(r.Digests, d) {
+		r.Digests, changed = append(r.Digests, d), true
+	}
+	if p.tag == "" || p.names[p.String()] == id {
+		return r, nil, changed
+	}
+	p.serial++
+	r.Tags = append(r.Tags, tag{Name: p.String(), Serial: p.serial})
+	if loser := p.records[p.names[p.String()]]; loser != nil {
+		old = loser.withoutTag(p.String())
+	}
+	return r, old, true
+}
+
+// String keeps target's method in front of the others'.
+func (p *pull) String() string { return p.target.String() }
+
+// note remembers a blob of the image.
+func (p *pull) note(d ocispec.Descriptor) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := blob{Digest: d.Digest, Size: d.Size}
+	if !slices.Contains(p.blobs, b) {
+		p.blobs = append(p.blobs, b)
+	}
+}
+
+// hold pins data for the rest of the pull.
+func (p *pull) hold(ctx context.Context, key string) error {
+	if err := p.pin(ctx, key); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.keys = append(p.keys, key)
+	return nil
+}

@@ -1,0 +1,106 @@
+package imageservice
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+const goarch = runtime.GOARCH
+
+// newImages opens a service on a folder of its own.
+func newImages(t testing.TB, edit func(*Config)) *Images {
+	t.Helper()
+	c := Config{Root: filepath.Join(t.TempDir(), "root"), StallTimeout: 10 * time.Second}
+	if edit != nil {
+		edit(&c)
+	}
+	s, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (c *Images) mustPull(t testing.TB, ref string) Image {
+	t.Helper()
+	img, err := c.Pull(t.Context(), ref, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// mounted mounts the image and returns the path of a file in it.
+func mounted(t testing.TB, c *Images, id string) func(string) string {
+	t.Helper()
+	dir := t.TempDir()
+	target := filepath.Join(dir, "rootfs")
+	if err := c.Mount(t.Context(), Rootfs{ImageID: id, Dir: filepath.Join(dir, "c"), Target: target}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Unmount(context.Background(), target); err != nil {
+			t.Error(err)
+		}
+	})
+	return func(name string) string { return filepath.Join(target, name) }
+}
+
+func wantFile(t testing.TB, path, want string) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil || string(b) != want {
+		t.Errorf("%s holds %q (%v), want %q", filepath.Base(path), b, err, want)
+	}
+}
+
+func TestPullFormats(t *testing.T) {
+	base := tarOf(t, dir("etc", 0o755), reg("etc/a"), "from base", reg("etc/b"), "hidden later")
+	upper := tarOf(t, dir("etc", 0o755), reg("etc/.wh.b"), reg("etc/c"), "from upper")
+	for name, wrap := range map[string]func([]byte) testLayer{"plain": plainLayer, "gzip": gzipLayer, "zstd": zstdLayer} {
+		for _, docker := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				r := newRegistry(t)
+				id, desc := r.build("1", []testLayer{wrap(base), wrap(upper)}, func(m *ocispec.Manifest, _ *ocispec.Image) {
+					if docker {
+						m.MediaType = dockerManifest
+						for i := range m.Layers {
+							m.Layers[i].MediaType = dockerLayer + map[string]string{"plain": "", "gzip": ".gzip", "zstd": ".zstd"}[name]
+						}
+					}
+				})
+				c := newImages(t, nil)
+				img := c.mustPull(t, r.ref("app:1"))
+				if img.ID != id || !slices.Equal(img.RepoTags, []string{r.ref("app:1")}) || !slices.Equal(img.RepoDigests, []string{r.ref("app@" + desc.Digest.String())}) {
+					t.Errorf("pulled %+v", img)
+				}
+				if img.Size <= 0 || !slices.Equal(img.Config.Config.Env, []string{"TAG=1"}) {
+					t.Errorf("size %d, config %+v", img.Size, img.Config.Config)
+				}
+				at := mounted(t, c, id)
+				wantFile(t, at("etc/a"), "from base")
+				wantFile(t, at("etc/c"), "from upper")
+				if _, err := os.Lstat(at("etc/b")); !os.IsNotExist(err) {
+					t.Errorf("whited out file: %v", err)
+				}
+			})
+		}
+	}
+}
+
+func TestPullNotFound(t *testing.T) {
+	r := newRegistry(t)
+	_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:none"), nil)
+	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "no such thing") {
+		t.Fatal(err)
+	}
+}

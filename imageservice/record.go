@@ -1,0 +1,187 @@
+package imageservice
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// recordFormat is the number in every record we write. We read this one only; a later one reads ours.
+const recordFormat = 1
+
+// record is everything we know about an image and cannot compute from its blobs. In memory it is immutable: a change is a new record.
+type record struct {
+	ID      string        `json:"id"`
+	Tags    []tag         `json:"tags,omitempty"`
+	Digests []string      `json:"digests,omitempty"` // repository@digest of every root document it was pulled by
+	Blobs   []blob        `json:"blobs"`             // every blob that exists because of this image
+	Layers  []layerRecord `json:"layers"`            // bottom first, as in the config
+	Size    int64         `json:"size"`              // manifest, config and layers of this platform, compressed bytes
+
+	config ocispec.Image
+}
+
+// tag is a name. Two records may both claim one after a crash between two writes: the higher serial is the later claim.
+type tag struct {
+	Name   string `json:"name"`
+	Serial uint64 `json:"serial"`
+}
+
+type blob struct {
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"`
+}
+
+type layerRecord struct {
+	DiffID digest.Digest `json:"diff_id"`
+	Fixes  string        `json:"fixes,omitempty"` // see link.go
+	Dir    string        `json:"dir"`             // below layers/
+	Bytes  uint64        `json:"bytes"`           // what du says
+	Inodes uint64        `json:"inodes"`
+	Opaque bool          `json:"opaque,omitempty"` // its root hides every layer below, which overlayfs does not do by itself
+}
+
+func (l layerRecord) key() string { return layerKey(l.DiffID, l.Fixes) }
+
+func layerKey(diffID digest.Digest, fixes string) string {
+	if fixes == "" {
+		return string(diffID)
+	}
+	return string(diffID) + "+" + fixes
+}
+
+// file is the JSON on disk. Sum is the sha256 of Record's bytes: a record is believed whole or not at all.
+type file struct {
+	Format int             `json:"format"`
+	Sum    string          `json:"sum"`
+	Record json.RawMessage `json:"record"`
+}
+
+func sum(b []byte) string {
+	s := sha256.Sum256(b)
+	return hex.EncodeToString(s[:])
+}
+
+func encodeRecord(r *record) ([]byte, error) {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(file{Format: recordFormat, Sum: sum(body), Record: body})
+}
+
+func decodeRecord(b []byte, id string) (*record, error) {
+	var f file
+	if err := json.Unmarshal(b, &f); err != nil {
+		return nil, err
+	}
+	if f.Format != recordFormat {
+		return nil, fmt.Errorf("format %d, not %d", f.Format, recordFormat)
+	}
+	if sum(f.Record) != f.Sum {
+		return nil, errors.New("checksum does not match")
+	}
+	r := &record{}
+	if err := json.Unmarshal(f.Record, r); err != nil {
+		return nil, err
+	}
+	if r.ID != id {
+		return nil, fmt.Errorf("it is the record of %q", r.ID)
+	}
+	for _, b := range r.Blobs {
+		if err := checkDigest(b.Digest); err != nil {
+			return nil, err
+		}
+	}
+	for _, l := range r.Layers {
+		if strings.Trim(l.Dir, "0123456789") != "" || l.Dir == "" {
+			return nil, fmt.Errorf("layer directory %q", l.Dir)
+		}
+	}
+	return r, nil
+}
+
+// image is the public view. The slices are the caller's own.
+func (r *record) image(pinned func(string) bool) Image {
+	img := Image{ID: r.ID, RepoDigests: slices.Clone(r.Digests), Size: r.Size, Config: r.config}
+	for _, t := range r.Tags {
+		img.RepoTags = append(img.RepoTags, t.Name)
+		img.Pinned = img.Pinned || pinned(t.Name)
+	}
+	for _, d := range r.Digests {
+		img.Pinned = img.Pinned || pinned(d)
+	}
+	slices.Sort(img.RepoTags)
+	slices.Sort(img.RepoDigests)
+	return img
+}
+
+func (r *record) hasTag(name string) bool {
+	return slices.ContainsFunc(r.Tags, func(t tag) bool { return t.Name == name })
+}
+
+func (r *record) withoutTag(name string) *record {
+	c := *r
+	c.Tags = slices.DeleteFunc(slices.Clone(r.Tags), func(t tag) bool { return t.Name == name })
+	return &c
+}
+
+func (c *Images) recordPath(id string) string {
+	return filepath.Join(c.cfg.Root, "images", strings.TrimPrefix(id, "sha256:"))
+}
+
+// writeRecord makes r durable: when it returns nil the record survives a power cut, when it returns an error the old one does.
+func (c *Images) writeRecord(r *record) error {
+	b, err := encodeRecord(r)
+	if err != nil {
+		return err
+	}
+	path := c.recordPath(r.ID)
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return diskError(err)
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		c.step("pull.record.written")
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		os.Remove(tmp)
+		return diskError(err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// eraseRecord unlinks the record of id for good.
+func (c *Images) eraseRecord(id string) error {
+	path := c.recordPath(id)
+	if err := os.Remove(path); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,281 @@
+package imageservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// transfer moves one blob from the registry into the content store, over as many connections as it takes.
+type transfer struct {
+	pull   *pull
+	desc   ocispec.Descriptor
+	w      content.Writer
+	offset int64 // bytes written
+	pieces bool  // they came over more than one answer
+	item   *item
+	along  *alongside
+}
+
+// errNoRange says that the server does not continue where we asked it to.
+var errNoRange = errors.New("the server does not continue a download")
+
+// run transfers what is missing and commits. Only attempts that bring nothing count against the limit.
+func (t *transfer) run(ctx context.Context) error {
+	for barren := 0; ; {
+		before := t.offset
+		err := t.piece(ctx)
+		if err == nil {
+			done, err := t.commit(ctx)
+			if done || err != nil {
+				return err
+			}
+			continue
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if errors.Is(err, errNoRange) {
+			if err := t.restart(); err != nil {
+				return err
+			}
+			continue
+		}
+		barren++
+		if t.offset > before {
+			barren = 1
+		}
+		if barren == maxAttempts || !transient(err) {
+			return err
+		}
+		t.pieces = t.offset > 0
+		if err := t.pull.prog.waiting(func() error { return sleep(ctx, backoff(barren)) }); err != nil {
+			return err
+		}
+	}
+}
+
+// restart throws away what is there.
+func (t *transfer) restart() error {
+	t.along.abandon()
+	t.offset, t.pieces = 0, false
+	return t.w.Truncate(0)
+}
+
+// piece asks for the rest of the blob once.
+func (t *transfer) piece(ctx context.Context) error {
+	if t.offset == t.desc.Size {
+		return nil
+	}
+	resp, err := t.pull.reg.do(ctx, request{method: http.MethodGet, kind: "blobs", object: t.desc.Digest.String(), accept: "*/*", offset: t.offset})
+	if err != nil {
+		var status *statusError
+		if t.offset > 0 && errors.As(err, &status) && status.code == http.StatusRequestedRangeNotSatisfiable {
+			return errNoRange
+		}
+		return err
+	}
+	defer resp.Body.Close()
+	switch {
+	case t.offset == 0 && resp.StatusCode == http.StatusOK:
+		if resp.ContentLength >= 0 && resp.ContentLength != t.desc.Size {
+			return refuse(errdefs.ErrDataLoss, "%s arrives with %d bytes, its descriptor says %d", t.desc.Digest, resp.ContentLength, t.desc.Size)
+		}
+	case t.offset > 0 && resp.StatusCode == http.StatusPartialContent:
+		if !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", t.offset)) {
+			return errNoRange
+		}
+	default:
+		return errNoRange
+	}
+	return t.copy(resp.Body)
+}
+
+func (t *transfer) copy(body io.Reader) error {
+	buf := make([]byte, 256<<10)
+	for {
+		n, err := body.Read(buf)
+		if int64(n) > t.desc.Size-t.offset {
+			return refuse(errdefs.ErrDataLoss, "%s arrives longer than the %d bytes its descriptor says", t.desc.Digest, t.desc.Size)
+		}
+		if n > 0 {
+			if _, err := t.w.Write(buf[:n]); err != nil {
+				return fmt.Errorf("write blob %s: %w", t.desc.Digest, diskError(err))
+			}
+			t.offset += int64(n)
+			t.item.done.Store(t.offset)
+			t.along.advance(t.offset)
+		}
+		switch {
+		case err == io.EOF && t.offset < t.desc.Size:
+			return unavailable{fmt.Errorf("%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size)}
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// commit verifies and names the blob. Wrong bytes that were put together from several answers get one more chance from the start.
+func (t *transfer) commit(ctx context.Context) (done bool, err error) {
+	if got := t.w.Digest(); got != t.desc.Digest {
+		if t.pieces {
+			return false, t.restart()
+		}
+		return true, refuse(errdefs.ErrDataLoss, "blob arrives with digest %s, not %s", got, t.desc.Digest)
+	}
+	err = t.w.Commit(ctx, t.desc.Size, t.desc.Digest)
+	if err != nil && !errdefs.IsAlreadyExists(err) {
+		return true, fmt.Errorf("commit blob %s: %w", t.desc.Digest, diskError(err))
+	}
+	return true, nil
+}
+
+// alongside unpacks a layer while it is being downloaded: it reads the partial file as it grows. What it makes is not known to anybody
+// before the blob is verified. A nil alongside does nothing.
+type alongside struct {
+	pull   *pull
+	file   *os.File
+	result chan error
+	layer  *layer
+	finish func()
+
+	mu   sync.Mutex
+	more *sync.Cond
+	have int64 // bytes in file
+	read int64
+	err  error // why no more come; io.EOF at the good end
+}
+
+// errAbandoned: the download began again from the start.
+var errAbandoned = errors.New("download began again")
+
+// unpackAlong starts unpacking if nobody has or makes the layer and an unpacker is free; else it returns nil.
+func (p *pull) unpackAlong(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) *alongside {
+	if p.anyLayer(diffID) != nil {
+		return nil
+	}
+	release, ok := p.claims.try(layerPrefix + string(diffID))
+	if !ok {
+		return nil
+	}
+	select {
+	case p.unpacks <- struct{}{}:
+	default:
+		release()
+		return nil
+	}
+	a := &alongside{pull: p, result: make(chan error, 1), finish: func() { p.unpacks.give(); release() }}
+	a.more = sync.NewCond(&a.mu)
+	go func() {
+		stop := context.AfterFunc(ctx, func() { a.close(context.Cause(ctx)) })
+		defer stop()
+		it := &item{}
+		var err error
+		a.layer, err = p.newLayer(ctx, source{&growing{a, desc}, desc.Size}, diffID, nil, it, &p.prog)
+		a.result <- err
+	}()
+	return a
+}
+
+// growing reads the partial file, waiting for more at its end.
+type growing struct {
+	*alongside
+	desc ocispec.Descriptor
+}
+
+func (g *growing) Read(b []byte) (int, error) {
+	g.mu.Lock()
+	for g.read == g.have && g.err == nil {
+		g.more.Wait()
+	}
+	n, err := min(int64(len(b)), g.have-g.read), g.err
+	g.mu.Unlock()
+	if n == 0 || err != nil && err != io.EOF {
+		return 0, err
+	}
+	if g.file == nil {
+		f, err := os.Open(g.pull.ingestFile(g.desc.Digest))
+		if os.IsNotExist(err) {
+			f, err = os.Open(g.pull.blobPath(g.desc.Digest)) // committed before we came to it
+		}
+		if err != nil {
+			return 0, err
+		}
+		g.file = f
+	}
+	got, err := g.file.ReadAt(b[:n], g.read)
+	g.read += int64(got)
+	if got > 0 {
+		err = nil
+	}
+	return got, err
+}
+
+// advance tells that the file has n bytes.
+func (a *alongside) advance(n int64) {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	a.have = n
+	a.mu.Unlock()
+	a.more.Broadcast()
+}
+
+func (a *alongside) close(err error) {
+	a.mu.Lock()
+	if a.err == nil {
+		a.err = err
+	}
+	a.mu.Unlock()
+	a.more.Broadcast()
+}
+
+// abandon ends the unpacking: the bytes it read are void.
+func (a *alongside) abandon() {
+	if a != nil {
+		a.close(errAbandoned)
+	}
+}
+
+// end takes the download's outcome and returns the outcome of both. An unpacking that was abandoned is no error: it is done later.
+func (a *alongside) end(download error) error {
+	if a == nil {
+		return download
+	}
+	defer a.finish()
+	if download != nil {
+		a.close(download)
+	} else {
+		a.close(io.EOF)
+	}
+	err := <-a.result
+	if a.file != nil {
+		a.file.Close()
+	}
+	switch {
+	case download != nil:
+		if err == nil {
+			err = removeTree(a.pull.layerDir(a.layer.Dir))
+		}
+		return download
+	case errors.Is(err, errAbandoned):
+		return nil
+	case err != nil:
+		return err
+	}
+	a.pull.list(a.layer)
+	return nil
+}

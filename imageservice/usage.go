@@ -1,0 +1,70 @@
+package imageservice
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// Usage is what image data takes on disk.
+type Usage struct {
+	Mountpoint    string // an existing folder on the filesystem in question: the root folder
+	Bytes, Inodes uint64 // as du counts: allocated blocks, every hard linked file once
+	At            time.Time
+}
+
+// Usage adds up the layers, whose figures were taken when they were unpacked, and the few files of content/ and images/, which it stats.
+func (c *Images) Usage(ctx context.Context) (Usage, error) {
+	u := Usage{Mountpoint: c.cfg.Root, At: time.Now()}
+	c.mu.Lock()
+	for _, l := range c.layers {
+		u.Bytes += l.Bytes
+		u.Inodes += l.Inodes
+	}
+	c.mu.Unlock()
+	for _, d := range []string{"content", "images"} {
+		if err := ctx.Err(); err != nil {
+			return Usage{}, err
+		}
+		used, err := diskUsage(filepath.Join(c.cfg.Root, d))
+		if err != nil {
+			return Usage{}, fmt.Errorf("usage of image data: %w", err)
+		}
+		u.Bytes += used.Bytes
+		u.Inodes += used.Inodes
+	}
+	return u, nil
+}
+
+// diskUsage walks a tree. Names that go away meanwhile are left out.
+func diskUsage(dir string) (Usage, error) {
+	var u Usage
+	linked := map[[2]uint64]bool{}
+	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return ignoreGone(err)
+		}
+		info, err := e.Info()
+		if err != nil {
+			return ignoreGone(err)
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return nil
+		}
+		if st.Nlink > 1 && !e.IsDir() {
+			id := [2]uint64{uint64(st.Dev), st.Ino}
+			if linked[id] {
+				return nil
+			}
+			linked[id] = true
+		}
+		u.Bytes += uint64(st.Blocks) * 512
+		u.Inodes++
+		return nil
+	})
+	return u, err
+}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/cribox/cribox"
+
+// mayImport is the table of ARCHITECTURE.md: which rooms a room may know.
+var mayImport = map[string][]string{
+	"":              {"server", "sandbox", "imageservice", "cni", "runtimeshim"},
+	"server":        {"sandbox", "imageservice"},
+	"sandbox":       {"sandbox/spec", "sandbox/store", "sandbox/pause", "imageservice", "cni", "runtimeshim"},
+	"sandbox/spec":  {},
+	"sandbox/store": {},
+	"sandbox/pause": {},
+	"imageservice":  {},
+	"cni":           {},
+	"runtimeshim":   {},
+}
+
+// onlyIn says where a library may be met, tests included.
+var onlyIn = []struct {
+	library string
+	rooms   []string
+}{
+	{"google.golang.org/grpc", []string{"", "server"}},
+	{"k8s.io/cri-api", []string{"server", "sandbox", "sandbox/spec"}},
+	{"github.com/containernetworking/cni", []string{"cni"}},
+	{"github.com/containerd/containerd/v2/core", []string{"imageservice"}},
+	{"github.com/containerd/containerd/v2/plugins", []string{"imageservice"}},
+	{"github.com/containerd/containerd/v2/pkg/archive", []string{"imageservice"}},
+}
+
+// TestRooms holds every import of the module against the two tables.
+func TestRooms(t *testing.T) {
+	files := 0
+	eachImport(t, func(room, file, path string) {
+		files++
+		if other, ours := strings.CutPrefix(path, module+"/"); ours && other != room && !slices.Contains(mayImport[room], other) {
+			t.Errorf("%s: room %q may not import room %q", file, room, other)
+		}
+		for _, rule := range onlyIn {
+			if (path == rule.library || strings.HasPrefix(path, rule.library+"/")) && !slices.Contains(rule.rooms, room) {
+				t.Errorf("%s: %s belongs to %q alone", file, rule.library, rule.rooms)
+			}
+		}
+	})
+	if files < 100 {
+		t.Fatalf("only %d imports seen: the walk has missed the rooms", files)
+	}
+}
+
+func eachImport(t *testing.T, visit func(room, file, path string)) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(file string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if e.IsDir() && (file == "crictl-tests" || file == "hack" || file == "bin" || strings.HasPrefix(file, ".") && file != ".") {
+			return filepath.SkipDir // other modules, and no Go
+		}
+		if !strings.HasSuffix(file, ".go") {
+			return nil
+		}
+		room := filepath.ToSlash(filepath.Dir(file))
+		if room == "." {
+			room = ""
+		}
+		if _, ok := mayImport[room]; !ok {
+			t.Errorf("%s lies in no room of the table", file)
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, i := range parsed.Imports {
+			path, err := strconv.Unquote(i.Path.Value)
+			if err != nil {
+				return err
+			}
+			visit(room, file, path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

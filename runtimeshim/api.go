@@ -1,0 +1,66 @@
+package runtimeshim
+
+import (
+	"os"
+	"time"
+)
+
+// Start says what to run. The strings in it are trusted: the caller has checked them.
+type Start struct {
+	ID      string // container or pod id, [a-z0-9-]{1,64}
+	Pod     string // id of the pod task whose keeper holds this task's descriptors; "" for a pod task itself
+	Runtime string // absolute path of an OCI command line runtime
+	Spec    []byte // config.json
+
+	Terminal  bool // must agree with process.terminal of Spec
+	Stdin     bool // keep stdin open for Streams; otherwise it is /dev/null
+	StdinOnce bool // Streams gives stdin away, so that its first user closes it
+
+	LogPath  string // absolute path of the CRI log; "" = output is consumed and dropped
+	OOMFile  string // v1 <memory cgroup>/memory.oom_control, v2 <cgroup>/memory.events; "" = OOMKilled is never told
+	LockFile string // in the state folder; locked shared by every runtime process of the task; "" = one of the task's own
+	Keeper   bool   // a pod task: descriptor 3 of its process is the socket that keeps its containers' descriptors
+}
+
+// Exit is how a task ended.
+type Exit struct {
+	Code      int32     // 0..255; 128+n when killed by signal n; 255 when not known
+	Known     bool      // false: the task has ended while nobody could learn how
+	OOMKilled bool      // the kernel's OOM killer was in its cgroup; that it hit the first process is the caller's to conclude
+	At        time.Time // when it was seen
+}
+
+// Task is one task as the shim knows it.
+type Task struct {
+	ID, Pod   string
+	Pid       int       // of the first process, as the shim sees it; stays after the exit
+	StartedAt time.Time // when the runtime had returned
+	Exit      *Exit     // nil while there is none
+	State     string    // "created" (folder only), "starting", "running", "exited"
+}
+
+// Exec is one more process in a running task.
+type Exec struct {
+	ID      string
+	Runtime string
+	Process []byte // OCI process, JSON
+
+	// Stdin, Stdout and Stderr become the process's own; nil = /dev/null. They
+	// stay the caller's to close. Not used when the process has a terminal.
+	Stdin, Stdout, Stderr *os.File
+
+	// OnTerminal gets the terminal's master, its to close, once the process
+	// runs. Required if and only if process.terminal is true.
+	OnTerminal func(master *os.File)
+
+	LockFile string // as in Start
+}
+
+// Streams are the daemon's ends of a task that was started with Terminal or
+// Stdin; nil where it has none. The receiver closes them.
+type Streams struct {
+	Terminal *os.File // master: stdin, window size; its output goes to the log, do not read it
+	Stdin    *os.File // writing end of the pipe; with StdinOnce only the first caller gets it
+}
+
+func (s Streams) Close() { closeAll([]*os.File{s.Terminal, s.Stdin}) }

@@ -1,0 +1,251 @@
+package runtimeshim
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// hierarchy is one mounted cgroup file system.
+type hierarchy struct {
+	mount string
+	names []string // v1: its controllers, or "name=systemd"; nil = v2
+}
+
+// cgroupMounts reads the cgroup file systems from /proc/self/mountinfo (proc(5)).
+func cgroupMounts() []hierarchy {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var found []hierarchy
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		left, right, ok := strings.Cut(lines.Text(), " - ")
+		l, r := strings.Fields(left), strings.Fields(right)
+		if !ok || len(l) < 5 || len(r) < 3 || l[3] != "/" {
+			continue
+		}
+		switch r[0] {
+		case "cgroup2":
+			found = append(found, hierarchy{mount: l[4]})
+		case "cgroup":
+			found = append(found, hierarchy{mount: l[4], names: strings.Split(r[2], ",")})
+		}
+	}
+	return found
+}
+
+// cgroupsOf lists the cgroup directories of a task: what the runtime recorded,
+// else those that its spec asks for and its process is in. The roots and
+// the shim's own cgroups are never in the list: everything in it may be killed.
+func (s *shim) cgroupsOf(d taskDir, pid int) []string {
+	dirs := s.foreign(runtimeCgroups(filepath.Join(s.state.runcRoot(), d.id(), "state.json")))
+	if len(dirs) > 0 {
+		return dirs
+	}
+	dirs = specCgroups(s.hierarchies, d.config())
+	if pid > 0 {
+		dirs = append(dirs, processCgroups(s.hierarchies, pid)...) // of a zombie: some are roots already
+	}
+	dirs = s.foreign(dirs)
+	slices.Sort(dirs)
+	return slices.Compact(dirs)
+}
+
+// foreign takes the roots and our own cgroups out of dirs.
+func (s *shim) foreign(dirs []string) []string {
+	own := processCgroups(s.hierarchies, os.Getpid())
+	return slices.DeleteFunc(dirs, func(dir string) bool {
+		return slices.Contains(own, dir) ||
+			slices.ContainsFunc(s.hierarchies, func(h hierarchy) bool { return filepath.Clean(dir) == h.mount })
+	})
+}
+
+// runtimeCgroups reads runc's state file.
+func runtimeCgroups(name string) []string {
+	var st struct {
+		Paths map[string]string `json:"cgroup_paths"`
+	}
+	if readJSON(name, &st) != nil {
+		return nil
+	}
+	var dirs []string
+	for _, dir := range st.Paths {
+		if strings.HasPrefix(dir, "/sys/fs/cgroup/") && !slices.Contains(dirs, dir) {
+			dirs = append(dirs, filepath.Clean(dir))
+		}
+	}
+	return dirs
+}
+
+// processCgroups reads /proc/PID/cgroup (cgroups(7)).
+func processCgroups(all []hierarchy, pid int) []string {
+	raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	var dirs []string
+	for line := range strings.Lines(string(raw)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) != 3 || strings.Contains(f[2], "..") {
+			continue
+		}
+		for _, h := range all {
+			if (h.names == nil) == (f[1] == "") && (f[1] == "" || slices.Contains(h.names, strings.Split(f[1], ",")[0])) {
+				dirs = append(dirs, filepath.Join(h.mount, strings.TrimSuffix(f[2], " (deleted)")))
+			}
+		}
+	}
+	return dirs
+}
+
+// specCgroups guesses from linux.cgroupsPath; nothing for the systemd form.
+func specCgroups(all []hierarchy, config string) []string {
+	var spec struct {
+		Linux struct{ CgroupsPath string }
+	}
+	raw, err := os.ReadFile(config)
+	if err != nil || json.Unmarshal(raw, &spec) != nil {
+		return nil
+	}
+	path := filepath.Clean(spec.Linux.CgroupsPath)
+	if !filepath.IsAbs(path) || path == "/" {
+		return nil
+	}
+	var dirs []string
+	for _, h := range all {
+		dirs = append(dirs, filepath.Join(h.mount, path))
+	}
+	return dirs
+}
+
+// signalCgroups sends sig to every process in dirs and below and returns how
+// many it reached.
+func signalCgroups(dirs []string, sig unix.Signal) int {
+	sent := map[int]bool{}
+	for _, dir := range dirs {
+		if sig == unix.SIGKILL && os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0) == nil {
+			for _, pid := range cgroupProcs(dir) {
+				sent[pid] = true
+			}
+			continue
+		}
+		for _, pid := range cgroupProcs(dir) {
+			if sent[pid] || pid == os.Getpid() {
+				continue
+			}
+			if f, err := openPidfd(pid); err == nil {
+				sent[pid] = signalPidfd(f, sig) == nil
+				f.Close()
+			}
+		}
+	}
+	return len(sent)
+}
+
+// cgroupProcs lists the processes in dir and below; zombies count in v1.
+func cgroupProcs(dir string) []int {
+	var pids []int
+	filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.IsDir() {
+			return nil
+		}
+		raw, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		for _, w := range strings.Fields(string(raw)) {
+			if pid, err := strconv.Atoi(w); err == nil && pid > 0 {
+				pids = append(pids, pid)
+			}
+		}
+		return nil
+	})
+	return pids
+}
+
+// freezeCgroups stops or continues all processes of the cgroups where the kernel has
+// a freezer, so that a fork bomb cannot outrun the kill.
+func freezeCgroups(dirs []string, on bool) {
+	v1, v2 := "THAWED", "0"
+	if on {
+		v1, v2 = "FROZEN", "1"
+	}
+	for _, dir := range dirs {
+		for name, value := range map[string]string{"freezer.state": v1, "cgroup.freeze": v2} {
+			if f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0); err == nil {
+				f.WriteString(value)
+				f.Close()
+			}
+		}
+	}
+}
+
+// removeCgroups kills what is left in dirs and removes them with everything
+// below. Nothing there = nil. Bounded by ctx.
+func removeCgroups(ctx context.Context, dirs []string) error {
+	pause := 2 * time.Millisecond
+	for {
+		var left []string
+		for _, dir := range dirs {
+			if rmCgroup(dir) != nil {
+				left = append(left, dir)
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		freezeCgroups(left, true)
+		signalCgroups(left, unix.SIGKILL)
+		freezeCgroups(left, false)
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("remove cgroup %s: %v: %w", left[0], ctx.Err(), errdefs.ErrUnavailable)
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 200*time.Millisecond)
+	}
+}
+
+// rmCgroup removes a cgroup directory, children first.
+func rmCgroup(dir string) error {
+	err := unix.Rmdir(dir)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			rmCgroup(filepath.Join(dir, e.Name()))
+		}
+	}
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+// oomKills reads the counter oom_kill of a memory.oom_control (v1) or
+// memory.events (v2) file; 0 when there is none.
+func oomKills(name string) uint64 {
+	if name == "" {
+		return 0
+	}
+	raw, _ := os.ReadFile(name)
+	for line := range strings.Lines(string(raw)) {
+		if rest, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			n, _ := strconv.ParseUint(strings.TrimSpace(rest), 10, 64)
+			return n
+		}
+	}
+	return 0
+}

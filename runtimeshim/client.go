@@ -1,0 +1,319 @@
+package runtimeshim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Config says where the shim and the logger of an instance are.
+type Config struct {
+	State      string // state folder, absolute; at most 90 bytes long
+	Executable string // program that answers `shim --state DIR` and `logger --state DIR`; "" = this program
+	LogLevel   string // log level of both, when we start them; "" = theirs
+
+	// OnExit is called from one goroutine, once per exited task and client,
+	// also for exits that happened while nobody watched: every watch begins
+	// with a snapshot. By then the log has everything the task printed, unless
+	// it cannot be written. A slow OnExit delays later ones and nothing else.
+	OnExit func(Task)
+
+	Step func(name string) // called at the steps listed in doc.go; nil = none
+}
+
+// Deadlines of a call. The shim's own, of what it executes, are shorter.
+const (
+	connectWait = 10 * time.Second // until shim and logger answer
+	startLimit  = startWait + deleteWait + 30*time.Second
+	deleteLimit = deathWait + deleteWait + 20*time.Second
+	quickLimit  = 10 * time.Second // calls that execute nothing
+	finishLimit = 10 * time.Second // until an exit is told without its log
+)
+
+// Client talks to the shim and the logger of one instance, and keeps them
+// alive. Its methods may be called at once; ErrUnavailable means that the
+// shim (or logger) does not answer now, and says nothing about the task.
+type Client struct {
+	c      Config
+	state  stateDir
+	shim   *peer
+	logger *peer
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+
+	mu    sync.Mutex
+	told  map[string]bool // ids of tasks whose exit is delivered, or about to be
+	exits []Task
+	more  chan struct{}
+}
+
+// Connect finds the shim and the logger of c.State, or starts them: several
+// clients may try at once, one of each comes to be. One that is alive and does
+// not answer is ErrUnavailable, and never replaced.
+func Connect(ctx context.Context, c Config) (*Client, error) {
+	if !filepath.IsAbs(c.State) || len(c.State) > 90 {
+		return nil, fmt.Errorf("state folder %q is not an absolute path of at most 90 bytes: %w", c.State, errdefs.ErrInvalidArgument)
+	}
+	if c.Executable == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		c.Executable = exe
+	}
+	if c.Step == nil {
+		c.Step = func(string) {}
+	}
+	d := stateDir(filepath.Clean(c.State))
+	for _, name := range []string{string(d), d.tasks(), d.runcRoot()} {
+		if err := os.MkdirAll(name, 0o700); err != nil {
+			return nil, fmt.Errorf("make state folder: %w", err)
+		}
+	}
+	k := &Client{c: c, state: d, told: map[string]bool{}, more: make(chan struct{}, 1),
+		shim:   newPeer("shim", c, d.shimSock(), d.shimLock(), d.shimLog()),
+		logger: newPeer("logger", c, d.loggerSock(), d.loggerLock(), d.loggerLog())}
+	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if err := k.connect(ctx); err != nil {
+		k.cancel()
+		return nil, err
+	}
+	k.work.Go(k.deliver)
+	k.work.Go(k.watch)
+	return k, nil
+}
+
+// connect brings both peers up, at the same time, and begins to keep them.
+func (k *Client) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, connectWait)
+	defer cancel()
+	errs := make([]error, 2)
+	var both sync.WaitGroup
+	for i, p := range []*peer{k.logger, k.shim} {
+		both.Go(func() {
+			pidfd, err := p.ensure(ctx)
+			if errs[i] = err; err == nil {
+				k.work.Go(func() { p.keep(k.ctx, pidfd) })
+			}
+		})
+	}
+	both.Wait()
+	return errors.Join(errs...)
+}
+
+// Close ends the client. Shim, logger and tasks go on.
+func (k *Client) Close() error {
+	k.cancel()
+	k.work.Wait()
+	return nil
+}
+
+// Shutdown ends shim and logger, and the client. ErrFailedPrecondition, and
+// nothing has ended, while there is a task, exited ones included.
+func (k *Client) Shutdown(ctx context.Context) error {
+	k.shim.leave(true)
+	k.logger.leave(true)
+	if err := k.askShim(ctx, quickLimit, "quit", struct{}{}, nil); err != nil {
+		k.shim.leave(false)
+		k.logger.leave(false)
+		return fmt.Errorf("end the shim: %w", err)
+	}
+	err := k.askLogger(ctx, quickLimit, "quit", "")
+	k.Close()
+	ctx, cancel := context.WithTimeout(ctx, quickLimit)
+	defer cancel()
+	return errors.Join(err, k.shim.waitGone(ctx), k.logger.waitGone(ctx))
+}
+
+// Start runs a task. It returns when the task's first process runs the program
+// it is for. On error nothing of the task is left but its folder, and Delete
+// removes that; the error carries the last one that the runtime has logged.
+// Of class ErrInvalidArgument: the program cannot be executed; ErrAlreadyExists:
+// there is a task of that id. A start goes on when ctx is cancelled, within a
+// limit of its own, and its result is returned then too.
+func (k *Client) Start(ctx context.Context, st Start) (Task, error) {
+	ctx = context.WithoutCancel(ctx)
+	if err := checkID(st.ID); err != nil {
+		return Task{}, err
+	}
+	d := k.state.task(st.ID)
+	if _, err := os.Lstat(d.record()); err == nil {
+		return Task{}, fmt.Errorf("start task %s: it has a record: %w", st.ID, errdefs.ErrAlreadyExists)
+	}
+	k.c.Step("client.start.intent")
+	if err := prepare(d, st); err != nil {
+		return Task{}, fmt.Errorf("prepare task %s: %w", st.ID, err)
+	}
+	k.c.Step("client.start.folder")
+	if err := k.askLogger(ctx, quickLimit, "open", st.ID); err != nil {
+		return Task{}, fmt.Errorf("open the log of task %s: %w", st.ID, err)
+	}
+	k.c.Step("client.start.log")
+	k.mu.Lock()
+	delete(k.told, st.ID)
+	k.mu.Unlock()
+	t, err := k.startTask(ctx, st)
+	k.c.Step("client.start.done")
+	if err != nil && !errdefs.IsAlreadyExists(err) {
+		k.askLogger(ctx, finishLimit, "finish", st.ID)
+	}
+	return t, err
+}
+
+// prepare makes the task folder, again if an earlier start has failed.
+func prepare(d taskDir, st Start) error {
+	if err := os.MkdirAll(d.bundle(), 0o700); err != nil {
+		return err
+	}
+	if err := os.WriteFile(d.config(), st.Spec, 0o600); err != nil {
+		return err
+	}
+	for _, name := range []string{d.stdout(), d.stderr()} {
+		if err := unix.Mkfifo(name, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("make FIFO %s: %w", name, err)
+		}
+	}
+	return writeJSON(d.log(), logRecord{Format: recordFormat, Path: st.LogPath, Terminal: st.Terminal})
+}
+
+// startTask asks the shim. When that dies meanwhile, its successor knows what
+// came of the start.
+func (k *Client) startTask(ctx context.Context, st Start) (Task, error) {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	p := taskParams{ID: st.ID, Pod: st.Pod, Runtime: st.Runtime, Terminal: st.Terminal, Stdin: st.Stdin,
+		StdinOnce: st.StdinOnce, OOMFile: st.OOMFile, LockFile: st.LockFile, Keeper: st.Keeper}
+	var t Task
+	err := k.ask(ctx, k.shim, "start", p, &t, false)
+	if !errors.Is(err, errBroken) {
+		return t, err
+	}
+	err = k.ask(ctx, k.shim, "settle", idBody{st.ID}, &t, true)
+	if errdefs.IsNotFound(err) {
+		err = fmt.Errorf("start task %s: the shim died: %w", st.ID, errdefs.ErrUnavailable)
+	}
+	return t, err
+}
+
+// Kill sends a signal to a task's first process; with all, to every process
+// of its cgroup too. ErrNotFound when there is nobody to get it.
+func (k *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bool) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	k.c.Step("client.kill")
+	return k.askShim(ctx, quickLimit, "kill", killBody{id, int(sig), all}, nil)
+}
+
+// Release removes what the runtime and the kernel have of an exited task. Its
+// exit and its log stay until Delete. ErrFailedPrecondition while it runs.
+func (k *Client) Release(ctx context.Context, id string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	k.askLogger(ctx, finishLimit, "finish", id)
+	k.c.Step("client.release")
+	return k.askShim(ctx, deleteLimit, "release", idBody{id}, nil)
+}
+
+// Delete kills a task if it runs and removes everything of it. Nothing there
+// is no error. After an error the next Delete goes on.
+func (k *Client) Delete(ctx context.Context, id string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	k.c.Step("client.delete")
+	d := k.state.task(id)
+	if _, err := os.Lstat(string(d)); err == nil {
+		// The processes die before the log is finished, else there is no end of it.
+		if err := k.askShim(ctx, deleteLimit, "end", idBody{id}, nil); err != nil {
+			return err
+		}
+		k.askLogger(ctx, finishLimit, "finish", id)
+	}
+	if err := k.askShim(ctx, deleteLimit, "delete", idBody{id}, nil); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	delete(k.told, id)
+	k.mu.Unlock()
+	return nil
+}
+
+// Tasks lists every task folder, by id.
+func (k *Client) Tasks(ctx context.Context) ([]Task, error) {
+	var all []Task
+	err := k.askShim(ctx, quickLimit, "tasks", struct{}{}, &all)
+	return all, err
+}
+
+// ReopenLog makes the logger go on in a new file at the task's log path, after
+// the old one was renamed. On error there is no new file.
+func (k *Client) ReopenLog(ctx context.Context, id string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	return k.askLogger(ctx, quickLimit, "reopen", id)
+}
+
+// askShim is ask for calls that may be repeated when the shim dies over them.
+func (k *Client) askShim(ctx context.Context, limit time.Duration, verb string, body, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return k.ask(ctx, k.shim, verb, body, out, true)
+}
+
+func (k *Client) askLogger(ctx context.Context, limit time.Duration, verb, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return k.ask(ctx, k.logger, verb, idBody{id}, nil, true)
+}
+
+// ask does one call without descriptors. While nobody listens it waits for
+// keep to bring the peer back; a call that broke is repeated only if it may be.
+func (k *Client) ask(ctx context.Context, p *peer, verb string, body, out any, repeat bool) error {
+	for {
+		_, err := call(ctx, p.sock, verb, body, nil, out)
+		if !errors.Is(err, errNobody) && !(repeat && errors.Is(err, errBroken)) {
+			return slow(ctx, p, verb, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("ask the %s for %s: %w", p.name, verb, err)
+		case <-k.ctx.Done():
+			return fmt.Errorf("ask the %s for %s: client is closed: %w", p.name, verb, errdefs.ErrUnavailable)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// slow says who was slow when a call ran into its deadline.
+func slow(ctx context.Context, p *peer, verb string, err error) error {
+	if err == nil || ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
+		return err
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("the %s has not answered %s in time: %w (%w)", p.name, verb, errdefs.ErrUnavailable, err)
+	}
+	return fmt.Errorf("ask the %s for %s: %w", p.name, verb, err)
+}
+
+// logText is what a peer has written to its own log, for an error: the end of it.
+func logText(name string) string {
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(raw[max(0, len(raw)-1024):]))
+}

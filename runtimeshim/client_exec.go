@@ -1,0 +1,75 @@
+package runtimeshim
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+)
+
+// Exec runs one more process in a running task and returns its exit code when
+// it has ended. When ctx ends, its process group is killed and ctx's error
+// returned. ErrInvalidArgument: the program cannot be executed, the sentence
+// is the runtime's; ErrFailedPrecondition: the task does not run; ErrNotFound:
+// no such task; ErrUnavailable: the shim died, the process does too.
+func (k *Client) Exec(ctx context.Context, e Exec) (int32, error) {
+	if err := checkID(e.ID); err != nil {
+		return 0, err
+	}
+	var p struct {
+		Terminal bool `json:"terminal"`
+	}
+	if err := json.Unmarshal(e.Process, &p); err != nil {
+		return 0, fmt.Errorf("execute in task %s: read process: %v: %w", e.ID, err, errdefs.ErrInvalidArgument)
+	}
+	if p.Terminal != (e.OnTerminal != nil) {
+		return 0, fmt.Errorf("execute in task %s: terminal and OnTerminal must come together: %w", e.ID, errdefs.ErrInvalidArgument)
+	}
+	body := execBody{ID: e.ID, Runtime: e.Runtime, Process: e.Process, LockFile: e.LockFile, Terminal: p.Terminal}
+	var files []*os.File
+	for i, f := range []*os.File{e.Stdin, e.Stdout, e.Stderr} {
+		if body.Have[i] = f != nil; f != nil {
+			files = append(files, f)
+		}
+	}
+	var done execDone
+	k.c.Step("client.exec")
+	_, err := stream(ctx, k.shim.sock, "exec", body, files, &done, func(_ json.RawMessage, got []*os.File) error {
+		if e.OnTerminal != nil && len(got) == 1 {
+			e.OnTerminal(got[0])
+			return nil
+		}
+		closeAll(got)
+		return nil
+	})
+	return done.Code, err
+}
+
+// Streams returns the daemon's ends of a running task's terminal and stdin.
+// ErrNotFound, ErrFailedPrecondition when it does not run.
+func (k *Client) Streams(ctx context.Context, id string) (Streams, error) {
+	if err := checkID(id); err != nil {
+		return Streams{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, quickLimit)
+	defer cancel()
+	var kinds []string
+	files, err := call(ctx, k.shim.sock, "fds", idBody{id}, nil, &kinds)
+	if err != nil {
+		return Streams{}, err
+	}
+	var s Streams
+	for i, f := range files {
+		switch {
+		case i < len(kinds) && kinds[i] == "terminal" && s.Terminal == nil:
+			s.Terminal = f
+		case i < len(kinds) && kinds[i] == "stdin" && s.Stdin == nil:
+			s.Stdin = f
+		default:
+			f.Close()
+		}
+	}
+	return s, nil
+}

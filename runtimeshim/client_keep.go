@@ -1,0 +1,241 @@
+package runtimeshim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+)
+
+// peer is the shim or the logger, as a client that keeps it alive sees it.
+type peer struct {
+	name string
+	sock string
+	lock string // held by the peer for life: free means dead
+	log  string // its stderr
+	c    Config
+
+	mu    sync.Mutex
+	pidfd *os.File // of the one that answered last
+	left  bool     // do not start it again
+}
+
+func newPeer(name string, c Config, sock, lock, log string) *peer {
+	return &peer{name: name, c: c, sock: sock, lock: lock, log: log}
+}
+
+// keep starts the peer again whenever it dies, until ctx ends.
+func (p *peer) keep(ctx context.Context, pidfd *os.File) {
+	const shortest, longest = 5 * time.Millisecond, 5 * time.Second
+	pause := shortest
+	for {
+		began := time.Now()
+		if pidfd != nil {
+			waitDead(ctx, pidfd)
+		}
+		if time.Since(began) > longest {
+			pause = shortest
+		}
+		select {
+		case <-ctx.Done():
+			p.set(nil)
+			return
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, longest)
+		if p.isLeft() {
+			continue
+		}
+		attempt, cancel := context.WithTimeout(ctx, connectWait)
+		next, err := p.ensure(attempt)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			log.G(ctx).WithError(err).Errorf("%s does not come back", p.name)
+		}
+		pidfd = next
+	}
+}
+
+func (p *peer) leave(left bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left = left
+}
+
+func (p *peer) isLeft() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.left
+}
+
+// set remembers the pidfd of the living peer and closes the one before it.
+func (p *peer) set(f *os.File) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd != nil {
+		p.pidfd.Close()
+	}
+	p.pidfd = f
+}
+
+// waitGone waits until nobody holds the peer's lock.
+func (p *peer) waitGone(ctx context.Context) error {
+	for {
+		if free, err := lockFree(p.lock); err != nil || free {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s has not ended: %w", p.name, ctx.Err())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// ensure returns a pidfd (the peer's, do not close) of the peer that answers
+// at the socket, after starting one if none is alive. One that is alive and
+// silent until ctx ends is ErrUnavailable.
+func (p *peer) ensure(ctx context.Context) (*os.File, error) {
+	var ours *spawned
+	for {
+		pidfd, err := p.greet(ctx)
+		if err == nil {
+			ours.unlessServing(ctx, p)
+			p.set(pidfd)
+			return pidfd, nil
+		}
+		if ours == nil || ours.hasEnded() {
+			free, lockErr := lockFree(p.lock)
+			if lockErr != nil {
+				return nil, lockErr
+			}
+			if free {
+				if ours, err = p.start(); err != nil {
+					return nil, err
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s is not there: %v (its log: %s): %w", p.name, err, logText(p.log), errdefs.ErrUnavailable)
+		case <-time.After(3 * time.Millisecond):
+		}
+	}
+}
+
+// greet asks for the version and returns a pidfd of the process that answered.
+func (p *peer) greet(ctx context.Context) (*os.File, error) {
+	conn, err := dial(ctx, p.sock)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	cred, err := peerCred(conn)
+	if err != nil {
+		return nil, err
+	}
+	pidfd, err := openPidfd(int(cred.Pid))
+	if err != nil {
+		return nil, err
+	}
+	// It answers after the pidfd was opened, and under its own number: so it
+	// was alive then, and the number was its own.
+	var v versionReply
+	_, err = converse(ctx, conn, "version", struct{}{}, nil, &v, func(json.RawMessage, []*os.File) error { return nil })
+	if err == nil && v.Pid != int(cred.Pid) {
+		err = fmt.Errorf("%s says it is %d, the kernel says %d: %w", p.name, v.Pid, cred.Pid, errdefs.ErrUnavailable)
+	}
+	if err != nil {
+		pidfd.Close()
+		return nil, err
+	}
+	return pidfd, nil
+}
+
+// spawned is a process we have started to become the peer.
+type spawned struct {
+	pid   int
+	ended chan struct{}
+}
+
+func (s *spawned) hasEnded() bool {
+	select {
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// unlessServing waits until the process has ended, if another one came to be
+// the peer: so that it cannot come late into the place of one that was told to quit.
+func (s *spawned) unlessServing(ctx context.Context, p *peer) {
+	raw, err := os.ReadFile(p.lock)
+	if s == nil || err != nil || strings.TrimSpace(string(raw)) == strconv.Itoa(s.pid) {
+		return
+	}
+	select {
+	case <-s.ended:
+	case <-ctx.Done():
+	}
+}
+
+// start executes the peer, detached from us.
+func (p *peer) start() (*spawned, error) {
+	p.c.Step("client.spawn." + p.name)
+	out, err := openPeerLog(p.log)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	cmd := exec.Command(p.c.Executable, p.name, "--state", filepath.Clean(p.c.State))
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = "/", processEnv(), out, out
+	if p.c.LogLevel != "" {
+		cmd.Env = append(cmd.Env, logLevelEnv+"="+p.c.LogLevel)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start the %s: %w", p.name, err)
+	}
+	s := &spawned{cmd.Process.Pid, make(chan struct{})}
+	go func() {
+		defer close(s.ended)
+		cmd.Wait()
+	}()
+	return s, nil
+}
+
+// openPeerLog opens the file for a peer's stderr, emptied once it is large.
+func openPeerLog(name string) (*os.File, error) {
+	flags := os.O_WRONLY | os.O_CREATE | os.O_APPEND
+	if st, err := os.Stat(name); err == nil && st.Size() > 256<<10 {
+		flags |= os.O_TRUNC
+	}
+	return os.OpenFile(name, flags, 0o600)
+}
+
+// lockFree: no process holds the lock. It is taken for an instant to know.
+func lockFree(path string) (bool, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	err = unix.Flock(fdOf(f), unix.LOCK_SH|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return false, nil
+	}
+	return err == nil, err
+}

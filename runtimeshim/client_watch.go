@@ -1,0 +1,77 @@
+package runtimeshim
+
+import (
+	"encoding/json"
+	"os"
+	"time"
+)
+
+// watch keeps a watch of the shim open. It ends with the client.
+func (k *Client) watch() {
+	for k.ctx.Err() == nil {
+		stream(k.ctx, k.shim.sock, "watch", struct{}{}, nil, nil, func(raw json.RawMessage, files []*os.File) error {
+			closeAll(files)
+			var w watchReply
+			if err := json.Unmarshal(raw, &w); err != nil {
+				return err
+			}
+			for _, t := range w.Tasks {
+				k.sawExit(t)
+			}
+			return nil
+		})
+		// It broke: the shim is gone (keep brings it back), or has dropped us.
+		select {
+		case <-k.ctx.Done():
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// sawExit finishes the log of an exited task and hands the exit on, once. Each
+// task has its own goroutine: a log that cannot be written delays its own exit
+// only.
+func (k *Client) sawExit(t Task) {
+	if t.Exit == nil || k.c.OnExit == nil {
+		return
+	}
+	k.mu.Lock()
+	told := k.told[t.ID]
+	k.told[t.ID] = true
+	k.mu.Unlock()
+	if told {
+		return
+	}
+	k.work.Go(func() {
+		k.askLogger(k.ctx, finishLimit, "finish", t.ID) // the logger tries on; the exit does not wait longer
+		k.mu.Lock()
+		k.exits = append(k.exits, t)
+		k.mu.Unlock()
+		select {
+		case k.more <- struct{}{}:
+		default:
+		}
+	})
+}
+
+// deliver calls OnExit, until the client ends.
+func (k *Client) deliver() {
+	for {
+		select {
+		case <-k.ctx.Done():
+			return
+		case <-k.more:
+		}
+		k.mu.Lock()
+		exits := k.exits
+		k.exits = nil
+		k.mu.Unlock()
+		for _, t := range exits {
+			if k.ctx.Err() != nil {
+				return // the next client tells it
+			}
+			k.c.Step("client.exit")
+			k.c.OnExit(t)
+		}
+	}
+}

@@ -1,0 +1,495 @@
+package runtimeshim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// counter prints 1..1000, waits for SIGTERM, prints 1001..2000 and exits with 7.
+var counter = sh("trap 'seq 1001 2000; exit 7' TERM; seq 1 1000; while :; do sleep 0.02; done")
+
+func (h *host) startCounter(id, pod string) Task {
+	h.t.Helper()
+	st := h.params(id, counter)
+	st.Pod = pod
+	task := h.start(st)
+	h.eventually("counter has counted", func() bool { return len(h.logLines(id)) == 1000 })
+	return task
+}
+
+// finishCounter signals the process itself and waits until it is dead.
+func (h *host) finishCounter(task Task) {
+	h.t.Helper()
+	f, err := openPidfd(task.Pid)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer f.Close()
+	signalPidfd(f, unix.SIGTERM)
+	waitDead(context.Background(), f)
+}
+
+// killAll kills shim and logger while no client is there.
+func (h *host) killAll() {
+	h.t.Helper()
+	h.client.Close()
+	h.kill9("shim.lock")
+	h.kill9("logger.lock")
+}
+
+func TestEverythingDiesAndNothingIsLost(t *testing.T) {
+	h := newHost(t)
+	h.pod("pod")
+	tasks := map[string]Task{}
+	for i := range 15 { // more than net.unix.max_dgram_qlen
+		id := fmt.Sprintf("c%d", i)
+		tasks[id] = h.startCounter(id, "pod")
+	}
+	h.killAll()
+	for _, task := range tasks {
+		h.finishCounter(task)
+	}
+	h.connect()
+	for id := range tasks {
+		h.wantExit(id, 7)
+		h.wantCounted(id, 2000)
+	}
+	if got := h.task("pod"); got.State != stateRunning {
+		t.Errorf("pod is %+v", got)
+	}
+}
+
+func TestExitWhileDeadWithoutPidfdInfo(t *testing.T) {
+	t.Setenv("CRIBOX_TEST_NO_PIDFD_INFO", "1")
+	h := newHost(t)
+	h.pod("pod")
+	task := h.startCounter("c", "pod")
+	h.killAll()
+	h.finishCounter(task)
+	h.eventually("init has reaped it", func() bool {
+		_, err := readProcStat(task.Pid)
+		return err != nil
+	})
+	h.connect()
+	if e := h.waitExit("c"); e.Known || e.Code != 255 {
+		t.Errorf("exit is %+v, want unknown", e)
+	}
+	h.wantCounted("c", 2000)
+}
+
+func TestExitOfZombieIsRead(t *testing.T) {
+	t.Setenv("CRIBOX_TEST_NO_PIDFD_INFO", "1")
+	// Orphans come to us, and nobody reaps them until the end.
+	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	h := newHost(t)
+	task := h.startCounter("c", "")
+	t.Cleanup(func() {
+		unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+		unix.Wait4(task.Pid, nil, 0, nil)
+	})
+	h.client.Close()
+	h.kill9("shim.lock")
+	h.finishCounter(task)
+	h.connect()
+	h.wantExit("c", 7)
+	unix.Wait4(task.Pid, nil, 0, nil)
+}
+
+func TestShimDies(t *testing.T) {
+	h := newHost(t)
+	h.pod("pod")
+	a, b := h.startCounter("a", "pod"), h.startCounter("b", "")
+	old := h.lockPid("shim.lock")
+	h.kill9("shim.lock")
+	if got := h.task("a"); got.State != stateRunning || got.Pid != a.Pid || !got.StartedAt.Equal(a.StartedAt) {
+		t.Errorf("adopted %+v, was %+v", got, a)
+	}
+	if h.lockPid("shim.lock") == old {
+		t.Error("no new shim")
+	}
+	if _, out, _, err := h.exec(context.Background(), "a", "/bin/echo", "hi"); out != "hi\n" || err != nil {
+		t.Errorf("exec in an adopted task: %q %v", out, err)
+	}
+	h.finishCounter(a)
+	h.finishCounter(b)
+	for _, id := range []string{"a", "b"} {
+		h.wantExit(id, 7)
+		h.wantCounted(id, 2000)
+	}
+}
+
+func TestShimDiesAgainAndAgain(t *testing.T) {
+	h := newHost(t)
+	h.pod("pod")
+	st := h.params("c", sh("trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; done"))
+	st.Pod = "pod"
+	task := h.start(st)
+	for range 5 {
+		h.kill9("shim.lock")
+		n := len(h.logLines("c"))
+		h.eventually("output goes on", func() bool { return len(h.logLines("c")) > n+100 })
+		h.task("c")
+		h.kill9("logger.lock")
+	}
+	h.finishCounter(task)
+	h.wantExit("c", 7)
+	h.wantCounted("c", len(h.logLines("c")))
+}
+
+func TestTerminalSurvives(t *testing.T) {
+	h := newHost(t)
+	h.pod("pod")
+	st := h.params("tty", sh("trap 'seq 1001 2000; exit 7' TERM; seq 1 1000; while :; do sleep 0.02; done"), withTerminal)
+	st.Terminal, st.Pod = true, "pod"
+	task := h.start(st)
+	h.eventually("counted", func() bool { return len(h.logLines("tty")) == 1000 })
+	h.client.Close()
+	h.kill9("shim.lock")
+	h.kill9("logger.lock")
+	f, err := openPidfd(task.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	signalPidfd(f, unix.SIGTERM)
+	h.connect() // somebody must read a terminal, it holds 4 KiB only
+	h.wantExit("tty", 7)
+	lines := h.logLines("tty")
+	if len(lines) != 2000 || strings.TrimSpace(lines[1999]) != "2000" {
+		t.Errorf("%d lines, want 2000", len(lines))
+	}
+}
+
+func TestStdinSurvives(t *testing.T) {
+	h := newHost(t)
+	h.pod("pod")
+	st := h.params("cat", sh("cat; exit 9"))
+	st.Pod, st.Stdin = "pod", true
+	h.start(st)
+	h.kill9("shim.lock")
+	h.task("cat")
+	s, err := h.client.Streams(context.Background(), "cat")
+	if err != nil || s.Stdin == nil {
+		t.Fatalf("streams: %+v %v", s, err)
+	}
+	defer s.Close()
+	s.Stdin.WriteString("1\n")
+	h.eventually("line is printed", func() bool { return len(h.logLines("cat")) == 1 })
+}
+
+// The shim dies at each of its steps; the client sees one answer and there is
+// never more than one process.
+func TestShimDiesAtEveryStep(t *testing.T) {
+	for _, step := range []string{"shim.start.intent", "shim.start.runc", "shim.start.started", "shim.exit.seen", "shim.exit.written",
+		"shim.delete.kill", "shim.delete", "shim.delete.cleared"} {
+		t.Run(step, func(t *testing.T) {
+			t.Setenv("CRIBOX_TEST_KILL_AT", step)
+			h := newHost(t)
+			pod := h.params("pod", []string{"/bin/sleep", "1000000"})
+			pod.Keeper = true
+			if _, err := h.client.Start(context.Background(), pod); err != nil {
+				if step != "shim.start.intent" || !errdefs.IsUnavailable(err) {
+					t.Fatal(err)
+				}
+				h.start(pod)
+			}
+			st := h.params("c", counter)
+			st.Pod = "pod"
+			task := h.start(st)
+			h.eventually("counted", func() bool { return len(h.logLines("c")) == 1000 })
+			if procs := cgroupProcs(filepath.Join("/sys/fs/cgroup/pids", h.cgroup, "pod")); len(procs) != 1 {
+				t.Errorf("processes of the pod: %v", procs)
+			}
+			h.finishCounter(task)
+			h.wantExit("c", 7)
+			h.wantCounted("c", 2000)
+			ctx := context.Background()
+			h.idle("d")
+			for _, id := range []string{"c", "d"} {
+				if err := h.client.Delete(ctx, id); err != nil {
+					t.Error(err)
+				}
+				if got := h.task(id); got.ID != "" {
+					t.Errorf("deleted task is %+v", got)
+				}
+			}
+			if _, err := os.Stat(filepath.Join(h.state, "killed-at-step")); err != nil {
+				t.Errorf("step %s never came", step)
+			}
+		})
+	}
+}
+
+// slowRuntime is a runtime that tells that it works, waits for a word, and
+// then does it.
+func (h *host) slowRuntime(name string) (path, working, word string) {
+	dir := filepath.Dir(h.state)
+	path, working, word = filepath.Join(dir, name), filepath.Join(dir, name+".working"), filepath.Join(dir, name+".go")
+	script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *\" run \"*) echo > %s; while ! [ -e %s ]; do sleep 0.02; done;; esac\nexec %s \"$@\"\n", working, word, h.runc)
+	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	return path, working, word
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func TestShimDiesWhileTheRuntimeWorks(t *testing.T) {
+	h := newHost(t)
+	h.pod("pod")
+	st := h.params("c", counter)
+	var working, word string
+	st.Pod = "pod"
+	st.Runtime, working, word = h.slowRuntime("slow")
+	var task Task
+	var err error
+	started := make(chan struct{})
+	go func() {
+		defer close(started)
+		task, err = h.client.Start(context.Background(), st)
+	}()
+	h.eventually("runtime works", func() bool { return exists(working) })
+	h.kill9("shim.lock")
+	if got := h.task("c"); got.State != stateStarting {
+		t.Errorf("task is %+v", got)
+	}
+	os.WriteFile(word, nil, 0o600)
+	<-started
+	if err != nil || task.State != stateRunning {
+		t.Fatalf("start over the death of the shim: %+v %v", task, err)
+	}
+	h.eventually("counted", func() bool { return len(h.logLines("c")) == 1000 })
+	h.finishCounter(task)
+	h.wantExit("c", 7)
+	h.wantCounted("c", 2000)
+}
+
+func TestConnectRace(t *testing.T) {
+	h := newHost(t)
+	if err := h.client.Shutdown(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	clients := make([]*Client, 8)
+	var all sync.WaitGroup
+	for i := range clients {
+		all.Go(func() {
+			var err error
+			if clients[i], err = h.tryConnect(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	pids := map[int]bool{}
+	for _, c := range clients {
+		if c == nil {
+			continue
+		}
+		var v versionReply
+		if _, err := call(context.Background(), c.shim.sock, "version", struct{}{}, nil, &v); err != nil {
+			t.Error(err)
+		}
+		pids[v.Pid] = true
+		c.Close()
+	}
+	if len(pids) != 1 || !pids[h.lockPid("shim.lock")] {
+		t.Errorf("shims: %v, the lock says %d", pids, h.lockPid("shim.lock"))
+	}
+}
+
+func TestSlowShimIsNotReplaced(t *testing.T) {
+	h := newHost(t)
+	task := h.idle("c")
+	pid := h.lockPid("shim.lock")
+	unix.Kill(pid, unix.SIGSTOP)
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := h.client.Tasks(ctx); !errdefs.IsUnavailable(err) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a stopped shim: %v", err)
+	}
+	if c, err := Connect(ctx, h.client.c); !errdefs.IsUnavailable(err) {
+		t.Errorf("connect to a stopped shim: %v %v", c, err)
+	}
+	unix.Kill(pid, unix.SIGCONT)
+	if got := h.task("c"); got.Pid != task.Pid || h.lockPid("shim.lock") != pid {
+		t.Errorf("task %+v, shim %d", got, h.lockPid("shim.lock"))
+	}
+}
+
+func TestShutdown(t *testing.T) {
+	h := newHost(t)
+	h.idle("c")
+	if err := h.client.Shutdown(context.Background()); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("shutdown with a task: %v", err)
+	}
+	h.kill9("shim.lock") // the keeping goes on after a refusal
+	h.task("c")
+	if err := h.client.Delete(context.Background(), "c"); err != nil {
+		t.Error(err)
+	}
+	if err := h.client.Shutdown(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDeleteIsIdempotent(t *testing.T) {
+	h := newHost(t)
+	ctx := context.Background()
+	h.pod("pod")
+	h.idle("c")
+	var all sync.WaitGroup
+	for range 5 {
+		all.Go(func() {
+			if err := h.client.Delete(ctx, "c"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	for _, id := range []string{"c", "never"} {
+		if err := h.client.Delete(ctx, id); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := h.client.Release(ctx, "pod"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("release of a running task: %v", err)
+	}
+	if err := h.client.Release(ctx, "c"); !errdefs.IsNotFound(err) {
+		t.Errorf("release of a deleted task: %v", err)
+	}
+}
+
+// Parts of a task are missing, and Delete removes the rest.
+func TestDeleteConverges(t *testing.T) {
+	h := newHost(t)
+	for name, harm := range map[string]func(id string) error{
+		"runc-state": func(id string) error { return os.RemoveAll(filepath.Join(h.state, "runc", id)) },
+		"bundle":     func(id string) error { return os.RemoveAll(filepath.Join(h.state, "shim", id, "bundle")) },
+		"folder":     func(id string) error { return os.RemoveAll(filepath.Join(h.state, "shim", id)) },
+		"torn-record": func(id string) error {
+			return os.WriteFile(filepath.Join(h.state, "shim", id, "task.json"), []byte("{"), 0o600)
+		},
+		"runtime": func(id string) error { return os.Remove(filepath.Join(filepath.Dir(h.state), id)) },
+	} {
+		for _, restart := range []bool{false, true} {
+			id := fmt.Sprintf("%s-%v", name, restart)
+			st := h.params(id, []string{"/bin/sleep", "1000000"})
+			if name == "runtime" {
+				st.Runtime = filepath.Join(filepath.Dir(h.state), id)
+				if err := os.Symlink(h.runc, st.Runtime); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h.start(st)
+			if err := harm(id); err != nil {
+				t.Fatal(err)
+			}
+			if restart {
+				h.kill9("shim.lock")
+			}
+			if err := h.client.Delete(context.Background(), id); err != nil {
+				t.Errorf("%s: %v", id, err)
+			}
+			if procs := cgroupProcs(filepath.Join("/sys/fs/cgroup/pids", h.cgroup, id)); len(procs) > 0 && !(restart && name == "folder") {
+				t.Errorf("%s: processes %v are left", id, procs)
+			}
+		}
+	}
+}
+
+// A container in the pid namespace of its pod leaves processes when it ends.
+func TestSharedPidNamespace(t *testing.T) {
+	h := newHost(t)
+	pod := h.pod("pod")
+	procs := func() []int { return cgroupProcs(filepath.Join("/sys/fs/cgroup/pids", h.cgroup, "c")) }
+	st := h.params("c", sh("setsid sleep 1000000 & echo up; exit 3"), inPidNamespaceOf(pod.Pid))
+	st.Pod = "pod"
+	h.start(st)
+	h.wantExit("c", 3)
+	if len(procs()) == 0 {
+		t.Error("the test wants a process to be left")
+	}
+	if err := h.client.Release(context.Background(), "c"); err != nil {
+		t.Error(err)
+	}
+	if left := procs(); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
+	}
+	if got := h.task("c"); got.State != stateExited || got.Exit.Code != 3 {
+		t.Errorf("released task is %+v", got)
+	}
+	if got := h.task("pod"); got.State != stateRunning {
+		t.Errorf("pod is %+v", got)
+	}
+}
+
+func TestKillAll(t *testing.T) {
+	h := newHost(t)
+	pod := h.pod("pod")
+	st := h.params("c", sh("setsid sleep 1000000 & echo up; while :; do sleep 0.02; done"), inPidNamespaceOf(pod.Pid))
+	h.start(st)
+	h.eventually("up", func() bool { return len(h.logLines("c")) == 1 })
+	if err := h.client.Kill(context.Background(), "c", unix.SIGKILL, true); err != nil {
+		t.Error(err)
+	}
+	h.wantExit("c", 137)
+	h.eventually("all are dead", func() bool {
+		return len(cgroupProcs(filepath.Join("/sys/fs/cgroup/pids", h.cgroup, "c"))) == 0
+	})
+}
+
+func TestOOMKilled(t *testing.T) {
+	h := newHost(t)
+	limit := func(spec map[string]any) {
+		spec["linux"].(map[string]any)["resources"] = map[string]any{"memory": map[string]any{"limit": 16 << 20}}
+	}
+	h.start(h.params("hog", sh("exec tr x y < /dev/zero | exec sort /dev/zero"), limit))
+	if e := h.waitExit("hog"); !e.OOMKilled {
+		t.Errorf("exit is %+v", e)
+	}
+	h.start(h.params("modest", sh("kill -9 $PPID; exit 137"), limit))
+	if e := h.waitExit("modest"); e.OOMKilled || e.Code != 137 {
+		t.Errorf("exit is %+v", e)
+	}
+}
+
+// A runtime that hangs is killed with what it has started.
+func TestRuntimeFaults(t *testing.T) {
+	h := newHost(t)
+	for name, script := range map[string]string{
+		"fails":   `exit 3`,
+		"crashes": `kill -SEGV $$`,
+		"no-pid":  `exit 0`,
+		"bad-pid": `while [ $# -gt 0 ]; do [ "$1" = --pid-file ] && echo 4000000 > "$2"; shift; done`,
+		"no-log":  `echo '{"level":"error","msg":"it went wrong"}' > "$4"; exit 1`,
+	} {
+		st := h.params(name, []string{"/bin/true"})
+		st.Runtime = filepath.Join(filepath.Dir(h.state), name)
+		if err := os.WriteFile(st.Runtime, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		_, err := h.client.Start(context.Background(), st)
+		if err == nil {
+			t.Errorf("%s: started", name)
+		}
+		if name == "no-log" && !strings.Contains(err.Error(), "it went wrong") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := h.task(name); got.State != stateCreated {
+			t.Errorf("%s: task is %+v", name, got)
+		}
+	}
+}

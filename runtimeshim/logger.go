@@ -1,0 +1,286 @@
+package runtimeshim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// LoggerMain is `cribox logger`: it reads what containers print from the FIFOs
+// below state and writes it to their CRI logs, until ctx ends or somebody asks
+// it to quit. It may be killed at any instruction and started again; no line
+// is lost, none is written twice.
+//
+// step, nil for none, is called after every side effect: logger.created (the
+// log), logger.spliced (output is in the spool), logger.intent,
+// logger.written (to the log), logger.committed, spool.punched,
+// spool.truncated, spool.reset, logger.reopened, logger.drained, logger.done.
+//
+// A second logger for the same state gets ErrAlreadyExists at once.
+func LoggerMain(ctx context.Context, state string, step func(string)) error {
+	dir := stateDir(state)
+	lock, err := takeLoggerLock(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	ctx, quit := context.WithCancel(ctx)
+	defer quit()
+	l, err := newLogger(ctx, dir, step)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	sock, err := listen(dir.loggerSock())
+	if err != nil {
+		return err
+	}
+	if err := l.resumeAll(); err != nil {
+		sock.Close()
+		return err
+	}
+	return serve(ctx, sock, l.handlers(quit))
+}
+
+// takeLoggerLock holds logger.lock, with our pid in it, until the file is closed.
+func takeLoggerLock(dir stateDir) (*os.File, error) {
+	f, err := os.OpenFile(dir.loggerLock(), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock of the logger: %w", err)
+	}
+	err = retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		pid, _ := io.ReadAll(io.LimitReader(f, 20))
+		err = fmt.Errorf("a logger (pid %s) serves %s already: %w", strings.TrimSpace(string(pid)), dir, errdefs.ErrAlreadyExists)
+	}
+	if err == nil {
+		err = errors.Join(f.Truncate(0), func() error { _, err := fmt.Fprintf(f, "%d\n", os.Getpid()); return err }())
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// logger owns one logTask per container that is not finished.
+type logger struct {
+	ctx     context.Context
+	dir     stateDir
+	step    func(string)
+	poll    *poller
+	devnull int
+	buffers buffers
+	polling sync.WaitGroup
+
+	mu    sync.Mutex
+	tasks map[string]*logTask
+	fifos map[int]fifoOwner
+}
+
+type fifoOwner struct {
+	task   *logTask
+	stream int
+}
+
+func newLogger(ctx context.Context, dir stateDir, step func(string)) (*logger, error) {
+	if step == nil {
+		step = func(string) {}
+	}
+	poll, err := newPoller()
+	if err != nil {
+		return nil, fmt.Errorf("poll FIFOs: %w", err)
+	}
+	devnull, err := openFD(os.DevNull, unix.O_WRONLY, 0)
+	if err != nil {
+		poll.close()
+		return nil, err
+	}
+	l := &logger{
+		ctx: ctx, dir: dir, step: step, poll: poll, devnull: devnull,
+		tasks: map[string]*logTask{}, fifos: map[int]fifoOwner{},
+	}
+	l.polling.Go(func() { poll.run(l.readable) })
+	return l, nil
+}
+
+// resumeAll takes up every task that a logger before us has left, each on its
+// own: one whose disk hangs does not keep the others waiting.
+func (l *logger) resumeAll() error {
+	entries, err := os.ReadDir(l.dir.tasks())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("look for tasks: %w", err)
+	}
+	for _, e := range entries {
+		if !e.IsDir() || checkID(e.Name()) != nil {
+			continue
+		}
+		t := l.task(e.Name())
+		t.post(t.resume)
+	}
+	return nil
+}
+
+// close ends all work at the next safe place. A task whose disk hangs is left
+// behind after a while; the process ends anyway.
+func (l *logger) close() {
+	l.mu.Lock()
+	tasks := make([]*logTask, 0, len(l.tasks))
+	for _, t := range l.tasks {
+		tasks = append(tasks, t)
+	}
+	l.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	all := true
+	for _, t := range tasks {
+		err := t.do(ctx, func() error { t.release(); return nil })
+		all = all && (err == nil || errors.Is(err, errGone))
+	}
+	if !all {
+		return
+	}
+	l.poll.close()
+	l.polling.Wait()
+	closeFD(&l.devnull)
+	l.buffers.drop()
+}
+
+func (l *logger) readable(fd int) {
+	l.mu.Lock()
+	o := l.fifos[fd]
+	l.mu.Unlock()
+	if o.task != nil {
+		o.task.wake(1 << o.stream)
+	}
+}
+
+func (l *logger) task(id string) *logTask {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.tasks[id]
+	if t == nil {
+		t = newLogTask(l, id)
+		l.tasks[id] = t
+	}
+	return t
+}
+
+// forget makes the next caller begin with a new logTask.
+func (l *logger) forget(t *logTask) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.tasks[t.id] == t {
+		delete(l.tasks, t.id)
+	}
+}
+
+func (l *logger) watch(t *logTask, stream, fd int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.fifos[fd] = fifoOwner{t, stream}
+}
+
+func (l *logger) unwatch(fd int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.fifos, fd)
+}
+
+// loggerTask is the body of open, reopen and finish.
+type loggerTask struct {
+	ID string `json:"id"`
+}
+
+type loggerVersion struct {
+	Format int `json:"format"`
+	Pid    int `json:"pid"`
+}
+
+// handlers is the list of verbs.
+//
+//	version         -> loggerVersion
+//	open   {id}     the task folder exists: begin to read; its log exists afterwards. Twice is fine
+//	reopen {id}     the log was renamed: go on in a new file. On error there is no new file
+//	finish {id}     the task has ended: returns when all it has printed is in the log. Twice is fine
+//	quit            the logger ends
+func (l *logger) handlers(quit func()) map[string]handler {
+	verb := func(f func(context.Context, string) error) handler {
+		return func(ctx context.Context, in *inbound) (any, error) {
+			var body loggerTask
+			if err := in.decode(&body); err != nil {
+				return nil, err
+			}
+			if err := checkID(body.ID); err != nil {
+				return nil, err
+			}
+			return nil, f(ctx, body.ID)
+		}
+	}
+	return map[string]handler{
+		"version": func(context.Context, *inbound) (any, error) {
+			return loggerVersion{Format: wireFormat, Pid: os.Getpid()}, nil
+		},
+		"open":   verb(l.asked((*logTask).open)),
+		"reopen": verb(l.asked((*logTask).reopen)),
+		"finish": verb(l.finish),
+		"quit": func(context.Context, *inbound) (any, error) {
+			quit()
+			return nil, nil
+		},
+	}
+}
+
+// asked makes f a verb that is not begun when its caller has given up.
+func (l *logger) asked(f func(*logTask) error) func(context.Context, string) error {
+	return func(ctx context.Context, id string) error {
+		return l.on(ctx, id, func(t *logTask) error {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return f(t)
+		})
+	}
+}
+
+// on runs f as a piece of work of the task, also when ctx has ended before it
+// is its turn.
+func (l *logger) on(ctx context.Context, id string, f func(*logTask) error) error {
+	for {
+		t := l.task(id)
+		err := t.do(ctx, func() error { return f(t) })
+		if !errors.Is(err, errGone) {
+			return err
+		}
+		if l.ctx.Err() != nil {
+			return fmt.Errorf("logger ends: %w", errdefs.ErrUnavailable)
+		}
+	}
+}
+
+// finish waits, as long as ctx allows, for a log that cannot be written at
+// present; the work goes on when the caller has given up.
+func (l *logger) finish(ctx context.Context, id string) error {
+	var finished chan struct{}
+	err := l.on(ctx, id, func(t *logTask) (err error) {
+		finished, err = t.finish()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	select {
+	case <-finished:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("log of %s cannot be written now: %w", id, errdefs.ErrUnavailable)
+	}
+}

@@ -1,0 +1,80 @@
+package runtimeshim
+
+import (
+	"errors"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// finish begins the end of a task that prints no more, and returns a channel
+// that is closed when all of its output is in the log. ErrNotFound: no such task.
+func (t *logTask) finish() (chan struct{}, error) {
+	if t.finished == nil {
+		t.finished = make(chan struct{})
+	}
+	done := t.finished
+	if !t.attached && t.stuck == 0 {
+		err := t.attach()
+		if errors.Is(err, errdefs.ErrNotFound) {
+			t.release()
+			return nil, err
+		}
+	}
+	t.wake(tick)
+	return done, nil
+}
+
+// drain writes everything and marks the task as done.
+func (t *logTask) drain() error {
+	if !t.p.done {
+		for i, s := range t.streams {
+			if s == nil {
+				continue
+			}
+			if err := t.drainStream(i); err != nil {
+				return err
+			}
+		}
+		t.l.step("logger.drained")
+		t.p.done = true
+		if err := t.save(); err != nil {
+			t.p.done = false
+			return err
+		}
+		t.l.step("logger.done")
+	}
+	for _, name := range streamNames {
+		os.Remove(t.dir().at(name + ".spool"))
+	}
+	t.release()
+	return nil
+}
+
+// drainStream takes what the FIFO holds now and no more: a process that has
+// outlived its container cannot keep us.
+func (t *logTask) drainStream(i int) error {
+	left, err := unix.IoctlGetInt(t.streams[i].fifo, unix.TIOCINQ)
+	if err != nil {
+		return err
+	}
+	for {
+		n := 0
+		if left > 0 {
+			if n, err = t.fill(i); err != nil {
+				return err
+			}
+			left -= n
+		}
+		if err := t.commit(i, n == 0); err != nil {
+			return err
+		}
+		if err := t.compact(i); err != nil {
+			return err
+		}
+		if n == 0 {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,272 @@
+package runtimeshim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+)
+
+// logTask carries the output of one task to its log. All its work is done by
+// one goroutine at a time, which exists only while there is some: post and
+// wake start it. So what the goroutine owns needs no lock, and a disk that
+// hangs holds one goroutine of one container.
+type logTask struct {
+	l  *logger
+	id string
+
+	mu      sync.Mutex
+	queue   []func()
+	ready   uint8 // bits of streams, tick
+	running bool
+
+	// Owned by the working goroutine.
+	path     string // "" = output is dropped
+	attached bool
+	gone     bool // released: nothing may be done any more
+	streams  [2]*spool
+	log      logFile
+	record   int // descriptor of the file progress
+	p        progress
+	dirty    bool // p must be saved before anything else
+
+	unarmed  uint8     // streams nobody watches: the next tick looks at them
+	last     time.Time // of the last batch
+	timer    *time.Timer
+	stuck    time.Duration // pause until the next try; 0 = all is well
+	finished chan struct{} // not nil: to be finished; closed when that is done
+}
+
+const (
+	tick    uint8 = 1 << 7
+	anybody uint8 = 1<<0 | 1<<1
+
+	// A container that prints all the time is read in batches: a writer of
+	// single lines would otherwise wake us for each.
+	pace   = time.Millisecond
+	recent = 10 * time.Millisecond
+
+	firstRetry = 50 * time.Millisecond
+	lastRetry  = 5 * time.Second
+)
+
+var errGone = errors.New("the task was released")
+
+func newLogTask(l *logger, id string) *logTask {
+	return &logTask{l: l, id: id, record: -1, log: logFile{fd: -1}}
+}
+
+func (t *logTask) dir() taskDir { return t.l.dir.task(t.id) }
+
+// post adds a piece of work.
+func (t *logTask) post(f func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.queue = append(t.queue, f)
+	t.start()
+}
+
+// wake says that streams may have something to read, or that it is time.
+func (t *logTask) wake(ready uint8) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ready |= ready
+	t.start()
+}
+
+func (t *logTask) start() {
+	if !t.running {
+		t.running = true
+		go t.run()
+	}
+}
+
+func (t *logTask) run() {
+	for {
+		t.mu.Lock()
+		queue, ready := t.queue, t.ready
+		t.queue, t.ready = nil, 0
+		if len(queue) == 0 && ready == 0 {
+			t.running = false
+			t.mu.Unlock()
+			return
+		}
+		t.mu.Unlock()
+		for _, f := range queue {
+			f()
+		}
+		if ready != 0 {
+			t.pump(ready)
+		}
+	}
+}
+
+// do runs f as a piece of work and returns its error. When ctx ends first, the
+// end of f is not awaited. errGone: f was not run.
+func (t *logTask) do(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	t.post(func() {
+		if t.gone {
+			done <- errGone
+			return
+		}
+		done <- f()
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("log of %s is busy: %w", t.id, errdefs.ErrUnavailable)
+	}
+}
+
+// pump moves one batch of each stream that is ready.
+func (t *logTask) pump(ready uint8) {
+	if t.gone {
+		return
+	}
+	t.unarmed |= ready & anybody
+	if t.stuck != 0 && ready&tick == 0 {
+		return
+	}
+	if ready&tick != 0 {
+		ready = t.unarmed
+	}
+	err := t.work(ready)
+	if err == nil && t.finished != nil {
+		err = t.drain()
+	}
+	if err != nil {
+		t.backOff(err)
+		return
+	}
+	t.recovered()
+}
+
+func (t *logTask) work(ready uint8) error {
+	retrying := t.stuck != 0
+	if !t.attached {
+		if err := t.attach(); err != nil {
+			return err
+		}
+	}
+	if err := t.settle(); err != nil {
+		return err
+	}
+	now := time.Now()
+	busy := now.Sub(t.last) < recent
+	for i, s := range t.streams {
+		if s == nil || (ready&(1<<i) == 0 && !retrying) {
+			continue
+		}
+		n, err := t.fill(i)
+		if err == nil && (n > 0 || retrying) {
+			err = t.commit(i, false)
+		}
+		if err == nil {
+			err = t.compact(i)
+		}
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			t.last = now
+		}
+		if err := t.next(i, n, busy); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *logTask) fill(i int) (int, error) {
+	n, err := t.streams[i].fill(t.l.devnull)
+	if n > 0 {
+		t.l.step("logger.spliced")
+	}
+	return n, err
+}
+
+// next decides when the stream that has just given n bytes is looked at again.
+func (t *logTask) next(i, n int, busy bool) error {
+	s := t.streams[i]
+	switch {
+	case n >= s.pipe/2:
+		s.busy()
+		t.wake(1 << i)
+	case n > 0 && busy:
+		t.after(pace)
+	default:
+		t.unarmed &^= 1 << i
+		if err := t.l.poll.arm(s.fifo); err != nil {
+			t.unarmed |= 1 << i
+			return fmt.Errorf("watch output: %w", err)
+		}
+	}
+	return nil
+}
+
+func (t *logTask) after(d time.Duration) {
+	if t.timer == nil {
+		t.timer = time.AfterFunc(d, func() { t.wake(tick) })
+		return
+	}
+	t.timer.Reset(d)
+}
+
+// backOff leaves everything where it is and tries again later: the container
+// waits once its FIFO is full. Unless it was deleted.
+func (t *logTask) backOff(err error) {
+	if _, serr := os.Stat(t.dir().log()); errors.Is(serr, os.ErrNotExist) {
+		t.release()
+		return
+	}
+	if t.stuck == 0 {
+		t.logger().WithError(err).Warn("log cannot be written; output waits")
+	}
+	t.stuck = min(max(2*t.stuck, firstRetry), lastRetry)
+	t.after(t.stuck)
+}
+
+func (t *logTask) recovered() {
+	if t.stuck != 0 {
+		t.logger().Info("log can be written again")
+	}
+	t.stuck = 0
+}
+
+func (t *logTask) logger() *log.Entry { return log.G(t.l.ctx).WithField("container", t.id) }
+
+// release closes everything and forgets the task; what is on disk stays.
+func (t *logTask) release() {
+	if t.gone {
+		return
+	}
+	t.gone = true
+	t.l.forget(t)
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+	t.detach()
+	if t.finished != nil {
+		close(t.finished)
+	}
+}
+
+func (t *logTask) detach() {
+	for i, s := range t.streams {
+		if s != nil {
+			t.l.unwatch(s.fifo)
+			s.close()
+			t.streams[i] = nil
+		}
+	}
+	closeFD(&t.log.fd)
+	closeFD(&t.record)
+	t.attached = false
+}

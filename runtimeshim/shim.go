@@ -1,0 +1,260 @@
+package runtimeshim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+)
+
+// shim is the parent of every task of this state folder.
+//
+// It opens no file outside the state folder, /proc, /sys and /dev/null, waits
+// for children in one place only (reaper), and has no policy.
+type shim struct {
+	state       stateDir
+	step        func(string)
+	reaper      *reaper
+	hierarchies []hierarchy
+	ownOOM      bool // our own oom_score_adj is not 0, so children need theirs reset
+	counter     atomic.Uint64
+	quit        context.CancelFunc
+
+	keeping sync.Mutex // over a change of a keeper; before mu
+
+	mu       sync.Mutex
+	tasks    map[string]*task
+	watchers map[*watcher]bool
+	quitting bool
+}
+
+// task is one entry of the table.
+type task struct {
+	dir    taskDir
+	op     chan struct{} // holds one value while nobody starts, releases or deletes the task
+	exited chan struct{} // closed when exit is set
+
+	// Written by the holder of op, under shim.mu.
+	rec     taskRecord
+	pidfd   *os.File
+	fifos   []*os.File // kept open so that unread output survives the logger
+	stdin   *os.File
+	tty     *os.File
+	pump    *pump
+	keeper  *keeper // of a pod task
+	deleted bool
+
+	exit *exitRecord // written once, under shim.mu, before exited is closed
+}
+
+// ShimMain is the body of `cribox shim --state DIR`. It returns when it was
+// told to quit, or at once with nil when another shim serves the folder. It
+// may execute its own program again, to start from known limits and environment.
+func ShimMain(ctx context.Context, state string, step func(string)) error {
+	s, err := newShim(state, step)
+	if s == nil || err != nil {
+		return err
+	}
+	ctx, s.quit = context.WithCancel(ctx)
+	defer s.quit()
+	go s.reaper.run(ctx)
+	s.adopt(ctx)
+	l, err := listen(s.state.shimSock())
+	if err != nil {
+		return err
+	}
+	return serve(ctx, l, s.handlers())
+}
+
+// newShim makes this process a shim; nil when there is one already.
+func newShim(state string, step func(string)) (*shim, error) {
+	if step == nil {
+		step = func(string) {}
+	}
+	s := &shim{state: stateDir(state), step: step, reaper: newReaper(), hierarchies: cgroupMounts(),
+		tasks: map[string]*task{}, watchers: map[*watcher]bool{}}
+	if err := fixLimits(); err != nil {
+		return nil, err
+	}
+	if free, err := holdLock(s.state.shimLock()); err != nil || !free {
+		return nil, err
+	}
+	s.settleIn()
+	if level := os.Getenv(logLevelEnv); level != "" {
+		log.SetLevel(level)
+	}
+	return s, nil
+}
+
+// settleIn fixes what the process passes on to its children and what it costs.
+func (s *shim) settleIn() {
+	runtime.GOMAXPROCS(2)
+	debug.SetGCPercent(25)
+	debug.SetMemoryLimit(64 << 20)
+	os.Chdir("/")
+	unix.Umask(0o022)
+	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	// Caught and dropped, because an ignored signal would stay ignored in children.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)
+	os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0) // needs CAP_SYS_RESOURCE; without it we stay as killable as we are
+	raw, _ := os.ReadFile("/proc/self/oom_score_adj")
+	s.ownOOM = strings.TrimSpace(string(raw)) != "0"
+}
+
+// resetOOMScore undoes in a child what settleIn did to us.
+func (s *shim) resetOOMScore(pid int) {
+	if s.ownOOM {
+		os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("0"), 0)
+	}
+}
+
+// logLevelEnv sets the log level of shim and logger.
+const logLevelEnv = "CRIBOX_LOG_LEVEL"
+
+// limitsEnv marks a process that started with the limits it shall pass on.
+const limitsEnv = "CRIBOX_SHIM_LIMITS"
+
+// fixLimits executes the program again with fixed resource limits and
+// environment. Go raises its own soft limit of open files when it starts and
+// gives children the original, so only an exec sets what children get.
+func fixLimits() error {
+	if os.Getenv(limitsEnv) != "" {
+		return nil
+	}
+	for what, soft := range map[int]uint64{unix.RLIMIT_NOFILE: 1024, unix.RLIMIT_NPROC: unix.RLIM_INFINITY, unix.RLIMIT_CORE: unix.RLIM_INFINITY} {
+		var l syscall.Rlimit
+		if err := syscall.Getrlimit(what, &l); err != nil {
+			return fmt.Errorf("read resource limit %d: %w", what, err)
+		}
+		l.Cur = min(soft, l.Max)
+		if err := syscall.Setrlimit(what, &l); err != nil {
+			return fmt.Errorf("set resource limit %d: %w", what, err)
+		}
+	}
+	exe, err := os.Executable()
+	if err != nil || strings.HasSuffix(exe, " (deleted)") {
+		exe = "/proc/self/exe"
+	}
+	return fmt.Errorf("execute the shim again: %w", syscall.Exec(exe, os.Args, append(processEnv(), limitsEnv+"=1")))
+}
+
+// processEnv is the environment of shim and logger: fixed, and the switches of tests.
+func processEnv() []string {
+	env := append([]string{}, runtimeEnv...)
+	for _, kv := range os.Environ() {
+		if strings.HasPrefix(kv, "CRIBOX_STEP") || strings.HasPrefix(kv, "CRIBOX_TEST") ||
+			strings.HasPrefix(kv, logLevelEnv+"=") {
+			env = append(env, kv)
+		}
+	}
+	return env
+}
+
+// holdLock locks path for the life of the process and writes the pid into it.
+// False when another process holds it. A caller that only looks whether the
+// lock is free takes it for an instant, so it is tried for a while.
+func holdLock(path string) (bool, error) {
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return false, fmt.Errorf("open lock %s: %w", path, err)
+	}
+	for range 20 {
+		err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if err != nil {
+		unix.Close(fd)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return false, nil
+		}
+		return false, fmt.Errorf("take lock %s: %w", path, err)
+	}
+	unix.Ftruncate(fd, 0)
+	unix.Pwrite(fd, []byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	return true, nil
+}
+
+// versionReply answers the verb version, of shim and logger alike.
+type versionReply struct {
+	Format int `json:"format"`
+	Pid    int `json:"pid"`
+}
+
+type idBody struct {
+	ID string `json:"id"`
+}
+
+type killBody struct {
+	ID     string `json:"id"`
+	Signal int    `json:"signal"`
+	All    bool   `json:"all,omitempty"`
+}
+
+func (s *shim) handlers() map[string]handler {
+	return map[string]handler{
+		"version": func(context.Context, *inbound) (any, error) {
+			return versionReply{wireFormat, os.Getpid()}, nil
+		},
+		"start": func(ctx context.Context, in *inbound) (any, error) {
+			var p taskParams
+			if err := in.decode(&p); err != nil {
+				return nil, err
+			}
+			return s.start(ctx, p)
+		},
+		"settle":  withID(s.settle),
+		"release": withID(func(ctx context.Context, id string) (any, error) { return nil, s.release(ctx, id) }),
+		"delete":  withID(func(ctx context.Context, id string) (any, error) { return nil, s.delete(ctx, id) }),
+		"end":     withID(func(ctx context.Context, id string) (any, error) { return nil, s.endTask(ctx, id) }),
+		"tasks":   func(context.Context, *inbound) (any, error) { return s.list(), nil },
+		"kill":    s.kill,
+		"exec":    s.exec,
+		"watch":   s.watch,
+		"fds":     s.fds,
+		"quit":    s.quitVerb,
+	}
+}
+
+func withID(f func(context.Context, string) (any, error)) handler {
+	return func(ctx context.Context, in *inbound) (any, error) {
+		var b idBody
+		if err := in.decode(&b); err != nil {
+			return nil, err
+		}
+		if err := checkID(b.ID); err != nil {
+			return nil, err
+		}
+		return f(ctx, b.ID)
+	}
+}
+
+// quitVerb ends the shim when no task folder is left.
+func (s *shim) quitVerb(context.Context, *inbound) (any, error) {
+	s.mu.Lock()
+	s.quitting = true
+	s.mu.Unlock()
+	if left := s.list(); len(left) > 0 {
+		s.mu.Lock()
+		s.quitting = false
+		s.mu.Unlock()
+		return nil, fmt.Errorf("%d tasks are left, %s is %s: %w", len(left), left[0].ID, left[0].State, errdefs.ErrFailedPrecondition)
+	}
+	time.AfterFunc(50*time.Millisecond, s.quit) // the reply goes first
+	return nil, nil
+}

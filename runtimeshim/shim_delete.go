@@ -1,0 +1,201 @@
+package runtimeshim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// deathWait is how long a task may take to end after SIGKILL.
+const deathWait = 10 * time.Second
+
+// delete ends a task and removes everything of it. Idempotent, and it goes on
+// where an earlier one stopped.
+func (s *shim) delete(ctx context.Context, id string) error {
+	t, err := s.lock(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return s.deleteFolder(ctx, id)
+	}
+	if err != nil {
+		return err
+	}
+	defer t.unlock()
+	if err := s.end(ctx, t); err != nil {
+		return fmt.Errorf("delete task %s: %w", id, err)
+	}
+	if err := s.clear(ctx, t); err != nil {
+		return fmt.Errorf("delete task %s: %w", id, err)
+	}
+	s.step("shim.delete.cleared")
+	s.forget(t)
+	if err := os.RemoveAll(string(t.dir)); err != nil {
+		return fmt.Errorf("delete task %s: %w", id, err)
+	}
+	return nil
+}
+
+// deleteFolder removes what has no entry in the table: a folder that never
+// became a task or whose record is not readable, a runtime's state without a
+// folder, or nothing.
+func (s *shim) deleteFolder(ctx context.Context, id string) error {
+	t, err := s.insert(taskRecord{Format: recordFormat, taskParams: taskParams{ID: id}, State: stateCreated})
+	if errdefs.IsAlreadyExists(err) {
+		return s.delete(ctx, id)
+	}
+	if err != nil {
+		return err
+	}
+	defer t.unlock()
+	defer s.forget(t)
+	if err := s.clear(ctx, t); err != nil {
+		return fmt.Errorf("delete task %s: %w", id, err)
+	}
+	return os.RemoveAll(string(t.dir))
+}
+
+// release removes what the runtime and the kernel have of an exited task.
+// Folder, exit status and logs stay. ErrFailedPrecondition while it runs.
+func (s *shim) release(ctx context.Context, id string) error {
+	t, err := s.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer t.unlock()
+	s.mu.Lock()
+	running := t.exit == nil
+	s.mu.Unlock()
+	if running {
+		return fmt.Errorf("release task %s: it is running: %w", id, errdefs.ErrFailedPrecondition)
+	}
+	if err := s.clear(ctx, t); err != nil {
+		return fmt.Errorf("release task %s: %w", id, err)
+	}
+	s.letGo(t)
+	return nil
+}
+
+// endTask kills a task with all that is left in its cgroup, and returns when
+// its exit is written. No such task = nil.
+func (s *shim) endTask(ctx context.Context, id string) error {
+	t, err := s.lock(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer t.unlock()
+	if err := s.end(ctx, t); err != nil {
+		return fmt.Errorf("end task %s: %w", id, err)
+	}
+	signalCgroups(s.cgroupsOf(t.dir, 0), unix.SIGKILL)
+	return nil
+}
+
+// end kills the task's process and waits until its exit is written.
+// DeadlineExceeded when it does not die.
+func (s *shim) end(ctx context.Context, t *task) error {
+	s.mu.Lock()
+	done, pidfd := t.exit != nil || t.rec.State != stateRunning, t.pidfd
+	s.mu.Unlock()
+	if done {
+		return nil
+	}
+	s.step("shim.delete.kill")
+	if pidfd != nil {
+		signalPidfd(pidfd, unix.SIGKILL)
+	}
+	freezeCgroups(s.cgroupsOf(t.dir, t.rec.Pid), false) // a frozen process does not die (v1)
+	select {
+	case <-t.exited:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(deathWait):
+		return fmt.Errorf("process %d does not die: %w", t.rec.Pid, context.DeadlineExceeded)
+	}
+}
+
+// clear makes the runtime, and the cgroup file systems, forget a task: what is
+// left in its cgroups is killed. Idempotent; works without the runtime's
+// binary or its state. Afterwards the record says released.
+func (s *shim) clear(ctx context.Context, t *task) error {
+	if t.rec.Released {
+		return nil
+	}
+	home := filepath.Join(s.state.runcRoot(), t.rec.ID)
+	dirs := s.cgroupsOf(t.dir, t.livePid())
+	var failed error
+	if _, err := os.Lstat(home); err == nil && t.rec.Runtime != "" {
+		s.step("shim.delete")
+		failed = s.run(ctx, ociCommand{runtime: t.rec.Runtime, log: t.dir.runtimeLog(), wait: deleteWait,
+			args: []string{"delete", "--force", t.rec.ID}})
+	}
+	// The runtime's own success is not taken for it: a container that shares
+	// its pid namespace, or one whose state was never written, leaves processes.
+	sweep, cancel := context.WithTimeout(ctx, deathWait)
+	defer cancel()
+	if err := removeCgroups(sweep, dirs); err != nil {
+		return errors.Join(err, failed)
+	}
+	if err := os.RemoveAll(home); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	t.rec.Released = true
+	s.mu.Unlock()
+	if t.rec.State == stateRunning {
+		// A full disk does not stop it: the next clear finds nothing to do.
+		writeJSON(t.dir.record(), t.rec)
+	}
+	return nil
+}
+
+// livePid is the number of the task's process if that is still its own.
+func (t *task) livePid() int {
+	if t.pidfd == nil {
+		return 0
+	}
+	pid, err := pidfdPid(t.pidfd)
+	if err != nil || pid <= 0 {
+		return 0
+	}
+	return pid
+}
+
+// kill sends a signal to a task's process, and with All to everything in its
+// cgroup. ErrNotFound when nobody was there to get it.
+func (s *shim) kill(_ context.Context, in *inbound) (any, error) {
+	var b killBody
+	if err := in.decode(&b); err != nil {
+		return nil, err
+	}
+	t, err := s.find(b.ID)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	running, err := t.exit == nil && t.pidfd != nil, error(unix.ESRCH)
+	if running {
+		err = signalPidfd(t.pidfd, unix.Signal(b.Signal))
+	}
+	pid := t.livePid()
+	s.mu.Unlock()
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return nil, fmt.Errorf("send signal %d to task %s: %w", b.Signal, b.ID, err)
+	}
+	reached := err == nil
+	if b.All && signalCgroups(s.cgroupsOf(t.dir, pid), unix.Signal(b.Signal)) > 0 {
+		reached = true
+	}
+	if !reached {
+		return nil, fmt.Errorf("process of task %s: %w", b.ID, errdefs.ErrNotFound)
+	}
+	return nil, nil
+}

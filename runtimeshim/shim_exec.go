@@ -1,0 +1,203 @@
+package runtimeshim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// execBody is the request of the verb exec; its descriptors are those of the
+// streams that Have names, in order.
+type execBody struct {
+	ID       string          `json:"id"`
+	Runtime  string          `json:"runtime"`
+	Process  json.RawMessage `json:"process"`
+	Have     [3]bool         `json:"have"`
+	LockFile string          `json:"lock_file,omitempty"`
+	Terminal bool            `json:"terminal,omitempty"`
+}
+
+// execStarted is the first reply of exec, with the terminal's master if any.
+type execStarted struct {
+	Pid int `json:"pid"`
+}
+
+// execDone is its last.
+type execDone struct {
+	Code int32 `json:"code"`
+}
+
+// execGrace: a runtime whose caller has gone may take so long to tell the pid
+// of the process it was starting, which is then killed.
+const execGrace = time.Second
+
+// exec runs one more process in a running task and answers when it has ended.
+// When the caller goes, the process group of the process is killed.
+func (s *shim) exec(ctx context.Context, in *inbound) (any, error) {
+	var b execBody
+	if err := in.decode(&b); err != nil {
+		return nil, err
+	}
+	t, err := s.runningTask(b.ID)
+	if err != nil {
+		return nil, err
+	}
+	e := &execution{s: s, t: t, body: b, name: t.dir.at(fmt.Sprintf("exec-%d-%d", os.Getpid(), s.counter.Add(1)))}
+	defer e.cleanup()
+	release := s.reaper.hold()
+	defer release()
+	proc, tty, err := e.begin(ctx, in)
+	if err != nil {
+		return nil, fmt.Errorf("execute in task %s: %w", b.ID, err)
+	}
+	release()
+	if proc.pidfd != nil {
+		defer proc.pidfd.Close()
+	}
+	err = in.send(execStarted{proc.pid}, tty...)
+	closeAll(tty)
+	closeAll(in.Files) // the process has its own; nobody must wait for ours to close
+	in.Files = nil
+	if err == nil {
+		select {
+		case ws := <-proc.done:
+			return execDone{exitCode(ws)}, nil
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+	}
+	return nil, errors.Join(err, e.kill(proc))
+}
+
+func (s *shim) runningTask(id string) (*task, error) {
+	t, err := s.find(id)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v := t.view(); v.State != stateRunning {
+		return nil, fmt.Errorf("task %s is %s: %w", id, v.State, errdefs.ErrFailedPrecondition)
+	}
+	return t, nil
+}
+
+// execution is one exec under way; name is the path its files begin with.
+type execution struct {
+	s    *shim
+	t    *task
+	body execBody
+	name string
+}
+
+func (e *execution) processFile() string { return e.name + ".json" }
+func (e *execution) pidFile() string     { return e.name + ".pid" }
+func (e *execution) logFile() string     { return e.name + ".log" }
+
+func (e *execution) cleanup() {
+	for _, f := range []string{e.processFile(), e.pidFile(), e.logFile()} {
+		os.Remove(f)
+	}
+}
+
+// begin executes the runtime and returns the new process, and its terminal's
+// master as a list of at most one.
+func (e *execution) begin(ctx context.Context, in *inbound) (child, []*os.File, error) {
+	lock, err := e.s.lockShared(ctx, e.t)
+	if err != nil {
+		return child{}, nil, err
+	}
+	defer lock.Close()
+	if err := os.WriteFile(e.processFile(), e.body.Process, 0o600); err != nil {
+		return child{}, nil, err
+	}
+	c := ociCommand{runtime: e.body.Runtime, log: e.logFile(), wait: startWait, grace: execGrace, extra: []*os.File{lock},
+		args: []string{"exec", "--detach", "--process", e.processFile(), "--pid-file", e.pidFile(), e.t.rec.ID}}
+	files := in.Files
+	for i, have := range e.body.Have {
+		if have && len(files) > 0 {
+			c.stdio[i], files = files[0], files[1:]
+		}
+	}
+	e.s.step("shim.exec.intent")
+	var tty []*os.File
+	if e.body.Terminal {
+		var master *os.File
+		master, err = e.s.runWithConsole(ctx, c)
+		tty = append(tty, master)
+	} else {
+		err = e.s.run(ctx, c)
+	}
+	if err != nil {
+		return child{}, nil, err
+	}
+	e.s.step("shim.exec.runc")
+	proc, err := e.claim()
+	if err != nil {
+		closeAll(tty)
+	}
+	return proc, tty, err
+}
+
+func (e *execution) claim() (child, error) {
+	pid, err := readPid(e.pidFile())
+	if err != nil {
+		return child{}, err
+	}
+	return e.s.reaper.claim(pid)
+}
+
+// kill ends the process group, which the process leads: the runtime made it a
+// session of its own.
+func (e *execution) kill(proc child) error {
+	e.s.reaper.killGroup(proc.pid)
+	if proc.pidfd != nil {
+		signalPidfd(proc.pidfd, unix.SIGKILL)
+	}
+	select {
+	case <-proc.done:
+		return nil
+	case <-time.After(killedWait):
+		return fmt.Errorf("process %d does not die", proc.pid)
+	}
+}
+
+// fds hands out the daemon's ends of a task's streams, terminal and stdin in
+// the order that the reply says.
+func (s *shim) fds(_ context.Context, in *inbound) (any, error) {
+	var b idBody
+	if err := in.decode(&b); err != nil {
+		return nil, err
+	}
+	t, err := s.runningTask(b.ID)
+	if err != nil {
+		return nil, err
+	}
+	var kinds []string
+	s.mu.Lock()
+	for kind, f := range map[string]*os.File{"terminal": t.tty, "stdin": t.stdin} {
+		if f == nil {
+			continue
+		}
+		fd, err := unix.FcntlInt(uintptr(fdOf(f)), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			s.mu.Unlock()
+			return nil, fmt.Errorf("duplicate %s of task %s: %w", kind, b.ID, err)
+		}
+		kinds = append(kinds, kind)
+		in.attach(os.NewFile(uintptr(fd), kind))
+	}
+	var once *os.File
+	if t.rec.StdinOnce {
+		once, t.stdin = t.stdin, nil
+	}
+	s.mu.Unlock()
+	closeAll([]*os.File{once})
+	return kinds, nil
+}

@@ -1,0 +1,99 @@
+package runtimeshim
+
+import (
+	"context"
+	"time"
+
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+)
+
+// unknownExit is the end of a task that nobody could see.
+var unknownExit = exitRecord{Code: 255}
+
+func exitOf(ws unix.WaitStatus) exitRecord { return exitRecord{Code: exitCode(ws), Known: true} }
+
+// ended writes down how a task ended, then tells everybody, once.
+func (s *shim) ended(t *task, e exitRecord) {
+	s.step("shim.exit.seen")
+	s.mu.Lock()
+	rec, told, pump := t.rec, t.exit != nil, t.pump
+	s.mu.Unlock()
+	if told {
+		return
+	}
+	e.Format, e.At = recordFormat, time.Now()
+	e.OOM = oomKills(rec.OOMFile) > rec.OOMBase
+	if err := writeJSON(t.dir.exit(), e); err != nil {
+		// Whoever watches still learns it; only a second fault would lose it.
+		log.L.WithError(err).WithField("container", rec.ID).Error("exit of task is not written")
+	}
+	s.step("shim.exit.written")
+	if pump != nil {
+		pump.finish(2 * time.Second)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.exit = &e
+	close(t.exited)
+	for w := range s.watchers {
+		w.add(t.view())
+	}
+}
+
+// watcher is one open watch: the exits that its reader has not been sent yet.
+type watcher struct {
+	exits []Task // under shim.mu
+	more  chan struct{}
+}
+
+// add is called under shim.mu.
+func (w *watcher) add(t Task) {
+	w.exits = append(w.exits, t)
+	select {
+	case w.more <- struct{}{}:
+	default:
+	}
+}
+
+// watchReply is one message of the verb watch: first all tasks, then exits.
+type watchReply struct {
+	Snapshot bool   `json:"snapshot,omitempty"`
+	Tasks    []Task `json:"tasks"`
+}
+
+// watch sends a snapshot of all tasks and then each exit, until the caller
+// goes. A caller that does not read is dropped, and finds all exits in the
+// snapshot of its next watch.
+func (s *shim) watch(ctx context.Context, in *inbound) (any, error) {
+	w := &watcher{more: make(chan struct{}, 1)}
+	s.mu.Lock()
+	all := []Task{}
+	for _, t := range s.tasks {
+		all = append(all, t.view())
+	}
+	s.watchers[w] = true
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.watchers, w)
+	}()
+	if err := in.send(watchReply{Snapshot: true, Tasks: all}); err != nil {
+		return nil, err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-w.more:
+		}
+		s.mu.Lock()
+		exits := w.exits
+		w.exits = nil
+		s.mu.Unlock()
+		if err := in.send(watchReply{Tasks: exits}); err != nil {
+			return nil, err
+		}
+	}
+}

@@ -1,0 +1,137 @@
+package runtimeshim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// reaper is the only place of the shim that waits for processes. It reaps
+// every child, its own and those it inherits as subreaper, and hands each
+// status to whoever claimed the pid. Statuses of pids that nobody has claimed
+// yet are kept while somebody is about to claim one (hold), because a process
+// may end before the runtime has told its pid.
+type reaper struct {
+	mu      sync.Mutex
+	claimed map[int]chan unix.WaitStatus
+	early   map[int]unix.WaitStatus
+	holds   int
+}
+
+func newReaper() *reaper {
+	return &reaper{claimed: map[int]chan unix.WaitStatus{}, early: map[int]unix.WaitStatus{}}
+}
+
+// run reaps until ctx ends.
+func (r *reaper) run(ctx context.Context) {
+	sig := make(chan os.Signal, 1)
+	signal.Notify(sig, unix.SIGCHLD)
+	defer signal.Stop(sig)
+	for {
+		for r.reapOne() {
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-sig:
+		}
+	}
+}
+
+// reapOne takes one dead child. It holds the lock over wait4, so that under
+// the lock a process either still is a zombie or has its status recorded.
+func (r *reaper) reapOne() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var ws unix.WaitStatus
+	pid, err := unix.Wait4(-1, &ws, unix.WNOHANG|unix.WALL, nil)
+	if errors.Is(err, unix.EINTR) {
+		return true
+	}
+	if err != nil || pid <= 0 {
+		return false
+	}
+	if done, ok := r.claimed[pid]; ok {
+		delete(r.claimed, pid)
+		done <- ws
+	} else if r.holds > 0 {
+		r.early[pid] = ws
+	}
+	return true
+}
+
+// hold keeps unclaimed statuses until release is called.
+func (r *reaper) hold() (release func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.holds++
+	return sync.OnceFunc(func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.holds--; r.holds == 0 {
+			clear(r.early)
+		}
+	})
+}
+
+// child is a process whose status the reaper will deliver.
+type child struct {
+	pid   int
+	pidfd *os.File // nil when the process was reaped before it was claimed
+	done  <-chan unix.WaitStatus
+}
+
+// claim asks for the status of a child process; call it under a hold that
+// began before the process could exist. ErrNotExist-like unix.ESRCH when there
+// is no such process and no status of one.
+func (r *reaper) claim(pid int) (child, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	done := make(chan unix.WaitStatus, 1)
+	pidfd, err := openPidfd(pid)
+	switch ws, early := r.early[pid]; {
+	case err == nil:
+		// Not reaped, so an early status under this number is of an older process.
+		delete(r.early, pid)
+		r.claimed[pid] = done
+	case errors.Is(err, unix.ESRCH) && early:
+		delete(r.early, pid)
+		done <- ws
+	default:
+		return child{}, fmt.Errorf("process %d: %w", pid, err)
+	}
+	return child{pid, pidfd, done}, nil
+}
+
+// start executes a program of ours, claimed from birth. A fork or exec that
+// fails for want of memory or a busy text file is tried once more.
+func (r *reaper) start(argv []string, attr *syscall.ProcAttr) (child, error) {
+	release := r.hold()
+	defer release()
+	pid, err := syscall.ForkExec(argv[0], argv, attr)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ETXTBSY) {
+		time.Sleep(50 * time.Millisecond)
+		pid, err = syscall.ForkExec(argv[0], argv, attr)
+	}
+	if err != nil {
+		return child{}, err
+	}
+	return r.claim(pid)
+}
+
+// killGroup sends SIGKILL to the process group that pid leads, unless pid is
+// reaped already and the number may mean somebody else.
+func (r *reaper) killGroup(pid int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ours := r.claimed[pid]; ours {
+		unix.Kill(-pid, unix.SIGKILL)
+	}
+}

@@ -1,0 +1,200 @@
+package runtimeshim
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Deadlines of the runtime's commands. A command that is over it is killed
+// with its process group.
+const (
+	startWait  = 60 * time.Second
+	deleteWait = 30 * time.Second
+	killedWait = 5 * time.Second // from SIGKILL to the end of a process that is not stuck in the kernel
+)
+
+// runtimeEnv is all that a runtime, and so a hook of it, gets as environment.
+var runtimeEnv = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+// ociCommand is one execution of an OCI command line runtime.
+type ociCommand struct {
+	runtime string
+	log     string      // file for its JSON log, removed before; the last error in it is the error returned
+	args    []string    // after the global options
+	stdio   [3]*os.File // nil = /dev/null
+	extra   []*os.File  // descriptors 3 and up
+	wait    time.Duration
+	grace   time.Duration // how long the command may still run after ctx has ended
+}
+
+// run executes the command and returns nil when it ended with 0. When it is
+// over its deadline, or ctx has ended and the grace too, it and its children
+// are killed.
+func (s *shim) run(ctx context.Context, c ociCommand) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	attr := &syscall.ProcAttr{Dir: "/", Env: runtimeEnv, Sys: &syscall.SysProcAttr{Setsid: true}}
+	for _, f := range append(c.stdio[:], c.extra...) {
+		if f == nil {
+			f = null
+		}
+		attr.Files = append(attr.Files, uintptr(fdOf(f)))
+	}
+	os.Remove(c.log)
+	argv := append([]string{c.runtime, "--root", s.state.runcRoot(), "--log", c.log, "--log-format", "json"}, c.args...)
+	proc, err := s.reaper.start(argv, attr)
+	if err != nil {
+		return startError(c.runtime, err)
+	}
+	if proc.pidfd != nil {
+		defer proc.pidfd.Close()
+	}
+	s.resetOOMScore(proc.pid)
+	name := filepath.Base(c.runtime) + " " + c.args[0]
+	ws, err := s.awaitCommand(ctx, proc, c)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if ws.Exited() && ws.ExitStatus() == 0 {
+		return nil
+	}
+	return commandError(name, ws, c.log)
+}
+
+// awaitCommand waits for the command within its limits.
+func (s *shim) awaitCommand(ctx context.Context, proc child, c ociCommand) (unix.WaitStatus, error) {
+	deadline := time.NewTimer(c.wait)
+	defer deadline.Stop()
+	over := make(chan struct{})
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(c.grace, func() { close(over) }) })()
+	why := fmt.Errorf("no end after %v: %w", c.wait, context.DeadlineExceeded)
+	select {
+	case ws := <-proc.done:
+		return ws, nil
+	case <-deadline.C:
+	case <-over:
+		why = context.Cause(ctx)
+	}
+	killDescendants(proc.pid)
+	s.reaper.killGroup(proc.pid)
+	select {
+	case <-proc.done:
+	case <-time.After(killedWait):
+		why = fmt.Errorf("process %d does not die: %w", proc.pid, why)
+	}
+	return 0, why
+}
+
+// killDescendants sends SIGKILL to the children of a process of ours that is
+// still unreaped, to theirs and so on. The runtime's own helper leaves the
+// process group early.
+func killDescendants(pid int) {
+	for _, kid := range children(pid) {
+		killDescendants(kid)
+		if f, err := openPidfd(kid); err == nil {
+			signalPidfd(f, unix.SIGKILL)
+			f.Close()
+		}
+	}
+}
+
+func children(pid int) []int {
+	var kids []int
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, name := range files {
+		raw, _ := os.ReadFile(name)
+		for _, w := range strings.Fields(string(raw)) {
+			if n, err := strconv.Atoi(w); err == nil {
+				kids = append(kids, n)
+			}
+		}
+	}
+	return kids
+}
+
+func startError(runtime string, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOEXEC):
+		return fmt.Errorf("execute runtime %s: %v: %w", runtime, err, errdefs.ErrFailedPrecondition)
+	case outOfResources(err):
+		return fmt.Errorf("execute runtime %s: %v: %w", runtime, err, errdefs.ErrResourceExhausted)
+	}
+	return fmt.Errorf("execute runtime %s: %w", runtime, err)
+}
+
+// commandError makes the error of a command that did not end with 0 from the
+// last error of its log, at most 4 KiB of it.
+func commandError(name string, ws unix.WaitStatus, logFile string) error {
+	end := fmt.Sprintf("exit status %d", ws.ExitStatus())
+	if ws.Signaled() {
+		end = "killed by " + unix.SignalName(ws.Signal())
+	}
+	msg := lastLogError(logFile)
+	if msg == "" {
+		return fmt.Errorf("%s: %s", name, end)
+	}
+	if class := classOfMessage(msg); class != nil {
+		return fmt.Errorf("%s: %s: %w", name, msg, class)
+	}
+	return fmt.Errorf("%s: %s", name, msg)
+}
+
+// classOfMessage knows the sentences that say the command of the container,
+// not the machinery, is at fault.
+func classOfMessage(msg string) error {
+	switch {
+	case strings.Contains(msg, "executable file not found"),
+		strings.Contains(msg, "exec: ") && strings.Contains(msg, "no such file or directory"),
+		strings.Contains(msg, "exec: ") && strings.Contains(msg, "permission denied"),
+		strings.Contains(msg, "exec format error"):
+		return errdefs.ErrInvalidArgument
+	case strings.Contains(msg, "stopped container"), strings.Contains(msg, "container not running"):
+		return errdefs.ErrFailedPrecondition
+	case strings.Contains(msg, "no space left on device"), strings.Contains(msg, "resource temporarily unavailable"):
+		return errdefs.ErrResourceExhausted
+	}
+	return nil
+}
+
+// lastLogError reads the end of a runtime's JSON log: the last message of level
+// error or worse, else the last line that is not JSON.
+func lastLogError(name string) string {
+	f, err := os.Open(name)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	const tail = 64 << 10
+	if st, err := f.Stat(); err == nil && st.Size() > tail {
+		f.Seek(-tail, io.SeekEnd)
+	}
+	raw, _ := io.ReadAll(io.LimitReader(f, tail))
+	var last string
+	for line := range bytes.Lines(raw) {
+		var entry struct{ Level, Msg string }
+		if json.Unmarshal(line, &entry) == nil {
+			if entry.Level == "error" || entry.Level == "fatal" || entry.Level == "panic" {
+				last = entry.Msg
+			}
+		} else if text := strings.TrimSpace(string(line)); text != "" && last == "" {
+			last = text
+		}
+	}
+	return strings.ToValidUTF8(last[max(0, len(last)-4096):], "?")
+}

@@ -1,0 +1,155 @@
+package runtimeshim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// console is the socket on which a runtime hands over the terminal it made.
+type console struct {
+	path string
+	l    *net.UnixListener
+}
+
+// newConsole listens in the state folder itself: its path must fit sun_path.
+func (s *shim) newConsole() (*console, error) {
+	c := &console{path: s.state.at(fmt.Sprintf("tty%d", s.counter.Add(1)))}
+	var err error
+	c.l, err = listen(c.path)
+	return c, err
+}
+
+func (c *console) close() {
+	c.l.Close()
+	os.Remove(c.path)
+}
+
+// receive waits until ctx ends for the master, which comes back non-blocking.
+func (c *console) receive(ctx context.Context) (*os.File, error) {
+	defer context.AfterFunc(ctx, func() { c.l.SetDeadline(time.Now()) })()
+	conn, err := c.l.AcceptUnix()
+	if err != nil {
+		return nil, fmt.Errorf("wait for the terminal: %w", err)
+	}
+	defer conn.Close()
+	conn.SetReadDeadline(time.Now().Add(requestWait))
+	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*maxFrameFDs))
+	_, n, _, _, err := conn.ReadMsgUnix(buf, oob)
+	if err != nil {
+		return nil, fmt.Errorf("wait for the terminal: %w", err)
+	}
+	files := receivedFiles(oob[:n])
+	if len(files) != 1 {
+		closeAll(files)
+		return nil, fmt.Errorf("runtime handed over %d terminals", len(files))
+	}
+	return ttyFile(files[0])
+}
+
+// ttyFile makes the runtime poller watch a terminal master.
+func ttyFile(f *os.File) (*os.File, error) {
+	defer f.Close()
+	fd, err := unix.FcntlInt(uintptr(fdOf(f)), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "tty"), nil
+}
+
+// pump moves what a terminal prints into the FIFO that the logger reads, with
+// splice(2): a byte is in the terminal or in the FIFO, never in our memory, so
+// killing the shim loses none.
+type pump struct {
+	tty, fifo *os.File
+	done      chan struct{}
+	stopOnce  sync.Once
+}
+
+// newPump starts pumping; path is the FIFO. The tty stays the caller's.
+func newPump(tty *os.File, path string) (*pump, error) {
+	fifo, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	p := &pump{tty: tty, fifo: fifo, done: make(chan struct{})}
+	go p.run()
+	return p, nil
+}
+
+func (p *pump) run() {
+	defer close(p.done)
+	in, err1 := p.tty.SyscallConn()
+	out, err2 := p.fifo.SyscallConn()
+	if err1 != nil || err2 != nil {
+		return
+	}
+	for {
+		full := false
+		err := in.Read(func(fd uintptr) bool {
+			for {
+				switch n, err := p.splice(int(fd)); {
+				case n > 0, errors.Is(err, unix.EINTR):
+				case errors.Is(err, unix.EAGAIN) && !polled(fdOf(p.fifo), unix.POLLOUT):
+					full = true
+					return true
+				default:
+					// Nothing to read; EIO: nobody has the other end open now,
+					// somebody may open it again. The next edge tells.
+					return false
+				}
+			}
+		})
+		if err != nil {
+			return
+		}
+		if full && out.Write(func(fd uintptr) bool { return polled(int(fd), unix.POLLOUT) }) != nil {
+			return
+		}
+	}
+}
+
+func (p *pump) splice(fd int) (int64, error) {
+	n, err := unix.Splice(fd, nil, fdOf(p.fifo), nil, 64<<10, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+	return n, err
+}
+
+// finish is for after the end of the task: it moves what the terminal still
+// has, waiting at most limit for room in the FIFO, and stops.
+func (p *pump) finish(limit time.Duration) {
+	p.stop()
+	for end := time.Now().Add(limit); ; {
+		n, err := p.splice(fdOf(p.tty))
+		switch {
+		case n > 0, errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN) && readable(fdOf(p.tty)) && time.Now().Before(end):
+			time.Sleep(2 * time.Millisecond) // the FIFO is full
+		default:
+			return
+		}
+	}
+}
+
+// stop ends the goroutine; nothing is moved after it.
+func (p *pump) stop() {
+	p.stopOnce.Do(func() {
+		p.tty.SetReadDeadline(time.Now())
+		p.fifo.SetWriteDeadline(time.Now())
+		<-p.done
+	})
+}
+
+func (p *pump) close() {
+	p.stop()
+	p.fifo.Close()
+}

@@ -1,0 +1,92 @@
+package runtimeshim
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestSpool: on the file systems a state folder may be on.
+func TestSpool(t *testing.T) {
+	for _, parent := range []string{os.TempDir(), "/dev/shm", "/run"} {
+		t.Run(parent, func(t *testing.T) {
+			dir, err := os.MkdirTemp(parent, "spool")
+			if err != nil {
+				t.Skip(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(dir) })
+			testSpool(t, dir)
+		})
+	}
+}
+
+func testSpool(t *testing.T, dir string) {
+	fifo, file := filepath.Join(dir, "fifo"), filepath.Join(dir, "spool")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := openFIFO(t, fifo)
+	s, err := openSpool(fifo, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	fill := func(want string) {
+		t.Helper()
+		if err := writeFull(out, []byte(want)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := s.fill(-1); n != len(want) || err != nil {
+			t.Fatalf("fill: %d, %v, want %d", n, err, len(want))
+		}
+		if n, err := s.fill(-1); n != 0 || err != nil {
+			t.Fatalf("fill of nothing: %d, %v", n, err)
+		}
+		got, err := s.read(make([]byte, 1<<20))
+		if err != nil || !bytes.HasSuffix(got, []byte(want)) {
+			t.Fatalf("read: %.50q, %v, want %.50q", got, err, want)
+		}
+	}
+	fill("one")
+	fill("two")
+	s.busy()
+	fill(string(bytes.Repeat([]byte("x"), 200_000)))
+	before := s.size
+
+	s.off = s.size - 1
+	s.punch()
+	fill("three")
+	again, err := openSpool(fifo, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.close()
+	if again.size != before+5 || s.size != again.size {
+		t.Errorf("size %d, a second look %d, want %d", s.size, again.size, before+5)
+	}
+	if st, _ := fstat(s.file); st.Blocks*512 > 3*4096 {
+		t.Errorf("%d bytes are kept after punch", st.Blocks*512)
+	}
+
+	s.off = s.size
+	if err := s.empty(); err != nil {
+		t.Fatal(err)
+	}
+	fill("four")
+	if st, _ := fstat(s.file); st.Size != 4 {
+		t.Errorf("size %d after empty and 4 bytes", st.Size)
+	}
+}
+
+func TestSpoolNeedsFIFO(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openSpool(file, ""); err == nil {
+		t.Error("a regular file was taken for a FIFO")
+	}
+}

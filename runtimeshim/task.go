@@ -1,0 +1,99 @@
+package runtimeshim
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+const recordFormat = 1
+
+// taskParams is what the shim is told of a task, on the wire and in its record.
+type taskParams struct {
+	ID        string `json:"id"`
+	Pod       string `json:"pod,omitempty"`
+	Runtime   string `json:"runtime"`
+	Terminal  bool   `json:"terminal,omitempty"`
+	Stdin     bool   `json:"stdin,omitempty"`
+	StdinOnce bool   `json:"stdin_once,omitempty"`
+	OOMFile   string `json:"oom_file,omitempty"`
+	LockFile  string `json:"lock_file,omitempty"`
+	Keeper    bool   `json:"keeper,omitempty"`
+}
+
+// taskRecord is task.json: everything a new shim, or a new program under the
+// old pid, needs to take the task over.
+//
+//	(folder only) --intent--> starting --pid known--> running --(file exit)--> exited --runtime's part gone--> released
+//	     ^                       |
+//	     +------ start failed ---+
+type taskRecord struct {
+	Format int `json:"format"`
+	taskParams
+	State      string    `json:"state"` // stateStarting or stateRunning; the file exit says exited
+	Pid        int       `json:"pid,omitempty"`
+	StartTicks uint64    `json:"start_ticks,omitempty"` // with Pid the identity of the process
+	OOMBase    uint64    `json:"oom_base,omitempty"`    // oom_kill before the start
+	StartedAt  time.Time `json:"started_at,omitzero"`
+	Released   bool      `json:"released,omitempty"` // the runtime and the cgroup know it no more
+}
+
+// States of a task, as in Task.State.
+const (
+	stateCreated  = "created"
+	stateStarting = "starting"
+	stateRunning  = "running"
+	stateExited   = "exited"
+)
+
+// logRecord is log.json: what the logger needs to know of a task.
+type logRecord struct {
+	Format   int    `json:"format"`
+	Path     string `json:"path"`     // absolute path of the CRI log; "" = read and drop
+	Terminal bool   `json:"terminal"` // only the FIFO stdout is used, raw bytes of a tty
+}
+
+// exitRecord is the file exit.
+type exitRecord struct {
+	Format int       `json:"format"`
+	Code   int32     `json:"code"`
+	Known  bool      `json:"known"`
+	OOM    bool      `json:"oom"`
+	At     time.Time `json:"at"`
+}
+
+// writeJSON replaces path by v in one step; a reader sees the old or the new
+// file whole. Not synced: the state folder does not outlive the machine.
+func writeJSON(path string, v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, raw, 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// readJSON fills v from path. Absent = ErrNotFound, not JSON = ErrDataLoss.
+func readJSON(path string, v any) error {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s: %w", path, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return fmt.Errorf("read %s: %v: %w", path, err, errdefs.ErrDataLoss)
+	}
+	return nil
+}

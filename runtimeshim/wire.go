@@ -1,0 +1,444 @@
+package runtimeshim
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// The wire between daemon, shim and logger.
+//
+// One call is one connection to a unix stream socket. A frame is a length (4
+// bytes, big endian) and so many bytes of JSON; descriptors travel as
+// SCM_RIGHTS with the first byte of their frame. The caller sends one request
+// frame and gets reply frames: any number with "more", then the last one. The
+// caller closing its connection cancels the context of the handler.
+const (
+	wireFormat   = 1
+	maxFrame     = 8 << 20 // the largest is an exec with 3 MiB of arguments, escaped
+	maxFrameFDs  = 16
+	requestWait  = 10 * time.Second // a peer that connected must have sent its request by then
+	sendWait     = 30 * time.Second // a peer that reads nothing for so long is dropped
+	maxSocketLen = 107              // sun_path without the final NUL
+)
+
+// errNobody: no process listens at the socket, so nothing of the call happened.
+// errBroken: the peer went away after the request was sent; what happened is not known.
+// Both are of class ErrUnavailable.
+var (
+	errNobody = fmt.Errorf("nobody listens: %w", errdefs.ErrUnavailable)
+	errBroken = fmt.Errorf("peer closed the connection: %w", errdefs.ErrUnavailable)
+)
+
+type request struct {
+	Format int             `json:"format"`
+	Verb   string          `json:"verb"`
+	Body   json.RawMessage `json:"body,omitempty"`
+}
+
+type reply struct {
+	Error *wireError      `json:"error,omitempty"`
+	More  bool            `json:"more,omitempty"`
+	Body  json.RawMessage `json:"body,omitempty"`
+}
+
+// handler answers one call. The returned value is the body of the last reply;
+// an error keeps its errdefs class across the wire. ctx ends when the caller
+// has closed its connection.
+type handler func(ctx context.Context, in *inbound) (any, error)
+
+// inbound is one request as its handler sees it.
+type inbound struct {
+	Verb  string
+	Files []*os.File // closed after the handler has returned; set one to nil to keep it
+
+	body     json.RawMessage
+	conn     *net.UnixConn
+	attached []*os.File
+}
+
+// decode fills v with the body of the request. ErrInvalidArgument.
+func (in *inbound) decode(v any) error {
+	if err := json.Unmarshal(in.body, v); err != nil {
+		return fmt.Errorf("read body of %s: %v: %w", in.Verb, err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// send writes one reply that is not the last. The files stay the handler's.
+// Not to be called from two goroutines at once.
+func (in *inbound) send(body any, files ...*os.File) error {
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	return writeFrame(in.conn, reply{More: true, Body: raw}, files)
+}
+
+// attach adds descriptors to the last reply and gives them away: they are
+// closed once the reply is written, also when it is an error.
+func (in *inbound) attach(files ...*os.File) { in.attached = append(in.attached, files...) }
+
+// listen makes a 0600 socket at path, replacing what is there: the caller
+// holds the lock that makes the name its own.
+func listen(path string) (*net.UnixListener, error) {
+	tmp := path + ".new"
+	if len(tmp) > maxSocketLen {
+		return nil, fmt.Errorf("socket path %s is longer than %d bytes: %w", tmp, maxSocketLen, errdefs.ErrInvalidArgument)
+	}
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("make socket %s: %w", path, err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("make socket %s: %w", path, err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(tmp, 0o600), os.Rename(tmp, path)); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("make socket %s: %w", path, err)
+	}
+	return l, nil
+}
+
+// serve answers calls until ctx ends or the listener is closed, and returns
+// when every handler has returned. The listener is closed then.
+func serve(ctx context.Context, l *net.UnixListener, handlers map[string]handler) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	defer l.Close()
+	for {
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			// Out of descriptors or memory: what is being answered frees some.
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Millisecond):
+			}
+			continue
+		}
+		running.Go(func() { answer(ctx, conn, handlers) })
+	}
+}
+
+// answer serves one connection. A peer of another user gets no word.
+func answer(ctx context.Context, conn *net.UnixConn, handlers map[string]handler) {
+	defer conn.Close()
+	if cred, err := peerCred(conn); err != nil || cred.Uid != uint32(os.Geteuid()) {
+		return
+	}
+	conn.SetReadDeadline(time.Now().Add(requestWait))
+	var req request
+	files, err := readFrame(conn, &req)
+	if err != nil {
+		return
+	}
+	conn.SetReadDeadline(time.Time{})
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		conn.Read(make([]byte, 1)) // returns when the peer is gone, or breaks the protocol, or we close
+		cancel()
+	}()
+	in := &inbound{Verb: req.Verb, Files: files, body: req.Body, conn: conn}
+	out := reply{}
+	body, err := dispatch(ctx, req, in, handlers)
+	if err == nil && body != nil {
+		out.Body, err = json.Marshal(body)
+	}
+	if err != nil {
+		out = reply{Error: toWire(err)}
+	}
+	writeFrame(conn, out, in.attached)
+	closeAll(in.Files)
+	closeAll(in.attached)
+}
+
+func dispatch(ctx context.Context, req request, in *inbound, handlers map[string]handler) (any, error) {
+	if req.Format < 1 || req.Format > wireFormat {
+		return nil, fmt.Errorf("%s in wire format %d, known is %d: %w", req.Verb, req.Format, wireFormat, errdefs.ErrNotImplemented)
+	}
+	h, ok := handlers[req.Verb]
+	if !ok {
+		return nil, fmt.Errorf("verb %q: %w", req.Verb, errdefs.ErrNotImplemented)
+	}
+	return h(ctx, in)
+}
+
+// call sends one request and waits for its last reply, whose body goes into
+// out (may be nil) and whose descriptors are returned, the caller's to close.
+// files are duplicated by the kernel and stay the caller's.
+func call(ctx context.Context, socket, verb string, body any, files []*os.File, out any) ([]*os.File, error) {
+	return stream(ctx, socket, verb, body, files, out, func(json.RawMessage, []*os.File) error { return nil })
+}
+
+// stream is call for verbs that send replies before the last one: each gets
+// the body and the descriptors (the caller's to close) of every one of them,
+// in order. An error of each ends the call and is returned.
+func stream(ctx context.Context, socket, verb string, body any, files []*os.File, out any,
+	each func(json.RawMessage, []*os.File) error) ([]*os.File, error) {
+	conn, err := dial(ctx, socket)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s for %s: %w", socket, verb, err)
+	}
+	defer conn.Close()
+	got, err := converse(ctx, conn, verb, body, files, out, each)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return got, err
+}
+
+func dial(ctx context.Context, socket string) (*net.UnixConn, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", socket)
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
+		return nil, errNobody
+	case errors.Is(err, unix.EAGAIN): // the backlog is full: it lives, and is slow
+		return nil, fmt.Errorf("backlog is full: %w", errdefs.ErrUnavailable)
+	case err != nil:
+		return nil, err
+	}
+	conn := c.(*net.UnixConn)
+	if cred, err := peerCred(conn); err != nil || cred.Uid != uint32(os.Geteuid()) {
+		conn.Close()
+		return nil, fmt.Errorf("socket %s belongs to another user: %w", socket, errdefs.ErrPermissionDenied)
+	}
+	return conn, nil
+}
+
+// converse does one call on an open connection.
+func converse(ctx context.Context, conn *net.UnixConn, verb string, body any, files []*os.File, out any,
+	each func(json.RawMessage, []*os.File) error) ([]*os.File, error) {
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	if err := writeFrame(conn, request{Format: wireFormat, Verb: verb, Body: raw}, files); err != nil {
+		return nil, fmt.Errorf("send %s: %v: %w", verb, err, errBroken)
+	}
+	for {
+		var r reply
+		got, err := readFrame(conn, &r)
+		if err != nil {
+			return nil, fmt.Errorf("wait for the reply to %s: %v: %w", verb, err, errBroken)
+		}
+		if r.Error != nil {
+			closeAll(got)
+			return nil, r.Error
+		}
+		if r.More {
+			if err := each(r.Body, got); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if out != nil {
+			if err := json.Unmarshal(r.Body, out); err != nil {
+				closeAll(got)
+				return nil, fmt.Errorf("read the reply to %s: %w", verb, err)
+			}
+		}
+		return got, nil
+	}
+}
+
+func writeFrame(conn *net.UnixConn, v any, files []*os.File) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(raw) > maxFrame || len(files) > maxFrameFDs {
+		return fmt.Errorf("frame of %d bytes and %d descriptors, at most %d and %d: %w",
+			len(raw), len(files), maxFrame, maxFrameFDs, errdefs.ErrInvalidArgument)
+	}
+	buf := append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(raw)), uint32(len(raw))), raw...)
+	conn.SetWriteDeadline(time.Now().Add(sendWait))
+	n, _, err := conn.WriteMsgUnix(buf, rights(files), nil)
+	if err != nil || n == len(buf) {
+		return err // not even an empty write: the peer may have answered and gone
+	}
+	_, err = conn.Write(buf[n:])
+	return err
+}
+
+// rights is the control message that passes files, nil for none.
+func rights(files []*os.File) []byte {
+	if len(files) == 0 {
+		return nil
+	}
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = fdOf(f)
+	}
+	return unix.UnixRights(fds...)
+}
+
+// fdOf is f.Fd() that leaves a non-blocking descriptor non-blocking. The
+// caller keeps f open for as long as it uses the number. -1 when f is closed.
+func fdOf(f *os.File) int {
+	fd := -1
+	if raw, err := f.SyscallConn(); err == nil {
+		raw.Control(func(n uintptr) { fd = int(n) })
+	}
+	return fd
+}
+
+// readFrame reads one frame into v and returns its descriptors (close-on-exec).
+func readFrame(conn *net.UnixConn, v any) ([]*os.File, error) {
+	var head [4]byte
+	oob := make([]byte, unix.CmsgSpace(4*maxFrameFDs))
+	n, oobn, flags, _, err := conn.ReadMsgUnix(head[:], oob)
+	if err != nil {
+		return nil, err
+	}
+	files := receivedFiles(oob[:oobn])
+	err = func() error {
+		if n == 0 {
+			return io.EOF
+		}
+		if flags&unix.MSG_CTRUNC != 0 {
+			return fmt.Errorf("more than %d descriptors in a frame", maxFrameFDs)
+		}
+		if _, err := io.ReadFull(conn, head[n:]); err != nil {
+			return err
+		}
+		size := binary.BigEndian.Uint32(head[:])
+		if size > maxFrame {
+			return fmt.Errorf("frame of %d bytes, at most %d", size, maxFrame)
+		}
+		buf := make([]byte, size)
+		if _, err := io.ReadFull(conn, buf); err != nil {
+			return err
+		}
+		return json.Unmarshal(buf, v)
+	}()
+	if err != nil {
+		closeAll(files)
+		return nil, err
+	}
+	return files, nil
+}
+
+func receivedFiles(oob []byte) []*os.File {
+	var files []*os.File
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	for _, m := range msgs {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "received"))
+		}
+	}
+	return files
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// peerCred tells who is at the other end: for a server the process that
+// connected, for a client the one that listens.
+func peerCred(conn syscall.Conn) (*unix.Ucred, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return nil, err
+	}
+	return cred, credErr
+}
+
+// wireError is an error that crossed the wire: the sentence and its class.
+type wireError struct {
+	Class   string `json:"class"`
+	Message string `json:"message"`
+}
+
+func (e *wireError) Error() string { return e.Message }
+
+// Unwrap returns the errdefs value of the class, nil for none.
+func (e *wireError) Unwrap() error {
+	for _, c := range wireClasses {
+		if c.name == e.Class {
+			return c.err
+		}
+	}
+	return nil
+}
+
+// wireClasses: the first that matches an error is its class.
+var wireClasses = []struct {
+	name string
+	err  error
+}{
+	{"not_found", errdefs.ErrNotFound},
+	{"invalid_argument", errdefs.ErrInvalidArgument},
+	{"already_exists", errdefs.ErrAlreadyExists},
+	{"failed_precondition", errdefs.ErrFailedPrecondition},
+	{"resource_exhausted", errdefs.ErrResourceExhausted},
+	{"permission_denied", errdefs.ErrPermissionDenied},
+	{"data_loss", errdefs.ErrDataLoss},
+	{"not_implemented", errdefs.ErrNotImplemented},
+	{"aborted", errdefs.ErrAborted},
+	{"deadline_exceeded", context.DeadlineExceeded},
+	{"canceled", context.Canceled},
+	{"unavailable", errdefs.ErrUnavailable},
+}
+
+func toWire(err error) *wireError {
+	e := &wireError{Class: "unknown", Message: err.Error()}
+	for _, c := range wireClasses {
+		if errors.Is(err, c.err) {
+			e.Class = c.name
+			break
+		}
+	}
+	if e.Class == "unknown" && outOfResources(err) {
+		e.Class = "resource_exhausted"
+	}
+	return e
+}
+
+// outOfResources: the machine has no more of something, and may have later.
+func outOfResources(err error) bool {
+	for _, no := range []error{unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EAGAIN} {
+		if errors.Is(err, no) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,154 @@
+package sandbox
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/store"
+)
+
+// Container is what is known of a container at one moment. Whoever gets one may keep it, and changes nothing in it.
+type Container struct {
+	store.Container
+	PodID  string
+	Config *runtimeapi.ContainerConfig // as asked
+}
+
+// Container returns the container with this id or unique beginning of one. ErrNotFound, ErrInvalidArgument.
+func (m *Manager) Container(id string) (Container, error) {
+	c, err := m.findContainer(id)
+	if err != nil {
+		return Container{}, err
+	}
+	return m.view(c)
+}
+
+func (m *Manager) view(c *container) (Container, error) {
+	r, ok := m.record(c)
+	if !ok || r.State == store.ContainerCreating {
+		return Container{}, fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
+	}
+	return Container{Container: r, PodID: c.podID, Config: c.config}, nil
+}
+
+// Containers returns every container that is more than an attempt, the newest first.
+func (m *Manager) Containers() []Container {
+	var all []Container
+	records := m.store.List()
+	m.mu.RLock()
+	for _, r := range records {
+		for cid, c := range r.Containers {
+			if known, ok := m.containers[cid]; ok && c.State != store.ContainerCreating {
+				all = append(all, Container{Container: c, PodID: r.ID, Config: known.config})
+			}
+		}
+	}
+	m.mu.RUnlock()
+	slices.SortFunc(all, func(a, b Container) int { return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID)) })
+	return all
+}
+
+// Running says whether the container's process is alive as far as is known.
+func (c Container) Running() bool {
+	return c.State == store.ContainerRunning || c.State == store.ContainerStopping
+}
+
+// CRIState maps the state to the CRI's four, which only ever go forward. A container that is starting has no process yet as far as is known.
+func (c Container) CRIState() runtimeapi.ContainerState {
+	switch c.State {
+	case store.ContainerCreating, store.ContainerCreated, store.ContainerStarting:
+		return runtimeapi.ContainerState_CONTAINER_CREATED
+	case store.ContainerRunning, store.ContainerStopping:
+		return runtimeapi.ContainerState_CONTAINER_RUNNING
+	case store.ContainerExited, store.ContainerRemoving:
+		return runtimeapi.ContainerState_CONTAINER_EXITED
+	}
+	return runtimeapi.ContainerState_CONTAINER_UNKNOWN
+}
+
+// StopSignal returns the signal that a stop sends, by the CRI's number.
+func (c Container) StopSignal() runtimeapi.Signal { return spec.CRISignal(syscall.Signal(c.Signal)) }
+
+func (m *Manager) findContainer(id string) (*container, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	full, err := expand("container", id, m.containers)
+	if err != nil {
+		return nil, err
+	}
+	return m.containers[full], nil
+}
+
+// record returns the container's record as it is now.
+func (m *Manager) record(c *container) (store.Container, bool) {
+	r, ok := m.store.Get(c.podID)
+	if !ok {
+		return store.Container{}, false
+	}
+	rec, ok := r.Containers[c.id]
+	return rec, ok
+}
+
+// change rewrites the container's record; act may refuse. A container that is gone is ErrNotFound.
+func (m *Manager) change(c *container, act func(*store.Container) error) error {
+	_, err := m.store.Update(c.podID, changing(c, act))
+	return err
+}
+
+// insist is change for stop and remove, which go on when the disk is full.
+func (m *Manager) insist(c *container, act func(*store.Container) error) error {
+	_, err := m.store.Insist(c.podID, changing(c, act))
+	return err
+}
+
+func changing(c *container, act func(*store.Container) error) func(*store.Pod) error {
+	return func(p *store.Pod) error {
+		r, ok := p.Containers[c.id]
+		if !ok {
+			return fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
+		}
+		if err := act(&r); err != nil {
+			return err
+		}
+		p.Containers[c.id] = r
+		return nil
+	}
+}
+
+// forgetContainer takes the container out of memory; its name is free from here on.
+func (m *Manager) forgetContainer(c *container) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.containers, c.id)
+	if key := containerKey(c.podID, c.config); m.names[key] == c.id {
+		delete(m.names, key)
+	}
+}
+
+// ofPod returns the containers of a pod.
+func (m *Manager) ofPod(id string) []*container {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	var all []*container
+	for _, c := range m.containers {
+		if c.podID == id {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// Spec returns the OCI spec of a container, as long as its pod is not stopped.
+func (m *Manager) Spec(c Container) ([]byte, error) {
+	known, err := m.findContainer(c.ID)
+	if err != nil {
+		return nil, err
+	}
+	return m.specFile(known)
+}

@@ -1,0 +1,238 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/store"
+)
+
+const createLimit = 3 * time.Minute
+
+// CreateContainer prepares a container in a pod and returns its id (CRI CreateContainer): its root filesystem is mounted and its spec is
+// written when it returns. The same request again joins the first or returns its result. ErrNotFound for pod or image, ErrFailedPrecondition
+// when the pod is not ready, ErrInvalidArgument names the field. A failure leaves nothing behind.
+func (m *Manager) CreateContainer(ctx context.Context, podID string, config *runtimeapi.ContainerConfig) (string, error) {
+	p, err := m.findPod(podID)
+	if err != nil {
+		return "", err
+	}
+	if err := spec.ValidateContainer(p.config, config, m.host); err != nil {
+		return "", err
+	}
+	config = proto.CloneOf(config)
+	key := containerKey(p.id, config)
+	id, err := m.flights.do(ctx, key, createLimit, func(ctx context.Context) (string, error) {
+		if id, ok := m.named(key); ok {
+			return id, nil
+		}
+		return m.createContainer(withPod(ctx, p.id), p, config)
+	})
+	if err != nil {
+		return "", err
+	}
+	if c, err := m.findContainer(id); err == nil && !proto.Equal(c.config, config) {
+		return "", fmt.Errorf("%s exists as %s with another configuration: %w", key, id, errdefs.ErrAlreadyExists)
+	}
+	return id, nil
+}
+
+func (m *Manager) createContainer(ctx context.Context, p *pod, config *runtimeapi.ContainerConfig) (string, error) {
+	img, err := m.images.Lookup(config.GetImage().GetImage())
+	if err != nil {
+		return "", fmt.Errorf("image %q of container %s: %w", short(config.GetImage().GetImage()), config.GetMetadata().GetName(), err)
+	}
+	c := newContainer(newID(), p.id, config)
+	done, err := m.turns.take(ctx, c.id)
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.id))
+	if err := m.images.Hold(img.ID, c.id); err != nil {
+		return "", err
+	}
+	if err := m.recordContainer(p, c, img); err != nil {
+		m.images.Release(img.ID, c.id)
+		return "", err
+	}
+	err = m.prepare(ctx, p, c, img)
+	if err == nil {
+		err = m.declareCreated(c)
+	}
+	if err != nil {
+		undo := func(ctx context.Context) error { return m.discard(ctx, c) }
+		return "", errors.Join(err, clean(ctx, teardownLimit, undo))
+	}
+	m.step("container.created")
+	return c.id, nil
+}
+
+// recordContainer writes the intent: from here on the container has a name and recovery knows of it.
+func (m *Manager) recordContainer(p *pod, c *container, img imageservice.Image) error {
+	asked, err := proto.Marshal(c.config)
+	if err != nil {
+		return err
+	}
+	signal, err := spec.StopSignal(c.config, img.Config.Config.StopSignal)
+	if err != nil {
+		return err
+	}
+	rec := store.Container{ID: c.id, State: store.ContainerCreating, Created: m.now(), ImageID: img.ID, ImageRef: imageRef(img),
+		Signal: int(signal)}
+	if path := c.config.GetLogPath(); path != "" && p.config.GetLogDirectory() != "" {
+		rec.LogPath = filepath.Join(p.config.GetLogDirectory(), path)
+	}
+	_, err = m.store.Update(p.id, func(r *store.Pod) error {
+		if r.State != store.PodReady {
+			return fmt.Errorf("pod %s is %s, no container can be made in it: %w", p.id, r.State, errdefs.ErrFailedPrecondition)
+		}
+		r.Containers[c.id] = rec
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.containers[c.id] = c
+	m.names[containerKey(p.id, c.config)] = c.id
+	m.mu.Unlock()
+	m.step("container.recorded")
+	if err := m.store.SetAsked(p.id, c.id, asked); err != nil {
+		undo := func(ctx context.Context) error { return m.discard(ctx, c) }
+		return errors.Join(err, clean(context.Background(), teardownLimit, undo))
+	}
+	return nil
+}
+
+// imageRef is how a container's image is told to the kubelet: by repository digest when there is one, else by id.
+func imageRef(img imageservice.Image) string {
+	if len(img.RepoDigests) > 0 {
+		return img.RepoDigests[0]
+	}
+	return img.ID
+}
+
+// prepare mounts the root filesystem and writes the spec that StartContainer hands to the runtime.
+func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imageservice.Image) error {
+	root := imageservice.Rootfs{ImageID: img.ID, Dir: m.rootPath("containers", c.id), Target: m.rootfs(c.id)}
+	if err := m.images.Mount(ctx, root); err != nil {
+		return fmt.Errorf("root filesystem of container %s: %w", c.id, err)
+	}
+	m.step("container.mounted")
+	input, err := m.specContainer(c, img)
+	if err != nil {
+		return err
+	}
+	r, ok := m.store.Get(p.id)
+	if !ok {
+		return fmt.Errorf("pod %s: %w", p.id, errdefs.ErrNotFound)
+	}
+	in, err := m.specPod(p, r)
+	if err != nil {
+		return err
+	}
+	s, notes, err := spec.ForContainer(m.host, in, input)
+	if err != nil {
+		return err
+	}
+	logNotes(ctx, notes)
+	if err := m.saveSpec(c, s); err != nil {
+		return fmt.Errorf("spec of container %s: %w", c.id, err)
+	}
+	m.step("container.prepared")
+	return m.change(c, func(r *store.Container) error {
+		r.Cgroup = cgroupPath(s)
+		r.UID, r.GID, r.Groups = input.User.UID, input.User.GID, input.User.AdditionalGIDs
+		return nil
+	})
+}
+
+// specContainer gathers what needs the disk: the user's numbers from the image, host paths, devices, a seccomp profile.
+func (m *Manager) specContainer(c *container, img imageservice.Image) (spec.Container, error) {
+	in := spec.Container{ID: c.id, Config: c.config, Image: img.Config, ImageName: c.config.GetImage().GetImage(), Rootfs: m.rootfs(c.id)}
+	var err error
+	if in.User, err = lookupUser(in.Rootfs, img.Config.Config.User, c.config.GetLinux().GetSecurityContext()); err != nil {
+		return in, fmt.Errorf("user of container %s: %w", c.config.GetMetadata().GetName(), err)
+	}
+	profile, err := spec.ContainerSeccompPath(c.config)
+	if err != nil {
+		return in, err
+	}
+	if in.SeccompProfile, err = readSeccomp(profile); err != nil {
+		return in, err
+	}
+	if in.Volumes, err = m.makeVolumes(c, img); err != nil {
+		return in, err
+	}
+	if in.Mounts, err = resolveMounts(c.config.GetMounts()); err != nil {
+		return in, err
+	}
+	if in.Devices, err = resolveDevices(c.config); err != nil {
+		return in, err
+	}
+	in.TargetPID, err = m.targetPID(c)
+	return in, err
+}
+
+// targetPID returns the process whose pid namespace the container asks to share (NamespaceMode TARGET), or 0.
+func (m *Manager) targetPID(c *container) (int, error) {
+	ns := c.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if ns.GetPid() != runtimeapi.NamespaceMode_TARGET {
+		return 0, nil
+	}
+	target, err := m.Container(ns.GetTargetId())
+	if err != nil {
+		return 0, fmt.Errorf("namespace_options.target_id: %w", err)
+	}
+	if target.PodID != c.podID {
+		return 0, fmt.Errorf("namespace_options.target_id: container %s is in another pod: %w", target.ID, errdefs.ErrInvalidArgument)
+	}
+	if !target.Running() {
+		return 0, fmt.Errorf("namespace_options.target_id: container %s is %s: %w", target.ID, target.State, errdefs.ErrFailedPrecondition)
+	}
+	return target.PID, nil
+}
+
+func (m *Manager) declareCreated(c *container) error {
+	_, err := m.store.Update(c.podID, func(p *store.Pod) error {
+		if p.State != store.PodReady {
+			return fmt.Errorf("pod %s is %s: %w", p.ID, p.State, errdefs.ErrFailedPrecondition)
+		}
+		r := p.Containers[c.id]
+		r.State = store.ContainerCreated
+		p.Containers[c.id] = r
+		return nil
+	})
+	return err
+}
+
+// saveSpec writes the spec for StartContainer and ExecSync beside the pod's files: they end with the pod.
+func (m *Manager) saveSpec(c *container, s *specs.Spec) error {
+	dir := m.statePath("pods", c.podID, c.id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	whole, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "config.json"), whole, 0o600)
+}
+
+func (m *Manager) specFile(c *container) ([]byte, error) {
+	return os.ReadFile(m.statePath("pods", c.podID, c.id, "config.json"))
+}

@@ -1,0 +1,62 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/containerd/log"
+)
+
+// flights are operations under way, by what they are about. A request for one that is already flying joins it (I3): a kubelet that gave up
+// waiting and asks again gets the result of its first request, and never "the name is reserved".
+type flights struct {
+	mu  sync.Mutex
+	all map[string]*flight
+}
+
+type flight struct {
+	landed chan struct{} // closed when id and err are set
+	id     string
+	err    error
+}
+
+// do runs work under key, or joins the run under way, and returns its result. The work does not end with the caller's context but after
+// limit; the caller who gives up gets its context's error.
+func (f *flights) do(ctx context.Context, key string, limit time.Duration, work func(context.Context) (string, error)) (string, error) {
+	f.mu.Lock()
+	if f.all == nil {
+		f.all = map[string]*flight{}
+	}
+	one, flying := f.all[key]
+	if !flying {
+		one = &flight{landed: make(chan struct{})}
+		f.all[key] = one
+		go f.fly(context.WithoutCancel(ctx), key, one, limit, work)
+	}
+	f.mu.Unlock()
+	select {
+	case <-one.landed:
+		return one.id, one.err
+	case <-ctx.Done():
+		return "", fmt.Errorf("%s goes on without its caller: %w", key, ctx.Err())
+	}
+}
+
+func (f *flights) fly(ctx context.Context, key string, one *flight, limit time.Duration, work func(context.Context) (string, error)) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	defer func() {
+		if p := recover(); p != nil {
+			log.G(ctx).Errorf("panic in %s: %v\n%s", key, p, debug.Stack())
+			one.err = fmt.Errorf("%s: internal error: %v", key, p)
+		}
+		f.mu.Lock()
+		delete(f.all, key)
+		f.mu.Unlock()
+		close(one.landed)
+	}()
+	one.id, one.err = work(ctx)
+}

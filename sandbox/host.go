@@ -1,0 +1,166 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/sandbox/spec"
+)
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+// capSysResource is the capability that lets a process lower its oom_score_adj and raise its hard limits (linux/capability.h).
+const capSysResource = 24
+
+// readHost finds out, once, what this machine can do. What cannot be read counts as absent.
+func readHost() (spec.Host, error) {
+	last, err := readInt("/proc/sys/kernel/cap_last_cap")
+	if err != nil {
+		return spec.Host{}, fmt.Errorf("this machine's capabilities: %w", err)
+	}
+	mask, err := boundingSet()
+	if err != nil {
+		return spec.Host{}, fmt.Errorf("this machine's capabilities: %w", err)
+	}
+	h := spec.Host{
+		CgroupV2:             unifiedCgroups(),
+		Capabilities:         spec.KnownCapabilities(int(last)),
+		Grantable:            spec.CapabilitiesOf(mask),
+		OOMScoreAdjMin:       -1000,
+		Seccomp:              exists("/proc/sys/kernel/seccomp/actions_avail"),
+		AppArmor:             appArmor(),
+		SELinux:              exists("/sys/fs/selinux/enforce"),
+		Compat32:             true,
+		X32:                  x32(),
+		RecursiveReadOnly:    kernelAtLeast(5, 12),
+		HugePageSizes:        hugePageSizes(),
+		MemorySwapAccounting: exists(cgroupRoot+"/memory/memory.memsw.limit_in_bytes") || unifiedCgroups(),
+		CPUs:                 readString("/sys/devices/system/cpu/online"),
+		Mems:                 readString("/sys/devices/system/node/online"),
+	}
+	if mask&(1<<capSysResource) == 0 {
+		return h, limitHost(&h)
+	}
+	return h, nil
+}
+
+// limitHost notes what cannot be given without CAP_SYS_RESOURCE: a lower oom_score_adj and higher hard limits than ours.
+func limitHost(h *spec.Host) error {
+	own, err := readInt("/proc/self/oom_score_adj")
+	if err != nil {
+		return err
+	}
+	h.OOMScoreAdjMin = int(own)
+	h.RlimitHard = map[string]uint64{}
+	for name, which := range map[string]int{"RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_CORE": unix.RLIMIT_CORE,
+		"RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_STACK": unix.RLIMIT_STACK} {
+		var l unix.Rlimit
+		if err := unix.Getrlimit(which, &l); err != nil {
+			return fmt.Errorf("limit %s: %w", name, err)
+		}
+		h.RlimitHard[name] = l.Max
+	}
+	return nil
+}
+
+func boundingSet() (uint64, error) {
+	for line := range strings.Lines(readString("/proc/self/status")) {
+		if set, ok := strings.CutPrefix(line, "CapBnd:"); ok {
+			return strconv.ParseUint(strings.TrimSpace(set), 16, 64)
+		}
+	}
+	return 0, errors.New("no CapBnd in /proc/self/status")
+}
+
+func unifiedCgroups() bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(cgroupRoot, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+func appArmor() bool {
+	return strings.HasPrefix(readString("/sys/module/apparmor/parameters/enabled"), "Y") && exists("/sys/kernel/security/apparmor")
+}
+
+// hugePageSizes returns the sizes that the hugetlb controller limits, as the OCI runtime names them.
+func hugePageSizes() []string {
+	if !exists(cgroupRoot+"/hugetlb") && !(unifiedCgroups() && strings.Contains(readString(cgroupRoot+"/cgroup.controllers"), "hugetlb")) {
+		return nil
+	}
+	dirs, err := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*kB")
+	if err != nil {
+		return nil
+	}
+	var sizes []string
+	for _, d := range dirs {
+		kb, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(d), "hugepages-"), "kB"))
+		switch {
+		case err != nil:
+		case kb >= 1<<20:
+			sizes = append(sizes, fmt.Sprintf("%dGB", kb>>20))
+		case kb >= 1<<10:
+			sizes = append(sizes, fmt.Sprintf("%dMB", kb>>10))
+		default:
+			sizes = append(sizes, fmt.Sprintf("%dKB", kb))
+		}
+	}
+	return sizes
+}
+
+func kernelAtLeast(major, minor int) bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var a, b int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b); err != nil {
+		return false
+	}
+	return a > major || a == major && b >= minor
+}
+
+func readString(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func readInt(path string) (int64, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// cgroupPath returns where below the cgroup mounts a spec puts its processes. The form slice:prefix:name is systemd's (runc's
+// systemd driver): the slice a-b.slice lies in a.slice.
+func cgroupPath(s *specs.Spec) string {
+	slice, rest, systemd := strings.Cut(s.Linux.CgroupsPath, ":")
+	if !systemd {
+		return s.Linux.CgroupsPath
+	}
+	prefix, name, _ := strings.Cut(rest, ":")
+	path, whole := "", ""
+	for i, part := range strings.Split(strings.TrimSuffix(slice, ".slice"), "-") {
+		if i > 0 {
+			whole += "-"
+		}
+		whole += part
+		path = filepath.Join(path, whole+".slice")
+	}
+	return "/" + filepath.Join(path, prefix+"-"+name+".scope")
+}

@@ -1,0 +1,53 @@
+package sandbox
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// newID returns 64 random hexadecimal digits, the form of id that tools around Kubernetes expect.
+func newID() string {
+	b := make([]byte, 32)
+	rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}
+
+// expand returns the one key of all that is id or begins with it. ErrInvalidArgument when id is empty or fits several, ErrNotFound when it
+// fits none. A string that is no id can be no path either: it is only ever compared.
+func expand[V any](kind, id string, all map[string]V) (string, error) {
+	if id == "" {
+		return "", fmt.Errorf("%s id is empty: %w", kind, errdefs.ErrInvalidArgument)
+	}
+	if _, ok := all[id]; ok {
+		return id, nil
+	}
+	found := ""
+	for k := range all {
+		if !strings.HasPrefix(k, id) {
+			continue
+		}
+		if found != "" {
+			return "", fmt.Errorf("%s id %q fits several: %w", kind, id, errdefs.ErrInvalidArgument)
+		}
+		found = k
+	}
+	if found == "" {
+		return "", fmt.Errorf("%s %s: %w", kind, short(id), errdefs.ErrNotFound)
+	}
+	return found, nil
+}
+
+// short keeps an error readable whatever was sent as an id.
+func short(s string) string {
+	if len(s) > 80 {
+		return fmt.Sprintf("%q...", s[:80])
+	}
+	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return fmt.Sprintf("%q", s)
+	}
+	return s
+}

@@ -1,0 +1,257 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/store"
+)
+
+// Handler is a way to run containers, by the name that a pod asks for (RunPodSandboxRequest.runtime_handler).
+type Handler struct {
+	Path string // of an OCI command line runtime
+}
+
+// Config is what a Manager needs from the root of the program.
+type Config struct {
+	Root     string // survives a reboot
+	State    string // does not need to
+	Instance string // marks what this daemon makes on the host
+	Images   *imageservice.Images
+	Network  *cni.Networks
+	Shim     runtimeshim.Config // State, Executable, LogLevel; the Manager adds OnExit
+	Handlers map[string]Handler
+	Default  string            // handler of a pod that names none
+	Pause    string            // image of the pause container; empty is the built-in program
+	Step     func(name string) // nil: nothing
+}
+
+// Manager holds every pod and container of this daemon.
+type Manager struct {
+	conf    Config
+	host    spec.Host
+	store   *store.Store
+	images  *imageservice.Images
+	network *cni.Networks
+	shim    *runtimeshim.Client
+	step    func(string)
+
+	flights flights
+	turns   turns
+	layers  layers
+	collect chan struct{} // asks the collector to look again
+	stopped context.CancelFunc
+
+	mu         sync.RWMutex // guards what follows; never held across I/O
+	pods       map[string]*pod
+	containers map[string]*container
+	names      map[string]string // podKey or containerKey to id
+	stops      map[string]*stop  // running StopContainer, by container id
+	lastTime   int64
+}
+
+// pod is what is kept in memory beside the record: the request, which never changes.
+type pod struct {
+	id     string
+	config *runtimeapi.PodSandboxConfig
+	paused chan struct{} // closed when the pause process is known to have ended
+	once   sync.Once
+}
+
+type container struct {
+	id     string
+	podID  string
+	config *runtimeapi.ContainerConfig
+	exited chan struct{} // closed after the exit is recorded
+	once   sync.Once
+}
+
+func newPod(id string, c *runtimeapi.PodSandboxConfig) *pod {
+	return &pod{id: id, config: c, paused: make(chan struct{})}
+}
+
+func newContainer(id, podID string, c *runtimeapi.ContainerConfig) *container {
+	return &container{id: id, podID: podID, config: c, exited: make(chan struct{})}
+}
+
+func (c *container) markExited() { c.once.Do(func() { close(c.exited) }) }
+func (p *pod) markPaused()       { p.once.Do(func() { close(p.paused) }) }
+
+// Open loads the records, finds the shim and logger or starts them, and brings what was interrupted to an end in the background. When it
+// returns, lists and statuses tell the truth. ctx ends the background work.
+func Open(ctx context.Context, c Config) (*Manager, error) {
+	if c.Step == nil {
+		c.Step = func(string) {}
+	}
+	m := &Manager{
+		conf: c, images: c.Images, network: c.Network, step: c.Step, collect: make(chan struct{}, 1),
+		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]string{}, stops: map[string]*stop{},
+	}
+	for _, dir := range []string{m.statePath("pods"), m.statePath("rootfs"), m.statePath("locks"), m.rootPath("containers")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open pods: %w", err)
+		}
+	}
+	host, err := readHost()
+	if err != nil {
+		return nil, err
+	}
+	m.host = host
+	if err := m.load(ctx); err != nil {
+		return nil, err
+	}
+	shim := c.Shim
+	shim.OnExit = func(t runtimeshim.Task) { m.onExit(ctx, t) }
+	if m.shim, err = runtimeshim.Connect(ctx, shim); err != nil {
+		return nil, err
+	}
+	ctx, m.stopped = context.WithCancel(ctx)
+	if err := m.recover(ctx); err != nil {
+		return nil, err
+	}
+	go m.collector(ctx)
+	return m, nil
+}
+
+// Close ends the background work. Shim, logger and everything that runs stay.
+func (m *Manager) Close() error {
+	m.stopped()
+	return m.shim.Close()
+}
+
+// Ready says why no container can be started, or nil (CRI condition RuntimeReady).
+func (m *Manager) Ready(ctx context.Context) error {
+	h, err := m.handler("")
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(h.Path); err != nil {
+		return fmt.Errorf("runtime %s: %w", m.conf.Default, err)
+	}
+	return nil
+}
+
+// Host returns what was found out about this machine at start.
+func (m *Manager) Host() spec.Host { return m.host }
+
+// Handlers returns the names of all handlers, sorted, and which of them is the default.
+func (m *Manager) Handlers() (names []string, byDefault string) {
+	return slices.Sorted(maps.Keys(m.conf.Handlers)), m.conf.Default
+}
+
+func (m *Manager) handler(name string) (Handler, error) {
+	if name == "" {
+		name = m.conf.Default
+	}
+	h, ok := m.conf.Handlers[name]
+	if !ok {
+		return Handler{}, fmt.Errorf("runtime_handler %q is not configured: %w", name, errdefs.ErrInvalidArgument)
+	}
+	return h, nil
+}
+
+// now returns the time in nanoseconds, later than every one returned before: the kubelet orders pods and containers by it.
+func (m *Manager) now() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lastTime = max(time.Now().UnixNano(), m.lastTime+1)
+	return m.lastTime
+}
+
+func (m *Manager) rootPath(parts ...string) string {
+	return filepath.Join(append([]string{m.conf.Root}, parts...)...)
+}
+
+func (m *Manager) statePath(parts ...string) string {
+	return filepath.Join(append([]string{m.conf.State}, parts...)...)
+}
+
+// podKey identifies a pod for its owner: a second request with the same key is the same request.
+func podKey(c *runtimeapi.PodSandboxConfig) string {
+	d := c.GetMetadata()
+	return fmt.Sprintf("pod %s/%s %s attempt %d", d.GetNamespace(), d.GetName(), d.GetUid(), d.GetAttempt())
+}
+
+func containerKey(podID string, c *runtimeapi.ContainerConfig) string {
+	d := c.GetMetadata()
+	return fmt.Sprintf("container %s of pod %s attempt %d", d.GetName(), podID, d.GetAttempt())
+}
+
+// load puts every record and its request into memory. A record whose request cannot be read is set aside with it.
+func (m *Manager) load(ctx context.Context) error {
+	var torn []store.Torn
+	var err error
+	if m.store, torn, err = store.Open(m.rootPath("pods")); err != nil {
+		return err
+	}
+	for _, t := range torn {
+		warnTorn(ctx, t.ID, t.Err)
+	}
+	for _, r := range m.store.List() {
+		if err := m.remember(r); err != nil {
+			warnTorn(ctx, r.ID, err)
+		}
+	}
+	return nil
+}
+
+// remember fills memory from one record. What it cannot read is left for recover to discard.
+func (m *Manager) remember(r *store.Pod) error {
+	config := &runtimeapi.PodSandboxConfig{}
+	asked, err := m.store.Asked(r.ID, "")
+	if err == nil {
+		err = proto.Unmarshal(asked, config)
+	}
+	if err != nil {
+		return err
+	}
+	containers := map[string]*runtimeapi.ContainerConfig{}
+	for cid := range r.Containers {
+		c := &runtimeapi.ContainerConfig{}
+		if asked, err := m.store.Asked(r.ID, cid); err != nil || proto.Unmarshal(asked, c) != nil {
+			continue // interrupted between record and request; recover discards it
+		}
+		containers[cid] = c
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lastTime = max(m.lastTime, r.Created)
+	m.pods[r.ID] = newPod(r.ID, config)
+	m.names[podKey(config)] = r.ID
+	for cid, c := range containers {
+		m.lastTime = max(m.lastTime, r.Containers[cid].Created)
+		m.containers[cid] = newContainer(cid, r.ID, c)
+		m.names[containerKey(r.ID, c)] = cid
+		if r.Containers[cid].State == store.ContainerExited {
+			m.containers[cid].markExited()
+		}
+	}
+	return nil
+}
+
+// clean runs an act that must finish whether or not anybody still waits for it.
+func clean(ctx context.Context, limit time.Duration, act func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	defer cancel()
+	return act(ctx)
+}
+
+// NetworkReady says why no pod can be connected now, or nil (CRI condition NetworkReady).
+func (m *Manager) NetworkReady() error { return m.network.Ready() }
+
+// SetPodCIDR takes the range of this node's pods (CRI UpdateRuntimeConfig). ErrInvalidArgument when it is none.
+func (m *Manager) SetPodCIDR(cidr string) error { return m.network.SetPodCIDR(cidr) }

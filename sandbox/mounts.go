@@ -1,0 +1,157 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec"
+)
+
+// resolveMounts finds, for each mount of a request, what is really bound: the host path with its links resolved, and how the mount it lies
+// on propagates. A host path that does not exist is an error, as the CRI asks (Mount.host_path).
+func resolveMounts(mounts []*runtimeapi.Mount) ([]spec.Mount, error) {
+	var table []*mountinfo.Info
+	resolved := make([]spec.Mount, 0, len(mounts))
+	for _, m := range mounts {
+		source, err := filepath.EvalSymlinks(m.GetHostPath())
+		if err != nil {
+			return nil, fmt.Errorf("mounts: host_path of %s: %w: %w", m.GetContainerPath(), err, errdefs.ErrInvalidArgument)
+		}
+		r := spec.Mount{Source: source}
+		if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
+			if table == nil {
+				if table, err = mountinfo.GetMounts(nil); err != nil {
+					return nil, fmt.Errorf("this machine's mounts: %w", err)
+				}
+			}
+			r.Shared, r.Slave = propagation(table, source)
+		}
+		resolved = append(resolved, r)
+	}
+	return resolved, nil
+}
+
+// propagation tells about the mount that path lies on, which is the last one of those with the longest mountpoint.
+func propagation(table []*mountinfo.Info, path string) (shared, slave bool) {
+	var best *mountinfo.Info
+	for _, m := range table {
+		within := m.Mountpoint == "/" || path == m.Mountpoint || strings.HasPrefix(path, m.Mountpoint+"/")
+		if within && (best == nil || len(m.Mountpoint) >= len(best.Mountpoint)) {
+			best = m
+		}
+	}
+	if best == nil {
+		return false, false
+	}
+	return strings.Contains(best.Optional, "shared:"), strings.Contains(best.Optional, "master:")
+}
+
+// resolveDevices finds the device nodes that a request names; a folder stands for every device below it. A privileged container gets all
+// devices of the host besides.
+func resolveDevices(c *runtimeapi.ContainerConfig) ([]spec.Device, error) {
+	var all []spec.Device
+	for _, d := range c.GetDevices() {
+		found, err := devicesAt(d.GetHostPath(), d.GetContainerPath(), d.GetPermissions())
+		if err != nil {
+			return nil, fmt.Errorf("devices: host_path %s: %w: %w", d.GetHostPath(), err, errdefs.ErrInvalidArgument)
+		}
+		all = append(all, found...)
+	}
+	if c.GetLinux().GetSecurityContext().GetPrivileged() {
+		host, err := hostDevices()
+		if err != nil {
+			return nil, fmt.Errorf("devices of this machine: %w", err)
+		}
+		all = append(all, host...)
+	}
+	return all, nil
+}
+
+func devicesAt(host, inside, permissions string) ([]spec.Device, error) {
+	if permissions == "" {
+		permissions = "rwm"
+	}
+	host, err := filepath.EvalSymlinks(host)
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(host)
+	if err != nil {
+		return nil, err
+	}
+	if !info.IsDir() {
+		d, ok := device(info, inside, permissions)
+		if !ok {
+			return nil, errors.New("is no device")
+		}
+		return []spec.Device{d}, nil
+	}
+	var all []spec.Device
+	err = filepath.WalkDir(host, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		if d, ok := device(info, inside+strings.TrimPrefix(path, host), permissions); ok {
+			all = append(all, d)
+		}
+		return nil
+	})
+	return all, err
+}
+
+// device describes a device node; ok is false for every other kind of file.
+func device(info fs.FileInfo, inside, permissions string) (d spec.Device, ok bool) {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || info.Mode()&fs.ModeDevice == 0 {
+		return d, false
+	}
+	kind := "b"
+	if info.Mode()&fs.ModeCharDevice != 0 {
+		kind = "c"
+	}
+	return spec.Device{ContainerPath: inside, Type: kind, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
+		Mode: info.Mode().Perm(), UID: st.Uid, GID: st.Gid, Permissions: permissions}, true
+}
+
+// notShared are the folders of /dev that every container has of its own.
+var notShared = map[string]bool{"pts": true, "shm": true, "fd": true, "mqueue": true, ".lxc": true, ".lxd-mounts": true, ".udev": true}
+
+func hostDevices() ([]spec.Device, error) {
+	entries, err := os.ReadDir("/dev")
+	if err != nil {
+		return nil, err
+	}
+	var all []spec.Device
+	for _, e := range entries {
+		path := filepath.Join("/dev", e.Name())
+		if notShared[e.Name()] || e.Name() == "console" || e.Type()&fs.ModeSymlink != 0 {
+			continue
+		}
+		found, err := devicesAt(path, path, "rwm")
+		if err != nil {
+			continue // no device, or one that went away
+		}
+		all = append(all, found...)
+	}
+	return all, nil
+}
+
+func sameDevice(a, b fs.FileInfo) bool {
+	x, ok1 := a.Sys().(*syscall.Stat_t)
+	y, ok2 := b.Sys().(*syscall.Stat_t)
+	return ok1 && ok2 && x.Dev == y.Dev
+}

@@ -1,0 +1,73 @@
+package sandbox
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/store"
+)
+
+// Pod is what is known of a pod at one moment. Whoever gets one may keep it, and changes nothing in it.
+type Pod struct {
+	store.Pod
+	Config *runtimeapi.PodSandboxConfig // as asked
+}
+
+// Ready says whether containers can be made in the pod (CRI PodSandboxState).
+func (p Pod) Ready() bool { return p.State == store.PodReady }
+
+// Pod returns the pod with this id or unique beginning of one. ErrNotFound, ErrInvalidArgument.
+func (m *Manager) Pod(id string) (Pod, error) {
+	p, err := m.findPod(id)
+	if err != nil {
+		return Pod{}, err
+	}
+	r, ok := m.store.Get(p.id)
+	if !ok || r.State == store.PodCreating {
+		return Pod{}, fmt.Errorf("pod %s: %w", id, errdefs.ErrNotFound)
+	}
+	return Pod{Pod: *r, Config: p.config}, nil
+}
+
+// Pods returns every pod that is more than an attempt, the newest first.
+func (m *Manager) Pods() []Pod {
+	records := m.store.List()
+	all := make([]Pod, 0, len(records))
+	m.mu.RLock()
+	for _, r := range records {
+		if p, ok := m.pods[r.ID]; ok && r.State != store.PodCreating {
+			all = append(all, Pod{Pod: *r, Config: p.config})
+		}
+	}
+	m.mu.RUnlock()
+	slices.SortFunc(all, func(a, b Pod) int { return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID)) })
+	return all
+}
+
+func (m *Manager) findPod(id string) (*pod, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	full, err := expand("pod", id, m.pods)
+	if err != nil {
+		return nil, err
+	}
+	return m.pods[full], nil
+}
+
+// forgetPod takes the pod out of memory; its name is free from here on.
+func (m *Manager) forgetPod(p *pod) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.pods, p.id)
+	if key := podKey(p.config); m.names[key] == p.id {
+		delete(m.names, key)
+	}
+}
+
+func hostNetwork(c *runtimeapi.PodSandboxConfig) bool {
+	return c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE
+}

@@ -1,0 +1,201 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/sandbox/pause"
+	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/store"
+)
+
+// shmSize is what a pod's /dev/shm holds, the 64 MiB that every runtime gives.
+const shmSize = 64 << 20
+
+func (m *Manager) netns(id string) string {
+	return filepath.Join("/run/netns", "cribox-"+m.conf.Instance+"-"+id)
+}
+
+func (m *Manager) podFile(id, name string) string { return m.statePath("pods", id, name) }
+
+func hostIPC(c *runtimeapi.PodSandboxConfig) bool {
+	return c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetIpc() == runtimeapi.NamespaceMode_NODE
+}
+
+// makePodFiles writes hostname and resolv.conf and mounts /dev/shm; what exists already is kept.
+func (m *Manager) makePodFiles(p *pod) error {
+	if err := os.MkdirAll(m.statePath("pods", p.id), 0o700); err != nil {
+		return err
+	}
+	name, err := podHostname(p.config)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(m.podFile(p.id, "hostname"), []byte(name+"\n"), 0o644); err != nil {
+		return err
+	}
+	resolv, err := resolvConf(p.config.GetDnsConfig())
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(m.podFile(p.id, "resolv.conf"), resolv, 0o644); err != nil {
+		return err
+	}
+	if hostIPC(p.config) {
+		return nil
+	}
+	return mountShm(m.podFile(p.id, "shm"))
+}
+
+func podHostname(c *runtimeapi.PodSandboxConfig) (string, error) {
+	if name := c.GetHostname(); name != "" {
+		return name, nil
+	}
+	return os.Hostname()
+}
+
+// resolvConf returns what the pod asked for, or the host's own when it asked for nothing (PodSandboxConfig.dns_config).
+func resolvConf(dns *runtimeapi.DNSConfig) ([]byte, error) {
+	if dns == nil {
+		b, err := os.ReadFile("/etc/resolv.conf")
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+		return b, err
+	}
+	var b strings.Builder
+	if s := dns.GetSearches(); len(s) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(s, " "))
+	}
+	for _, s := range dns.GetServers() {
+		fmt.Fprintf(&b, "nameserver %s\n", s)
+	}
+	if o := dns.GetOptions(); len(o) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(o, " "))
+	}
+	return []byte(b.String()), nil
+}
+
+func mountShm(dir string) error {
+	if err := os.MkdirAll(dir, 0o1777); err != nil {
+		return err
+	}
+	if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
+		return err
+	}
+	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=1777,size=%d", shmSize))
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
+	return nil
+}
+
+// writeHosts writes the pod's /etc/hosts: the host's own for a pod in the host's network, else localhost and the pod itself.
+func (m *Manager) writeHosts(p *pod, ips []netip.Addr) error {
+	path := m.podFile(p.id, "hosts")
+	if hostNetwork(p.config) {
+		b, err := os.ReadFile("/etc/hosts")
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return os.WriteFile(path, b, 0o644)
+	}
+	name, err := podHostname(p.config)
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	for _, ip := range ips {
+		fmt.Fprintf(&b, "%s\t%s\n", ip, name)
+	}
+	return os.WriteFile(path, []byte(b.String()), 0o644)
+}
+
+// removePodFiles is the opposite of makePodFiles and may be called at any time.
+func (m *Manager) removePodFiles(id string) error {
+	shm := m.podFile(id, "shm")
+	if err := unix.Unmount(shm, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount %s: %w", shm, err)
+	}
+	return os.RemoveAll(m.statePath("pods", id))
+}
+
+// specPod gathers what the spec of a pod, or of a container in it, is made of.
+func (m *Manager) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
+	s := spec.Pod{ID: p.id, Config: p.config, RuntimeHandler: r.Handler, NetNS: r.NetNS, PausePID: r.PausePID,
+		Hostname: p.config.GetHostname(), ShmPath: m.podFile(p.id, "shm"), HostsPath: m.podFile(p.id, "hosts"),
+		HostnamePath: m.podFile(p.id, "hostname"), ResolvConfPath: m.podFile(p.id, "resolv.conf")}
+	if hostIPC(p.config) {
+		s.ShmPath = ""
+	}
+	if r.PausePID != 0 {
+		return s, nil
+	}
+	profile, err := spec.PodSeccompPath(p.config)
+	if err != nil {
+		return s, err
+	}
+	if s.SeccompProfile, err = readSeccomp(profile); err != nil {
+		return s, err
+	}
+	return s, nil
+}
+
+// pauseRoot returns the root of the pause container: the built-in program in a folder that all pods share read-only; or the configured
+// image's, and the arguments that start it.
+func (m *Manager) pauseRoot(ctx context.Context, p *pod) (root string, args []string, err error) {
+	if m.conf.Pause == "" {
+		root, err := m.builtinPause()
+		return root, nil, err
+	}
+	img, err := m.images.Lookup(m.conf.Pause)
+	if err != nil {
+		return "", nil, fmt.Errorf("pause_image: %w", err)
+	}
+	if err := m.images.Hold(img.ID, p.id); err != nil {
+		return "", nil, fmt.Errorf("pause_image: %w", err)
+	}
+	root = m.rootfs(p.id)
+	args = slices.Concat(img.Config.Config.Entrypoint, img.Config.Config.Cmd)
+	return root, args, m.images.Mount(ctx, imageservice.Rootfs{ImageID: img.ID, Dir: m.rootPath("containers", p.id), Target: root, ReadOnly: true})
+}
+
+// builtinPause writes the pause program and the empty folders that its mounts need, once for each daemon.
+func (m *Manager) builtinPause() (string, error) {
+	dir := m.statePath("pause")
+	if _, err := os.Stat(filepath.Join(dir, "pause")); err == nil {
+		return dir, nil
+	}
+	for _, d := range spec.PodRootfsDirs {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return "", err
+		}
+	}
+	f, err := os.CreateTemp(dir, ".pause-")
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(pause.Binary())
+	err = errors.Join(err, f.Chmod(0o755), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(dir, "pause"))
+	}
+	if err != nil {
+		return "", errors.Join(err, os.Remove(f.Name()))
+	}
+	return dir, nil
+}
+
+func (m *Manager) rootfs(id string) string { return m.statePath("rootfs", id) }

@@ -1,0 +1,258 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/log"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/store"
+)
+
+// recover compares the records with what runs. What is only a matter of memory is settled before it returns; what waits for processes or
+// plugins is continued in the background, each pod by itself.
+//
+//	the record says       and it is true that        then
+//	pod creating          -                          taken away
+//	pod ready             pause runs                 kept
+//	pod ready             pause is gone              not ready; the kubelet stops it
+//	pod stopping          -                          stopped to the end
+//	pod removing          -                          removed to the end
+//	container creating    -                          taken away
+//	container created     its mount is there         kept
+//	container created     its mount is gone          exited, Unknown
+//	container starting    a process runs             running
+//	container starting    none was started           created again
+//	container running     no process is known        exited, Unknown
+//	container stopping    a process runs             stopped with what is left of the grace
+//	container removing    -                          removed to the end
+func (m *Manager) recover(ctx context.Context) error {
+	list, err := m.shim.Tasks(ctx)
+	if err != nil {
+		return fmt.Errorf("what runs already: %w", err)
+	}
+	tasks := map[string]runtimeshim.Task{}
+	for _, t := range list {
+		tasks[t.ID] = t
+	}
+	for _, r := range m.store.List() {
+		m.mu.RLock()
+		p, known := m.pods[r.ID]
+		m.mu.RUnlock()
+		if !known {
+			p = newPod(r.ID, &runtimeapi.PodSandboxConfig{}) // its request cannot be read: only good for taking away
+			m.mu.Lock()
+			m.pods[r.ID] = p
+			m.mu.Unlock()
+		}
+		m.recoverPod(ctx, p, r, known, tasks)
+	}
+	go m.collectOrphans(ctx, tasks)
+	m.lookAgain()
+	return nil
+}
+
+func (m *Manager) recoverPod(ctx context.Context, p *pod, r *store.Pod, known bool, tasks map[string]runtimeshim.Task) {
+	ctx = withPod(ctx, p.id)
+	for cid, c := range r.Containers {
+		m.recoverContainer(ctx, r, c, cid, tasks)
+	}
+	task, ok := tasks[p.id]
+	switch {
+	case !known || r.State == store.PodCreating || r.State == store.PodRemoving:
+		go m.finish(ctx, "removing", func(ctx context.Context) error { return m.RemovePod(ctx, p.id) })
+	case r.State == store.PodStopping:
+		go m.finish(ctx, "stopping", func(ctx context.Context) error { return m.StopPod(ctx, p.id) })
+	case r.State == store.PodReady && (!ok || task.Exit != nil):
+		m.pauseExited(ctx, p)
+	}
+	m.holdPauseImage(ctx, r)
+}
+
+func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Container, cid string, tasks map[string]runtimeshim.Task) {
+	m.mu.Lock()
+	c, known := m.containers[cid]
+	if !known {
+		c = newContainer(cid, p.ID, &runtimeapi.ContainerConfig{})
+		m.containers[cid] = c
+	}
+	m.mu.Unlock()
+	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", cid))
+	if err := m.images.Hold(r.ImageID, cid); err != nil {
+		log.G(ctx).WithError(err).Warn("the image of a container is gone")
+	}
+	task, found := tasks[cid]
+	running := found && task.Pid > 0 && task.Exit == nil
+	switch r.State {
+	case store.ContainerCreating, store.ContainerRemoving:
+		go m.finish(ctx, "removing", func(ctx context.Context) error { return m.removeContainer(ctx, c) })
+	case store.ContainerCreated:
+		if !exists(m.statePath("pods", p.ID, cid, "config.json")) || !m.mounted(cid) {
+			m.lost(ctx, c)
+		}
+	case store.ContainerStarting:
+		switch {
+		case running:
+			m.log(ctx, m.declareRunning(c, task))
+		case found && task.Exit != nil:
+			m.containerExited(ctx, c, task)
+		default:
+			go m.finish(ctx, "unstarting", func(ctx context.Context) error { return m.unstart(ctx, c) })
+		}
+	case store.ContainerRunning, store.ContainerStopping:
+		switch {
+		case !found:
+			m.lost(ctx, c)
+		case task.Exit != nil:
+			m.containerExited(ctx, c, task)
+		case r.State == store.ContainerStopping:
+			m.joinStop(ctx, c, time.Unix(0, r.StopBy))
+		}
+	case store.ContainerExited:
+		c.markExited()
+		go m.settle(ctx, c)
+	}
+	if !known {
+		go m.finish(ctx, "removing", func(ctx context.Context) error { return m.removeContainer(ctx, c) })
+	}
+}
+
+// unstart brings a container whose start was interrupted before it had a process back to created, so that it can be started.
+func (m *Manager) unstart(ctx context.Context, c *container) error {
+	done, err := m.turns.take(ctx, c.id)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := m.shim.Delete(ctx, c.id); err != nil {
+		return err
+	}
+	return m.change(c, func(r *store.Container) error {
+		if r.State == store.ContainerStarting {
+			r.State = store.ContainerCreated
+		}
+		return nil
+	})
+}
+
+// lost records a container that ended while nobody could see it.
+func (m *Manager) lost(ctx context.Context, c *container) {
+	r, _ := m.record(c)
+	t := runtimeshim.Task{ID: c.id, StartedAt: time.Unix(0, max(r.Started, r.Created)), Exit: &runtimeshim.Exit{Code: 255, At: time.Now()}}
+	m.containerExited(ctx, c, t)
+}
+
+func (m *Manager) mounted(cid string) bool {
+	var dir, parent os.FileInfo
+	dir, err := os.Stat(m.rootfs(cid))
+	if err != nil {
+		return false
+	}
+	parent, err = os.Stat(filepath.Dir(m.rootfs(cid)))
+	return err == nil && !sameDevice(dir, parent)
+}
+
+func (m *Manager) holdPauseImage(ctx context.Context, r *store.Pod) {
+	if r.PauseImage == "" {
+		return
+	}
+	if img, err := m.images.Lookup(r.PauseImage); err == nil {
+		m.log(ctx, m.images.Hold(img.ID, r.ID))
+	}
+}
+
+func (m *Manager) log(ctx context.Context, err error) {
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("recovery")
+	}
+}
+
+// finish repeats an interrupted act until it succeeds, each time with more patience.
+func (m *Manager) finish(ctx context.Context, what string, act func(context.Context) error) {
+	for wait := time.Second; ; wait = min(2*wait, collectAtMost) {
+		err := clean(ctx, teardownLimit, act)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		log.G(ctx).WithField("step", what).WithError(err).Warn("what a restart interrupted is not finished yet")
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// collectOrphans takes away what carries this instance's mark and belongs to no record: tasks, network namespaces, root filesystems, files.
+func (m *Manager) collectOrphans(ctx context.Context, tasks map[string]runtimeshim.Task) {
+	known := m.knownIDs()
+	for id := range tasks {
+		if !known[id] {
+			m.log(ctx, clean(ctx, teardownLimit, func(ctx context.Context) error { return m.shim.Delete(ctx, id) }))
+		}
+	}
+	for _, id := range namesIn(m.statePath("pods")) {
+		if !known[id] {
+			m.log(ctx, m.removePodFiles(id))
+		}
+	}
+	for _, id := range namesIn(m.statePath("rootfs")) {
+		if !known[id] {
+			m.log(ctx, errors.Join(m.images.Unmount(ctx, m.rootfs(id)), removeDir(m.rootfs(id))))
+		}
+	}
+	for _, id := range namesIn(m.rootPath("containers")) {
+		if !known[id] {
+			m.log(ctx, os.RemoveAll(m.rootPath("containers", id)))
+		}
+	}
+	for _, id := range namesIn(m.statePath("locks")) {
+		if !known[id] {
+			m.log(ctx, errors.Join(m.quiesce(ctx, id), m.dropLock(id)))
+		}
+	}
+	prefix := filepath.Base(m.netns(""))
+	for _, name := range namesIn(filepath.Dir(m.netns(""))) {
+		if id, ours := strings.CutPrefix(name, prefix); ours && !known[id] {
+			m.log(ctx, errors.Join(m.network.Teardown(ctx, cni.Pod{ID: id, NetNS: m.netns(id)}), m.network.RemoveNetNS(m.netns(id))))
+		}
+	}
+}
+
+func (m *Manager) knownIDs() map[string]bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	known := map[string]bool{}
+	for id := range m.pods {
+		known[id] = true
+	}
+	for id := range m.containers {
+		known[id] = true
+	}
+	return known
+}
+
+// namesIn returns what is in a folder; nothing when it cannot be read.
+func namesIn(dir string) []string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+func warnTorn(ctx context.Context, id string, err error) {
+	log.G(ctx).WithField("pod", id).WithError(err).Error("the record of a pod cannot be read; it was set aside and the pod is lost")
+}

@@ -1,0 +1,266 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/store"
+)
+
+const (
+	// bringUpLimit is longer than the kubelet waits (4 minutes), so that a slow plugin's work is not thrown away just before it is asked for again.
+	bringUpLimit  = 5 * time.Minute
+	teardownLimit = 2 * time.Minute
+)
+
+// RunPod makes a pod and returns its id when its network is up and its pause process runs (CRI RunPodSandbox). The same request again joins
+// the first or returns its result. ErrInvalidArgument names the field; ErrAlreadyExists when the name is taken by a different request;
+// ErrUnavailable when there is no network to join. A failure leaves nothing behind, or a pod that is not ready and is still listed.
+func (m *Manager) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	if err := spec.ValidatePod(config, m.host); err != nil {
+		return "", err
+	}
+	if _, err := m.handler(handler); err != nil {
+		return "", err
+	}
+	config = proto.CloneOf(config)
+	key := podKey(config)
+	id, err := m.flights.do(ctx, key, bringUpLimit, func(ctx context.Context) (string, error) {
+		if id, ok := m.named(key); ok {
+			return m.already(id)
+		}
+		return m.runPod(ctx, config, handler)
+	})
+	if err != nil {
+		return "", err
+	}
+	if p, err := m.findPod(id); err == nil && !proto.Equal(p.config, config) {
+		return "", fmt.Errorf("%s exists as %s with another configuration: %w", key, id, errdefs.ErrAlreadyExists)
+	}
+	return id, nil
+}
+
+func (m *Manager) named(key string) (id string, ok bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	id, ok = m.names[key]
+	return id, ok
+}
+
+// already answers a request for a pod that exists: its id while it is ready, else an error, since it can never become ready again.
+func (m *Manager) already(id string) (string, error) {
+	if r, ok := m.store.Get(id); ok && r.State != store.PodReady {
+		return "", fmt.Errorf("pod %s has this name and attempt and is %s: %w", id, r.State, errdefs.ErrAlreadyExists)
+	}
+	return id, nil
+}
+
+func (m *Manager) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	if !hostNetwork(config) {
+		if err := m.network.Ready(); err != nil {
+			return "", fmt.Errorf("no network for pods: %w: %w", err, errdefs.ErrUnavailable)
+		}
+	}
+	asked, err := proto.Marshal(config)
+	if err != nil {
+		return "", err
+	}
+	p := newPod(newID(), config)
+	r := store.Pod{ID: p.id, State: store.PodCreating, Handler: handler, Created: m.now(), PauseImage: m.conf.Pause}
+	if !hostNetwork(config) {
+		r.NetNS = m.netns(p.id)
+	}
+	ctx = log.WithLogger(ctx, log.G(ctx).WithField("pod", p.id))
+	if err := m.store.Create(r, asked); err != nil {
+		return "", err
+	}
+	m.mu.Lock()
+	m.pods[p.id] = p
+	m.names[podKey(config)] = p.id
+	m.mu.Unlock()
+	m.step("pod.recorded")
+	if err := m.bringUp(ctx, p); err != nil {
+		return "", errors.Join(err, m.undo(ctx, p))
+	}
+	return p.id, nil
+}
+
+// undo takes a pod that did not come up away. What cannot be taken away now is listed as a pod that is not ready, and tried again later.
+func (m *Manager) undo(ctx context.Context, p *pod) error {
+	err := clean(ctx, teardownLimit, func(ctx context.Context) error { return m.removePod(ctx, p) })
+	if err != nil {
+		_, failed := m.store.Insist(p.id, func(r *store.Pod) error { r.State = store.PodNotReady; return nil })
+		m.lookAgain()
+		return errors.Join(err, failed)
+	}
+	return nil
+}
+
+func (m *Manager) bringUp(ctx context.Context, p *pod) error {
+	if err := m.makePodFiles(p); err != nil {
+		return fmt.Errorf("prepare pod %s: %w", p.id, err)
+	}
+	m.step("pod.files")
+	if !hostNetwork(p.config) {
+		if err := m.network.NewNetNS(m.netns(p.id)); err != nil {
+			return fmt.Errorf("network namespace of pod %s: %w", p.id, err)
+		}
+	}
+	ips, task, err := m.connectAndStart(ctx, p)
+	if err != nil {
+		return err
+	}
+	if err := m.writeHosts(p, ips); err != nil {
+		return fmt.Errorf("prepare pod %s: %w", p.id, err)
+	}
+	return m.declareReady(p, ips, task)
+}
+
+// connectAndStart runs the network plugins and the pause process beside each other: neither needs the other, except for a sysctl of an
+// interface that a plugin has yet to make.
+func (m *Manager) connectAndStart(ctx context.Context, p *pod) (ips []netip.Addr, task runtimeshim.Task, err error) {
+	connect := func(ctx context.Context) error {
+		ips, err = m.connect(ctx, p)
+		return err
+	}
+	start := func(ctx context.Context) error {
+		var err error
+		task, err = m.startPause(ctx, p)
+		return err
+	}
+	if networkSysctls(p.config) {
+		if err := connect(ctx); err != nil {
+			return nil, task, err
+		}
+		return ips, task, start(ctx)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return connect(ctx) })
+	g.Go(func() error { return start(ctx) })
+	return ips, task, g.Wait()
+}
+
+func networkSysctls(c *runtimeapi.PodSandboxConfig) bool {
+	for name := range c.GetLinux().GetSysctls() {
+		if strings.HasPrefix(name, "net") {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *Manager) connect(ctx context.Context, p *pod) ([]netip.Addr, error) {
+	if hostNetwork(p.config) {
+		return nil, nil
+	}
+	lock, err := m.podLock(p.id)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	network := m.networkOf(p)
+	network.Lock = lock
+	result, err := m.network.Setup(ctx, network)
+	if err != nil {
+		return nil, fmt.Errorf("connect pod %s: %w", p.id, err)
+	}
+	return result.IPs, nil
+}
+
+// networkOf says what the network plugins are told of a pod.
+func (m *Manager) networkOf(p *pod) cni.Pod {
+	d := p.config.GetMetadata()
+	n := cni.Pod{ID: p.id, Name: d.GetName(), Namespace: d.GetNamespace(), UID: d.GetUid(), NetNS: m.netns(p.id),
+		Annotations: p.config.GetAnnotations(), CgroupParent: p.config.GetLinux().GetCgroupParent()}
+	for _, port := range p.config.GetPortMappings() {
+		if port.GetHostPort() <= 0 {
+			continue // the kubelet lists container ports too
+		}
+		n.Ports = append(n.Ports, cni.Port{Protocol: strings.ToLower(port.GetProtocol().String()),
+			HostPort: port.GetHostPort(), ContainerPort: port.GetContainerPort(), HostIP: port.GetHostIp()})
+	}
+	if dns := p.config.GetDnsConfig(); dns != nil {
+		n.DNS = cni.DNS{Servers: dns.GetServers(), Searches: dns.GetSearches(), Options: dns.GetOptions()}
+	}
+	return n
+}
+
+func (m *Manager) startPause(ctx context.Context, p *pod) (runtimeshim.Task, error) {
+	r, ok := m.store.Get(p.id)
+	if !ok {
+		return runtimeshim.Task{}, fmt.Errorf("pod %s: %w", p.id, errdefs.ErrNotFound)
+	}
+	h, err := m.handler(r.Handler)
+	if err != nil {
+		return runtimeshim.Task{}, err
+	}
+	input, err := m.specPod(p, r)
+	if err != nil {
+		return runtimeshim.Task{}, err
+	}
+	var args []string
+	if input.Rootfs, args, err = m.pauseRoot(ctx, p); err != nil {
+		return runtimeshim.Task{}, err
+	}
+	s, notes, err := spec.ForPod(m.host, input)
+	if err != nil {
+		return runtimeshim.Task{}, err
+	}
+	logNotes(ctx, notes)
+	if args != nil {
+		s.Process.Args = args
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return runtimeshim.Task{}, err
+	}
+	if _, err := m.store.Update(p.id, func(r *store.Pod) error { r.Cgroup = cgroupPath(s); return nil }); err != nil {
+		return runtimeshim.Task{}, err
+	}
+	task, err := m.shim.Start(ctx, runtimeshim.Start{ID: p.id, Runtime: h.Path, Spec: b, LockFile: m.lockPath(p.id), Keeper: true})
+	if err != nil {
+		return task, fmt.Errorf("start pause of pod %s: %w", p.id, err)
+	}
+	m.step("pod.started")
+	return task, nil
+}
+
+// declareReady shows the pod. A pause process that ended meanwhile was reported to onExit, which left a pod that was being made alone.
+func (m *Manager) declareReady(p *pod, ips []netip.Addr, task runtimeshim.Task) error {
+	_, err := m.store.Update(p.id, func(r *store.Pod) error {
+		select {
+		case <-p.paused:
+			return fmt.Errorf("pause of pod %s ended while the pod was made: %w", p.id, errdefs.ErrAborted)
+		default:
+		}
+		r.State, r.PausePID, r.IPs = store.PodReady, task.Pid, make([]string, 0, len(ips))
+		for _, ip := range ips {
+			r.IPs = append(r.IPs, ip.String())
+		}
+		return nil
+	})
+	if err == nil {
+		m.step("pod.ready")
+	}
+	return err
+}
+
+func logNotes(ctx context.Context, notes []spec.Note) {
+	for _, n := range notes {
+		log.G(ctx).Warn(n)
+	}
+}

@@ -1,0 +1,99 @@
+package spec
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// apparmorProfile returns the profile asked for in either form, the newer
+// first; nil means that the request says nothing.
+func apparmorProfile(p *runtimeapi.SecurityProfile, deprecated string) (*runtimeapi.SecurityProfile, error) {
+	const field = "security_context.apparmor"
+	if p == nil {
+		var err error
+		if p, err = deprecatedProfile(field, deprecated, nil); err != nil {
+			return nil, err
+		}
+	}
+	if p == nil {
+		return nil, nil
+	}
+	if err := checkProfile(field, p); err != nil {
+		return nil, err
+	}
+	if p.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
+		if err := checkText(field+".localhost_ref", p.GetLocalhostRef(), maxName); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func (d *draft) podAppArmor() error {
+	return d.applyAppArmor(d.podSecurity().GetApparmor(), "", false)
+}
+
+func (d *draft) appArmor() error {
+	sc := d.security()
+	return d.applyAppArmor(sc.GetApparmor(), sc.GetApparmorProfile(), sc.GetPrivileged()) //nolint:staticcheck // older kubelets
+}
+
+// applyAppArmor: nothing asked for means the runtime's profile, where there is one.
+func (d *draft) applyAppArmor(asked *runtimeapi.SecurityProfile, deprecated string, privileged bool) error {
+	p, err := apparmorProfile(asked, deprecated)
+	if err != nil {
+		return err
+	}
+	if p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined {
+		if d.host.AppArmor {
+			d.spec.Process.ApparmorProfile = "unconfined"
+		}
+		return nil
+	}
+	if !d.host.AppArmor {
+		if p != nil {
+			return fmt.Errorf("security_context.apparmor: this machine has no AppArmor: %w", errdefs.ErrFailedPrecondition)
+		}
+		return nil
+	}
+	if privileged {
+		return nil
+	}
+	if p.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
+		d.spec.Process.ApparmorProfile = p.GetLocalhostRef()
+		return nil
+	}
+	if d.host.AppArmorProfile == "" && p != nil {
+		return fmt.Errorf("security_context.apparmor: the default profile is not loaded: %w", errdefs.ErrFailedPrecondition)
+	}
+	d.spec.Process.ApparmorProfile = d.host.AppArmorProfile
+	return nil
+}
+
+func (d *draft) podSELinux() error {
+	return d.applySELinux(d.podSecurity().GetSelinuxOptions(), d.pod.ProcessLabel, d.pod.MountLabel)
+}
+
+// seLinux: a privileged container has no label, whatever it asks for.
+func (d *draft) seLinux() error {
+	if d.privileged() {
+		return nil
+	}
+	return d.applySELinux(d.security().GetSelinuxOptions(), d.c.ProcessLabel, d.c.MountLabel)
+}
+
+// applySELinux takes labels that the caller made of the options: categories
+// are given out per pod, and only the caller knows which are taken.
+func (d *draft) applySELinux(o *runtimeapi.SELinuxOption, process, mount string) error {
+	asked := o.GetUser() != "" || o.GetRole() != "" || o.GetType() != "" || o.GetLevel() != ""
+	if asked && !d.host.SELinux {
+		return fmt.Errorf("security_context.selinux_options: this machine has no SELinux: %w", errdefs.ErrFailedPrecondition)
+	}
+	if d.host.SELinux {
+		d.spec.Process.SelinuxLabel = process
+		d.spec.Linux.MountLabel = mount
+	}
+	return nil
+}

@@ -1,0 +1,63 @@
+package spec
+
+import (
+	"fmt"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// devices denies everything, then lets through what is listed, which for a
+// privileged container is everything again. The OCI runtime adds the few
+// devices that every container has.
+func (d *draft) devices() error {
+	rules := []specs.LinuxDeviceCgroup{denyAll()}
+	if d.privileged() {
+		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Access: "rwm"})
+	}
+	for _, dev := range d.c.Devices {
+		if err := d.addDevice(dev); err != nil {
+			return err
+		}
+		if !d.privileged() {
+			rules = append(rules, specs.LinuxDeviceCgroup{
+				Allow: true, Type: dev.Type, Major: ptr(dev.Major), Minor: ptr(dev.Minor), Access: dev.Permissions,
+			})
+		}
+	}
+	d.spec.Linux.Resources.Devices = rules
+	return nil
+}
+
+func (d *draft) addDevice(dev Device) error {
+	if dev.Type != "c" && dev.Type != "b" && dev.Type != "p" {
+		return fmt.Errorf("spec of container %s: device %s has type %q", d.c.ID, dev.ContainerPath, dev.Type)
+	}
+	if err := checkContainerPath("devices.container_path", dev.ContainerPath); err != nil {
+		return err
+	}
+	if err := checkPermissions(dev.Permissions); err != nil {
+		return err
+	}
+	d.spec.Linux.Devices = append(d.spec.Linux.Devices, specs.LinuxDevice{
+		Path: dev.ContainerPath, Type: dev.Type, Major: dev.Major, Minor: dev.Minor,
+		FileMode: ptr(dev.Mode.Perm()), UID: ptr(dev.UID), GID: ptr(dev.GID),
+	})
+	return nil
+}
+
+func denyAll() specs.LinuxDeviceCgroup { return specs.LinuxDeviceCgroup{Allow: false, Access: "rwm"} }
+
+// checkPermissions wants one to three different letters of "rwm".
+func checkPermissions(s string) error {
+	seen := map[rune]bool{}
+	for _, r := range s {
+		if (r != 'r' && r != 'w' && r != 'm') || seen[r] {
+			return invalid("devices.permissions", "%q is not made of r, w and m", truncate(s))
+		}
+		seen[r] = true
+	}
+	if s == "" {
+		return invalid("devices.permissions", "is empty")
+	}
+	return nil
+}

@@ -1,0 +1,45 @@
+// Package spec answers one question: same input, same OCI spec. It is a flat
+// list of pure steps; it asks no clock, no file and no network.
+//
+// It will not look anything up: what a step must know about the machine comes
+// in Host, what it must know about a request's paths, users, profiles and
+// devices was read by the caller and comes in Pod and Container. It starts
+// nothing and keeps nothing. The one thing that it takes from the process it
+// runs in is the architecture, through the default seccomp profile.
+//
+// # Use
+//
+//	ValidatePod(config, host)                 before anything is done for a pod
+//	PodSeccompPath(config)                    which profile file the caller has to read
+//	ForPod(host, pod)                         the pause process
+//
+//	ValidateContainer(podConfig, config, host)
+//	ContainerSeccompPath(config)
+//	ResolveUser(image.Config.User, securityContext, passwd, group)
+//	ImageVolumes(image, config)               which anonymous directories the caller has to make
+//	ForContainer(host, pod, container)
+//
+//	ExecProcess(containerSpec, cmd, tty)      the process of an exec: what the container has, no more
+//	StopSignal(config, image)                 CRI, then image, then SIGTERM
+//	ValidateResources, MergeResources         UpdateContainerResources
+//
+// ForPod and ForContainer check their request again, so a spec is never made
+// from a request that was not checked. An error carries its class:
+// ErrInvalidArgument names the field of the request, ErrFailedPrecondition
+// names what this machine lacks.
+//
+// A Note is something that was asked for and could not be given whole: a
+// value that was clamped, a limit that this machine cannot enforce. The caller
+// logs one line for each.
+//
+// # What is promised about every spec
+//
+//   - Of the request's annotations and of the image's labels nothing reaches
+//     the OCI annotations: OCI runtimes and systemd act on some of them.
+//   - Inheritable and ambient capabilities are empty, except those that
+//     add_ambient_capabilities names.
+//   - The primary group is among the additional groups.
+//   - The oom score adjustment and RLIMIT_NOFILE are explicit, never inherited.
+//   - Access to devices is denied unless the device is listed.
+//   - No value is shared between two specs, nor with the input.
+package spec

@@ -1,0 +1,104 @@
+package spec
+
+import (
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Host is what the caller found out about this machine, once.
+type Host struct {
+	// CgroupV2 tells that the unified hierarchy is in charge.
+	CgroupV2 bool
+	// SystemdCgroup tells that cgroups are made by systemd, not by writing to cgroupfs.
+	SystemdCgroup bool
+	// Capabilities that the kernel knows, "CAP_CHOWN" and so on; see KnownCapabilities.
+	Capabilities []string
+	// Grantable are those that a container can be given here: the bounding
+	// set of the process that runs the OCI runtime. Nil means Capabilities.
+	Grantable []string
+
+	// OOMScoreAdjMin is the lowest oom_score_adj that can be set: -1000 with
+	// CAP_SYS_RESOURCE, otherwise the value that the OCI runtime inherits.
+	OOMScoreAdjMin int
+	// Rlimits of every container; nil means RLIMIT_NOFILE 1024:524288, as
+	// systemd gives its services.
+	Rlimits []specs.POSIXRlimit
+	// RlimitHard holds, by name ("RLIMIT_NOFILE"), hard limits that cannot be
+	// raised. A limit that is not in it may be.
+	RlimitHard map[string]uint64
+	// PidsLimit of every container that asks for none; 0 means unlimited.
+	PidsLimit int64
+
+	// Seccomp, AppArmor and SELinux tell what the kernel and the OCI runtime offer.
+	Seccomp, AppArmor, SELinux bool
+	// AppArmorProfile is the name of the runtime's default profile, already
+	// loaded into the kernel; "" when there is none.
+	AppArmorProfile string
+	// X32 tells that the kernel has the x32 ABI; Compat32 that it runs
+	// programs of the 32-bit sister architecture (x86 on amd64, ARM on
+	// arm64). The default seccomp profile leaves out what the kernel lacks:
+	// most of the time that a filter costs goes into these two. System calls
+	// by an ABI that was left out kill the caller.
+	X32, Compat32 bool
+
+	// RecursiveReadOnly and IDMappedMounts: kernel and OCI runtime can do it.
+	RecursiveReadOnly, IDMappedMounts bool
+
+	// HugePageSizes that the hugetlb controller limits, "2MB", "1GB"; empty
+	// when the controller is missing.
+	HugePageSizes []string
+	// MemorySwapAccounting tells that a memory cgroup can limit swap.
+	MemorySwapAccounting bool
+	// CPUs and Mems are the lists of online processors and memory nodes as
+	// the kernel prints them ("0-3,8"); "" means unknown, and a cpuset is not
+	// compared with it.
+	CPUs, Mems string
+}
+
+// Note is one thing that was asked for and could not be given whole.
+type Note struct {
+	// Field of the request, as the CRI names it.
+	Field string
+	// Text says what was done instead.
+	Text string
+}
+
+func (n Note) String() string { return n.Field + " " + n.Text }
+
+// capabilityNames by number (linux/capability.h).
+var capabilityNames = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID",
+	"CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE",
+	"CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_IPC_LOCK",
+	"CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE",
+	"CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE",
+	"CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE",
+	"CAP_AUDIT_CONTROL", "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG",
+	"CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF",
+	"CAP_CHECKPOINT_RESTORE",
+}
+
+// KnownCapabilities returns the names up to number last, which is what
+// /proc/sys/kernel/cap_last_cap says. Numbers newer than this package are left out.
+func KnownCapabilities(last int) []string {
+	n := min(max(last+1, 0), len(capabilityNames))
+	return append([]string(nil), capabilityNames[:n]...)
+}
+
+// CapabilitiesOf returns the names of the bits that are set in mask, which is
+// a value such as CapBnd of /proc/self/status.
+func CapabilitiesOf(mask uint64) []string {
+	var names []string
+	for i, name := range capabilityNames {
+		if mask&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func (h Host) grantable() []string {
+	if h.Grantable == nil {
+		return h.Capabilities
+	}
+	return h.Grantable
+}

@@ -1,0 +1,123 @@
+package spec
+
+import (
+	"fmt"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// podNamespaces: the pause process makes the namespaces of its pod, except
+// the network, which is there before it. What is the host's is not listed.
+func (d *draft) podNamespaces() error {
+	o := podNamespace(d.pod.Config)
+	if d.hostNetwork() != (d.pod.NetNS == "") {
+		return fmt.Errorf("spec of pod %s: network mode %s with network namespace %q", d.pod.ID, o.GetNetwork(), d.pod.NetNS)
+	}
+	d.addNamespace(specs.MountNamespace, "")
+	if !d.hostNetwork() {
+		d.addNamespace(specs.NetworkNamespace, d.pod.NetNS)
+		d.addNamespace(specs.UTSNamespace, "")
+	}
+	if o.GetIpc() != runtimeapi.NamespaceMode_NODE {
+		d.addNamespace(specs.IPCNamespace, "")
+	}
+	if o.GetPid() != runtimeapi.NamespaceMode_NODE {
+		d.addNamespace(specs.PIDNamespace, "")
+	}
+	return nil
+}
+
+// namespaces: network, IPC and UTS are always the pod's, PID is the pod's, the
+// container's own or another container's. A kind in which the pod uses the
+// host's is not listed.
+func (d *draft) namespaces() error {
+	if d.pod.PausePID <= 0 {
+		return fmt.Errorf("spec of container %s: pod %s has no pause process", d.c.ID, d.pod.ID)
+	}
+	pod := podNamespace(d.pod.Config)
+	d.addNamespace(specs.MountNamespace, "")
+	if d.host.CgroupV2 && !d.privileged() {
+		d.addNamespace(specs.CgroupNamespace, "")
+	}
+	if !d.hostNetwork() {
+		d.addNamespace(specs.NetworkNamespace, d.pod.NetNS)
+		d.addNamespace(specs.UTSNamespace, nsPath(d.pod.PausePID, "uts"))
+	}
+	if pod.GetIpc() != runtimeapi.NamespaceMode_NODE {
+		d.addNamespace(specs.IPCNamespace, nsPath(d.pod.PausePID, "ipc"))
+	}
+	return d.pidNamespace(pod.GetPid())
+}
+
+func (d *draft) pidNamespace(pod runtimeapi.NamespaceMode) error {
+	switch d.security().GetNamespaceOptions().GetPid() {
+	case runtimeapi.NamespaceMode_CONTAINER:
+		d.addNamespace(specs.PIDNamespace, "")
+	case runtimeapi.NamespaceMode_TARGET:
+		if d.c.TargetPID <= 0 {
+			return fmt.Errorf("spec of container %s: its target has no process", d.c.ID)
+		}
+		d.addNamespace(specs.PIDNamespace, nsPath(d.c.TargetPID, "pid"))
+	default:
+		if pod != runtimeapi.NamespaceMode_NODE {
+			d.addNamespace(specs.PIDNamespace, nsPath(d.pod.PausePID, "pid"))
+		}
+	}
+	return nil
+}
+
+func (d *draft) addNamespace(t specs.LinuxNamespaceType, path string) {
+	d.spec.Linux.Namespaces = append(d.spec.Linux.Namespaces, specs.LinuxNamespace{Type: t, Path: path})
+}
+
+func nsPath(pid int, kind string) string { return fmt.Sprintf("/proc/%d/ns/%s", pid, kind) }
+
+// checkPodNamespaces knows what a pod can have; user namespaces are refused
+// until every mount of a container can be id-mapped.
+func checkPodNamespaces(p *runtimeapi.PodSandboxConfig, _ Host) error {
+	const field = "linux.security_context.namespace_options"
+	o := podNamespace(p)
+	for kind, mode := range map[string]runtimeapi.NamespaceMode{"network": o.GetNetwork(), "ipc": o.GetIpc()} {
+		if mode != runtimeapi.NamespaceMode_POD && mode != runtimeapi.NamespaceMode_NODE {
+			return invalid(field+"."+kind, "mode %s is not for pods", mode)
+		}
+	}
+	switch o.GetPid() {
+	case runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_NODE:
+	default:
+		return invalid(field+".pid", "mode %s is not for pods", o.GetPid())
+	}
+	if o.GetTargetId() != "" {
+		return invalid(field+".target_id", "is not for pods")
+	}
+	return checkUserNamespace(field+".userns_options", o.GetUsernsOptions())
+}
+
+// checkContainerNamespaces: a container never gets more of the host than its
+// pod has. Unset modes read as POD and follow the pod.
+func checkContainerNamespaces(p *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	const field = "linux.security_context.namespace_options"
+	pod, o := podNamespace(p), c.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	for _, k := range []struct {
+		kind      string
+		mode, pod runtimeapi.NamespaceMode
+		allowed   []runtimeapi.NamespaceMode
+	}{
+		{"network", o.GetNetwork(), pod.GetNetwork(), []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE}},
+		{"ipc", o.GetIpc(), pod.GetIpc(), []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE}},
+		{"pid", o.GetPid(), pod.GetPid(), []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_TARGET}},
+	} {
+		if !contains(k.allowed, k.mode) {
+			return invalid(field+"."+k.kind, "mode %s is not for containers", k.mode)
+		}
+		if k.mode == runtimeapi.NamespaceMode_NODE && k.pod != runtimeapi.NamespaceMode_NODE {
+			return invalid(field+"."+k.kind, "is NODE although the pod's is %s", k.pod)
+		}
+	}
+	target := o.GetPid() == runtimeapi.NamespaceMode_TARGET
+	if target != (o.GetTargetId() != "") {
+		return invalid(field+".target_id", "%q does not go with pid mode %s", truncate(o.GetTargetId()), o.GetPid())
+	}
+	return checkUserNamespace(field+".userns_options", o.GetUsernsOptions())
+}

@@ -1,0 +1,75 @@
+package spec
+
+import (
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// pauseOOMScoreAdj makes the kernel take every container of the node before a
+// pause process, and kubelet (-999) after it.
+const pauseOOMScoreAdj = -998
+
+// podProcess has no privilege to lose. The user of the request is not used:
+// it is the user of the pod's containers, and they could signal a pause
+// process of their own user.
+func (d *draft) podProcess() error {
+	d.spec.Process = &specs.Process{
+		Args:            []string{"/pause"},
+		Cwd:             "/",
+		Env:             []string{"PATH=/", "HOME=/"},
+		User:            specs.User{UID: PauseUser, GID: PauseUser, AdditionalGids: []uint32{PauseUser}},
+		Capabilities:    &specs.LinuxCapabilities{},
+		NoNewPrivileges: true,
+		OOMScoreAdj:     ptr(d.clampOOM("oom_score_adj", pauseOOMScoreAdj)),
+	}
+	return nil
+}
+
+func (d *draft) podRoot() error {
+	d.spec.Root = &specs.Root{Path: d.pod.Rootfs, Readonly: true}
+	return nil
+}
+
+// podHostname sets what the containers will see. A pod on the host's network
+// keeps the host's name, and the UTS namespace with it.
+func (d *draft) podHostname() error {
+	if !d.hostNetwork() {
+		d.spec.Hostname = d.pod.Hostname
+	}
+	return nil
+}
+
+// podMounts are what an OCI runtime itself needs to start a process.
+func (d *draft) podMounts() error {
+	d.spec.Mounts = []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=64k"}},
+	}
+	return nil
+}
+
+func (d *draft) podSysctls() error {
+	for name, value := range d.pod.Config.GetLinux().GetSysctls() {
+		if d.spec.Linux.Sysctl == nil {
+			d.spec.Linux.Sysctl = map[string]string{}
+		}
+		d.spec.Linux.Sysctl[sysctlName(name)] = value
+	}
+	return nil
+}
+
+func (d *draft) podResources() error {
+	d.spec.Linux.Resources = &specs.LinuxResources{
+		Devices: []specs.LinuxDeviceCgroup{denyAll()},
+		CPU:     &specs.LinuxCPU{Shares: ptr(uint64(minShares))},
+	}
+	return nil
+}
+
+func (d *draft) hostNetwork() bool {
+	return podNamespace(d.pod.Config).GetNetwork() == runtimeapi.NamespaceMode_NODE
+}
+
+func podNamespace(p *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOption {
+	return p.GetLinux().GetSecurityContext().GetNamespaceOptions()
+}

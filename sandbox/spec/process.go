@@ -1,0 +1,236 @@
+package spec
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// defaultPath is for an image that says nothing.
+const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// process sets what runs and where. A command replaces entrypoint and cmd of
+// the image, args alone replace cmd.
+func (d *draft) process() error {
+	image, config := d.c.Image.Config, d.c.Config
+	command, args := config.GetCommand(), config.GetArgs()
+	if len(command) == 0 {
+		command = image.Entrypoint
+		if len(args) == 0 {
+			args = image.Cmd
+		}
+	}
+	argv := append(append([]string{}, command...), args...)
+	if len(argv) == 0 || argv[0] == "" {
+		return invalid("command", "is empty, and image %s names no entrypoint and no command", d.c.ImageName)
+	}
+	if err := checkStrings("command", argv); err != nil {
+		return err
+	}
+	cwd, err := workingDir(config.GetWorkingDir(), image.WorkingDir)
+	if err != nil {
+		return err
+	}
+	d.spec.Process.Args = argv
+	d.spec.Process.Cwd = cwd
+	d.spec.Process.Terminal = config.GetTty()
+	d.spec.Process.NoNewPrivileges = d.security().GetNoNewPrivs()
+	return nil
+}
+
+func workingDir(asked, image string) (string, error) {
+	if asked == "" {
+		asked = image
+	}
+	if asked == "" {
+		return "/", nil
+	}
+	if err := checkContainerPath("working_dir", asked); err != nil {
+		return "", err
+	}
+	// A directory below /proc is a way to whatever a descriptor or another
+	// process stands in.
+	if below(asked, "/proc") && path.Clean(asked) != "/proc" {
+		return "", invalid("working_dir", "%q is below /proc", asked)
+	}
+	return path.Clean(asked), nil
+}
+
+// environment: what the image says over our defaults, the request over the
+// image. HOME is always there, because an OCI runtime that misses it reads
+// the passwd file of the image to find it.
+func (d *draft) environment() error {
+	var env environ
+	env.set(defaultPath)
+	if d.c.Config.GetTty() {
+		env.set("TERM=xterm")
+	}
+	if d.pod.Hostname != "" {
+		env.set("HOSTNAME=" + d.pod.Hostname)
+	}
+	home := d.c.User.Home
+	if home == "" {
+		home = "/"
+	}
+	env.set("HOME=" + home)
+	for _, e := range d.c.Image.Config.Env {
+		name, value, ok := strings.Cut(e, "=")
+		if !ok || name == "" {
+			d.note("image.env", "%q is not NAME=VALUE and was left out", truncate(e))
+			continue
+		}
+		if strings.ContainsRune(e, 0) {
+			return invalid("image.env", "%q holds a NUL byte", truncate(name))
+		}
+		env.set(name + "=" + value)
+	}
+	for _, e := range d.c.Config.GetEnvs() {
+		env.set(e.GetKey() + "=" + string(e.GetValue()))
+	}
+	d.spec.Process.Env = env.list
+	return checkExecSize(d.spec.Process.Args, env.list)
+}
+
+// environ is a list of NAME=VALUE in which every name occurs once, at the
+// place where it first occurred.
+type environ struct {
+	list []string
+	at   map[string]int
+}
+
+func (e *environ) set(pair string) {
+	name, _, _ := strings.Cut(pair, "=")
+	if i, ok := e.at[name]; ok {
+		e.list[i] = pair
+		return
+	}
+	if e.at == nil {
+		e.at = map[string]int{}
+	}
+	e.at[name] = len(e.list)
+	e.list = append(e.list, pair)
+}
+
+// What execve(2) takes: one string is at most 32 pages, everything together
+// at most a quarter of the stack, which is 8 MiB.
+const (
+	maxExecString  = 128<<10 - 1
+	maxExecTotal   = 2 << 20
+	maxExecStrings = 1 << 15
+)
+
+// checkExecSize foresees E2BIG, which would otherwise come from the OCI
+// runtime after everything else has been done.
+func checkExecSize(args, env []string) error {
+	total := 0
+	for _, s := range [][]string{args, env} {
+		for _, v := range s {
+			if len(v) > maxExecString {
+				return invalid("command, envs", "%q is %d bytes long, the kernel takes %d", truncate(v), len(v), maxExecString)
+			}
+			total += len(v) + 1 + 8
+		}
+	}
+	if n := len(args) + len(env); n > maxExecStrings {
+		return invalid("command, envs", "are %d strings, at most %d are taken", n, maxExecStrings)
+	}
+	if total > maxExecTotal {
+		return invalid("command, envs", "are %d bytes together, the kernel takes %d", total, maxExecTotal)
+	}
+	return nil
+}
+
+func (d *draft) user() error {
+	u := d.c.User
+	groups, seen := []uint32{u.GID}, map[uint32]bool{u.GID: true}
+	for _, g := range u.AdditionalGIDs {
+		if !seen[g] {
+			seen[g] = true
+			groups = append(groups, g)
+		}
+	}
+	if err := checkID("uid", int64(u.UID)); err != nil {
+		return err
+	}
+	for _, g := range groups {
+		if err := checkID("gid", int64(g)); err != nil {
+			return err
+		}
+	}
+	d.spec.Process.User = specs.User{UID: u.UID, GID: u.GID, AdditionalGids: groups}
+	return nil
+}
+
+func (d *draft) root() error {
+	d.spec.Root = &specs.Root{Path: d.c.Rootfs, Readonly: d.security().GetReadonlyRootfs()}
+	return nil
+}
+
+func (d *draft) oomScoreAdj() error {
+	asked := d.c.Config.GetLinux().GetResources().GetOomScoreAdj()
+	d.spec.Process.OOMScoreAdj = ptr(d.clampOOM("resources.oom_score_adj", int(asked)))
+	return nil
+}
+
+func (d *draft) clampOOM(field string, asked int) int {
+	if asked >= d.host.OOMScoreAdjMin {
+		return asked
+	}
+	d.note(field, "%d clamped to %d, the lowest that can be set here", asked, d.host.OOMScoreAdjMin)
+	return d.host.OOMScoreAdjMin
+}
+
+func (d *draft) rlimits() error {
+	wanted := d.host.Rlimits
+	if wanted == nil {
+		wanted = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 524288}}
+	}
+	for _, l := range wanted {
+		if hard, ok := d.host.RlimitHard[l.Type]; ok && l.Hard > hard {
+			d.note("rlimits", "%s %d clamped to %d, which cannot be raised here", l.Type, l.Hard, hard)
+			l.Hard = hard
+		}
+		l.Soft = min(l.Soft, l.Hard)
+		d.spec.Process.Rlimits = append(d.spec.Process.Rlimits, l)
+	}
+	return nil
+}
+
+// ExecProcess returns the process of an exec into a container with spec s: it
+// is as confined as the container's own, and shares no memory with s. The
+// size of a terminal is the caller's.
+func ExecProcess(s *specs.Spec, cmd []string, tty bool) (*specs.Process, error) {
+	if s == nil || s.Process == nil {
+		return nil, fmt.Errorf("exec process: spec without a process: %w", errdefs.ErrInvalidArgument)
+	}
+	if len(cmd) == 0 || cmd[0] == "" {
+		return nil, invalid("cmd", "is empty")
+	}
+	if err := checkStrings("cmd", cmd); err != nil {
+		return nil, err
+	}
+	if err := checkExecSize(cmd, s.Process.Env); err != nil {
+		return nil, err
+	}
+	p := clone(s.Process)
+	p.Args = append([]string{}, cmd...)
+	p.Terminal = tty
+	p.ConsoleSize = nil
+	if tty {
+		p.Env = withDefault(p.Env, "TERM=xterm")
+	}
+	return p, nil
+}
+
+func withDefault(env []string, pair string) []string {
+	name, _, _ := strings.Cut(pair, "=")
+	for _, e := range env {
+		if strings.HasPrefix(e, name+"=") {
+			return env
+		}
+	}
+	return append(env, pair)
+}

@@ -1,0 +1,283 @@
+package spec
+
+import (
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	// Bounds of cpu.shares and of the CFS period and quota, in the kernel.
+	minShares, maxShares = 2, 262144
+	minPeriod, maxPeriod = 1000, 1000000
+	minQuota             = 1000
+	// minMemory in bytes: no OCI runtime starts a process in less, and what
+	// comes of trying says nothing about memory.
+	minMemory = 1 << 20
+)
+
+// cgroupsPath puts it below the parent that kubelet made. What has no parent
+// goes below /cribox, or below systemd's own slice.
+func (d *draft) cgroupsPath() error {
+	parent := d.pod.Config.GetLinux().GetCgroupParent()
+	if d.host.SystemdCgroup {
+		slice := "system.slice"
+		if parent != "" {
+			slice = path.Base(parent)
+		}
+		d.spec.Linux.CgroupsPath = strings.Join([]string{slice, "cribox", d.id()}, ":")
+		return nil
+	}
+	if parent == "" {
+		parent = "/cribox"
+	}
+	d.spec.Linux.CgroupsPath = path.Join("/", parent, d.id())
+	return nil
+}
+
+// resources keeps the device rules that are already there.
+func (d *draft) resources() error {
+	r, notes, err := MergeResources(d.host, d.spec.Linux.Resources, d.c.Config.GetLinux().GetResources())
+	if err != nil {
+		return err
+	}
+	if r.Pids == nil && d.host.PidsLimit > 0 {
+		r.Pids = &specs.LinuxPids{Limit: ptr(d.host.PidsLimit)}
+	}
+	d.spec.Linux.Resources = r
+	d.notes = append(d.notes, notes...)
+	return nil
+}
+
+// MergeResources returns a copy of current in which what r sets is changed;
+// zero and empty fields of r mean "leave unchanged". The notes tell what this
+// machine cannot enforce. The oom score adjustment is not a resource of a
+// cgroup and is not looked at.
+func MergeResources(h Host, current *specs.LinuxResources, r *runtimeapi.LinuxContainerResources) (*specs.LinuxResources, []Note, error) {
+	if err := ValidateResources(r, h); err != nil {
+		return nil, nil, err
+	}
+	m := merge{host: h, in: r, out: &specs.LinuxResources{}}
+	if current != nil {
+		m.out = clone(current)
+	}
+	for _, s := range []func(*merge) error{(*merge).cpu, (*merge).memory, (*merge).hugepages, (*merge).unified} {
+		if err := s(&m); err != nil {
+			return nil, nil, err
+		}
+	}
+	return m.out, m.notes, nil
+}
+
+type merge struct {
+	host  Host
+	in    *runtimeapi.LinuxContainerResources
+	out   *specs.LinuxResources
+	notes []Note
+}
+
+func (m *merge) note(field, format string, args ...any) {
+	m.notes = append(m.notes, Note{Field: "resources." + field, Text: fmt.Sprintf(format, args...)})
+}
+
+func (m *merge) cpu() error {
+	r := m.in
+	if r.GetCpuShares() == 0 && r.GetCpuQuota() == 0 && r.GetCpuPeriod() == 0 && r.GetCpusetCpus() == "" && r.GetCpusetMems() == "" {
+		return nil
+	}
+	if m.out.CPU == nil {
+		m.out.CPU = &specs.LinuxCPU{}
+	}
+	c := m.out.CPU
+	if s := r.GetCpuShares(); s != 0 {
+		c.Shares = ptr(uint64(min(max(s, minShares), maxShares)))
+		if int64(*c.Shares) != s {
+			m.note("cpu_shares", "%d clamped to %d", s, *c.Shares)
+		}
+	}
+	if q := r.GetCpuQuota(); q != 0 {
+		c.Quota = ptr(q)
+	}
+	if p := r.GetCpuPeriod(); p != 0 {
+		c.Period = ptr(uint64(p))
+	}
+	if s := r.GetCpusetCpus(); s != "" {
+		c.Cpus = s
+	}
+	if s := r.GetCpusetMems(); s != "" {
+		c.Mems = s
+	}
+	return nil
+}
+
+// memory: swap is limited to nothing unless the request says otherwise. The
+// OCI figure is memory and swap together.
+func (m *merge) memory() error {
+	limit, swap := m.in.GetMemoryLimitInBytes(), m.in.GetMemorySwapLimitInBytes()
+	if limit == 0 && swap == 0 {
+		return nil
+	}
+	if m.out.Memory == nil {
+		m.out.Memory = &specs.LinuxMemory{}
+	}
+	out := m.out.Memory
+	if limit != 0 {
+		out.Limit = ptr(limit)
+	}
+	if !m.host.MemorySwapAccounting {
+		out.Swap = nil
+		if swap != 0 && swap != limit {
+			m.note("memory_swap_limit_in_bytes", "%d is not enforced: this machine does not account for swap", swap)
+		}
+		return nil
+	}
+	if swap == 0 {
+		swap = limit
+	}
+	if out.Limit == nil {
+		m.note("memory_swap_limit_in_bytes", "%d is not enforced: there is no memory limit", swap)
+		return nil
+	}
+	if swap > 0 && *out.Limit > 0 && swap < *out.Limit {
+		return invalid("resources.memory_swap_limit_in_bytes", "%d is below the memory limit %d, which it includes", swap, *out.Limit)
+	}
+	out.Swap = ptr(swap)
+	return nil
+}
+
+// hugepages: kubelet lists every size of the machine with most of them 0,
+// also where the controller is missing.
+func (m *merge) hugepages() error {
+	for _, l := range m.in.GetHugepageLimits() {
+		size := l.GetPageSize()
+		if !slices.Contains(m.host.HugePageSizes, size) {
+			if l.GetLimit() != 0 {
+				m.note("hugepage_limits", "%s: %d is not enforced: this machine has no controller for it", size, l.GetLimit())
+			}
+			continue
+		}
+		i := slices.IndexFunc(m.out.HugepageLimits, func(x specs.LinuxHugepageLimit) bool { return x.Pagesize == size })
+		if i < 0 {
+			i = len(m.out.HugepageLimits)
+			m.out.HugepageLimits = append(m.out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size})
+		}
+		m.out.HugepageLimits[i].Limit = l.GetLimit()
+	}
+	return nil
+}
+
+func (m *merge) unified() error {
+	if len(m.in.GetUnified()) == 0 {
+		return nil
+	}
+	if !m.host.CgroupV2 {
+		return fmt.Errorf("resources.unified: this machine has no cgroup v2: %w", errdefs.ErrFailedPrecondition)
+	}
+	for key, value := range m.in.GetUnified() {
+		if strings.HasPrefix(key, "memory.swap.") && !m.host.MemorySwapAccounting {
+			m.note("unified", "%s is not enforced: this machine does not account for swap", key)
+			continue
+		}
+		if m.out.Unified == nil {
+			m.out.Unified = map[string]string{}
+		}
+		m.out.Unified[key] = value
+	}
+	slices.SortFunc(m.notes, func(a, b Note) int { return strings.Compare(a.String(), b.String()) })
+	return nil
+}
+
+// ValidateResources checks the figures by themselves.
+func ValidateResources(r *runtimeapi.LinuxContainerResources, h Host) error {
+	for _, check := range []func(*runtimeapi.LinuxContainerResources, Host) error{
+		checkCPU, checkMemory, checkCPUSets, checkHugePages, checkUnified, checkOOMScoreAdj,
+	} {
+		if err := check(r, h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkCPU(r *runtimeapi.LinuxContainerResources, _ Host) error {
+	if s := r.GetCpuShares(); s < 0 {
+		return invalid("resources.cpu_shares", "%d is negative", s)
+	}
+	if p := r.GetCpuPeriod(); p != 0 && (p < minPeriod || p > maxPeriod) {
+		return invalid("resources.cpu_period", "%d is not between %d and %d microseconds", p, minPeriod, maxPeriod)
+	}
+	if q := r.GetCpuQuota(); q < -1 || (q > 0 && q < minQuota) {
+		return invalid("resources.cpu_quota", "%d is neither -1 nor at least %d microseconds", q, minQuota)
+	}
+	return nil
+}
+
+func checkMemory(r *runtimeapi.LinuxContainerResources, _ Host) error {
+	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
+	if limit < -1 || (limit >= 0 && limit < minMemory && limit != 0) {
+		return invalid("resources.memory_limit_in_bytes", "%d is too small: nothing starts in less than %d bytes", limit, minMemory)
+	}
+	if swap < -1 {
+		return invalid("resources.memory_swap_limit_in_bytes", "%d is negative", swap)
+	}
+	if swap > 0 && limit > 0 && swap < limit {
+		return invalid("resources.memory_swap_limit_in_bytes", "%d is below the memory limit %d, which it includes", swap, limit)
+	}
+	return nil
+}
+
+func checkCPUSets(r *runtimeapi.LinuxContainerResources, h Host) error {
+	if err := checkSet("resources.cpuset_cpus", r.GetCpusetCpus(), h.CPUs); err != nil {
+		return err
+	}
+	return checkSet("resources.cpuset_mems", r.GetCpusetMems(), h.Mems)
+}
+
+func checkOOMScoreAdj(r *runtimeapi.LinuxContainerResources, _ Host) error {
+	if v := r.GetOomScoreAdj(); v < -1000 || v > 1000 {
+		return invalid("resources.oom_score_adj", "%d is not between -1000 and 1000", v)
+	}
+	return nil
+}
+
+var hugePageSize = regexp.MustCompile(`^[1-9][0-9]{0,5}[KMG]B$`)
+
+func checkHugePages(r *runtimeapi.LinuxContainerResources, h Host) error {
+	seen := map[string]bool{}
+	for _, l := range r.GetHugepageLimits() {
+		size := l.GetPageSize()
+		if !hugePageSize.MatchString(size) {
+			return invalid("resources.hugepage_limits", "%q is not a page size such as 2MB", truncate(size))
+		}
+		if seen[size] {
+			return invalid("resources.hugepage_limits", "%s occurs twice", size)
+		}
+		seen[size] = true
+		if l.GetLimit() != 0 && len(h.HugePageSizes) > 0 && !slices.Contains(h.HugePageSizes, size) {
+			return invalid("resources.hugepage_limits", "this machine has no pages of %s", size)
+		}
+	}
+	return nil
+}
+
+// unifiedKey is the name of a file of a controller: no path, and none of the
+// files that make up the hierarchy itself.
+var unifiedKey = regexp.MustCompile(`^[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)+$`)
+
+func checkUnified(r *runtimeapi.LinuxContainerResources, _ Host) error {
+	for key, value := range r.GetUnified() {
+		if len(key) > maxName || !unifiedKey.MatchString(key) || strings.HasPrefix(key, "cgroup.") {
+			return invalid("resources.unified", "%q is not the name of a controller's file", truncate(key))
+		}
+		if len(value) > maxPath || strings.ContainsFunc(value, control) {
+			return invalid("resources.unified", "the value of %s holds a control character or is too long", key)
+		}
+	}
+	return nil
+}

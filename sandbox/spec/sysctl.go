@@ -1,0 +1,53 @@
+package spec
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ipcSysctls belong to the IPC namespace, as all of fs.mqueue does.
+var ipcSysctls = []string{
+	"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem",
+	"kernel.shm_rmid_forced", "kernel.shmall", "kernel.shmmax", "kernel.shmmni",
+}
+
+var (
+	// A slash stands for a dot inside one part: net.ipv4.conf.eth0/100.rp_filter.
+	sysctlForm  = regexp.MustCompile(`^[a-z]+(\.[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*)+$`)
+	sysctlValue = regexp.MustCompile(`^[A-Za-z0-9_.,:/ \t-]*$`)
+)
+
+// checkSysctls lets through what belongs to a namespace that the pod has for
+// itself. A value holds no character by which any tool could take it for a
+// second setting.
+func checkSysctls(p *runtimeapi.PodSandboxConfig, _ Host) error {
+	const field = "linux.sysctls"
+	o := podNamespace(p)
+	for name, value := range p.GetLinux().GetSysctls() {
+		if len(name) > maxName || !sysctlForm.MatchString(name) {
+			return invalid(field, "%q is not the name of a sysctl", truncate(name))
+		}
+		if len(value) > maxPath || !sysctlValue.MatchString(value) {
+			return invalid(field, "%s: bad value %q", name, truncate(value))
+		}
+		switch {
+		case slices.Contains(ipcSysctls, name), strings.HasPrefix(name, "fs.mqueue."):
+			if o.GetIpc() == runtimeapi.NamespaceMode_NODE {
+				return invalid(field, "%s: the pod uses the IPC namespace of the host", name)
+			}
+		case strings.HasPrefix(name, "net."):
+			if o.GetNetwork() == runtimeapi.NamespaceMode_NODE {
+				return invalid(field, "%s: the pod uses the network of the host", name)
+			}
+		default:
+			return invalid(field, "%s belongs to no namespace of the pod", name)
+		}
+	}
+	return nil
+}
+
+// sysctlName is the form that the OCI runtime is given.
+func sysctlName(name string) string { return name }

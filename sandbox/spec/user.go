@@ -1,0 +1,253 @@
+package spec
+
+import (
+	"bytes"
+	"math"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	// maxID is the highest user or group id: what fits into 31 bits is the
+	// same number to everyone who handles it.
+	maxID = math.MaxInt32
+	// maxGroups is what setgroups(2) takes.
+	maxGroups = 65536
+)
+
+// MaxUserFile is the size in bytes of a passwd or group file above which the
+// caller refuses to read it.
+const MaxUserFile = 10 << 20
+
+var (
+	// number: no sign, no leading zero, no other base.
+	number = regexp.MustCompile(`^(0|[1-9][0-9]*)$`)
+	// userName never begins as a number does.
+	userName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.@\\-]*\$?$`)
+)
+
+// ResolveUser returns who the first process of a container is. imageUser is
+// the image's USER ("", "user", "user:group", by name or number), passwd and
+// group are the files of its root filesystem, empty when it has none.
+//
+// A string that looks like a number is never looked up as a name. Everything
+// is ErrInvalidArgument: ids beyond 31 bits wherever they come from, both or
+// only half of what the request can say, names that the image does not have.
+func ResolveUser(imageUser string, sc *runtimeapi.LinuxContainerSecurityContext, passwd, group []byte) (User, error) {
+	if err := checkUser(sc); err != nil {
+		return User{}, err
+	}
+	who, primary := imageUser, ""
+	field := "image user"
+	switch {
+	case sc.GetRunAsUser() != nil:
+		field, who = "security_context.run_as_user", strconv.FormatInt(sc.GetRunAsUser().GetValue(), 10)
+	case sc.GetRunAsUsername() != "":
+		field, who = "security_context.run_as_username", sc.GetRunAsUsername()
+	default:
+		who, primary, _ = strings.Cut(imageUser, ":")
+		if who == "" && strings.HasPrefix(imageUser, ":") {
+			return User{}, invalid(field, "%q names no user", truncate(imageUser))
+		}
+	}
+	if sc.GetRunAsGroup() != nil {
+		primary = strconv.FormatInt(sc.GetRunAsGroup().GetValue(), 10)
+	}
+	u, err := findUser(field, who, passwd)
+	if err != nil {
+		return User{}, err
+	}
+	if primary != "" {
+		if u.GID, err = findGroup(field, primary, group); err != nil {
+			return User{}, err
+		}
+	}
+	return withGroups(u, sc, group)
+}
+
+// withGroups: the primary group always, or setgroups(2) would take it away
+// and files that deny it would open. Then the image's unless the policy is
+// Strict, then the request's.
+func withGroups(u User, sc *runtimeapi.LinuxContainerSecurityContext, group []byte) (User, error) {
+	u.AdditionalGIDs = []uint32{u.GID}
+	seen := map[uint32]bool{u.GID: true}
+	add := func(gid uint32) error {
+		if seen[gid] {
+			return nil
+		}
+		if len(u.AdditionalGIDs) >= maxGroups {
+			return invalid("security_context.supplemental_groups", "are more than %d with those of the image", maxGroups)
+		}
+		seen[gid] = true
+		u.AdditionalGIDs = append(u.AdditionalGIDs, gid)
+		return nil
+	}
+	if sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Merge && u.Username != "" {
+		for line := range bytes.Lines(group) {
+			f := fields(line, 4)
+			if f == nil || !member(f[3], u.Username) {
+				continue
+			}
+			gid, err := parseID("group file of the image: gid of "+truncate(string(f[0])), string(f[2]))
+			if err != nil {
+				return User{}, err
+			}
+			if err := add(gid); err != nil {
+				return User{}, err
+			}
+		}
+	}
+	for _, g := range sc.GetSupplementalGroups() {
+		if err := add(uint32(g)); err != nil {
+			return User{}, err
+		}
+	}
+	return u, nil
+}
+
+// findUser: a number need not be in passwd, a name must.
+func findUser(field, who string, passwd []byte) (User, error) {
+	if who == "" {
+		who = "0"
+	}
+	numeric := number.MatchString(who)
+	if !numeric && !userName.MatchString(who) {
+		return User{}, invalid(field, "%q is neither a user id nor a user name", truncate(who))
+	}
+	u := User{Home: "/"}
+	if numeric {
+		var err error
+		if u.UID, err = parseID(field, who); err != nil {
+			return User{}, err
+		}
+	}
+	for line := range bytes.Lines(passwd) {
+		f := fields(line, 7)
+		if f == nil || len(f[0]) == 0 {
+			continue
+		}
+		if numeric && string(f[2]) != who || !numeric && string(f[0]) != who {
+			continue
+		}
+		return fromPasswd(f)
+	}
+	if !numeric {
+		return User{}, invalid(field, "the image has no user %q", truncate(who))
+	}
+	return u, nil
+}
+
+func fromPasswd(f [][]byte) (User, error) {
+	name := truncate(string(f[0]))
+	uid, err := parseID("passwd file of the image: uid of "+name, string(f[2]))
+	if err != nil {
+		return User{}, err
+	}
+	gid, err := parseID("passwd file of the image: gid of "+name, string(f[3]))
+	if err != nil {
+		return User{}, err
+	}
+	u := User{UID: uid, GID: gid, Username: string(f[0]), Home: "/"}
+	// What an image writes there ends up in an environment.
+	if home := string(f[5]); len(home) <= maxPath && strings.HasPrefix(home, "/") && !strings.ContainsFunc(home, control) {
+		u.Home = home
+	}
+	return u, nil
+}
+
+func findGroup(field, name string, group []byte) (uint32, error) {
+	if number.MatchString(name) {
+		return parseID(field, name)
+	}
+	if !userName.MatchString(name) {
+		return 0, invalid(field, "%q is neither a group id nor a group name", truncate(name))
+	}
+	for line := range bytes.Lines(group) {
+		if f := fields(line, 4); f != nil && string(f[0]) == name {
+			return parseID("group file of the image: gid of "+truncate(name), string(f[2]))
+		}
+	}
+	return 0, invalid(field, "the image has no group %q", truncate(name))
+}
+
+// fields splits a line of passwd or group into n fields at least; nil when it
+// has fewer or is a comment.
+func fields(line []byte, n int) [][]byte {
+	line = bytes.TrimSuffix(line, []byte("\n"))
+	if len(line) == 0 || line[0] == '#' {
+		return nil
+	}
+	f := bytes.SplitN(line, []byte(":"), n)
+	if len(f) < n {
+		return nil
+	}
+	return f
+}
+
+func member(list []byte, name string) bool {
+	for len(list) > 0 {
+		var m []byte
+		m, list, _ = bytes.Cut(list, []byte(","))
+		if string(m) == name {
+			return true
+		}
+	}
+	return false
+}
+
+func parseID(field, s string) (uint32, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if !number.MatchString(s) || err != nil || n > maxID {
+		return 0, invalid(field, "%q is not a number between 0 and %d", truncate(s), maxID)
+	}
+	return uint32(n), nil
+}
+
+func checkID(field string, n int64) error {
+	if n < 0 || n > maxID {
+		return invalid(field, "%d is not between 0 and %d", n, maxID)
+	}
+	return nil
+}
+
+// checkUser is what can be said about the request without the image.
+func checkUser(sc *runtimeapi.LinuxContainerSecurityContext) error {
+	const field = "security_context."
+	if sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "" {
+		return invalid(field+"run_as_username", "is set together with run_as_user")
+	}
+	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil && sc.GetRunAsUsername() == "" {
+		return invalid(field+"run_as_group", "is set without run_as_user or run_as_username")
+	}
+	if name := sc.GetRunAsUsername(); name != "" && (len(name) > maxName || !userName.MatchString(name)) {
+		return invalid(field+"run_as_username", "%q is not a user name", truncate(name))
+	}
+	if err := checkID(field+"run_as_user", sc.GetRunAsUser().GetValue()); err != nil {
+		return err
+	}
+	if err := checkID(field+"run_as_group", sc.GetRunAsGroup().GetValue()); err != nil {
+		return err
+	}
+	return checkGroups(sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
+}
+
+func checkGroups(groups []int64, policy runtimeapi.SupplementalGroupsPolicy) error {
+	const field = "security_context.supplemental_groups"
+	if len(groups) > maxGroups {
+		return invalid(field, "are %d, the kernel takes %d", len(groups), maxGroups)
+	}
+	for _, g := range groups {
+		if err := checkID(field, g); err != nil {
+			return err
+		}
+	}
+	known := []runtimeapi.SupplementalGroupsPolicy{runtimeapi.SupplementalGroupsPolicy_Merge, runtimeapi.SupplementalGroupsPolicy_Strict}
+	if !slices.Contains(known, policy) {
+		return invalid(field+"_policy", "%d is unknown", policy)
+	}
+	return nil
+}

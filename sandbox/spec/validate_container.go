@@ -1,0 +1,297 @@
+package spec
+
+import (
+	"path"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// containerChecks is everything that is asked of the request for a container,
+// in the order of the message.
+var containerChecks = []struct {
+	name  string
+	check func(*runtimeapi.PodSandboxConfig, *runtimeapi.ContainerConfig, Host) error
+}{
+	{"metadata", checkContainerMetadata},
+	{"image", checkImage},
+	{"command", checkCommand},
+	{"working directory", checkWorkingDir},
+	{"environment", checkEnvs},
+	{"mounts", checkMounts},
+	{"devices", checkDevices},
+	{"log path", checkLogPath},
+	{"stop signal", checkStopSignal},
+	{"privileged", checkPrivileged},
+	{"capabilities", checkContainerCapabilities},
+	{"namespaces", checkContainerNamespaces},
+	{"user", checkContainerUser},
+	{"paths", checkProtectedPaths},
+	{"profiles", checkContainerProfiles},
+	{"resources", checkContainerResources},
+}
+
+// ValidateContainer returns ErrInvalidArgument naming the field that no
+// machine could serve, or ErrFailedPrecondition naming what this one lacks.
+// pod is the request that made the pod.
+func ValidateContainer(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
+	if c == nil {
+		return invalid("config", "is missing")
+	}
+	if pod == nil {
+		return invalid("sandbox_config", "is missing")
+	}
+	for _, k := range containerChecks {
+		if err := k.check(pod, c, h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkContainerMetadata(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	if c.GetMetadata() == nil {
+		return invalid("metadata", "is missing")
+	}
+	return checkName("metadata.name", c.GetMetadata().GetName())
+}
+
+func checkImage(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	if c.GetImage() == nil {
+		return invalid("image", "is missing")
+	}
+	return checkText("image.image", c.GetImage().GetImage(), maxPath)
+}
+
+func checkCommand(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	if err := checkStrings("command", c.GetCommand()); err != nil {
+		return err
+	}
+	if err := checkStrings("args", c.GetArgs()); err != nil {
+		return err
+	}
+	if len(c.GetCommand()) > 0 && c.GetCommand()[0] == "" {
+		return invalid("command", "begins with an empty string")
+	}
+	return checkExecSize(slices.Concat(c.GetCommand(), c.GetArgs()), nil)
+}
+
+func checkWorkingDir(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	_, err := workingDir(c.GetWorkingDir(), "")
+	return err
+}
+
+// checkEnvs: a value is bytes to the CRI, but JSON to the OCI runtime, which
+// would replace what is not UTF-8 without a word.
+func checkEnvs(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	pairs := make([]string, 0, len(c.GetEnvs()))
+	for _, e := range c.GetEnvs() {
+		name, value := e.GetKey(), string(e.GetValue())
+		if name == "" || strings.ContainsAny(name, "=\x00") {
+			return invalid("envs.key", "%q is not the name of a variable", truncate(name))
+		}
+		if strings.ContainsRune(value, 0) {
+			return invalid("envs.value", "of %s holds a NUL byte", truncate(name))
+		}
+		if !utf8.ValidString(name) || !utf8.ValidString(value) {
+			return invalid("envs.value", "of %q is not UTF-8, which the OCI runtime spec cannot carry", truncate(name))
+		}
+		pairs = append(pairs, name+"="+value)
+	}
+	return checkExecSize(nil, pairs)
+}
+
+func checkMounts(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
+	seen := map[string]bool{}
+	for _, m := range c.GetMounts() {
+		if err := checkMountPlace(m.GetContainerPath()); err != nil {
+			return err
+		}
+		place := path.Clean(m.GetContainerPath())
+		if seen[place] {
+			return invalid("mounts.container_path", "%q occurs twice", truncate(place))
+		}
+		seen[place] = true
+		for _, check := range []func(*runtimeapi.Mount, Host) error{checkMountSource, checkMountAccess, checkMountOptions, checkMountMappings} {
+			if err := check(m, h); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// procPlaces are the files below /proc that something may be bound to, as lxcfs does.
+var procPlaces = []string{
+	"/proc/cpuinfo", "/proc/diskstats", "/proc/loadavg", "/proc/meminfo",
+	"/proc/slabinfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
+}
+
+// checkMountPlace: /sys and /dev may be replaced, which monitoring and storage
+// agents do; the root and /proc may not.
+func checkMountPlace(place string) error {
+	const field = "mounts.container_path"
+	if err := checkContainerPath(field, place); err != nil {
+		return err
+	}
+	clean := path.Clean(place)
+	if clean == "/" || (below(clean, "/proc") && !slices.Contains(procPlaces, clean)) {
+		return invalid(field, "nothing can be mounted at %q", truncate(clean))
+	}
+	return nil
+}
+
+func checkMountSource(m *runtimeapi.Mount, _ Host) error {
+	if m.GetImage() == nil {
+		if m.GetImageSubPath() != "" {
+			return invalid("mounts.image_sub_path", "is set without an image")
+		}
+		return checkHostPath("mounts.host_path", m.GetHostPath())
+	}
+	if m.GetHostPath() != "" {
+		return invalid("mounts.host_path", "is set together with an image")
+	}
+	if err := checkText("mounts.image.image", m.GetImage().GetImage(), maxPath); err != nil {
+		return err
+	}
+	if sub := m.GetImageSubPath(); sub != "" {
+		if err := checkPath("mounts.image_sub_path", sub); err != nil {
+			return err
+		}
+		if path.IsAbs(sub) {
+			return invalid("mounts.image_sub_path", "%q is absolute", truncate(sub))
+		}
+	}
+	return nil
+}
+
+func checkMountAccess(m *runtimeapi.Mount, h Host) error {
+	if _, ok := runtimeapi.MountPropagation_name[int32(m.GetPropagation())]; !ok {
+		return invalid("mounts.propagation", "%d is unknown", m.GetPropagation())
+	}
+	private := m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_PRIVATE
+	if m.GetImage() != nil && !private {
+		return invalid("mounts.propagation", "of an image is %s", m.GetPropagation())
+	}
+	if !m.GetRecursiveReadOnly() {
+		return nil
+	}
+	if !m.GetReadonly() {
+		return invalid("mounts.recursive_read_only", "is set without readonly")
+	}
+	if !private {
+		return invalid("mounts.recursive_read_only", "is set with propagation %s", m.GetPropagation())
+	}
+	if !h.RecursiveReadOnly {
+		return errNoRecursiveReadOnly(m)
+	}
+	return nil
+}
+
+// mountOptions take away, or choose how times are kept; none gives anything
+// or says where something is mounted.
+var mountOptions = []string{"noexec", "nodev", "nosuid", "noatime", "nodiratime", "relatime", "strictatime", "nosymfollow"}
+
+func checkMountOptions(m *runtimeapi.Mount, _ Host) error {
+	for _, o := range m.GetMountOptions() {
+		if !slices.Contains(mountOptions, o) {
+			return invalid("mounts.mount_options", "%q is not among %s", truncate(o), strings.Join(mountOptions, ", "))
+		}
+	}
+	return nil
+}
+
+func checkMountMappings(m *runtimeapi.Mount, _ Host) error {
+	if err := checkIDMappings("mounts.uidMappings", m.GetUidMappings()); err != nil {
+		return err
+	}
+	if err := checkIDMappings("mounts.gidMappings", m.GetGidMappings()); err != nil {
+		return err
+	}
+	if len(m.GetUidMappings()) > 0 || len(m.GetGidMappings()) > 0 {
+		return errNoIDMappedMounts(m)
+	}
+	return nil
+}
+
+func checkDevices(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	for _, d := range c.GetDevices() {
+		if err := checkHostPath("devices.host_path", d.GetHostPath()); err != nil {
+			return err
+		}
+		if err := checkContainerPath("devices.container_path", d.GetContainerPath()); err != nil {
+			return err
+		}
+		if err := checkPermissions(d.GetPermissions()); err != nil {
+			return err
+		}
+	}
+	for _, d := range c.GetCDIDevices() {
+		if err := checkText("CDI_devices.name", d.GetName(), maxName); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkLogPath: relative to the pod's log directory, and below it.
+func checkLogPath(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	p := c.GetLogPath()
+	if p == "" {
+		return nil
+	}
+	if err := checkPath("log_path", p); err != nil {
+		return err
+	}
+	if path.IsAbs(p) || path.Clean(p) == "." || strings.HasSuffix(p, "/") {
+		return invalid("log_path", "%q is not a file below the log directory", truncate(p))
+	}
+	return nil
+}
+
+func checkStopSignal(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	_, err := StopSignal(c, "")
+	return err
+}
+
+func checkPrivileged(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	if c.GetLinux().GetSecurityContext().GetPrivileged() && !pod.GetLinux().GetSecurityContext().GetPrivileged() {
+		return invalid("linux.security_context.privileged", "is set although the pod is not privileged")
+	}
+	return nil
+}
+
+func checkContainerCapabilities(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
+	return checkCapabilities(c.GetLinux().GetSecurityContext().GetCapabilities(), h)
+}
+
+func checkContainerUser(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	return checkUser(c.GetLinux().GetSecurityContext())
+}
+
+func checkProtectedPaths(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	sc := c.GetLinux().GetSecurityContext()
+	for field, list := range map[string][]string{"masked_paths": sc.GetMaskedPaths(), "readonly_paths": sc.GetReadonlyPaths()} {
+		for _, p := range list {
+			if err := checkAbsolute("linux.security_context."+field, p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func checkContainerProfiles(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	if _, err := ContainerSeccompPath(c); err != nil {
+		return err
+	}
+	sc := c.GetLinux().GetSecurityContext()
+	_, err := apparmorProfile(sc.GetApparmor(), sc.GetApparmorProfile()) //nolint:staticcheck // older kubelets
+	return err
+}
+
+func checkContainerResources(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
+	return ValidateResources(c.GetLinux().GetResources(), h)
+}

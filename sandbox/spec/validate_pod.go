@@ -1,0 +1,208 @@
+package spec
+
+import (
+	"net/netip"
+	"path"
+	"regexp"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// podChecks is everything that is asked of the request for a pod, in the order of the message.
+var podChecks = []struct {
+	name  string
+	check func(*runtimeapi.PodSandboxConfig, Host) error
+}{
+	{"metadata", checkPodMetadata},
+	{"hostname", checkHostname},
+	{"log directory", checkLogDirectory},
+	{"dns", checkDNS},
+	{"ports", checkPorts},
+	{"cgroup parent", checkCgroupParent},
+	{"sysctls", checkSysctls},
+	{"namespaces", checkPodNamespaces},
+	{"user", checkPodUser},
+	{"profiles", checkPodProfiles},
+	{"resources", checkPodResources},
+}
+
+// ValidatePod returns ErrInvalidArgument naming the field that no machine
+// could serve, or ErrFailedPrecondition naming what this one lacks.
+func ValidatePod(p *runtimeapi.PodSandboxConfig, h Host) error {
+	if p == nil {
+		return invalid("config", "is missing")
+	}
+	for _, c := range podChecks {
+		if err := c.check(p, h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkPodMetadata(p *runtimeapi.PodSandboxConfig, _ Host) error {
+	m := p.GetMetadata()
+	if m == nil {
+		return invalid("metadata", "is missing")
+	}
+	for _, f := range []struct{ field, value string }{
+		{"metadata.name", m.GetName()}, {"metadata.namespace", m.GetNamespace()}, {"metadata.uid", m.GetUid()},
+	} {
+		if err := checkName(f.field, f.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var hostname = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
+
+func checkHostname(p *runtimeapi.PodSandboxConfig, _ Host) error {
+	name := p.GetHostname()
+	if name != "" && (len(name) > maxHostname || !hostname.MatchString(name)) {
+		return invalid("hostname", "%q is not a host name of at most %d bytes", truncate(name), maxHostname)
+	}
+	return nil
+}
+
+func checkLogDirectory(p *runtimeapi.PodSandboxConfig, _ Host) error {
+	if p.GetLogDirectory() == "" {
+		return nil
+	}
+	return checkHostPath("log_directory", p.GetLogDirectory())
+}
+
+// The resolver of every C library reads three servers and six or more
+// domains; kubelet sends at most 3 and 32.
+const maxServers, maxSearches, maxOptions = 32, 64, 64
+
+func checkDNS(p *runtimeapi.PodSandboxConfig, _ Host) error {
+	d := p.GetDnsConfig()
+	for _, f := range []struct {
+		field string
+		list  []string
+		limit int
+	}{
+		{"dns_config.servers", d.GetServers(), maxServers},
+		{"dns_config.searches", d.GetSearches(), maxSearches},
+		{"dns_config.options", d.GetOptions(), maxOptions},
+	} {
+		if len(f.list) > f.limit {
+			return invalid(f.field, "are %d, at most %d are taken", len(f.list), f.limit)
+		}
+		for _, s := range f.list {
+			if err := checkText(f.field, s, 255); err != nil {
+				return err
+			}
+			if strings.ContainsAny(s, " #;") {
+				return invalid(f.field, "%q is more than one word", truncate(s))
+			}
+		}
+	}
+	for _, s := range d.GetServers() {
+		if _, err := netip.ParseAddr(s); err != nil {
+			return invalid("dns_config.servers", "%q is not an address", truncate(s))
+		}
+	}
+	return nil
+}
+
+const maxPort = 65535
+
+// checkPorts: host port 0 means that there is no mapping, whatever else it says.
+func checkPorts(p *runtimeapi.PodSandboxConfig, _ Host) error {
+	type place struct {
+		ip       string
+		port     int32
+		protocol runtimeapi.Protocol
+	}
+	used := map[place]bool{}
+	for _, m := range p.GetPortMappings() {
+		host, container := m.GetHostPort(), m.GetContainerPort()
+		if _, ok := runtimeapi.Protocol_name[int32(m.GetProtocol())]; !ok {
+			return invalid("port_mappings.protocol", "%d is unknown", m.GetProtocol())
+		}
+		if host < 0 || host > maxPort {
+			return invalid("port_mappings.host_port", "%d is not between 0 and %d", host, maxPort)
+		}
+		if container < 0 || container > maxPort || (container == 0 && host != 0) {
+			return invalid("port_mappings.container_port", "%d is not between 1 and %d", container, maxPort)
+		}
+		ip := m.GetHostIp()
+		if ip != "" {
+			addr, err := netip.ParseAddr(ip)
+			if err != nil {
+				return invalid("port_mappings.host_ip", "%q is not an address", truncate(ip))
+			}
+			if ip = addr.Unmap().String(); addr.IsUnspecified() {
+				ip = ""
+			}
+		}
+		at := place{ip, host, m.GetProtocol()}
+		if host != 0 && used[at] {
+			return invalid("port_mappings.host_port", "%d/%s occurs twice", host, m.GetProtocol())
+		}
+		used[at] = true
+	}
+	return nil
+}
+
+// cgroupPart is what systemd, cgroupfs and a path take alike.
+var cgroupPart = regexp.MustCompile(`^[A-Za-z0-9_.:@\\-]+$`)
+
+func checkCgroupParent(p *runtimeapi.PodSandboxConfig, h Host) error {
+	const field = "linux.cgroup_parent"
+	parent := p.GetLinux().GetCgroupParent()
+	if parent == "" {
+		return nil
+	}
+	if err := checkPath(field, parent); err != nil {
+		return err
+	}
+	for _, part := range strings.Split(strings.Trim(path.Clean(parent), "/"), "/") {
+		if part != "" && (part == "." || !cgroupPart.MatchString(part)) {
+			return invalid(field, "%q is not the name of a cgroup", truncate(parent))
+		}
+	}
+	slice := path.Base(parent)
+	if h.SystemdCgroup && (!strings.HasSuffix(slice, ".slice") || strings.ContainsRune(slice, ':')) {
+		return invalid(field, "%q is not a slice", truncate(parent))
+	}
+	return nil
+}
+
+// checkPodUser: the pause process has a user of its own, but a half-said one is still an error.
+func checkPodUser(p *runtimeapi.PodSandboxConfig, _ Host) error {
+	sc := p.GetLinux().GetSecurityContext()
+	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil {
+		return invalid("linux.security_context.run_as_group", "is set without run_as_user")
+	}
+	if err := checkID("linux.security_context.run_as_user", sc.GetRunAsUser().GetValue()); err != nil {
+		return err
+	}
+	if err := checkID("linux.security_context.run_as_group", sc.GetRunAsGroup().GetValue()); err != nil {
+		return err
+	}
+	return checkGroups(sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
+}
+
+func checkPodProfiles(p *runtimeapi.PodSandboxConfig, h Host) error {
+	if _, err := PodSeccompPath(p); err != nil {
+		return err
+	}
+	_, err := apparmorProfile(p.GetLinux().GetSecurityContext().GetApparmor(), "")
+	return err
+}
+
+// checkPodResources: the pod's own cgroup is kubelet's; its figures are only remembered.
+func checkPodResources(p *runtimeapi.PodSandboxConfig, _ Host) error {
+	for field, r := range map[string]*runtimeapi.LinuxContainerResources{
+		"linux.overhead": p.GetLinux().GetOverhead(), "linux.resources": p.GetLinux().GetResources(),
+	} {
+		if r.GetCpuShares() < 0 || r.GetCpuPeriod() < 0 || r.GetCpuQuota() < -1 || r.GetMemoryLimitInBytes() < -1 {
+			return invalid(field, "holds a negative figure")
+		}
+	}
+	return nil
+}

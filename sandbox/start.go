@@ -1,0 +1,165 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/store"
+)
+
+const startLimit = 2 * time.Minute
+
+// StartContainer starts a created container (CRI StartContainer). A start that fails leaves a container that has exited with code 128 and
+// reason StartError, as the kubelet expects to find it. ErrFailedPrecondition when the container is not in state created.
+func (m *Manager) StartContainer(ctx context.Context, id string) error {
+	c, err := m.findContainer(id)
+	if err != nil {
+		return err
+	}
+	_, err = m.flights.do(ctx, "start of container "+c.id, startLimit, func(ctx context.Context) (string, error) {
+		return "", m.startContainer(log.WithLogger(ctx, log.G(ctx).WithField("container", c.id)), c)
+	})
+	return err
+}
+
+func (m *Manager) startContainer(ctx context.Context, c *container) error {
+	done, err := m.turns.take(ctx, c.id)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := m.declareStarting(c); err != nil {
+		return err
+	}
+	m.step("container.starting")
+	task, err := m.launch(ctx, c)
+	if err != nil {
+		m.recordStartError(ctx, c, err)
+		m.release(ctx, c)
+		return err
+	}
+	m.step("container.started")
+	return m.declareRunning(c, task)
+}
+
+func (m *Manager) declareStarting(c *container) error {
+	_, err := m.store.Update(c.podID, func(p *store.Pod) error {
+		r, ok := p.Containers[c.id]
+		if !ok {
+			return fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
+		}
+		if r.State != store.ContainerCreated {
+			return fmt.Errorf("container %s is %s, only a created one can be started: %w", c.id, r.State, errdefs.ErrFailedPrecondition)
+		}
+		if p.State != store.PodReady {
+			return fmt.Errorf("pod %s is %s: %w", p.ID, p.State, errdefs.ErrFailedPrecondition)
+		}
+		r.State = store.ContainerStarting
+		p.Containers[c.id] = r
+		return nil
+	})
+	return err
+}
+
+// launch asks the shim. A shim that died meanwhile may have left a container that runs: then that is the one.
+func (m *Manager) launch(ctx context.Context, c *container) (runtimeshim.Task, error) {
+	p, ok := m.store.Get(c.podID)
+	if !ok {
+		return runtimeshim.Task{}, fmt.Errorf("pod %s: %w", c.podID, errdefs.ErrNotFound)
+	}
+	h, err := m.handler(p.Handler)
+	if err != nil {
+		return runtimeshim.Task{}, err
+	}
+	spec, err := m.specFile(c)
+	if err != nil {
+		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.id, err)
+	}
+	rec := p.Containers[c.id]
+	start := runtimeshim.Start{ID: c.id, Pod: c.podID, Runtime: h.Path, Spec: spec, LogPath: rec.LogPath, OOMFile: m.oomFile(rec.Cgroup),
+		Terminal: c.config.GetTty(), Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), LockFile: m.lockPath(c.podID)}
+	task, err := m.shim.Start(ctx, start)
+	if errors.Is(err, errdefs.ErrUnavailable) {
+		if found, ok := m.adopted(ctx, c.id); ok {
+			return found, nil
+		}
+	}
+	if err != nil {
+		return task, fmt.Errorf("start container %s: %w", c.id, err)
+	}
+	return task, nil
+}
+
+func (m *Manager) adopted(ctx context.Context, id string) (runtimeshim.Task, bool) {
+	tasks, err := m.shim.Tasks(ctx)
+	if err != nil {
+		return runtimeshim.Task{}, false
+	}
+	for _, t := range tasks {
+		if t.ID == id && t.Pid > 0 {
+			return t, true
+		}
+	}
+	return runtimeshim.Task{}, false
+}
+
+func (m *Manager) recordStartError(ctx context.Context, c *container, cause error) {
+	err := m.insist(c, func(r *store.Container) error {
+		r.State, r.ExitCode, r.Reason, r.Message = store.ContainerExited, 128, "StartError", cause.Error()
+		r.Started = m.now()
+		r.Finished = m.now()
+		return nil
+	})
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("cannot record that the container did not start")
+	}
+	c.markExited()
+}
+
+// declareRunning shows the container, unless its exit was faster.
+func (m *Manager) declareRunning(c *container, task runtimeshim.Task) error {
+	err := m.insist(c, func(r *store.Container) error {
+		r.PID, r.Started = task.Pid, task.StartedAt.UnixNano()
+		if r.State == store.ContainerStarting {
+			r.State = store.ContainerRunning
+		}
+		if r.Finished != 0 {
+			r.Finished = max(r.Finished, r.Started+1)
+		}
+		return nil
+	})
+	if err == nil {
+		m.step("container.running")
+	}
+	return err
+}
+
+// ReopenLog makes the logger continue in a new file at the container's log path (CRI ReopenContainerLog). On error no new file exists.
+func (m *Manager) ReopenLog(ctx context.Context, id string) error {
+	c, err := m.Container(id)
+	if err != nil {
+		return err
+	}
+	if !c.Running() {
+		return fmt.Errorf("container %s is %s: %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
+	}
+	if c.LogPath == "" {
+		return nil
+	}
+	return m.shim.ReopenLog(ctx, c.ID)
+}
+
+// oomFile returns the file in which the kernel counts the processes of the cgroup that it killed for want of memory.
+func (m *Manager) oomFile(cgroup string) string {
+	if m.host.CgroupV2 {
+		return filepath.Join(cgroupRoot, cgroup, "memory.events")
+	}
+	return filepath.Join(cgroupRoot, "memory", cgroup, "memory.oom_control")
+}

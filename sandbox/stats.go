@@ -1,0 +1,154 @@
+package sandbox
+
+import (
+	"context"
+	"io/fs"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Stats is what a container uses at one moment.
+type Stats struct {
+	At          time.Time
+	CPU         uint64 // nanoseconds since its start
+	Usage       uint64 // bytes of memory, page cache included
+	WorkingSet  uint64 // bytes of memory that cannot be reclaimed at once
+	Available   uint64 // bytes up to the limit; 0 without one
+	RSS         uint64
+	Faults      uint64
+	MajorFaults uint64
+	Layer       Layer
+}
+
+// Layer is the size of a writable layer when it was last measured.
+type Layer struct {
+	Mountpoint    string
+	Bytes, Inodes uint64
+	At            time.Time
+}
+
+// Stats returns what a container uses, straight from its cgroup; all zero for one that does not run (CRI ContainerStats).
+func (m *Manager) Stats(ctx context.Context, c Container) Stats {
+	s := Stats{At: time.Now(), Layer: m.layers.measure(m.rootPath("containers", c.ID, "upper"))}
+	if !c.Running() || c.Cgroup == "" {
+		return s
+	}
+	if m.host.CgroupV2 {
+		readV2(&s, filepath.Join(cgroupRoot, c.Cgroup))
+	} else {
+		readV1(&s, c.Cgroup)
+	}
+	return s
+}
+
+func readV1(s *Stats, cgroup string) {
+	memory := filepath.Join(cgroupRoot, "memory", cgroup)
+	s.CPU = readUint(filepath.Join(cgroupRoot, "cpuacct", cgroup, "cpuacct.usage"))
+	s.Usage = readUint(filepath.Join(memory, "memory.usage_in_bytes"))
+	stat := readKeys(filepath.Join(memory, "memory.stat"))
+	s.RSS, s.Faults, s.MajorFaults = stat["total_rss"], stat["total_pgfault"], stat["total_pgmajfault"]
+	s.fill(stat["total_inactive_file"], readUint(filepath.Join(memory, "memory.limit_in_bytes")))
+}
+
+func readV2(s *Stats, dir string) {
+	s.CPU = readKeys(filepath.Join(dir, "cpu.stat"))["usage_usec"] * 1000
+	s.Usage = readUint(filepath.Join(dir, "memory.current"))
+	stat := readKeys(filepath.Join(dir, "memory.stat"))
+	s.RSS, s.Faults, s.MajorFaults = stat["anon"], stat["pgfault"], stat["pgmajfault"]
+	s.fill(stat["inactive_file"], readUint(filepath.Join(dir, "memory.max")))
+}
+
+// fill derives the working set as the kubelet does (usage without inactive file pages) and what is left below the limit.
+func (s *Stats) fill(inactive, limit uint64) {
+	s.WorkingSet = s.Usage - min(inactive, s.Usage)
+	if limit > 0 && limit < 1<<62 {
+		s.Available = limit - min(s.WorkingSet, limit)
+	}
+}
+
+// readUint reads one number; a missing file, or "max", is 0.
+func readUint(path string) uint64 {
+	n, err := strconv.ParseUint(readString(path), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// readKeys reads lines of a name and a number.
+func readKeys(path string) map[string]uint64 {
+	keys := map[string]uint64{}
+	for line := range strings.Lines(readString(path)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if n, err := strconv.ParseUint(value, 10, 64); err == nil {
+			keys[name] = n
+		}
+	}
+	return keys
+}
+
+// layerFor is how old a measured size may be.
+const layerFor = time.Minute
+
+// layers remembers the sizes of writable layers, so that asking often walks seldom.
+type layers struct {
+	mu  sync.Mutex // guards all; not held while walking
+	all map[string]Layer
+}
+
+func (l *layers) measure(dir string) Layer {
+	l.mu.Lock()
+	known, ok := l.all[dir]
+	l.mu.Unlock()
+	if ok && time.Since(known.At) < layerFor {
+		return known
+	}
+	now := Layer{Mountpoint: dir, At: time.Now()}
+	now.Bytes, now.Inodes = diskUsage(dir)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all == nil {
+		l.all = map[string]Layer{}
+	}
+	for d, one := range l.all {
+		if time.Since(one.At) > 10*layerFor {
+			delete(l.all, d) // of a container that nobody asks about any more
+		}
+	}
+	l.all[dir] = now
+	return now
+}
+
+// diskUsage counts the blocks and inodes below dir; what goes away meanwhile is not counted.
+func diskUsage(dir string) (bytes, inodes uint64) {
+	type inode struct{ dev, ino uint64 }
+	seen := map[inode]bool{}
+	filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		info, err := e.Info()
+		if err != nil {
+			return nil
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return nil
+		}
+		if st.Nlink > 1 && !e.IsDir() {
+			key := inode{uint64(st.Dev), st.Ino}
+			if seen[key] {
+				return nil
+			}
+			seen[key] = true
+		}
+		bytes += uint64(st.Blocks) * 512
+		inodes++
+		return nil
+	})
+	return bytes, inodes
+}

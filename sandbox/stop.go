@@ -1,0 +1,190 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/sandbox/store"
+)
+
+const (
+	killLimit = 30 * time.Second           // for a process to go after SIGKILL; one in uninterruptible sleep does not
+	maxGrace  = 100 * 365 * 24 * time.Hour // as good as for ever, and no overflow
+)
+
+// stop is a StopContainer under way. A second caller joins it and may shorten its grace, never lengthen it.
+type stop struct {
+	done chan struct{} // closed when err is set
+	err  error
+
+	mu      sync.Mutex // guards what follows
+	by      time.Time  // when the grace ends
+	shorter chan struct{}
+}
+
+// StopContainer sends the stop signal, waits for grace and then kills (CRI StopContainer). It returns when the exit is recorded. A container
+// that does not run, or is unknown, is no error. ErrInvalidArgument for a negative grace, context.DeadlineExceeded when the process cannot
+// be killed.
+func (m *Manager) StopContainer(ctx context.Context, id string, grace time.Duration) error {
+	if grace < 0 {
+		return fmt.Errorf("timeout %v is negative: %w", grace, errdefs.ErrInvalidArgument)
+	}
+	c, err := m.findContainer(id)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return m.stopContainer(ctx, c, min(grace, maxGrace))
+}
+
+func (m *Manager) stopContainer(ctx context.Context, c *container, grace time.Duration) error {
+	if err := m.awaitStart(ctx, c); err != nil {
+		return err
+	}
+	r, ok := m.record(c)
+	if !ok || r.State != store.ContainerRunning && r.State != store.ContainerStopping {
+		return nil
+	}
+	s := m.joinStop(ctx, c, time.Now().Add(grace))
+	select {
+	case <-s.done:
+		return s.err
+	case <-ctx.Done():
+		return fmt.Errorf("container %s is still stopping: %w", c.id, ctx.Err())
+	}
+}
+
+// awaitStart returns when no create or start of the container is under way.
+func (m *Manager) awaitStart(ctx context.Context, c *container) error {
+	if r, ok := m.record(c); !ok || r.State != store.ContainerStarting && r.State != store.ContainerCreating {
+		return nil
+	}
+	done, err := m.turns.take(ctx, c.id)
+	if err != nil {
+		return err
+	}
+	done()
+	return nil
+}
+
+// joinStop returns the stop under way, made to end by the given time at the latest, or begins one.
+func (m *Manager) joinStop(ctx context.Context, c *container, by time.Time) *stop {
+	m.mu.Lock()
+	s, running := m.stops[c.id]
+	if !running {
+		s = &stop{done: make(chan struct{}), by: by, shorter: make(chan struct{}, 1)}
+		m.stops[c.id] = s
+	}
+	m.mu.Unlock()
+	if running {
+		s.shorten(by)
+		return s
+	}
+	go func() {
+		ctx := log.WithLogger(context.WithoutCancel(ctx), log.G(ctx).WithField("container", c.id))
+		s.err = m.runStop(ctx, c, s)
+		m.mu.Lock()
+		delete(m.stops, c.id)
+		m.mu.Unlock()
+		close(s.done)
+	}()
+	return s
+}
+
+func (s *stop) shorten(by time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if by.Before(s.by) {
+		s.by = by
+		select {
+		case s.shorter <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (s *stop) deadline() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.by
+}
+
+func (m *Manager) runStop(ctx context.Context, c *container, s *stop) error {
+	asked := false // an interrupted stop that recovery continues has sent its signal
+	note := func() syscall.Signal {
+		var signal syscall.Signal
+		err := m.insist(c, func(r *store.Container) error {
+			asked = r.State == store.ContainerStopping
+			if r.State == store.ContainerRunning {
+				r.State = store.ContainerStopping
+			}
+			r.StopBy, signal = s.deadline().UnixNano(), syscall.Signal(r.Signal)
+			return nil
+		})
+		if err != nil {
+			log.G(ctx).WithError(err).Warn("stopping although it cannot be recorded")
+		}
+		return signal
+	}
+	signal := note()
+	m.step("container.stopping")
+	if !asked && time.Until(s.deadline()) > 0 {
+		m.signal(ctx, c, signal, false)
+	}
+	for {
+		left := time.Until(s.deadline())
+		if left <= 0 {
+			break
+		}
+		timer := time.NewTimer(left)
+		select {
+		case <-c.exited:
+			timer.Stop()
+			return nil
+		case <-s.shorter:
+			note()
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+	return m.kill(ctx, c)
+}
+
+// kill ends every process of the container and waits until its exit is recorded.
+func (m *Manager) kill(ctx context.Context, c *container) error {
+	limit := time.NewTimer(killLimit)
+	defer limit.Stop()
+	again := time.NewTicker(time.Second)
+	defer again.Stop()
+	for {
+		m.signal(ctx, c, unix.SIGKILL, true)
+		select {
+		case <-c.exited:
+			return nil
+		case <-again.C: // the shim may have been replaced meanwhile
+		case <-limit.C:
+			return fmt.Errorf("container %s does not end although it was killed: %w", c.id, context.DeadlineExceeded)
+		}
+	}
+}
+
+func (m *Manager) signal(ctx context.Context, c *container, sig syscall.Signal, all bool) {
+	if sig == 0 {
+		sig = unix.SIGTERM
+	}
+	ctx, cancel := context.WithTimeout(ctx, killLimit)
+	defer cancel()
+	if err := m.shim.Kill(ctx, c.id, sig, all); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		log.G(ctx).WithError(err).WithField("signal", unix.SignalName(sig)).Warn("cannot signal the container")
+	}
+}

@@ -1,0 +1,78 @@
+package store
+
+import "maps"
+
+// Format is the number that every record carries. A reader of Format N+1 reads N.
+const Format = 1
+
+// Pod states. What is in between is written before the act, so that after a crash the record says what was being done.
+//
+//	creating -> ready -> stopping -> notready -> removing -> (gone)
+//	    \________________________________________/
+const (
+	PodCreating = "creating"
+	PodReady    = "ready"
+	PodStopping = "stopping"
+	PodNotReady = "notready"
+	PodRemoving = "removing"
+)
+
+// Container states.
+//
+//	creating -> created -> starting -> running -> stopping -> exited -> removing -> (gone)
+//	                \_________\___________________________________________/
+const (
+	ContainerCreating = "creating"
+	ContainerCreated  = "created"
+	ContainerStarting = "starting"
+	ContainerRunning  = "running"
+	ContainerStopping = "stopping"
+	ContainerExited   = "exited"
+	ContainerRemoving = "removing"
+)
+
+// Pod is the record of one pod: what cribox decided and what it observed. Times are nanoseconds since 1970.
+type Pod struct {
+	Format     int                  `json:"format"`
+	ID         string               `json:"id"`
+	State      string               `json:"state"`
+	Handler    string               `json:"handler"` // as asked; empty is the default
+	Created    int64                `json:"created"`
+	NetNS      string               `json:"netns,omitempty"` // empty: the host's
+	IPs        []string             `json:"ips,omitempty"`
+	PausePID   int                  `json:"pause_pid,omitempty"`
+	Cgroup     string               `json:"cgroup,omitempty"` // of the pause container
+	PauseImage string               `json:"pause_image,omitempty"`
+	Containers map[string]Container `json:"containers,omitempty"`
+}
+
+// Container is the record of one container of a pod.
+type Container struct {
+	ID       string   `json:"id"`
+	State    string   `json:"state"`
+	Created  int64    `json:"created"`
+	Started  int64    `json:"started,omitempty"`
+	Finished int64    `json:"finished,omitempty"`
+	PID      int      `json:"pid,omitempty"`
+	ExitCode int32    `json:"exit_code,omitempty"`
+	Reason   string   `json:"reason,omitempty"`
+	Message  string   `json:"message,omitempty"`
+	ImageID  string   `json:"image_id"`
+	ImageRef string   `json:"image_ref"` // repo digest when the image has one
+	LogPath  string   `json:"log_path,omitempty"`
+	Signal   int      `json:"stop_signal,omitempty"` // number
+	StopBy   int64    `json:"stop_by,omitempty"`     // when a running stop turns into SIGKILL
+	Cgroup   string   `json:"cgroup,omitempty"`
+	UID      uint32   `json:"uid,omitempty"`
+	GID      uint32   `json:"gid,omitempty"`
+	Groups   []uint32 `json:"groups,omitempty"`
+}
+
+// clone returns a copy that shares nothing a caller could change.
+func (p Pod) clone() Pod {
+	p.Containers = maps.Clone(p.Containers)
+	if p.Containers == nil {
+		p.Containers = map[string]Container{}
+	}
+	return p
+}

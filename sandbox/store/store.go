@@ -1,0 +1,259 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	stateFile   = "state"
+	askedFile   = "asked"
+	askedSuffix = ".asked"
+	tornSuffix  = ".torn"
+)
+
+// Store is the set of all records. Reads come from memory and never wait for the disk.
+type Store struct {
+	dir string
+
+	mu   sync.RWMutex // guards pods; never held across I/O
+	pods map[string]*entry
+}
+
+// entry is one pod. Its record is replaced as a whole and never changed in place, so a reader may keep what it got.
+type entry struct {
+	writing sync.Mutex // one writer of this pod at a time, held across the write of its file and by nothing else
+	record  *Pod       // guarded by Store.mu
+}
+
+// Torn is a folder that could not be read and was set aside.
+type Torn struct {
+	ID  string
+	Err error
+}
+
+// Open reads every record below dir, which it makes when it is missing. A folder that cannot be read is renamed to *.torn and returned; an
+// error means that dir itself is unusable.
+func Open(dir string) (*Store, []Torn, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("open pod records: %w", err)
+	}
+	found, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open pod records: %w", err)
+	}
+	s := &Store{dir: dir, pods: map[string]*entry{}}
+	var torn []Torn
+	for _, f := range found {
+		if strings.HasSuffix(f.Name(), tornSuffix) {
+			continue
+		}
+		p, err := s.read(f.Name())
+		if err != nil {
+			torn = append(torn, Torn{ID: f.Name(), Err: errors.Join(err, s.setAside(f.Name()))})
+			continue
+		}
+		s.pods[p.ID] = &entry{record: p}
+	}
+	return s, torn, nil
+}
+
+func (s *Store) read(id string) (*Pod, error) {
+	b, err := os.ReadFile(filepath.Join(s.dir, id, stateFile))
+	if err != nil {
+		return nil, err
+	}
+	var p Pod
+	if err := json.Unmarshal(b, &p); err != nil {
+		return nil, fmt.Errorf("record of pod %s: %w", id, err)
+	}
+	if p.Format < 1 || p.Format > Format {
+		return nil, fmt.Errorf("record of pod %s has format %d, this version reads up to %d", id, p.Format, Format)
+	}
+	if p.ID != id {
+		return nil, fmt.Errorf("record of pod %s says it is pod %q", id, p.ID)
+	}
+	p = p.clone()
+	return &p, nil
+}
+
+// setAside keeps what could not be read for whoever wants to look, in place of an earlier one of the same name.
+func (s *Store) setAside(id string) error {
+	to := filepath.Join(s.dir, id+tornSuffix)
+	return errors.Join(os.RemoveAll(to), os.Rename(filepath.Join(s.dir, id), to))
+}
+
+// Create remembers a new pod and what was asked for. On error nothing is left.
+func (s *Store) Create(p Pod, asked []byte) error {
+	p.Format = Format
+	p = p.clone()
+	folder := filepath.Join(s.dir, p.ID)
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		return fmt.Errorf("record pod %s: %w", p.ID, classify(err))
+	}
+	err := s.writeFile(p.ID, askedFile, asked)
+	if err == nil {
+		err = s.write(&p)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("record pod %s: %w", p.ID, err), os.RemoveAll(folder))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pods[p.ID] = &entry{record: &p}
+	return nil
+}
+
+// Get returns the pod's record. The caller may keep it, and changes nothing in it.
+func (s *Store) Get(id string) (*Pod, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	e, ok := s.pods[id]
+	if !ok {
+		return nil, false
+	}
+	return e.record, true
+}
+
+// List returns every record, in no order.
+func (s *Store) List() []*Pod {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	all := make([]*Pod, 0, len(s.pods))
+	for _, e := range s.pods {
+		all = append(all, e.record)
+	}
+	return all
+}
+
+// Update changes a pod's record: change gets a copy and may refuse. The file is written first and shown afterwards, so that what is shown
+// was written. ErrNotFound when there is no such pod; an error of change or of the disk leaves the record as it was.
+func (s *Store) Update(id string, change func(*Pod) error) (*Pod, error) {
+	return s.update(id, change, false)
+}
+
+// Insist is Update for acts that must go on when the disk is full (stop and remove): the change is shown even when it could not be written,
+// and the error of the disk is returned beside the new record.
+func (s *Store) Insist(id string, change func(*Pod) error) (*Pod, error) {
+	return s.update(id, change, true)
+}
+
+func (s *Store) update(id string, change func(*Pod) error, insist bool) (*Pod, error) {
+	s.mu.RLock()
+	e, ok := s.pods[id]
+	s.mu.RUnlock()
+	if !ok {
+		return nil, fmt.Errorf("pod %s: %w", id, errdefs.ErrNotFound)
+	}
+	e.writing.Lock()
+	defer e.writing.Unlock()
+
+	s.mu.RLock()
+	current, ok := s.pods[id]
+	old := e.record
+	s.mu.RUnlock()
+	if !ok || current != e {
+		return nil, fmt.Errorf("pod %s: %w", id, errdefs.ErrNotFound)
+	}
+	next := old.clone()
+	if err := change(&next); err != nil {
+		return old, err
+	}
+	err := s.write(&next)
+	if err != nil {
+		err = fmt.Errorf("record pod %s: %w", id, err)
+		if !insist {
+			return old, err
+		}
+	}
+	s.mu.Lock()
+	e.record = &next
+	s.mu.Unlock()
+	return &next, err
+}
+
+// Remove forgets a pod and its files. An unknown pod is no error.
+func (s *Store) Remove(id string) error {
+	s.mu.RLock()
+	e, ok := s.pods[id]
+	s.mu.RUnlock()
+	if !ok {
+		return nil
+	}
+	e.writing.Lock()
+	defer e.writing.Unlock()
+	if err := os.RemoveAll(filepath.Join(s.dir, id)); err != nil {
+		return fmt.Errorf("forget pod %s: %w", id, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.pods, id)
+	return nil
+}
+
+// Asked returns the request of the pod, or of its container cid when that is not empty.
+func (s *Store) Asked(id, cid string) ([]byte, error) {
+	b, err := os.ReadFile(filepath.Join(s.dir, id, askedName(cid)))
+	if err != nil {
+		return nil, fmt.Errorf("request of pod %s %s: %w", id, cid, err)
+	}
+	return b, nil
+}
+
+// SetAsked keeps a container's request.
+func (s *Store) SetAsked(id, cid string, asked []byte) error {
+	if err := s.writeFile(id, askedName(cid), asked); err != nil {
+		return fmt.Errorf("record container %s: %w", cid, err)
+	}
+	return nil
+}
+
+// DropAsked forgets a container's request. A missing one is no error.
+func (s *Store) DropAsked(id, cid string) error {
+	if err := os.Remove(filepath.Join(s.dir, id, askedName(cid))); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("forget container %s: %w", cid, err)
+	}
+	return nil
+}
+
+func askedName(cid string) string {
+	if cid == "" {
+		return askedFile
+	}
+	return cid + askedSuffix
+}
+
+func (s *Store) write(p *Pod) error {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	return s.writeFile(p.ID, stateFile, b)
+}
+
+// writeFile replaces a file as a whole: a reader after a crash finds the old bytes or the new ones.
+func (s *Store) writeFile(id, name string, b []byte) error {
+	path := filepath.Join(s.dir, id, name)
+	err := os.WriteFile(path+".tmp", b, 0o600)
+	if err == nil {
+		err = os.Rename(path+".tmp", path)
+	}
+	if err != nil {
+		return errors.Join(classify(err), removeIfThere(path+".tmp"))
+	}
+	return nil
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

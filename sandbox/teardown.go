@@ -1,0 +1,219 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/sandbox/store"
+)
+
+// StopPod ends everything that runs in the pod and gives its network back (CRI StopPodSandbox). A pod that is stopped or unknown is no
+// error. A network plugin that fails does not hold the pod up: what it owes is remembered and asked for again until it is given.
+func (m *Manager) StopPod(ctx context.Context, id string) error {
+	p, err := m.findPod(id)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = m.flights.do(ctx, "stop of pod "+p.id, teardownLimit, func(ctx context.Context) (string, error) {
+		return "", m.stopPod(withPod(ctx, p.id), p)
+	})
+	return err
+}
+
+func withPod(ctx context.Context, id string) context.Context {
+	return log.WithLogger(ctx, log.G(ctx).WithField("pod", id))
+}
+
+func (m *Manager) stopPod(ctx context.Context, p *pod) error {
+	r, err := m.store.Insist(p.id, func(r *store.Pod) error {
+		if r.State != store.PodNotReady && r.State != store.PodRemoving {
+			r.State = store.PodStopping
+		}
+		return nil
+	})
+	if errors.Is(err, errdefs.ErrNotFound) || r.State == store.PodNotReady {
+		return nil
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("stopping although it cannot be recorded")
+	}
+	m.step("pod.stopping")
+	if err := m.teardown(ctx, p); err != nil {
+		return err
+	}
+	_, err = m.store.Insist(p.id, func(r *store.Pod) error {
+		if r.State == store.PodStopping {
+			r.State = store.PodNotReady
+		}
+		r.PausePID, r.IPs = 0, nil
+		return nil
+	})
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("stopped although it cannot be recorded")
+	}
+	return nil
+}
+
+// teardown takes away everything of a pod that is not its record: processes, network, mounts. It may be called in any state, any number of
+// times, and returns nil when nothing is left but what the network plugins owe.
+func (m *Manager) teardown(ctx context.Context, p *pod) error {
+	if err := m.stopAll(ctx, p); err != nil {
+		return fmt.Errorf("stop the containers of pod %s: %w", p.id, err)
+	}
+	if err := m.shim.Delete(ctx, p.id); err != nil {
+		return fmt.Errorf("stop pause of pod %s: %w", p.id, err)
+	}
+	if err := m.quiesce(ctx, p.id); err != nil {
+		return err
+	}
+	if err := m.disconnect(ctx, p); err != nil {
+		log.G(ctx).WithError(err).WithField("step", "cni").Warn("the network of the pod is not given back yet; will be tried again")
+		m.lookAgain()
+	}
+	m.step("pod.unplugged")
+	if err := m.dropPauseImage(ctx, p.id); err != nil {
+		return err
+	}
+	return m.removePodFiles(p.id)
+}
+
+func (m *Manager) stopAll(ctx context.Context, p *pod) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, c := range m.ofPod(p.id) {
+		g.Go(func() error { return m.stopContainer(ctx, c, 0) })
+	}
+	return g.Wait()
+}
+
+// disconnect gives the pod's addresses back and removes its network namespace. The namespace goes even when a plugin fails: the plugin is
+// asked again without it.
+func (m *Manager) disconnect(ctx context.Context, p *pod) error {
+	if hostNetwork(p.config) {
+		return nil
+	}
+	lock, err := m.podLock(p.id)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	network := m.networkOf(p)
+	network.Lock = lock
+	err = m.network.Teardown(ctx, network)
+	return errors.Join(err, m.network.RemoveNetNS(m.netns(p.id)))
+}
+
+func (m *Manager) dropPauseImage(ctx context.Context, id string) error {
+	r, ok := m.store.Get(id)
+	if !ok || r.PauseImage == "" {
+		return nil
+	}
+	if err := m.images.Unmount(ctx, m.rootfs(id)); err != nil {
+		return err
+	}
+	if img, err := m.images.Lookup(r.PauseImage); err == nil {
+		m.images.Release(img.ID, id)
+	}
+	return errors.Join(removeDir(m.rootfs(id)), os.RemoveAll(m.rootPath("containers", id)))
+}
+
+// RemovePod stops the pod if it must, and forgets it and its containers (CRI RemovePodSandbox). An unknown pod is no error.
+func (m *Manager) RemovePod(ctx context.Context, id string) error {
+	p, err := m.findPod(id)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = m.flights.do(ctx, "removal of pod "+p.id, teardownLimit, func(ctx context.Context) (string, error) {
+		return "", m.removePod(withPod(ctx, p.id), p)
+	})
+	return err
+}
+
+func (m *Manager) removePod(ctx context.Context, p *pod) error {
+	if err := m.stopPod(ctx, p); err != nil {
+		return err
+	}
+	_, err := m.store.Insist(p.id, func(r *store.Pod) error { r.State = store.PodRemoving; return nil })
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("removing although it cannot be recorded")
+	}
+	m.step("pod.removing")
+	for _, c := range m.ofPod(p.id) {
+		if err := m.removeContainer(ctx, c); err != nil {
+			return fmt.Errorf("remove pod %s: %w", p.id, err)
+		}
+	}
+	if err := errors.Join(m.dropLock(p.id), m.store.Remove(p.id)); err != nil {
+		return err
+	}
+	m.step("pod.forgotten")
+	m.forgetPod(p)
+	return nil
+}
+
+// collectEvery is how long the collector waits after a round that left something, doubled up to collectAtMost.
+const (
+	collectEvery  = 10 * time.Second
+	collectAtMost = 5 * time.Minute
+)
+
+// collector asks the network plugins for what they owe until nothing is owed, and finishes what an earlier attempt could not.
+func (m *Manager) collector(ctx context.Context) {
+	wait := collectEvery
+	for {
+		if m.collectOnce(ctx) {
+			wait = collectEvery
+			select {
+			case <-ctx.Done():
+				return
+			case <-m.collect:
+			}
+		} else {
+			wait = min(2*wait, collectAtMost)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// lookAgain wakes the collector.
+func (m *Manager) lookAgain() {
+	select {
+	case m.collect <- struct{}{}:
+	default:
+	}
+}
+
+// collectOnce makes one round and says whether nothing is left to do.
+func (m *Manager) collectOnce(ctx context.Context) bool {
+	done := true
+	for _, id := range m.network.Debts() {
+		if r, ok := m.store.Get(id); ok && (r.State == store.PodReady || r.State == store.PodCreating) {
+			continue // connected, not owed
+		}
+		if err := m.network.Teardown(ctx, cni.Pod{ID: id, NetNS: m.netns(id)}); err != nil {
+			log.G(ctx).WithField("pod", id).WithError(err).Warn("the network plugin still does not give an address back")
+			done = false
+		}
+	}
+	return done
+}

@@ -1,0 +1,84 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/containerd/errdefs"
+	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec"
+)
+
+// maxUserFile bounds what is read of an image's /etc/passwd and /etc/group: the image's author decides how large they are.
+const maxUserFile = 10 << 20
+
+// lookupUser returns who the container's first process is, by the request, the image and the image's own user files.
+func lookupUser(rootfs, imageUser string, sc *runtimeapi.LinuxContainerSecurityContext) (spec.User, error) {
+	passwd, err := readInRoot(rootfs, "/etc/passwd")
+	if err != nil {
+		return spec.User{}, err
+	}
+	group, err := readInRoot(rootfs, "/etc/group")
+	if err != nil {
+		return spec.User{}, err
+	}
+	return spec.ResolveUser(imageUser, sc, passwd, group)
+}
+
+// readInRoot reads a regular file of an image with every link resolved inside root; a missing one is empty. What is no regular file (a
+// FIFO would block, a device would never end) or too large is ErrInvalidArgument.
+func readInRoot(root, name string) ([]byte, error) {
+	dir, err := os.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	handle, err := pathrs.OpenatInRoot(dir, name)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s of the image: %w: %w", name, err, errdefs.ErrInvalidArgument)
+	}
+	defer handle.Close()
+	info, err := handle.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s of the image is no regular file: %w", name, errdefs.ErrInvalidArgument)
+	}
+	if info.Size() > maxUserFile {
+		return nil, fmt.Errorf("%s of the image has %d bytes, at most %d are read: %w", name, info.Size(), maxUserFile, errdefs.ErrInvalidArgument)
+	}
+	f, err := pathrs.Reopen(handle, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxUserFile))
+}
+
+// readSeccomp reads the profile that the kubelet names by its path; "" is none.
+func readSeccomp(path string) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxUserFile {
+		return nil, fmt.Errorf("seccomp profile %s is no file of at most %d bytes: %w", path, maxUserFile, errdefs.ErrInvalidArgument)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return b, nil
+}

@@ -1,0 +1,59 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/containerd/continuity/fs"
+	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/sandbox/spec"
+)
+
+// makeVolumes gives every VOLUME of the image that the request mounts nothing on a folder beside the container's writable layer, filled
+// with what the image has there: it can be written even when the root filesystem cannot. It ends with the container.
+func (m *Manager) makeVolumes(c *container, img imageservice.Image) ([]spec.Volume, error) {
+	var all []spec.Volume
+	for i, inside := range spec.ImageVolumes(img.Config, c.config) {
+		dir := m.rootPath("containers", c.id, "volumes", strconv.Itoa(i))
+		if err := copyFromRoot(m.rootfs(c.id), inside, dir); err != nil {
+			return nil, fmt.Errorf("volume %s of the image: %w", inside, err)
+		}
+		all = append(all, spec.Volume{ContainerPath: inside, Source: dir})
+	}
+	return all, nil
+}
+
+// copyFromRoot copies a folder of an image, found without leaving root, to dir. A missing one leaves dir empty.
+func copyFromRoot(root, inside, dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return err
+	}
+	base, err := os.Open(root)
+	if err != nil {
+		return err
+	}
+	defer base.Close()
+	handle, err := pathrs.OpenatInRoot(base, inside)
+	if errors.Is(err, unix.ENOENT) {
+		return os.Mkdir(dir, 0o755)
+	}
+	if err != nil {
+		return err
+	}
+	defer handle.Close()
+	if info, err := handle.Stat(); err != nil || !info.IsDir() {
+		return errors.Join(err, os.Mkdir(dir, 0o755))
+	}
+	from, err := pathrs.Reopen(handle, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	return fs.CopyDir(dir, fmt.Sprintf("/proc/self/fd/%d/.", from.Fd()))
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox"
+	"github.com/cribox/cribox/server"
+)
+
+// lastWord is how long requests under way may take once the daemon was told to end. What they do goes on after a restart.
+const lastWord = 10 * time.Second
+
+// serve runs the daemon until ctx ends.
+func serve(ctx context.Context, c Config, _ io.Writer) error {
+	syscall.Umask(0o022)
+	lock, err := lockRoot(c.Root)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := prepareState(c.State); err != nil {
+		return err
+	}
+	listener, err := listen(c.socket())
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	s := server.New(versionString())
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(listener) }()
+
+	pods, images, err := openRooms(ctx, c)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	s.Open(pods, images)
+	log.G(ctx).WithField("took", time.Since(start).Round(time.Millisecond).String()).Infof("cribox %s serves %s, root %s, state %s", versionString(), c.Listen, c.Root, c.State)
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+		log.G(ctx).Info("ending; containers go on")
+		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWord)
+		s.Stop(bye)
+		cancel()
+	}
+	return errors.Join(err, pods.Close())
+}
+
+// openRooms wires the rooms together.
+func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.Images, error) {
+	images, err := imageservice.Open(ctx, imageservice.Config{Root: c.Root, RegistryConfig: existing(c.Images.RegistryConfig), Step: step})
+	if err != nil {
+		return nil, nil, err
+	}
+	network, err := openNetwork(ctx, c, c.instance())
+	if err != nil {
+		return nil, nil, err
+	}
+	handlers := map[string]sandbox.Handler{}
+	for name, r := range c.Runtimes {
+		handlers[name] = sandbox.Handler{Path: program(r.Path)}
+	}
+	pods, err := sandbox.Open(ctx, sandbox.Config{
+		Root: c.Root, State: c.State, Instance: c.instance(), Images: images, Network: network,
+		Shim:     runtimeshim.Config{State: c.State, LogLevel: c.LogLevel, Step: step},
+		Handlers: handlers, Default: c.DefaultRuntime, Pause: c.PauseImage, Step: step,
+	})
+	return pods, images, err
+}
+
+func openNetwork(ctx context.Context, c Config, instance string) (*cni.Networks, error) {
+	return cni.Open(ctx, cni.Config{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, Default: c.Network.Default, Subnet: c.Network.Subnet,
+		Instance: instance, Root: c.Root, State: c.State, Step: step})
+}
+
+// existing returns path if there is something, so that a folder of registries that nobody made means none.
+func existing(path string) string {
+	if _, err := os.Stat(path); path == "" || err != nil {
+		return ""
+	}
+	return path
+}
+
+// program returns the absolute path of a runtime; a name that PATH does not have stays, and the condition RuntimeReady tells.
+func program(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	if path, err := exec.LookPath(name); err == nil {
+		return path
+	}
+	return filepath.Join("/usr/bin", name)
+}
+
+// prepareState makes the state folder, and empties it when it comes from before a reboot: nothing that it speaks of runs any more. Where it
+// lies on a tmpfs the reboot did that.
+func prepareState(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("state folder: %w", err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return fmt.Errorf("state folder: %w", err)
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("state folder: %w", err)
+	}
+	marker := filepath.Join(dir, "boot-id")
+	seen, err := os.ReadFile(marker)
+	if err == nil && strings.TrimSpace(string(seen)) == strings.TrimSpace(string(boot)) {
+		return nil
+	}
+	if err == nil {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return fmt.Errorf("state folder: %w", err)
+		}
+		for _, e := range entries {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return fmt.Errorf("state folder from before the reboot: %w", err)
+			}
+		}
+	}
+	return os.WriteFile(marker, boot, 0o600)
+}
+
+// listen makes the socket, in place of one that a killed daemon left. Only root can connect.
+func listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	if info, err := os.Lstat(path); err == nil {
+		if info.Mode().Type() != os.ModeSocket {
+			return nil, fmt.Errorf("socket: %s exists and is no socket", path)
+		}
+		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+			conn.Close()
+			return nil, fmt.Errorf("socket: %s is served by another process", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("socket: %w", err)
+		}
+	}
+	old := syscall.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	syscall.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	return l, nil
+}
+
+// shim is the parent of every container.
+func shim(ctx context.Context, c Config, _ io.Writer) error {
+	return runtimeshim.ShimMain(ctx, c.State, nil)
+}
+
+// logger writes the containers' logs.
+func logger(ctx context.Context, c Config, _ io.Writer) error {
+	return runtimeshim.LoggerMain(ctx, c.State, nil)
+}
+
+// shutdown ends what outlives the daemon, when nothing runs any more.
+func shutdown(ctx context.Context, c Config, out io.Writer) error {
+	lock, err := lockRoot(c.Root)
+	if err != nil {
+		return fmt.Errorf("stop the daemon first: %w", err)
+	}
+	defer lock.Close()
+	client, err := runtimeshim.Connect(ctx, runtimeshim.Config{State: c.State, LogLevel: c.LogLevel})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(client.Shutdown(ctx), client.Close()); err != nil {
+		return err
+	}
+	network, err := openNetwork(ctx, c, c.instance())
+	if err != nil {
+		return err
+	}
+	if err := network.RemoveDefault(ctx); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "nothing of %s runs any more\n", c.State)
+	return err
+}

@@ -1,0 +1,126 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox"
+)
+
+func (s *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
+	if req.GetSandboxConfig() == nil {
+		return nil, fmt.Errorf("sandbox_config is missing: %w", errdefs.ErrInvalidArgument)
+	}
+	id, err := s.pods().CreateContainer(ctx, req.GetPodSandboxId(), req.GetConfig())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+}
+
+func (s *runtimeService) StartContainer(ctx context.Context, req *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
+	return &runtimeapi.StartContainerResponse{}, s.pods().StartContainer(ctx, req.GetContainerId())
+}
+
+func (s *runtimeService) StopContainer(ctx context.Context, req *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
+	return &runtimeapi.StopContainerResponse{}, s.pods().StopContainer(ctx, req.GetContainerId(), seconds(req.GetTimeout()))
+}
+
+func (s *runtimeService) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
+	return &runtimeapi.RemoveContainerResponse{}, s.pods().RemoveContainer(ctx, req.GetContainerId())
+}
+
+func (s *runtimeService) ReopenContainerLog(ctx context.Context, req *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
+	return &runtimeapi.ReopenContainerLogResponse{}, s.pods().ReopenLog(ctx, req.GetContainerId())
+}
+
+func (s *runtimeService) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
+	r, err := s.pods().ExecSync(ctx, req.GetContainerId(), req.GetCmd(), seconds(req.GetTimeout()))
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ExecSyncResponse{Stdout: r.Stdout, Stderr: r.Stderr, ExitCode: r.ExitCode}, nil
+}
+
+// seconds converts a request's seconds; what does not fit is as good as for ever.
+func seconds(n int64) time.Duration {
+	const most = int64(1<<63-1) / int64(time.Second)
+	return time.Duration(min(max(n, -most), most)) * time.Second
+}
+
+func (s *runtimeService) ListContainers(_ context.Context, req *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
+	r := &runtimeapi.ListContainersResponse{}
+	for _, c := range s.pods().Containers() {
+		if !containerMatches(req.GetFilter(), c) {
+			continue
+		}
+		r.Containers = append(r.Containers, &runtimeapi.Container{Id: c.ID, PodSandboxId: c.PodID, Metadata: c.Config.GetMetadata(), Image: c.Config.GetImage(),
+			ImageRef: c.ImageRef, ImageId: c.ImageID, State: c.CRIState(), CreatedAt: c.Created, Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations()})
+	}
+	return r, nil
+}
+
+func containerMatches(f *runtimeapi.ContainerFilter, c sandbox.Container) bool {
+	return isID(f.GetId(), c.ID) && isID(f.GetPodSandboxId(), c.PodID) &&
+		(f.GetState() == nil || f.GetState().GetState() == c.CRIState()) && hasLabels(f.GetLabelSelector(), c.Config.GetLabels())
+}
+
+func (s *runtimeService) ContainerStatus(_ context.Context, req *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
+	c, err := s.pods().Container(req.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	r := &runtimeapi.ContainerStatusResponse{Status: s.containerStatus(c)}
+	if req.GetVerbose() {
+		spec, err := s.pods().Spec(c)
+		if err != nil {
+			spec = []byte("null") // of a container that ended with its pod
+		}
+		info, err := json.Marshal(map[string]any{"pid": c.PID, "sandboxID": c.PodID, "cgroup": c.Cgroup, "state": c.State, "runtimeSpec": json.RawMessage(spec)})
+		if err != nil {
+			return nil, err
+		}
+		r.Info = map[string]string{"info": string(info)}
+	}
+	return r, nil
+}
+
+func (s *runtimeService) containerStatus(c sandbox.Container) *runtimeapi.ContainerStatus {
+	st := &runtimeapi.ContainerStatus{
+		Id: c.ID, Metadata: c.Config.GetMetadata(), State: c.CRIState(), CreatedAt: c.Created, Image: s.imageOf(c), ImageRef: c.ImageRef, ImageId: c.ImageID,
+		Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations(), Mounts: c.Config.GetMounts(), LogPath: c.LogPath,
+		Resources:  &runtimeapi.ContainerResources{Linux: c.Config.GetLinux().GetResources()},
+		StopSignal: c.StopSignal(),
+		User:       &runtimeapi.ContainerUser{Linux: linuxUser(c)},
+	}
+	switch st.State {
+	case runtimeapi.ContainerState_CONTAINER_RUNNING:
+		st.StartedAt = c.Started
+	case runtimeapi.ContainerState_CONTAINER_EXITED:
+		st.StartedAt, st.FinishedAt, st.ExitCode, st.Reason, st.Message = c.Started, c.Finished, c.ExitCode, c.Reason, c.Message
+	}
+	return st
+}
+
+// imageOf names the container's image the way people do: by its first tag, else as the request had it.
+func (s *runtimeService) imageOf(c sandbox.Container) *runtimeapi.ImageSpec {
+	spec := &runtimeapi.ImageSpec{Image: c.Config.GetImage().GetImage(), Annotations: c.Config.GetImage().GetAnnotations(),
+		UserSpecifiedImage: c.Config.GetImage().GetUserSpecifiedImage(), RuntimeHandler: c.Config.GetImage().GetRuntimeHandler()}
+	if img, err := s.images().Lookup(c.ImageID); err == nil && len(img.RepoTags) > 0 {
+		spec.Image = img.RepoTags[0]
+	}
+	return spec
+}
+
+func linuxUser(c sandbox.Container) *runtimeapi.LinuxContainerUser {
+	u := &runtimeapi.LinuxContainerUser{Uid: int64(c.UID), Gid: int64(c.GID)}
+	for _, g := range c.Groups {
+		u.SupplementalGroups = append(u.SupplementalGroups, int64(g))
+	}
+	return u
+}

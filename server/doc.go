@@ -1,0 +1,5 @@
+// Package server turns a CRI message into a call and a result into a message; it remembers nothing.
+//
+// It decides nothing about pods, containers or images, keeps no state of its own, and is the only room that speaks gRPC. What concerns
+// every request alike (is the daemon ready, a panic, the line in the log, the gRPC code of an error) is one interceptor.
+package server

@@ -1,0 +1,94 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/imageservice"
+)
+
+func (s *imageService) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+	var auth *imageservice.Auth
+	if a := req.GetAuth(); a != nil {
+		auth = &imageservice.Auth{Username: a.GetUsername(), Password: a.GetPassword(), Auth: a.GetAuth(), ServerAddress: a.GetServerAddress(),
+			IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken()}
+	}
+	img, err := s.images().Pull(ctx, req.GetImage().GetImage(), auth)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.PullImageResponse{ImageRef: img.ID}, nil
+}
+
+// ImageStatus answers an unknown image with an empty reply, as the CRI asks; a reference that can be none is an error.
+func (s *imageService) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+	img, err := s.images().Lookup(req.GetImage().GetImage())
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return &runtimeapi.ImageStatusResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	r := &runtimeapi.ImageStatusResponse{Image: imageMessage(img)}
+	if req.GetVerbose() {
+		info, err := json.Marshal(map[string]any{"imageSpec": img.Config})
+		if err != nil {
+			return nil, err
+		}
+		r.Info = map[string]string{"info": string(info)}
+	}
+	return r, nil
+}
+
+// ListImages lists every image, or with a filter the one that it names.
+func (s *imageService) ListImages(_ context.Context, req *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	r := &runtimeapi.ListImagesResponse{}
+	if name := req.GetFilter().GetImage().GetImage(); name != "" {
+		img, err := s.images().Lookup(name)
+		if err == nil {
+			r.Images = append(r.Images, imageMessage(img))
+		}
+		if errors.Is(err, errdefs.ErrNotFound) {
+			err = nil
+		}
+		return r, err
+	}
+	for _, img := range s.images().List() {
+		r.Images = append(r.Images, imageMessage(img))
+	}
+	return r, nil
+}
+
+func (s *imageService) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
+	return &runtimeapi.RemoveImageResponse{}, s.images().Remove(ctx, req.GetImage().GetImage())
+}
+
+// ImageFsInfo reports one filesystem: images and writable layers lie below the same root.
+func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	u, err := s.images().Usage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fs := &runtimeapi.FilesystemUsage{Timestamp: u.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: u.Mountpoint},
+		UsedBytes: number(u.Bytes), InodesUsed: number(u.Inodes)}
+	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: []*runtimeapi.FilesystemUsage{fs}, ContainerFilesystems: []*runtimeapi.FilesystemUsage{fs}}, nil
+}
+
+// imageMessage names the user that the image asks for: as a number when it is one, so that the kubelet can hold it against runAsNonRoot.
+func imageMessage(img imageservice.Image) *runtimeapi.Image {
+	r := &runtimeapi.Image{Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: uint64(img.Size), Pinned: img.Pinned,
+		Spec: &runtimeapi.ImageSpec{Image: img.ID}}
+	user, _, _ := strings.Cut(img.Config.Config.User, ":")
+	if uid, err := strconv.ParseInt(user, 10, 64); err == nil {
+		r.Uid = &runtimeapi.Int64Value{Value: uid}
+	} else {
+		r.Username = user
+	}
+	return r
+}

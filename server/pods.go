@@ -1,0 +1,93 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox"
+)
+
+func (s *runtimeService) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
+	id, err := s.pods().RunPod(ctx, req.GetConfig(), req.GetRuntimeHandler())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
+}
+
+func (s *runtimeService) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	return &runtimeapi.StopPodSandboxResponse{}, s.pods().StopPod(ctx, req.GetPodSandboxId())
+}
+
+func (s *runtimeService) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
+	return &runtimeapi.RemovePodSandboxResponse{}, s.pods().RemovePod(ctx, req.GetPodSandboxId())
+}
+
+func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	p, err := s.pods().Pod(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	r := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(p), Timestamp: time.Now().UnixNano()}
+	for _, c := range s.pods().Containers() {
+		if c.PodID == p.ID {
+			r.ContainersStatuses = append(r.ContainersStatuses, s.containerStatus(c))
+		}
+	}
+	if req.GetVerbose() {
+		info, err := json.Marshal(map[string]any{"pid": p.PausePID, "netns": p.NetNS, "cgroup": p.Cgroup, "state": p.State})
+		if err != nil {
+			return nil, err
+		}
+		r.Info = map[string]string{"info": string(info)}
+	}
+	return r, nil
+}
+
+func podState(p sandbox.Pod) runtimeapi.PodSandboxState {
+	if p.Ready() {
+		return runtimeapi.PodSandboxState_SANDBOX_READY
+	}
+	return runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+}
+
+// podStatus tells what was asked back as it was: the kubelet compares the network mode with the pod's, and a message that is missing is a
+// mode too. A pod in the host's network has a network message without an address.
+func podStatus(p sandbox.Pod) *runtimeapi.PodSandboxStatus {
+	network := &runtimeapi.PodSandboxNetworkStatus{}
+	if p.Ready() {
+		for i, ip := range p.IPs {
+			if i == 0 {
+				network.Ip = ip
+				continue
+			}
+			network.AdditionalIps = append(network.AdditionalIps, &runtimeapi.PodIP{Ip: ip})
+		}
+	}
+	return &runtimeapi.PodSandboxStatus{
+		Id: p.ID, Metadata: p.Config.GetMetadata(), State: podState(p), CreatedAt: p.Created, Network: network,
+		Linux: &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{
+			Options: p.Config.GetLinux().GetSecurityContext().GetNamespaceOptions()}},
+		Labels: p.Config.GetLabels(), Annotations: p.Config.GetAnnotations(), RuntimeHandler: p.Handler,
+	}
+}
+
+func (s *runtimeService) ListPodSandbox(_ context.Context, req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	r := &runtimeapi.ListPodSandboxResponse{}
+	for _, p := range s.pods().Pods() {
+		if !podMatches(req.GetFilter(), p) {
+			continue
+		}
+		r.Items = append(r.Items, &runtimeapi.PodSandbox{Id: p.ID, Metadata: p.Config.GetMetadata(), State: podState(p), CreatedAt: p.Created,
+			Labels: p.Config.GetLabels(), Annotations: p.Config.GetAnnotations(), RuntimeHandler: p.Handler})
+	}
+	return r, nil
+}
+
+// podMatches says whether every part of the filter holds.
+func podMatches(f *runtimeapi.PodSandboxFilter, p sandbox.Pod) bool {
+	return isID(f.GetId(), p.ID) && (f.GetState() == nil || f.GetState().GetState() == podState(p)) && hasLabels(f.GetLabelSelector(), p.Config.GetLabels())
+}

@@ -1,0 +1,126 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"path"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/log"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/sandbox"
+)
+
+// maxMessage is what a kubelet sends and takes in one message.
+const maxMessage = 16 << 20
+
+// Server answers the RuntimeService and the ImageService of CRI v1.
+type Server struct {
+	version string
+	grpc    *grpc.Server
+	rooms   atomic.Pointer[rooms] // nil until Open
+}
+
+type rooms struct {
+	pods   *sandbox.Manager
+	images *imageservice.Images
+}
+
+type runtimeService struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	*Server
+}
+
+type imageService struct {
+	runtimeapi.UnimplementedImageServiceServer
+	*Server
+}
+
+// New returns a Server that answers Unavailable until Open is called.
+func New(version string) *Server {
+	s := &Server{version: version}
+	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))
+	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{Server: s})
+	runtimeapi.RegisterImageServiceServer(s.grpc, &imageService{Server: s})
+	return s
+}
+
+// Open lets requests through.
+func (s *Server) Open(pods *sandbox.Manager, images *imageservice.Images) {
+	s.rooms.Store(&rooms{pods: pods, images: images})
+}
+
+// Serve answers requests from l until Stop.
+func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
+
+// Stop refuses new requests and waits for those under way until ctx ends; then they are cut off.
+func (s *Server) Stop(ctx context.Context) {
+	done := make(chan struct{})
+	go func() {
+		s.grpc.GracefulStop()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		s.grpc.Stop()
+	}
+}
+
+func (s *Server) pods() *sandbox.Manager       { return s.rooms.Load().pods }
+func (s *Server) images() *imageservice.Images { return s.rooms.Load().images }
+
+var errStarting = status.Error(codes.Unavailable, "cribox is starting")
+
+// unary is what every request passes: it must wait for nobody, a panic costs one request, an error gets its code, and the log gets one line.
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (reply any, err error) {
+	if s.rooms.Load() == nil {
+		return nil, errStarting
+	}
+	start := time.Now()
+	call := path.Base(info.FullMethod)
+	ctx = log.WithLogger(ctx, log.G(ctx).WithField("call", call))
+	defer func() {
+		if p := recover(); p != nil {
+			log.G(ctx).Errorf("panic: %v\n%s", p, debug.Stack())
+			err = fmt.Errorf("%s: internal error: %v", call, p)
+			reply, err = nil, status.Error(codes.Internal, err.Error())
+		}
+		err = withCode(err)
+		logCall(ctx, call, time.Since(start), err)
+	}()
+	return next(ctx, req)
+}
+
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if s.rooms.Load() == nil {
+		return errStarting
+	}
+	return withCode(next(srv, ss))
+}
+
+// quiet are the calls that a kubelet makes all the time: they are logged when they fail.
+var quiet = map[string]bool{"Version": true, "Status": true, "ListPodSandbox": true, "ListContainers": true, "PodSandboxStatus": true, "ContainerStatus": true,
+	"ListImages": true, "ImageStatus": true, "ImageFsInfo": true, "ListContainerStats": true, "ContainerStats": true, "RuntimeConfig": true, "ExecSync": true}
+
+func logCall(ctx context.Context, call string, took time.Duration, err error) {
+	l := log.G(ctx).WithField("took", took.Round(time.Millisecond).String())
+	switch {
+	case err != nil && status.Code(err) == codes.Unimplemented:
+		l.Debug(status.Convert(err).Message())
+	case err != nil:
+		l.WithField("code", status.Code(err).String()).Warn(status.Convert(err).Message())
+	case quiet[call]:
+		l.Debug("done")
+	default:
+		l.Info("done")
+	}
+}
