@@ -169,7 +169,11 @@ func TestNetNSDeletedByHand(t *testing.T) {
 			}
 			h.reopen()
 			h.useNft(nft)
+			wantErr(t, h.n.RemoveDefault(t.Context()), errdefs.ErrFailedPrecondition, "p1")
 			h.teardown(p)
+			if left := strings.Join(rules(t), "\n"); strings.Contains(left, "CNI-") || strings.Contains(left, "dnat") {
+				t.Fatalf("rules of the pod are left:\n%s", left)
+			}
 			if err := h.n.RemoveDefault(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -217,12 +221,13 @@ func TestRemoveForgottenRules(t *testing.T) {
 	if err := os.Remove(h.c.ledgerFile("p1")); err != nil {
 		t.Fatal(err)
 	}
+	h.reopen()
+	h.useNft(false)
+	wantErr(t, h.n.RemoveDefault(t.Context()), errdefs.ErrFailedPrecondition, "attached to cbrabc123")
 	if err := RemoveNetNS(p.NetNS); err != nil {
 		t.Fatal(err)
 	}
 	waitNoPorts(t, h)
-	h.reopen()
-	h.useNft(false)
 	if err := h.n.RemoveDefault(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,8 @@ func fakeHost(t *testing.T, change ...func(*Config)) (*host, *fake) {
 	return h, h.fake("fakenet", "", "")
 }
 
-// A plugin says on a FIFO that it has begun, with pids; then it hangs, with a child in its group and one outside.
+// A plugin says on a FIFO that it has begun, with pids; then it hangs, with children in its group, one without its
+// environment, and outside.
 func hanging(t *testing.T, f *fake) (fifo string, add string) {
 	t.Helper()
 	fifo = filepath.Join(f.dir, "begun")
@@ -33,7 +34,8 @@ func hanging(t *testing.T, f *fake) (fifo string, add string) {
 	return fifo, fakeLease + `sleep 1000 & A=$!
 setsid sleep 1001 & B=$!
 setsid sh -c 'trap "" HUP TERM; sleep 1002; sleep 1003' & C=$!
-echo "$$ $A $B $C" > $D/begun
+env -i sleep 1004 & E=$!
+echo "$$ $A $B $C $E" > $D/begun
 wait`
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -137,7 +138,7 @@ func TestRefusedFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.wantNetwork("")
-	h.conf("11-long.conflist", list("b", "fakenet")+string(make([]byte, maxConfBytes)))
+	h.conf("11-long.conflist", list("b", "fakenet")+strings.Repeat(" ", maxConfBytes))
 	h.wantNetwork("")
 	h.conf("12-c.conflist", list("c", "fakenet"))
 	h.wantNetwork("c")

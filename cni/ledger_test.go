@@ -116,6 +116,26 @@ func TestDamagedDebts(t *testing.T) {
 	}
 }
 
+// A pod that is there twice is cleared twice.
+func TestReplacedDebt(t *testing.T) {
+	dir := t.TempDir()
+	l := testLedger(t, dir)
+	begin(t, l, foreign("a", 10))
+	begin(t, l, foreign("b", 10))
+	data, err := os.ReadFile(filepath.Join(dir, "cni.debts"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeTestFile(t, filepath.Join(dir, "cni.debts"), string(data)+string(data), 0o600)
+	l = testLedger(t, dir)
+	if err := l.clear(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(testLedger(t, dir).ids()); got != "[b]" {
+		t.Fatalf("debts %s", got)
+	}
+}
+
 // A damaged record of either kind is still torn down: by the default network, or by the configured one.
 func TestDamagedRecordIsCleared(t *testing.T) {
 	real := realPlugins(t)

@@ -70,35 +70,57 @@ func TestNetNS(t *testing.T) {
 
 // The folder is one shared mount however many namespaces are made at once.
 func TestNetNSFolder(t *testing.T) {
+	for round := range 10 {
+		dir := filepath.Join(t.TempDir(), fmt.Sprint("netns", round))
+		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+		begin := make(chan struct{})
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				<-begin
+				if err := shareFolder(dir); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		close(begin)
+		wg.Wait()
+		if got := mountsOf(t, dir); len(got) != 1 || !strings.Contains(got[0], "shared:") {
+			t.Fatalf("mounts of the folder: %q", got)
+		}
+	}
+}
+
+func mountsOf(t *testing.T, path string) (found []string) {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Fields(line)[4] == path {
+			found = append(found, line)
+		}
+	}
+	return found
+}
+
+func TestNetNSConcurrently(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "netns")
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	var wg sync.WaitGroup
 	for i := range 10 {
 		wg.Go(func() {
-			if err := NewNetNS(filepath.Join(dir, fmt.Sprint(i))); err != nil {
+			path := filepath.Join(dir, fmt.Sprint(i))
+			if err := NewNetNS(path); err != nil {
+				t.Error(err)
+			}
+			if err := RemoveNetNS(path); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	wg.Wait()
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var folder []string
-	for line := range strings.Lines(string(mounts)) {
-		if strings.Fields(line)[4] == dir {
-			folder = append(folder, line)
-		}
-	}
-	if len(folder) != 1 || !strings.Contains(folder[0], "shared:") {
-		t.Fatalf("mounts of the folder: %q", folder)
-	}
-	for i := range 10 {
-		if err := RemoveNetNS(filepath.Join(dir, fmt.Sprint(i))); err != nil {
-			t.Fatal(err)
-		}
-	}
 	if left, _ := os.ReadDir(dir); len(left) > 0 {
 		t.Fatalf("left: %v", left)
 	}

@@ -3,6 +3,7 @@ package crictltests
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -39,6 +40,9 @@ func (d *daemon) podConfig(options ...podOption) *cri.PodSandboxConfig {
 	}
 	for _, o := range options {
 		o(c)
+	}
+	if filepath.IsAbs(c.LogDirectory) {
+		d.must(os.MkdirAll(c.LogDirectory, 0o755)) // as the kubelet does
 	}
 	return c
 }

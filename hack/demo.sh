@@ -55,3 +55,14 @@ end() {
 	kill -KILL "$1" 2>/dev/null || true
 	within 5 gone "$1" || note "$2 (pid $1) is still there: $(process_state "$1")"
 }
+
+# launch_daemon starts cribox and waits until it answers; false when it does not.
+launch_daemon() {
+	setsid "$bin/cribox" serve --config "$config" >>"$demo/daemon.log" 2>&1 </dev/null 9>&- &
+	echo $! >"$demo/daemon.pid"
+	within 30 answers_or_gone $! || true
+	answers
+}
+
+answers() { crictl --timeout 2s version >/dev/null 2>&1; }
+answers_or_gone() { answers || gone "$1"; }

@@ -1,6 +1,8 @@
 # shellcheck shell=bash disable=SC2034
 # Sourced by the scripts beside it: what they say, and where things are.
 
+shopt -s inherit_errexit # $(...) stops at an error too
+
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bin=$top/bin
 

@@ -72,9 +72,9 @@ start_fixture() {
 	fi
 	rm -f "$demo/fixture.ready"
 	setsid "$bin/fixture" serve --addr "127.0.0.1:${CRIBOX_DEMO_PORT:-0}" --certs-d "$demo/certs.d" \
-		--ready-file "$demo/fixture.ready" >>"$demo/fixture.log" 2>&1 </dev/null &
+		--ready-file "$demo/fixture.ready" >>"$demo/fixture.log" 2>&1 </dev/null 9>&- &
 	echo $! >"$demo/fixture.pid"
-	within 120 fixture_settled || true
+	within 120 ready_or_gone $! || true
 	if [ ! -e "$demo/fixture.ready" ]; then
 		show_log "$demo/fixture.log"
 		die "the registry did not start"
@@ -82,7 +82,7 @@ start_fixture() {
 	note "images on http://$(sed -n '1s|/.*||p' "$demo/fixture.ready"), log in $demo/fixture.log"
 }
 
-fixture_settled() { [ -e "$demo/fixture.ready" ] || ! fixture_pid; }
+ready_or_gone() { [ -e "$demo/fixture.ready" ] || gone "$1"; }
 
 start_daemon() {
 	local pid
@@ -94,25 +94,22 @@ start_daemon() {
 		note "cribox (pid $pid) is of an older build: replacing it, pods run on"
 		end "$pid" cribox
 	fi
-	setsid "$bin/cribox" serve --config "$config" >>"$demo/daemon.log" 2>&1 </dev/null &
-	echo $! >"$demo/daemon.pid"
-	within 30 daemon_settled || true
-	if ! crictl version >/dev/null 2>&1; then
+	if ! launch_daemon; then
 		show_log "$demo/daemon.log"
 		die "cribox did not answer on $state/cribox.sock"
 	fi
 	note "socket $state/cribox.sock, log in $demo/daemon.log"
 }
 
-daemon_settled() { crictl --timeout 1s version || ! daemon_pid; }
-
 pull_images() {
 	local image
 	for image in "${images[@]}"; do crictl pull "$image" | sed 's/^/    /'; done
 }
 
-# write_pod NAME writes the configuration of a pod.
+# write_pod NAME writes the configuration of a pod, and makes the folder of its
+# logs as a kubelet would.
 write_pod() {
+	mkdir -p "$demo/logs/$1"
 	cat >"$demo/$1.json" <<END
 {
   "metadata": {"name": "$1", "namespace": "demo", "uid": "demo-$1"},
@@ -135,6 +132,7 @@ write_container() {
   "metadata": {"name": "$2"},
   "image": {"image": "$3"},
   "log_path": "$2.log",$4
+  "labels": {"io.kubernetes.pod.name": "$1", "io.kubernetes.pod.namespace": "demo"},
   "linux": {
     "resources": {"memory_limit_in_bytes": 134217728},
     "security_context": {"namespace_options": {"pid": 1}, "seccomp": {"profile_type": 0}}
@@ -188,7 +186,10 @@ run_pods() {
 	[ -n "$ip" ] || die "the pod has no address"
 }
 
-visit() { crictl exec "$shell" wget -q -T 2 -O - "http://$ip:8080/"; }
+# in_container ID COMMAND... is crictl exec without the empty lines it adds.
+in_container() { crictl exec -s "$@" | sed '/^$/d'; }
+
+visit() { in_container "$shell" timeout 2 wget -q -O - "http://$ip:8080/"; }
 
 sidecar_has_spoken() { crictl logs "$sidecar" 2>/dev/null | grep -q 'localhost says: web'; }
 
@@ -201,7 +202,7 @@ show_pods() {
 	crictl logs --tail 2 "$sidecar"
 	say "exec in the server:"
 	# shellcheck disable=SC2016 # the container's shell expands it
-	crictl exec "$server" sh -c 'echo "pid $$ on $(hostname), $(nproc) processors"'
+	in_container "$server" sh -c 'echo "pid $$ on $(hostname), $(nproc) processors"'
 	say "the pod visitor asks http://$ip:8080/ and gets:"
 	visit
 }
@@ -228,8 +229,8 @@ exec 9>"$demo/.lock"
 flock -n 9 || die "another make run or make stop is at work"
 write_config
 allow_forwarding
-timed "starting the registry" start_fixture 9>&-
-timed "starting cribox" start_daemon 9>&-
+timed "starting the registry" start_fixture
+timed "starting cribox" start_daemon
 timed "pulling ${images[*]}" pull_images
 timed "running the pods web and visitor" run_pods
 show_pods

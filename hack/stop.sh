@@ -8,14 +8,17 @@ set -euo pipefail
 # The polite way: cribox removes its pods. A daemon that was killed is started
 # once more for that, because it alone knows what it made.
 remove_pods() {
+	[ -e "$config" ] && [ -x "$bin/cribox" ] && [ -x "$bin/crictl" ] || return 0
 	if ! daemon_pid >/dev/null; then
-		[ -e "$config" ] && [ -d "$state" ] && [ -x "$bin/cribox" ] || return 0
+		[ -d "$state" ] || return 0
 		note "cribox does not run: starting it to remove its pods"
-		setsid "$bin/cribox" serve --config "$config" >>"$demo/daemon.log" 2>&1 </dev/null 9>&- &
-		echo $! >"$demo/daemon.pid"
+		launch_daemon || tail -n 3 "$demo/daemon.log"
 	fi
-	within 20 crictl --timeout 2s version || { note "cribox does not answer"; return; }
-	bounded "$bin/crictl" --config "$demo/crictl.yaml" rmp -fa
+	if answers; then
+		bounded "$bin/crictl" --config "$demo/crictl.yaml" rmp -fa
+	else
+		note "cribox does not answer"
+	fi
 }
 
 # bounded COMMAND... gives it a minute; what it leaves, force takes away.
@@ -32,16 +35,20 @@ end_processes() {
 
 # Each of the following prints what there is of one kind, one name per line.
 # Everything of this demonstration carries its folders or its instance.
-left_processes() { # of cribox itself, and in its pods
-	local dir exe
-	for dir in /proc/[0-9]*; do
-		exe=$(readlink "$dir/exe" 2>/dev/null) || continue
-		[ "${exe% (deleted)}" = "$bin/cribox" ] || continue
-		tr '\0' ' ' <"$dir/cmdline" 2>/dev/null | grep -qF -e "$state" -e "$config" && basename "$dir"
-	done
+left_processes() { # of cribox and its registry, and in its pods
+	local exe dir
+	find /proc -maxdepth 2 -path '/proc/[0-9]*/exe' \( -lname "$bin/cribox*" -o -lname "$bin/fixture*" \) 2>/dev/null | while read -r exe; do
+		dir=${exe%/exe}
+		if tr '\0' ' ' <"$dir/cmdline" 2>/dev/null | grep -qF -e "$state" -e "$demo/"; then basename "$dir"; fi
+	done || true # processes come and go while find looks
 	left_cgroups | sed 's|$|/cgroup.procs|' | xargs -r cat 2>/dev/null || true
 }
-left_cgroups() { find /sys/fs/cgroup -depth -type d -path "/sys/fs/cgroup*$cgroup*" 2>/dev/null | grep -E "$cgroup(/|\$)" || true; }
+left_cgroups() { # the deepest first
+	local dir
+	for dir in /sys/fs/cgroup"$cgroup" /sys/fs/cgroup/*"$cgroup"; do
+		[ ! -d "$dir" ] || find "$dir" -depth -type d
+	done
+}
 left_mounts() { awk '{print $5}' /proc/self/mountinfo | grep -E "^($demo|$state|/run/netns/cribox-$instance-)" | tac || true; }
 left_namespaces() { find /run/netns -maxdepth 1 -name "cribox-$instance-*" 2>/dev/null || true; }
 left_links() { ip -o link show | sed -n "s/^[0-9]*: \(cbr$instance\)[:@].*/\1/p"; }
@@ -51,11 +58,19 @@ left_rules() {
 }
 left_folders() { for dir in "$demo" "$state"; do [ ! -e "$dir" ] || echo "$dir"; done; }
 
-# The impolite way, for what the polite way has left.
+kinds="processes mounts namespaces links rules cgroups folders"
+
+# The impolite way, for what the polite way has left: the folders, the cgroup that
+# run.sh asked for, and nothing else unless something had gone wrong.
 force() {
-	local x
-	for x in $(left_processes | sort -u); do kill -KILL "$x" 2>/dev/null || true; done
-	for x in $(left_processes | sort -u); do within 5 gone "$x" || true; done
+	local kind found x
+	for kind in processes mounts namespaces links rules; do
+		found=$("left_$kind" | sort -u)
+		[ -z "$found" ] || printf '    cribox has left %s, taking them away:\n%s\n' "$kind" "$found"
+	done
+	found=$(left_processes | sort -u)
+	for x in $found; do kill -KILL "$x" 2>/dev/null || true; done
+	for x in $found; do within 5 gone "$x" || true; done
 	for x in $(left_mounts); do umount -l "$x" 2>/dev/null || true; done
 	for x in $(left_namespaces); do rm -f "$x"; done
 	for x in $(left_links); do ip link delete "$x"; done
@@ -77,7 +92,7 @@ remove_folders() {
 
 verify() {
 	local kind found rest=0
-	for kind in processes mounts namespaces links rules cgroups folders; do
+	for kind in $kinds; do
 		found=$("left_$kind" | sort -u)
 		[ -n "$found" ] || continue
 		rest=1

@@ -53,7 +53,7 @@ type Exec struct {
 	// runs. Required if and only if process.terminal is true.
 	OnTerminal func(master *os.File)
 
-	LockFile string // as in Start
+	LockFile string // as in Start; "" = that of the task
 }
 
 // Streams are the daemon's ends of a task that was started with Terminal or

@@ -31,7 +31,7 @@ type Config struct {
 }
 
 // Deadlines of a call. The shim's own, of what it executes, are shorter.
-const (
+var (
 	connectWait = 10 * time.Second // until shim and logger answer
 	startLimit  = startWait + deleteWait + 30*time.Second
 	deleteLimit = deathWait + deleteWait + 20*time.Second

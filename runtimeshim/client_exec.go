@@ -11,9 +11,10 @@ import (
 
 // Exec runs one more process in a running task and returns its exit code when
 // it has ended. When ctx ends, its process group is killed and ctx's error
-// returned. ErrInvalidArgument: the program cannot be executed, the sentence
-// is the runtime's; ErrFailedPrecondition: the task does not run; ErrNotFound:
-// no such task; ErrUnavailable: the shim died, the process does too.
+// returned. ErrNotFound and ErrPermissionDenied: the program is missing or
+// cannot be executed, the sentence is the runtime's; ErrFailedPrecondition:
+// there is no such task, or it does not run; ErrUnavailable: the shim died, the
+// process does too.
 func (k *Client) Exec(ctx context.Context, e Exec) (int32, error) {
 	if err := checkID(e.ID); err != nil {
 		return 0, err

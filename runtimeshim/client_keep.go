@@ -109,14 +109,14 @@ func (p *peer) waitGone(ctx context.Context) error {
 // silent until ctx ends is ErrUnavailable.
 func (p *peer) ensure(ctx context.Context) (*os.File, error) {
 	var ours *spawned
-	for {
+	for pause := 3 * time.Millisecond; ; {
 		pidfd, err := p.greet(ctx)
 		if err == nil {
 			ours.unlessServing(ctx, p)
 			p.set(pidfd)
 			return pidfd, nil
 		}
-		if ours == nil || ours.hasEnded() {
+		if ours.hasEnded() {
 			free, lockErr := lockFree(p.lock)
 			if lockErr != nil {
 				return nil, lockErr
@@ -125,12 +125,13 @@ func (p *peer) ensure(ctx context.Context) (*os.File, error) {
 				if ours, err = p.start(); err != nil {
 					return nil, err
 				}
+				pause = min(2*pause, 500*time.Millisecond) // one that ends at once is not started at once again
 			}
 		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%s is not there: %v (its log: %s): %w", p.name, err, logText(p.log), errdefs.ErrUnavailable)
-		case <-time.After(3 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
 }
@@ -170,7 +171,11 @@ type spawned struct {
 	ended chan struct{}
 }
 
+// hasEnded is true of none, too.
 func (s *spawned) hasEnded() bool {
+	if s == nil {
+		return true
+	}
 	select {
 	case <-s.ended:
 		return true

@@ -68,11 +68,14 @@ func TestExec(t *testing.T) {
 	if code, _, _, err := h.exec(ctx, "c", sh("kill -9 $$")...); code != 137 || err != nil {
 		t.Errorf("killed: %d %v", code, err)
 	}
-	if _, _, _, err := h.exec(ctx, "c", "/bin/nope"); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "nope") {
+	if _, _, _, err := h.exec(ctx, "c", "/bin/nope"); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "nope") {
 		t.Errorf("missing program: %v", err)
 	}
-	if _, _, _, err := h.exec(ctx, "nobody", "/bin/true"); !errdefs.IsNotFound(err) {
+	if _, _, _, err := h.exec(ctx, "nobody", "/bin/true"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("no task: %v", err)
+	}
+	if _, _, _, err := h.exec(ctx, "c", "/etc"); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("a directory as program: %v", err)
 	}
 	if code, _, _, err := h.exec(ctx, "c", "/bin/true"); code != 0 || err != nil {
 		t.Errorf("true: %d %v", code, err)

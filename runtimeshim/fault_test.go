@@ -493,3 +493,113 @@ func TestRuntimeFaults(t *testing.T) {
 		}
 	}
 }
+
+// A runtime over its deadline is killed with all it has started.
+func TestRuntimeHangs(t *testing.T) {
+	t.Setenv("CRIBOX_TEST_RUNTIME_WAIT", "300ms")
+	h := newHost(t)
+	st := h.params("c", []string{"/bin/true"})
+	st.Runtime = filepath.Join(filepath.Dir(h.state), "hangs")
+	mark := filepath.Join(filepath.Dir(h.state), "pids")
+	script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *\" run \"*) ;; *) exec %s \"$@\";; esac\nsetsid sleep 1000000 & echo $! >> %s\necho $$ >> %s\nsleep 1000000\n", h.runc, mark, mark)
+	if err := os.WriteFile(st.Runtime, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.client.Start(context.Background(), st); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a runtime that hangs: %v", err)
+	}
+	raw, _ := os.ReadFile(mark)
+	for pid := range strings.FieldsSeq(string(raw)) {
+		h.eventually("process of the runtime is dead", func() bool {
+			stat, err := os.ReadFile("/proc/" + pid + "/stat")
+			return err != nil || strings.Contains(string(stat), ") Z ")
+		})
+	}
+}
+
+// The runtime is in flight when the shim dies, and never ends.
+func TestShimDiesWhileTheRuntimeHangs(t *testing.T) {
+	t.Setenv("CRIBOX_TEST_RUNTIME_WAIT", "300ms")
+	h := newHost(t)
+	st := h.params("c", counter)
+	var working string
+	st.Runtime, working, _ = h.slowRuntime("hangs")
+	failed := make(chan error, 1)
+	go func() {
+		_, err := h.client.Start(context.Background(), st)
+		failed <- err
+	}()
+	h.eventually("runtime works", func() bool { return exists(working) })
+	h.kill9("shim.lock")
+	if err := <-failed; !errdefs.IsUnavailable(err) && !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("start: %v", err)
+	}
+	if got := h.task("c"); got.State != stateCreated {
+		t.Errorf("task is %+v", got)
+	}
+}
+
+func TestSocketIsRemoved(t *testing.T) {
+	h := newHost(t)
+	h.idle("c")
+	pid := h.lockPid("shim.lock")
+	os.Remove(filepath.Join(h.state, "shim.sock"))
+	if got := h.task("c"); got.State != stateRunning || h.lockPid("shim.lock") != pid {
+		t.Errorf("task is %+v", got)
+	}
+}
+
+// The state folder is full: what runs can be stopped and removed.
+func TestFullStateFolder(t *testing.T) {
+	h := newHost(t)
+	if err := h.client.Shutdown(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", h.state, "tmpfs", 0, "size=2m"); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { unix.Unmount(h.state, unix.MNT_DETACH) })
+	h.connect()
+	h.pod("pod")
+	task := h.startCounter("a", "pod")
+	h.idle("b")
+	fill := filepath.Join(h.state, "fill")
+	os.WriteFile(fill, make([]byte, 4<<20), 0o600)
+	if _, err := h.client.Start(context.Background(), h.params("late", []string{"/bin/true"})); err == nil {
+		t.Error("a start on a full state folder")
+	} else if !errdefs.IsResourceExhausted(err) && !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("start on a full state folder: %v", err)
+	}
+	h.finishCounter(task)
+	h.wantExit("a", 7)
+	for _, id := range []string{"a", "b", "late"} {
+		if err := h.client.Delete(context.Background(), id); err != nil {
+			t.Errorf("delete %s: %v", id, err)
+		}
+	}
+	if got := h.task("pod"); got.State != stateRunning {
+		t.Errorf("pod is %+v", got)
+	}
+	os.Remove(fill)
+	if err := h.client.Delete(context.Background(), "pod"); err != nil {
+		t.Error(err)
+	}
+	if err := h.client.Shutdown(context.Background()); err != nil {
+		t.Error(err)
+	}
+	unix.Unmount(h.state, unix.MNT_DETACH)
+}
+
+// A frozen task can be deleted.
+func TestDeleteFrozen(t *testing.T) {
+	h := newHost(t)
+	h.idle("c")
+	dir := filepath.Join("/sys/fs/cgroup/freezer", h.cgroup, "c")
+	if !exists(dir) {
+		t.Skip("no freezer (v1)")
+	}
+	freezeCgroups([]string{dir}, true)
+	if err := h.client.Delete(context.Background(), "c"); err != nil {
+		t.Error(err)
+	}
+}

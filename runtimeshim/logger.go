@@ -79,7 +79,7 @@ type logger struct {
 	poll    *poller
 	devnull int
 	buffers buffers
-	polling sync.WaitGroup
+	work    sync.WaitGroup // what is nobody's task
 
 	mu    sync.Mutex
 	tasks map[string]*logTask
@@ -108,26 +108,32 @@ func newLogger(ctx context.Context, dir stateDir, step func(string)) (*logger, e
 		ctx: ctx, dir: dir, step: step, poll: poll, devnull: devnull,
 		tasks: map[string]*logTask{}, fifos: map[int]fifoOwner{},
 	}
-	l.polling.Go(func() { poll.run(l.readable) })
+	l.work.Go(func() { poll.run(l.readable) })
 	return l, nil
 }
 
-// resumeAll takes up every task that a logger before us has left, each on its
-// own: one whose disk hangs does not keep the others waiting.
+// resumeAll takes up every task that a logger before us has left. One after
+// the other, which needs few threads, but one whose disk hangs does not keep
+// the others waiting.
 func (l *logger) resumeAll() error {
 	entries, err := os.ReadDir(l.dir.tasks())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("look for tasks: %w", err)
 	}
-	for _, e := range entries {
-		if !e.IsDir() || checkID(e.Name()) != nil {
-			continue
+	l.work.Go(func() {
+		for _, e := range entries {
+			if e.IsDir() && checkID(e.Name()) == nil && l.ctx.Err() == nil {
+				ctx, cancel := context.WithTimeout(l.ctx, slowDisk)
+				t := l.task(e.Name())
+				t.do(ctx, func() error { t.resume(); return nil })
+				cancel()
+			}
 		}
-		t := l.task(e.Name())
-		t.post(t.resume)
-	}
+	})
 	return nil
 }
+
+const slowDisk = 50 * time.Millisecond
 
 // close ends all work at the next safe place. A task whose disk hangs is left
 // behind after a while; the process ends anyway.
@@ -149,7 +155,7 @@ func (l *logger) close() {
 		return
 	}
 	l.poll.close()
-	l.polling.Wait()
+	l.work.Wait()
 	closeFD(&l.devnull)
 	l.buffers.drop()
 }

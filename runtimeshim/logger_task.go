@@ -198,8 +198,10 @@ func (t *logTask) next(i, n int, busy bool) error {
 	switch {
 	case n >= s.pipe/2:
 		s.busy()
+		t.l.poll.disarm(s.fifo)
 		t.wake(1 << i)
 	case n > 0 && busy:
+		t.l.poll.disarm(s.fifo)
 		t.after(pace)
 	default:
 		t.unarmed &^= 1 << i

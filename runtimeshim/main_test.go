@@ -21,6 +21,9 @@ import (
 func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[2] == "--state" {
 		var err error
+		if d, bad := time.ParseDuration(os.Getenv("CRIBOX_TEST_RUNTIME_WAIT")); bad == nil {
+			startWait = d
+		}
 		switch os.Args[1] {
 		case "shim":
 			err = ShimMain(context.Background(), os.Args[3], testStep())
@@ -178,6 +181,12 @@ func (h *host) destroy(dir string) {
 		}
 	}
 	h.wantNothingLeft()
+	for _, name := range []string{"shim.log", "logger.log"} {
+		raw, _ := os.ReadFile(filepath.Join(h.state, name))
+		if text := string(raw); strings.Contains(text, "DATA RACE") || strings.Contains(text, "goroutine ") {
+			h.t.Errorf("%s: %s", name, text)
+		}
+	}
 	if h.t.Failed() {
 		for _, name := range []string{"shim.log", "logger.log"} {
 			if text := logText(filepath.Join(h.state, name)); text != "" {

@@ -61,22 +61,19 @@ type task struct {
 }
 
 // ShimMain is the body of `cribox shim --state DIR`. It returns when it was
-// told to quit, or at once with nil when another shim serves the folder. It
+// told to quit, or at once with nil when another shim serves the folder; the
+// end of ctx does not end it, because a signal to everybody must not either. It
 // may execute its own program again, to start from known limits and environment.
 func ShimMain(ctx context.Context, state string, step func(string)) error {
 	s, err := newShim(state, step)
 	if s == nil || err != nil {
 		return err
 	}
-	ctx, s.quit = context.WithCancel(ctx)
+	ctx, s.quit = context.WithCancel(context.WithoutCancel(ctx))
 	defer s.quit()
 	go s.reaper.run(ctx)
 	s.adopt(ctx)
-	l, err := listen(s.state.shimSock())
-	if err != nil {
-		return err
-	}
-	return serve(ctx, l, s.handlers())
+	return serveAt(ctx, s.state.shimSock(), s.handlers())
 }
 
 // newShim makes this process a shim; nil when there is one already.

@@ -131,9 +131,10 @@ func (s *shim) adoptTask(ctx context.Context, t *task, saved *kept) {
 	case t.rec.State == stateRunning:
 		s.reopen(t, saved)
 		s.adoptProcess(ctx, t, saved)
+		stale, _ := filepath.Glob(t.dir.at("exec-*.json")) // now: later there may be execs of our own
 		go func() {
-			s.endStaleExecs(ctx, t)
-			t.unlock()
+			defer t.unlock()
+			s.endStaleExecs(ctx, t, stale)
 		}()
 	default:
 		go func() {
@@ -343,8 +344,7 @@ func killHolders(path string) {
 
 // endStaleExecs kills what a dead shim had executed in the task: its callers
 // are gone.
-func (s *shim) endStaleExecs(ctx context.Context, t *task) {
-	files, _ := filepath.Glob(t.dir.at("exec-*.json"))
+func (s *shim) endStaleExecs(ctx context.Context, t *task, files []string) {
 	if len(files) == 0 {
 		return
 	}

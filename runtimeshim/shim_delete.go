@@ -12,8 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deathWait is how long a task may take to end after SIGKILL.
-const deathWait = 10 * time.Second
+const (
+	deathWait = 10 * time.Second       // a task may take so long to end after SIGKILL
+	thawWait  = 200 * time.Millisecond // and then it may be frozen
+)
 
 // delete ends a task and removes everything of it. Idempotent, and it goes on
 // where an earlier one stopped.
@@ -94,7 +96,9 @@ func (s *shim) endTask(ctx context.Context, id string) error {
 	if err := s.end(ctx, t); err != nil {
 		return fmt.Errorf("end task %s: %w", id, err)
 	}
-	signalCgroups(s.cgroupsOf(t.dir, 0), unix.SIGKILL)
+	if !t.rec.Released {
+		signalCgroups(s.cgroupsOf(t.dir, 0), unix.SIGKILL)
+	}
 	return nil
 }
 
@@ -111,7 +115,12 @@ func (s *shim) end(ctx context.Context, t *task) error {
 	if pidfd != nil {
 		signalPidfd(pidfd, unix.SIGKILL)
 	}
-	freezeCgroups(s.cgroupsOf(t.dir, t.rec.Pid), false) // a frozen process does not die (v1)
+	select {
+	case <-t.exited:
+		return nil
+	case <-time.After(thawWait):
+		freezeCgroups(s.cgroupsOf(t.dir, t.rec.Pid), false) // a frozen process does not die (v1)
+	}
 	select {
 	case <-t.exited:
 		return nil
@@ -175,6 +184,9 @@ func (s *shim) kill(_ context.Context, in *inbound) (any, error) {
 	var b killBody
 	if err := in.decode(&b); err != nil {
 		return nil, err
+	}
+	if b.Signal < 1 || b.Signal > 64 {
+		return nil, fmt.Errorf("signal %d: %w", b.Signal, errdefs.ErrInvalidArgument)
 	}
 	t, err := s.find(b.ID)
 	if err != nil {

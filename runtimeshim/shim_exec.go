@@ -44,7 +44,13 @@ func (s *shim) exec(ctx context.Context, in *inbound) (any, error) {
 	if err := in.decode(&b); err != nil {
 		return nil, err
 	}
+	if err := s.checkLockFile(b.LockFile); err != nil {
+		return nil, err
+	}
 	t, err := s.runningTask(b.ID)
+	if errdefs.IsNotFound(err) {
+		err = fmt.Errorf("execute in task %s, which is not there: %w", b.ID, errdefs.ErrFailedPrecondition)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +115,11 @@ func (e *execution) cleanup() {
 // begin executes the runtime and returns the new process, and its terminal's
 // master as a list of at most one.
 func (e *execution) begin(ctx context.Context, in *inbound) (child, []*os.File, error) {
-	lock, err := e.s.lockShared(ctx, e.t)
+	path := e.body.LockFile
+	if path == "" {
+		path = e.t.lockFile()
+	}
+	lock, err := e.s.lockShared(ctx, path)
 	if err != nil {
 		return child{}, nil, err
 	}

@@ -19,8 +19,8 @@ import (
 )
 
 // Deadlines of the runtime's commands. A command that is over it is killed
-// with its process group.
-const (
+// with its process group. Tests shorten them.
+var (
 	startWait  = 60 * time.Second
 	deleteWait = 30 * time.Second
 	killedWait = 5 * time.Second // from SIGKILL to the end of a process that is not stuck in the kernel
@@ -155,15 +155,15 @@ func commandError(name string, ws unix.WaitStatus, logFile string) error {
 	return fmt.Errorf("%s: %s", name, msg)
 }
 
-// classOfMessage knows the sentences that say the command of the container,
-// not the machinery, is at fault.
+// classOfMessage knows some sentences of the runtime. ErrNotFound and
+// ErrPermissionDenied are about the program to execute: a shell's 127 and 126.
 func classOfMessage(msg string) error {
+	about := strings.Contains(msg, "exec: ") || strings.Contains(msg, "exec /")
 	switch {
-	case strings.Contains(msg, "executable file not found"),
-		strings.Contains(msg, "exec: ") && strings.Contains(msg, "no such file or directory"),
-		strings.Contains(msg, "exec: ") && strings.Contains(msg, "permission denied"),
-		strings.Contains(msg, "exec format error"):
-		return errdefs.ErrInvalidArgument
+	case strings.Contains(msg, "executable file not found"), about && strings.Contains(msg, "no such file or directory"):
+		return errdefs.ErrNotFound
+	case strings.Contains(msg, "exec format error"), about && (strings.Contains(msg, "permission denied") || strings.Contains(msg, "is a directory")):
+		return errdefs.ErrPermissionDenied
 	case strings.Contains(msg, "stopped container"), strings.Contains(msg, "container not running"):
 		return errdefs.ErrFailedPrecondition
 	case strings.Contains(msg, "no space left on device"), strings.Contains(msg, "resource temporarily unavailable"):

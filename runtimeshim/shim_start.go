@@ -28,6 +28,9 @@ func (s *shim) start(ctx context.Context, p taskParams) (Task, error) {
 	}
 	defer t.unlock()
 	if err := s.launch(ctx, t); err != nil {
+		if errdefs.IsNotFound(err) || errdefs.IsPermissionDenied(err) { // of its program; the task itself was there
+			err = fmt.Errorf("%v: %w", err, errdefs.ErrInvalidArgument)
+		}
 		return Task{}, fmt.Errorf("start task %s: %w", p.ID, errors.Join(err, s.abandon(ctx, t)))
 	}
 	s.step("shim.start.started")
@@ -42,10 +45,15 @@ func (s *shim) checkParams(p taskParams) error {
 		return checkID(p.Pod)
 	case !filepath.IsAbs(p.Runtime):
 		return fmt.Errorf("runtime %q is not an absolute path: %w", p.Runtime, errdefs.ErrInvalidArgument)
-	case p.LockFile != "" && !strings.HasPrefix(filepath.Clean(p.LockFile), string(s.state)+"/"):
-		return fmt.Errorf("lock file %q is not in the state folder: %w", p.LockFile, errdefs.ErrInvalidArgument)
 	case p.OOMFile != "" && !strings.HasPrefix(filepath.Clean(p.OOMFile), "/sys/fs/cgroup/"):
 		return fmt.Errorf("OOM file %q is not a cgroup's: %w", p.OOMFile, errdefs.ErrInvalidArgument)
+	}
+	return s.checkLockFile(p.LockFile)
+}
+
+func (s *shim) checkLockFile(path string) error {
+	if path != "" && !strings.HasPrefix(filepath.Clean(path), string(s.state)+"/") {
+		return fmt.Errorf("lock file %q is not in the state folder: %w", path, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
@@ -93,7 +101,7 @@ func (s *shim) running(t *task, proc child) error {
 
 // runTask opens the task's streams and executes the runtime's run.
 func (s *shim) runTask(ctx context.Context, t *task) error {
-	lock, err := s.lockShared(ctx, t)
+	lock, err := s.lockShared(ctx, t.lockFile())
 	if err != nil {
 		return err
 	}
@@ -234,12 +242,12 @@ func (s *shim) attachTerminal(t *task, tty *os.File) error {
 	return err
 }
 
-// lockShared opens the task's lock file with a shared lock, to be inherited by
+// lockShared opens a lock file with a shared lock, to be inherited by
 // the runtime. ErrUnavailable when somebody holds it exclusively for long.
-func (s *shim) lockShared(ctx context.Context, t *task) (*os.File, error) {
-	f, err := os.OpenFile(t.lockFile(), os.O_RDWR|os.O_CREATE, 0o600)
+func (s *shim) lockShared(ctx context.Context, path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open lock of task %s: %w", t.rec.ID, err)
+		return nil, fmt.Errorf("open lock: %w", err)
 	}
 	for deadline := time.Now().Add(2 * time.Second); ; {
 		err := unix.Flock(fdOf(f), unix.LOCK_SH|unix.LOCK_NB)

@@ -31,6 +31,7 @@ const (
 	requestWait  = 10 * time.Second // a peer that connected must have sent its request by then
 	sendWait     = 30 * time.Second // a peer that reads nothing for so long is dropped
 	maxSocketLen = 107              // sun_path without the final NUL
+	socketCheck  = time.Second      // how often a server looks whether its socket is still there
 )
 
 // errNobody: no process listens at the socket, so nothing of the call happened.
@@ -110,6 +111,53 @@ func listen(path string) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("make socket %s: %w", path, err)
 	}
 	return l, nil
+}
+
+// serveAt is serve on a socket of its own at path, which it makes again when
+// somebody has removed it. The caller holds the lock that makes the name its
+// own. The error is that of the first attempt; later ones are repeated.
+func serveAt(ctx context.Context, path string, handlers map[string]handler) error {
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	l, err := listen(path)
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		if l != nil {
+			serving.Go(func() { serve(ctx, l, handlers) })
+			awaitReplaced(ctx, path)
+			l.Close()
+		}
+		if l, err = listen(path); err != nil {
+			l = nil
+			pauseFor(ctx, socketCheck)
+		}
+	}
+	if l != nil {
+		l.Close()
+	}
+	return nil
+}
+
+// awaitReplaced returns when path is no longer the file that it is now.
+func awaitReplaced(ctx context.Context, path string) {
+	mine, err := os.Stat(path)
+	for err == nil && ctx.Err() == nil {
+		pauseFor(ctx, socketCheck)
+		now, err := os.Stat(path)
+		if err != nil || !os.SameFile(now, mine) {
+			return
+		}
+	}
+}
+
+// pauseFor waits d, or less when ctx ends.
+func pauseFor(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }
 
 // serve answers calls until ctx ends or the listener is closed, and returns

@@ -93,8 +93,11 @@ func (m *Manager) release(ctx context.Context, c *container) {
 	if r, ok := m.record(c); !ok || r.State != store.ContainerExited {
 		return
 	}
-	err := errors.Join(m.shim.Release(ctx, c.id), m.images.Unmount(ctx, m.rootfs(c.id)))
-	if err != nil {
+	released := m.shim.Release(ctx, c.id)
+	if errors.Is(released, errdefs.ErrNotFound) {
+		released = nil // it never had a process
+	}
+	if err := errors.Join(released, m.images.Unmount(ctx, m.rootfs(c.id))); err != nil {
 		log.G(ctx).WithError(err).Warn("an exited container is not released yet; its removal tries again")
 	}
 }

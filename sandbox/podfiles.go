@@ -33,8 +33,14 @@ func hostIPC(c *runtimeapi.PodSandboxConfig) bool {
 	return c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetIpc() == runtimeapi.NamespaceMode_NODE
 }
 
-// makePodFiles writes hostname and resolv.conf and mounts /dev/shm; what exists already is kept.
+// makePodFiles writes hostname and resolv.conf and mounts /dev/shm; what exists already is kept. The folder of the logs is made too: a kubelet
+// does that itself, a person with crictl does not.
 func (m *Manager) makePodFiles(p *pod) error {
+	if dir := p.config.GetLogDirectory(); dir != "" {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(m.statePath("pods", p.id), 0o700); err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"runtime"
+	"strconv"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -30,7 +32,7 @@ func (s *runtimeService) Status(ctx context.Context, req *runtimeapi.StatusReque
 		if err != nil {
 			return nil, err
 		}
-		r.Info = map[string]string{"host": string(host)}
+		r.Info = map[string]string{"host": string(host), "goroutines": strconv.Itoa(runtime.NumGoroutine())}
 	}
 	return r, nil
 }

@@ -1,6 +1,8 @@
 package spec
 
 import (
+	"maps"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -49,12 +51,7 @@ func (d *draft) podMounts() error {
 }
 
 func (d *draft) podSysctls() error {
-	for name, value := range d.pod.Config.GetLinux().GetSysctls() {
-		if d.spec.Linux.Sysctl == nil {
-			d.spec.Linux.Sysctl = map[string]string{}
-		}
-		d.spec.Linux.Sysctl[sysctlName(name)] = value
-	}
+	d.spec.Linux.Sysctl = maps.Clone(d.pod.Config.GetLinux().GetSysctls())
 	return nil
 }
 

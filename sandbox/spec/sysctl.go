@@ -15,8 +15,9 @@ var ipcSysctls = []string{
 }
 
 var (
-	// A slash stands for a dot inside one part: net.ipv4.conf.eth0/100.rp_filter.
-	sysctlForm  = regexp.MustCompile(`^[a-z]+(\.[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*)+$`)
+	// No slash: it would stand for a dot inside one part (an interface eth0.100),
+	// and OCI runtimes make a slash of every dot.
+	sysctlForm  = regexp.MustCompile(`^[a-z]+(\.[A-Za-z0-9_-]+)+$`)
 	sysctlValue = regexp.MustCompile(`^[A-Za-z0-9_.,:/ \t-]*$`)
 )
 
@@ -48,6 +49,3 @@ func checkSysctls(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	}
 	return nil
 }
-
-// sysctlName is the form that the OCI runtime is given.
-func sysctlName(name string) string { return name }

@@ -1,0 +1,488 @@
+package imageservice
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// noise is a layer of n bytes that do not compress.
+func noise(t testing.TB, n int) []byte {
+	b := make([]byte, n)
+	rnd := rand.NewChaCha8([32]byte{byte(n)})
+	rnd.Read(b)
+	return tarOf(t, reg("noise"), string(b))
+}
+
+func isBlobGet(r *http.Request, d digest.Digest) bool {
+	return r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/blobs/"+d.String())
+}
+
+// hijack ends a connection after n bytes of a blob's answer.
+func cut(w http.ResponseWriter, b []byte, offset, n int64, reset bool) {
+	conn, buf, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		return
+	}
+	if offset > 0 {
+		fmt.Fprintf(buf, "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes %d-%d/%d\r\n", offset, len(b)-1, len(b))
+	} else {
+		fmt.Fprint(buf, "HTTP/1.1 200 OK\r\n")
+	}
+	fmt.Fprintf(buf, "Content-Length: %d\r\n\r\n", int64(len(b))-offset)
+	buf.Write(b[offset:min(offset+n, int64(len(b)))])
+	buf.Flush()
+	if reset {
+		conn.(*net.TCPConn).SetLinger(0)
+	}
+	conn.Close()
+}
+
+func rangeOf(r *http.Request) (offset int64) {
+	fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &offset)
+	return offset
+}
+
+func TestResume(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		reset   bool
+		noRange bool
+	}{{name: "truncated"}, {name: "reset", reset: true}, {name: "no ranges", noRange: true}} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRegistry(t)
+			r.noRange = c.noRange
+			l := plainLayer(noise(t, 1<<20))
+			id, _ := r.build("1", []testLayer{l}, nil)
+			var cuts atomic.Int32
+			var sent atomic.Int64
+			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				if !isBlobGet(q, digest.FromBytes(l.blob)) {
+					return false
+				}
+				n := cuts.Add(1)
+				if n > 3 {
+					return false
+				}
+				from := rangeOf(q)
+				if c.noRange {
+					from = 0
+				}
+				sent.Add(100_000)
+				cut(w, l.blob, from, 100_000, c.reset)
+				return true
+			})
+			images := newImages(t, nil)
+			images.mustPull(t, r.ref("app:1"))
+			at := mounted(t, images, id)
+			if info, err := os.Stat(at("noise")); err != nil || info.Size() != 1<<20 {
+				t.Error(info, err)
+			}
+			if extra := sent.Load() + r.blobBytes.Load() - int64(len(l.blob)); !c.noRange && !c.reset && extra > 4096 {
+				t.Errorf("%d bytes fetched twice", extra)
+			}
+		})
+	}
+}
+
+func TestWrongBytes(t *testing.T) {
+	type spoil func(l []byte, w http.ResponseWriter, q *http.Request, n int32) bool
+	flip := func(b []byte) []byte { c := bytes.Clone(b); c[len(c)/2] ^= 1; return c }
+	for name, c := range map[string]struct {
+		spoil spoil
+		good  bool
+	}{
+		"wrong digest": {spoil: func(l []byte, w http.ResponseWriter, q *http.Request, n int32) bool { w.Write(flip(l)); return true }},
+		"short": {spoil: func(l []byte, w http.ResponseWriter, q *http.Request, n int32) bool {
+			w.Write(l[:len(l)-1])
+			return true
+		}},
+		"long": {spoil: func(l []byte, w http.ResponseWriter, q *http.Request, n int32) bool {
+			w.Write(append(bytes.Clone(l), 0))
+			return true
+		}},
+		"long, chunked": {spoil: func(l []byte, w http.ResponseWriter, q *http.Request, n int32) bool {
+			w.(http.Flusher).Flush()
+			w.Write(l)
+			w.Write(make([]byte, 10<<20))
+			return true
+		}},
+		"different bytes on resume": {good: true, spoil: func(l []byte, w http.ResponseWriter, q *http.Request, n int32) bool {
+			switch n {
+			case 1:
+				cut(w, flip(l), 0, int64(len(l))*3/4, false)
+				return true
+			default:
+				return false
+			}
+		}},
+		"wrong range": {good: true, spoil: func(l []byte, w http.ResponseWriter, q *http.Request, n int32) bool {
+			if n == 1 {
+				cut(w, l, 0, 1000, false)
+				return true
+			}
+			if rangeOf(q) > 0 {
+				w.Header().Set("Content-Range", fmt.Sprintf("bytes 0-%d/%d", len(l)-1, len(l)))
+				w.WriteHeader(http.StatusPartialContent)
+				w.Write(l)
+				return true
+			}
+			return false
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry(t)
+			l := gzipLayer(noise(t, 300_000))
+			r.build("1", []testLayer{l}, nil)
+			var n atomic.Int32
+			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				return isBlobGet(q, digest.FromBytes(l.blob)) && c.spoil(l.blob, w, q, n.Add(1))
+			})
+			images := newImages(t, nil)
+			_, err := images.Pull(t.Context(), r.ref("app:1"), nil)
+			if c.good {
+				must(t, err)
+				return
+			}
+			if name == "short" && strings.HasPrefix(fmt.Sprint(err), "RegistryUnavailable: ") {
+				err = errdefs.ErrDataLoss // a short answer may be a broken connection
+			}
+			if !errdefs.IsDataLoss(err) {
+				t.Error(err)
+			}
+			images.wantNothing(t)
+		})
+	}
+}
+
+// wantNothing checks that no image, blob, layer or partial download is left.
+func (c *Images) wantNothing(t testing.TB) {
+	t.Helper()
+	if l := c.List(); len(l) != 0 {
+		t.Errorf("images %v", l)
+	}
+	for _, pattern := range []string{"content/blobs/sha256/*", "content/ingest/*", "layers/[0-9]*", "images/*"} {
+		if left, _ := filepath.Glob(filepath.Join(c.cfg.Root, pattern)); len(left) > 0 {
+			t.Errorf("left behind: %q", left)
+		}
+	}
+}
+
+func TestSizeLies(t *testing.T) {
+	for name, edit := range map[string]func(m *ocispec.Manifest, c *ocispec.Image){
+		"layer larger":  func(m *ocispec.Manifest, _ *ocispec.Image) { m.Layers[0].Size++ },
+		"layer smaller": func(m *ocispec.Manifest, _ *ocispec.Image) { m.Layers[0].Size-- },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry(t)
+			r.build("1", []testLayer{gzipLayer(noise(t, 1000))}, edit)
+			images := newImages(t, nil)
+			if _, err := images.Pull(t.Context(), r.ref("app:1"), nil); !errdefs.IsDataLoss(err) {
+				t.Error(err)
+			}
+			images.wantNothing(t)
+		})
+	}
+}
+
+func TestDiffIDLies(t *testing.T) {
+	for name, wrap := range map[string]func([]byte) testLayer{"plain": plainLayer, "gzip": gzipLayer, "zstd": zstdLayer} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry(t)
+			l := wrap(noise(t, 1000))
+			l.diffID = digest.FromString("something else")
+			r.build("1", []testLayer{l}, nil)
+			images := newImages(t, nil)
+			if _, err := images.Pull(t.Context(), r.ref("app:1"), nil); !errdefs.IsDataLoss(err) {
+				t.Error(err)
+			}
+			images.wantNothing(t)
+		})
+	}
+}
+
+func TestTransientErrors(t *testing.T) {
+	for _, where := range []string{"/manifests/1", "/blobs/"} {
+		for _, code := range []int{500, 502, 503, 504, 429, 0} {
+			t.Run(fmt.Sprint(where, code), func(t *testing.T) {
+				r := newRegistry(t)
+				r.build("1", []testLayer{plainLayer(noise(t, 1000))}, nil)
+				var n atomic.Int32
+				r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+					if !strings.Contains(q.URL.Path, where) || n.Add(1) > 2 {
+						return false
+					}
+					if code == 0 {
+						cut(w, nil, 0, 0, true)
+						return true
+					}
+					w.Header().Set("Retry-After", "0")
+					w.WriteHeader(code)
+					return true
+				})
+				newImages(t, nil).mustPull(t, r.ref("app:1"))
+			})
+		}
+	}
+}
+
+func TestRegistryUnavailable(t *testing.T) {
+	closed := newRegistry(t)
+	closed.Close()
+	r := newRegistry(t)
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if strings.Contains(q.URL.Path, "slow") {
+			w.Header().Set("Retry-After", "86400")
+			w.WriteHeader(http.StatusTooManyRequests)
+			return true
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	})
+	for name, ref := range map[string]string{"refused": closed.ref("app:1"), "503": r.ref("app:1"), "Retry-After of a day": r.ref("slow:1"), "no such name": "does-not-exist.invalid/app:1"} {
+		t.Run(name, func(t *testing.T) {
+			_, err := newImages(t, nil).Pull(t.Context(), ref, nil)
+			if err == nil || !strings.HasPrefix(err.Error(), "RegistryUnavailable: pull ") {
+				t.Fatal(err)
+			}
+			if errdefs.Resolve(err) != errdefs.ErrUnknown {
+				t.Errorf("class %v", errdefs.Resolve(err))
+			}
+		})
+	}
+}
+
+func TestStallIsCancelled(t *testing.T) {
+	for name, drip := range map[string]bool{"silent": false, "a byte now and then": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry(t)
+			l := plainLayer(noise(t, 200_000))
+			r.build("1", []testLayer{l}, nil)
+			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				if !isBlobGet(q, digest.FromBytes(l.blob)) {
+					return false
+				}
+				w.Header().Set("Content-Length", fmt.Sprint(len(l.blob)))
+				w.Write(l.blob[:100_000])
+				for i := 0; ; i++ {
+					w.(http.Flusher).Flush()
+					select {
+					case <-q.Context().Done():
+						return true
+					case <-time.After(20 * time.Millisecond):
+					}
+					if drip {
+						w.Write(l.blob[100_000+i : 100_001+i])
+					}
+				}
+			})
+			images := newImages(t, func(c *Config) { c.StallTimeout = 300 * time.Millisecond })
+			_, err := images.Pull(t.Context(), r.ref("app:1"), nil)
+			text := fmt.Sprint(err)
+			if !strings.HasPrefix(text, "RegistryUnavailable: ") || !strings.Contains(text, "layer 1/1") || !strings.Contains(text, fmt.Sprintf("of %d bytes", len(l.blob))) {
+				t.Fatal(text)
+			}
+			// The next try goes on where this one stood.
+			r.intercept(nil)
+			before := r.blobBytes.Load()
+			images.mustPull(t, r.ref("app:1"))
+			if n := r.blobBytes.Load() - before; n > 110_000+10_000 {
+				t.Errorf("%d bytes fetched after the stall", n)
+			}
+		})
+	}
+}
+
+// TestSilentConnectionHeals: one connection that goes dead is replaced in time.
+func TestSilentConnectionHeals(t *testing.T) {
+	r := newRegistry(t)
+	l := plainLayer(noise(t, 200_000))
+	r.build("1", []testLayer{l}, nil)
+	var n atomic.Int32
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if !isBlobGet(q, digest.FromBytes(l.blob)) || n.Add(1) > 1 {
+			return false
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(len(l.blob)))
+		w.Write(l.blob[:100_000])
+		w.(http.Flusher).Flush()
+		<-q.Context().Done()
+		return true
+	})
+	newImages(t, func(c *Config) { c.StallTimeout = 2 * time.Second }).mustPull(t, r.ref("app:1"))
+}
+
+// gate holds blob answers back until it is opened.
+type gate struct {
+	arrived chan struct{}
+	open    chan struct{}
+	once    sync.Once
+}
+
+func (r *registryServer) gate(d digest.Digest) *gate {
+	g := &gate{arrived: make(chan struct{}), open: make(chan struct{})}
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if isBlobGet(q, d) {
+			g.once.Do(func() { close(g.arrived) })
+			select {
+			case <-g.open:
+			case <-q.Context().Done():
+			}
+		}
+		return false
+	})
+	return g
+}
+
+func TestIdenticalPullsAreOne(t *testing.T) {
+	r := newRegistry(t)
+	l := gzipLayer(noise(t, 500_000))
+	id, _ := r.build("1", []testLayer{l}, nil)
+	g := r.gate(digest.FromBytes(l.blob))
+	images := newImages(t, nil)
+	errs := make(chan error, 51)
+	pull := func(ctx context.Context) {
+		img, err := images.Pull(ctx, r.ref("app:1"), nil)
+		if err == nil && img.ID != id {
+			err = fmt.Errorf("image %s", img.ID)
+		}
+		errs <- err
+	}
+	impatient, leave := context.WithCancel(t.Context())
+	go pull(impatient)
+	<-g.arrived
+	for range 50 {
+		go pull(t.Context())
+	}
+	images.waitFor(t, func() bool {
+		for _, f := range images.flights {
+			return f.waiters == 51
+		}
+		return false
+	})
+	leave()
+	if err := <-errs; !errdefs.IsCanceled(err) {
+		t.Errorf("the impatient: %v", err)
+	}
+	close(g.open)
+	for range 50 {
+		must(t, <-errs)
+	}
+	if n := r.blobBytes.Load(); n > int64(len(l.blob))+10_000 {
+		t.Errorf("%d bytes for a layer of %d", n, len(l.blob))
+	}
+}
+
+// waitFor polls a condition under the lock.
+func (c *Images) waitFor(t testing.TB, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		c.mu.Lock()
+		ok := cond()
+		c.mu.Unlock()
+		if ok {
+			return
+		}
+	}
+	t.Fatal("condition does not come true")
+}
+
+func TestOtherCredentialsAreAnotherPull(t *testing.T) {
+	r := newRegistry(t)
+	l := gzipLayer(noise(t, 500_000))
+	r.build("1", []testLayer{l}, nil)
+	g := r.gate(digest.FromBytes(l.blob))
+	images := newImages(t, nil)
+	errs := make(chan error, 2)
+	for _, user := range []string{"a", "b"} {
+		go func() {
+			_, err := images.Pull(t.Context(), r.ref("app:1"), &Auth{Username: user, Password: "x"})
+			errs <- err
+		}()
+	}
+	<-g.arrived
+	images.waitFor(t, func() bool { return len(images.flights) == 2 })
+	close(g.open)
+	must(t, <-errs)
+	must(t, <-errs)
+	// Each asked for itself, the blob came once.
+	if n := r.count("GET /v2/app/manifests/1"); n != 2 {
+		t.Errorf("%d manifest requests", n)
+	}
+	if n := r.blobBytes.Load(); n > int64(len(l.blob))+10_000 {
+		t.Errorf("%d bytes for a layer of %d", n, len(l.blob))
+	}
+}
+
+func TestLastWaiterCancels(t *testing.T) {
+	r := newRegistry(t)
+	l := plainLayer(noise(t, 400_000))
+	id, _ := r.build("1", []testLayer{l}, nil)
+	arrived := make(chan struct{})
+	gone := make(chan struct{})
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if !isBlobGet(q, digest.FromBytes(l.blob)) {
+			return false
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(len(l.blob)))
+		w.Write(l.blob[:300_000])
+		w.(http.Flusher).Flush()
+		close(arrived)
+		<-q.Context().Done()
+		close(gone)
+		return true
+	})
+	images := newImages(t, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	errs := make(chan error)
+	go func() {
+		_, err := images.Pull(ctx, r.ref("app:1"), nil)
+		errs <- err
+	}()
+	<-arrived
+	images.waitFor(t, func() bool {
+		info, err := os.Stat(images.ingestFile(digest.FromBytes(l.blob)))
+		return err == nil && info.Size() >= 300_000
+	})
+	cancel()
+	if err := <-errs; !errdefs.IsCanceled(err) {
+		t.Error(err)
+	}
+	<-gone // the registry sees it
+	r.intercept(nil)
+	before := r.blobBytes.Load()
+	images.mustPull(t, r.ref("app:1")) // waits for the cancelled one to wind down, then resumes
+	if n := r.blobBytes.Load() - before; n > 150_000 {
+		t.Errorf("%d bytes fetched again", n)
+	}
+	at := mounted(t, images, id)
+	if info, err := os.Stat(at("noise")); err != nil || info.Size() != 400_000 {
+		t.Error(info, err)
+	}
+}
+
+func TestDeadline(t *testing.T) {
+	r := newRegistry(t)
+	l := plainLayer(noise(t, 1000))
+	r.build("1", []testLayer{l}, nil)
+	r.gate(digest.FromBytes(l.blob))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := newImages(t, nil).Pull(ctx, r.ref("app:1"), nil); !errdefs.IsDeadlineExceeded(err) {
+		t.Error(err)
+	}
+}

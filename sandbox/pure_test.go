@@ -1,0 +1,186 @@
+package sandbox
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/runtimeshim"
+)
+
+func TestExpand(t *testing.T) {
+	all := map[string]int{"abc1": 1, "abc2": 2, "b": 3}
+	for _, c := range []struct {
+		id, want string
+		class    error
+	}{
+		{"abc1", "abc1", nil}, {"b", "b", nil}, {"abc2", "abc2", nil},
+		{"abc", "", errdefs.ErrInvalidArgument}, {"", "", errdefs.ErrInvalidArgument},
+		{"x", "", errdefs.ErrNotFound}, {"../abc1", "", errdefs.ErrNotFound}, {"ABC1", "", errdefs.ErrNotFound},
+		{"abc1\x00", "", errdefs.ErrNotFound}, {strings.Repeat("a", 10<<10), "", errdefs.ErrNotFound},
+	} {
+		got, err := expand("pod", c.id, all)
+		if got != c.want || !errors.Is(err, c.class) {
+			t.Errorf("expand(%.20q) = %q, %v", c.id, got, err)
+		}
+		if err != nil && (len(err.Error()) > 200 || strings.ContainsRune(err.Error(), 0)) {
+			t.Errorf("expand(%.20q): error cannot be read: %q", c.id, err)
+		}
+	}
+}
+
+func TestReason(t *testing.T) {
+	for _, c := range []struct {
+		exit runtimeshim.Exit
+		want string
+	}{
+		{runtimeshim.Exit{Known: true}, "Completed"},
+		{runtimeshim.Exit{Known: true, Code: 1}, "Error"},
+		{runtimeshim.Exit{Known: true, Code: 137}, "Error"},
+		{runtimeshim.Exit{Known: true, Code: 137, OOMKilled: true}, "OOMKilled"},
+		{runtimeshim.Exit{Known: true, OOMKilled: true}, "Completed"}, // a child was killed
+		{runtimeshim.Exit{Known: true, Code: 1, OOMKilled: true}, "Error"},
+		{runtimeshim.Exit{Code: 255}, "Unknown"},
+	} {
+		if got, _ := reason(c.exit); got != c.want {
+			t.Errorf("reason(%+v) = %s, want %s", c.exit, got, c.want)
+		}
+	}
+}
+
+func TestCgroupPath(t *testing.T) {
+	for spec, want := range map[string]string{
+		"/kubepods/burstable/pod1/abc":             "/kubepods/burstable/pod1/abc",
+		"/cribox/abc":                              "/cribox/abc",
+		"kubepods-burstable-pod1.slice:cribox:abc": "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cribox-abc.scope",
+		"system.slice:cribox:abc":                  "/system.slice/cribox-abc.scope",
+	} {
+		if got := cgroupPath(&specs.Spec{Linux: &specs.Linux{CgroupsPath: spec}}); got != want {
+			t.Errorf("%s lies at %s, want %s", spec, got, want)
+		}
+	}
+}
+
+func TestResolvConf(t *testing.T) {
+	got, err := resolvConf(&runtimeapi.DNSConfig{Servers: []string{"10.96.0.10", "fd00::10"}, Searches: []string{"a.b", "b"}, Options: []string{"ndots:5"}})
+	if want := "search a.b b\nnameserver 10.96.0.10\nnameserver fd00::10\noptions ndots:5\n"; err != nil || string(got) != want {
+		t.Errorf("got %q, %v, want %q", got, err, want)
+	}
+	if got, err := resolvConf(&runtimeapi.DNSConfig{}); err != nil || len(got) != 0 {
+		t.Errorf("an empty configuration gave %q, %v: the host's must not be used", got, err)
+	}
+}
+
+func TestPropagationOfTheMountAbove(t *testing.T) {
+	table := []*mountinfo.Info{{Mountpoint: "/", Optional: "shared:1"}, {Mountpoint: "/a", Optional: ""}, {Mountpoint: "/a/b", Optional: "master:7"}, {Mountpoint: "/a/b", Optional: "shared:2 master:3"}}
+	for path, want := range map[string][2]bool{"/x": {true, false}, "/ab": {true, false}, "/a": {false, false}, "/a/c": {false, false}, "/a/b/c": {true, true}} {
+		if shared, slave := propagation(table, path); [2]bool{shared, slave} != want {
+			t.Errorf("%s: shared %v, slave %v, want %v", path, shared, slave, want)
+		}
+	}
+}
+
+// SEC-04: an image decides what lies at /etc/passwd; nothing of the host is read through it, and nothing blocks or fills memory.
+func TestUserFilesStayInTheImage(t *testing.T) {
+	outside := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(outside, []byte("canary:x:0:0::/:/bin/sh\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name  string
+		place func(passwd string)
+		class error
+	}{
+		{"link to the host", func(p string) { must(os.Symlink(outside, p)) }, nil},
+		{"link that climbs", func(p string) { must(os.Symlink(strings.Repeat("../", 20)+outside, p)) }, nil},
+		{"fifo", func(p string) { must(unix.Mkfifo(p, 0o600)) }, errdefs.ErrInvalidArgument},
+		{"device", func(p string) { must(unix.Mknod(p, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5)))) }, errdefs.ErrInvalidArgument},
+		{"folder", func(p string) { must(os.Mkdir(p, 0o700)) }, errdefs.ErrInvalidArgument},
+		{"2 GiB", func(p string) { must(os.WriteFile(p, nil, 0o600)); must(os.Truncate(p, 2<<30)) }, errdefs.ErrInvalidArgument},
+		{"missing", func(string) {}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			must(os.Mkdir(filepath.Join(root, "etc"), 0o755))
+			c.place(filepath.Join(root, "etc", "passwd"))
+			b, err := readInRoot(root, "/etc/passwd")
+			if strings.Contains(string(b), "canary") {
+				t.Fatal("a file of the host was read")
+			}
+			if c.class == nil && err != nil || !errors.Is(err, c.class) {
+				t.Fatalf("%v, want %v", err, c.class)
+			}
+		})
+	}
+}
+
+// A link inside the image is followed inside the image, absolute or not: some distributions keep passwd elsewhere.
+func TestUserFilesThroughLinks(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{"etc", "store"} {
+		if err := os.Mkdir(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "store", "passwd"), []byte("inside"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/store/passwd", filepath.Join(root, "etc", "passwd")); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := readInRoot(root, "/etc/passwd"); err != nil || string(b) != "inside" {
+		t.Fatalf("%q, %v", b, err)
+	}
+}
+
+// What a command wrote before it ended is returned whole; a child that keeps the pipe is not waited for (I12).
+func TestCaptureDoesNotWaitForAChild(t *testing.T) {
+	c, err := newCapture()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	child, err := unix.Dup(int(c.w.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(child)
+	want := strings.Repeat("x", 60000)
+	if _, err := c.w.WriteString(want); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.finish(); string(got) != want {
+		t.Fatalf("%d of %d bytes", len(got), len(want))
+	}
+}
+
+func TestCaptureIsBounded(t *testing.T) {
+	c, err := newCapture()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	chunk := make([]byte, 1<<20)
+	for range 20 { // blocks for ever if nobody reads on after the cap
+		if _, err := c.w.Write(chunk); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := c.finish(); len(got) != maxExecOutput {
+		t.Fatalf("%d bytes, want %d", len(got), maxExecOutput)
+	}
+}
