@@ -97,3 +97,18 @@ func TestInstancesDiffer(t *testing.T) {
 		t.Fatalf("instances %q and %q", a.instance(), b.instance())
 	}
 }
+
+// The documentation shows the defaults as they are.
+func TestDocumentedConfig(t *testing.T) {
+	doc, err := os.ReadFile("docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := defaultConfig().print()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(doc), "```toml\n"+string(b)+"```") {
+		t.Fatalf("docs/configuration.md does not hold what `cribox config` prints:\n%s", b)
+	}
+}

@@ -9,7 +9,8 @@ import (
 )
 
 // finish begins the end of a task that prints no more, and returns a channel
-// that is closed when all of its output is in the log. ErrNotFound: no such task.
+// that is closed when all of its output is in the log. ErrNotFound: no such task. ErrInvalidArgument:
+// what it calls its log cannot be one.
 func (t *logTask) finish() (chan struct{}, error) {
 	if t.finished == nil {
 		t.finished = make(chan struct{})
@@ -17,7 +18,8 @@ func (t *logTask) finish() (chan struct{}, error) {
 	done := t.finished
 	if !t.attached && t.stuck == 0 {
 		err := t.attach()
-		if errors.Is(err, errdefs.ErrNotFound) {
+		if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.finished = nil
 			t.release()
 			return nil, err
 		}
