@@ -373,6 +373,13 @@ func TestSetPodCIDR(t *testing.T) {
 		t.Fatalf("the same subnet: %v", err)
 	}
 	h.teardown(p)
+	// The bridge still has the route of the larger subnet; it is ours.
+	if err := h.n.SetPodCIDR("10.83.64.0/24"); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.n.Ready(); err != nil {
+		t.Fatal(err)
+	}
 	if err := h.n.SetPodCIDR("10.85.0.0/24, fd00:85::/64"); err != nil {
 		t.Fatal(err)
 	}

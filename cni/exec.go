@@ -175,7 +175,7 @@ func (r *run) start(ctx context.Context) (*exec.Cmd, error) {
 		cmd := &exec.Cmd{
 			Path: r.path, Args: append([]string{r.path}, r.args...), Env: append(slices.Clone(r.env), r.mark), Dir: "/",
 			Stdin: bytes.NewReader(r.stdin), Stdout: &r.stdout, Stderr: &r.stderr, ExtraFiles: r.files,
-			SysProcAttr: &syscall.SysProcAttr{Setpgid: false}, WaitDelay: pipeGrace,
+			SysProcAttr: &syscall.SysProcAttr{Setpgid: true}, WaitDelay: pipeGrace,
 		}
 		err := cmd.Start()
 		if !errors.Is(err, unix.ETXTBSY) || i == busyRetries {

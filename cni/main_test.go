@@ -64,6 +64,10 @@ func makeHost() error {
 	if err := unix.Mount("", "/", "none", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return err
 	}
+	// Namespaces pinned on the machine are not ours to hold.
+	if err := unix.Unmount("/run/netns", unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
 	return loopbackUp()
 }
 
@@ -288,8 +292,8 @@ func (h *host) snapshot() string {
 		h.t.Fatal(err)
 	}
 	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, " nsfs ") {
-			out = append(out, "netns "+strings.Fields(line)[4])
+		if path := strings.Fields(line)[4]; strings.HasPrefix(path, h.netnsDir()+"/") {
+			out = append(out, "netns "+path)
 		}
 	}
 	for _, dir := range []string{h.c.leaseDir(), h.c.recordDir(), filepath.Join(h.c.cacheDir(), "results"), h.netnsDir()} {

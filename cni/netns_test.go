@@ -70,12 +70,12 @@ func TestNetNS(t *testing.T) {
 
 // The folder is one shared mount however many namespaces are made at once.
 func TestNetNSFolder(t *testing.T) {
-	for round := range 10 {
+	for round := range 40 {
 		dir := filepath.Join(t.TempDir(), fmt.Sprint("netns", round))
 		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 		begin := make(chan struct{})
 		var wg sync.WaitGroup
-		for range 8 {
+		for range 12 {
 			wg.Go(func() {
 				<-begin
 				if err := shareFolder(dir); err != nil {

@@ -172,7 +172,7 @@ func TestTeardownOfNothing(t *testing.T) {
 func TestArgsInjection(t *testing.T) {
 	h, f := fakeHost(t)
 	good := h.pod("p1")
-	for _, bad := range []string{"a;K8S_POD_NAMESPACE=kube-system", "a=b", "a\x00b", "a\nb", "\xff"} {
+	for _, bad := range []string{"a;K8S_POD_NAMESPACE=kube-system", "a=b", "a;b", "a\x00b", "a\nb", "\xff"} {
 		for _, set := range []func(*Pod){
 			func(p *Pod) { p.Name = bad }, func(p *Pod) { p.Namespace = bad }, func(p *Pod) { p.UID = bad }, func(p *Pod) { p.ID = bad },
 		} {

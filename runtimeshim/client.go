@@ -54,6 +54,7 @@ type Client struct {
 
 	mu    sync.Mutex
 	told  map[string]bool // ids of tasks whose exit is delivered, or about to be
+	late  map[string]bool // ids of tasks whose log could not be finished in time
 	exits []Task
 	more  chan struct{}
 }
@@ -81,7 +82,7 @@ func Connect(ctx context.Context, c Config) (*Client, error) {
 			return nil, fmt.Errorf("make state folder: %w", err)
 		}
 	}
-	k := &Client{c: c, state: d, told: map[string]bool{}, more: make(chan struct{}, 1),
+	k := &Client{c: c, state: d, told: map[string]bool{}, late: map[string]bool{}, more: make(chan struct{}, 1),
 		shim:   newPeer("shim", c, d.shimSock(), d.shimLock(), d.shimLog()),
 		logger: newPeer("logger", c, d.loggerSock(), d.loggerLock(), d.loggerLog())}
 	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
@@ -162,11 +163,12 @@ func (k *Client) Start(ctx context.Context, st Start) (Task, error) {
 	k.c.Step("client.start.log")
 	k.mu.Lock()
 	delete(k.told, st.ID)
+	delete(k.late, st.ID)
 	k.mu.Unlock()
 	t, err := k.startTask(ctx, st)
 	k.c.Step("client.start.done")
 	if err != nil && !errdefs.IsAlreadyExists(err) {
-		k.askLogger(ctx, finishLimit, "finish", st.ID)
+		k.finishLog(ctx, st.ID)
 	}
 	return t, err
 }
@@ -222,7 +224,7 @@ func (k *Client) Release(ctx context.Context, id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
-	k.askLogger(ctx, finishLimit, "finish", id)
+	k.finishLog(ctx, id)
 	k.c.Step("client.release")
 	return k.askShim(ctx, deleteLimit, "release", idBody{id}, nil)
 }
@@ -240,15 +242,33 @@ func (k *Client) Delete(ctx context.Context, id string) error {
 		if err := k.askShim(ctx, deleteLimit, "end", idBody{id}, nil); err != nil {
 			return err
 		}
-		k.askLogger(ctx, finishLimit, "finish", id)
+		k.finishLog(ctx, id)
 	}
 	if err := k.askShim(ctx, deleteLimit, "delete", idBody{id}, nil); err != nil {
 		return err
 	}
 	k.mu.Lock()
 	delete(k.told, id)
+	delete(k.late, id)
 	k.mu.Unlock()
 	return nil
+}
+
+// finishLog waits until everything an ended task has printed is in its log,
+// within a limit: the logger tries on, and the task's end does not wait. A log
+// that was late once is given a second only.
+func (k *Client) finishLog(ctx context.Context, id string) {
+	k.mu.Lock()
+	limit := finishLimit
+	if k.late[id] {
+		limit = time.Second
+	}
+	k.mu.Unlock()
+	if k.askLogger(ctx, limit, "finish", id) != nil && k.ctx.Err() == nil {
+		k.mu.Lock()
+		k.late[id] = true
+		k.mu.Unlock()
+	}
 }
 
 // Tasks lists every task folder, by id.

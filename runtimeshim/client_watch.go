@@ -43,7 +43,7 @@ func (k *Client) sawExit(t Task) {
 		return
 	}
 	k.work.Go(func() {
-		k.askLogger(k.ctx, finishLimit, "finish", t.ID) // the logger tries on; the exit does not wait longer
+		k.finishLog(k.ctx, t.ID)
 		k.mu.Lock()
 		k.exits = append(k.exits, t)
 		k.mu.Unlock()

@@ -143,8 +143,7 @@ func (s *shim) clear(ctx context.Context, t *task) error {
 	var failed error
 	if _, err := os.Lstat(home); err == nil && t.rec.Runtime != "" {
 		s.step("shim.delete")
-		failed = s.run(ctx, ociCommand{runtime: t.rec.Runtime, log: t.dir.runtimeLog(), wait: deleteWait,
-			args: []string{"delete", "--force", t.rec.ID}})
+		failed = s.runDelete(ctx, t)
 	}
 	// The runtime's own success is not taken for it: a container that shares
 	// its pid namespace, or one whose state was never written, leaves processes.
@@ -164,6 +163,17 @@ func (s *shim) clear(ctx context.Context, t *task) error {
 		writeJSON(t.dir.record(), t.rec)
 	}
 	return nil
+}
+
+// runDelete executes the runtime's delete. By force only if it must: runc then
+// sleeps 100 ms before it looks whether the process has ended.
+func (s *shim) runDelete(ctx context.Context, t *task) error {
+	c := ociCommand{runtime: t.rec.Runtime, log: t.dir.runtimeLog(), wait: deleteWait, args: []string{"delete", t.rec.ID}}
+	if t.exit != nil && s.run(ctx, c) == nil {
+		return nil
+	}
+	c.args = []string{"delete", "--force", t.rec.ID}
+	return s.run(ctx, c)
 }
 
 // livePid is the number of the task's process if that is still its own.

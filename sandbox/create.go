@@ -37,17 +37,36 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, config *run
 	key := containerKey(p.id, config)
 	id, err := m.flights.do(ctx, key, createLimit, func(ctx context.Context) (string, error) {
 		if id, ok := m.named(key); ok {
-			return id, nil
+			same, err := m.yield(ctx, id, config)
+			if same || err != nil {
+				return id, err
+			}
 		}
 		return m.createContainer(withPod(ctx, p.id), p, config)
 	})
 	if err != nil {
 		return "", err
 	}
-	if c, err := m.findContainer(id); err == nil && !proto.Equal(c.config, config) {
-		return "", fmt.Errorf("%s exists as %s with another configuration: %w", key, id, errdefs.ErrAlreadyExists)
+	if c, err := m.findContainer(id); err == nil && !proto.Equal(c.config, config) { // joined one that was under way
+		return "", fmt.Errorf("%s is being made as %s with another configuration: %w", key, id, errdefs.ErrAlreadyExists)
 	}
 	return id, nil
+}
+
+// yield says whether the container that has the name already is the one that is asked for. One that was made for another request and never
+// started is taken away: whoever asked for it has given up, and must not poison what comes after. ErrAlreadyExists when it was started.
+func (m *Manager) yield(ctx context.Context, id string, config *runtimeapi.ContainerConfig) (same bool, err error) {
+	c, err := m.findContainer(id)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil || proto.Equal(c.config, config) {
+		return err == nil, err
+	}
+	if r, ok := m.record(c); ok && r.State != store.ContainerCreated {
+		return false, fmt.Errorf("container %s has this name and attempt, another configuration, and is %s: %w", id, r.State, errdefs.ErrAlreadyExists)
+	}
+	return false, m.removeContainer(ctx, c)
 }
 
 func (m *Manager) createContainer(ctx context.Context, p *pod, config *runtimeapi.ContainerConfig) (string, error) {

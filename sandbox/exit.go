@@ -20,6 +20,11 @@ func (m *Manager) onExit(ctx context.Context, t runtimeshim.Task) {
 	if t.Exit == nil {
 		return
 	}
+	select {
+	case <-m.open: // until then recovery looks at every task itself
+	case <-ctx.Done():
+		return
+	}
 	m.mu.RLock()
 	c, isContainer := m.containers[t.ID]
 	p, isPod := m.pods[t.ID]

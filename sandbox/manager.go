@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -54,6 +55,7 @@ type Manager struct {
 	turns   turns
 	layers  layers
 	collect chan struct{} // asks the collector to look again
+	open    chan struct{} // closed when recovery has made the records true
 	stopped context.CancelFunc
 
 	mu         sync.RWMutex // guards what follows; never held across I/O
@@ -98,7 +100,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 		c.Step = func(string) {}
 	}
 	m := &Manager{
-		conf: c, images: c.Images, network: c.Network, step: c.Step, collect: make(chan struct{}, 1),
+		conf: c, images: c.Images, network: c.Network, step: c.Step, collect: make(chan struct{}, 1), open: make(chan struct{}),
 		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]string{}, stops: map[string]*stop{},
 	}
 	for _, dir := range []string{m.statePath("pods"), m.statePath("rootfs"), m.statePath("locks"), m.rootPath("containers")} {
@@ -114,15 +116,17 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	if err := m.load(ctx); err != nil {
 		return nil, err
 	}
+	ctx, m.stopped = context.WithCancel(ctx)
 	shim := c.Shim
 	shim.OnExit = func(t runtimeshim.Task) { m.onExit(ctx, t) }
 	if m.shim, err = runtimeshim.Connect(ctx, shim); err != nil {
+		m.stopped()
 		return nil, err
 	}
-	ctx, m.stopped = context.WithCancel(ctx)
 	if err := m.recover(ctx); err != nil {
-		return nil, err
+		return nil, errors.Join(err, m.Close())
 	}
+	close(m.open)
 	go m.collector(ctx)
 	return m, nil
 }

@@ -99,15 +99,10 @@ func (m *Manager) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 	return p.id, nil
 }
 
-// undo takes a pod that did not come up away. What cannot be taken away now is listed as a pod that is not ready, and tried again later.
+// undo takes a pod that did not come up away. One that cannot be taken away now stays listed as a pod that is not ready, in the state in
+// which a stop or a removal goes on where this one ended.
 func (m *Manager) undo(ctx context.Context, p *pod) error {
-	err := clean(ctx, teardownLimit, func(ctx context.Context) error { return m.removePod(ctx, p) })
-	if err != nil {
-		_, failed := m.store.Insist(p.id, func(r *store.Pod) error { r.State = store.PodNotReady; return nil })
-		m.lookAgain()
-		return errors.Join(err, failed)
-	}
-	return nil
+	return clean(ctx, teardownLimit, func(ctx context.Context) error { return m.removePod(ctx, p) })
 }
 
 func (m *Manager) bringUp(ctx context.Context, p *pod) error {

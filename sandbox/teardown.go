@@ -207,8 +207,8 @@ func (m *Manager) lookAgain() {
 func (m *Manager) collectOnce(ctx context.Context) bool {
 	done := true
 	for _, id := range m.network.Debts() {
-		if r, ok := m.store.Get(id); ok && (r.State == store.PodReady || r.State == store.PodCreating) {
-			continue // connected, not owed
+		if r, ok := m.store.Get(id); ok && r.State != store.PodNotReady {
+			continue // its processes may still use the address
 		}
 		if err := m.network.Teardown(ctx, cni.Pod{ID: id, NetNS: m.netns(id)}); err != nil {
 			log.G(ctx).WithField("pod", id).WithError(err).Warn("the network plugin still does not give an address back")

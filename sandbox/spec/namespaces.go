@@ -11,8 +11,8 @@ import (
 // the network, which is there before it. What is the host's is not listed.
 func (d *draft) podNamespaces() error {
 	o := podNamespace(d.pod.Config)
-	if d.hostNetwork() != (d.pod.NetNS == "") {
-		return fmt.Errorf("spec of pod %s: network mode %s with network namespace %q", d.pod.ID, o.GetNetwork(), d.pod.NetNS)
+	if err := d.checkNetNS(); err != nil {
+		return err
 	}
 	d.addNamespace(specs.MountNamespace, "")
 	if !d.hostNetwork() {
@@ -34,6 +34,9 @@ func (d *draft) podNamespaces() error {
 func (d *draft) namespaces() error {
 	if d.pod.PausePID <= 0 {
 		return fmt.Errorf("spec of container %s: pod %s has no pause process", d.c.ID, d.pod.ID)
+	}
+	if err := d.checkNetNS(); err != nil {
+		return err
 	}
 	pod := podNamespace(d.pod.Config)
 	d.addNamespace(specs.MountNamespace, "")
@@ -63,6 +66,14 @@ func (d *draft) pidNamespace(pod runtimeapi.NamespaceMode) error {
 		if pod != runtimeapi.NamespaceMode_NODE {
 			d.addNamespace(specs.PIDNamespace, nsPath(d.pod.PausePID, "pid"))
 		}
+	}
+	return nil
+}
+
+// checkNetNS: an empty path would be the host's network, or a new one.
+func (d *draft) checkNetNS() error {
+	if d.hostNetwork() != (d.pod.NetNS == "") {
+		return fmt.Errorf("spec of pod %s: network mode %s with network namespace %q", d.pod.ID, podNamespace(d.pod.Config).GetNetwork(), d.pod.NetNS)
 	}
 	return nil
 }

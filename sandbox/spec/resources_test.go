@@ -1,0 +1,198 @@
+package spec
+
+import (
+	"reflect"
+	"syscall"
+	"testing"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestMergeResources(t *testing.T) {
+	current := &specs.LinuxResources{
+		Devices: []specs.LinuxDeviceCgroup{denyAll()},
+		CPU:     &specs.LinuxCPU{Shares: ptr(uint64(512)), Cpus: "0"},
+		Memory:  &specs.LinuxMemory{Limit: ptr(int64(64 << 20)), Swap: ptr(int64(64 << 20))},
+		Unified: map[string]string{"memory.low": "1"},
+	}
+	for _, r := range []struct {
+		name  string
+		in    *runtimeapi.LinuxContainerResources
+		want  func(*specs.LinuxResources)
+		notes int
+	}{
+		{"nothing", nil, func(*specs.LinuxResources) {}, 0},
+		{"zeros", &runtimeapi.LinuxContainerResources{Unified: map[string]string{}}, func(*specs.LinuxResources) {}, 0},
+		{"cpu", &runtimeapi.LinuxContainerResources{CpuQuota: -1, CpuPeriod: 50000}, func(r *specs.LinuxResources) {
+			r.CPU.Quota, r.CPU.Period = ptr(int64(-1)), ptr(uint64(50000))
+		}, 0},
+		{"shares at the bounds", &runtimeapi.LinuxContainerResources{CpuShares: 1 << 40}, func(r *specs.LinuxResources) { r.CPU.Shares = ptr(uint64(262144)) }, 1},
+		{"memory takes swap along", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 128 << 20}, func(r *specs.LinuxResources) {
+			r.Memory.Limit, r.Memory.Swap = ptr(int64(128<<20)), ptr(int64(128<<20))
+		}, 0},
+		{"swap alone", &runtimeapi.LinuxContainerResources{MemorySwapLimitInBytes: 96 << 20}, func(r *specs.LinuxResources) { r.Memory.Swap = ptr(int64(96 << 20)) }, 0},
+		{"unified is merged", &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.high": "max"}}, func(r *specs.LinuxResources) { r.Unified["memory.high"] = "max" }, 0},
+		{"hugepages", &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}, {PageSize: "1GB"}}}, func(r *specs.LinuxResources) {
+			r.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}, {Pagesize: "1GB"}}
+		}, 0},
+	} {
+		t.Run(r.name, func(t *testing.T) {
+			want := clone(current)
+			r.want(want)
+			before := clone(current)
+			got, notes, err := MergeResources(aHost(), current, r.in)
+			if err != nil || !reflect.DeepEqual(got, want) || len(notes) != r.notes {
+				t.Errorf("got %+v, %v, %v\nwant %+v", got, notes, err, want)
+			}
+			if !reflect.DeepEqual(before, current) {
+				t.Error("the input has changed")
+			}
+		})
+	}
+	_, _, err := MergeResources(aHost(), current, &runtimeapi.LinuxContainerResources{MemorySwapLimitInBytes: 32 << 20})
+	wantInvalid(t, err, "memory_swap_limit_in_bytes")
+}
+
+// TestMissingControllers: what kubelet always sends does not fail, and is told.
+func TestMissingControllers(t *testing.T) {
+	h := aHost()
+	h.HugePageSizes, h.MemorySwapAccounting = nil, false
+	in := &runtimeapi.LinuxContainerResources{
+		MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 64 << 20,
+		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB", Limit: 1 << 30}},
+		Unified:        map[string]string{"memory.swap.max": "0", "memory.high": "1"},
+	}
+	got, notes, err := MergeResources(h, nil, in)
+	if err != nil || len(notes) != 2 || got.Memory.Swap != nil || got.HugepageLimits != nil || len(got.Unified) != 1 {
+		t.Errorf("%+v, %v, %v", got, notes, err)
+	}
+	got, notes, err = MergeResources(aHost(), nil, &runtimeapi.LinuxContainerResources{MemorySwapLimitInBytes: 64 << 20})
+	if err != nil || len(notes) != 1 || got.Memory.Swap != nil {
+		t.Errorf("swap without a memory limit: %+v, %v, %v", got, notes, err)
+	}
+}
+
+func TestCgroupsPath(t *testing.T) {
+	for _, r := range []struct {
+		systemd      bool
+		parent, want string
+	}{
+		{false, "/kubepods/podx", "/kubepods/podx/ctr1"},
+		{false, "kubepods/podx/", "/kubepods/podx/ctr1"},
+		{false, "", "/cribox/ctr1"},
+		{false, "/", "/ctr1"},
+		{true, "kubepods-podx.slice", "kubepods-podx.slice:cribox:ctr1"},
+		{true, "/kubepods.slice/kubepods-podx.slice", "kubepods-podx.slice:cribox:ctr1"},
+		{true, "", "system.slice:cribox:ctr1"},
+	} {
+		h, p := aHost(), aPod()
+		h.SystemdCgroup, p.Config.Linux.CgroupParent = r.systemd, r.parent
+		if err := ValidatePod(p.Config, h); err != nil {
+			t.Error(err)
+		}
+		if got := mustContainer(t, h, p, aContainer()).Linux.CgroupsPath; got != r.want {
+			t.Errorf("%+v became %s", r, got)
+		}
+	}
+}
+
+func TestStopSignal(t *testing.T) {
+	for _, r := range []struct {
+		cri   runtimeapi.Signal
+		image string
+		want  syscall.Signal
+	}{
+		{0, "", syscall.SIGTERM}, {0, "SIGQUIT", syscall.SIGQUIT}, {0, "quit", syscall.SIGQUIT}, {0, "9", syscall.SIGKILL}, {0, "SIGRTMIN+3", 37},
+		{0, "RTMAX-1", 63}, {0, "SIGRTMIN", 34}, {0, "SIGPOLL", syscall.SIGIO}, {23, "SIGQUIT", syscall.SIGTERM}, {29, "", syscall.SIGUSR1}, {5, "", syscall.SIGCHLD},
+		{12, "", syscall.SIGABRT}, {34, "", syscall.SIGXFSZ}, {35, "", 34}, {50, "", 49}, {51, "", 50}, {65, "", 64}, {20, "", syscall.SIGSTKFLT},
+	} {
+		if got, err := StopSignal(&runtimeapi.ContainerConfig{StopSignal: r.cri}, r.image); err != nil || got != r.want {
+			t.Errorf("%d, %q: %d, %v, want %d", r.cri, r.image, got, err, r.want)
+		}
+	}
+	for _, bad := range []string{"SIGNONSENSE", "0", "65", "-1", "SIGRTMIN+31", "SIGRTMAX+1", "SIGRTMIN-1", "SIGRTMIN3", "SIGRTMIN+", "SIGRTMIN+x", "1.5"} {
+		_, err := StopSignal(nil, bad)
+		wantInvalid(t, err, "stop_signal")
+	}
+	// The API renames its signals; the numbers, and what they mean, stay.
+	for n := range runtimeapi.Signal_name {
+		sig, err := StopSignal(&runtimeapi.ContainerConfig{StopSignal: runtimeapi.Signal(n)}, "")
+		if err != nil {
+			t.Errorf("signal %d of the API: %v", n, err)
+			continue
+		}
+		again, err := StopSignal(&runtimeapi.ContainerConfig{StopSignal: CRISignal(sig)}, "")
+		if err != nil || again != sig {
+			t.Errorf("%d is %d, back as %d is %d", n, sig, CRISignal(sig), again)
+		}
+	}
+}
+
+func TestImageVolumes(t *testing.T) {
+	c := aContainer()
+	c.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/taken/"}}
+	// SEC-09
+	c.Image.Config.Volumes = map[string]struct{}{
+		"/data": {}, "relative": {}, "/../../../../etc": {}, "/a/../../etc": {}, "/taken": {}, "/": {}, "": {}, "/proc": {}, "/proc/x": {}, "/sys/y": {}, "/dev/shm": {}, "/x\x00": {}, "/data/": {},
+	}
+	got := ImageVolumes(c.Image, c.Config)
+	if want := []string{"/data", "/etc", "/relative"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := ImageVolumes(ocispec.Image{}, nil); got != nil {
+		t.Errorf("%q out of nothing", got)
+	}
+}
+
+func TestMountsOfTheRequestWin(t *testing.T) {
+	c := aContainer()
+	c.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/dev", HostPath: "/dev"}, {ContainerPath: "/etc/hosts", HostPath: "/h"}, {ContainerPath: "/sys/", HostPath: "/sys"}}
+	c.Mounts = []Mount{{Source: "/dev"}, {Source: "/h"}, {Source: "/sys"}}
+	seen := map[string]string{}
+	last := 0
+	for _, m := range mustContainer(t, aHost(), aPod(), c).Mounts {
+		if _, twice := seen[m.Destination]; twice {
+			t.Errorf("%s is mounted twice", m.Destination)
+		}
+		seen[m.Destination] = m.Source
+		if depth(m.Destination) < last {
+			t.Errorf("%s comes after something deeper", m.Destination)
+		}
+		last = depth(m.Destination)
+	}
+	want := map[string]string{
+		"/proc": "proc", "/dev": "/dev", "/sys": "/sys", "/sys/fs/cgroup": "cgroup", "/etc/hosts": "/h",
+		"/etc/hostname": aPod().HostnamePath, "/etc/resolv.conf": aPod().ResolvConfPath,
+	}
+	if !reflect.DeepEqual(seen, want) {
+		t.Errorf("got %v\nwant %v", seen, want)
+	}
+}
+
+func TestNetworkNamespaceMustFit(t *testing.T) {
+	p := aPod()
+	p.NetNS = ""
+	if _, _, err := ForPod(aHost(), p); err == nil {
+		t.Error("a pod with its own network and no namespace would run in the host's")
+	}
+	if _, _, err := ForContainer(aHost(), p, aContainer()); err == nil {
+		t.Error("so would its containers")
+	}
+	p = aPod()
+	p.PausePID = 0
+	if _, _, err := ForContainer(aHost(), p, aContainer()); err == nil {
+		t.Error("a container without a pod")
+	}
+	c := aContainer()
+	c.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/a", HostPath: "/b"}}
+	if _, _, err := ForContainer(aHost(), aPod(), c); err == nil {
+		t.Error("a mount that nobody resolved")
+	}
+	c = aContainer()
+	c.security().NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: "x"}
+	if _, _, err := ForContainer(aHost(), aPod(), c); err == nil {
+		t.Error("a target without a process")
+	}
+}

@@ -1,0 +1,158 @@
+package spec
+
+import (
+	"bytes"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const passwd = `# users of the image
+root:x:0:0:root:/root:/bin/sh
+app:x:1000:1000:An app:/home/app:/bin/sh
+other:x:1001:100::relative:/bin/sh
+bell:x:1002:100::/home/` + "\x07" + `x:/bin/sh
+4294967296:x:0:0::/:/bin/sh
+2147483648:x:0:0::/:/bin/sh
+svc:x:4294967296:4294967296::/:/bin/sh
+minus:x:-1:5::/:/bin/sh
+grp:x:5:4294967296::/:/bin/sh
+empty:x:::::
+short:x:7
+hex:x:0x0:0::/:
+app:x:0:0:second line of a name does not count:/root:/bin/sh
+`
+
+const group = `root:x:0:
+wheel:x:10:root,app
+app:x:1000:
+audio:x:29:other,app
+big:x:4294967296:bigmember
+named:x:2147483647:
+`
+
+func request(change func(*runtimeapi.LinuxContainerSecurityContext)) *runtimeapi.LinuxContainerSecurityContext {
+	sc := &runtimeapi.LinuxContainerSecurityContext{}
+	if change != nil {
+		change(sc)
+	}
+	return sc
+}
+
+func id(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
+
+func TestResolveUser(t *testing.T) {
+	app := User{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{1000, 10, 29}, Username: "app", Home: "/home/app"}
+	for _, r := range []struct {
+		name, image string
+		change      func(*runtimeapi.LinuxContainerSecurityContext)
+		want        User
+	}{
+		{"nothing said", "", nil, User{AdditionalGIDs: []uint32{0, 10}, Username: "root", Home: "/root"}},
+		{"image by name", "app", nil, app},
+		{"image by number", "1000", nil, app},
+		{"image by number, unknown", "4711", nil, User{UID: 4711, AdditionalGIDs: []uint32{0}, Home: "/"}},
+		{"highest number", "2147483647", nil, User{UID: 2147483647, AdditionalGIDs: []uint32{0}, Home: "/"}},
+		{"image with group", "app:audio", nil, User{UID: 1000, GID: 29, AdditionalGIDs: []uint32{29, 10}, Username: "app", Home: "/home/app"}},
+		{"image with number of group", "4711:77", nil, User{UID: 4711, GID: 77, AdditionalGIDs: []uint32{77}, Home: "/"}},
+		{"image with an empty group", "app:", nil, app},
+		{"home that is no path", "other", nil, User{UID: 1001, GID: 100, AdditionalGIDs: []uint32{100, 29}, Username: "other", Home: "/"}},
+		{"home that rings", "bell", nil, User{UID: 1002, GID: 100, AdditionalGIDs: []uint32{100}, Username: "bell", Home: "/"}},
+		{"user of the request over the image's", "root:wheel", func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUser = id(1000) }, app},
+		{"zero is a user", "app", func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUser = id(0) },
+			User{AdditionalGIDs: []uint32{0, 10}, Username: "root", Home: "/root"}},
+		{"name of the request", "", func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "app" }, app},
+		{"group of the request", "", func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUser, sc.RunAsGroup = id(1000), id(0) },
+			User{UID: 1000, GID: 0, AdditionalGIDs: []uint32{0, 10, 29}, Username: "app", Home: "/home/app"}},
+		{"merge", "app", func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.SupplementalGroups = []int64{5000, 10, 1000} },
+			User{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{1000, 10, 29, 5000}, Username: "app", Home: "/home/app"}},
+		{"strict", "app", func(sc *runtimeapi.LinuxContainerSecurityContext) {
+			sc.SupplementalGroupsPolicy, sc.SupplementalGroups = runtimeapi.SupplementalGroupsPolicy_Strict, []int64{5000}
+		}, User{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{1000, 5000}, Username: "app", Home: "/home/app"}},
+	} {
+		t.Run(r.name, func(t *testing.T) {
+			got, err := ResolveUser(r.image, request(r.change), []byte(passwd), []byte(group))
+			if err != nil || !reflect.DeepEqual(got, r.want) {
+				t.Errorf("got %+v, %v\nwant %+v", got, err, r.want)
+			}
+		})
+	}
+	got, err := ResolveUser("1000:1000", nil, nil, nil)
+	if want := (User{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{1000}, Home: "/"}); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("without any file and request: %+v, %v", got, err)
+	}
+}
+
+// TestResolveUserRefuses (SEC-01): no number becomes another one, none becomes a name.
+func TestResolveUserRefuses(t *testing.T) {
+	hostile := []string{
+		"4294967296", "4294967295", "2147483648", "-1", "18446744073709551616", "1e3", "0x0", "00", " 0", "0 ", "+0", "0\n", "0\x00", "01000", "٠", "1_000",
+		"0:4294967296", "0:-1", "0:00", "0:0x0", "0: 0", ":", ":0", "0:0:0", "app:root:x", "svc", "minus", "grp", "empty", "short", "hex", "nobody-knows", "app:nobody-knows", "app:big",
+		"a/b", "../root", "app\n", "app ", "-app", strings.Repeat("a", 1<<20),
+	}
+	for _, u := range hostile {
+		t.Run(truncate(u), func(t *testing.T) {
+			got, err := ResolveUser(u, nil, []byte(passwd), []byte(group))
+			if err == nil {
+				t.Fatalf("became %+v", got)
+			}
+			wantInvalid(t, err, "")
+			if len(err.Error()) > 500 {
+				t.Errorf("the error is %d bytes long", len(err.Error()))
+			}
+		})
+	}
+	for field, change := range map[string]func(*runtimeapi.LinuxContainerSecurityContext){
+		"run_as_username":                 func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUser, sc.RunAsUsername = id(0), "app" },
+		"run_as_group":                    func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsGroup = id(0) },
+		"run_as_user":                     func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUser = id(-1) },
+		"security_context.run_as_user":    func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUser = id(1 << 31) },
+		"security_context.run_as_group":   func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUser, sc.RunAsGroup = id(0), id(1<<32) },
+		"supplemental_groups":             func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.SupplementalGroups = []int64{1 << 32} },
+		"context.supplemental_groups":     func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.SupplementalGroups = make([]int64, maxGroups+1) },
+		"supplemental_groups_policy":      func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.SupplementalGroupsPolicy = 7 },
+		"as_username":                     func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "1000" },
+		"s_username":                      func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "app:audio" },
+		"security_context.run_as_usernam": func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "nobody-knows" },
+	} {
+		t.Run(field, func(t *testing.T) {
+			_, err := ResolveUser("", request(change), []byte(passwd), []byte(group))
+			wantInvalid(t, err, field)
+		})
+	}
+	_, err := ResolveUser("", request(func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "bigmember" }),
+		[]byte("bigmember:x:9:9::/:\n"), []byte(group))
+	wantInvalid(t, err, "gid of big")
+}
+
+// TestManyGroups (SEC-04): a group file that names the user without end is
+// refused, not carried around.
+func TestManyGroups(t *testing.T) {
+	var file bytes.Buffer
+	for i := range 300000 {
+		fmt.Fprintf(&file, "g%d:x:%d:app\n", i, i+1)
+	}
+	_, err := ResolveUser("app", nil, []byte(passwd), file.Bytes())
+	wantInvalid(t, err, "supplemental_groups")
+
+	line := append([]byte("wheel:x:10:"), bytes.Repeat([]byte("x,"), 4<<20)...)
+	u, err := ResolveUser("app", nil, []byte(passwd), append(line, "app\n"...))
+	if err != nil || len(u.AdditionalGIDs) != 2 {
+		t.Errorf("one long line: %+v, %v", u, err)
+	}
+}
+
+// TestPrimaryGroupStays (SEC-02): whatever the caller hands over.
+func TestPrimaryGroupStays(t *testing.T) {
+	for _, additional := range [][]uint32{nil, {5}, {5, 7, 5}, {7}} {
+		c := aContainer()
+		c.User = User{UID: 1, GID: 7, AdditionalGIDs: additional}
+		got := mustContainer(t, aHost(), aPod(), c).Process.User.AdditionalGids
+		if got[0] != 7 || len(got) > 2 {
+			t.Errorf("%v became %v", additional, got)
+		}
+	}
+}
