@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/log"
+	"github.com/distribution/reference"
 
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/imageservice"
@@ -28,14 +29,11 @@ const lastWord = 10 * time.Second
 // serve runs the daemon until ctx ends.
 func serve(ctx context.Context, c Config, _ io.Writer) error {
 	syscall.Umask(0o022)
-	lock, err := lockRoot(c.Root)
+	unlock, err := lockFolders(c)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
-	if err := prepareState(c.State); err != nil {
-		return err
-	}
+	defer unlock()
 	listener, err := listen(c.socket())
 	if err != nil {
 		return err
@@ -64,7 +62,7 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 
 // openRooms wires the rooms together.
 func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.Images, error) {
-	images, err := imageservice.Open(ctx, imageservice.Config{Root: c.Root, RegistryConfig: existing(c.Images.RegistryConfig), Step: step})
+	images, err := imageservice.Open(ctx, imageservice.Config{Root: c.Root, RegistryConfig: existing(c.Images.RegistryConfig), Pinned: pinned(c), Step: step})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -82,6 +80,18 @@ func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.I
 		Handlers: handlers, Default: c.DefaultRuntime, Pause: c.PauseImage, Step: step,
 	})
 	return pods, images, err
+}
+
+// pinned returns the images that must not be removed: without its pause image no pod starts.
+func pinned(c Config) []string {
+	if c.PauseImage == "" {
+		return nil
+	}
+	name, err := reference.ParseDockerRef(c.PauseImage) // was checked
+	if err != nil {
+		return nil
+	}
+	return []string{name.String()}
 }
 
 func openNetwork(ctx context.Context, c Config, instance string) (*cni.Networks, error) {
@@ -178,11 +188,11 @@ func logger(ctx context.Context, c Config, _ io.Writer) error {
 
 // shutdown ends what outlives the daemon, when nothing runs any more.
 func shutdown(ctx context.Context, c Config, out io.Writer) error {
-	lock, err := lockRoot(c.Root)
+	unlock, err := lockFolders(c)
 	if err != nil {
 		return fmt.Errorf("stop the daemon first: %w", err)
 	}
-	defer lock.Close()
+	defer unlock()
 	client, err := runtimeshim.Connect(ctx, runtimeshim.Config{State: c.State, LogLevel: c.LogLevel})
 	if err != nil {
 		return err

@@ -92,6 +92,15 @@ func TestAddDeadline(t *testing.T) {
 	if f.calls("DEL") != 1 {
 		t.Fatalf("calls: %s", f.read("calls"))
 	}
+	f.behave("", "sleep 1000")
+	h.setup(p)
+	wantErr(t, h.n.Teardown(t.Context(), p), context.DeadlineExceeded)
+	if d := h.n.Debts(); len(d) != 1 {
+		t.Fatalf("debts %v", d)
+	}
+	f.behave("", "")
+	h.teardown(p)
+	f.wantLeases(0)
 }
 
 // Another pod is connected while one hangs.

@@ -70,7 +70,7 @@ func TestNetNS(t *testing.T) {
 
 // The folder is one shared mount however many namespaces are made at once.
 func TestNetNSFolder(t *testing.T) {
-	for round := range 40 {
+	for round := range 10 {
 		dir := filepath.Join(t.TempDir(), fmt.Sprint("netns", round))
 		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 		begin := make(chan struct{})
@@ -88,6 +88,33 @@ func TestNetNSFolder(t *testing.T) {
 		if got := mountsOf(t, dir); len(got) != 1 || !strings.Contains(got[0], "shared:") {
 			t.Fatalf("mounts of the folder: %q", got)
 		}
+	}
+}
+
+// Who has the folder's lock, `ip netns` for one, may be about to mount it.
+func TestNetNSFolderLocked(t *testing.T) {
+	dir := t.TempDir()
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	f, err := lockFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() { done <- shareFolder(dir) }()
+	for range 100 {
+		if got := mountsOf(t, dir); len(got) > 0 {
+			t.Fatalf("mounted without the lock: %v", got)
+		}
+	}
+	if err := unix.Mount(dir, dir, "none", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := mountsOf(t, dir); len(got) != 1 || !strings.Contains(got[0], "shared:") {
+		t.Fatalf("mounts of the folder: %q", got)
 	}
 }
 

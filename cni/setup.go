@@ -81,6 +81,9 @@ func (n *Networks) clearEarlier(ctx context.Context, r record, pod Pod) error {
 			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}
 	}
+	// Two attempts that wait for each other's turn must not do so for ever.
+	ctx, cancel := context.WithTimeout(ctx, n.c.Timeout)
+	defer cancel()
 	for _, id := range n.debts.abandoned(r) {
 		if err := n.Teardown(ctx, Pod{ID: id, Lock: pod.Lock}); err != nil {
 			return fmt.Errorf("earlier attempt %s is not undone: %w: %w", id, err, errdefs.ErrUnavailable)

@@ -12,8 +12,8 @@ import (
 // strayRounds bounds how often the processes are listed again because one more was found, started meanwhile.
 const strayRounds = 5
 
-// killStrays ends every process with this run's mark in its environment: children that made a session or group of
-// their own. It reads /proc and is for failures only.
+// killStrays ends every process with this run's mark in its environment: children
+// that left its group too. It reads /proc and is for failures only.
 func (r *run) killStrays() {
 	for range strayRounds {
 		if !killMarked([]byte(r.mark)) {

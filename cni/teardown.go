@@ -34,7 +34,7 @@ func (n *Networks) disconnect(ctx context.Context, pod Pod) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.c.Timeout)
 	defer cancel()
 	n.step("cni.del")
-	if err := n.del(ctx, d, pod); err != nil {
+	if err := n.del(ctx, &d, pod); err != nil {
 		return fmt.Errorf("network %s: %w", d.Network, err)
 	}
 	n.step("cni.deleted")
@@ -45,8 +45,8 @@ func (n *Networks) disconnect(ctx context.Context, pod Pod) error {
 	return nil
 }
 
-func (n *Networks) del(ctx context.Context, d debt, pod Pod) error {
-	list, err := n.listOf(ctx, &d)
+func (n *Networks) del(ctx context.Context, d *debt, pod Pod) error {
+	list, err := n.listOf(ctx, d)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package crictltests
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -96,8 +97,8 @@ func (c *container) wantNumbers(lines []logLine, stream string, total int) {
 		printed = nil
 	}
 	for i, line := range printed {
-		var n int
-		if _, err := fmt.Sscan(line, &n); err != nil || n != i+1 {
+		number, _, _ := strings.Cut(line, " ")
+		if n, err := strconv.Atoi(number); err != nil || n != i+1 {
 			c.Errorf("%s of %s: line %d says %.80q; a line was lost or doubled", stream, c.config.Metadata.Name, i+1, line)
 			return
 		}

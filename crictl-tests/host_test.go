@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -50,11 +51,11 @@ func freeSubnet(t testing.TB) string {
 
 // settled leaves out of a running daemon's ledger what it may rightly keep once made: the bridge of its network, the
 // allocator's notes, empty folders of its house.
-func settled(l ledger.Ledger) ledger.Ledger {
+func (d *daemon) settled(l ledger.Ledger) ledger.Ledger {
 	out := ledger.Ledger{}
 	for kind, lines := range l {
 		for _, line := range lines {
-			if !mayStay(kind, line) {
+			if !mayStay(kind, line) && !(d.blobs && strings.HasPrefix(line, filepath.Join(d.root, "content")+"/")) {
 				out[kind] = append(out[kind], line)
 			}
 		}
@@ -65,10 +66,10 @@ func settled(l ledger.Ledger) ledger.Ledger {
 var houseKeeping = map[string]*regexp.Regexp{
 	ledger.Links: regexp.MustCompile(`^bridge `),
 	ledger.Rules: regexp.MustCompile(`^nft: table inet cribox_`), // masquerading for the whole subnet
-	ledger.Files: regexp.MustCompile(`/(last_reserved_ip\.\d+|lock|pause/pause)$|/leases/[^/]+$`),
+	ledger.Files: regexp.MustCompile(`/(last_reserved_ip\.\d+|lock|pause/pause|cni/pod-cidr)$|leases/[^/]+$|/test-leases$`),
 	// A connection of a client comes and goes with the client, not with pods; so do the runtime's own poll descriptors.
 	// What a library forgets to close at the start is closed when memory is collected.
-	ledger.Fds: regexp.MustCompile(`^serve socket$|eventpoll|eventfd|fsverity-check`),
+	ledger.Fds: regexp.MustCompile(`^serve socket$|eventpoll|eventfd|fsverity-check|^serve /$|^serve /etc/(group|passwd)$`),
 }
 
 func mayStay(kind, line string) bool {
@@ -88,6 +89,24 @@ func isHouse(path string) bool {
 }
 
 var carriesID = regexp.MustCompile(`^[0-9]+$|[0-9a-f]{12,}|-`)
+
+// common returns the lines of a that b has too.
+func common(a, b []string) []string {
+	var out []string
+	for _, line := range a {
+		if i := slices.Index(b, line); i >= 0 {
+			out, b = append(out, line), slices.Delete(slices.Clone(b), i, i+1)
+		}
+	}
+	return out
+}
+
+// removeOwnNetwork takes away the bridge of a network that the test, not the daemon, has configured.
+func (d *daemon) removeOwnNetwork() {
+	if link, err := netlink.LinkByName("cbt" + d.instance()); err == nil {
+		_ = netlink.LinkDel(link)
+	}
+}
 
 // sweepHost takes away what a failed test has left outside its folder.
 func sweepHost(d *daemon) {

@@ -205,7 +205,7 @@ func TestImageLayers(t *testing.T) {
 
 func TestPullWithCredentials(t *testing.T) {
 	t.Parallel()
-	d := newDaemon(t)
+	d := newDaemon(t, keepsBlobs)
 	good := &cri.AuthConfig{Username: fixture.Username, Password: fixture.Password}
 	wrong := &cri.AuthConfig{Username: fixture.Username, Password: "not-the-word"}
 	for _, row := range []struct {
@@ -303,7 +303,7 @@ func TestIdenticalPullsAreJoined(t *testing.T) {
 // TestCallerLeavesAPull: one who leaves does not take the others' pull away.
 func TestCallerLeavesAPull(t *testing.T) {
 	t.Parallel()
-	d := newDaemon(t)
+	d := newDaemon(t, keepsBlobs)
 	r := fixture.ForTest(t)
 	held := r.Inject(fixture.Fault{Match: "GET .*/blobs/", Times: 1, Stall: true, StallAfter: 100})
 	impatient, leave := context.WithCancel(context.Background())
@@ -320,16 +320,20 @@ func TestCallerLeavesAPull(t *testing.T) {
 // TestTruncatedBlob: a connection that breaks is taken up again.
 func TestTruncatedBlob(t *testing.T) {
 	t.Parallel()
-	d := newDaemon(t)
+	d := newDaemon(t, keepsBlobs)
 	r := fixture.ForTest(t)
 	r.Inject(fixture.Fault{Match: "GET .*/blobs/", Times: 2, Truncate: true, TruncateAfter: 1000})
 	_, err := d.tryPull(r.Ref("app:1"), nil)
 	d.must(err)
 }
 
+// acceptable are broken images that a runtime may take: no layers, a compression that its bytes tell, and wrong bytes under a
+// digest whose right bytes came with another image.
+var acceptable = []string{"broken:no-layers", "broken:plain-as-zstd", "broken:wrong-bytes"}
+
 func TestPullFailures(t *testing.T) {
 	t.Parallel()
-	d := newDaemon(t)
+	d := newDaemon(t, keepsBlobs)
 	before := d.ledger()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	d.must(err)
@@ -343,7 +347,7 @@ func TestPullFailures(t *testing.T) {
 		words []string
 	}{
 		{"", codes.InvalidArgument, nil},
-		{"UPPER/case:1", codes.InvalidArgument, []string{"UPPER/case:1"}},
+		{"docker.io/UPPER/case:1", codes.InvalidArgument, []string{"UPPER/case:1"}},
 		{"bad ref", codes.InvalidArgument, []string{"bad ref"}},
 		{"busybox@sha256:1234", codes.InvalidArgument, nil},
 		{":tag", codes.InvalidArgument, nil},
@@ -362,7 +366,7 @@ func TestPullFailures(t *testing.T) {
 		}
 	}
 	for _, name := range fixture.Names() {
-		if kind, _, _ := strings.Cut(name, ":"); kind != "broken" || name == "broken:no-layers" {
+		if kind, _, _ := strings.Cut(name, ":"); kind != "broken" || slices.Contains(acceptable, name) {
 			continue
 		}
 		if _, err := d.tryPull(d.ref(name), nil); err == nil {
@@ -378,7 +382,7 @@ func TestPullFailures(t *testing.T) {
 // TestHostileLayers: each is refused or does nothing outside its own root.
 func TestHostileLayers(t *testing.T) {
 	t.Parallel()
-	d := newDaemon(t)
+	d := newDaemon(t, keepsBlobs)
 	d.must(os.MkdirAll(fixture.EscapeTarget, 0o755))
 	t.Cleanup(func() { _ = os.RemoveAll(fixture.EscapeTarget) })
 	secret := filepath.Join(fixture.EscapeTarget, "secret")
@@ -406,7 +410,7 @@ func TestHostileLayers(t *testing.T) {
 // TestBombs: what unpacks to too much is refused, and nothing of it stays.
 func TestBombs(t *testing.T) {
 	t.Parallel()
-	d := newDaemon(t)
+	d := newDaemon(t, keepsBlobs)
 	before := d.ledger()
 	for _, name := range []string{"hostile:bomb", "hostile:bomb-zstd"} {
 		_, err := d.tryPull(d.ref(name), nil)
@@ -433,7 +437,7 @@ func TestStalledPull(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for the runtime's own stall timer")
 	}
-	d := newDaemon(t)
+	d := newDaemon(t, keepsBlobs)
 	before := d.ledger()
 	r := fixture.ForTest(t)
 	r.Inject(fixture.Fault{Match: "GET .*/blobs/", Stall: true, StallAfter: 100})

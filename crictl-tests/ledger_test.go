@@ -18,12 +18,13 @@ func TestLedgerSees(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	d.mayLeak = true
+	d.pulled(busybox)
 	before := d.ledger()
 	p := d.runPod(func(c *cri.PodSandboxConfig) {
 		c.PortMappings = []*cri.PortMapping{{HostPort: int32(freePort(t)), ContainerPort: 80}}
 	})
 	p.run(idle())
-	diff := ledger.Diff(settled(before), settled(d.ledger()))
+	diff := d.diff(before, d.ledger())
 	for _, kind := range []string{
 		ledger.Mounts, ledger.Netns, ledger.Links, ledger.Leases, ledger.Rules, ledger.Cgroups, ledger.Processes, ledger.Fds, ledger.Files,
 	} {
@@ -42,7 +43,7 @@ func TestLedgerSees(t *testing.T) {
 		ledger.Cgroups: {func() error { return os.Mkdir(cgroupOf(t, d), 0o755) }, func() error { return os.Remove(cgroupOf(t, d)) }},
 	} {
 		d.must(leave.make())
-		if diff := ledger.Diff(settled(before), settled(d.ledger())); !strings.Contains(diff, kind+": ") {
+		if diff := d.diff(before, d.ledger()); !strings.Contains(diff, kind+": ") {
 			t.Errorf("the ledger does not see what was left in %s: %q", kind, diff)
 		}
 		d.must(leave.take())

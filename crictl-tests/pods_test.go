@@ -197,7 +197,7 @@ func namespace(c *container, kind string) string {
 
 func hostNamespace(t testing.TB, kind string) string {
 	t.Helper()
-	link, err := os.Readlink("/proc/1/ns/" + kind)
+	link, err := os.Readlink("/proc/self/ns/" + kind)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ type story struct {
 
 // killAtEveryStep has the daemon die at each step in turn. A step that this request does not pass lets it succeed, and is told.
 func killAtEveryStep(t *testing.T, tell func(*daemon) *story) {
-	d := newDaemon(t)
+	d := newDaemon(t, keepsBlobs)
 	d.pulled(busybox)
 	flat := d.ledger().Without(ledger.Fds)
 	passed := d.stepsOf(tell(d))

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
@@ -236,7 +237,7 @@ func trustRealm(registry, realm *url.URL) (related bool, err error) {
 	switch realm.Scheme {
 	case "https":
 	case "http":
-		if registry.Scheme != "http" || !strings.EqualFold(host, own) {
+		if registry.Scheme != "http" && !docker.IsLocalhost(own) || !strings.EqualFold(host, own) {
 			return false, errors.New("it does not use https")
 		}
 	default:

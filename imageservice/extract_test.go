@@ -119,7 +119,7 @@ func TestHostileLayers(t *testing.T) {
 			return []any{dir("d", 0o755), reg("d/file"), "mine", dir("d/e", 0o755), reg("d/e/x"), "mine", link("d", abs(y, "canary")), reg("d/file"), "dead"}
 		}},
 		"root is a link":            {entries: func(y *yard) []any { return []any{link("./", abs(y, "canary")), reg("file"), "dead"} }, class: errdefs.IsInvalidArgument},
-		"root is a file":            {entries: func(y *yard) []any { return []any{tar.Header{Name: "/", Typeflag: tar.TypeFifo}} }, class: errdefs.IsInvalidArgument},
+		"root is a file":            {entries: func(y *yard) []any { return []any{tar.Header{Name: ".", Typeflag: tar.TypeFifo}} }, class: errdefs.IsInvalidArgument},
 		"root by dotdot is a link":  {entries: func(y *yard) []any { return []any{link("x/..", abs(y, "canary"))} }, class: errdefs.IsInvalidArgument},
 		"hard link to absolute":     {entries: func(y *yard) []any { return []any{suid(hard("h", abs(y, "canary/file"))), reg("h"), "dead"} }, class: errdefs.IsInvalidArgument},
 		"hard link by dotdot":       {entries: func(y *yard) []any { return []any{suid(hard("h", "../canary/file"))} }, class: errdefs.IsInvalidArgument},

@@ -76,18 +76,23 @@ const minMove = 1024
 func (p *progress) watch(ctx context.Context, limit time.Duration, stalled func()) {
 	tick := time.NewTicker(max(limit/8, time.Millisecond))
 	defer tick.Stop()
-	seen, since := p.moved.Load(), time.Now()
+	seen, last := p.moved.Load(), time.Now()
+	var idle time.Duration // without the time spent waiting on purpose
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		now := p.moved.Load()
+		now, moved := time.Now(), p.moved.Load()
 		switch {
-		case now-seen >= minMove || p.paused.Load() > 0:
-			seen, since = now, time.Now()
-		case time.Since(since) >= limit:
+		case moved-seen >= minMove:
+			seen, idle = moved, 0
+		case p.paused.Load() == 0:
+			idle += now.Sub(last)
+		}
+		last = now
+		if idle >= limit {
 			stalled()
 			return
 		}

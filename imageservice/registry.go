@@ -51,6 +51,11 @@ type host struct {
 
 func (h *host) origin() string { return strings.ToLower(h.Scheme + "://" + h.Host) }
 
+// is tells whether u is on this very host. On loopback the scheme says nothing: the library tries https and falls back.
+func (h *host) is(u *url.URL) bool {
+	return origin(u) == h.origin() || strings.EqualFold(u.Host, h.Host) && docker.IsLocalhost(h.Host)
+}
+
 // request is one GET or HEAD below a repository.
 type request struct {
 	method  string
@@ -63,18 +68,30 @@ type request struct {
 
 func (q request) String() string { return strings.TrimSuffix(q.kind, "s") + " " + q.object }
 
-// quiet is where containerd's client code logs to: it writes urls with their signatures.
-var quiet = func() *log.Entry {
+// listener is a logger for the library's configuration code, which logs errors that it goes on after, and the function that returns
+// such an error.
+func listener() (*log.Entry, func() error) {
 	l := logrus.New()
 	l.SetOutput(io.Discard)
-	return logrus.NewEntry(l)
-}()
+	h := &errorHook{}
+	l.AddHook(h)
+	return logrus.NewEntry(l), func() error { return h.err }
+}
+
+type errorHook struct{ err error }
+
+func (h *errorHook) Levels() []logrus.Level { return []logrus.Level{logrus.ErrorLevel} }
+
+func (h *errorHook) Fire(e *logrus.Entry) error {
+	err, _ := e.Data[logrus.ErrorKey].(error)
+	h.err = fmt.Errorf("%s: %v", e.Message, err)
+	return nil
+}
 
 // openRegistry reads the configuration of t's registry. Nothing is contacted yet.
 func (c *Images) openRegistry(ctx context.Context, t target, creds credentials, prog *progress) (*registry, error) {
 	opts := config.HostOptions{
 		UpdateClient: func(client *http.Client) error {
-			client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 			if tr, ok := client.Transport.(*http.Transport); ok {
 				tr.MaxResponseHeaderBytes = 256 << 10
 			}
@@ -84,7 +101,11 @@ func (c *Images) openRegistry(ctx context.Context, t target, creds credentials, 
 	if c.cfg.RegistryConfig != "" {
 		opts.HostDir = config.HostDirFromRoot(c.cfg.RegistryConfig)
 	}
-	hosts, err := config.ConfigureHosts(log.WithLogger(ctx, quiet), opts)(t.domain)
+	logger, complaint := listener()
+	hosts, err := config.ConfigureHosts(log.WithLogger(ctx, logger), opts)(t.domain)
+	if err == nil {
+		err = complaint() // a hosts.toml that does not parse is ignored by the library, and we do not want to ask other hosts than meant
+	}
 	if err != nil {
 		return nil, fmt.Errorf("registry configuration of %s: %v: %w", t.domain, err, errdefs.ErrFailedPrecondition)
 	}
@@ -241,7 +262,7 @@ func (r *registry) follow(ctx context.Context, h *host, q request, authorization
 		if q.offset > 0 {
 			header.Set("Range", fmt.Sprintf("bytes=%d-", q.offset))
 		}
-		if origin(u) == h.origin() {
+		if h.is(u) {
 			for k, v := range h.Header {
 				header[k] = slices.Clone(v)
 			}
@@ -263,7 +284,7 @@ func (r *registry) follow(ctx context.Context, h *host, q request, authorization
 		if err != nil || next.Host == "" || next.Scheme != "https" && next.Scheme != "http" {
 			return nil, fmt.Errorf("%s redirects %s to something that is not a web address", origin(u), q)
 		}
-		if next.Scheme == "http" && u.Scheme == "https" {
+		if next.Scheme == "http" && resp.Request.URL.Scheme == "https" { // what was really spoken
 			return nil, fmt.Errorf("%s redirects %s from https to plain http at %s", origin(u), q, next.Host)
 		}
 		next.User = nil
@@ -297,7 +318,8 @@ func (r *registry) send(ctx context.Context, h *host, method string, u *url.URL,
 		return nil, err
 	}
 	req.Header = header
-	resp, err := h.Client.Do(req)
+	// Not Client.Do: redirects are ours to follow, and its errors quote the Location.
+	resp, err := h.Client.Transport.RoundTrip(req)
 	timer.Stop()
 	if err != nil {
 		cause := context.Cause(ctx)
@@ -344,12 +366,7 @@ func transportError(u *url.URL, err, cause error) error {
 	if cause != nil {
 		return cause
 	}
-	var urlErr *url.Error
-	if errors.As(err, &urlErr) {
-		err = urlErr.Err // the rest of its text is the url, query and all
-	}
-	err = fmt.Errorf("%s: %w", origin(u), err)
-	return unavailable{err}
+	return unavailable{fmt.Errorf("%s: %w", origin(u), err)}
 }
 
 // hopeless are transport errors that no second try will heal.

@@ -179,7 +179,7 @@ func (s *registryServer) build(tag string, layers []testLayer, edit func(m *ocis
 	}
 	raw, _ := json.Marshal(config)
 	if m.Config.Digest == "" {
-		m.Config = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: s.putBlob(raw), Size: int64(len(raw))}
+		m.Config = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: s.putBlob(raw), Size: int64(len(raw)), URLs: m.Config.URLs}
 	}
 	return m.Config.Digest.String(), s.putManifest(tag, m.MediaType, m)
 }

@@ -23,6 +23,7 @@ type transfer struct {
 	w      content.Writer
 	offset int64 // bytes written
 	pieces bool  // they came over more than one answer
+	starts int   // how often we began again
 	item   *item
 	along  *alongside
 }
@@ -34,7 +35,7 @@ var errNoRange = errors.New("the server does not continue a download")
 func (t *transfer) run(ctx context.Context) error {
 	for barren := 0; ; {
 		before := t.offset
-		err := t.piece(ctx)
+		answered, err := t.piece(ctx)
 		if err == nil {
 			done, err := t.commit(ctx)
 			if done || err != nil {
@@ -55,8 +56,8 @@ func (t *transfer) run(ctx context.Context) error {
 		if t.offset > before {
 			barren = 1
 		}
-		if barren == maxAttempts || !transient(err) {
-			return err
+		if barren == maxAttempts || !answered || !transient(err) {
+			return fmt.Errorf("%d of %d bytes: %w", t.offset, t.desc.Size, err)
 		}
 		t.pieces = t.offset > 0
 		if err := t.pull.prog.waiting(func() error { return sleep(ctx, backoff(barren)) }); err != nil {
@@ -65,40 +66,43 @@ func (t *transfer) run(ctx context.Context) error {
 	}
 }
 
-// restart throws away what is there.
+// restart throws away what is there, a few times.
 func (t *transfer) restart() error {
+	if t.starts++; t.starts > maxAttempts {
+		return unavailable{fmt.Errorf("%s: %w", t.desc.Digest, errNoRange)}
+	}
 	t.along.abandon()
 	t.offset, t.pieces = 0, false
 	return t.w.Truncate(0)
 }
 
-// piece asks for the rest of the blob once.
-func (t *transfer) piece(ctx context.Context) error {
+// piece asks for the rest of the blob once. An error without an answer has been tried again often enough already.
+func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	if t.offset == t.desc.Size {
-		return nil
+		return true, nil
 	}
 	resp, err := t.pull.reg.do(ctx, request{method: http.MethodGet, kind: "blobs", object: t.desc.Digest.String(), accept: "*/*", offset: t.offset})
 	if err != nil {
 		var status *statusError
 		if t.offset > 0 && errors.As(err, &status) && status.code == http.StatusRequestedRangeNotSatisfiable {
-			return errNoRange
+			return true, errNoRange
 		}
-		return err
+		return false, err
 	}
 	defer resp.Body.Close()
 	switch {
 	case t.offset == 0 && resp.StatusCode == http.StatusOK:
 		if resp.ContentLength >= 0 && resp.ContentLength != t.desc.Size {
-			return refuse(errdefs.ErrDataLoss, "%s arrives with %d bytes, its descriptor says %d", t.desc.Digest, resp.ContentLength, t.desc.Size)
+			return true, refuse(errdefs.ErrDataLoss, "%s arrives with %d bytes, its descriptor says %d", t.desc.Digest, resp.ContentLength, t.desc.Size)
 		}
 	case t.offset > 0 && resp.StatusCode == http.StatusPartialContent:
 		if !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", t.offset)) {
-			return errNoRange
+			return true, errNoRange
 		}
 	default:
-		return errNoRange
+		return true, errNoRange
 	}
-	return t.copy(resp.Body)
+	return true, t.copy(resp.Body)
 }
 
 func (t *transfer) copy(body io.Reader) error {

@@ -1,10 +1,14 @@
 package runtimeshim
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -602,4 +606,53 @@ func TestDeleteFrozen(t *testing.T) {
 	if err := h.client.Delete(context.Background(), "c"); err != nil {
 		t.Error(err)
 	}
+}
+
+// A daemon that is killed over an exec takes the process with it, and nothing else.
+func TestDaemonDies(t *testing.T) {
+	h := newHost(t)
+	h.startCounter("c", "")
+	task := h.task("c")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	exe, _ := os.Executable()
+	daemon := exec.Command(exe, "daemon", "--state", h.state)
+	daemon.Env = append(os.Environ(), "CRIBOX_TEST_RUNC="+h.runc)
+	daemon.Stdout, daemon.Stderr = w, os.Stderr
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if line, err := bufio.NewReader(r).ReadString('\n'); line != "up\n" {
+		t.Errorf("%q %v", line, err)
+	}
+	h.client.Close()
+	daemon.Process.Kill()
+	daemon.Wait()
+	io.ReadAll(r) // the end of it: the executed process is dead
+	h.connect()
+	h.wantNoExecFiles("c")
+	if got := h.task("c"); got.State != stateRunning || got.Pid != task.Pid {
+		t.Errorf("task is %+v", got)
+	}
+	h.finishCounter(task)
+	h.wantExit("c", 7)
+	h.wantCounted("c", 2000)
+}
+
+// daemonMain executes a program in the task "c" for ever.
+func daemonMain(state string) error {
+	c, err := Connect(context.Background(), Config{State: state})
+	if err != nil {
+		return err
+	}
+	raw, err := json.Marshal(process(sh("echo up; sleep 1000000")...))
+	if err != nil {
+		return err
+	}
+	_, err = c.Exec(context.Background(), Exec{ID: "c", Runtime: os.Getenv("CRIBOX_TEST_RUNC"), Process: raw, Stdout: os.Stdout})
+	return err
 }

@@ -19,7 +19,6 @@ func (t *logTask) finish() (chan struct{}, error) {
 	if !t.attached && t.stuck == 0 {
 		err := t.attach()
 		if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errdefs.ErrInvalidArgument) {
-			t.finished = nil
 			t.release()
 			return nil, err
 		}

@@ -29,6 +29,8 @@ func TestMain(m *testing.M) {
 			err = ShimMain(context.Background(), os.Args[3], testStep())
 		case "logger":
 			err = LoggerMain(context.Background(), os.Args[3], testStep())
+		case "daemon":
+			err = daemonMain(os.Args[3])
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -218,12 +220,25 @@ func (h *host) wantNothingLeft() {
 			h.t.Errorf("%s/%s has %v", h.state, name, left)
 		}
 	}
+	left := h.processes()
+	for deadline := time.Now().Add(5 * time.Second); len(left) > 0 && time.Now().Before(deadline); left = h.processes() {
+		time.Sleep(5 * time.Millisecond) // the lock is free a little before the process is gone
+	}
+	if len(left) > 0 {
+		h.t.Errorf("processes are left: %q", left)
+	}
+}
+
+// processes lists the command lines that name the state folder.
+func (h *host) processes() []string {
+	var found []string
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, name := range procs {
 		if raw, _ := os.ReadFile(name); strings.Contains(string(raw), h.state+"\x00") || strings.Contains(string(raw), h.state+"/") {
-			h.t.Errorf("process is left: %q (%s)", raw, name)
+			found = append(found, string(raw))
 		}
 	}
+	return found
 }
 
 // specOption changes an OCI spec before it is written.

@@ -169,7 +169,10 @@ func (s *shim) clear(ctx context.Context, t *task) error {
 // sleeps 100 ms before it looks whether the process has ended.
 func (s *shim) runDelete(ctx context.Context, t *task) error {
 	c := ociCommand{runtime: t.rec.Runtime, log: t.dir.runtimeLog(), wait: deleteWait, args: []string{"delete", t.rec.ID}}
-	if t.exit != nil && s.run(ctx, c) == nil {
+	s.mu.Lock()
+	ended := t.exit != nil
+	s.mu.Unlock()
+	if ended && s.run(ctx, c) == nil {
 		return nil
 	}
 	c.args = []string{"delete", "--force", t.rec.ID}

@@ -36,6 +36,9 @@ func (s *shim) ended(t *task, e exitRecord) {
 	defer s.mu.Unlock()
 	t.exit = &e
 	close(t.exited)
+	if t.deleted {
+		return // its start has failed after all, and was answered so
+	}
 	for w := range s.watchers {
 		w.add(t.view())
 	}

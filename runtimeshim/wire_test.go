@@ -40,18 +40,19 @@ func wireServer(t *testing.T, handlers map[string]handler) string {
 }
 
 func TestWireKeepsErrorClasses(t *testing.T) {
-	var next error
-	path := wireServer(t, map[string]handler{"fail": func(context.Context, *inbound) (any, error) { return nil, next }})
+	failures := make(chan error, 1)
+	path := wireServer(t, map[string]handler{"fail": func(context.Context, *inbound) (any, error) { return nil, <-failures }})
 	for _, class := range []error{errdefs.ErrNotFound, errdefs.ErrInvalidArgument, errdefs.ErrAlreadyExists, errdefs.ErrFailedPrecondition,
 		errdefs.ErrUnavailable, errdefs.ErrResourceExhausted, errdefs.ErrPermissionDenied, errdefs.ErrDataLoss, errdefs.ErrNotImplemented,
 		errdefs.ErrAborted, context.DeadlineExceeded, context.Canceled} {
-		next = fmt.Errorf("make tea: %w", class)
+		next := fmt.Errorf("make tea: %w", class)
+		failures <- next
 		_, err := call(context.Background(), path, "fail", nil, nil, nil)
 		if !errors.Is(err, class) || err.Error() != next.Error() {
 			t.Errorf("sent %v, got %v", next, err)
 		}
 	}
-	next = &os.PathError{Op: "write", Path: "x", Err: unix.ENOSPC}
+	failures <- &os.PathError{Op: "write", Path: "x", Err: unix.ENOSPC}
 	if _, err := call(context.Background(), path, "fail", nil, nil, nil); !errdefs.IsResourceExhausted(err) {
 		t.Errorf("a full disk is %v", err)
 	}

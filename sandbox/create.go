@@ -53,17 +53,23 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, config *run
 	return id, nil
 }
 
-// yield says whether the container that has the name already is the one that is asked for. One that was made for another request and never
-// started is taken away: whoever asked for it has given up, and must not poison what comes after. ErrAlreadyExists when it was started.
+// yield says whether the container that has the name already is the one that is asked for. One that is being removed, was never finished, or
+// was made for another request and never started is taken away first: whoever asked for it has given up, and must not poison what comes
+// after. ErrAlreadyExists when it was started with another configuration.
 func (m *Manager) yield(ctx context.Context, id string, config *runtimeapi.ContainerConfig) (same bool, err error) {
 	c, err := m.findContainer(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return false, nil
 	}
-	if err != nil || proto.Equal(c.config, config) {
-		return err == nil, err
+	if err != nil {
+		return false, err
 	}
-	if r, ok := m.record(c); ok && r.State != store.ContainerCreated {
+	r, ok := m.record(c)
+	switch {
+	case !ok || r.State == store.ContainerCreating || r.State == store.ContainerRemoving:
+	case proto.Equal(c.config, config):
+		return true, nil
+	case r.State != store.ContainerCreated:
 		return false, fmt.Errorf("container %s has this name and attempt, another configuration, and is %s: %w", id, r.State, errdefs.ErrAlreadyExists)
 	}
 	return false, m.removeContainer(ctx, c)
@@ -74,7 +80,7 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, config *runtimeap
 	if err != nil {
 		return "", fmt.Errorf("image %q of container %s: %w", short(config.GetImage().GetImage()), config.GetMetadata().GetName(), err)
 	}
-	c := newContainer(newID(), p.id, config)
+	c := newContainer(newID(), p.id, img.ID, config)
 	done, err := m.turns.take(ctx, c.id)
 	if err != nil {
 		return "", err

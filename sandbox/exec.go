@@ -165,22 +165,28 @@ func (c *capture) keep(b []byte) {
 	}
 }
 
-// drain takes what is in the pipe now and does not wait for more.
+// drain takes what is in the pipe at this moment, and neither waits for more nor follows a child that goes on writing.
 func (c *capture) drain(chunk []byte) {
 	c.r.SetReadDeadline(time.Time{})
 	raw, err := c.r.SyscallConn()
 	if err != nil {
 		return
 	}
-	for n := 1; n > 0; {
-		err := raw.Read(func(fd uintptr) bool {
-			n, _ = unix.Read(int(fd), chunk)
-			return true
-		})
-		if err != nil {
-			return
+	err = raw.Read(func(fd uintptr) bool {
+		left, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		for left > 0 && err == nil {
+			var n int
+			n, err = unix.Read(int(fd), chunk[:min(left, len(chunk))])
+			c.keep(chunk[:max(n, 0)])
+			left -= max(n, 0)
+			if n == 0 {
+				break
+			}
 		}
-		c.keep(chunk[:max(n, 0)])
+		return true
+	})
+	if err != nil {
+		return // closed; what was read is kept
 	}
 }
 

@@ -43,6 +43,9 @@ func (m *Manager) containerExited(ctx context.Context, c *container, t runtimesh
 		if r.State == store.ContainerExited || r.State == store.ContainerRemoving {
 			return errdefs.ErrAlreadyExists
 		}
+		if r.PID != 0 && t.Pid != 0 && r.PID != t.Pid {
+			return errdefs.ErrNotFound // of an earlier start
+		}
 		r.State, r.ExitCode, r.Finished = store.ContainerExited, t.Exit.Code, t.Exit.At.UnixNano()
 		if r.Started == 0 {
 			r.Started = t.StartedAt.UnixNano()

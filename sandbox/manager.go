@@ -75,19 +75,20 @@ type pod struct {
 }
 
 type container struct {
-	id     string
-	podID  string
-	config *runtimeapi.ContainerConfig
-	exited chan struct{} // closed after the exit is recorded
-	once   sync.Once
+	id      string
+	podID   string
+	imageID string // held as long as the container is known
+	config  *runtimeapi.ContainerConfig
+	exited  chan struct{} // closed after the exit is recorded
+	once    sync.Once
 }
 
 func newPod(id string, c *runtimeapi.PodSandboxConfig) *pod {
 	return &pod{id: id, config: c, paused: make(chan struct{})}
 }
 
-func newContainer(id, podID string, c *runtimeapi.ContainerConfig) *container {
-	return &container{id: id, podID: podID, config: c, exited: make(chan struct{})}
+func newContainer(id, podID, imageID string, c *runtimeapi.ContainerConfig) *container {
+	return &container{id: id, podID: podID, imageID: imageID, config: c, exited: make(chan struct{})}
 }
 
 func (c *container) markExited() { c.once.Do(func() { close(c.exited) }) }
@@ -238,7 +239,7 @@ func (m *Manager) remember(r *store.Pod) error {
 	m.names[podKey(config)] = r.ID
 	for cid, c := range containers {
 		m.lastTime = max(m.lastTime, r.Containers[cid].Created)
-		m.containers[cid] = newContainer(cid, r.ID, c)
+		m.containers[cid] = newContainer(cid, r.ID, r.Containers[cid].ImageID, c)
 		m.names[containerKey(r.ID, c)] = cid
 		if r.Containers[cid].State == store.ContainerExited {
 			m.containers[cid].markExited()

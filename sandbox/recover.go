@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,6 +32,7 @@ import (
 //	container created     its mount is there         kept
 //	container created     its mount is gone          exited, Unknown
 //	container starting    a process runs             running
+//	container starting    its runtime is at work     waited for, then as it turns out
 //	container starting    none was started           created again
 //	container running     no process is known        exited, Unknown
 //	container stopping    a process runs             stopped with what is left of the grace
@@ -81,7 +84,7 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 	m.mu.Lock()
 	c, known := m.containers[cid]
 	if !known {
-		c = newContainer(cid, p.ID, &runtimeapi.ContainerConfig{})
+		c = newContainer(cid, p.ID, r.ImageID, &runtimeapi.ContainerConfig{})
 		m.containers[cid] = c
 	}
 	m.mu.Unlock()
@@ -105,7 +108,7 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 		case found && task.Exit != nil:
 			m.containerExited(ctx, c, task)
 		default:
-			go m.finish(ctx, "unstarting", func(ctx context.Context) error { return m.unstart(ctx, c) })
+			go m.finish(ctx, "starting", func(ctx context.Context) error { return m.resolveStart(ctx, c) })
 		}
 	case store.ContainerRunning, store.ContainerStopping:
 		switch {
@@ -125,13 +128,24 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 	}
 }
 
-// unstart brings a container whose start was interrupted before it had a process back to created, so that it can be started.
-func (m *Manager) unstart(ctx context.Context, c *container) error {
+// resolveStart finds out what became of a start that a restart interrupted, waiting for a runtime that is still at work: a container with a
+// process is adopted, one without is created again, so that it can be started.
+func (m *Manager) resolveStart(ctx context.Context, c *container) error {
 	done, err := m.turns.take(ctx, c.id)
 	if err != nil {
 		return err
 	}
 	defer done()
+	task, found, err := m.settled(ctx, c.id)
+	switch {
+	case err != nil:
+		return err
+	case found && task.Exit != nil:
+		m.containerExited(ctx, c, task)
+		return nil
+	case found && task.Pid > 0:
+		return m.declareRunning(c, task)
+	}
 	if err := m.shim.Delete(ctx, c.id); err != nil {
 		return err
 	}
@@ -141,6 +155,30 @@ func (m *Manager) unstart(ctx context.Context, c *container) error {
 		}
 		return nil
 	})
+}
+
+// settled returns the task once the shim's runtime has come to an end with it.
+func (m *Manager) settled(ctx context.Context, id string) (task runtimeshim.Task, found bool, err error) {
+	again := time.NewTicker(50 * time.Millisecond)
+	defer again.Stop()
+	for {
+		tasks, err := m.shim.Tasks(ctx)
+		if err != nil {
+			return task, false, err
+		}
+		i := slices.IndexFunc(tasks, func(t runtimeshim.Task) bool { return t.ID == id })
+		if i < 0 {
+			return task, false, nil
+		}
+		if tasks[i].State != "starting" {
+			return tasks[i], true, nil
+		}
+		select {
+		case <-ctx.Done():
+			return task, false, fmt.Errorf("the runtime is still starting task %s: %w", id, ctx.Err())
+		case <-again.C:
+		}
+	}
 }
 
 // lost records a container that ended while nobody could see it.
@@ -192,52 +230,46 @@ func (m *Manager) finish(ctx context.Context, what string, act func(context.Cont
 }
 
 // collectOrphans takes away what carries this instance's mark and belongs to no record: tasks, network namespaces, root filesystems, files.
+// Requests are served meanwhile, so each thing that was listed is held against what is known at that moment: a record comes before what it
+// speaks of, and is forgotten after it.
 func (m *Manager) collectOrphans(ctx context.Context, tasks map[string]runtimeshim.Task) {
-	known := m.knownIDs()
-	for id := range tasks {
-		if !known[id] {
-			m.log(ctx, clean(ctx, teardownLimit, func(ctx context.Context) error { return m.shim.Delete(ctx, id) }))
-		}
-	}
-	for _, id := range namesIn(m.statePath("pods")) {
-		if !known[id] {
-			m.log(ctx, m.removePodFiles(id))
-		}
-	}
-	for _, id := range namesIn(m.statePath("rootfs")) {
-		if !known[id] {
-			m.log(ctx, errors.Join(m.images.Unmount(ctx, m.rootfs(id)), removeDir(m.rootfs(id))))
-		}
-	}
-	for _, id := range namesIn(m.rootPath("containers")) {
-		if !known[id] {
-			m.log(ctx, os.RemoveAll(m.rootPath("containers", id)))
-		}
-	}
-	for _, id := range namesIn(m.statePath("locks")) {
-		if !known[id] {
-			m.log(ctx, errors.Join(m.quiesce(ctx, id), m.dropLock(id)))
-		}
-	}
 	prefix := filepath.Base(m.netns(""))
+	var networks []string
 	for _, name := range namesIn(filepath.Dir(m.netns(""))) {
-		if id, ours := strings.CutPrefix(name, prefix); ours && !known[id] {
-			m.log(ctx, errors.Join(m.network.Teardown(ctx, cni.Pod{ID: id, NetNS: m.netns(id)}), m.network.RemoveNetNS(m.netns(id))))
+		if id, ours := strings.CutPrefix(name, prefix); ours {
+			networks = append(networks, id)
+		}
+	}
+	for _, kind := range []struct {
+		ids    []string
+		remove func(ctx context.Context, id string) error
+	}{
+		{slices.Collect(maps.Keys(tasks)), m.shim.Delete},
+		{namesIn(m.statePath("pods")), func(_ context.Context, id string) error { return m.removePodFiles(id) }},
+		{namesIn(m.statePath("rootfs")), func(ctx context.Context, id string) error {
+			return errors.Join(m.images.Unmount(ctx, m.rootfs(id)), removeDir(m.rootfs(id)))
+		}},
+		{namesIn(m.rootPath("containers")), func(_ context.Context, id string) error { return os.RemoveAll(m.rootPath("containers", id)) }},
+		{namesIn(m.statePath("locks")), func(ctx context.Context, id string) error { return errors.Join(m.quiesce(ctx, id), m.dropLock(id)) }},
+		{networks, func(ctx context.Context, id string) error {
+			return errors.Join(m.network.Teardown(ctx, cni.Pod{ID: id, NetNS: m.netns(id)}), m.network.RemoveNetNS(m.netns(id)))
+		}},
+	} {
+		for _, id := range kind.ids {
+			if !m.knows(id) {
+				m.log(ctx, clean(ctx, teardownLimit, func(ctx context.Context) error { return kind.remove(ctx, id) }))
+			}
 		}
 	}
 }
 
-func (m *Manager) knownIDs() map[string]bool {
+// knows says whether id is a pod or a container of ours.
+func (m *Manager) knows(id string) bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	known := map[string]bool{}
-	for id := range m.pods {
-		known[id] = true
-	}
-	for id := range m.containers {
-		known[id] = true
-	}
-	return known
+	_, pod := m.pods[id]
+	_, container := m.containers[id]
+	return pod || container
 }
 
 // namesIn returns what is in a folder; nothing when it cannot be read.

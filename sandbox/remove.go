@@ -43,15 +43,11 @@ func (m *Manager) removeContainer(ctx context.Context, c *container) error {
 // discard takes everything of a container away, its record last, in the container's turn. It may be called in any state, any number of
 // times.
 func (m *Manager) discard(ctx context.Context, c *container) error {
-	var imageID string
 	err := m.insist(c, func(r *store.Container) error {
-		r.State, imageID = store.ContainerRemoving, r.ImageID
+		r.State = store.ContainerRemoving
 		return nil
 	})
-	if errors.Is(err, errdefs.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("removing although it cannot be recorded")
 	}
 	m.step("container.removing")
@@ -68,10 +64,10 @@ func (m *Manager) discard(ctx context.Context, c *container) error {
 	}
 	_, err = m.store.Insist(c.podID, func(p *store.Pod) error { delete(p.Containers, c.id); return nil })
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
-		return err
+		log.G(ctx).WithError(err).Warn("removed although it cannot be recorded; a restart removes it again")
 	}
 	m.step("container.forgotten")
-	m.images.Release(imageID, c.id)
+	m.images.Release(c.imageID, c.id)
 	c.markExited()
 	m.forgetContainer(c)
 	return nil

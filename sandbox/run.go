@@ -41,7 +41,10 @@ func (m *Manager) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 	key := podKey(config)
 	id, err := m.flights.do(ctx, key, bringUpLimit, func(ctx context.Context) (string, error) {
 		if id, ok := m.named(key); ok {
-			return m.already(id)
+			ready, err := m.already(ctx, id)
+			if ready || err != nil {
+				return id, err
+			}
 		}
 		return m.runPod(ctx, config, handler)
 	})
@@ -61,12 +64,17 @@ func (m *Manager) named(key string) (id string, ok bool) {
 	return id, ok
 }
 
-// already answers a request for a pod that exists: its id while it is ready, else an error, since it can never become ready again.
-func (m *Manager) already(id string) (string, error) {
-	if r, ok := m.store.Get(id); ok && r.State != store.PodReady {
-		return "", fmt.Errorf("pod %s has this name and attempt and is %s: %w", id, r.State, errdefs.ErrAlreadyExists)
+// already says whether the pod that has the name is ready. What a crash or a failure left of an attempt, or is being removed, is taken away
+// first. ErrAlreadyExists for a pod that was ready once: it can never become so again.
+func (m *Manager) already(ctx context.Context, id string) (ready bool, err error) {
+	r, ok := m.store.Get(id)
+	switch {
+	case !ok || r.State == store.PodCreating || r.State == store.PodRemoving:
+		return false, m.RemovePod(ctx, id)
+	case r.State == store.PodReady:
+		return true, nil
 	}
-	return id, nil
+	return false, fmt.Errorf("pod %s has this name and attempt and is %s: %w", id, r.State, errdefs.ErrAlreadyExists)
 }
 
 func (m *Manager) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {

@@ -64,17 +64,26 @@ func (m *Manager) stopContainer(ctx context.Context, c *container, grace time.Du
 	}
 }
 
-// awaitStart returns when no create or start of the container is under way.
+// awaitStart returns when no start of the container is under way. After a restart the start may not have its turn yet: until recovery has
+// found out what became of it, the container may have a process.
 func (m *Manager) awaitStart(ctx context.Context, c *container) error {
-	if r, ok := m.record(c); !ok || r.State != store.ContainerStarting && r.State != store.ContainerCreating {
-		return nil
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for {
+		if r, ok := m.record(c); !ok || r.State != store.ContainerStarting {
+			return nil
+		}
+		done, err := m.turns.take(ctx, c.id)
+		if err != nil {
+			return err
+		}
+		done()
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("container %s is still starting: %w", c.id, ctx.Err())
+		case <-again.C:
+		}
 	}
-	done, err := m.turns.take(ctx, c.id)
-	if err != nil {
-		return err
-	}
-	done()
-	return nil
 }
 
 // joinStop returns the stop under way, made to end by the given time at the latest, or begins one.

@@ -37,7 +37,7 @@ func withPod(ctx context.Context, id string) context.Context {
 
 func (m *Manager) stopPod(ctx context.Context, p *pod) error {
 	r, err := m.store.Insist(p.id, func(r *store.Pod) error {
-		if r.State != store.PodNotReady && r.State != store.PodRemoving {
+		if r.State == store.PodReady {
 			r.State = store.PodStopping
 		}
 		return nil
@@ -143,17 +143,14 @@ func (m *Manager) RemovePod(ctx context.Context, id string) error {
 }
 
 func (m *Manager) removePod(ctx context.Context, p *pod) error {
-	if err := m.stopPod(ctx, p); err != nil {
-		return err
-	}
 	_, err := m.store.Insist(p.id, func(r *store.Pod) error { r.State = store.PodRemoving; return nil })
-	if errors.Is(err, errdefs.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("removing although it cannot be recorded")
 	}
 	m.step("pod.removing")
+	if err := m.teardown(ctx, p); err != nil {
+		return err
+	}
 	for _, c := range m.ofPod(p.id) {
 		if err := m.removeContainer(ctx, c); err != nil {
 			return fmt.Errorf("remove pod %s: %w", p.id, err)

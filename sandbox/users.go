@@ -7,7 +7,6 @@ import (
 	"os"
 
 	"github.com/containerd/errdefs"
-	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -33,12 +32,7 @@ func lookupUser(rootfs, imageUser string, sc *runtimeapi.LinuxContainerSecurityC
 // readInRoot reads a regular file of an image with every link resolved inside root; a missing one is empty. What is no regular file (a
 // FIFO would block, a device would never end) or too large is ErrInvalidArgument.
 func readInRoot(root, name string) ([]byte, error) {
-	dir, err := os.Open(root)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	handle, err := pathrs.OpenatInRoot(dir, name)
+	handle, err := openInRoot(root, name)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil, nil
 	}
@@ -56,13 +50,31 @@ func readInRoot(root, name string) ([]byte, error) {
 	if info.Size() > maxUserFile {
 		return nil, fmt.Errorf("%s of the image has %d bytes, at most %d are read: %w", name, info.Size(), maxUserFile, errdefs.ErrInvalidArgument)
 	}
-	f, err := pathrs.Reopen(handle, unix.O_RDONLY)
+	f, err := os.Open(handlePath(handle))
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, maxUserFile))
 }
+
+// openInRoot finds name below root, every link on the way taken as one inside root, and opens nothing of it: the handle only names it, so
+// that a device or a FIFO notices nothing. handlePath is its name for a second look.
+func openInRoot(root, name string) (*os.File, error) {
+	dir, err := os.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	fd, err := unix.Openat2(int(dir.Fd()), name, &how)
+	if err != nil {
+		return nil, fmt.Errorf("open in root: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func handlePath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
 // readSeccomp reads the profile that the kubelet names by its path; "" is none.
 func readSeccomp(path string) ([]byte, error) {

@@ -8,7 +8,6 @@ import (
 	"strconv"
 
 	"github.com/containerd/continuity/fs"
-	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/imageservice"
@@ -34,12 +33,7 @@ func copyFromRoot(root, inside, dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return err
 	}
-	base, err := os.Open(root)
-	if err != nil {
-		return err
-	}
-	defer base.Close()
-	handle, err := pathrs.OpenatInRoot(base, inside)
+	handle, err := openInRoot(root, inside)
 	if errors.Is(err, unix.ENOENT) {
 		return os.Mkdir(dir, 0o755)
 	}
@@ -50,10 +44,5 @@ func copyFromRoot(root, inside, dir string) error {
 	if info, err := handle.Stat(); err != nil || !info.IsDir() {
 		return errors.Join(err, os.Mkdir(dir, 0o755))
 	}
-	from, err := pathrs.Reopen(handle, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer from.Close()
-	return fs.CopyDir(dir, fmt.Sprintf("/proc/self/fd/%d/.", from.Fd()))
+	return fs.CopyDir(dir, handlePath(handle)+"/.")
 }

@@ -15,14 +15,14 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// mounts are those of the host and, where it has its own mount namespace, of every process of ours.
+// mounts are those of the host, where the counting process lives, and, where it has its own mount namespace, of every process of ours.
 func mounts(s Scope) ([]string, error) {
 	out, seen := []string{}, map[string]bool{}
 	pids, err := ourProcesses(s)
 	if err != nil {
 		return nil, err
 	}
-	for _, pid := range append([]int{1}, pids...) {
+	for _, pid := range append([]int{os.Getpid()}, pids...) {
 		namespace, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 		if err != nil || seen[namespace] {
 			continue

@@ -85,14 +85,23 @@ func Diff(before, after Ledger) string {
 			continue
 		}
 		fmt.Fprintf(&out, "%s: %d before, %d after\n", kind, len(before[kind]), len(after[kind]))
-		for _, line := range went {
-			fmt.Fprintf(&out, "  - %s\n", line)
-		}
-		for _, line := range came {
-			fmt.Fprintf(&out, "  + %s\n", line)
-		}
+		list(&out, "-", went)
+		list(&out, "+", came)
 	}
 	return out.String()
+}
+
+// mostLines keeps a difference readable when a whole image came or went.
+const mostLines = 20
+
+func list(out *strings.Builder, sign string, lines []string) {
+	for i, line := range lines {
+		if i == mostLines {
+			fmt.Fprintf(out, "  %s and %d more\n", sign, len(lines)-mostLines)
+			return
+		}
+		fmt.Fprintf(out, "  %s %s\n", sign, line)
+	}
 }
 
 // difference returns the lines of a that b lacks, counting repeated lines.

@@ -5,7 +5,8 @@ import (
 	"strings"
 )
 
-// maxSetBit is beyond every machine; it bounds what a range can cost.
+// maxSetBit is beyond every machine; it bounds what a list can cost, however
+// often it names the same range.
 const maxSetBit = 1 << 16
 
 // checkSet wants a list such as "0-3,8" within online; an empty online is not compared with.
@@ -34,6 +35,7 @@ func parseSet(list string) (map[int]bool, bool) {
 		return nil, false
 	}
 	set := map[int]bool{}
+	cost := uint64(0)
 	for _, part := range strings.Split(list, ",") {
 		first, last, isRange := strings.Cut(part, "-")
 		if !isRange {
@@ -42,6 +44,9 @@ func parseSet(list string) (map[int]bool, bool) {
 		from, err1 := strconv.ParseUint(first, 10, 31)
 		to, err2 := strconv.ParseUint(last, 10, 31)
 		if err1 != nil || err2 != nil || from > to || to >= maxSetBit {
+			return nil, false
+		}
+		if cost += to - from + 1; cost > maxSetBit {
 			return nil, false
 		}
 		for n := from; n <= to; n++ {

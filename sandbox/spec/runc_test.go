@@ -26,7 +26,6 @@ type lab struct {
 	dir   string
 	host  Host
 	pod   Pod
-	pause *exec.Cmd
 	keep  *os.File
 	n     int
 }

@@ -41,7 +41,7 @@ func ResolveUser(imageUser string, sc *runtimeapi.LinuxContainerSecurityContext,
 	if err := checkUser(sc); err != nil {
 		return User{}, err
 	}
-	who, primary := imageUser, ""
+	var who, primary string
 	field := "image user"
 	switch {
 	case sc.GetRunAsUser() != nil:

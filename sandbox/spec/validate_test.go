@@ -323,7 +323,7 @@ func TestRefusesContainers(t *testing.T) {
 		"resources.cpu_period": {CpuPeriod: 1000001}, "memory_limit": {MemoryLimitInBytes: -2}, "memory_limit_in_bytes": {MemoryLimitInBytes: 1},
 		"memory_swap": {MemorySwapLimitInBytes: -2}, "memory_swap_limit": {MemoryLimitInBytes: 4 << 20, MemorySwapLimitInBytes: 2 << 20},
 		"oom_score_adj": {OomScoreAdj: 1001}, "resources.oom_score_adj": {OomScoreAdj: -1001},
-		"cpuset_cpus": {CpusetCpus: "9999"}, "resources.cpuset_cpus": {CpusetCpus: "0-99999999999"}, "cpus": {CpusetCpus: "3-1"}, "cpuset_mems": {CpusetMems: "a"}, "mems": {CpusetMems: "0,"},
+		"cpuset_cpus": {CpusetCpus: "9999"}, "resources.cpuset_cpus": {CpusetCpus: "0-99999999999"}, "cpus": {CpusetCpus: "3-1"}, "cpuset": {CpusetCpus: strings.Repeat("0-65535,", 500) + "0"}, "cpuset_mems": {CpusetMems: "a"}, "mems": {CpusetMems: "0,"},
 		"hugepage_limits":           {HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "3MB", Limit: 1}}},
 		"resources.hugepage_limits": {HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "../2MB"}}}, "hugepage": {HugepageLimits: []*runtimeapi.HugepageLimit{nil}},
 		"unified": {Unified: map[string]string{"../memory.max": "1"}}, "resources.unified": {Unified: map[string]string{"memory.max": "1\n2"}}, "unif": {Unified: map[string]string{"cgroup.kill": "1"}},

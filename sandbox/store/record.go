@@ -8,7 +8,9 @@ const Format = 1
 // Pod states. What is in between is written before the act, so that after a crash the record says what was being done.
 //
 //	creating -> ready -> stopping -> notready -> removing -> (gone)
-//	    \________________________________________/
+//	    \_________\__________\____________________/
+//
+// A pod in stopping or notready was ready once; an attempt that failed goes from creating to removing.
 const (
 	PodCreating = "creating"
 	PodReady    = "ready"

@@ -1,0 +1,485 @@
+package imageservice
+
+import (
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+func basic(user, password string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+}
+
+func unauthorized(w http.ResponseWriter, challenge string) bool {
+	w.Header().Set("WWW-Authenticate", challenge)
+	w.WriteHeader(http.StatusUnauthorized)
+	fmt.Fprint(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`)
+	return true
+}
+
+func TestBasicAuth(t *testing.T) {
+	r := newRegistry(t)
+	r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "x"))}, nil)
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		return q.Header.Get("Authorization") != basic("user", "pass:word") && unauthorized(w, `Basic realm="x"`)
+	})
+	b64 := base64.StdEncoding.EncodeToString([]byte("user:pass:word"))
+	for name, c := range map[string]struct {
+		auth *Auth
+		ok   bool
+	}{
+		"password":       {&Auth{Username: "user", Password: "pass:word"}, true},
+		"auth":           {&Auth{Auth: b64}, true},
+		"own server":     {&Auth{Auth: b64, ServerAddress: "https://" + r.host() + "/v2/"}, true},
+		"other server":   {&Auth{Auth: b64, ServerAddress: "https://index.docker.io/v1/"}, false},
+		"wrong password": {&Auth{Username: "user", Password: "wrong"}, false},
+		"none":           {nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			images := newImages(t, nil)
+			_, err := images.Pull(t.Context(), r.ref("app:1"), c.auth)
+			if c.ok && err != nil || !c.ok && !errdefs.IsUnauthorized(err) {
+				t.Error(err)
+			}
+			if err != nil && strings.Contains(err.Error(), "wrong") {
+				t.Errorf("the password is in %v", err)
+			}
+		})
+	}
+	// An image that is here does not answer for the registry.
+	images := newImages(t, nil)
+	_, err := images.Pull(t.Context(), r.ref("app:1"), &Auth{Auth: b64})
+	must(t, err)
+	if _, err := images.Pull(t.Context(), r.ref("app:1"), nil); !errdefs.IsUnauthorized(err) {
+		t.Errorf("a pull without credentials of an image that is here: %v", err)
+	}
+}
+
+func TestBadCredentials(t *testing.T) {
+	for name, a := range map[string]*Auth{
+		"newline in password":   {Username: "u", Password: "secret\nX: y"},
+		"newline in token":      {RegistryToken: "secret\r\n"},
+		"newline inside auth":   {Auth: base64.StdEncoding.EncodeToString([]byte("u:secret\n"))},
+		"auth is not base64":    {Auth: "secret!"},
+		"auth without colon":    {Auth: base64.StdEncoding.EncodeToString([]byte("secret"))},
+		"token and password":    {Username: "u", Password: "secret", RegistryToken: "secret"},
+		"identity and password": {Username: "u", Password: "secret", IdentityToken: "secret"},
+	} {
+		_, err := newImages(t, nil).Pull(t.Context(), "127.0.0.1:1/app:1", a)
+		if !errdefs.IsInvalidArgument(err) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// tokenServer gives tokens, each good for a number of requests, to who shows the right secret.
+type tokenServer struct {
+	*httptest.Server
+	mu     sync.Mutex
+	seen   []string // Authorization headers and forms
+	tokens atomic.Int32
+	reply  func(w http.ResponseWriter, n int32)
+}
+
+func newTokenServer(t testing.TB) *tokenServer {
+	s := &tokenServer{}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		q.ParseForm()
+		s.mu.Lock()
+		s.seen = append(s.seen, q.Method+" "+q.Header.Get("Authorization")+" "+q.Form.Encode())
+		s.mu.Unlock()
+		n := s.tokens.Add(1)
+		if s.reply != nil {
+			s.reply(w, n)
+			return
+		}
+		fmt.Fprintf(w, `{"token":"token-%d","access_token":"token-%d"}`, n, n)
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func TestTokenAuth(t *testing.T) {
+	for name, c := range map[string]struct {
+		auth *Auth
+		want string // in what the token server sees
+	}{
+		"anonymous": {nil, "GET  scope=repository%3Aapp%3Apull&service=reg"},
+		"password":  {&Auth{Username: "user", Password: "pass"}, "GET " + basic("user", "pass") + " scope=repository%3Aapp%3Apull&service=reg"},
+		"identity":  {&Auth{IdentityToken: "refresh"}, "POST  client_id=cribox&grant_type=refresh_token&refresh_token=refresh&scope=repository%3Aapp%3Apull&service=reg"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, tokens := newRegistry(t), newTokenServer(t)
+			l := gzipLayer(noise(t, 100_000))
+			r.build("1", []testLayer{l, gzipLayer(tarOf(t, reg("a"))), gzipLayer(tarOf(t, reg("b")))}, nil)
+			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				return q.Header.Get("Authorization") != "Bearer token-1" && unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token",service="reg",scope="repository:app:pull"`, tokens.URL))
+			})
+			_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), c.auth)
+			must(t, err)
+			if !slices.Equal(tokens.seen, []string{c.want}) {
+				t.Errorf("token server saw %q", tokens.seen)
+			}
+		})
+	}
+}
+
+func TestRegistryToken(t *testing.T) {
+	r := newRegistry(t)
+	r.build("1", nil, nil)
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		return q.Header.Get("Authorization") != "Bearer mine" && unauthorized(w, `Bearer realm="http://127.0.0.1:1/"`)
+	})
+	_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{RegistryToken: "mine"})
+	must(t, err)
+	if _, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{RegistryToken: "wrong"}); !errdefs.IsUnauthorized(err) {
+		t.Error(err)
+	}
+}
+
+// TestTokenExpires: the token dies between two requests and is fetched once more; a registry that refuses everything is not asked for ever.
+func TestTokenExpires(t *testing.T) {
+	r, tokens := newRegistry(t), newTokenServer(t)
+	l := gzipLayer(noise(t, 100_000))
+	r.build("1", []testLayer{l}, nil)
+	challenge := fmt.Sprintf(`Bearer realm="%s/token",service="reg"`, tokens.URL)
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		want := "Bearer token-1"
+		if isBlobGet(q, digest.FromBytes(l.blob)) {
+			want = "Bearer token-2"
+		}
+		return q.Header.Get("Authorization") != want && unauthorized(w, challenge)
+	})
+	newImages(t, nil).mustPull(t, r.ref("app:1"))
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool { return unauthorized(w, challenge) })
+	before := tokens.tokens.Load()
+	if _, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), nil); !errdefs.IsUnauthorized(err) {
+		t.Error(err)
+	}
+	if n := tokens.tokens.Load() - before; n > 2 {
+		t.Errorf("%d tokens for one request", n)
+	}
+}
+
+func TestTokenServerFaults(t *testing.T) {
+	for name, c := range map[string]struct {
+		reply func(w http.ResponseWriter, n int32)
+		ok    func(error) bool
+	}{
+		"401":     {func(w http.ResponseWriter, _ int32) { w.WriteHeader(401) }, errdefs.IsUnauthorized},
+		"403":     {func(w http.ResponseWriter, _ int32) { w.WriteHeader(403) }, errdefs.IsPermissionDenied},
+		"500":     {func(w http.ResponseWriter, _ int32) { w.WriteHeader(500) }, func(err error) bool { return strings.HasPrefix(fmt.Sprint(err), "RegistryUnavailable: ") }},
+		"no json": {func(w http.ResponseWriter, _ int32) { fmt.Fprint(w, "hello") }, errdefs.IsUnauthorized},
+		"1 GiB": {func(w http.ResponseWriter, _ int32) {
+			fmt.Fprint(w, `{"token":"`)
+			for range 1024 {
+				if _, err := w.Write([]byte(strings.Repeat("x", 1<<20))); err != nil {
+					return
+				}
+			}
+		}, func(err error) bool { return err != nil && len(err.Error()) < 1000 }},
+		"newline": {func(w http.ResponseWriter, _ int32) { fmt.Fprint(w, `{"token":"a\nb: SECRET"}`) }, func(err error) bool { return err != nil && !strings.Contains(err.Error(), "SECRET") }},
+		"redirect": {func(w http.ResponseWriter, _ int32) {
+			w.Header().Set("Location", "http://localhost:1/")
+			w.WriteHeader(307)
+		}, func(err error) bool { return err != nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, tokens := newRegistry(t), newTokenServer(t)
+			tokens.reply = c.reply
+			r.build("1", nil, nil)
+			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				return unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token"`, tokens.URL))
+			})
+			_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{Username: "user", Password: "password"})
+			if !c.ok(err) || strings.Contains(fmt.Sprint(err), "password") {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestStrangeRealm: credentials and requests do not go where a registry's challenge would like.
+func TestStrangeRealm(t *testing.T) {
+	r, tokens := newRegistry(t), newTokenServer(t)
+	r.build("1", nil, nil)
+	var realm string
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		return unauthorized(w, fmt.Sprintf(`Bearer realm="%s",service="reg"`, realm))
+	})
+	for _, realm = range []string{strings.Replace(tokens.URL, "127.0.0.1", "localhost", 1), "file:///etc/passwd", "http://169.254.169.254/latest", "https://169.254.169.254/", "gopher://127.0.0.1/", "", "http://u:p@127.0.0.1/"} {
+		_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{Username: "user", Password: "password"})
+		if !errdefs.IsUnauthorized(err) {
+			t.Errorf("realm %s: %v", realm, err)
+		}
+	}
+	if len(tokens.seen) > 0 {
+		t.Errorf("token server saw %q", tokens.seen)
+	}
+}
+
+func TestTrustRealm(t *testing.T) {
+	for _, c := range []struct {
+		registry, realm string
+		related, ok     bool
+	}{
+		{"https://registry-1.docker.io", "https://auth.docker.io/token", true, true},
+		{"https://quay.io", "https://quay.io/v2/auth", true, true},
+		{"https://registry.gitlab.com", "https://gitlab.com/jwt/auth", true, true},
+		{"https://10.0.0.1:5000", "https://10.0.0.1:5001/token", true, true},
+		{"https://lscr.io", "https://ghcr.io/token", false, true},
+		{"https://a.co.uk", "https://b.co.uk/token", false, true},
+		{"https://a.github.io", "https://b.github.io/token", false, true},
+		{"https://quay.io", "http://quay.io/token", false, false},
+		{"https://quay.io", "https://10.0.0.1/token", false, false},
+		{"https://quay.io", "https://[::1]/token", false, false},
+		{"https://quay.io", "https://localhost/token", false, false},
+		{"https://10.0.0.1", "https://10.0.0.2/token", false, false},
+		{"http://127.0.0.1:5000", "http://127.0.0.1:5001/token", true, true},
+		{"http://127.0.0.1:5000", "http://127.0.0.2:5001/token", false, false},
+		{"https://quay.io", "//quay.io/x", false, false},
+	} {
+		a, _ := url.Parse(c.registry)
+		b, _ := url.Parse(c.realm)
+		related, err := trustRealm(a, b)
+		if (err == nil) != c.ok || c.ok && related != c.related {
+			t.Errorf("%s with %s: related %v, %v", c.registry, c.realm, related, err)
+		}
+	}
+}
+
+// stranger records the headers that arrive.
+type stranger struct {
+	*httptest.Server
+	mu   sync.Mutex
+	seen []http.Header
+	urls []string
+}
+
+func newStranger(t testing.TB, answer http.HandlerFunc) *stranger {
+	s := &stranger{}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		s.mu.Lock()
+		s.seen, s.urls = append(s.seen, q.Header.Clone()), append(s.urls, q.URL.String())
+		s.mu.Unlock()
+		answer(w, q)
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+// TestRedirects: to another port the bytes come, but nothing that is ours goes there.
+func TestRedirects(t *testing.T) {
+	r := newRegistry(t)
+	l := gzipLayer(noise(t, 1000))
+	r.build("1", []testLayer{l}, nil)
+	cdn := newStranger(t, func(w http.ResponseWriter, q *http.Request) { w.Write(l.blob) })
+	challenging := newStranger(t, func(w http.ResponseWriter, q *http.Request) { unauthorized(w, `Basic realm="x"`) })
+	certs := t.TempDir()
+	writeHosts(t, certs, r.host(), fmt.Sprintf("server = %q\n[header]\nX-Secret = \"header\"\n", r.URL))
+	to := cdn.URL + "/blob?sig=SECRET"
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if q.Header.Get("Authorization") != basic("user", "password") {
+			return unauthorized(w, `Basic realm="x"`)
+		}
+		if q.Header.Get("X-Secret") != "header" {
+			t.Error("header of hosts.toml is not sent")
+		}
+		if !isBlobGet(q, digest.FromBytes(l.blob)) {
+			return false
+		}
+		w.Header().Set("Location", to)
+		w.WriteHeader(http.StatusTemporaryRedirect)
+		return true
+	})
+	pull := func() error {
+		images := newImages(t, func(c *Config) { c.RegistryConfig = certs })
+		_, err := images.Pull(t.Context(), r.ref("app:1"), &Auth{Username: "user", Password: "password"})
+		return err
+	}
+	must(t, pull())
+	to = challenging.URL + "/blob?sig=SECRET"
+	if err := pull(); err == nil || strings.Contains(err.Error(), "SECRET") {
+		t.Errorf("401 after the redirect: %v", err)
+	}
+	for _, s := range []*stranger{cdn, challenging} {
+		for _, h := range s.seen {
+			for _, name := range []string{"Authorization", "X-Secret", "Cookie", "Referer"} {
+				if h.Get(name) != "" {
+					t.Errorf("%s: %s arrives at a stranger", name, h.Get(name))
+				}
+			}
+		}
+		if len(s.seen) == 0 {
+			t.Error("the redirect is not followed")
+		}
+	}
+	for _, to = range []string{r.URL + "/v2/app/blobs/" + digest.FromBytes(l.blob).String() + "?loop=SECRET", "file:///etc/passwd?SECRET", "http://127.0.0.1:1/?SECRET", "http://user:SECRET@127.0.0.1:1/", "::SECRET"} {
+		if err := pull(); err == nil || strings.Contains(err.Error(), "SECRET") {
+			t.Errorf("to %s: %v", to, err)
+		}
+	}
+	if n := r.count("GET /v2/app/blobs/" + digest.FromBytes(l.blob).String()); n > 40 {
+		t.Errorf("%d requests, a loop is followed for long", n)
+	}
+}
+
+func writeHosts(t testing.TB, certs, host, toml string) {
+	d := filepath.Join(certs, strings.Replace(host, ":", "_", 1)+"_")
+	must(t, os.MkdirAll(d, 0o755))
+	must(t, os.WriteFile(filepath.Join(d, "hosts.toml"), []byte(toml), 0o644))
+}
+
+func TestTLS(t *testing.T) {
+	plain := newRegistry(t)
+	_, m := plain.build("1", nil, nil)
+	secure := httptest.NewTLSServer(plain)
+	t.Cleanup(secure.Close)
+	host := strings.TrimPrefix(secure.URL, "https://")
+	certs := t.TempDir()
+	images := newImages(t, func(c *Config) { c.RegistryConfig = certs })
+
+	writeHosts(t, certs, host, fmt.Sprintf("server = %q\n", secure.URL))
+	if _, err := images.Pull(t.Context(), host+"/app:1", nil); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("a certificate nobody signed: %v", err)
+	}
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})
+	must(t, os.WriteFile(filepath.Join(certs, "ca.pem"), ca, 0o644))
+	writeHosts(t, certs, host, fmt.Sprintf("server = %q\nca = %q\n", secure.URL, filepath.Join(certs, "ca.pem")))
+	images.mustPull(t, host+"/app:1")
+
+	// From https a redirect does not lead to http.
+	plain.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if q.TLS == nil {
+			t.Error("plain http is spoken")
+			return false
+		}
+		w.Header().Set("Location", plain.URL+"/v2/app/manifests/"+m.Digest.String())
+		w.WriteHeader(http.StatusFound)
+		return true
+	})
+	if _, err := images.Pull(t.Context(), host+"/app:2", nil); err == nil || !strings.Contains(err.Error(), "plain http") {
+		t.Error(err)
+	}
+	// A registry that speaks http only is not spoken to when https is configured.
+	plain.intercept(nil)
+	writeHosts(t, certs, plain.host(), fmt.Sprintf("server = \"https://%s\"\n", plain.host()))
+	if _, err := images.Pull(t.Context(), plain.ref("app:1"), nil); err == nil {
+		t.Error("http although https is configured")
+	}
+}
+
+func TestMirrors(t *testing.T) {
+	origin, mirror := newRegistry(t), newRegistry(t)
+	l := gzipLayer(noise(t, 1000))
+	id, _ := origin.build("1", []testLayer{l}, nil)
+	mirror.build("1", []testLayer{l}, nil)
+	dead := httptest.NewServer(nil)
+	dead.Close()
+	certs := t.TempDir()
+	hosts := func(mirrors ...string) {
+		toml := fmt.Sprintf("server = %q\n", origin.URL)
+		for _, m := range mirrors {
+			toml += fmt.Sprintf("[host.%q]\ncapabilities = [\"pull\", \"resolve\"]\n", m)
+		}
+		writeHosts(t, certs, origin.host(), toml)
+	}
+	pull := func(auth *Auth) error {
+		images := newImages(t, func(c *Config) { c.RegistryConfig = certs })
+		img, err := images.Pull(t.Context(), origin.ref("app:1"), auth)
+		if err == nil && (img.ID != id || img.RepoTags[0] != origin.ref("app:1")) {
+			t.Errorf("%+v", img)
+		}
+		return err
+	}
+	total := func(r *registryServer) int { return r.count("") }
+
+	hosts(mirror.URL)
+	must(t, pull(nil))
+	if total(origin) != 0 || total(mirror) == 0 {
+		t.Errorf("%d requests to the registry, %d to its mirror", total(origin), total(mirror))
+	}
+	// The registry's credentials are not for the mirror, even when it asks.
+	mirror.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if q.Header.Get("Authorization") != "" {
+			t.Error("a mirror sees credentials")
+		}
+		return unauthorized(w, `Basic realm="x"`)
+	})
+	must(t, pull(&Auth{Username: "user", Password: "password"}))
+	if total(origin) == 0 {
+		t.Error("no fall through to the registry")
+	}
+	// Dead, failing and incomplete mirrors.
+	start := time.Now()
+	hosts(dead.URL, mirror.URL)
+	for _, code := range []int{500, 404, 429} {
+		mirror.intercept(func(w http.ResponseWriter, q *http.Request) bool { w.WriteHeader(code); return true })
+		must(t, pull(nil))
+	}
+	mirror.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if strings.Contains(q.URL.Path, "/blobs/") {
+			w.WriteHeader(404)
+			return true
+		}
+		return false
+	})
+	must(t, pull(nil))
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("bad mirrors cost %s", took)
+	}
+	// A mirror without resolve is not asked what a tag is.
+	before := mirror.count("GET /v2/app/manifests/1")
+	mirror.intercept(nil)
+	writeHosts(t, certs, origin.host(), fmt.Sprintf("server = %q\n[host.%q]\ncapabilities = [\"pull\"]\n", origin.URL, mirror.URL))
+	must(t, pull(nil))
+	if mirror.count("GET /v2/app/manifests/1") != before {
+		t.Error("mirror is asked for the tag")
+	}
+	// A broken hosts.toml is an error, not a way around the mirror.
+	writeHosts(t, certs, origin.host(), "server = [broken")
+	if err := pull(nil); !errdefs.IsFailedPrecondition(err) {
+		t.Error(err)
+	}
+}
+
+func TestSlowMirror(t *testing.T) {
+	origin := newRegistry(t)
+	origin.build("1", nil, nil)
+	slow := newStranger(t, func(w http.ResponseWriter, q *http.Request) { <-q.Context().Done() })
+	certs := t.TempDir()
+	writeHosts(t, certs, origin.host(), fmt.Sprintf("server = %q\n[host.%q]\n", origin.URL, slow.URL))
+	images := newImages(t, func(c *Config) { c.RegistryConfig, c.StallTimeout = certs, time.Second })
+	images.mustPull(t, origin.ref("app:1"))
+	images.mustPull(t, origin.ref("app:1"))
+	if len(slow.seen) != 1 {
+		t.Errorf("the slow mirror costs its time %d times", len(slow.seen))
+	}
+}
+
+func TestDenied(t *testing.T) {
+	r := newRegistry(t)
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		w.WriteHeader(403)
+		fmt.Fprint(w, `{"errors":[{"code":"DENIED","message":"your address is not allowed, see https://x.io/?token=SECRET, password"}]}`)
+		return true
+	})
+	_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{Username: "user", Password: "password"})
+	if !errdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), "your address is not allowed") || strings.Contains(err.Error(), "SECRET") || strings.Contains(err.Error(), "password") {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,209 @@
+package imageservice
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+func index(entries ...ocispec.Descriptor) ocispec.Index {
+	return ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: entries}
+}
+
+func platform(d ocispec.Descriptor, os, arch, variant string) ocispec.Descriptor {
+	d.Platform = &ocispec.Platform{OS: os, Architecture: arch, Variant: variant}
+	return d
+}
+
+func TestIndexSelection(t *testing.T) {
+	other := map[string]string{"amd64": "arm64", "arm64": "amd64"}[goarch]
+	for _, mediaType := range []string{ocispec.MediaTypeImageIndex, dockerList} {
+		t.Run(mediaType, func(t *testing.T) {
+			r := newRegistry(t)
+			id, right := r.build("", []testLayer{gzipLayer(tarOf(t, reg("f"), "right"))}, nil)
+			_, wrong := r.build("", nil, func(_ *ocispec.Manifest, c *ocispec.Image) { c.Architecture = other })
+			list := index(platform(wrong, "linux", other, ""), platform(wrong, "windows", goarch, ""), platform(right, "linux", goarch, ""), platform(wrong, "unknown", "unknown", ""))
+			list.MediaType = mediaType
+			root := r.putManifest("1", mediaType, list)
+			images := newImages(t, nil)
+			img := images.mustPull(t, r.ref("app:1"))
+			if img.ID != id || img.RepoDigests[0] != r.ref("app@"+root.Digest.String()) {
+				t.Errorf("%+v", img)
+			}
+			// The same by the digest of the index: another name for what is there, no tag.
+			again := images.mustPull(t, r.ref("app:9@"+root.Digest.String()))
+			if again.ID != id || len(again.RepoTags) != 1 || len(again.RepoDigests) != 1 {
+				t.Errorf("%+v", again)
+			}
+			// By digest alone there is no tag.
+			fresh := newImages(t, nil).mustPull(t, r.ref("app:1@"+root.Digest.String()))
+			if fresh.ID != id || len(fresh.RepoTags) != 0 {
+				t.Errorf("%+v", fresh)
+			}
+			nested := index(ocispec.Descriptor{MediaType: mediaType, Digest: root.Digest, Size: root.Size})
+			r.putManifest("nested", ocispec.MediaTypeImageIndex, nested)
+			if img := images.mustPull(t, r.ref("app:nested")); img.ID != id {
+				t.Errorf("%+v", img)
+			}
+			deep := root
+			for range 6 {
+				deep = r.putManifest("deep", ocispec.MediaTypeImageIndex, index(deep))
+			}
+			if _, err := images.Pull(t.Context(), r.ref("app:deep"), nil); !errdefs.IsResourceExhausted(err) {
+				t.Errorf("deep index: %v", err)
+			}
+			r.putManifest("none", mediaType, func() ocispec.Index {
+				l := index(platform(wrong, "linux", other, ""), platform(wrong, "windows", "amd64", ""))
+				l.MediaType = mediaType
+				return l
+			}())
+			_, err := images.Pull(t.Context(), r.ref("app:none"), nil)
+			if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "linux/"+other+", windows/amd64") {
+				t.Errorf("no platform: %v", err)
+			}
+			var many []ocispec.Descriptor
+			for range maxIndexEntries + 1 {
+				many = append(many, platform(right, "linux", goarch, ""))
+			}
+			r.putManifest("many", ocispec.MediaTypeImageIndex, index(many...))
+			if _, err := images.Pull(t.Context(), r.ref("app:many"), nil); !errdefs.IsResourceExhausted(err) {
+				t.Errorf("many entries: %v", err)
+			}
+			r.build("foreign", nil, func(_ *ocispec.Manifest, c *ocispec.Image) { c.Architecture = other })
+			if _, err := images.Pull(t.Context(), r.ref("app:foreign"), nil); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "linux/"+other) {
+				t.Errorf("single manifest for another machine: %v", err)
+			}
+		})
+	}
+}
+
+func TestRefusedManifests(t *testing.T) {
+	layer := gzipLayer(tarOf(t, reg("f"), "x"))
+	edit := func(f func(m *ocispec.Manifest)) func(r *registryServer) {
+		return func(r *registryServer) {
+			r.build("1", []testLayer{layer}, func(m *ocispec.Manifest, _ *ocispec.Image) { f(m) })
+		}
+	}
+	raw := func(mediaType, doc string) func(r *registryServer) {
+		return func(r *registryServer) {
+			id, m := r.build("good", []testLayer{layer}, nil)
+			doc := strings.NewReplacer("CONFIG", fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":1}`, ocispec.MediaTypeImageConfig, id),
+				"ENTRY", fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, m.MediaType, m.Digest, m.Size), "'", `"`).Replace(doc)
+			r.putManifest("1", mediaType, []byte(doc))
+		}
+	}
+	invalid, unsupported, exhausted := errdefs.ErrInvalidArgument, errdefs.ErrNotImplemented, errdefs.ErrResourceExhausted
+	man, idx := ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex
+	for name, c := range map[string]struct {
+		put   func(r *registryServer)
+		class error
+	}{
+		"schema 1":                  {raw("application/vnd.docker.distribution.manifest.v1+prettyjws", `{'schemaVersion':1,'fsLayers':[],'history':[]}`), unsupported},
+		"schema 1 in disguise":      {raw(man, `{'schemaVersion':2,'fsLayers':[],'config':CONFIG,'layers':[]}`), unsupported},
+		"both as index":             {raw(idx, `{'schemaVersion':2,'manifests':[ENTRY],'config':CONFIG,'layers':[]}`), invalid},
+		"both as manifest":          {raw(man, `{'schemaVersion':2,'manifests':[ENTRY],'config':CONFIG,'layers':[]}`), invalid},
+		"index with layers":         {raw(idx, `{'schemaVersion':2,'manifests':[ENTRY],'layers':[]}`), invalid},
+		"manifest with Manifests":   {raw(man, `{'schemaVersion':2,'Manifests':[ENTRY],'config':CONFIG,'layers':[]}`), invalid},
+		"layers twice":              {raw(man, `{'schemaVersion':2,'config':CONFIG,'layers':[],'layers':[]}`), invalid},
+		"mediaType differs":         {raw(man, `{'schemaVersion':2,'mediaType':'`+idx+`','manifests':[ENTRY]}`), invalid},
+		"mediaType differs, docker": {raw(man, `{'schemaVersion':2,'mediaType':'`+dockerManifest+`','config':CONFIG,'layers':[]}`), invalid},
+		"mediaType is a number":     {raw(man, `{'schemaVersion':2,'mediaType':1,'config':CONFIG,'layers':[]}`), invalid},
+		"index is a manifest":       {raw(idx, `{'schemaVersion':2,'config':CONFIG,'layers':[]}`), invalid},
+		"manifest is an index":      {raw(man, `{'schemaVersion':2,'manifests':[ENTRY]}`), invalid},
+		"no schemaVersion":          {raw(man, `{'config':CONFIG,'layers':[]}`), invalid},
+		"unknown type":              {raw("application/x", `{'schemaVersion':2,'config':CONFIG,'layers':[]}`), unsupported},
+		"no json":                   {raw(man, `hello`), invalid},
+		"an array":                  {raw(man, `[]`), invalid},
+		"two objects":               {raw(man, `{'schemaVersion':2,'config':CONFIG,'layers':[]}{}`), invalid},
+		"deep json":                 {raw(man, `{'schemaVersion':2,'x':`+strings.Repeat("[", 1e6)+strings.Repeat("]", 1e6)+`}`), invalid},
+		"too large":                 {raw(man, `{'schemaVersion':2,'x':'`+strings.Repeat("x", maxDocument)+`'}`), exhausted},
+		"foreign layer": {edit(func(m *ocispec.Manifest) {
+			m.Layers[0].MediaType = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+		}), unsupported},
+		"nondistributable layer": {edit(func(m *ocispec.Manifest) {
+			m.Layers[0].MediaType = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+		}), unsupported},
+		"encrypted layer":    {edit(func(m *ocispec.Manifest) { m.Layers[0].MediaType += "+encrypted" }), unsupported},
+		"layer with urls":    {edit(func(m *ocispec.Manifest) { m.Layers[0].URLs = []string{"http://127.0.0.1:1/x"} }), unsupported},
+		"config with urls":   {edit(func(m *ocispec.Manifest) { m.Config.URLs = []string{"http://127.0.0.1:1/x"} }), unsupported},
+		"artifact":           {edit(func(m *ocispec.Manifest) { m.Config = ocispec.DescriptorEmptyJSON }), unsupported},
+		"digest with a path": {edit(func(m *ocispec.Manifest) { m.Layers[0].Digest = "sha256:../../x" }), invalid},
+		"digest empty":       {edit(func(m *ocispec.Manifest) { m.Layers[0].Digest = "sha256:" }), invalid},
+		"digest md5":         {edit(func(m *ocispec.Manifest) { m.Layers[0].Digest = "md5:d41d8cd98f00b204e9800998ecf8427e" }), invalid},
+		"digest sha512":      {edit(func(m *ocispec.Manifest) { m.Layers[0].Digest = digest.SHA512.FromString("") }), invalid},
+		"digest upper case":  {edit(func(m *ocispec.Manifest) { m.Layers[0].Digest = digest.Digest("sha256:" + strings.ToUpper(someHex)) }), invalid},
+		"digest of 10 KiB":   {edit(func(m *ocispec.Manifest) { m.Layers[0].Digest = digest.Digest("sha256:" + strings.Repeat("a", 10<<10)) }), invalid},
+		"negative size":      {edit(func(m *ocispec.Manifest) { m.Layers[0].Size = -1 }), invalid},
+		"huge layer":         {edit(func(m *ocispec.Manifest) { m.Layers[0].Size = 1 << 60 }), exhausted},
+		"huge config": {edit(func(m *ocispec.Manifest) {
+			m.Config = ocispec.Descriptor{MediaType: dockerConfig, Digest: digest.FromString("x"), Size: 2 << 30}
+		}), exhausted},
+		"more layers than overlay takes": {edit(func(m *ocispec.Manifest) { m.Layers = make([]ocispec.Descriptor, 501) }), exhausted},
+		"fewer diff ids than layers":     {edit(func(m *ocispec.Manifest) { m.Layers = append(m.Layers, m.Layers[0]) }), invalid},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry(t)
+			c.put(r)
+			images := newImages(t, nil)
+			_, err := images.Pull(t.Context(), r.ref("app:1"), nil)
+			if !errors.Is(err, c.class) {
+				t.Errorf("%.300v, want class %v", err, c.class)
+			}
+			if err != nil && len(err.Error()) > 2000 {
+				t.Errorf("error of %d bytes", len(err.Error()))
+			}
+			images.wantNothing(t)
+		})
+	}
+}
+
+// TestEndlessReplies: bodies without end, at every place.
+func TestEndlessReplies(t *testing.T) {
+	for _, where := range []string{"manifests/1", "manifests/sha256", "blobs/"} {
+		t.Run(where, func(t *testing.T) {
+			r := newRegistry(t)
+			_, m := r.build("", []testLayer{gzipLayer(tarOf(t, reg("f"), "x"))}, nil)
+			r.putManifest("1", ocispec.MediaTypeImageIndex, index(platform(m, "linux", goarch, "")))
+			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				if !strings.Contains(q.URL.Path, where) {
+					return false
+				}
+				w.Header().Set("Content-Type", map[bool]string{true: ocispec.MediaTypeImageIndex, false: ocispec.MediaTypeImageManifest}[where == "manifests/1"])
+				chunk := bytes.Repeat([]byte(" "), 1<<20)
+				for range 4096 {
+					if _, err := w.Write(chunk); err != nil {
+						return true
+					}
+				}
+				return true
+			})
+			images := newImages(t, nil)
+			_, err := images.Pull(t.Context(), r.ref("app:1"), nil)
+			if !errdefs.IsResourceExhausted(err) && !errdefs.IsDataLoss(err) {
+				t.Error(err)
+			}
+			images.wantNothing(t)
+		})
+	}
+}
+
+func FuzzDecodeDocument(f *testing.F) {
+	good, _ := json.Marshal(index())
+	f.Add(good, ocispec.MediaTypeImageIndex)
+	f.Add([]byte(`{"schemaVersion":2,"config":{},"layers":[]}`), "")
+	f.Fuzz(func(t *testing.T, raw []byte, declared string) {
+		d, err := decodeDocument(raw, declared)
+		if err == nil && (d.index == nil) == (d.manifest == nil) {
+			t.Error("both or neither")
+		}
+	})
+}

@@ -1,0 +1,190 @@
+package runtimeshim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// handler answers one call. The returned value is the body of the last reply;
+// an error keeps its errdefs class across the wire. ctx ends when the caller
+// has closed its connection.
+type handler func(ctx context.Context, in *inbound) (any, error)
+
+// inbound is one request as its handler sees it.
+type inbound struct {
+	Verb  string
+	Files []*os.File // closed after the handler has returned; set one to nil to keep it
+
+	body     json.RawMessage
+	conn     *net.UnixConn
+	attached []*os.File
+}
+
+// decode fills v with the body of the request. ErrInvalidArgument.
+func (in *inbound) decode(v any) error {
+	if err := json.Unmarshal(in.body, v); err != nil {
+		return fmt.Errorf("read body of %s: %v: %w", in.Verb, err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// send writes one reply that is not the last. The files stay the handler's.
+// Not to be called from two goroutines at once.
+func (in *inbound) send(body any, files ...*os.File) error {
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	return writeFrame(in.conn, reply{More: true, Body: raw}, files)
+}
+
+// attach adds descriptors to the last reply and gives them away: they are
+// closed once the reply is written, also when it is an error.
+func (in *inbound) attach(files ...*os.File) { in.attached = append(in.attached, files...) }
+
+// listen makes a 0600 socket at path, replacing what is there: the caller
+// holds the lock that makes the name its own.
+func listen(path string) (*net.UnixListener, error) {
+	tmp := path + ".new"
+	if len(tmp) > maxSocketLen {
+		return nil, fmt.Errorf("socket path %s is longer than %d bytes: %w", tmp, maxSocketLen, errdefs.ErrInvalidArgument)
+	}
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("make socket %s: %w", path, err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("make socket %s: %w", path, err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(tmp, 0o600), os.Rename(tmp, path)); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("make socket %s: %w", path, err)
+	}
+	return l, nil
+}
+
+// serveAt is serve on a socket of its own at path, which it makes again when
+// somebody has removed it. The caller holds the lock that makes the name its
+// own. The error is that of the first attempt; later ones are repeated.
+func serveAt(ctx context.Context, path string, handlers map[string]handler) error {
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	l, err := listen(path)
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		if l != nil {
+			serving.Go(func() { serve(ctx, l, handlers) })
+			awaitReplaced(ctx, path)
+			l.Close()
+		}
+		if l, err = listen(path); err != nil {
+			l = nil
+			pauseFor(ctx, socketCheck)
+		}
+	}
+	if l != nil {
+		l.Close()
+	}
+	return nil
+}
+
+// awaitReplaced returns when path is no longer the file that it is now.
+func awaitReplaced(ctx context.Context, path string) {
+	mine, err := os.Stat(path)
+	for err == nil && ctx.Err() == nil {
+		pauseFor(ctx, socketCheck)
+		now, err := os.Stat(path)
+		if err != nil || !os.SameFile(now, mine) {
+			return
+		}
+	}
+}
+
+// pauseFor waits d, or less when ctx ends.
+func pauseFor(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// serve answers calls until ctx ends or the listener is closed, and returns
+// when every handler has returned. The listener is closed then.
+func serve(ctx context.Context, l *net.UnixListener, handlers map[string]handler) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	defer l.Close()
+	for {
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			// Out of descriptors or memory: what is being answered frees some.
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Millisecond):
+			}
+			continue
+		}
+		running.Go(func() { answer(ctx, conn, handlers) })
+	}
+}
+
+// answer serves one connection. A peer of another user gets no word.
+func answer(ctx context.Context, conn *net.UnixConn, handlers map[string]handler) {
+	defer conn.Close()
+	if cred, err := peerCred(conn); err != nil || cred.Uid != uint32(os.Geteuid()) {
+		return
+	}
+	conn.SetReadDeadline(time.Now().Add(requestWait))
+	var req request
+	files, err := readFrame(conn, &req)
+	if err != nil {
+		return
+	}
+	conn.SetReadDeadline(time.Time{})
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		conn.Read(make([]byte, 1)) // returns when the peer is gone, or breaks the protocol, or we close
+		cancel()
+	}()
+	in := &inbound{Verb: req.Verb, Files: files, body: req.Body, conn: conn}
+	out := reply{}
+	body, err := dispatch(ctx, req, in, handlers)
+	if err == nil && body != nil {
+		out.Body, err = json.Marshal(body)
+	}
+	if err != nil {
+		out = reply{Error: toWire(err)}
+	}
+	writeFrame(conn, out, in.attached)
+	closeAll(in.Files)
+	closeAll(in.attached)
+}
+
+func dispatch(ctx context.Context, req request, in *inbound, handlers map[string]handler) (any, error) {
+	if req.Format < 1 || req.Format > wireFormat {
+		return nil, fmt.Errorf("%s in wire format %d, known is %d: %w", req.Verb, req.Format, wireFormat, errdefs.ErrNotImplemented)
+	}
+	h, ok := handlers[req.Verb]
+	if !ok {
+		return nil, fmt.Errorf("verb %q: %w", req.Verb, errdefs.ErrNotImplemented)
+	}
+	return h(ctx, in)
+}
