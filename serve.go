@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -29,7 +28,7 @@ const lastWord = 10 * time.Second
 // serve runs the daemon until ctx ends.
 func serve(ctx context.Context, c Config, _ io.Writer) error {
 	syscall.Umask(0o022)
-	unlock, err := lockFolders(c)
+	unlock, err := lockFolders(&c)
 	if err != nil {
 		return err
 	}
@@ -62,7 +61,7 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 
 // openRooms wires the rooms together.
 func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.Images, error) {
-	images, err := imageservice.Open(ctx, imageservice.Config{Root: c.Root, RegistryConfig: existing(c.Images.RegistryConfig), Pinned: pinned(c), Step: step})
+	images, err := imageservice.Open(ctx, imageservice.Config{Root: c.Root, RegistryConfig: c.Images.RegistryConfig, Pinned: pinned(c), Step: step})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -99,14 +98,6 @@ func openNetwork(ctx context.Context, c Config, instance string) (*cni.Networks,
 		Instance: instance, Root: c.Root, State: c.State, Step: step})
 }
 
-// existing returns path if there is something, so that a folder of registries that nobody made means none.
-func existing(path string) string {
-	if _, err := os.Stat(path); path == "" || err != nil {
-		return ""
-	}
-	return path
-}
-
 // program returns the absolute path of a runtime; a name that PATH does not have stays, and the condition RuntimeReady tells.
 func program(name string) string {
 	if filepath.IsAbs(name) {
@@ -116,38 +107,6 @@ func program(name string) string {
 		return path
 	}
 	return filepath.Join("/usr/bin", name)
-}
-
-// prepareState makes the state folder, and empties it when it comes from before a reboot: nothing that it speaks of runs any more. Where it
-// lies on a tmpfs the reboot did that.
-func prepareState(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("state folder: %w", err)
-	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return fmt.Errorf("state folder: %w", err)
-	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return fmt.Errorf("state folder: %w", err)
-	}
-	marker := filepath.Join(dir, "boot-id")
-	seen, err := os.ReadFile(marker)
-	if err == nil && strings.TrimSpace(string(seen)) == strings.TrimSpace(string(boot)) {
-		return nil
-	}
-	if err == nil {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return fmt.Errorf("state folder: %w", err)
-		}
-		for _, e := range entries {
-			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-				return fmt.Errorf("state folder from before the reboot: %w", err)
-			}
-		}
-	}
-	return os.WriteFile(marker, boot, 0o600)
 }
 
 // listen makes the socket, in place of one that a killed daemon left. Only root can connect.
@@ -188,7 +147,7 @@ func logger(ctx context.Context, c Config, _ io.Writer) error {
 
 // shutdown ends what outlives the daemon, when nothing runs any more.
 func shutdown(ctx context.Context, c Config, out io.Writer) error {
-	unlock, err := lockFolders(c)
+	unlock, err := lockFolders(&c)
 	if err != nil {
 		return fmt.Errorf("stop the daemon first: %w", err)
 	}

@@ -133,7 +133,7 @@ func TestJourney(t *testing.T) {
 	if out := d.crictl("ps"); !strings.Contains(out, c[:13]) || !strings.Contains(out, "Running") {
 		t.Errorf("ps:\n%s", out)
 	}
-	if out := d.crictl("exec", "--sync", c[:13], "hostname"); out != "box\n" {
+	if out := d.crictl("exec", "--sync", c[:13], "hostname"); strings.TrimSpace(out) != "box" {
 		t.Errorf("exec --sync: %q", out)
 	}
 	if out, err := d.tryCrictl("exec", "-s", c, "sh", "-c", "echo err >&2; exit 3"); err == nil {

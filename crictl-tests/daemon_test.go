@@ -179,20 +179,27 @@ func (d *daemon) launch() {
 
 func (d *daemon) waitReady() {
 	d.Helper()
+	if !d.answers() {
+		d.Fatalf("cribox serve ended before it answered: %v", d.process.ended())
+	}
+}
+
+// answers waits for the socket to answer; false when the daemon ended instead.
+func (d *daemon) answers() bool {
+	d.Helper()
 	eventually(d, "the socket to answer", func() error {
-		if err := d.process.ended(); err != nil {
-			d.Fatalf("cribox serve ended before it answered: %v", err)
+		if d.process.ended() != nil {
+			return nil
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		_, err := d.runtime.Version(ctx, &cri.VersionRequest{})
+		_, err := d.runtime.ListContainers(ctx, &cri.ListContainersRequest{})
 		if err != nil {
 			d.conn.ResetConnectBackoff()
-			return err
 		}
-		_, err = d.runtime.ListContainers(ctx, &cri.ListContainersRequest{})
 		return err
 	})
+	return d.process.ended() == nil
 }
 
 // kill is kill -9, and returns when the process is gone. Shim, logger and containers stay.

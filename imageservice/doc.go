@@ -10,6 +10,7 @@
 //	layers/<n>/fs     one unpacked layer, whiteouts in overlay form; <n> is a short number because mount(2) takes one page of options
 //	layers/<n>/implied  directories that the layer's tar did not name although it put something into them (see link.go)
 //	layers/empty      the lower directory of an image without layers
+//	layers/none       the second lower directory that a read-only mount of one layer needs
 //	images/<hex>      the record of image sha256:<hex>, JSON with a checksum; *.torn is a record that could not be believed
 //
 // A layer is keyed by its diff id alone: overlay's lower directories do not depend on each other.

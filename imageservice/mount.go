@@ -102,8 +102,8 @@ func (o *overlay) prepare(r Rootfs) error {
 		return fmt.Errorf("something is mounted there: %w", errdefs.ErrFailedPrecondition)
 	}
 	if r.ReadOnly {
-		if len(o.lower) == 1 && o.lower[0] != "empty" {
-			o.lower = append(o.lower, "empty") // without an upper layer overlayfs wants two lower ones
+		if len(o.lower) == 1 {
+			o.lower = append(o.lower, "none") // without an upper layer overlayfs wants two lower ones
 		}
 		return nil
 	}
@@ -178,8 +178,8 @@ func (o *overlay) mountNew() error {
 		}
 	}()
 	set := func(key, dir string) error {
-		if len(dir) > 255 {
-			// fsconfig takes 255 bytes of a string. A descriptor's name is short.
+		if len(dir) > 255 || strings.Contains(dir, `\`) {
+			// fsconfig takes 255 bytes of a string, and overlayfs takes a backslash for an escape. A descriptor's name is plain.
 			fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 			if err != nil {
 				return err

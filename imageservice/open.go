@@ -59,13 +59,13 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 
 // makeFolders creates what is missing. 0700 keeps the setuid files of images away from the node's users.
 func makeFolders(root string) error {
-	for _, d := range []string{"", "content", "images", "layers", "layers/empty"} {
+	for _, d := range []string{"", "content", "images", "layers", "layers/empty", "layers/none"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o700); err != nil {
 			return err
 		}
 	}
-	for _, d := range []string{"content", "images", "layers"} {
-		if err := os.Chmod(filepath.Join(root, d), 0o700); err != nil {
+	for d, mode := range map[string]os.FileMode{"content": 0o700, "images": 0o700, "layers": 0o700, "layers/empty": 0o755, "layers/none": 0o755} {
+		if err := os.Chmod(filepath.Join(root, d), mode); err != nil {
 			return err
 		}
 	}
@@ -197,7 +197,7 @@ func (c *Images) dropOrphanLayers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	known := map[string]bool{"empty": true}
+	known := map[string]bool{"empty": true, "none": true}
 	for _, l := range c.layers {
 		known[l.Dir] = true
 	}

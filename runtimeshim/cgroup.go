@@ -158,7 +158,7 @@ func signalCgroups(dirs []string, sig unix.Signal) int {
 // cgroupProcs lists the processes in dir and below; zombies count in v1.
 func cgroupProcs(dir string) []int {
 	var pids []int
-	filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+	_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || !e.IsDir() {
 			return nil
 		}
@@ -183,7 +183,7 @@ func freezeCgroups(dirs []string, on bool) {
 	for _, dir := range dirs {
 		for name, value := range map[string]string{"freezer.state": v1, "cgroup.freeze": v2} {
 			if f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0); err == nil {
-				f.WriteString(value)
+				_, _ = f.WriteString(value) // the kill comes all the same
 				f.Close()
 			}
 		}
@@ -225,7 +225,7 @@ func rmCgroup(dir string) error {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
 		if e.IsDir() {
-			rmCgroup(filepath.Join(dir, e.Name()))
+			_ = rmCgroup(filepath.Join(dir, e.Name())) // that of dir says so
 		}
 	}
 	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {

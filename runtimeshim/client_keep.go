@@ -8,8 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -43,7 +41,7 @@ func (p *peer) keep(ctx context.Context, pidfd *os.File) {
 	for {
 		began := time.Now()
 		if pidfd != nil {
-			waitDead(ctx, pidfd)
+			_ = waitDead(ctx, pidfd) // ensure finds out what is the matter
 		}
 		if time.Since(began) > longest {
 			pause = shortest
@@ -112,7 +110,7 @@ func (p *peer) ensure(ctx context.Context) (*os.File, error) {
 	for pause := 3 * time.Millisecond; ; {
 		pidfd, err := p.greet(ctx)
 		if err == nil {
-			ours.unlessServing(ctx, p)
+			ours.unlessServing(ctx, pidfd)
 			p.set(pidfd)
 			return pidfd, nil
 		}
@@ -184,11 +182,13 @@ func (s *spawned) hasEnded() bool {
 	}
 }
 
-// unlessServing waits until the process has ended, if another one came to be
-// the peer: so that it cannot come late into the place of one that was told to quit.
-func (s *spawned) unlessServing(ctx context.Context, p *peer) {
-	raw, err := os.ReadFile(p.lock)
-	if s == nil || err != nil || strings.TrimSpace(string(raw)) == strconv.Itoa(s.pid) {
+// unlessServing waits until the process has ended, if pidfd, the peer, is another:
+// so it cannot come late into the place of one that was told to quit.
+func (s *spawned) unlessServing(ctx context.Context, pidfd *os.File) {
+	if s == nil {
+		return
+	}
+	if pid, err := pidfdPid(pidfd); err != nil || pid == s.pid {
 		return
 	}
 	select {
@@ -217,7 +217,7 @@ func (p *peer) start() (*spawned, error) {
 	s := &spawned{cmd.Process.Pid, make(chan struct{})}
 	go func() {
 		defer close(s.ended)
-		cmd.Wait()
+		_ = cmd.Wait() // its log tells why
 	}()
 	return s, nil
 }

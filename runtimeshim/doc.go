@@ -39,5 +39,7 @@
 // shim.exit.written, shim.exec.intent, shim.exec.runc, shim.delete.kill,
 // shim.delete (before the runtime's delete), shim.delete.cleared.
 //
-// Logger: see LoggerMain.
+// Logger: logger.created, logger.reopened, logger.spliced, logger.intent,
+// logger.written, logger.committed, logger.drained, logger.done,
+// spool.truncated, spool.reset, spool.punched.
 package runtimeshim

@@ -319,6 +319,10 @@ func TestSlowShimIsNotReplaced(t *testing.T) {
 	task := h.idle("c")
 	pid := h.lockPid("shim.lock")
 	unix.Kill(pid, unix.SIGSTOP)
+	h.eventually("shim is stopped", func() bool {
+		st, err := readProcStat(pid)
+		return err == nil && st.State == 'T'
+	})
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
 	if _, err := h.client.Tasks(ctx); !errdefs.IsUnavailable(err) || !errors.Is(err, context.DeadlineExceeded) {

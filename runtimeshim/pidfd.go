@@ -23,7 +23,7 @@ func openPidfd(pid int) (*os.File, error) {
 
 // pidfdFile wraps a descriptor that is a pidfd already.
 func pidfdFile(fd int) *os.File {
-	unix.SetNonblock(fd, true)
+	_ = unix.SetNonblock(fd, true) // fails for what is no descriptor only
 	return os.NewFile(uintptr(fd), "pidfd")
 }
 

@@ -89,32 +89,38 @@ func newShim(state string, step func(string)) (*shim, error) {
 	if free, err := holdLock(s.state.shimLock()); err != nil || !free {
 		return nil, err
 	}
-	s.settleIn()
-	if level := os.Getenv(logLevelEnv); level != "" {
-		log.SetLevel(level)
+	if err := s.settleIn(); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
 
 // settleIn fixes what the process passes on to its children and what it costs.
-func (s *shim) settleIn() {
+func (s *shim) settleIn() error {
+	if level := os.Getenv(logLevelEnv); level != "" {
+		if err := log.SetLevel(level); err != nil {
+			log.L.WithError(err).Warn("log level is not set")
+		}
+	}
 	runtime.GOMAXPROCS(2)
 	debug.SetGCPercent(25)
 	debug.SetMemoryLimit(64 << 20)
-	os.Chdir("/")
 	unix.Umask(0o022)
-	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	if err := errors.Join(os.Chdir("/"), unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)); err != nil {
+		return fmt.Errorf("become a subreaper in /: %w", err)
+	}
 	// Caught and dropped, because an ignored signal would stay ignored in children.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)
-	os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0) // needs CAP_SYS_RESOURCE; without it we stay as killable as we are
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0) // needs CAP_SYS_RESOURCE; without it we stay as killable as we are
 	raw, _ := os.ReadFile("/proc/self/oom_score_adj")
 	s.ownOOM = strings.TrimSpace(string(raw)) != "0"
+	return nil
 }
 
 // resetOOMScore undoes in a child what settleIn did to us.
 func (s *shim) resetOOMScore(pid int) {
 	if s.ownOOM {
-		os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("0"), 0)
+		_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("0"), 0)
 	}
 }
 
@@ -182,8 +188,9 @@ func holdLock(path string) (bool, error) {
 		}
 		return false, fmt.Errorf("take lock %s: %w", path, err)
 	}
-	unix.Ftruncate(fd, 0)
-	unix.Pwrite(fd, []byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	if err := unix.Ftruncate(fd, 0); err == nil {
+		_, _ = unix.Pwrite(fd, []byte(strconv.Itoa(os.Getpid())+"\n"), 0) // for people only
+	}
 	return true, nil
 }
 

@@ -297,8 +297,8 @@ func startedAfter(st procStat, at time.Time) bool {
 
 const clockTicks = 100 // sysconf(_SC_CLK_TCK), the same on every Linux
 
-// outlast waits until no process holds the lock file, and kills those that
-// still do after limit.
+// outlast waits until no process holds the lock file, and kills the runtimes
+// that still do after limit.
 func (s *shim) outlast(ctx context.Context, path string, limit time.Duration) {
 	free := func() bool {
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -313,32 +313,31 @@ func (s *shim) outlast(ctx context.Context, path string, limit time.Duration) {
 			return
 		}
 		if time.Now().After(end) {
-			killHolders(path)
+			s.killHolders(path)
 		}
 	}
 }
 
-// killHolders sends SIGKILL to every other process that has path open.
-func killHolders(path string) {
-	var want unix.Stat_t
-	if unix.Stat(path, &want) != nil {
-		return
-	}
+// killHolders sends SIGKILL to the runtimes of ours that have path open, and
+// to what they have started. Others may hold it too, the daemon for one.
+func (s *shim) killHolders(path string) {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, name := range fds {
-		var st unix.Stat_t
-		if unix.Stat(name, &st) != nil || st.Ino != want.Ino || st.Dev != want.Dev {
+		// The link is read, not followed: the file may be on a disk that hangs.
+		if to, err := os.Readlink(name); err != nil || filepath.Base(to) != filepath.Base(path) {
 			continue
 		}
 		pid, _ := strconv.Atoi(strings.Split(name, "/")[2])
-		if pid == os.Getpid() || pid <= 1 {
+		f, err := openPidfd(pid)
+		if err != nil {
 			continue
 		}
-		if f, err := openPidfd(pid); err == nil {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if strings.Contains(string(cmdline), "\x00--root\x00"+s.state.runcRoot()+"\x00") {
 			killDescendants(pid)
 			signalPidfd(f, unix.SIGKILL)
-			f.Close()
 		}
+		f.Close()
 	}
 }
 

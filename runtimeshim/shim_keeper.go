@@ -173,7 +173,7 @@ func (k *keeper) recall() []kept {
 	if err := unix.SetsockoptInt(k.sock, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0); err != nil {
 		return nil
 	}
-	defer unix.SetsockoptInt(k.sock, unix.SOL_SOCKET, unix.SO_PEEK_OFF, -1)
+	defer func() { _ = unix.SetsockoptInt(k.sock, unix.SOL_SOCKET, unix.SO_PEEK_OFF, -1) }()
 	var all []kept
 	for k.queued = 0; ; k.queued++ {
 		it, err := k.receive(unix.MSG_PEEK)

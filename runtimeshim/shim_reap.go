@@ -132,6 +132,6 @@ func (r *reaper) killGroup(pid int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ours := r.claimed[pid]; ours {
-		unix.Kill(-pid, unix.SIGKILL)
+		_ = unix.Kill(-pid, unix.SIGKILL) // ESRCH: it leads no group any more
 	}
 }

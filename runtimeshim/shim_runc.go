@@ -182,7 +182,9 @@ func lastLogError(name string) string {
 	defer f.Close()
 	const tail = 64 << 10
 	if st, err := f.Stat(); err == nil && st.Size() > tail {
-		f.Seek(-tail, io.SeekEnd)
+		if _, err := f.Seek(-tail, io.SeekEnd); err != nil {
+			return ""
+		}
 	}
 	raw, _ := io.ReadAll(io.LimitReader(f, tail))
 	var last string

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 )
 
 func newTask(d taskDir, rec taskRecord) *task {
@@ -118,7 +119,9 @@ func (s *shim) refreshKeeper(pod string) {
 		}
 	}
 	s.mu.Unlock()
-	keeper.keep(items)
+	if err := keeper.keep(items); err != nil {
+		log.L.WithError(err).WithField("pod", pod).Warn("descriptors would not survive the shim")
+	}
 }
 
 // toKeep is what must survive the shim; under shim.mu.

@@ -169,7 +169,7 @@ func rights(files []*os.File) []byte {
 func fdOf(f *os.File) int {
 	fd := -1
 	if raw, err := f.SyscallConn(); err == nil {
-		raw.Control(func(n uintptr) { fd = int(n) })
+		_ = raw.Control(func(n uintptr) { fd = int(n) })
 	}
 	return fd
 }

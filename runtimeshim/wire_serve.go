@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 )
 
 // handler answers one call. The returned value is the body of the last reply;
@@ -161,7 +163,7 @@ func answer(ctx context.Context, conn *net.UnixConn, handlers map[string]handler
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
-		conn.Read(make([]byte, 1)) // returns when the peer is gone, or breaks the protocol, or we close
+		_, _ = conn.Read(make([]byte, 1)) // returns when the peer is gone, or breaks the protocol, or we close
 		cancel()
 	}()
 	in := &inbound{Verb: req.Verb, Files: files, body: req.Body, conn: conn}
@@ -178,7 +180,14 @@ func answer(ctx context.Context, conn *net.UnixConn, handlers map[string]handler
 	closeAll(in.attached)
 }
 
-func dispatch(ctx context.Context, req request, in *inbound, handlers map[string]handler) (any, error) {
+// dispatch calls the handler. Its panic costs this call only.
+func dispatch(ctx context.Context, req request, in *inbound, handlers map[string]handler) (_ any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.L.Errorf("panic in %s: %v\n%s", req.Verb, p, debug.Stack())
+			err = fmt.Errorf("panic in %s: %v", req.Verb, p)
+		}
+	}()
 	if req.Format < 1 || req.Format > wireFormat {
 		return nil, fmt.Errorf("%s in wire format %d, known is %d: %w", req.Verb, req.Format, wireFormat, errdefs.ErrNotImplemented)
 	}

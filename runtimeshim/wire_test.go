@@ -64,6 +64,19 @@ func TestWireKeepsErrorClasses(t *testing.T) {
 	}
 }
 
+func TestWireSurvivesPanic(t *testing.T) {
+	path := wireServer(t, map[string]handler{
+		"panic": func(context.Context, *inbound) (any, error) { panic("oh") },
+		"ok":    func(context.Context, *inbound) (any, error) { return nil, nil },
+	})
+	if _, err := call(context.Background(), path, "panic", nil, nil, nil); err == nil || err.Error() != "panic in panic: oh" {
+		t.Error(err)
+	}
+	if _, err := call(context.Background(), path, "ok", nil, nil, nil); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestWirePassesDescriptors(t *testing.T) {
 	path := wireServer(t, map[string]handler{"swap": func(_ context.Context, in *inbound) (any, error) {
 		if len(in.Files) != 2 {

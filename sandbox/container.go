@@ -66,7 +66,12 @@ func (c Container) CRIState() runtimeapi.ContainerState {
 		return runtimeapi.ContainerState_CONTAINER_CREATED
 	case store.ContainerRunning, store.ContainerStopping:
 		return runtimeapi.ContainerState_CONTAINER_RUNNING
-	case store.ContainerExited, store.ContainerRemoving:
+	case store.ContainerRemoving:
+		if c.Started == 0 { // taken away before it ever ran
+			return runtimeapi.ContainerState_CONTAINER_CREATED
+		}
+		return runtimeapi.ContainerState_CONTAINER_EXITED
+	case store.ContainerExited:
 		return runtimeapi.ContainerState_CONTAINER_EXITED
 	}
 	return runtimeapi.ContainerState_CONTAINER_UNKNOWN

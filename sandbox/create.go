@@ -91,7 +91,7 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, config *runtimeap
 		return "", err
 	}
 	if err := m.recordContainer(p, c, img); err != nil {
-		m.images.Release(img.ID, c.id)
+		m.undoContainer(ctx, c)
 		return "", err
 	}
 	err = m.prepare(ctx, p, c, img)
@@ -99,8 +99,8 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, config *runtimeap
 		err = m.declareCreated(c)
 	}
 	if err != nil {
-		undo := func(ctx context.Context) error { return m.discard(ctx, c) }
-		return "", errors.Join(err, clean(ctx, teardownLimit, undo))
+		m.undoContainer(ctx, c)
+		return "", err
 	}
 	m.step("container.created")
 	return c.id, nil
@@ -121,9 +121,13 @@ func (m *Manager) recordContainer(p *pod, c *container, img imageservice.Image) 
 	if path := c.config.GetLogPath(); path != "" && p.config.GetLogDirectory() != "" {
 		rec.LogPath = filepath.Join(p.config.GetLogDirectory(), path)
 	}
+	m.mu.Lock() // before the record, so that whoever finds the record finds the container
+	m.containers[c.id] = c
+	m.names[containerKey(p.id, c.config)] = c.id
+	m.mu.Unlock()
 	_, err = m.store.Update(p.id, func(r *store.Pod) error {
-		if r.State != store.PodReady {
-			return fmt.Errorf("pod %s is %s, no container can be made in it: %w", p.id, r.State, errdefs.ErrFailedPrecondition)
+		if !ready(r) {
+			return fmt.Errorf("pod %s is not ready, no container can be made in it: %w", p.id, errdefs.ErrFailedPrecondition)
 		}
 		r.Containers[c.id] = rec
 		return nil
@@ -131,16 +135,16 @@ func (m *Manager) recordContainer(p *pod, c *container, img imageservice.Image) 
 	if err != nil {
 		return err
 	}
-	m.mu.Lock()
-	m.containers[c.id] = c
-	m.names[containerKey(p.id, c.config)] = c.id
-	m.mu.Unlock()
 	m.step("container.recorded")
-	if err := m.store.SetAsked(p.id, c.id, asked); err != nil {
-		undo := func(ctx context.Context) error { return m.discard(ctx, c) }
-		return errors.Join(err, clean(context.Background(), teardownLimit, undo))
+	return m.store.SetAsked(p.id, c.id, asked)
+}
+
+// undoContainer takes a container that was not made away, in its turn.
+func (m *Manager) undoContainer(ctx context.Context, c *container) {
+	if err := clean(ctx, teardownLimit, func(ctx context.Context) error { return m.discard(ctx, c) }); err != nil {
+		log.G(ctx).WithError(err).Warn("a container that was not made cannot be taken away yet; will be tried again")
+		go m.finish(m.background, "removing", func(ctx context.Context) error { return m.removeContainer(ctx, c) })
 	}
-	return nil
 }
 
 // imageRef is how a container's image is told to the kubelet: by repository digest when there is one, else by id.
@@ -234,8 +238,8 @@ func (m *Manager) targetPID(c *container) (int, error) {
 
 func (m *Manager) declareCreated(c *container) error {
 	_, err := m.store.Update(c.podID, func(p *store.Pod) error {
-		if p.State != store.PodReady {
-			return fmt.Errorf("pod %s is %s: %w", p.ID, p.State, errdefs.ErrFailedPrecondition)
+		if !ready(p) {
+			return fmt.Errorf("pod %s is not ready any more: %w", p.ID, errdefs.ErrFailedPrecondition)
 		}
 		r := p.Containers[c.id]
 		r.State = store.ContainerCreated

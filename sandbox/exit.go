@@ -115,10 +115,11 @@ func (m *Manager) release(ctx context.Context, c *container) {
 func (m *Manager) pauseExited(ctx context.Context, p *pod) {
 	p.markPaused()
 	_, err := m.store.Insist(p.id, func(r *store.Pod) error {
-		if r.State == store.PodReady {
-			r.State = store.PodStopping
-			log.G(ctx).WithField("pod", p.id).Warn("the pause process ended; the pod is not ready any more")
+		if !ready(r) {
+			return errdefs.ErrNotFound // nothing to say
 		}
+		r.PausePID = 0
+		log.G(ctx).WithField("pod", p.id).Warn("the pause process ended; the pod is not ready any more")
 		return nil
 	})
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {

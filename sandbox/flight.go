@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 )
 
@@ -51,7 +52,7 @@ func (f *flights) fly(ctx context.Context, key string, one *flight, limit time.D
 	defer func() {
 		if p := recover(); p != nil {
 			log.G(ctx).Errorf("panic in %s: %v\n%s", key, p, debug.Stack())
-			one.err = fmt.Errorf("%s: internal error: %v", key, p)
+			one.err = fmt.Errorf("%s: %w: %v", key, errdefs.ErrInternal, p)
 		}
 		f.mu.Lock()
 		delete(f.all, key)

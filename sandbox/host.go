@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -37,7 +38,7 @@ func readHost() (spec.Host, error) {
 		Seccomp:              exists("/proc/sys/kernel/seccomp/actions_avail"),
 		AppArmor:             appArmor(),
 		SELinux:              exists("/sys/fs/selinux/enforce"),
-		Compat32:             true,
+		Compat32:             runtime.GOARCH != "amd64" || exists("/proc/sys/abi/vsyscall32"),
 		X32:                  x32(),
 		RecursiveReadOnly:    kernelAtLeast(5, 12),
 		HugePageSizes:        hugePageSizes(),
@@ -46,7 +47,8 @@ func readHost() (spec.Host, error) {
 		Mems:                 readString("/sys/devices/system/node/online"),
 	}
 	if mask&(1<<capSysResource) == 0 {
-		return h, limitHost(&h)
+		err = limitHost(&h)
+		return h, err
 	}
 	return h, nil
 }
@@ -67,6 +69,8 @@ func limitHost(h *spec.Host) error {
 		}
 		h.RlimitHard[name] = l.Max
 	}
+	files := h.RlimitHard["RLIMIT_NOFILE"]
+	h.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: min(1024, files), Hard: min(512<<10, files)}}
 	return nil
 }
 

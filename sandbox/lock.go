@@ -48,6 +48,7 @@ func (m *Manager) quiesce(ctx context.Context, id string) error {
 	}
 	defer f.Close()
 	start := time.Now()
+	kill := start.Add(lockGrace)
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
@@ -56,8 +57,9 @@ func (m *Manager) quiesce(ctx context.Context, id string) error {
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return fmt.Errorf("lock of pod %s: %w", id, err)
 		}
-		if time.Since(start) > lockGrace {
+		if time.Now().After(kill) {
 			killHolders(ctx, m.lockPath(id))
+			kill = time.Now().Add(time.Second)
 		}
 		if time.Since(start) > lockLimit {
 			return fmt.Errorf("a plugin or runtime process of pod %s cannot be ended", id)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -57,6 +58,8 @@ type Manager struct {
 	collect chan struct{} // asks the collector to look again
 	open    chan struct{} // closed when recovery has made the records true
 	stopped context.CancelFunc
+
+	background context.Context // ends with Close; for what nobody waits for
 
 	mu         sync.RWMutex // guards what follows; never held across I/O
 	pods       map[string]*pod
@@ -118,9 +121,10 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 		return nil, err
 	}
 	ctx, m.stopped = context.WithCancel(ctx)
+	m.background = ctx
 	shim := c.Shim
 	shim.OnExit = func(t runtimeshim.Task) { m.onExit(ctx, t) }
-	if m.shim, err = runtimeshim.Connect(ctx, shim); err != nil {
+	if m.shim, err = connect(ctx, shim); err != nil {
 		m.stopped()
 		return nil, err
 	}
@@ -130,6 +134,22 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	close(m.open)
 	go m.collector(ctx)
 	return m, nil
+}
+
+// connect waits for a shim that is alive and silent: it is the parent of everything that runs, and there can be no second one.
+func connect(ctx context.Context, c runtimeshim.Config) (*runtimeshim.Client, error) {
+	for {
+		client, err := runtimeshim.Connect(ctx, c)
+		if !errors.Is(err, errdefs.ErrUnavailable) || ctx.Err() != nil {
+			return client, err
+		}
+		log.G(ctx).WithError(err).Warn("waiting for the shim; nothing can be answered without it")
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // Close ends the background work. Shim, logger and everything that runs stay.
@@ -147,8 +167,16 @@ func (m *Manager) Ready(ctx context.Context) error {
 	if _, err := os.Stat(h.Path); err != nil {
 		return fmt.Errorf("runtime %s: %w", m.conf.Default, err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, shimPatience)
+	defer cancel()
+	if _, err := m.shim.Tasks(ctx); err != nil {
+		return fmt.Errorf("shim: %w", err)
+	}
 	return nil
 }
+
+// shimPatience is how long the shim may take to answer before the node counts as not ready.
+const shimPatience = 2 * time.Second
 
 // Host returns what was found out about this machine at start.
 func (m *Manager) Host() spec.Host { return m.host }

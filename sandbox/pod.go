@@ -18,7 +18,10 @@ type Pod struct {
 }
 
 // Ready says whether containers can be made in the pod (CRI PodSandboxState).
-func (p Pod) Ready() bool { return p.State == store.PodReady }
+func (p Pod) Ready() bool { return ready(&p.Pod) }
+
+// ready holds of a pod that came up, whose pause process lives, and that nobody has asked to stop.
+func ready(r *store.Pod) bool { return r.State == store.PodReady && r.PausePID != 0 }
 
 // Pod returns the pod with this id or unique beginning of one. ErrNotFound, ErrInvalidArgument.
 func (m *Manager) Pod(id string) (Pod, error) {

@@ -161,21 +161,34 @@ func (m *Manager) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
 
 // pauseRoot returns the root of the pause container: the built-in program in a folder that all pods share read-only; or the configured
 // image's, and the arguments that start it.
-func (m *Manager) pauseRoot(ctx context.Context, p *pod) (root string, args []string, err error) {
-	if m.conf.Pause == "" {
+func (m *Manager) pauseRoot(ctx context.Context, id, image string) (root string, args []string, err error) {
+	if image == "" {
 		root, err := m.builtinPause()
 		return root, nil, err
 	}
-	img, err := m.images.Lookup(m.conf.Pause)
+	if err := m.images.Hold(image, id); err != nil {
+		return "", nil, fmt.Errorf("pause_image: %w", err)
+	}
+	img, err := m.images.Lookup(image)
 	if err != nil {
 		return "", nil, fmt.Errorf("pause_image: %w", err)
 	}
-	if err := m.images.Hold(img.ID, p.id); err != nil {
-		return "", nil, fmt.Errorf("pause_image: %w", err)
-	}
-	root = m.rootfs(p.id)
+	root = m.rootfs(id)
 	args = slices.Concat(img.Config.Config.Entrypoint, img.Config.Config.Cmd)
-	return root, args, m.images.Mount(ctx, imageservice.Rootfs{ImageID: img.ID, Dir: m.rootPath("containers", p.id), Target: root, ReadOnly: true})
+	err = m.images.Mount(ctx, imageservice.Rootfs{ImageID: image, Dir: m.rootPath("containers", id), Target: root, ReadOnly: true})
+	return root, args, err
+}
+
+// pauseImage returns the id of the configured pause image, or nothing when there is none.
+func (m *Manager) pauseImage() (string, error) {
+	if m.conf.Pause == "" {
+		return "", nil
+	}
+	img, err := m.images.Lookup(m.conf.Pause)
+	if err != nil {
+		return "", fmt.Errorf("pause_image: %w", err)
+	}
+	return img.ID, nil
 }
 
 // builtinPause writes the pause program and the empty folders that its mounts need, once for each daemon.

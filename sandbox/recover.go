@@ -68,6 +68,7 @@ func (m *Manager) recoverPod(ctx context.Context, p *pod, r *store.Pod, known bo
 	for cid, c := range r.Containers {
 		m.recoverContainer(ctx, r, c, cid, tasks)
 	}
+	m.holdPauseImage(ctx, r)
 	task, ok := tasks[p.id]
 	switch {
 	case !known || r.State == store.PodCreating || r.State == store.PodRemoving:
@@ -77,7 +78,6 @@ func (m *Manager) recoverPod(ctx context.Context, p *pod, r *store.Pod, known bo
 	case r.State == store.PodReady && (!ok || task.Exit != nil):
 		m.pauseExited(ctx, p)
 	}
-	m.holdPauseImage(ctx, r)
 }
 
 func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Container, cid string, tasks map[string]runtimeshim.Task) {
@@ -92,6 +92,10 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 	if err := m.images.Hold(r.ImageID, cid); err != nil {
 		log.G(ctx).WithError(err).Warn("the image of a container is gone")
 	}
+	if !known { // without its request it is good for nothing but removal
+		go m.finish(ctx, "removing", func(ctx context.Context) error { return m.removeContainer(ctx, c) })
+		return
+	}
 	task, found := tasks[cid]
 	running := found && task.Pid > 0 && task.Exit == nil
 	switch r.State {
@@ -104,7 +108,7 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 	case store.ContainerStarting:
 		switch {
 		case running:
-			m.log(ctx, m.declareRunning(c, task))
+			m.log(ctx, m.declareRunning(ctx, c, task))
 		case found && task.Exit != nil:
 			m.containerExited(ctx, c, task)
 		default:
@@ -112,19 +116,17 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 		}
 	case store.ContainerRunning, store.ContainerStopping:
 		switch {
-		case !found:
-			m.lost(ctx, c)
-		case task.Exit != nil:
+		case found && task.Exit != nil:
 			m.containerExited(ctx, c, task)
+		case !running:
+			go m.finish(ctx, "clearing", func(ctx context.Context) error { return m.shim.Delete(ctx, cid) }) // should its cgroup hold somebody
+			m.lost(ctx, c)
 		case r.State == store.ContainerStopping:
 			m.joinStop(ctx, c, time.Unix(0, r.StopBy))
 		}
 	case store.ContainerExited:
 		c.markExited()
 		go m.settle(ctx, c)
-	}
-	if !known {
-		go m.finish(ctx, "removing", func(ctx context.Context) error { return m.removeContainer(ctx, c) })
 	}
 }
 
@@ -144,7 +146,7 @@ func (m *Manager) resolveStart(ctx context.Context, c *container) error {
 		m.containerExited(ctx, c, task)
 		return nil
 	case found && task.Pid > 0:
-		return m.declareRunning(c, task)
+		return m.declareRunning(ctx, c, task)
 	}
 	if err := m.shim.Delete(ctx, c.id); err != nil {
 		return err
@@ -199,17 +201,15 @@ func (m *Manager) mounted(cid string) bool {
 }
 
 func (m *Manager) holdPauseImage(ctx context.Context, r *store.Pod) {
-	if r.PauseImage == "" {
-		return
-	}
-	if img, err := m.images.Lookup(r.PauseImage); err == nil {
-		m.log(ctx, m.images.Hold(img.ID, r.ID))
+	if r.PauseImage != "" && r.State != store.PodNotReady {
+		m.log(ctx, m.images.Hold(r.PauseImage, r.ID))
 	}
 }
 
+// log notes an error that does not change what happens next.
 func (m *Manager) log(ctx context.Context, err error) {
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("recovery")
+		log.G(ctx).WithError(err).Warn("going on")
 	}
 }
 

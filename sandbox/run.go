@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -41,8 +40,8 @@ func (m *Manager) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 	key := podKey(config)
 	id, err := m.flights.do(ctx, key, bringUpLimit, func(ctx context.Context) (string, error) {
 		if id, ok := m.named(key); ok {
-			ready, err := m.already(ctx, id)
-			if ready || err != nil {
+			up, err := m.already(ctx, id)
+			if up || err != nil {
 				return id, err
 			}
 		}
@@ -51,7 +50,8 @@ func (m *Manager) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 	if err != nil {
 		return "", err
 	}
-	if p, err := m.findPod(id); err == nil && !proto.Equal(p.config, config) {
+	p, err := m.Pod(id)
+	if err == nil && (!proto.Equal(p.Config, config) || p.Handler != handler) {
 		return "", fmt.Errorf("%s exists as %s with another configuration: %w", key, id, errdefs.ErrAlreadyExists)
 	}
 	return id, nil
@@ -66,15 +66,15 @@ func (m *Manager) named(key string) (id string, ok bool) {
 
 // already says whether the pod that has the name is ready. What a crash or a failure left of an attempt, or is being removed, is taken away
 // first. ErrAlreadyExists for a pod that was ready once: it can never become so again.
-func (m *Manager) already(ctx context.Context, id string) (ready bool, err error) {
+func (m *Manager) already(ctx context.Context, id string) (up bool, err error) {
 	r, ok := m.store.Get(id)
 	switch {
 	case !ok || r.State == store.PodCreating || r.State == store.PodRemoving:
 		return false, m.RemovePod(ctx, id)
-	case r.State == store.PodReady:
+	case ready(r):
 		return true, nil
 	}
-	return false, fmt.Errorf("pod %s has this name and attempt and is %s: %w", id, r.State, errdefs.ErrAlreadyExists)
+	return false, fmt.Errorf("pod %s has this name and attempt and is not ready any more: %w", id, errdefs.ErrAlreadyExists)
 }
 
 func (m *Manager) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
@@ -88,7 +88,10 @@ func (m *Manager) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 		return "", err
 	}
 	p := newPod(newID(), config)
-	r := store.Pod{ID: p.id, State: store.PodCreating, Handler: handler, Created: m.now(), PauseImage: m.conf.Pause}
+	r := store.Pod{ID: p.id, State: store.PodCreating, Handler: handler, Created: m.now()}
+	if r.PauseImage, err = m.pauseImage(); err != nil {
+		return "", err
+	}
 	if !hostNetwork(config) {
 		r.NetNS = m.netns(p.id)
 	}
@@ -102,15 +105,19 @@ func (m *Manager) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 	m.mu.Unlock()
 	m.step("pod.recorded")
 	if err := m.bringUp(ctx, p); err != nil {
-		return "", errors.Join(err, m.undo(ctx, p))
+		m.undo(ctx, p)
+		return "", err
 	}
 	return p.id, nil
 }
 
-// undo takes a pod that did not come up away. One that cannot be taken away now stays listed as a pod that is not ready, in the state in
-// which a stop or a removal goes on where this one ended.
-func (m *Manager) undo(ctx context.Context, p *pod) error {
-	return clean(ctx, teardownLimit, func(ctx context.Context) error { return m.removePod(ctx, p) })
+// undo takes a pod that did not come up away. One that cannot be taken away now is listed as a pod that is not ready until it is gone.
+func (m *Manager) undo(ctx context.Context, p *pod) {
+	remove := func(ctx context.Context) error { return m.removePod(withPod(ctx, p.id), p) }
+	if err := clean(ctx, teardownLimit, remove); err != nil {
+		log.G(ctx).WithError(err).Warn("a pod that did not come up cannot be taken away yet; will be tried again")
+		go m.finish(m.background, "removing", remove)
+	}
 }
 
 func (m *Manager) bringUp(ctx context.Context, p *pod) error {
@@ -137,6 +144,7 @@ func (m *Manager) bringUp(ctx context.Context, p *pod) error {
 // interface that a plugin has yet to make.
 func (m *Manager) connectAndStart(ctx context.Context, p *pod) (ips []netip.Addr, task runtimeshim.Task, err error) {
 	connect := func(ctx context.Context) error {
+		var err error
 		ips, err = m.connect(ctx, p)
 		return err
 	}
@@ -149,12 +157,14 @@ func (m *Manager) connectAndStart(ctx context.Context, p *pod) (ips []netip.Addr
 		if err := connect(ctx); err != nil {
 			return nil, task, err
 		}
-		return ips, task, start(ctx)
+		err = start(ctx)
+		return ips, task, err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return connect(ctx) })
 	g.Go(func() error { return start(ctx) })
-	return ips, task, g.Wait()
+	err = g.Wait()
+	return ips, task, err
 }
 
 func networkSysctls(c *runtimeapi.PodSandboxConfig) bool {
@@ -216,7 +226,7 @@ func (m *Manager) startPause(ctx context.Context, p *pod) (runtimeshim.Task, err
 		return runtimeshim.Task{}, err
 	}
 	var args []string
-	if input.Rootfs, args, err = m.pauseRoot(ctx, p); err != nil {
+	if input.Rootfs, args, err = m.pauseRoot(ctx, p.id, r.PauseImage); err != nil {
 		return runtimeshim.Task{}, err
 	}
 	s, notes, err := spec.ForPod(m.host, input)
@@ -249,6 +259,9 @@ func (m *Manager) declareReady(p *pod, ips []netip.Addr, task runtimeshim.Task) 
 		case <-p.paused:
 			return fmt.Errorf("pause of pod %s ended while the pod was made: %w", p.id, errdefs.ErrAborted)
 		default:
+		}
+		if r.State != store.PodCreating {
+			return fmt.Errorf("pod %s is %s: %w", p.id, r.State, errdefs.ErrAborted)
 		}
 		r.State, r.PausePID, r.IPs = store.PodReady, task.Pid, make([]string, 0, len(ips))
 		for _, ip := range ips {

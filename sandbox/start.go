@@ -42,11 +42,14 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 	task, err := m.launch(ctx, c)
 	if err != nil {
 		m.recordStartError(ctx, c, err)
+		if errors.Is(err, errdefs.ErrUnavailable) { // the shim may still come to it
+			go m.finish(m.background, "starting", func(ctx context.Context) error { return m.shim.Delete(ctx, c.id) })
+		}
 		m.release(ctx, c)
 		return err
 	}
 	m.step("container.started")
-	return m.declareRunning(c, task)
+	return m.declareRunning(ctx, c, task)
 }
 
 func (m *Manager) declareStarting(c *container) error {
@@ -58,8 +61,8 @@ func (m *Manager) declareStarting(c *container) error {
 		if r.State != store.ContainerCreated {
 			return fmt.Errorf("container %s is %s, only a created one can be started: %w", c.id, r.State, errdefs.ErrFailedPrecondition)
 		}
-		if p.State != store.PodReady {
-			return fmt.Errorf("pod %s is %s: %w", p.ID, p.State, errdefs.ErrFailedPrecondition)
+		if !ready(p) {
+			return fmt.Errorf("pod %s is not ready: %w", p.ID, errdefs.ErrFailedPrecondition)
 		}
 		r.State = store.ContainerStarting
 		p.Containers[c.id] = r
@@ -124,7 +127,7 @@ func (m *Manager) recordStartError(ctx context.Context, c *container, cause erro
 }
 
 // declareRunning shows the container, unless its exit was faster.
-func (m *Manager) declareRunning(c *container, task runtimeshim.Task) error {
+func (m *Manager) declareRunning(ctx context.Context, c *container, task runtimeshim.Task) error {
 	err := m.insist(c, func(r *store.Container) error {
 		r.PID, r.Started = task.Pid, task.StartedAt.UnixNano()
 		if r.State == store.ContainerStarting {
@@ -135,10 +138,12 @@ func (m *Manager) declareRunning(c *container, task runtimeshim.Task) error {
 		}
 		return nil
 	})
-	if err == nil {
-		m.step("container.running")
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return err
 	}
-	return err
+	m.log(ctx, err) // a full disk does not make it any less running
+	m.step("container.running")
+	return nil
 }
 
 // ReopenLog makes the logger continue in a new file at the container's log path (CRI ReopenContainerLog). On error no new file exists.

@@ -94,33 +94,68 @@ func readKeys(path string) map[string]uint64 {
 // layerFor is how old a measured size may be.
 const layerFor = time.Minute
 
-// layers remembers the sizes of writable layers, so that asking often walks seldom.
+// firstWalk is how long the first question for a layer waits for an answer; most layers are small.
+const firstWalk = 100 * time.Millisecond
+
+// layers remembers the sizes of writable layers, so that asking often walks seldom, and a walk that is slow keeps nobody waiting.
 type layers struct {
-	mu  sync.Mutex // guards all; not held while walking
-	all map[string]Layer
+	mu  sync.Mutex // guards what follows; not held while walking
+	all map[string]*layer
 }
 
+type layer struct {
+	last    Layer
+	asked   time.Time
+	walking chan struct{} // closed when the walk under way has ended; nil without one
+}
+
+// measure returns the size of a layer as it was at most layerFor ago, or, while a slow walk is under way, before that.
 func (l *layers) measure(dir string) Layer {
 	l.mu.Lock()
-	known, ok := l.all[dir]
-	l.mu.Unlock()
-	if ok && time.Since(known.At) < layerFor {
-		return known
+	one, known := l.all[dir]
+	if !known {
+		l.forget()
+		one = &layer{last: Layer{Mountpoint: dir, At: time.Now()}}
+		l.all[dir] = one
 	}
+	one.asked = time.Now()
+	if one.walking == nil && (!known || time.Since(one.last.At) > layerFor) {
+		one.walking = make(chan struct{})
+		go l.walk(dir, one)
+	}
+	walking := one.walking
+	l.mu.Unlock()
+	if !known {
+		select {
+		case <-walking:
+		case <-time.After(firstWalk):
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return one.last
+}
+
+func (l *layers) walk(dir string, one *layer) {
 	now := Layer{Mountpoint: dir, At: time.Now()}
 	now.Bytes, now.Inodes = diskUsage(dir)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	one.last = now
+	close(one.walking)
+	one.walking = nil
+}
+
+// forget drops the layers that nobody has asked about for long. Called with mu held.
+func (l *layers) forget() {
 	if l.all == nil {
-		l.all = map[string]Layer{}
+		l.all = map[string]*layer{}
 	}
-	for d, one := range l.all {
-		if time.Since(one.At) > 10*layerFor {
-			delete(l.all, d) // of a container that nobody asks about any more
+	for dir, one := range l.all {
+		if one.walking == nil && time.Since(one.asked) > 10*layerFor {
+			delete(l.all, dir)
 		}
 	}
-	l.all[dir] = now
-	return now
 }
 
 // diskUsage counts the blocks and inodes below dir; what goes away meanwhile is not counted.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/store"
 )
 
@@ -129,11 +131,9 @@ func (s *stop) deadline() time.Time {
 }
 
 func (m *Manager) runStop(ctx context.Context, c *container, s *stop) error {
-	asked := false // an interrupted stop that recovery continues has sent its signal
 	note := func() syscall.Signal {
 		var signal syscall.Signal
 		err := m.insist(c, func(r *store.Container) error {
-			asked = r.State == store.ContainerStopping
 			if r.State == store.ContainerRunning {
 				r.State = store.ContainerStopping
 			}
@@ -147,8 +147,8 @@ func (m *Manager) runStop(ctx context.Context, c *container, s *stop) error {
 	}
 	signal := note()
 	m.step("container.stopping")
-	if !asked && time.Until(s.deadline()) > 0 {
-		m.signal(ctx, c, signal, false)
+	if time.Until(s.deadline()) > 0 { // also when recovery goes on with a stop: a signal twice does less harm than none
+		m.log(ctx, m.signal(ctx, c, signal, false))
 	}
 	for {
 		left := time.Until(s.deadline())
@@ -176,7 +176,11 @@ func (m *Manager) kill(ctx context.Context, c *container) error {
 	again := time.NewTicker(time.Second)
 	defer again.Stop()
 	for {
-		m.signal(ctx, c, unix.SIGKILL, true)
+		m.log(ctx, m.signal(ctx, c, unix.SIGKILL, true))
+		if m.vanished(ctx, c) {
+			m.lost(ctx, c)
+			return nil
+		}
 		select {
 		case <-c.exited:
 			return nil
@@ -187,13 +191,25 @@ func (m *Manager) kill(ctx context.Context, c *container) error {
 	}
 }
 
-func (m *Manager) signal(ctx context.Context, c *container, sig syscall.Signal, all bool) {
+// signal sends a signal to the container's first process, or to all. That there is none is no error.
+func (m *Manager) signal(ctx context.Context, c *container, sig syscall.Signal, all bool) error {
 	if sig == 0 {
 		sig = unix.SIGTERM
 	}
 	ctx, cancel := context.WithTimeout(ctx, killLimit)
 	defer cancel()
 	if err := m.shim.Kill(ctx, c.id, sig, all); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
-		log.G(ctx).WithError(err).WithField("signal", unix.SignalName(sig)).Warn("cannot signal the container")
+		return fmt.Errorf("send %s to container %s: %w", unix.SignalName(sig), c.id, err)
 	}
+	return nil
+}
+
+// vanished says whether the shim, asked now, knows no process of the container and no exit of it either: then there will never be one.
+func (m *Manager) vanished(ctx context.Context, c *container) bool {
+	tasks, err := m.shim.Tasks(ctx)
+	if err != nil {
+		return false
+	}
+	i := slices.IndexFunc(tasks, func(t runtimeshim.Task) bool { return t.ID == c.id })
+	return i < 0 || tasks[i].Exit == nil && tasks[i].Pid == 0 && tasks[i].State != "starting"
 }

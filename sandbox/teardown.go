@@ -66,8 +66,14 @@ func (m *Manager) stopPod(ctx context.Context, p *pod) error {
 }
 
 // teardown takes away everything of a pod that is not its record: processes, network, mounts. It may be called in any state, any number of
-// times, and returns nil when nothing is left but what the network plugins owe.
+// times, and returns nil when nothing is left but what the network plugins owe. A stop and a removal of one pod follow each other here, or
+// the second would take the first one's plugin for one that nobody waits for.
 func (m *Manager) teardown(ctx context.Context, p *pod) error {
+	done, err := m.turns.take(ctx, p.id)
+	if err != nil {
+		return err
+	}
+	defer done()
 	if err := m.stopAll(ctx, p); err != nil {
 		return fmt.Errorf("stop the containers of pod %s: %w", p.id, err)
 	}
@@ -78,8 +84,7 @@ func (m *Manager) teardown(ctx context.Context, p *pod) error {
 		return err
 	}
 	if err := m.disconnect(ctx, p); err != nil {
-		log.G(ctx).WithError(err).WithField("step", "cni").Warn("the network of the pod is not given back yet; will be tried again")
-		m.lookAgain()
+		return fmt.Errorf("disconnect pod %s: %w", p.id, err)
 	}
 	m.step("pod.unplugged")
 	if err := m.dropPauseImage(ctx, p.id); err != nil {
@@ -96,8 +101,8 @@ func (m *Manager) stopAll(ctx context.Context, p *pod) error {
 	return g.Wait()
 }
 
-// disconnect gives the pod's addresses back and removes its network namespace. The namespace goes even when a plugin fails: the plugin is
-// asked again without it.
+// disconnect gives the pod's addresses back and removes its network namespace. A plugin that fails is no error: it is asked again, without the
+// namespace, until it has given back what it owes.
 func (m *Manager) disconnect(ctx context.Context, p *pod) error {
 	if hostNetwork(p.config) {
 		return nil
@@ -109,10 +114,14 @@ func (m *Manager) disconnect(ctx context.Context, p *pod) error {
 	defer lock.Close()
 	network := m.networkOf(p)
 	network.Lock = lock
-	err = m.network.Teardown(ctx, network)
-	return errors.Join(err, m.network.RemoveNetNS(m.netns(p.id)))
+	if err := m.network.Teardown(ctx, network); err != nil {
+		log.G(ctx).WithError(err).WithField("step", "cni").Warn("the network of the pod is not given back yet; will be tried again")
+		m.lookAgain()
+	}
+	return m.network.RemoveNetNS(m.netns(p.id))
 }
 
+// dropPauseImage is the opposite of pauseRoot for a pause image, and may be called at any time.
 func (m *Manager) dropPauseImage(ctx context.Context, id string) error {
 	r, ok := m.store.Get(id)
 	if !ok || r.PauseImage == "" {
@@ -121,9 +130,7 @@ func (m *Manager) dropPauseImage(ctx context.Context, id string) error {
 	if err := m.images.Unmount(ctx, m.rootfs(id)); err != nil {
 		return err
 	}
-	if img, err := m.images.Lookup(r.PauseImage); err == nil {
-		m.images.Release(img.ID, id)
-	}
+	m.images.Release(r.PauseImage, id)
 	return errors.Join(removeDir(m.rootfs(id)), os.RemoveAll(m.rootPath("containers", id)))
 }
 
@@ -170,24 +177,21 @@ const (
 	collectAtMost = 5 * time.Minute
 )
 
-// collector asks the network plugins for what they owe until nothing is owed, and finishes what an earlier attempt could not.
+// collector asks the network plugins for what they owe until nothing is owed. Whatever is new is asked for soon, whatever is old ever later.
 func (m *Manager) collector(ctx context.Context) {
 	wait := collectEvery
 	for {
-		if m.collectOnce(ctx) {
-			wait = collectEvery
-			select {
-			case <-ctx.Done():
-				return
-			case <-m.collect:
-			}
-		} else {
+		var again <-chan time.Time
+		if !m.collectOnce(ctx) {
+			again = time.After(wait)
 			wait = min(2*wait, collectAtMost)
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(wait):
+		case <-again:
+		case <-m.collect:
+			wait = collectEvery
 		}
 	}
 }

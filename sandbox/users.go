@@ -67,11 +67,16 @@ func openInRoot(root, name string) (*os.File, error) {
 	}
 	defer dir.Close()
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := unix.Openat2(int(dir.Fd()), name, &how)
-	if err != nil {
-		return nil, fmt.Errorf("open in root: %w", err)
+	for range 128 { // the kernel gives up on ".." whenever anything on the host is mounted or renamed meanwhile
+		fd, err := unix.Openat2(int(dir.Fd()), name, &how)
+		if err == nil {
+			return os.NewFile(uintptr(fd), name), nil
+		}
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			return nil, err
+		}
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return nil, fmt.Errorf("resolve %s: %w: %w", name, unix.EAGAIN, errdefs.ErrUnavailable)
 }
 
 func handlePath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }

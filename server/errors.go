@@ -10,14 +10,12 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// classes are tried in order: the first that an error belongs to gives the code. An error without a class stays Unknown, which is also what a
-// kubelet needs to recognise RegistryUnavailable and SignatureValidationFailed (pkg/kubelet/images/image_manager.go, evalCRIPullErr).
+// classes are tried in order: the first that an error belongs to gives the code. A class that somebody chose comes before what may only be
+// its cause: a shim that is slow is Unavailable, and must not be taken for a command that timed out.
 var classes = []struct {
 	is   error
 	code codes.Code
 }{
-	{context.DeadlineExceeded, codes.DeadlineExceeded},
-	{context.Canceled, codes.Canceled},
 	{errdefs.ErrInvalidArgument, codes.InvalidArgument},
 	{errdefs.ErrNotFound, codes.NotFound},
 	{errdefs.ErrAlreadyExists, codes.AlreadyExists},
@@ -35,10 +33,14 @@ var classes = []struct {
 	{unix.EDQUOT, codes.ResourceExhausted},
 	{unix.EMFILE, codes.ResourceExhausted},
 	{unix.ENFILE, codes.ResourceExhausted},
+	{context.DeadlineExceeded, codes.DeadlineExceeded},
+	{context.Canceled, codes.Canceled},
 }
 
-// withCode gives an error its gRPC code, the only place where one is chosen.
-func withCode(err error) error {
+// withCode gives the error of a call its gRPC code, the only place where one is chosen. An error without a class is Internal, but Unknown from
+// PullImage: only then does a kubelet recognise RegistryUnavailable and SignatureValidationFailed by their text
+// (pkg/kubelet/images/image_manager.go, evalCRIPullErr).
+func withCode(call string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -50,5 +52,8 @@ func withCode(err error) error {
 			return status.Error(c.code, err.Error())
 		}
 	}
-	return status.Error(codes.Unknown, err.Error())
+	if call == "PullImage" {
+		return status.Error(codes.Unknown, err.Error())
+	}
+	return status.Error(codes.Internal, err.Error())
 }

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -80,31 +81,39 @@ func (s *Server) images() *imageservice.Images { return s.rooms.Load().images }
 
 var errStarting = status.Error(codes.Unavailable, "cribox is starting")
 
-// unary is what every request passes: it must wait for nobody, a panic costs one request, an error gets its code, and the log gets one line.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (reply any, err error) {
+	err = s.pass(ctx, info.FullMethod, func(ctx context.Context) error {
+		var err error
+		reply, err = next(ctx, req)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return reply, nil
+}
+
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	return s.pass(ss.Context(), info.FullMethod, func(context.Context) error { return next(srv, ss) })
+}
+
+// pass is what every request passes: it must wait for nobody, a panic costs one request, an error gets its code, and the log gets one line.
+func (s *Server) pass(ctx context.Context, method string, next func(context.Context) error) (err error) {
 	if s.rooms.Load() == nil {
-		return nil, errStarting
+		return errStarting
 	}
 	start := time.Now()
-	call := path.Base(info.FullMethod)
+	call := path.Base(method)
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("call", call))
 	defer func() {
 		if p := recover(); p != nil {
 			log.G(ctx).Errorf("panic: %v\n%s", p, debug.Stack())
-			err = fmt.Errorf("%s: internal error: %v", call, p)
-			reply, err = nil, status.Error(codes.Internal, err.Error())
+			err = fmt.Errorf("%s: %w: %v", call, errdefs.ErrInternal, p)
 		}
-		err = withCode(err)
+		err = withCode(call, err)
 		logCall(ctx, call, time.Since(start), err)
 	}()
-	return next(ctx, req)
-}
-
-func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	if s.rooms.Load() == nil {
-		return errStarting
-	}
-	return withCode(next(srv, ss))
+	return next(ctx)
 }
 
 // quiet are the calls that a kubelet makes all the time: they are logged when they fail.

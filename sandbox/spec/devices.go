@@ -18,7 +18,7 @@ func (d *draft) devices() error {
 		if err := d.addDevice(dev); err != nil {
 			return err
 		}
-		if !d.privileged() {
+		if !d.privileged() && dev.Type != "p" { // a FIFO is nobody's device
 			rules = append(rules, specs.LinuxDeviceCgroup{
 				Allow: true, Type: dev.Type, Major: ptr(dev.Major), Minor: ptr(dev.Minor), Access: dev.Permissions,
 			})

@@ -171,6 +171,30 @@ func TestMountsOfTheRequestWin(t *testing.T) {
 	}
 }
 
+func TestDeviceRules(t *testing.T) {
+	c := aContainer()
+	c.Devices = []Device{
+		{ContainerPath: "/dev/fifo", Type: "p", Permissions: "rw"},
+		{ContainerPath: "/dev/b", Type: "b", Major: 7, Minor: 1, Mode: 0o640, UID: 1, GID: 6, Permissions: "rm"},
+	}
+	s := mustContainer(t, aHost(), aPod(), c)
+	want := []specs.LinuxDeviceCgroup{denyAll(), {Allow: true, Type: "b", Major: ptr(int64(7)), Minor: ptr(int64(1)), Access: "rm"}}
+	if !reflect.DeepEqual(s.Linux.Resources.Devices, want) || len(s.Linux.Devices) != 2 {
+		t.Errorf("%+v, %+v", s.Linux.Resources.Devices, s.Linux.Devices)
+	}
+	for field, dev := range map[string]Device{
+		"permissions": {ContainerPath: "/dev/x", Type: "c", Permissions: "xyz"}, "container_path": {ContainerPath: "x", Type: "c", Permissions: "r"},
+	} {
+		c.Devices = []Device{dev}
+		_, _, err := ForContainer(aHost(), aPod(), c)
+		wantInvalid(t, err, field)
+	}
+	c.Devices = []Device{{ContainerPath: "/dev/x", Type: "a", Permissions: "rwm"}}
+	if _, _, err := ForContainer(aHost(), aPod(), c); err == nil {
+		t.Error("a device of every type at once")
+	}
+}
+
 func TestNetworkNamespaceMustFit(t *testing.T) {
 	p := aPod()
 	p.NetNS = ""

@@ -43,8 +43,8 @@ type Pod struct {
 	NetNS      string               `json:"netns,omitempty"` // empty: the host's
 	IPs        []string             `json:"ips,omitempty"`
 	PausePID   int                  `json:"pause_pid,omitempty"`
-	Cgroup     string               `json:"cgroup,omitempty"` // of the pause container
-	PauseImage string               `json:"pause_image,omitempty"`
+	Cgroup     string               `json:"cgroup,omitempty"`      // of the pause container
+	PauseImage string               `json:"pause_image,omitempty"` // id of the image that the pause container runs from
 	Containers map[string]Container `json:"containers,omitempty"`
 }
 

@@ -39,8 +39,9 @@ type Torn struct {
 	Err error
 }
 
-// Open reads every record below dir, which it makes when it is missing. A folder that cannot be read is renamed to *.torn and returned; an
-// error means that dir itself is unusable.
+// Open reads every record below dir, which it makes when it is missing. A record that is damaged is renamed to *.torn and returned. What a
+// crash left of a record that was not written yet, or was being forgotten, is removed. An error means that records are there and cannot be
+// read: the disk fails, or a newer version wrote them. Then nothing may be concluded from what is missing.
 func Open(dir string) (*Store, []Torn, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("open pod records: %w", err)
@@ -56,15 +57,23 @@ func Open(dir string) (*Store, []Torn, error) {
 			continue
 		}
 		p, err := s.read(f.Name())
-		if err != nil {
+		switch {
+		case err == nil:
+			s.pods[p.ID] = &entry{record: p}
+		case errors.Is(err, os.ErrNotExist):
+			if err := os.RemoveAll(filepath.Join(dir, f.Name())); err != nil {
+				return nil, nil, fmt.Errorf("open pod records: %w", err)
+			}
+		case errors.Is(err, errdefs.ErrDataLoss):
 			torn = append(torn, Torn{ID: f.Name(), Err: errors.Join(err, s.setAside(f.Name()))})
-			continue
+		default:
+			return nil, nil, fmt.Errorf("open pod records: %w", err)
 		}
-		s.pods[p.ID] = &entry{record: p}
 	}
 	return s, torn, nil
 }
 
+// read returns the record of one folder. os.ErrNotExist when there is none, ErrDataLoss when it is damaged.
 func (s *Store) read(id string) (*Pod, error) {
 	b, err := os.ReadFile(filepath.Join(s.dir, id, stateFile))
 	if err != nil {
@@ -72,13 +81,13 @@ func (s *Store) read(id string) (*Pod, error) {
 	}
 	var p Pod
 	if err := json.Unmarshal(b, &p); err != nil {
-		return nil, fmt.Errorf("record of pod %s: %w", id, err)
+		return nil, fmt.Errorf("record of pod %s: %w: %w", id, err, errdefs.ErrDataLoss)
 	}
-	if p.Format < 1 || p.Format > Format {
-		return nil, fmt.Errorf("record of pod %s has format %d, this version reads up to %d", id, p.Format, Format)
+	if p.Format > Format {
+		return nil, fmt.Errorf("record of pod %s has format %d, this version reads up to %d: use the version that wrote it", id, p.Format, Format)
 	}
-	if p.ID != id {
-		return nil, fmt.Errorf("record of pod %s says it is pod %q", id, p.ID)
+	if p.Format < 1 || p.ID != id {
+		return nil, fmt.Errorf("record of pod %s says it is pod %q in format %d: %w", id, p.ID, p.Format, errdefs.ErrDataLoss)
 	}
 	p = p.clone()
 	return &p, nil
@@ -189,7 +198,9 @@ func (s *Store) Remove(id string) error {
 	}
 	e.writing.Lock()
 	defer e.writing.Unlock()
-	if err := os.RemoveAll(filepath.Join(s.dir, id)); err != nil {
+	// The record goes first: what a crash leaves of the folder then is no record, and Open removes it.
+	folder := filepath.Join(s.dir, id)
+	if err := errors.Join(removeIfThere(filepath.Join(folder, stateFile)), os.RemoveAll(folder)); err != nil {
 		return fmt.Errorf("forget pod %s: %w", id, err)
 	}
 	s.mu.Lock()

@@ -56,7 +56,7 @@ func TestRemembersAcrossOpen(t *testing.T) {
 // A record that cannot be read costs one pod and never the start (I4).
 func TestTornRecordIsSetAside(t *testing.T) {
 	for name, content := range map[string]string{
-		"empty": "", "half": `{"format":1,"id":"bad","sta`, "another pod's": `{"format":1,"id":"good"}`, "from the future": `{"format":99,"id":"bad"}`, "no JSON": "\x00\x01",
+		"empty": "", "half": `{"format":1,"id":"bad","sta`, "another pod's": `{"format":1,"id":"good"}`, "format 0": `{"id":"bad"}`, "no JSON": "\x00\x01",
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -85,6 +85,41 @@ func TestTornRecordIsSetAside(t *testing.T) {
 				t.Fatalf("nothing was kept to look at: %v", err)
 			}
 		})
+	}
+}
+
+// After a downgrade nothing is concluded from records that cannot be read: what runs would be taken for orphans.
+func TestNewerRecordRefusesToOpen(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := open(t, dir)
+	if err := s.Create(Pod{ID: "a", State: PodReady}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "a", stateFile), []byte(`{"format":99,"id":"a"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, torn, err := Open(dir); err == nil || len(torn) != 0 {
+		t.Fatalf("opened with %v set aside", torn)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "a", stateFile)); err != nil {
+		t.Fatalf("the newer record was touched: %v", err)
+	}
+}
+
+// A crash between the folder and its first record, or in the middle of forgetting, leaves no record: it is not worth a word.
+func TestHalfFolderIsRemoved(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "a"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "a", askedFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, torn := open(t, dir); len(torn) != 0 {
+		t.Fatalf("set aside: %v", torn)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Fatalf("left: %v, %v", left, err)
 	}
 }
 

@@ -1,0 +1,264 @@
+package imageservice
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+)
+
+func reopen(t testing.TB, root string) *Images {
+	t.Helper()
+	c, err := Open(t.Context(), Config{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestReopen(t *testing.T) {
+	r := newRegistry(t)
+	r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "one"))}, nil)
+	c := newImages(t, nil)
+	img := c.mustPull(t, r.ref("app:1"))
+	again := reopen(t, c.cfg.Root)
+	if got := fmt.Sprint(again.List()); got != fmt.Sprint(c.List()) {
+		t.Errorf("%s\nwas %v", got, c.List())
+	}
+	wantFile(t, mounted(t, again, img.ID)("f"), "one")
+	if _, err := os.Stat(filepath.Join(c.cfg.Root, "content", "oci-layout")); err != nil {
+		t.Error(err)
+	}
+	for _, d := range []string{"content", "layers", "images"} {
+		if info, err := os.Stat(filepath.Join(c.cfg.Root, d)); err != nil || info.Mode().Perm() != 0o700 {
+			t.Error(d, info.Mode(), err)
+		}
+	}
+}
+
+func TestTornRecords(t *testing.T) {
+	for name, tear := range map[string]func(t *testing.T, c *Images, record string, b []byte){
+		"empty": func(t *testing.T, _ *Images, p string, _ []byte) { must(t, os.WriteFile(p, nil, 0o600)) },
+		"half":  func(t *testing.T, _ *Images, p string, b []byte) { must(t, os.WriteFile(p, b[:len(b)/2], 0o600)) },
+		"zeros": func(t *testing.T, _ *Images, p string, b []byte) {
+			must(t, os.WriteFile(p, make([]byte, len(b)), 0o600))
+		},
+		"a flipped name": func(t *testing.T, _ *Images, p string, b []byte) {
+			must(t, os.WriteFile(p, bytes.Replace(b, []byte("app:1"), []byte("apq:1"), 1), 0o600))
+		},
+		"future format": func(t *testing.T, _ *Images, p string, b []byte) {
+			must(t, os.WriteFile(p, bytes.Replace(b, []byte(`"format":1`), []byte(`"format":2`), 1), 0o600))
+		},
+		"other image's": func(t *testing.T, _ *Images, p string, b []byte) {
+			must(t, os.Rename(p, filepath.Join(filepath.Dir(p), someHex)))
+		},
+		"a directory": func(t *testing.T, _ *Images, p string, b []byte) { must(t, os.Remove(p)); must(t, os.Mkdir(p, 0o700)) },
+		"layer gone": func(t *testing.T, c *Images, _ string, _ []byte) {
+			must(t, removeTree(c.layerDir(c.records[c.names[firstTag(c, "app:1")]].Layers[0].Dir)))
+		},
+		"config spoilt": func(t *testing.T, c *Images, p string, _ []byte) {
+			d := c.blobPath(digest.Digest("sha256:" + filepath.Base(p)))
+			b, err := os.ReadFile(d)
+			must(t, err)
+			b[10] ^= 1
+			must(t, os.WriteFile(d, b, 0o600))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry(t)
+			id, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "one"))}, nil)
+			other, _ := r.build("2", []testLayer{gzipLayer(tarOf(t, reg("f"), "two"))}, nil)
+			c := newImages(t, nil)
+			c.mustPull(t, r.ref("app:1"))
+			c.mustPull(t, r.ref("app:2"))
+			path := c.recordPath(id)
+			b, err := os.ReadFile(path)
+			must(t, err)
+			tear(t, c, path, b)
+			c = reopen(t, c.cfg.Root)
+			if l := c.List(); len(l) != 1 || l[0].ID != other {
+				t.Errorf("%v", l)
+			}
+			if torn, _ := filepath.Glob(filepath.Join(c.cfg.Root, "images", "*.torn")); len(torn) != 1 {
+				t.Errorf("set aside: %q", torn)
+			}
+			// Pulling again repairs.
+			if img := c.mustPull(t, r.ref("app:1")); img.ID != id {
+				t.Error(img)
+			}
+			wantFile(t, mounted(t, c, id)("f"), "one")
+			if c = reopen(t, c.cfg.Root); len(c.List()) != 2 {
+				t.Error(c.List())
+			}
+		})
+	}
+}
+
+func firstTag(c *Images, suffix string) string {
+	for n := range c.names {
+		if strings.HasSuffix(n, suffix) {
+			return n
+		}
+	}
+	return ""
+}
+
+func TestOrphansGo(t *testing.T) {
+	c := newImages(t, nil)
+	for _, d := range []string{"layers/7/fs/etc", "layers/junk", "content/ingest/abc"} {
+		must(t, os.MkdirAll(filepath.Join(c.cfg.Root, d), 0o755))
+	}
+	must(t, os.WriteFile(filepath.Join(c.cfg.Root, "images", someHex+".tmp"), nil, 0o600))
+	c = reopen(t, c.cfg.Root)
+	c.wantNothing(t)
+	if dir, err := c.makeLayerDir(); err != nil || dir != "8" {
+		t.Errorf("next layer is %s (%v)", dir, err)
+	}
+}
+
+// recordSteps runs with a Step that copies the root folder at every step, as a crash would leave it.
+type crashes struct {
+	t    testing.TB
+	root string
+	mu   sync.Mutex
+	at   []string // step names
+	dirs []string
+	on   bool
+}
+
+func (c *crashes) step(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.on {
+		return
+	}
+	d := filepath.Join(c.t.TempDir(), "root")
+	if out, err := exec.Command("cp", "-a", c.root, d).CombinedOutput(); err != nil && !strings.Contains(string(out), "No such file") {
+		c.t.Errorf("copy at %s: %s", name, out)
+	}
+	c.at, c.dirs = append(c.at, name), append(c.dirs, d)
+}
+
+// TestCrashDuringPull: whatever step a pull dies at, the next start lists the image whole or not at all, the old one still has its tag
+// unless the new one has it, and pulling again works.
+func TestCrashDuringPull(t *testing.T) {
+	r := newRegistry(t)
+	oldID, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "old"))}, nil)
+	k := &crashes{t: t, root: filepath.Join(t.TempDir(), "root")}
+	c := newImages(t, func(c *Config) { c.Root, c.Step = k.root, k.step })
+	c.mustPull(t, r.ref("app:1"))
+	newID, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "new")), zstdLayer(noise(t, 10_000))}, nil)
+	k.mu.Lock()
+	k.on = true
+	k.mu.Unlock()
+	c.mustPull(t, r.ref("app:1"))
+	k.mu.Lock()
+	k.on = false
+	k.mu.Unlock()
+	for _, want := range []string{"pull.resolved", "pull.blob.written", "pull.unpacked", "pull.synced", "pull.record.written", "pull.recorded", "pull.moved"} {
+		if !slices.Contains(k.at, want) {
+			t.Errorf("step %s is not passed", want)
+		}
+	}
+	for i, dir := range k.dirs {
+		t.Run(fmt.Sprint(i, " ", k.at[i]), func(t *testing.T) {
+			c := reopen(t, dir)
+			img, err := c.Lookup(r.ref("app:1"))
+			must(t, err)
+			recorded := i >= slices.Index(k.at, "pull.recorded")
+			if want := map[bool]string{false: oldID, true: newID}[recorded]; img.ID != want {
+				t.Errorf("the tag is at %s, want %s", img.ID, want)
+			}
+			if old, err := c.Lookup(oldID); err != nil || len(old.RepoDigests) != 1 {
+				t.Errorf("the old image: %+v %v", old, err)
+			}
+			if n := len(c.List()); n != map[bool]int{false: 1, true: 2}[recorded] {
+				t.Errorf("%d images", n)
+			}
+			layers, _ := filepath.Glob(filepath.Join(dir, "layers", "[0-9]*"))
+			if len(layers) != map[bool]int{false: 1, true: 3}[recorded] {
+				t.Errorf("layers %q", layers)
+			}
+			if left, _ := filepath.Glob(filepath.Join(dir, "content", "ingest", "*")); len(left) > 0 {
+				t.Errorf("partial downloads %q", left)
+			}
+			if img := c.mustPull(t, r.ref("app:1")); img.ID != newID {
+				t.Error(img)
+			}
+			wantFile(t, mounted(t, c, newID)("f"), "new")
+			wantFile(t, mounted(t, c, oldID)("f"), "old")
+			must(t, c.Remove(t.Context(), newID))
+			c = reopen(t, dir)
+			if img, err := c.Lookup(r.ref("app:1")); err == nil {
+				t.Errorf("the tag came back to %s", img.ID)
+			}
+		})
+	}
+}
+
+func TestCrashDuringRemove(t *testing.T) {
+	r := newRegistry(t)
+	shared := gzipLayer(tarOf(t, reg("shared"), "shared"))
+	id, _ := r.build("1", []testLayer{shared, gzipLayer(tarOf(t, reg("f"), "one"))}, nil)
+	other, _ := r.build("2", []testLayer{shared, gzipLayer(tarOf(t, reg("f"), "two"))}, nil)
+	k := &crashes{t: t, root: filepath.Join(t.TempDir(), "root")}
+	c := newImages(t, func(c *Config) { c.Root, c.Step = k.root, k.step })
+	c.mustPull(t, r.ref("app:1"))
+	c.mustPull(t, r.ref("app:2"))
+	k.on = true
+	must(t, c.Remove(t.Context(), id))
+	k.on = false
+	for _, want := range []string{"remove.unrecorded", "remove.blob.gone", "remove.layer.gone"} {
+		if !slices.Contains(k.at, want) {
+			t.Errorf("step %s is not passed", want)
+		}
+	}
+	for i, dir := range k.dirs {
+		c := reopen(t, dir)
+		if l := c.List(); len(l) != 1 || l[0].ID != other {
+			t.Errorf("%s: %v", k.at[i], l)
+		}
+		at := mounted(t, c, other)
+		wantFile(t, at("f"), "two")
+		wantFile(t, at("shared"), "shared")
+		c.mustPull(t, r.ref("app:1"))
+		wantFile(t, mounted(t, c, id)("f"), "one")
+	}
+}
+
+// TestDebris: what a failed pull leaves goes after its time, and a whole blob is used, once hashed again, or replaced.
+func TestDebris(t *testing.T) {
+	r := newRegistry(t)
+	good, bad := gzipLayer(noise(t, 10_000)), gzipLayer(noise(t, 20_000))
+	id, _ := r.build("1", []testLayer{good, bad}, nil)
+	c := newImages(t, nil)
+	blob := func(l testLayer) string { return c.blobPath(digest.FromBytes(l.blob)) }
+	must(t, os.MkdirAll(filepath.Dir(blob(good)), 0o755))
+	must(t, os.WriteFile(blob(good), good.blob, 0o400))
+	must(t, os.WriteFile(blob(bad), bytes.Repeat([]byte("x"), len(bad.blob)), 0o400))
+	c.mustPull(t, r.ref("app:1"))
+	if n := r.count("GET /v2/app/blobs/" + digest.FromBytes(good.blob).String()); n != 0 {
+		t.Error("a whole blob is fetched again")
+	}
+	if info, err := os.Stat(mounted(t, c, id)("noise")); err != nil || info.Size() != 20_000 {
+		t.Error(info, err)
+	}
+	orphan := c.blobPath(digest.FromString("orphan"))
+	must(t, os.WriteFile(orphan, []byte("orphan"), 0o400))
+	if c.sweep(longAgo()); !exists(orphan) {
+		t.Error("young debris is swept")
+	}
+	if c.sweep(tomorrow()); exists(orphan) {
+		t.Error("debris stays")
+	}
+	if !exists(blob(good)) || !exists(blob(bad)) || len(c.List()) != 1 {
+		t.Error("the sweep takes what is in use")
+	}
+}
