@@ -85,7 +85,9 @@ func lookKernel(context.Context, Config) []finding {
 }
 
 func release(s string) (major, minor int) {
-	fmt.Sscanf(s, "%d.%d", &major, &minor)
+	if _, err := fmt.Sscanf(s, "%d.%d", &major, &minor); err != nil {
+		return 0, 0
+	}
 	return major, minor
 }
 

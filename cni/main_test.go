@@ -92,10 +92,9 @@ func realPlugins(t testing.TB) string {
 
 // host is one daemon's place in the test: its folders and its network room, which can be opened again.
 type host struct {
-	t     testing.TB
-	c     Config
-	n     *Networks
-	steps []string
+	t testing.TB
+	c Config
+	n *Networks
 }
 
 func newHost(t testing.TB, change ...func(*Config)) *host {

@@ -68,7 +68,7 @@ func Open(ctx context.Context, c Config) (*Networks, error) {
 		return nil, err
 	}
 	n.folder = &folder{dir: c.ConfDir, own: n.own, fallback: c.Default}
-	n.current(ctx)
+	_, _ = n.current(ctx)
 	return n, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -129,6 +130,7 @@ func sweepHost(d *daemon) {
 			}
 		}
 	}
+	_ = exec.Command("nft", "delete", "table", "inet", "cribox_"+d.instance()).Run()
 	slices.Reverse(l[ledger.Cgroups]) // the deepest first
 	for _, path := range l[ledger.Cgroups] {
 		_ = os.Remove(path)

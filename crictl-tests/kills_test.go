@@ -67,13 +67,13 @@ func newScene(d *daemon) *scene {
 	s := &scene{pod: d.runPod(), other: d.runPod(), gates: filepath.Join(d.dir, "gates"), pids: map[string]int{}}
 	d.must(os.Mkdir(s.gates, 0o755))
 	s.steady = []*container{
-		s.run(d.tool("print", "-lines", "0", "-every", "1ms", "-both")),
-		s.run(d.tool("print", "-lines", "0", "-every", "5ms", "-size", "20000")),
-		s.other.run(d.tool("print", "-lines", "0", "-every", "2ms")),
-		s.other.run(d.tool("print", "-lines", "0", "-every", "2ms"), with(func(c *cri.ContainerConfig) { c.Tty = true })),
+		s.run(d.tool("print", "-lines", "0", "-every", "5ms", "-both")),
+		s.run(d.tool("print", "-lines", "0", "-every", "50ms", "-size", "20000")),
+		s.other.run(d.tool("print", "-lines", "0", "-every", "10ms")),
+		s.other.run(d.tool("print", "-lines", "0", "-every", "10ms"), with(func(c *cri.ContainerConfig) { c.Tty = true })),
 	}
 	for _, c := range s.steady {
-		c.waitLog("000020 ")
+		c.waitLog("000003 ")
 		s.pids[c.id] = c.pid()
 	}
 	return s
@@ -156,10 +156,7 @@ func (s *scene) wantRunning() {
 		if pid := c.pid(); pid != s.pids[c.id] {
 			s.Errorf("%s was process %d and is %d", c.config.Metadata.Name, s.pids[c.id], pid)
 		}
-		had := len(c.readLog())
-		eventually(s, "more lines of "+c.config.Metadata.Name, func() error {
-			return unless(len(c.readLog()) > had+5, "there are %d", had)
-		})
+		c.waitMore(200)
 		if got := c.exec("echo", "here"); got != "here\n" {
 			s.Errorf("exec says %q", got)
 		}
@@ -191,17 +188,17 @@ func TestKillsUnderLoad(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	p := d.runPod()
-	const lines = 3000
+	const lines = 2000
 	var all []*container
 	for i := range 6 {
-		all = append(all, p.run(d.tool("print", "-lines", fmt.Sprint(lines), "-every", "1ms", "-both", "-exit", fmt.Sprint(i))))
+		all = append(all, p.run(d.tool("print", "-lines", fmt.Sprint(lines), "-every", "2ms", "-both", "-exit", fmt.Sprint(i))))
 	}
 	for _, kill := range []func(){
 		d.restart, func() { d.killRole("logger") }, func() { d.killRole("shim") }, d.restart, func() { killAll(d); d.start() },
 		func() { d.killRole("shim") }, func() { d.killRole("logger") },
 	} {
 		kill()
-		all[0].waitMore(50)
+		all[0].waitMore(2000)
 	}
 	for i, c := range all {
 		if s := c.waitExit(); s.ExitCode != int32(i) {
@@ -212,16 +209,23 @@ func TestKillsUnderLoad(t *testing.T) {
 	}
 }
 
-// waitMore waits for more lines in the log, or for the end of the container.
-func (c *container) waitMore(n int) {
+// waitMore waits for so many more bytes in the log, or for the end of the container.
+func (c *container) waitMore(bytes int64) {
 	c.Helper()
-	had := len(c.readLog())
-	eventually(c, "more lines", func() error {
+	had := c.logSize()
+	eventually(c, "more output", func() error {
 		if c.status().State == cri.ContainerState_CONTAINER_EXITED {
 			return nil
 		}
-		return unless(len(c.readLog()) > had+n, "still about %d", had)
+		return unless(c.logSize() > had+bytes, "the log had %d bytes and has %d", had, c.logSize())
 	})
+}
+
+func (c *container) logSize() int64 {
+	c.Helper()
+	info, err := os.Stat(c.logPath())
+	c.must(err)
+	return info.Size()
 }
 
 // TestShimComesBack: after its death there is one shim again, and only one; everything still works.

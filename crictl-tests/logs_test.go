@@ -87,8 +87,8 @@ func TestLogOfManyLines(t *testing.T) {
 func TestRotation(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	c := d.runPod().run(d.tool("print", "-lines", "0", "-every", "100us", "-both"))
-	c.waitLog("000100")
+	c := d.runPod().run(d.tool("print", "-lines", "0", "-every", "1ms", "-both"))
+	c.waitLog("000020")
 	var files []string
 	for i := range 5 {
 		rotated := fmt.Sprintf("%s.%d", c.logPath(), i)

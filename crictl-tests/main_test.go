@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 func waitMore() {
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
-		_ = f.Value.Set(fmt.Sprint(4 * runtime.GOMAXPROCS(0)))
+		_ = f.Value.Set(fmt.Sprint(2 * runtime.GOMAXPROCS(0)))
 	}
 }
 

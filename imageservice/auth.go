@@ -112,12 +112,14 @@ type authorizer struct {
 	creds  credentials
 	client *http.Client // for the token server; the host's TLS policy
 
-	mu     sync.Mutex // guards header; a token is fetched under it, so that parallel blobs ask once (bounded by the request's context)
+	turn slots // one challenge is answered at a time, so that parallel blobs ask for one token
+
+	mu     sync.Mutex
 	header string
 }
 
 func newAuthorizer(server, scope string, creds credentials, client *http.Client) *authorizer {
-	a := &authorizer{server: server, scope: scope, creds: creds}
+	a := &authorizer{server: server, scope: scope, creds: creds, turn: make(slots, 1)}
 	c := *client
 	c.Transport = cappedReplies{client.Transport}
 	c.CheckRedirect = func(req *http.Request, via []*http.Request) error {
@@ -142,36 +144,48 @@ func (a *authorizer) current() string {
 
 // challenge takes a 401 that came although used was sent. It returns nil when current() is now worth another try.
 func (a *authorizer) challenge(ctx context.Context, resp http.Header, used string) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.header != used {
+	if err := a.turn.take(ctx); err != nil {
+		return err
+	}
+	defer a.turn.give()
+	if a.current() != used {
 		return nil // somebody was faster
 	}
+	header, err := a.answer(ctx, resp, used)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.header = header
+	a.mu.Unlock()
+	return nil
+}
+
+// answer makes the Authorization header for the best of the offered challenges.
+func (a *authorizer) answer(ctx context.Context, resp http.Header, used string) (string, error) {
 	if a.creds.registryToken != "" {
-		return fmt.Errorf("%s refuses the registry token: %w", a.server, errdefs.ErrUnauthenticated)
+		return "", fmt.Errorf("%s refuses the registry token: %w", a.server, errdefs.ErrUnauthenticated)
 	}
 	for _, c := range auth.ParseAuthHeader(resp) { // bearer first
 		switch c.Scheme {
 		case auth.BearerAuth:
 			token, err := a.token(ctx, c)
 			if err != nil {
-				return err
+				return "", err
 			}
-			a.header = "Bearer " + token
-			return nil
+			return "Bearer " + token, nil
 		case auth.BasicAuth:
 			if a.creds.username == "" || a.creds.secret == "" {
-				return fmt.Errorf("%s wants a user name and password: %w", a.server, errdefs.ErrUnauthenticated)
+				return "", fmt.Errorf("%s wants a user name and password: %w", a.server, errdefs.ErrUnauthenticated)
 			}
 			header := "Basic " + base64.StdEncoding.EncodeToString([]byte(a.creds.username+":"+a.creds.secret))
 			if header == used {
-				return fmt.Errorf("%s refuses user name or password: %w", a.server, errdefs.ErrUnauthenticated)
+				return "", fmt.Errorf("%s refuses user name or password: %w", a.server, errdefs.ErrUnauthenticated)
 			}
-			a.header = header
-			return nil
+			return header, nil
 		}
 	}
-	return fmt.Errorf("%s answers 401 without a challenge we know: %w", a.server, errdefs.ErrUnauthenticated)
+	return "", fmt.Errorf("%s answers 401 without a challenge we know: %w", a.server, errdefs.ErrUnauthenticated)
 }
 
 // token asks the token server of a challenge. The realm is the registry's word, so it is believed only as far as trustRealm says.

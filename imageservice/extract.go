@@ -134,9 +134,6 @@ func split(h *tar.Header) (entry, error) {
 		return entry{}, refuse(errdefs.ErrInvalidArgument, "owner %d:%d", h.Uid, h.Gid)
 	}
 	dir, base := splitName(h.Name)
-	if strings.Count(dir, "/") >= maxDepth {
-		return entry{}, tooDeep()
-	}
 	for c := range strings.SplitSeq(dir, "/") {
 		if strings.HasPrefix(c, whiteoutPrefix) {
 			return entry{}, refuse(errdefs.ErrInvalidArgument, "entry below a whiteout")
@@ -275,9 +272,6 @@ func (x *extractor) node(parent int, e entry, mk func() error) error {
 // hardlink names a file of this layer once more. Its metadata is that of the first name: we do not touch an inode by a second way.
 func (x *extractor) hardlink(parent int, e entry) error {
 	dir, base := splitName(e.Linkname)
-	if base == "" {
-		return refuse(errdefs.ErrInvalidArgument, "hard link to the root")
-	}
 	if dir == e.dir && base == e.base {
 		return nil
 	}

@@ -91,7 +91,7 @@ func (x *extractor) openParent(dir string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	// The name is short enough, but links may have made it longer.
+	// Not the name's depth: links may have made it longer.
 	if strings.Count(x.realName(fd), "/") >= maxDepth {
 		unix.Close(fd)
 		return -1, tooDeep()

@@ -159,6 +159,12 @@ func TestHostileLayers(t *testing.T) {
 		"component too long": {entries: func(y *yard) []any { return []any{reg(strings.Repeat("a", 300)), "x"} }, class: func(err error) bool { return err != nil }},
 		"name too long":      {entries: func(y *yard) []any { return []any{reg(strings.Repeat("a/", 2100) + "f"), "x"} }, class: errdefs.IsInvalidArgument},
 		"too deep":           {entries: func(y *yard) []any { return []any{reg(strings.Repeat("a/", 400) + "f"), "x"} }, class: errdefs.IsResourceExhausted},
+		"too deep, step by step": {entries: func(y *yard) (all []any) {
+			for i := range 300 {
+				all = append(all, dir(strings.Repeat("a/", i+1), 0o755))
+			}
+			return all
+		}, class: errdefs.IsResourceExhausted},
 		"too deep through links": {entries: func(y *yard) []any {
 			long := strings.TrimSuffix(strings.Repeat("a/", 200), "/")
 			return []any{dir(long, 0o755), link("l", long), dir("l/"+long, 0o755), reg("l/" + long + "/f"), "x"}

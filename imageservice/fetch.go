@@ -43,21 +43,30 @@ func (p *pull) root(ctx context.Context) ([]byte, ocispec.Descriptor, error) {
 				p.note(desc)
 				return raw, desc, nil
 			}
-		} else if errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) || ctx.Err() != nil {
+		} else if !noHead(err) {
 			return nil, ocispec.Descriptor{}, err
 		}
 	}
-	raw, header, err := p.get(ctx, q, maxDocument)
+	var desc ocispec.Descriptor
+	raw, err := p.get(ctx, q, maxDocument, func(raw []byte, header http.Header) error {
+		desc = descriptorOf(raw, contentType(header))
+		for _, want := range []digest.Digest{p.target.digest, digest.Digest(header.Get("Docker-Content-Digest"))} {
+			if strings.HasPrefix(string(want), "sha256:") && want != desc.Digest {
+				return refuse(errdefs.ErrDataLoss, "manifest has digest %s, not %s", desc.Digest, clip(string(want)))
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, ocispec.Descriptor{}, err
 	}
-	desc := descriptorOf(raw, contentType(header))
-	for _, want := range []digest.Digest{p.target.digest, digest.Digest(header.Get("Docker-Content-Digest"))} {
-		if strings.HasPrefix(string(want), "sha256:") && want != desc.Digest {
-			return nil, desc, refuse(errdefs.ErrDataLoss, "manifest has digest %s, not %s", desc.Digest, clip(string(want)))
-		}
-	}
 	return raw, desc, p.keep(ctx, raw, desc)
+}
+
+// noHead tells refusals that may be about HEAD itself, or about a manifest that changed: GET will tell.
+func noHead(err error) bool {
+	var status *statusError
+	return errors.As(err, &status) && !busy(status.code) && status.code != http.StatusUnauthorized && status.code != http.StatusForbidden
 }
 
 // maybeKnown tells whether a record speaks of the reference.
@@ -88,27 +97,34 @@ func contentType(h http.Header) string {
 	return t
 }
 
-// get reads a small answer whole, trying again when the connection breaks.
-func (p *pull) get(ctx context.Context, q request, most int64) ([]byte, http.Header, error) {
+// get reads a small answer whole and has it verified, trying again when the connection breaks, or without a mirror that lied.
+func (p *pull) get(ctx context.Context, q request, most int64, verify func([]byte, http.Header) error) ([]byte, error) {
 	for attempt := 1; ; attempt++ {
 		resp, err := p.reg.do(ctx, q)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		raw, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
 		resp.Body.Close()
+		again := transient(err)
+		if err == nil {
+			if int64(len(raw)) > most {
+				err = refuse(errdefs.ErrResourceExhausted, "%s has more than %d bytes", q, most)
+			} else {
+				err = verify(raw, resp.Header)
+			}
+			again = err != nil && p.reg.blame(resp.host)
+		}
 		switch {
-		case err == nil && int64(len(raw)) > most:
-			return nil, nil, refuse(errdefs.ErrResourceExhausted, "%s has more than %d bytes", q, most)
 		case err == nil:
-			return raw, resp.Header, nil
+			return raw, nil
 		case ctx.Err() != nil:
-			return nil, nil, context.Cause(ctx)
-		case attempt == maxAttempts || !transient(err):
-			return nil, nil, err
+			return nil, context.Cause(ctx)
+		case attempt == maxAttempts || !again:
+			return nil, err
 		}
 		if err := p.prog.waiting(func() error { return sleep(ctx, backoff(attempt)) }); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 }
@@ -126,18 +142,18 @@ func (p *pull) document(ctx context.Context, desc ocispec.Descriptor, kind strin
 	if kind == "manifests" {
 		accept = desc.MediaType
 	}
-	raw, header, err := p.get(ctx, request{method: http.MethodGet, kind: kind, object: desc.Digest.String(), accept: accept}, desc.Size)
-	if err != nil {
-		if errdefs.IsResourceExhausted(err) {
-			return nil, refuse(errdefs.ErrDataLoss, "%s is longer than its descriptor says", desc.Digest)
+	q := request{method: http.MethodGet, kind: kind, object: desc.Digest.String(), accept: accept}
+	raw, err := p.get(ctx, q, maxDocument, func(raw []byte, header http.Header) error {
+		if got := digest.FromBytes(raw); got != desc.Digest || int64(len(raw)) != desc.Size {
+			return refuse(errdefs.ErrDataLoss, "%s arrives as %d bytes with digest %s, its descriptor says %d", desc.Digest, len(raw), got, desc.Size)
 		}
+		if t := contentType(header); kind == "manifests" && manifestType(t) && t != desc.MediaType {
+			return refuse(errdefs.ErrInvalidArgument, "manifest %s is served as %q, its descriptor says %q", desc.Digest, t, clip(desc.MediaType))
+		}
+		return nil
+	})
+	if err != nil {
 		return nil, err
-	}
-	if got := digest.FromBytes(raw); got != desc.Digest || int64(len(raw)) != desc.Size {
-		return nil, refuse(errdefs.ErrDataLoss, "%s arrives as %d bytes with digest %s, its descriptor says %d", desc.Digest, len(raw), got, desc.Size)
-	}
-	if t := contentType(header); kind == "manifests" && manifestType(t) && t != desc.MediaType {
-		return nil, refuse(errdefs.ErrInvalidArgument, "manifest %s is served as %q, its descriptor says %q", desc.Digest, t, clip(desc.MediaType))
 	}
 	return raw, p.keep(ctx, raw, desc)
 }
@@ -313,7 +329,11 @@ func (c *Images) list(l *layer) {
 
 // download fetches a blob into content/, from where an earlier attempt stopped.
 func (p *pull) download(ctx context.Context, desc ocispec.Descriptor, it *item, along *alongside) error {
-	w, err := content.OpenWriter(ctx, p.content, content.WithRef(ingestRef(desc.Digest)), content.WithDescriptor(desc))
+	var w content.Writer
+	err := p.prog.waiting(func() (err error) { // it hashes what is there
+		w, err = content.OpenWriter(ctx, p.content, content.WithRef(ingestRef(desc.Digest)), content.WithDescriptor(desc))
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("open blob %s: %w", desc.Digest, diskError(err))
 	}

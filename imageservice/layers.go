@@ -198,7 +198,7 @@ func (t *counted) Read(p []byte) (int, error) {
 	if t.n > t.limits.LayerBytes {
 		return 0, refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d bytes", t.limits.LayerBytes)
 	}
-	if t.n > ratioFloor && t.n/t.limits.Ratio > t.compressed {
+	if t.n > t.limits.RatioFloor && t.n/t.limits.Ratio > t.compressed {
 		return 0, refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d times its %d bytes", t.limits.Ratio, t.compressed)
 	}
 	return n, err

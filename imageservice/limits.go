@@ -7,7 +7,8 @@ type Limits struct {
 	LayerBytes int64 // uncompressed bytes of one layer's tar; default 64 GiB
 	ImageBytes int64 // compressed and, separately, uncompressed bytes of all layers of an image; default 256 GiB
 	Entries    int64 // tar entries of one layer, directories that had to be made up included; default 1,000,000
-	Ratio      int64 // uncompressed bytes per compressed byte of one layer, looked at from 256 MiB on; default 200
+	Ratio      int64 // uncompressed bytes per compressed byte of one layer; default 200
+	RatioFloor int64 // uncompressed bytes up to which the ratio does not matter, since sparse files are legal; default 256 MiB
 	Layers     int   // layers of one image; default and most 500, which is what overlayfs stacks
 }
 
@@ -18,7 +19,6 @@ const (
 	maxIndexEntries = 1024      // manifests in one index
 	maxIndexDepth   = 3         // indexes in indexes
 	maxOverlay      = 500       // lower directories of one overlay mount
-	ratioFloor      = 256 << 20 // bytes below which the ratio is nobody's business: sparse files are legal
 	maxName         = 4096      // bytes of a path in a layer
 	maxWindow       = 128 << 20 // bytes of a zstd window, the most that zstd makes without --ultra --long
 	debrisRetention = 10 * time.Minute
@@ -34,6 +34,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.ImageBytes, 256<<30)
 	def(&l.Entries, 1_000_000)
 	def(&l.Ratio, 200)
+	def(&l.RatioFloor, 256<<20)
 	if l.Layers <= 0 || l.Layers > maxOverlay {
 		l.Layers = maxOverlay
 	}

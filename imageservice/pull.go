@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -111,6 +112,10 @@ func (c *Images) fly(ctx context.Context, f *flight, t target, creds credentials
 	watch, unwatch := context.WithCancel(ctx)
 	p.moved = unwatch
 	defer func() {
+		if p := recover(); p != nil {
+			log.G(ctx).WithField("image", t.String()).Errorf("panic during a pull: %v\n%s", p, debug.Stack())
+			f.err = fmt.Errorf("pull %s: %w", t, errdefs.ErrInternal)
+		}
 		unwatch()
 		f.cancel(nil)
 		c.mu.Lock()
@@ -275,6 +280,12 @@ func short(d digest.Digest) string {
 
 // commit makes the image durable and lists it (I10).
 func (p *pull) commit(ctx context.Context, got contents, disk *disk) (Image, error) {
+	if !p.proven(got) {
+		if err := disk.sync(); err != nil {
+			return Image{}, fmt.Errorf("sync image data: %w", diskError(err))
+		}
+		p.step("pull.synced")
+	}
 	if err := p.writer.take(ctx); err != nil {
 		return Image{}, err
 	}
@@ -283,10 +294,6 @@ func (p *pull) commit(ctx context.Context, got contents, disk *disk) (Image, err
 	if !changed {
 		return r.image(p.pinned), nil
 	}
-	if err := disk.sync(); err != nil {
-		return Image{}, fmt.Errorf("sync image data: %w", diskError(err))
-	}
-	p.step("pull.synced")
 	if err := p.writeRecord(r); err != nil {
 		return Image{}, fmt.Errorf("write image record: %w", err)
 	}
@@ -308,6 +315,24 @@ func (p *pull) commit(ctx context.Context, got contents, disk *disk) (Image, err
 		p.step("pull.moved")
 	}
 	return r.image(p.pinned), nil
+}
+
+// proven tells whether records list every piece already: then all of it was synced before. Our pins keep it from going meanwhile.
+func (p *pull) proven(got contents) bool {
+	p.Images.mu.Lock()
+	defer p.Images.mu.Unlock()
+	listed := p.listed()
+	for _, b := range p.blobs {
+		if !listed[blobKey(b.Digest)] {
+			return false
+		}
+	}
+	for _, l := range got.layers {
+		if !listed[layerPrefix+l.key()] {
+			return false
+		}
+	}
+	return true
 }
 
 // newRecord merges what we have with the record there may be. old is the record, without the tag, of the image that loses it. The caller

@@ -38,6 +38,7 @@ const (
 type registry struct {
 	target
 	hosts []*host
+	conns []*http.Transport
 	prog  *progress
 	idle  time.Duration // a connection that moves nothing for so long is dropped; the request is tried again
 	dead  *deadHosts
@@ -90,10 +91,12 @@ func (h *errorHook) Fire(e *logrus.Entry) error {
 
 // openRegistry reads the configuration of t's registry. Nothing is contacted yet.
 func (c *Images) openRegistry(ctx context.Context, t target, creds credentials, prog *progress) (*registry, error) {
+	r := &registry{target: t, prog: prog, idle: max(c.cfg.StallTimeout/3, time.Millisecond), dead: &c.dead}
 	opts := config.HostOptions{
 		UpdateClient: func(client *http.Client) error {
 			if tr, ok := client.Transport.(*http.Transport); ok {
 				tr.MaxResponseHeaderBytes = 256 << 10
+				r.conns = append(r.conns, tr)
 			}
 			return nil
 		},
@@ -109,7 +112,6 @@ func (c *Images) openRegistry(ctx context.Context, t target, creds credentials, 
 	if err != nil {
 		return nil, fmt.Errorf("registry configuration of %s: %v: %w", t.domain, err, errdefs.ErrFailedPrecondition)
 	}
-	r := &registry{target: t, prog: prog, idle: max(c.cfg.StallTimeout/3, time.Millisecond), dead: &c.dead}
 	for _, rh := range hosts {
 		h := &host{RegistryHost: rh}
 		own := credentials{}
@@ -124,8 +126,8 @@ func (c *Images) openRegistry(ctx context.Context, t target, creds credentials, 
 
 // close drops the idle connections of the pull.
 func (r *registry) close() {
-	for _, h := range r.hosts {
-		h.Client.CloseIdleConnections()
+	for _, tr := range r.conns {
+		tr.CloseIdleConnections()
 	}
 }
 
@@ -247,7 +249,17 @@ func (r *registry) authorized(ctx context.Context, h *host, q request, last bool
 // reply is an answer whose body counts progress and ends when the peer goes silent.
 type reply struct {
 	*http.Response
+	host    *host
 	foreign bool // it came over a redirect to another origin
+}
+
+// blame notes that a mirror's answer was no good. It returns whether there is somebody else to ask.
+func (r *registry) blame(h *host) bool {
+	if h == nil || h == r.hosts[len(r.hosts)-1] {
+		return false
+	}
+	h.failures.Add(2)
+	return true
 }
 
 // follow sends q and follows redirects: never from https to http, and to another origin only with the headers that any server may see.
@@ -277,7 +289,7 @@ func (r *registry) follow(ctx context.Context, h *host, q request, authorization
 			return nil, err
 		}
 		if !redirects(resp.StatusCode) {
-			return &reply{Response: resp, foreign: foreign}, nil
+			return &reply{Response: resp, host: h, foreign: foreign}, nil
 		}
 		resp.Body.Close()
 		next, err := u.Parse(resp.Header.Get("Location"))

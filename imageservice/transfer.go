@@ -24,6 +24,7 @@ type transfer struct {
 	offset int64 // bytes written
 	pieces bool  // they came over more than one answer
 	starts int   // how often we began again
+	from   *host // who sent the last bytes
 	item   *item
 	along  *alongside
 }
@@ -90,6 +91,7 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 		return false, err
 	}
 	defer resp.Body.Close()
+	t.from = resp.host
 	switch {
 	case t.offset == 0 && resp.StatusCode == http.StatusOK:
 		if resp.ContentLength >= 0 && resp.ContentLength != t.desc.Size {
@@ -102,7 +104,11 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	default:
 		return true, errNoRange
 	}
-	return true, t.copy(resp.Body)
+	err = t.copy(resp.Body)
+	if transient(err) {
+		resp.host.failures.Add(1) // a mirror that breaks off twice is left out
+	}
+	return true, err
 }
 
 func (t *transfer) copy(body io.Reader) error {
@@ -131,15 +137,16 @@ func (t *transfer) copy(body io.Reader) error {
 	}
 }
 
-// commit verifies and names the blob. Wrong bytes that were put together from several answers get one more chance from the start.
+// commit verifies and names the blob. Wrong bytes get one more chance from the start where a mirror sent them, which is then left out, or
+// where they were put together from several answers.
 func (t *transfer) commit(ctx context.Context) (done bool, err error) {
 	if got := t.w.Digest(); got != t.desc.Digest {
-		if t.pieces {
+		if t.pull.reg.blame(t.from) || t.pieces {
 			return false, t.restart()
 		}
 		return true, refuse(errdefs.ErrDataLoss, "blob arrives with digest %s, not %s", got, t.desc.Digest)
 	}
-	err = t.w.Commit(ctx, t.desc.Size, t.desc.Digest)
+	err = t.pull.prog.waiting(func() error { return t.w.Commit(ctx, t.desc.Size, t.desc.Digest) }) // it syncs
 	if err != nil && !errdefs.IsAlreadyExists(err) {
 		return true, fmt.Errorf("commit blob %s: %w", t.desc.Digest, diskError(err))
 	}

@@ -125,7 +125,7 @@ func (l *logger) resumeAll() error {
 			if e.IsDir() && checkID(e.Name()) == nil && l.ctx.Err() == nil {
 				ctx, cancel := context.WithTimeout(l.ctx, slowDisk)
 				t := l.task(e.Name())
-				t.do(ctx, func() error { t.resume(); return nil })
+				_ = t.do(ctx, func() error { t.resume(); return nil })
 				cancel()
 			}
 		}

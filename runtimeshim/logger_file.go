@@ -137,9 +137,9 @@ func openLogFile(path string) (f logFile, created bool, err error) {
 		case err != nil:
 			return logFile{fd: -1}, false, fmt.Errorf("log: %w", err)
 		}
-		unix.Fchmod(fd, 0o640) // whatever our umask is
+		_ = unix.Fchmod(fd, 0o640) // whatever our umask is
 		if f, err = checkLogFile(path, fd); err != nil {
-			unix.Unlink(path)
+			_ = unix.Unlink(path)
 		}
 		return f, true, err
 	}

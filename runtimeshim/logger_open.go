@@ -251,7 +251,7 @@ func (t *logTask) reopen() error {
 	}
 	if err := t.switchLog(f); err != nil {
 		if created {
-			unix.Unlink(t.path)
+			_ = unix.Unlink(t.path)
 		}
 		return err
 	}

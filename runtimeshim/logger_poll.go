@@ -24,7 +24,7 @@ func newPoller() (*poller, error) {
 	if err != nil {
 		return nil, err
 	}
-	unix.SetNonblock(fd, true) // tells os.NewFile that it can be polled
+	_ = unix.SetNonblock(fd, true) // tells os.NewFile that it can be polled
 	p := &poller{file: os.NewFile(uintptr(fd), "epoll"), fd: fd}
 	p.conn, err = p.file.SyscallConn()
 	return p, err
@@ -42,7 +42,7 @@ func (p *poller) arm(fd int) error {
 
 // disarm: no report of fd until the next arm. It spares the container a tenth
 // of the cost of each of its writes.
-func (p *poller) disarm(fd int) { unix.EpollCtl(p.fd, unix.EPOLL_CTL_DEL, fd, nil) }
+func (p *poller) disarm(fd int) { _ = unix.EpollCtl(p.fd, unix.EPOLL_CTL_DEL, fd, nil) }
 
 // run reports until the poller is closed. A report may be about a descriptor
 // that was closed or replaced meanwhile.
@@ -123,4 +123,4 @@ func (p *buffers) drop() {
 	p.free = p.free[:0]
 }
 
-func (b buffer) unmap() { unix.Munmap(b.all) }
+func (b buffer) unmap() { _ = unix.Munmap(b.all) }

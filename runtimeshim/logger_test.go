@@ -37,7 +37,7 @@ func TestLoggerLife(t *testing.T) {
 
 func TestLoggerAppends(t *testing.T) {
 	n := newNode(t)
-	before := string(format("before\n", false, 1<<10))
+	before := format("before\n", false, 1<<10)
 	if err := os.WriteFile(n.log, []byte(before), 0o600); err != nil {
 		t.Fatal(err)
 	}

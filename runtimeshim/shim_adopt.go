@@ -335,7 +335,7 @@ func (s *shim) killHolders(path string) {
 		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if strings.Contains(string(cmdline), "\x00--root\x00"+s.state.runcRoot()+"\x00") {
 			killDescendants(pid)
-			signalPidfd(f, unix.SIGKILL)
+			_ = signalPidfd(f, unix.SIGKILL)
 		}
 		f.Close()
 	}
@@ -372,6 +372,6 @@ func killStale(pid int, pidFile string) {
 		return
 	}
 	if unix.PidfdSendSignal(fdOf(f), unix.SIGKILL, nil, unix.PIDFD_SIGNAL_PROCESS_GROUP) != nil {
-		signalPidfd(f, unix.SIGKILL)
+		_ = signalPidfd(f, unix.SIGKILL)
 	}
 }

@@ -113,7 +113,7 @@ func (s *shim) end(ctx context.Context, t *task) error {
 	}
 	s.step("shim.delete.kill")
 	if pidfd != nil {
-		signalPidfd(pidfd, unix.SIGKILL)
+		_ = signalPidfd(pidfd, unix.SIGKILL)
 	}
 	select {
 	case <-t.exited:
@@ -160,7 +160,7 @@ func (s *shim) clear(ctx context.Context, t *task) error {
 	s.mu.Unlock()
 	if t.rec.State == stateRunning {
 		// A full disk does not stop it: the next clear finds nothing to do.
-		writeJSON(t.dir.record(), t.rec)
+		_ = writeJSON(t.dir.record(), t.rec)
 	}
 	return nil
 }

@@ -168,7 +168,7 @@ func (e *execution) claim() (child, error) {
 func (e *execution) kill(proc child) error {
 	e.s.reaper.killGroup(proc.pid)
 	if proc.pidfd != nil {
-		signalPidfd(proc.pidfd, unix.SIGKILL)
+		_ = signalPidfd(proc.pidfd, unix.SIGKILL)
 	}
 	select {
 	case <-proc.done:

@@ -108,7 +108,7 @@ func killDescendants(pid int) {
 	for _, kid := range children(pid) {
 		killDescendants(kid)
 		if f, err := openPidfd(kid); err == nil {
-			signalPidfd(f, unix.SIGKILL)
+			_ = signalPidfd(f, unix.SIGKILL)
 			f.Close()
 		}
 	}

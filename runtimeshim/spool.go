@@ -120,7 +120,7 @@ func (s *spool) punch() {
 	end := s.off &^ 4095
 	s.hole = s.off
 	// A file system that cannot do it keeps the room until the spool is emptied.
-	retry(func() error {
+	_ = retry(func() error {
 		return unix.Fallocate(s.file, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, end)
 	})
 }

@@ -86,7 +86,7 @@ func serveAt(ctx context.Context, path string, handlers map[string]handler) erro
 	}
 	for ctx.Err() == nil {
 		if l != nil {
-			serving.Go(func() { serve(ctx, l, handlers) })
+			serving.Go(func() { _ = serve(ctx, l, handlers) })
 			awaitReplaced(ctx, path)
 			l.Close()
 		}
@@ -175,7 +175,7 @@ func answer(ctx context.Context, conn *net.UnixConn, handlers map[string]handler
 	if err != nil {
 		out = reply{Error: toWire(err)}
 	}
-	writeFrame(conn, out, in.attached)
+	_ = writeFrame(conn, out, in.attached)
 	closeAll(in.Files)
 	closeAll(in.attached)
 }

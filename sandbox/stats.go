@@ -162,7 +162,7 @@ func (l *layers) forget() {
 func diskUsage(dir string) (bytes, inodes uint64) {
 	type inode struct{ dev, ino uint64 }
 	seen := map[inode]bool{}
-	filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return nil
 		}
@@ -175,7 +175,7 @@ func diskUsage(dir string) (bytes, inodes uint64) {
 			return nil
 		}
 		if st.Nlink > 1 && !e.IsDir() {
-			key := inode{uint64(st.Dev), st.Ino}
+			key := inode{st.Dev, st.Ino}
 			if seen[key] {
 				return nil
 			}
