@@ -163,7 +163,7 @@ func shutdown(ctx context.Context, c Config, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := network.RemoveDefault(ctx); err != nil {
+	if err := errors.Join(network.RemoveDefault(ctx), sandbox.RemoveCgroupParent(c.instance())); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(out, "nothing of %s runs any more\n", c.State)

@@ -129,6 +129,23 @@ func kernelAtLeast(major, minor int) bool {
 	return a > major || a == major && b >= minor
 }
 
+// CgroupParent returns where the pods of one daemon lie that name no cgroup parent, below every hierarchy.
+func CgroupParent(instance string) string { return "/cribox-" + instance }
+
+// RemoveCgroupParent removes it from every hierarchy. One that still holds a cgroup stays and is an error; a missing one is none.
+func RemoveCgroupParent(instance string) error {
+	places, err := filepath.Glob(filepath.Join(cgroupRoot, "*", CgroupParent(instance)))
+	if err != nil {
+		return err
+	}
+	for _, dir := range append(places, filepath.Join(cgroupRoot, CgroupParent(instance))) {
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove cgroup %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
 func readString(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {

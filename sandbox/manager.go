@@ -116,6 +116,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
+	host.CgroupParent = CgroupParent(c.Instance)
 	m.host = host
 	if err := m.load(ctx); err != nil {
 		return nil, err

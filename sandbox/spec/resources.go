@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"regexp"
@@ -23,7 +24,7 @@ const (
 )
 
 // cgroupsPath puts it below the parent that kubelet made. What has no parent
-// goes below /cribox, or below systemd's own slice.
+// goes below the host's own for such pods, or below systemd's slice.
 func (d *draft) cgroupsPath() error {
 	parent := d.pod.Config.GetLinux().GetCgroupParent()
 	if d.host.SystemdCgroup {
@@ -35,7 +36,7 @@ func (d *draft) cgroupsPath() error {
 		return nil
 	}
 	if parent == "" {
-		parent = "/cribox"
+		parent = cmp.Or(d.host.CgroupParent, "/cribox")
 	}
 	d.spec.Linux.CgroupsPath = path.Join("/", parent, d.id())
 	return nil
