@@ -1,0 +1,83 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/sandbox"
+)
+
+func TestCodes(t *testing.T) {
+	wrap := func(err error) error { return fmt.Errorf("connect pod 3f2a: %w", err) }
+	for _, c := range []struct {
+		call string
+		err  error
+		want codes.Code
+	}{
+		{"RunPodSandbox", nil, codes.OK},
+		{"RunPodSandbox", wrap(errdefs.ErrInvalidArgument), codes.InvalidArgument},
+		{"ContainerStatus", wrap(errdefs.ErrNotFound), codes.NotFound},
+		{"StartContainer", wrap(errdefs.ErrFailedPrecondition), codes.FailedPrecondition},
+		{"PullImage", wrap(errdefs.ErrDataLoss), codes.DataLoss},
+		{"CreateContainer", wrap(unix.ENOSPC), codes.ResourceExhausted},
+		{"ExecSync", wrap(context.DeadlineExceeded), codes.DeadlineExceeded},
+		{"ExecSync", wrap(context.Canceled), codes.Canceled},
+		// A shim that is slow is not a command that timed out.
+		{"ExecSync", fmt.Errorf("%w: %w", errdefs.ErrUnavailable, context.DeadlineExceeded), codes.Unavailable},
+		// A kubelet knows this one by its text, and only when the code is Unknown.
+		{"PullImage", errors.New("RegistryUnavailable: no route"), codes.Unknown},
+		{"StopContainer", errors.New("who knows"), codes.Internal},
+		{"Exec", status.Error(codes.Unimplemented, "later"), codes.Unimplemented},
+	} {
+		if got := status.Code(withCode(c.call, c.err)); got != c.want {
+			t.Errorf("%s: %v has code %s, want %s", c.call, c.err, got, c.want)
+		}
+	}
+}
+
+// A request before the rooms are open is told to come again; a panic costs one request.
+func TestGateAndPanic(t *testing.T) {
+	s := New("test")
+	call := func(next grpc.UnaryHandler) error {
+		reply, err := s.unary(context.Background(), nil, &grpc.UnaryServerInfo{FullMethod: "/runtime.v1.RuntimeService/Version"}, next)
+		if err != nil && reply != nil {
+			t.Errorf("a reply beside the error %v", err)
+		}
+		return err
+	}
+	answer := func(context.Context, any) (any, error) { return "answer", nil }
+	if err := call(answer); status.Code(err) != codes.Unavailable {
+		t.Errorf("before Open: %v", err)
+	}
+	s.Open((*sandbox.Manager)(nil), (*imageservice.Images)(nil))
+	if err := call(answer); err != nil {
+		t.Errorf("after Open: %v", err)
+	}
+	if err := call(func(context.Context, any) (any, error) { panic("oops") }); status.Code(err) != codes.Internal {
+		t.Errorf("after a panic: %v", err)
+	}
+}
+
+func TestFilters(t *testing.T) {
+	if !isID("", "abc") || !isID("ab", "abc") || isID("b", "abc") || isID("abcd", "abc") {
+		t.Error("an id is fitted by its beginning alone")
+	}
+	have := map[string]string{"a": "1", "b": ""}
+	for _, c := range []struct {
+		asked map[string]string
+		want  bool
+	}{{nil, true}, {map[string]string{"a": "1"}, true}, {map[string]string{"a": "1", "b": ""}, true}, {map[string]string{"a": "2"}, false}, {map[string]string{"c": ""}, false}} {
+		if hasLabels(c.asked, have) != c.want {
+			t.Errorf("labels %v in %v: want %v", c.asked, have, c.want)
+		}
+	}
+}
