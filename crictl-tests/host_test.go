@@ -65,9 +65,10 @@ func (d *daemon) settled(l ledger.Ledger) ledger.Ledger {
 }
 
 var houseKeeping = map[string]*regexp.Regexp{
-	ledger.Links: regexp.MustCompile(`^bridge `),
-	ledger.Rules: regexp.MustCompile(`^nft: table inet cribox_`), // masquerading for the whole subnet
-	ledger.Files: regexp.MustCompile(`/(last_reserved_ip\.\d+|lock|pause/pause|cni/pod-cidr)$|\.torn(/|$)|leases/[^/]+$|/test-leases$`),
+	ledger.Cgroups: regexp.MustCompile(`^/sys/fs/cgroup(/[^/]+)?/cribox-[0-9a-f]{6}$`), // the parent of pods that name none
+	ledger.Links:   regexp.MustCompile(`^bridge `),
+	ledger.Rules:   regexp.MustCompile(`^nft: table inet cribox_`), // masquerading for the whole subnet
+	ledger.Files:   regexp.MustCompile(`/(last_reserved_ip\.\d+|lock|pause/pause|cni/pod-cidr)$|\.torn(/|$)|leases/[^/]+$|/test-leases$`),
 	// A connection of a client comes and goes with the client, not with pods; so do the runtime's own poll descriptors.
 	// What a library forgets to close at the start is closed when memory is collected.
 	ledger.Fds: regexp.MustCompile(`^serve socket$|eventpoll|eventfd|fsverity-check|^serve /$|^serve /etc/(group|passwd)$`),

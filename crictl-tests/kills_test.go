@@ -29,6 +29,7 @@ func TestKills(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
+			takeTurn(t)
 			d := newDaemon(t, withEnv(row.env...))
 			s := newScene(d)
 			for round := range 3 {
@@ -46,11 +47,23 @@ func TestKills(t *testing.T) {
 	}
 }
 
+// busy is who may have many printing containers at a time: more of them would measure the machine, not the runtime.
+var busy = make(chan struct{}, 2)
+
+// takeTurn waits for a turn, and gives it back when the test is over.
+func takeTurn(t *testing.T) {
+	busy <- struct{}{}
+	t.Cleanup(func() { <-busy })
+}
+
 func killAll(d *daemon) {
 	d.kill()
 	d.killRole("shim")
 	d.killRole("logger")
 }
+
+// manyLines is more than a test lasts, but not for ever: nobody may be there to stop the printer.
+const manyLines = "60000"
 
 // scene is a pod with containers that run through all kills, and in each round some that exit.
 type scene struct {
@@ -67,10 +80,10 @@ func newScene(d *daemon) *scene {
 	s := &scene{pod: d.runPod(), other: d.runPod(), gates: filepath.Join(d.dir, "gates"), pids: map[string]int{}}
 	d.must(os.Mkdir(s.gates, 0o755))
 	s.steady = []*container{
-		s.run(d.tool("print", "-lines", "0", "-every", "5ms", "-both")),
-		s.run(d.tool("print", "-lines", "0", "-every", "50ms", "-size", "20000")),
-		s.other.run(d.tool("print", "-lines", "0", "-every", "10ms")),
-		s.other.run(d.tool("print", "-lines", "0", "-every", "10ms"), with(func(c *cri.ContainerConfig) { c.Tty = true })),
+		s.run(d.tool("print", "-lines", manyLines, "-every", "5ms", "-both")),
+		s.run(d.tool("print", "-lines", "5000", "-every", "50ms", "-size", "20000")),
+		s.other.run(d.tool("print", "-lines", manyLines, "-every", "10ms")),
+		s.other.run(d.tool("print", "-lines", manyLines, "-every", "10ms"), with(func(c *cri.ContainerConfig) { c.Tty = true })),
 	}
 	for _, c := range s.steady {
 		c.waitLog("000003 ")
@@ -186,6 +199,7 @@ func (s *scene) wantSteadyLogs() {
 // TestKillsUnderLoad kills at moments of chance while containers print and exit by themselves.
 func TestKillsUnderLoad(t *testing.T) {
 	t.Parallel()
+	takeTurn(t)
 	d := newDaemon(t)
 	p := d.runPod()
 	const lines = 2000

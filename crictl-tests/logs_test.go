@@ -73,21 +73,21 @@ func TestLongLines(t *testing.T) {
 func TestLogOfManyLines(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	c := d.runPod().run(d.tool("print", "-lines", "100000", "-size", "80", "-both", "-exit", "7"))
+	c := d.runPod().run(d.tool("print", "-lines", "30000", "-size", "80", "-both", "-exit", "7"))
 	if s := c.waitExit(); s.ExitCode != 7 {
 		t.Errorf("exit code %d", s.ExitCode)
 	}
 	// Everything is in the file once the container is told to have exited.
 	lines := c.finalLog()
-	c.wantNumbers(lines, "stdout", 100000)
-	c.wantNumbers(lines, "stderr", 100000)
+	c.wantNumbers(lines, "stdout", 30000)
+	c.wantNumbers(lines, "stderr", 30000)
 }
 
 // TestRotation: rename, then ReopenContainerLog; no line is lost or doubled between the files.
 func TestRotation(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	c := d.runPod().run(d.tool("print", "-lines", "0", "-every", "1ms", "-both"))
+	c := d.runPod().run(d.tool("print", "-lines", manyLines, "-every", "1ms", "-both"))
 	c.waitLog("000020")
 	var files []string
 	for i := range 5 {
@@ -138,7 +138,7 @@ func TestReopenFails(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	p := d.runPod()
-	c := p.run(d.tool("print", "-lines", "0", "-every", "1ms"))
+	c := p.run(d.tool("print", "-lines", manyLines, "-every", "1ms"))
 	c.waitLog("000010")
 	aside := p.config.LogDirectory + ".aside"
 	d.must(os.Rename(p.config.LogDirectory, aside))

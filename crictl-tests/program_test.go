@@ -193,7 +193,7 @@ func TestShutdownRefusesWhileSomethingRuns(t *testing.T) {
 func TestStopOfTheDaemon(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	c := d.runPod().run(d.tool("print", "-lines", "0", "-every", "1ms"))
+	c := d.runPod().run(d.tool("print", "-lines", manyLines, "-every", "1ms"))
 	pid := c.pid()
 	d.stop()
 	if !alive(pid) {

@@ -134,11 +134,6 @@ func runsAPod(d *daemon) *story {
 		replay: func() {
 			d.wantOneListed(config)
 			p, err := d.tryPod(config)
-			if status.Code(err) == codes.AlreadyExists {
-				// What came up half is listed and not ready; a kubelet makes its next attempt.
-				d.removeListed()
-				p, err = d.tryPod(config)
-			}
 			d.must(err)
 			p.ip()
 			if s := p.status(); s.State != cri.PodSandboxState_SANDBOX_READY {

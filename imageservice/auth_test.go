@@ -18,6 +18,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 func basic(user, password string) string {
@@ -176,6 +177,7 @@ func TestTokenExpires(t *testing.T) {
 }
 
 func TestTokenServerFaults(t *testing.T) {
+	elsewhere := newStranger(t, func(w http.ResponseWriter, q *http.Request) { t.Error("a token request is redirected elsewhere") })
 	for name, c := range map[string]struct {
 		reply func(w http.ResponseWriter, n int32)
 		ok    func(error) bool
@@ -186,15 +188,19 @@ func TestTokenServerFaults(t *testing.T) {
 		"no json": {func(w http.ResponseWriter, _ int32) { fmt.Fprint(w, "hello") }, errdefs.IsUnauthorized},
 		"1 GiB": {func(w http.ResponseWriter, _ int32) {
 			fmt.Fprint(w, `{"token":"`)
-			for range 1024 {
+			for i := range 1024 {
 				if _, err := w.Write([]byte(strings.Repeat("x", 1<<20))); err != nil {
+					return
+				}
+				if i == 64 {
+					t.Error("it reads for ever")
 					return
 				}
 			}
 		}, func(err error) bool { return err != nil && len(err.Error()) < 1000 }},
 		"newline": {func(w http.ResponseWriter, _ int32) { fmt.Fprint(w, `{"token":"a\nb: SECRET"}`) }, func(err error) bool { return err != nil && !strings.Contains(err.Error(), "SECRET") }},
 		"redirect": {func(w http.ResponseWriter, _ int32) {
-			w.Header().Set("Location", "http://localhost:1/")
+			w.Header().Set("Location", elsewhere.URL)
 			w.WriteHeader(307)
 		}, func(err error) bool { return err != nil }},
 	} {
@@ -454,6 +460,46 @@ func TestMirrors(t *testing.T) {
 	writeHosts(t, certs, origin.host(), "server = [broken")
 	if err := pull(nil); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
+	}
+}
+
+// TestLyingMirror: what a mirror serves wrong comes from the registry in the end, and nothing of both is mixed.
+func TestLyingMirror(t *testing.T) {
+	l := gzipLayer(noise(t, 10_000))
+	for name, lie := range map[string]func(b []byte) []byte{
+		"flipped": func(b []byte) []byte { c := append([]byte(nil), b...); c[len(c)/2] ^= 1; return c },
+		"stale":   func(b []byte) []byte { return gzipLayer(tarOf(t, reg("stale"))).blob },
+	} {
+		for _, what := range []string{"/manifests/sha256", "/blobs/"} {
+			t.Run(name+what, func(t *testing.T) {
+				origin, mirror := newRegistry(t), newRegistry(t)
+				_, m := origin.build("", []testLayer{l}, nil)
+				origin.putManifest("1", ocispec.MediaTypeImageIndex, index(platform(m, "linux", goarch, "")))
+				mirror.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+					if !strings.Contains(q.URL.Path, what) {
+						w.WriteHeader(404)
+						return true
+					}
+					d := digest.Digest(q.URL.Path[strings.Index(q.URL.Path, "sha256:"):])
+					b, ok := origin.blobs[d]
+					if !ok {
+						b = origin.manifests[d.String()].body
+					}
+					w.Write(lie(b))
+					return true
+				})
+				certs := t.TempDir()
+				writeHosts(t, certs, origin.host(), fmt.Sprintf("server = %q\n[host.%q]\n", origin.URL, mirror.URL))
+				images := newImages(t, func(c *Config) { c.RegistryConfig = certs })
+				img := images.mustPull(t, origin.ref("app:1"))
+				if info, err := os.Stat(mounted(t, images, img.ID)("noise")); err != nil || info.Size() != 10_000 {
+					t.Error(info, err)
+				}
+				if mirror.count("") == 0 {
+					t.Error("the mirror is not asked")
+				}
+			})
+		}
 	}
 }
 

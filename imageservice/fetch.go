@@ -176,7 +176,9 @@ func (p *pull) keep(ctx context.Context, raw []byte, desc ocispec.Descriptor) er
 	if err := ignoreNotFound(p.content.Delete(ctx, desc.Digest)); err != nil {
 		return err
 	}
-	err = content.WriteBlob(ctx, p.content, ingestRef(desc.Digest), bytes.NewReader(raw), desc)
+	err = p.prog.waiting(func() error { // it syncs
+		return content.WriteBlob(ctx, p.content, ingestRef(desc.Digest), bytes.NewReader(raw), desc)
+	})
 	if err != nil {
 		return fmt.Errorf("write blob %s: %w", desc.Digest, diskError(err))
 	}

@@ -179,8 +179,12 @@ func TestEndlessReplies(t *testing.T) {
 				}
 				w.Header().Set("Content-Type", map[bool]string{true: ocispec.MediaTypeImageIndex, false: ocispec.MediaTypeImageManifest}[where == "manifests/1"])
 				chunk := bytes.Repeat([]byte(" "), 1<<20)
-				for range 4096 {
+				for i := range 4096 {
 					if _, err := w.Write(chunk); err != nil {
+						return true
+					}
+					if i == 64 {
+						t.Error("it reads for ever")
 						return true
 					}
 				}
