@@ -230,7 +230,7 @@ func TestBadContainers(t *testing.T) {
 		"too much to exec":   {func(r *request) { r.Config.Args = slicesRepeat(strings.Repeat("x", 100<<10), 30) }, "arg"},
 		"relative mount":     {mount(&cri.Mount{ContainerPath: "data", HostPath: "/tmp"}), "mount"},
 		"relative host path": {mount(&cri.Mount{ContainerPath: "/data", HostPath: "tmp"}), "mount"},
-		"no host path":       {mount(&cri.Mount{ContainerPath: "/d", HostPath: "/no/such/folder"}), "/no/such/folder"},
+		"no host path":       {mount(&cri.Mount{ContainerPath: "/d", HostPath: "/no/such/folder"}), "host_path"},
 		"no container path":  {mount(&cri.Mount{HostPath: "/tmp"}), "mount"},
 		"mount twice":        {mount(&cri.Mount{ContainerPath: "/d", HostPath: "/tmp"}, &cri.Mount{ContainerPath: "/d", HostPath: "/usr"}), "mount"},
 		"mount over root":    {mount(&cri.Mount{ContainerPath: "/", HostPath: "/tmp"}), "mount"},

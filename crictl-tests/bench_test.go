@@ -90,11 +90,11 @@ func BenchmarkMemory(b *testing.B) {
 				d.runPod().run(idle())
 			}
 			now := d.memory()
+			for b.Loop() { // the figures are all that counts, and the first round of it drops those reported before
+			}
 			for role, kib := range now {
 				b.ReportMetric(float64(kib-began[role])/float64(pods), role+"-KiB/pod")
 				b.ReportMetric(float64(kib), role+"-KiB")
-			}
-			for b.Loop() { // the figures are all that counts
 			}
 		})
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/cribox/cribox/crictl-tests/ledger"
 )
 
-// cgroupFolders are the mount points of the controllers, or the one of the unified hierarchy.
-func cgroupFolders(t testing.TB) []string {
+// hierarchies are the mount points of all cgroup hierarchies: one on version 2, one for each controller and name on version 1.
+func hierarchies(t testing.TB) []string {
 	t.Helper()
 	if onUnified() {
 		return []string{"/sys/fs/cgroup"}
@@ -21,8 +21,8 @@ func cgroupFolders(t testing.TB) []string {
 	}
 	var out []string
 	for _, e := range entries {
-		if folder := filepath.Join("/sys/fs/cgroup", e.Name()); e.IsDir() && controllerIsUsed(e.Name()) {
-			out = append(out, folder)
+		if e.IsDir() {
+			out = append(out, filepath.Join("/sys/fs/cgroup", e.Name()))
 		}
 	}
 	return out
@@ -41,11 +41,11 @@ func controllerIsUsed(name string) bool {
 	return name != "" && name != "unified" && !strings.Contains(name, "systemd")
 }
 
-// makeCgroup makes what a kubelet makes for a pod, in every controller, to be removed at the end of the test.
+// makeCgroup makes what a kubelet makes for a pod, in every hierarchy, to be removed at the end of the test.
 func (d *daemon) makeCgroup() string {
 	d.Helper()
 	name := "/cribox-tests-" + filepath.Base(d.dir)
-	for _, folder := range cgroupFolders(d) {
+	for _, folder := range hierarchies(d) {
 		path := filepath.Join(folder, name)
 		d.must(os.Mkdir(path, 0o755))
 		d.cgroups = append(d.cgroups, path)

@@ -144,6 +144,9 @@ func (s *scene) wantEnds(round int, blind bool) {
 	for i, c := range s.ending {
 		e, got := endings[i], c.waitExit()
 		unknown := got.ExitCode == 255 && got.Reason == "Unknown"
+		if unknown {
+			s.Logf("round %d: nobody saw how the one that should end with %d ended", round, e.code)
+		}
 		reason := "Error"
 		if e.code == 0 {
 			reason = "Completed"

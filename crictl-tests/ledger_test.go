@@ -57,7 +57,7 @@ func bind(dir string) error { return unix.Mount(dir, dir, "", unix.MS_BIND, "") 
 func netnsOf(d *daemon) string { return filepath.Join("/run/netns", "cribox-"+d.instance()+"-left") }
 
 func cgroupOf(t *testing.T, d *daemon) string {
-	return filepath.Join(cgroupFolders(t)[0], "cribox-"+d.instance()+"-left")
+	return filepath.Join(hierarchies(t)[0], "cribox-"+d.instance()+"-left")
 }
 
 func TestDiffReads(t *testing.T) {

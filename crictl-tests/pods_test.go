@@ -281,7 +281,7 @@ func TestCgroupParent(t *testing.T) {
 	}
 	p.stop()
 	p.remove()
-	for _, folder := range cgroupFolders(t) {
+	for _, folder := range hierarchies(t) {
 		entries, err := os.ReadDir(filepath.Join(folder, parent))
 		if err != nil {
 			t.Errorf("the kubelet's cgroup is gone: %v", err)

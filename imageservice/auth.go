@@ -40,8 +40,6 @@ type credentials struct {
 	registryToken    string
 }
 
-func (c credentials) empty() bool { return c == credentials{} }
-
 // secrets lists what must never be seen in an error.
 func (c credentials) secrets() []string { return []string{c.secret, c.registryToken} }
 

@@ -302,7 +302,7 @@ func (c *Images) Unmount(ctx context.Context, target string) error {
 				return fmt.Errorf("unmount %s: %w", target, err)
 			}
 			try++
-			sleep(ctx, unmountPause)
+			_ = sleep(ctx, unmountPause) // an unmount is not given up half-way
 		case unix.EINTR:
 		default:
 			return fmt.Errorf("unmount %s: %w", target, err)

@@ -167,6 +167,10 @@ func TestCrashDuringPull(t *testing.T) {
 			t.Errorf("step %s is not passed", want)
 		}
 	}
+	synced := slices.Index(k.at, "pull.synced")
+	if late := k.at[synced+1:]; slices.Contains(late, "pull.blob.written") || slices.Contains(late, "pull.unpacked") || slices.Index(k.at, "pull.record.written") < synced {
+		t.Errorf("order of steps %q", k.at)
+	}
 	for i, dir := range k.dirs {
 		t.Run(fmt.Sprint(i, " ", k.at[i]), func(t *testing.T) {
 			c := reopen(t, dir)

@@ -167,6 +167,7 @@ type alongside struct {
 	have int64 // bytes in file
 	read int64
 	err  error // why no more come; io.EOF at the good end
+	void bool  // what was read is not what the blob has
 }
 
 // errAbandoned: the download began again from the start.
@@ -256,9 +257,13 @@ func (a *alongside) close(err error) {
 
 // abandon ends the unpacking: the bytes it read are void.
 func (a *alongside) abandon() {
-	if a != nil {
-		a.close(errAbandoned)
+	if a == nil {
+		return
 	}
+	a.mu.Lock()
+	a.void = true
+	a.mu.Unlock()
+	a.close(errAbandoned)
 }
 
 // end takes the download's outcome and returns the outcome of both. An unpacking that was abandoned is no error: it is done later.
@@ -276,15 +281,16 @@ func (a *alongside) end(download error) error {
 	if a.file != nil {
 		a.file.Close()
 	}
-	switch {
-	case download != nil:
+	a.mu.Lock()
+	void := a.void
+	a.mu.Unlock()
+	if download != nil || void {
 		if err == nil {
-			err = removeTree(a.pull.layerDir(a.layer.Dir))
+			_ = removeTree(a.pull.layerDir(a.layer.Dir)) // if it cannot be, it is an orphan for the next Open
 		}
-		return download
-	case errors.Is(err, errAbandoned):
-		return nil
-	case err != nil:
+		return download // what unpacking made of void bytes, an error or not, says nothing
+	}
+	if err != nil {
 		return err
 	}
 	a.pull.list(a.layer)

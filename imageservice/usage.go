@@ -56,7 +56,7 @@ func diskUsage(dir string) (Usage, error) {
 			return nil
 		}
 		if st.Nlink > 1 && !e.IsDir() {
-			id := [2]uint64{uint64(st.Dev), st.Ino}
+			id := [2]uint64{st.Dev, st.Ino}
 			if linked[id] {
 				return nil
 			}

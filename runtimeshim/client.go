@@ -304,9 +304,24 @@ func (k *Client) askLogger(ctx context.Context, limit time.Duration, verb, id st
 // keep to bring the peer back; a call that broke is repeated only if it may be.
 func (k *Client) ask(ctx context.Context, p *peer, verb string, body, out any, repeat bool) error {
 	for {
-		_, err := call(ctx, p.sock, verb, body, nil, out)
-		if !errors.Is(err, errNobody) && !(repeat && errors.Is(err, errBroken)) {
+		err := k.whileNobody(ctx, p, verb, func() error {
+			_, err := call(ctx, p.sock, verb, body, nil, out)
+			return err
+		})
+		if !repeat || !errors.Is(err, errBroken) || ctx.Err() != nil {
 			return slow(ctx, p, verb, err)
+		}
+	}
+}
+
+// whileNobody makes a call again as long as nobody listens, which is until keep
+// has brought the peer back, or for quickLimit: nothing of the call has
+// happened then.
+func (k *Client) whileNobody(ctx context.Context, p *peer, verb string, try func() error) error {
+	for began := time.Now(); ; {
+		err := try()
+		if !errors.Is(err, errNobody) || time.Since(began) > quickLimit {
+			return err
 		}
 		select {
 		case <-ctx.Done():

@@ -37,13 +37,16 @@ func (k *Client) Exec(ctx context.Context, e Exec) (int32, error) {
 	}
 	var done execDone
 	k.c.Step("client.exec")
-	_, err := stream(ctx, k.shim.sock, "exec", body, files, &done, func(_ json.RawMessage, got []*os.File) error {
-		if e.OnTerminal != nil && len(got) == 1 {
-			e.OnTerminal(got[0])
+	err := k.whileNobody(ctx, k.shim, "exec", func() error {
+		_, err := stream(ctx, k.shim.sock, "exec", body, files, &done, func(_ json.RawMessage, got []*os.File) error {
+			if e.OnTerminal != nil && len(got) == 1 {
+				e.OnTerminal(got[0])
+				return nil
+			}
+			closeAll(got)
 			return nil
-		}
-		closeAll(got)
-		return nil
+		})
+		return err
 	})
 	return done.Code, err
 }
@@ -57,7 +60,11 @@ func (k *Client) Streams(ctx context.Context, id string) (Streams, error) {
 	ctx, cancel := context.WithTimeout(ctx, quickLimit)
 	defer cancel()
 	var kinds []string
-	files, err := call(ctx, k.shim.sock, "fds", idBody{id}, nil, &kinds)
+	var files []*os.File
+	err := k.whileNobody(ctx, k.shim, "fds", func() (err error) {
+		files, err = call(ctx, k.shim.sock, "fds", idBody{id}, nil, &kinds)
+		return err
+	})
 	if err != nil {
 		return Streams{}, err
 	}

@@ -20,6 +20,7 @@ func (d stateDir) loggerLock() string     { return d.at("logger.lock") }
 func (d stateDir) loggerLog() string      { return d.at("logger.log") }
 func (d stateDir) runcRoot() string       { return d.at("runc") }
 func (d stateDir) tasks() string          { return d.at("shim") }
+func (d stateDir) gone() string           { return d.at("gone") } // task folders on their way out
 func (d stateDir) task(id string) taskDir { return taskDir(filepath.Join(d.tasks(), id)) }
 
 // taskDir is the folder of one task: STATE/shim/ID.

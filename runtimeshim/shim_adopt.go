@@ -21,6 +21,9 @@ import (
 // read costs that task only. What needs waiting (a runtime still at work) is
 // left to goroutines that hold the task's op.
 func (s *shim) adopt(ctx context.Context) {
+	if err := os.RemoveAll(s.state.gone()); err != nil {
+		log.G(ctx).WithError(err).Warn("what a shim before left half removed stays")
+	}
 	entries, _ := os.ReadDir(s.state.tasks())
 	for _, e := range entries {
 		if checkID(e.Name()) == nil {

@@ -36,10 +36,25 @@ func (s *shim) delete(ctx context.Context, id string) error {
 	}
 	s.step("shim.delete.cleared")
 	s.forget(t)
-	if err := os.RemoveAll(string(t.dir)); err != nil {
+	if err := s.removeFolder(t.dir); err != nil {
 		return fmt.Errorf("delete task %s: %w", id, err)
 	}
 	return nil
+}
+
+// removeFolder moves a task's folder out of the way before it is emptied: a
+// logger that has just heard of the task finds nothing by that path any more,
+// and cannot put a file where one was counted on to be empty.
+func (s *shim) removeFolder(d taskDir) error {
+	out := filepath.Join(s.state.gone(), d.id())
+	err := errors.Join(os.MkdirAll(s.state.gone(), 0o700), os.RemoveAll(out))
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(string(d), out); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(out)
 }
 
 // deleteFolder removes what has no entry in the table: a folder that never
@@ -58,7 +73,7 @@ func (s *shim) deleteFolder(ctx context.Context, id string) error {
 	if err := s.clear(ctx, t); err != nil {
 		return fmt.Errorf("delete task %s: %w", id, err)
 	}
-	return os.RemoveAll(string(t.dir))
+	return s.removeFolder(t.dir)
 }
 
 // release removes what the runtime and the kernel have of an exited task.

@@ -25,7 +25,7 @@ func resolveMounts(mounts []*runtimeapi.Mount) ([]spec.Mount, error) {
 	for _, m := range mounts {
 		source, err := filepath.EvalSymlinks(m.GetHostPath())
 		if err != nil {
-			return nil, fmt.Errorf("mounts: host_path of %s: %w: %w", m.GetContainerPath(), err, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("mounts: host_path %s of %s: %w: %w", m.GetHostPath(), m.GetContainerPath(), err, errdefs.ErrInvalidArgument)
 		}
 		r := spec.Mount{Source: source}
 		if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {

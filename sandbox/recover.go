@@ -256,8 +256,13 @@ func (m *Manager) collectOrphans(ctx context.Context, tasks map[string]runtimesh
 		}},
 	} {
 		for _, id := range kind.ids {
-			if !m.knows(id) {
-				m.log(ctx, clean(ctx, teardownLimit, func(ctx context.Context) error { return kind.remove(ctx, id) }))
+			if m.knows(id) {
+				continue
+			}
+			remove := func(ctx context.Context) error { return kind.remove(ctx, id) }
+			if err := clean(ctx, teardownLimit, remove); err != nil {
+				m.log(ctx, err)
+				go m.finish(ctx, "collecting", remove)
 			}
 		}
 	}
