@@ -129,8 +129,8 @@ var checks = []check{
 		if filepath.Clean(c.State) == filepath.Clean(c.Root) {
 			return errors.New("is the same folder as root")
 		}
-		if len(c.State) > 20 {
-			return fmt.Errorf("%q is longer than 20 bytes, and the sockets of pods below it have to fit into 107", c.State)
+		if len(c.State) > 90 {
+			return fmt.Errorf("%q is longer than 90 bytes, and the sockets below it have to fit into 107", c.State)
 		}
 		return absolute(c.State)
 	}},

@@ -30,7 +30,7 @@ func TestConfigErrorsNameKeyAndLine(t *testing.T) {
 		{"handler that is none", "default_runtime = 'kata'\n", `line 1: key "default_runtime"`},
 		{"bad subnet", "[network]\nsubnet = '10.0.0.0'\n", `line 2: key "network.subnet"`},
 		{"bad pause image", "pause_image = 'UPPER CASE'\n", `key "pause_image"`},
-		{"state too long for sockets", "state = '/run/a-very-long-folder-name'\n", `key "state"`},
+		{"state too long for sockets", "state = '/run/" + strings.Repeat("long", 30) + "'\n", `key "state"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := writeConfig(t, c.text)

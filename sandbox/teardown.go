@@ -49,6 +49,14 @@ func (m *Manager) stopPod(ctx context.Context, p *pod) error {
 		log.G(ctx).WithError(err).Warn("stopping although it cannot be recorded")
 	}
 	m.step("pod.stopping")
+	done, err := m.turns.take(ctx, p.id)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if _, ok := m.store.Get(p.id); !ok {
+		return nil // removed while this stop waited for its turn
+	}
 	if err := m.teardown(ctx, p); err != nil {
 		return err
 	}
@@ -66,14 +74,9 @@ func (m *Manager) stopPod(ctx context.Context, p *pod) error {
 }
 
 // teardown takes away everything of a pod that is not its record: processes, network, mounts. It may be called in any state, any number of
-// times, and returns nil when nothing is left but what the network plugins owe. A stop and a removal of one pod follow each other here, or
-// the second would take the first one's plugin for one that nobody waits for.
+// times, and returns nil when nothing is left but what the network plugins owe. Its caller has the pod's turn: of a stop and a removal side by
+// side, the second would take the first one's plugin for one that nobody waits for.
 func (m *Manager) teardown(ctx context.Context, p *pod) error {
-	done, err := m.turns.take(ctx, p.id)
-	if err != nil {
-		return err
-	}
-	defer done()
 	if err := m.stopAll(ctx, p); err != nil {
 		return fmt.Errorf("stop the containers of pod %s: %w", p.id, err)
 	}
@@ -155,6 +158,11 @@ func (m *Manager) removePod(ctx context.Context, p *pod) error {
 		log.G(ctx).WithError(err).Warn("removing although it cannot be recorded")
 	}
 	m.step("pod.removing")
+	done, err := m.turns.take(ctx, p.id)
+	if err != nil {
+		return err
+	}
+	defer done()
 	if err := m.teardown(ctx, p); err != nil {
 		return err
 	}
