@@ -1,0 +1,117 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// folders returns a configuration with a root and a state of its own.
+func folders(t *testing.T) Config {
+	t.Helper()
+	c := defaultConfig()
+	c.Root, c.State = filepath.Join(t.TempDir(), "root"), filepath.Join(t.TempDir(), "state")
+	return c
+}
+
+func lock(t *testing.T, c *Config) (release func()) {
+	t.Helper()
+	release, err := lockFolders(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return release
+}
+
+func put(t *testing.T, parts ...string) string {
+	t.Helper()
+	path := filepath.Join(parts...)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func isThere(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// Whoever shares the root or the state with a daemon is refused and told its pid.
+func TestSecondDaemonIsTold(t *testing.T) {
+	first := folders(t)
+	release := lock(t, &first)
+	otherState, otherRoot := folders(t), folders(t)
+	otherState.Root, otherRoot.State = first.Root, first.State
+	for _, c := range []Config{first, otherState, otherRoot} {
+		if _, err := lockFolders(&c); err == nil || !strings.Contains(err.Error(), "pid "+strconv.Itoa(os.Getpid())) {
+			t.Errorf("root %s, state %s: %v", c.Root, c.State, err)
+		}
+	}
+	release()
+	lock(t, &first)()
+}
+
+// With the wrong root, or before the right one is mounted, everything that runs would be taken for orphans.
+func TestStateBelongsToItsRoot(t *testing.T) {
+	c := folders(t)
+	lock(t, &c)()
+	wrong := folders(t)
+	wrong.State = c.State
+	lock(t, &wrong)() // nothing runs: the state may change hands
+	lock(t, &c)()
+	put(t, c.State, "shim", "abc", "task.json")
+	if _, err := lockFolders(&wrong); err == nil || !strings.Contains(err.Error(), "of another root") {
+		t.Fatalf("a state with tasks of another root: %v", err)
+	}
+	lock(t, &c)()
+}
+
+func TestStateIsEmptiedByAReboot(t *testing.T) {
+	for _, row := range []struct {
+		name, boot string
+		emptied    bool
+	}{
+		{"same boot", "", false},
+		{"reboot", "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee\n", true},
+		{"mark that a full disk left empty", "\x00", false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			c := folders(t)
+			lock(t, &c)()
+			old := put(t, c.State, "shim", "abc", "task.json")
+			kept := put(t, c.Root, "pods", "abc", "state")
+			if row.boot != "" {
+				if err := os.WriteFile(filepath.Join(c.State, bootFile), []byte(strings.TrimSuffix(row.boot, "\x00")), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			lock(t, &c)()
+			if isThere(old) == row.emptied || !isThere(kept) {
+				t.Fatalf("state emptied: %v, want %v; root kept: %v", !isThere(old), row.emptied, isThere(kept))
+			}
+			lock(t, &c)() // and it has its mark again
+		})
+	}
+}
+
+// Two spellings of one folder are one instance.
+func TestFoldersThroughLinks(t *testing.T) {
+	c := folders(t)
+	lock(t, &c)()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(c.State, link); err != nil {
+		t.Fatal(err)
+	}
+	other := c
+	other.State = link
+	lock(t, &other)()
+	if other.instance() != c.instance() {
+		t.Fatalf("%s and %s are instances %s and %s", c.State, link, c.instance(), other.instance())
+	}
+}
