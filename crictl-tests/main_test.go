@@ -18,9 +18,9 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	if reason := cannotRunHere(); reason != "" {
+	if reason := cannotRunHere(); reason != "" { // red: what has not run must not look green
 		fmt.Fprintln(os.Stderr, "crictl-tests need a host to themselves:", reason)
-		os.Exit(0)
+		os.Exit(1)
 	}
 	waitMore()
 	code := m.Run()
@@ -49,7 +49,7 @@ func cannotRunHere() string {
 	if os.Getuid() != 0 {
 		return "not root"
 	}
-	for _, name := range []string{"cribox", "runc", "crictl", "cni/bridge"} {
+	for _, name := range []string{"cribox", "cribox-steps", "runc", "crictl", "cni/bridge"} {
 		if _, err := os.Stat(binary(name)); err != nil {
 			return fmt.Sprintf("%v (set CRIBOX_BIN, or build with make)", err)
 		}

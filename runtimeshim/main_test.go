@@ -94,7 +94,7 @@ func newHost(t *testing.T) *host {
 // findRunc looks for the real runtime: $CRIBOX_BIN, ../bin, PATH.
 func findRunc(t *testing.T) string {
 	t.Helper()
-	for _, dir := range []string{os.Getenv("CRIBOX_BIN"), "../bin", "/tmp/bg"} {
+	for _, dir := range []string{os.Getenv("CRIBOX_BIN"), "../bin"} {
 		if p, err := filepath.Abs(filepath.Join(dir, "runc")); err == nil && dir != "" {
 			if _, err := os.Stat(p); err == nil {
 				return p
