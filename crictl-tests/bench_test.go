@@ -5,6 +5,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -56,6 +57,60 @@ func BenchmarkPod(b *testing.B) {
 	}
 	report("pod-start", "run-pod", "create", "start")
 	report("pod-teardown", "stop", "stop-pod", "remove", "remove-pod")
+}
+
+// BenchmarkCrowd starts 40 pods with a container each, ten at a time, and takes them away the same way.
+func BenchmarkCrowd(b *testing.B) {
+	const pods, atOnce = 40, 10
+	d := newDaemon(b)
+	podLike, containerLike := d.kubeletLike()
+	d.pulled(busybox)
+	var up, down time.Duration
+	rounds := 0
+	for b.Loop() {
+		rounds++
+		all := make([]*pod, pods)
+		up += timed(func() {
+			crowd(pods, atOnce, func(i int) {
+				all[i] = d.runPod(podLike)
+				all[i].run(idle(), containerLike)
+			})
+		})
+		down += timed(func() { crowd(pods, atOnce, func(i int) { all[i].remove() }) })
+	}
+	b.ReportMetric(float64(pods*rounds)/up.Seconds(), "starts/s")
+	b.ReportMetric(float64(pods*rounds)/down.Seconds(), "teardowns/s")
+}
+
+// BenchmarkRestart kills the daemon under 100 quiet pods and waits until a new one answers.
+func BenchmarkRestart(b *testing.B) {
+	const pods, atOnce = 100, 10
+	d := newDaemon(b)
+	d.pulled(busybox)
+	crowd(pods, atOnce, func(int) { d.runPod() })
+	for b.Loop() {
+		d.restart()
+	}
+}
+
+func timed(act func()) time.Duration {
+	began := time.Now()
+	act()
+	return time.Since(began)
+}
+
+// crowd calls act with 0..n-1, atOnce of them at a time, and returns when all have returned.
+func crowd(n, atOnce int, act func(int)) {
+	var all sync.WaitGroup
+	slots := make(chan struct{}, atOnce)
+	for i := range n {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			act(i)
+		})
+	}
+	all.Wait()
 }
 
 func median(d []time.Duration) time.Duration {
