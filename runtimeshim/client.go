@@ -83,8 +83,8 @@ func Connect(ctx context.Context, c Config) (*Client, error) {
 		}
 	}
 	k := &Client{c: c, state: d, told: map[string]bool{}, late: map[string]bool{}, more: make(chan struct{}, 1),
-		shim:   newPeer("shim", c, d.shimSock(), d.shimLock(), d.shimLog()),
-		logger: newPeer("logger", c, d.loggerSock(), d.loggerLock(), d.loggerLog())}
+		shim:   newPeer("shim", c, d.shimSock(), d.shimLock(), d.shimHome(), d.shimLog()),
+		logger: newPeer("logger", c, d.loggerSock(), d.loggerLock(), d.loggerHome(), d.loggerLog())}
 	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := k.connect(ctx); err != nil {
 		k.cancel()
@@ -180,6 +180,13 @@ func prepare(d taskDir, st Start) error {
 	}
 	if err := os.WriteFile(d.config(), st.Spec, 0o600); err != nil {
 		return err
+	}
+	if _, err := os.Stat(d.exit()); errors.Is(err, os.ErrNotExist) { // nothing has run: what a failed start left of a log is not this one's
+		for _, name := range []string{"progress", "stdout.spool", "stderr.spool"} {
+			if err := os.Remove(d.at(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
 	}
 	for _, name := range []string{d.stdout(), d.stderr()} {
 		if err := unix.Mkfifo(name, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {

@@ -22,6 +22,7 @@ type peer struct {
 	name string
 	sock string
 	lock string // held by the peer for life: free means dead
+	home string // a folder that is locked beside it
 	log  string // its stderr
 	c    Config
 
@@ -30,8 +31,8 @@ type peer struct {
 	left  bool     // do not start it again
 }
 
-func newPeer(name string, c Config, sock, lock, log string) *peer {
-	return &peer{name: name, c: c, sock: sock, lock: lock, log: log}
+func newPeer(name string, c Config, sock, lock, home, log string) *peer {
+	return &peer{name: name, c: c, sock: sock, lock: lock, home: home, log: log}
 }
 
 // keep starts the peer again whenever it dies, until ctx ends.
@@ -91,7 +92,7 @@ func (p *peer) set(f *os.File) {
 // waitGone waits until nobody holds the peer's lock.
 func (p *peer) waitGone(ctx context.Context) error {
 	for {
-		if free, err := lockFree(p.lock); err != nil || free {
+		if free, err := lockFree(p.lock, p.home); err != nil || free {
 			return err
 		}
 		select {
@@ -115,7 +116,7 @@ func (p *peer) ensure(ctx context.Context) (*os.File, error) {
 			return pidfd, nil
 		}
 		if ours.hasEnded() {
-			free, lockErr := lockFree(p.lock)
+			free, lockErr := lockFree(p.lock, p.home)
 			if lockErr != nil {
 				return nil, lockErr
 			}
@@ -231,16 +232,23 @@ func openPeerLog(name string) (*os.File, error) {
 	return os.OpenFile(name, flags, 0o600)
 }
 
-// lockFree: no process holds the lock. It is taken for an instant to know.
-func lockFree(path string) (bool, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return false, err
+// lockFree: no process holds the lock, neither by the file nor by the folder.
+// Each is taken for an instant to know. A file can be removed while it is
+// locked, and a new one of that name is free; a folder in use cannot.
+func lockFree(file, folder string) (bool, error) {
+	for path, flags := range map[string]int{file: os.O_RDWR | os.O_CREATE, folder: os.O_RDONLY | unix.O_DIRECTORY} {
+		f, err := os.OpenFile(path, flags, 0o600)
+		if err != nil {
+			return false, err
+		}
+		err = unix.Flock(fdOf(f), unix.LOCK_SH|unix.LOCK_NB)
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
 	}
-	defer f.Close()
-	err = unix.Flock(fdOf(f), unix.LOCK_SH|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return false, nil
-	}
-	return err == nil, err
+	return true, nil
 }

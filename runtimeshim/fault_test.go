@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -558,6 +559,33 @@ func TestSocketIsRemoved(t *testing.T) {
 }
 
 // The state folder is full: what runs can be stopped and removed.
+// Somebody tidies the state folder while the shim and the logger live: they stay the only ones.
+func TestTidiedStateHasOneOfEach(t *testing.T) {
+	h := newHost(t)
+	task := h.idle("c")
+	shim, logger := h.lockPid("shim.lock"), h.lockPid("logger.lock")
+	h.client.Close()
+	for _, name := range []string{"shim.sock", "shim.lock", "logger.sock", "logger.lock"} {
+		if err := os.Remove(filepath.Join(h.state, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.connect()
+	for lock, want := range map[string]int{"shim.lock": shim, "logger.lock": logger} {
+		var v versionReply
+		sock := filepath.Join(h.state, strings.TrimSuffix(lock, "lock")+"sock")
+		if _, err := call(context.Background(), sock, "version", struct{}{}, nil, &v); err != nil || v.Pid != want {
+			t.Errorf("%s: %d answers (%v), want %d", sock, v.Pid, err, want)
+		}
+		if err := os.WriteFile(filepath.Join(h.state, lock), []byte(strconv.Itoa(want)), 0o600); err != nil { // for the end of this test
+			t.Fatal(err)
+		}
+	}
+	if got := h.task("c"); got.Pid != task.Pid {
+		t.Errorf("the task is %+v, want %+v", got, task)
+	}
+}
+
 func TestFullStateFolder(t *testing.T) {
 	h := newHost(t)
 	if err := h.client.Shutdown(context.Background()); err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"sync"
@@ -27,11 +26,11 @@ import (
 // A second logger for the same state gets ErrAlreadyExists at once.
 func LoggerMain(ctx context.Context, state string, step func(string)) error {
 	dir := stateDir(state)
-	lock, err := takeLoggerLock(dir)
+	release, err := lockLogger(dir)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer release()
 	ctx, quit := context.WithCancel(ctx)
 	defer quit()
 	l, err := newLogger(ctx, dir, step)
@@ -39,36 +38,27 @@ func LoggerMain(ctx context.Context, state string, step func(string)) error {
 		return err
 	}
 	defer l.close()
-	sock, err := listen(dir.loggerSock())
-	if err != nil {
-		return err
-	}
 	if err := l.resumeAll(); err != nil {
-		sock.Close()
 		return err
 	}
-	return serve(ctx, sock, l.handlers(quit))
+	return serveAt(ctx, dir.loggerSock(), l.handlers(quit))
 }
 
-// takeLoggerLock holds logger.lock, with our pid in it, until the file is closed.
-func takeLoggerLock(dir stateDir) (*os.File, error) {
-	f, err := os.OpenFile(dir.loggerLock(), os.O_RDWR|os.O_CREATE, 0o600)
+// lockLogger holds the logger's lock, with our pid in it, until release is
+// called. ErrAlreadyExists when another logger does.
+func lockLogger(dir stateDir) (release func(), err error) {
+	if err := os.MkdirAll(dir.loggerHome(), 0o700); err != nil {
+		return nil, fmt.Errorf("lock of the logger: %w", err)
+	}
+	release, err = holdLock(dir.loggerLock(), dir.loggerHome())
 	if err != nil {
 		return nil, fmt.Errorf("lock of the logger: %w", err)
 	}
-	err = retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		pid, _ := io.ReadAll(io.LimitReader(f, 20))
-		err = fmt.Errorf("a logger (pid %s) serves %s already: %w", strings.TrimSpace(string(pid)), dir, errdefs.ErrAlreadyExists)
+	if release == nil {
+		pid, _ := os.ReadFile(dir.loggerLock())
+		return nil, fmt.Errorf("a logger (pid %s) serves %s already: %w", strings.TrimSpace(string(pid)), dir, errdefs.ErrAlreadyExists)
 	}
-	if err == nil {
-		err = errors.Join(f.Truncate(0), func() error { _, err := fmt.Fprintf(f, "%d\n", os.Getpid()); return err }())
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return release, nil
 }
 
 // logger owns one logTask per container that is not finished.

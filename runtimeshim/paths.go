@@ -20,6 +20,8 @@ func (d stateDir) loggerLock() string     { return d.at("logger.lock") }
 func (d stateDir) loggerLog() string      { return d.at("logger.log") }
 func (d stateDir) runcRoot() string       { return d.at("runc") }
 func (d stateDir) tasks() string          { return d.at("shim") }
+func (d stateDir) shimHome() string       { return string(d) }    // locked by the shim, see lockFree
+func (d stateDir) loggerHome() string     { return d.tasks() }    // locked by the logger
 func (d stateDir) gone() string           { return d.at("gone") } // task folders on their way out
 func (d stateDir) task(id string) taskDir { return taskDir(filepath.Join(d.tasks(), id)) }
 

@@ -86,7 +86,7 @@ func newShim(state string, step func(string)) (*shim, error) {
 	if err := fixLimits(); err != nil {
 		return nil, err
 	}
-	if free, err := holdLock(s.state.shimLock()); err != nil || !free {
+	if held, err := holdLock(s.state.shimLock(), s.state.shimHome()); err != nil || held == nil {
 		return nil, err
 	}
 	if err := s.settleIn(); err != nil {
@@ -166,32 +166,42 @@ func processEnv() []string {
 	return env
 }
 
-// holdLock locks path for the life of the process and writes the pid into it.
-// False when another process holds it. A caller that only looks whether the
-// lock is free takes it for an instant, so it is tried for a while.
-func holdLock(path string) (bool, error) {
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+// holdLock locks file and folder until release is called or the process ends,
+// and writes the pid into the file. No release when another process holds one.
+func holdLock(file, folder string) (release func(), err error) {
+	dir, err := unix.Open(folder, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return false, fmt.Errorf("open lock %s: %w", path, err)
+		return nil, fmt.Errorf("open lock %s: %w", folder, err)
 	}
-	for range 20 {
-		err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			break
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	fd, err := unix.Open(file, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		unix.Close(fd)
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return false, nil
+		return nil, errors.Join(fmt.Errorf("open lock %s: %w", file, err), unix.Close(dir))
+	}
+	for _, one := range []int{dir, fd} {
+		if held, err := flockSoon(one); err != nil || !held {
+			return nil, errors.Join(err, unix.Close(dir), unix.Close(fd))
 		}
-		return false, fmt.Errorf("take lock %s: %w", path, err)
 	}
 	if err := unix.Ftruncate(fd, 0); err == nil {
 		_, _ = unix.Pwrite(fd, []byte(strconv.Itoa(os.Getpid())+"\n"), 0) // for people only
 	}
-	return true, nil
+	return func() { closeFD(&fd); closeFD(&dir) }, nil
+}
+
+// flockSoon locks fd. A caller that only looks whether the lock is free takes
+// it for an instant, so it is tried for a while.
+func flockSoon(fd int) (bool, error) {
+	for range 20 {
+		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return true, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return false, fmt.Errorf("take lock: %w", err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return false, nil
 }
 
 // versionReply answers the verb version, of shim and logger alike.

@@ -3,6 +3,7 @@ package runtimeshim
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -95,9 +96,13 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	if got := h.task("nope"); got.State != stateCreated {
 		t.Errorf("after a failed start the task is %+v", got)
 	}
-	st.Spec = h.spec("nope", []string{"/bin/true"})
+	if err := os.Truncate(st.LogPath, 0); err != nil { // what the runtime said of the first start
+		t.Fatal(err)
+	}
+	st.Spec = h.spec("nope", sh("seq 1 20000")) // more than the pipe holds, should nobody read
 	h.start(st)
 	h.wantExit("nope", 0)
+	h.wantCounted("nope", 20000)
 	if _, err := h.client.Start(context.Background(), st); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("second start: %v", err)
 	}

@@ -122,12 +122,11 @@ func pauseFor(ctx context.Context, d time.Duration) {
 }
 
 // serve answers calls until ctx ends or the listener is closed, and returns
-// when every handler has returned. The listener is closed then.
+// when every handler has returned: a socket that somebody removed ends no call
+// that came by it. The listener is closed then.
 func serve(ctx context.Context, l *net.UnixListener, handlers map[string]handler) error {
-	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
-	defer cancel()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	defer l.Close()
 	for {
