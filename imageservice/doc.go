@@ -11,7 +11,7 @@
 //	layers/<n>/implied  directories that the layer's tar did not name although it put something into them (see link.go)
 //	layers/empty      the lower directory of an image without layers
 //	layers/none       the second lower directory that a read-only mount of one layer needs
-//	images/<hex>      the record of image sha256:<hex>, JSON with a checksum; *.torn is a record that could not be believed
+//	images/<hex>      the record of image sha256:<hex>, JSON with a checksum; *.torn is a damaged one
 //
 // A layer is keyed by its diff id alone: overlay's lower directories do not depend on each other.
 //

@@ -8,14 +8,17 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/log"
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // Open takes possession of content/, images/ and layers/ below c.Root and recovers: every record that proves itself is listed again, one
@@ -114,6 +117,9 @@ func (c *Images) loadRecords(ctx context.Context) error {
 			continue
 		}
 		r, err := c.loadRecord(path, "sha256:"+e.Name())
+		if err != nil && !damaged(err) {
+			return fmt.Errorf("image record %s: %w", e.Name(), err)
+		}
 		if err != nil {
 			log.G(ctx).WithError(err).WithField("image", e.Name()).Error("image record is not to be believed; set aside as *.torn, pull the image again")
 			if err := os.Rename(path, path+".torn"); err != nil {
@@ -162,6 +168,16 @@ func (c *Images) loadRecord(path, id string) (*record, error) {
 	return r, json.Unmarshal(config, &r.config)
 }
 
+// damaged says whether what cannot be read can never be read again. A failing disk or a lack of descriptors is something else, and so is a
+// record of a newer version: nothing may be concluded from them, or the layers below running containers would be taken for orphans.
+func damaged(err error) bool {
+	var errno unix.Errno
+	if errors.Is(err, errNewer) {
+		return false
+	}
+	return !errors.As(err, &errno) || errno == unix.ENOENT || errno == unix.ENOTDIR || errno == unix.EISDIR
+}
+
 // settleTags gives each tag to the record with the latest claim and corrects the loser's file, so that the tag does not come back when
 // the winner is removed.
 func (c *Images) settleTags(ctx context.Context) {
@@ -191,21 +207,33 @@ func (c *Images) settleTags(ctx context.Context) {
 	}
 }
 
-// dropOrphanLayers deletes the directories no record lists: they were never proven to be on disk.
+// dropOrphanLayers deletes the directories no record lists: they were never proven to be on disk. What is mounted stays all the same: a
+// container runs on it although its image's record is damaged.
 func (c *Images) dropOrphanLayers(ctx context.Context) error {
 	entries, err := os.ReadDir(filepath.Join(c.cfg.Root, "layers"))
 	if err != nil {
 		return err
 	}
 	known := map[string]bool{"empty": true, "none": true}
-	for _, l := range c.layers {
-		known[l.Dir] = true
+	for _, r := range c.records {
+		for _, l := range r.Layers {
+			known[l.Dir] = true
+		}
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
+	if err != nil {
+		return err
+	}
+	mounted := func(dir string) bool {
+		return slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool {
+			return strings.Contains(m.VFSOptions, filepath.Join(c.layerDir(dir), "fs"))
+		})
 	}
 	for _, e := range entries {
 		if n, err := strconv.ParseUint(e.Name(), 10, 64); err == nil {
 			c.lastDir = max(c.lastDir, n)
 		}
-		if known[e.Name()] {
+		if known[e.Name()] || mounted(e.Name()) {
 			continue
 		}
 		if err := removeTree(c.layerDir(e.Name())); err != nil {

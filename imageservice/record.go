@@ -80,10 +80,16 @@ func encodeRecord(r *record) ([]byte, error) {
 	return json.Marshal(file{Format: recordFormat, Sum: sum(body), Record: body})
 }
 
+// errNewer: a newer version wrote the record. It is no damage.
+var errNewer = errors.New("use the version that wrote it")
+
 func decodeRecord(b []byte, id string) (*record, error) {
 	var f file
 	if err := json.Unmarshal(b, &f); err != nil {
 		return nil, err
+	}
+	if f.Format > recordFormat {
+		return nil, fmt.Errorf("format %d, this version reads up to %d: %w", f.Format, recordFormat, errNewer)
 	}
 	if f.Format != recordFormat {
 		return nil, fmt.Errorf("format %d, not %d", f.Format, recordFormat)
