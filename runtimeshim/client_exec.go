@@ -3,6 +3,7 @@ package runtimeshim
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 
@@ -80,4 +81,34 @@ func (k *Client) Streams(ctx context.Context, id string) (Streams, error) {
 		}
 	}
 	return s, nil
+}
+
+// Attach gives a copy of what a running task prints from now on to out and
+// errs, writing ends of pipes which stay the caller's to close; nil = not
+// wanted. attached is called when that is so. It returns nil when the task has
+// ended and both have everything, ErrUnavailable when the logger died (attach
+// again), ErrFailedPrecondition when the task had ended before,
+// ErrAborted when a reader was cut off because it took nothing for ten seconds.
+func (k *Client) Attach(ctx context.Context, id string, out, errs *os.File, attached func()) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	body := attachBody{ID: id, Have: [2]bool{out != nil, errs != nil}}
+	var files []*os.File
+	for _, f := range []*os.File{out, errs} {
+		if f != nil {
+			files = append(files, f)
+		}
+	}
+	return k.whileNobody(ctx, k.logger, "attach", func() error {
+		_, err := stream(ctx, k.logger.sock, "attach", body, files, nil, func(_ json.RawMessage, got []*os.File) error {
+			closeAll(got)
+			attached()
+			return nil
+		})
+		if errors.Is(err, errBroken) {
+			err = fmt.Errorf("attach to task %s: %v: %w", id, err, errdefs.ErrUnavailable)
+		}
+		return err
+	})
 }

@@ -207,6 +207,8 @@ type loggerVersion struct {
 //	open   {id}     the task folder exists: begin to read; its log exists afterwards. Twice is fine
 //	reopen {id}     the log was renamed: go on in a new file. On error there is no new file
 //	finish {id}     the task has ended: returns when all it has printed is in the log. Twice is fine
+//	attach {id,have} a copy of what the task prints from now on goes to the pipes
+//	                that come with it. One empty reply when that is so, one when the task has ended
 //	quit            the logger ends
 func (l *logger) handlers(quit func()) map[string]handler {
 	verb := func(f func(context.Context, string) error) handler {
@@ -228,6 +230,7 @@ func (l *logger) handlers(quit func()) map[string]handler {
 		"open":   verb(l.asked((*logTask).open)),
 		"reopen": verb(l.asked((*logTask).reopen)),
 		"finish": verb(l.finish),
+		"attach": l.attach,
 		"quit": func(context.Context, *inbound) (any, error) {
 			quit()
 			return nil, nil

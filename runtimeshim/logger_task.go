@@ -40,6 +40,7 @@ type logTask struct {
 	timer    *time.Timer
 	stuck    time.Duration // pause until the next try; 0 = all is well
 	finished chan struct{} // not nil: to be finished; closed when that is done
+	taps     [2][]*tap     // who else gets a copy of each stream, see logger_attach.go
 }
 
 const (
@@ -164,7 +165,10 @@ func (t *logTask) work(ready uint8) error {
 		if s == nil || (ready&(1<<i) == 0 && !retrying) {
 			continue
 		}
-		n, err := t.fill(i)
+		n, err, held := 0, error(nil), t.held(i)
+		if !held {
+			n, err = t.fill(i)
+		}
 		if err == nil && (n > 0 || retrying) {
 			err = t.commit(i, false)
 		}
@@ -173,6 +177,9 @@ func (t *logTask) work(ready uint8) error {
 		}
 		if err != nil {
 			return err
+		}
+		if held {
+			continue
 		}
 		if n > 0 {
 			t.last = now
@@ -184,10 +191,21 @@ func (t *logTask) work(ready uint8) error {
 	return nil
 }
 
+// fill takes what a stream has to say, and returns how many bytes; whoever is
+// attached has a copy then.
 func (t *logTask) fill(i int) (int, error) {
-	n, err := t.streams[i].fill(t.l.devnull)
+	s := t.streams[i]
+	if s.file < 0 && len(t.taps[i]) > 0 {
+		fresh, err := s.take()
+		t.deliver(i, fresh)
+		return len(fresh), err
+	}
+	n, err := s.fill(t.l.devnull)
 	if n > 0 {
 		t.l.step("logger.spliced")
+	}
+	if err == nil {
+		err = t.copyOut(i, n)
 	}
 	return n, err
 }
@@ -251,6 +269,7 @@ func (t *logTask) release() {
 	}
 	t.gone = true
 	t.l.forget(t)
+	t.finishTaps()
 	if t.timer != nil {
 		t.timer.Stop()
 	}

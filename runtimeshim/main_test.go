@@ -28,6 +28,7 @@ func TestMain(m *testing.M) {
 		case "shim":
 			err = ShimMain(context.Background(), os.Args[3], testStep())
 		case "logger":
+			tapPatience = time.Second
 			err = LoggerMain(context.Background(), os.Args[3], testStep())
 		case "daemon":
 			err = daemonMain(os.Args[3])

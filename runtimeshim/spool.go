@@ -84,6 +84,24 @@ func (s *spool) fill(devnull int) (int, error) {
 	}
 }
 
+// take returns what the FIFO of a task without a log holds, at most one pipe
+// full; nothing when it is empty.
+func (s *spool) take() ([]byte, error) {
+	fresh := make([]byte, 64<<10)
+	for {
+		n, err := unix.Read(s.fifo, fresh)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN):
+			return nil, nil
+		case err != nil:
+			return nil, fmt.Errorf("read output: %w", err)
+		}
+		return fresh[:n], nil
+	}
+}
+
 // busy enlarges the FIFO of a container that fills it faster than it is read.
 // Where that is refused the small one must do.
 func (s *spool) busy() {
