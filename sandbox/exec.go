@@ -6,12 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/spec"
@@ -32,9 +30,6 @@ type ExecResult struct {
 // and the error is context.DeadlineExceeded, by which a kubelet knows a failed probe. A command that cannot be started is an exit code of
 // 126 or 127 with the reason on stderr, as a shell has it. Output of a child that the command left behind is not waited for.
 func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (ExecResult, error) {
-	if len(cmd) == 0 {
-		return ExecResult{}, fmt.Errorf("cmd is empty: %w", errdefs.ErrInvalidArgument)
-	}
 	if timeout < 0 {
 		return ExecResult{}, fmt.Errorf("timeout %v is negative: %w", timeout, errdefs.ErrInvalidArgument)
 	}
@@ -42,7 +37,7 @@ func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout
 	if err != nil {
 		return ExecResult{}, err
 	}
-	request, err := m.execRequest(c, cmd)
+	request, err := m.execRequest(c, cmd, false)
 	if err != nil {
 		return ExecResult{}, err
 	}
@@ -55,13 +50,12 @@ func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout
 }
 
 // execRequest describes the command as a process like the container's own.
-func (m *Manager) execRequest(c *container, cmd []string) (runtimeshim.Exec, error) {
-	r, ok := m.record(c)
-	if !ok {
-		return runtimeshim.Exec{}, fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
+func (m *Manager) execRequest(c *container, cmd []string, tty bool) (runtimeshim.Exec, error) {
+	if len(cmd) == 0 {
+		return runtimeshim.Exec{}, fmt.Errorf("cmd is empty: %w", errdefs.ErrInvalidArgument)
 	}
-	if r.State != store.ContainerRunning && r.State != store.ContainerStopping {
-		return runtimeshim.Exec{}, fmt.Errorf("container %s is %s: %w", c.id, r.State, errdefs.ErrFailedPrecondition)
+	if err := m.mustRun(c); err != nil {
+		return runtimeshim.Exec{}, err
 	}
 	p, ok := m.store.Get(c.podID)
 	if !ok {
@@ -79,7 +73,7 @@ func (m *Manager) execRequest(c *container, cmd []string) (runtimeshim.Exec, err
 	if err := json.Unmarshal(b, &s); err != nil {
 		return runtimeshim.Exec{}, fmt.Errorf("spec of container %s: %w", c.id, err)
 	}
-	command, err := spec.ExecProcess(&s, cmd, false)
+	command, err := spec.ExecProcess(&s, cmd, tty)
 	if err != nil {
 		return runtimeshim.Exec{}, err
 	}
@@ -88,6 +82,18 @@ func (m *Manager) execRequest(c *container, cmd []string) (runtimeshim.Exec, err
 		return runtimeshim.Exec{}, err
 	}
 	return runtimeshim.Exec{ID: c.id, Runtime: h.Path, Process: process, LockFile: m.lockPath(c.podID)}, nil
+}
+
+// mustRun returns ErrNotFound or ErrFailedPrecondition unless the container runs.
+func (m *Manager) mustRun(c *container) error {
+	r, ok := m.record(c)
+	if !ok || r.State == store.ContainerCreating {
+		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
+	}
+	if r.State != store.ContainerRunning && r.State != store.ContainerStopping {
+		return fmt.Errorf("container %s is %s: %w", c.id, r.State, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 func (m *Manager) execSync(ctx context.Context, request runtimeshim.Exec) (ExecResult, error) {
@@ -123,40 +129,17 @@ func notStarted(err error) (ExecResult, error) {
 	return ExecResult{}, err
 }
 
-// capture reads one stream of a command from a pipe.
+// capture keeps the beginning of one stream of a command.
 type capture struct {
-	r, w *os.File
-	buf  bytes.Buffer
-	done chan struct{}
+	*outlet
+	buf bytes.Buffer
 }
 
-// newCapture makes the pipe and begins to read. The end that the command gets blocks, as programs expect of their output.
 func newCapture() (*capture, error) {
-	var ends [2]int
-	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("pipe for a command: %w", err)
-	}
-	if err := unix.SetNonblock(ends[0], true); err != nil {
-		return nil, errors.Join(fmt.Errorf("pipe for a command: %w", err), unix.Close(ends[0]), unix.Close(ends[1]))
-	}
-	c := &capture{r: os.NewFile(uintptr(ends[0]), "command output"), w: os.NewFile(uintptr(ends[1]), "command output"), done: make(chan struct{})}
-	go c.read()
-	return c, nil
-}
-
-func (c *capture) read() {
-	defer close(c.done)
-	chunk := make([]byte, 32<<10)
-	for {
-		n, err := c.r.Read(chunk)
-		c.keep(chunk[:n])
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			c.drain(chunk)
-		}
-		if err != nil {
-			return
-		}
-	}
+	c := &capture{}
+	var err error
+	c.outlet, err = newOutlet(c.keep)
+	return c, err
 }
 
 func (c *capture) keep(b []byte) {
@@ -165,42 +148,8 @@ func (c *capture) keep(b []byte) {
 	}
 }
 
-// drain takes what is in the pipe at this moment, and neither waits for more nor follows a child that goes on writing.
-func (c *capture) drain(chunk []byte) {
-	c.r.SetReadDeadline(time.Time{})
-	raw, err := c.r.SyscallConn()
-	if err != nil {
-		return
-	}
-	err = raw.Read(func(fd uintptr) bool {
-		left, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-		for left > 0 && err == nil {
-			var n int
-			n, err = unix.Read(int(fd), chunk[:min(left, len(chunk))])
-			c.keep(chunk[:max(n, 0)])
-			left -= max(n, 0)
-			if n == 0 {
-				break
-			}
-		}
-		return true
-	})
-	if err != nil {
-		return // closed; what was read is kept
-	}
-}
-
-// finish returns what was written before the command ended. Everything it wrote is in the pipe by then; a child that holds the pipe open is
-// not waited for.
+// finish returns what the command wrote before it ended.
 func (c *capture) finish() []byte {
-	c.w.Close()
-	c.r.SetReadDeadline(time.Now())
-	<-c.done
+	c.outlet.finish()
 	return c.buf.Bytes()
-}
-
-func (c *capture) close() {
-	c.w.Close()
-	c.r.Close()
-	<-c.done
 }

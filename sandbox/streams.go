@@ -1,0 +1,319 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim"
+)
+
+// Streams are a client's ends of a process. A nil one is not wanted. Everything that waits for them ends with the context of the call,
+// which is the client's connection.
+type Streams struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Resize         <-chan Size // of a terminal
+}
+
+// Size of a terminal in characters.
+type Size struct{ Width, Height uint16 }
+
+// Exec runs a command in a container with the client's streams and returns its exit code (CRI Exec). A command that cannot be started is an
+// exit code of 126 or 127 with the reason on the client's error stream. When the client leaves, the command is killed with its process
+// group. Output of a child that the command left behind is not waited for.
+func (m *Manager) Exec(ctx context.Context, id string, cmd []string, tty bool, client Streams) (int32, error) {
+	request, err := m.execFor(id, cmd, tty)
+	if err != nil {
+		return 0, err
+	}
+	run := m.execPipes
+	if tty {
+		run = m.execTerminal
+	}
+	code, err := run(ctx, request, client)
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	if err == nil {
+		return code, nil
+	}
+	r, err := notStarted(err)
+	if err == nil {
+		client.complain(r.Stderr)
+	}
+	return r.ExitCode, err
+}
+
+// CheckExec says why a command could not be run now: ErrNotFound, ErrFailedPrecondition, ErrInvalidArgument.
+func (m *Manager) CheckExec(id string, cmd []string, tty bool) error {
+	_, err := m.execFor(id, cmd, tty)
+	return err
+}
+
+func (m *Manager) execFor(id string, cmd []string, tty bool) (runtimeshim.Exec, error) {
+	c, err := m.findContainer(id)
+	if err != nil {
+		return runtimeshim.Exec{}, err
+	}
+	return m.execRequest(c, cmd, tty)
+}
+
+// complain tells the client what the command could not.
+func (s Streams) complain(text []byte) {
+	out := s.Stderr
+	if out == nil {
+		out = s.Stdout
+	}
+	if out != nil {
+		_, _ = out.Write(text) // who left does not read it
+	}
+}
+
+func (m *Manager) execPipes(ctx context.Context, request runtimeshim.Exec, client Streams) (int32, error) {
+	stdin, err := feed(client.Stdin)
+	if err != nil {
+		return 0, err
+	}
+	defer stdin.Close()
+	out, err := outlets(client)
+	if err != nil {
+		return 0, err
+	}
+	defer out.close()
+	request.Stdin, request.Stdout, request.Stderr = stdin, out.stdout(), out.stderr()
+	code, err := m.shim.Exec(ctx, request)
+	if err == nil {
+		out.finish()
+	}
+	return code, err
+}
+
+// feed returns the end of a pipe into which the client's input is copied, nil without a client. It ends when the client has no more; the
+// copying goroutine ends with the client or at its first byte after the returned end was closed.
+func feed(client io.Reader) (*os.File, error) {
+	if client == nil {
+		return nil, nil
+	}
+	r, w, err := pipe(1)
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		defer w.Close()
+		_, _ = io.Copy(w, client) // a process that reads no more is none of the client's errors
+	}()
+	return r, nil
+}
+
+// pair are the outlets of stdout and stderr; nil where the client wants none.
+type pair [2]*outlet
+
+func outlets(client Streams) (pair, error) {
+	var p pair
+	for i, to := range []io.Writer{client.Stdout, client.Stderr} {
+		if to == nil {
+			continue
+		}
+		var err error
+		if p[i], err = newOutlet(sendTo(to)); err != nil {
+			p.close()
+			return pair{}, err
+		}
+	}
+	return p, nil
+}
+
+// sendTo returns a sink that goes on, and drops everything, when the client is gone: the process must not wait for nobody.
+func sendTo(client io.Writer) func([]byte) {
+	gone := false
+	return func(b []byte) {
+		if !gone {
+			_, err := client.Write(b)
+			gone = err != nil
+		}
+	}
+}
+
+func (p pair) stdout() *os.File { return p[0].end() }
+func (p pair) stderr() *os.File { return p[1].end() }
+
+func (o *outlet) end() *os.File {
+	if o == nil {
+		return nil
+	}
+	return o.w
+}
+
+func (p pair) finish() {
+	for _, o := range p {
+		if o != nil {
+			o.finish()
+		}
+	}
+}
+
+func (p pair) close() {
+	for _, o := range p {
+		if o != nil {
+			o.close()
+		}
+	}
+}
+
+// lastOutput is how long a terminal may take to give what the process printed before it ended. The kernel hangs it up when the process,
+// which leads its session, ends: only a kernel that is stuck takes so long.
+const lastOutput = 2 * time.Second
+
+func (m *Manager) execTerminal(ctx context.Context, request runtimeshim.Exec, client Streams) (int32, error) {
+	var tty *os.File
+	read := make(chan struct{})
+	request.OnTerminal = func(master *os.File) {
+		tty = master
+		go resize(ctx, tty, client.Resize)
+		go func() {
+			defer close(read)
+			_, _ = io.Copy(orDiscard(client.Stdout), tty) // EIO: nobody has the other end any more
+		}()
+		if client.Stdin != nil {
+			go func() { _, _ = io.Copy(tty, client.Stdin) }()
+		}
+	}
+	code, err := m.shim.Exec(ctx, request)
+	if tty == nil {
+		return code, err
+	}
+	defer tty.Close()
+	tty.SetReadDeadline(time.Now().Add(lastOutput))
+	<-read
+	return code, err
+}
+
+func orDiscard(w io.Writer) io.Writer {
+	if w == nil {
+		return io.Discard
+	}
+	return w
+}
+
+// resize follows the client's window until it has none any more.
+func resize(ctx context.Context, tty *os.File, sizes <-chan Size) {
+	raw, err := tty.SyscallConn()
+	if err != nil {
+		return
+	}
+	for {
+		select {
+		case s, more := <-sizes:
+			if !more {
+				return
+			}
+			_ = raw.Control(func(fd uintptr) { // closed: the process ended, and the sizes are read all the same
+				_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: s.Height, Col: s.Width})
+			})
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Attach connects the client's streams with those of a running container, and returns when the container has ended or the client has left
+// (CRI Attach). Output begins now. What the client does with its input is what the container was made for: with stdin_once the container's
+// stdin ends with the first client's, otherwise it stays open for the next one; without stdin the client's is not read.
+func (m *Manager) Attach(ctx context.Context, id string, client Streams) error {
+	c, err := m.findContainer(id)
+	if err != nil {
+		return err
+	}
+	if err := m.mustRun(c); err != nil {
+		return err
+	}
+	if c.config.GetTty() {
+		client.Stderr = nil // a terminal has one output
+	}
+	if client.Stdout == nil && client.Stderr == nil {
+		client.Stdout = io.Discard // its end is the container's
+	}
+	out, err := outlets(client)
+	if err != nil {
+		return err
+	}
+	defer out.close()
+	return m.follow(ctx, c, out, func() error { return m.talk(ctx, c, client) })
+}
+
+// CheckAttach says why nobody can attach to a container now: ErrNotFound, ErrFailedPrecondition.
+func (m *Manager) CheckAttach(id string) error {
+	c, err := m.findContainer(id)
+	if err != nil {
+		return err
+	}
+	return m.mustRun(c)
+}
+
+// follow copies a container's output until it ends. begun is called once, when the output that an input causes will be seen. A logger that
+// died is asked again: the next one knows of nobody who was attached.
+func (m *Manager) follow(ctx context.Context, c *container, out pair, begun func() error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	first := true
+	for {
+		err := m.shim.Attach(ctx, c.id, out.stdout(), out.stderr(), func() {
+			if first {
+				first = false
+				if err := begun(); err != nil {
+					cancel(err)
+				}
+			}
+		})
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, errdefs.ErrUnavailable) && m.mustRun(c) == nil:
+			continue
+		case err == nil || !first && errors.Is(err, errdefs.ErrFailedPrecondition):
+			out.finish()
+			return nil
+		default:
+			return err
+		}
+	}
+}
+
+// talk gives the container what the client types, and its terminal the client's size.
+func (m *Manager) talk(ctx context.Context, c *container, client Streams) error {
+	if client.Stdin == nil && !c.config.GetTty() {
+		return nil
+	}
+	ends, err := m.shim.Streams(ctx, c.id)
+	if errors.Is(err, errdefs.ErrFailedPrecondition) || errors.Is(err, errdefs.ErrNotFound) {
+		return nil // it has just ended
+	}
+	if err != nil {
+		return err
+	}
+	if ends.Terminal != nil {
+		context.AfterFunc(ctx, func() { ends.Terminal.Close() })
+		go resize(ctx, ends.Terminal, client.Resize)
+	}
+	to := ends.Stdin
+	if to == nil {
+		to = ends.Terminal
+	} else {
+		context.AfterFunc(ctx, func() { to.Close() })
+	}
+	if client.Stdin != nil && to != nil {
+		go func() {
+			_, _ = io.Copy(to, client.Stdin)
+			if to != ends.Terminal {
+				to.Close()
+			}
+		}()
+	}
+	return nil
+}
