@@ -33,6 +33,7 @@ var onlyIn = []struct {
 }{
 	{"google.golang.org/grpc", []string{"", "server"}},
 	{"k8s.io/cri-api", []string{"server", "sandbox", "sandbox/spec"}},
+	{"k8s.io/cri-streaming", []string{"server"}},
 	{"github.com/containernetworking/cni", []string{"cni"}},
 	{"github.com/containerd/containerd/v2/core", []string{"imageservice"}},
 	{"github.com/containerd/containerd/v2/plugins", []string{"imageservice"}},

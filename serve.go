@@ -37,8 +37,12 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
+	streams, err := server.ListenStreams()
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
 	start := time.Now()
-	s := server.New(versionString())
+	s := server.New(versionString(), streams)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(listener) }()
 

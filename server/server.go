@@ -27,6 +27,7 @@ const maxMessage = 16 << 20
 type Server struct {
 	version string
 	grpc    *grpc.Server
+	door    *door
 	rooms   atomic.Pointer[rooms] // nil until Open
 }
 
@@ -45,9 +46,11 @@ type imageService struct {
 	*Server
 }
 
-// New returns a Server that answers Unavailable until Open is called.
-func New(version string) *Server {
-	s := &Server{version: version}
+// New returns a Server that answers Unavailable until Open is called. Exec, attach and port-forward are streamed through streams, which the
+// Server closes (see ListenStreams).
+func New(version string, streams net.Listener) *Server {
+	s := &Server{version: version, door: newDoor(streams)}
+	go func() { _ = s.door.http.Serve(streams) }() // ends with Stop
 	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{Server: s})
 	runtimeapi.RegisterImageServiceServer(s.grpc, &imageService{Server: s})
@@ -62,8 +65,9 @@ func (s *Server) Open(pods *sandbox.Manager, images *imageservice.Images) {
 // Serve answers requests from l until Stop.
 func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
 
-// Stop refuses new requests and waits for those under way until ctx ends; then they are cut off.
+// Stop refuses new requests and waits for those under way until ctx ends; then they are cut off, and so are all streams.
 func (s *Server) Stop(ctx context.Context) {
+	defer s.door.close()
 	done := make(chan struct{})
 	go func() {
 		s.grpc.GracefulStop()

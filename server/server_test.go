@@ -46,7 +46,12 @@ func TestCodes(t *testing.T) {
 
 // A request before the rooms are open is told to come again; a panic costs one request.
 func TestGateAndPanic(t *testing.T) {
-	s := New("test")
+	streams, err := ListenStreams()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New("test", streams)
+	defer s.Stop(t.Context())
 	call := func(next grpc.UnaryHandler) error {
 		reply, err := s.unary(context.Background(), nil, &grpc.UnaryServerInfo{FullMethod: "/runtime.v1.RuntimeService/Version"}, next)
 		if err != nil && reply != nil {

@@ -1,0 +1,127 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+
+	"github.com/containerd/log"
+	"github.com/go-logr/logr/funcr"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+// door is where exec, attach and port-forward are streamed: an HTTP server on the loopback that answers to tickets only. The kubelet and
+// crictl come there by the URL that the CRI call gave them, and speak SPDY or WebSocket.
+type door struct {
+	*tickets
+	http http.Server
+	base string // of every URL
+	shut context.CancelFunc
+}
+
+const (
+	streamIdle  = 4 * time.Hour    // a stream on which nothing comes for so long ends, as in the kubelet
+	streamBegin = 30 * time.Second // for the client to open its streams
+	headerLimit = 10 * time.Second
+	leavePace   = time.Second // how often a client is looked after
+)
+
+// ListenStreams returns the listener that New wants: a free port of the loopback, which the kubelet of this node reaches and nobody else.
+func ListenStreams() (net.Listener, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		l, err = net.Listen("tcp", "[::1]:0") // a node without IPv4
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen for streams: %w", err)
+	}
+	return l, nil
+}
+
+func newDoor(l net.Listener) *door {
+	ctx, shut := context.WithCancel(context.Background())
+	d := &door{tickets: newTickets(time.Now), base: "http://" + l.Addr().String(), shut: shut}
+	d.http = http.Server{
+		ReadHeaderTimeout: headerLimit,
+		Handler:           d.routes(),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+	}
+	return d
+}
+
+func (d *door) routes() http.Handler {
+	mux := http.NewServeMux()
+	for _, method := range []string{http.MethodGet, http.MethodPost} { // WebSocket begins with GET, SPDY with either
+		mux.HandleFunc(method+" /{kind}/{token}", d.serve)
+	}
+	return mux
+}
+
+func (d *door) close() {
+	d.shut()
+	_ = d.http.Close()
+}
+
+type connKey struct{}
+
+// serve runs what the ticket stands for. Its context ends with the connection, whether or not anybody reads from that.
+func (d *door) serve(w http.ResponseWriter, r *http.Request) {
+	serve := d.take(r.PathValue("token"))
+	if serve == nil {
+		http.NotFound(w, r)
+		return
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	if conn, ok := r.Context().Value(connKey{}).(syscall.Conn); ok {
+		go cancelWhenGone(ctx, conn, cancel)
+	}
+	serve(w, r.WithContext(ctx))
+}
+
+// cancelWhenGone looks at a connection until it is closed from either side. Reading from it tells too, but a stream whose process does not
+// take its input is not read. (A client that left more than the kernel keeps for us is noticed when the kernel gives it up, in minutes.)
+func cancelWhenGone(ctx context.Context, conn syscall.Conn, cancel func()) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	tick := time.NewTicker(leavePace)
+	defer tick.Stop()
+	for {
+		gone := true // closed by us
+		_ = raw.Control(func(fd uintptr) {
+			p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+			n, err := unix.Poll(p, 0)
+			gone = err == nil && n > 0
+		})
+		if gone {
+			cancel()
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// url gives out a ticket.
+func (d *door) url(kind string, serve http.HandlerFunc) (string, error) {
+	token, err := d.issue(serve)
+	if err != nil {
+		return "", err
+	}
+	return d.base + "/" + kind + "/" + token, nil
+}
+
+// What the streaming libraries say about their clients is for whoever debugs them; the client has been told.
+func init() {
+	klog.SetLogger(funcr.New(func(prefix, args string) { log.L.Debugf("streaming: %s %s", prefix, args) }, funcr.Options{}))
+}
