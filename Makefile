@@ -26,7 +26,7 @@ stop: ## take away what `make run` made
 
 ##@ Develop
 
-tools: ## install missing Debian packages; build runc, CNI plugins and crictl into bin/
+tools: ## install missing Debian packages; build runc, CNI plugins, crictl and critest into bin/
 	@hack/tools.sh
 
 build: ## build bin/cribox and bin/fixture

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building, running and testing cribox needs: Debian packages that
-# are missing, and bin/runc, bin/cni/*, bin/crictl at the versions of
-# versions.env. What is there already is left alone.
+# are missing, and bin/runc, bin/cni/*, bin/crictl, bin/critest at the versions
+# of versions.env. What is there already is left alone.
 #
 #   tools.sh        all of that
 #   tools.sh lint   bin/golangci-lint only
@@ -17,6 +17,7 @@ packages=(
 	iproute2 iptables nftables kmod           # what the network and its plugins execute
 	busybox-static                            # content of the test images
 	strace                                    # the gate that counts programs and syncs
+	util-linux                                # critest runs ipcmk
 )
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -58,8 +59,9 @@ source_of() {
 	cp -r --no-preserve=mode "$dir/." "$4"
 }
 
-# go_build FLAGS... builds in the current folder as its own main module.
-go_build() { GOWORK=off GOFLAGS="-buildvcs=false -mod=readonly" quietly go build -trimpath "$@"; }
+# go_here COMMAND... runs the go command in the current folder as its own main module.
+go_here() { GOWORK=off GOFLAGS="-buildvcs=false -mod=readonly -trimpath" quietly go "$@"; }
+go_build() { go_here build "$@"; }
 
 build_runc() {
 	source_of "$RUNC_MODULE" "$RUNC_VERSION" "$RUNC_SUM" "$1"
@@ -86,6 +88,21 @@ build_crictl() {
 	cd "$1"
 	CGO_ENABLED=0 go_build -ldflags "-s -w -X $CRICTL_MODULE/pkg/version.Version=v$CRICTL_VERSION" \
 		-o "$1/out/crictl" ./cmd/crictl
+}
+
+build_critest() {
+	source_of "$CRICTL_MODULE" "$CRICTL_VERSION" "$CRICTL_SUM" "$1"
+	cd "$1"
+	CGO_ENABLED=0 go_here test -c -ldflags "-s -w -X $CRICTL_MODULE/pkg/version.Version=v$CRICTL_VERSION" \
+		-o "$1/out/critest" ./cmd/critest
+}
+
+# build_ginkgo builds the program that critest starts when it is to run specs
+# beside each other, at the version that critest itself is made of.
+build_ginkgo() {
+	source_of "$CRICTL_MODULE" "$CRICTL_VERSION" "$CRICTL_SUM" "$1"
+	cd "$1"
+	CGO_ENABLED=0 go_build -ldflags "-s -w" -o "$1/out/ginkgo" github.com/onsi/ginkgo/v2/ginkgo
 }
 
 build_golangci-lint() {
@@ -125,3 +142,5 @@ ensure_packages
 ensure runc "$RUNC_VERSION static seccomp"
 ensure cni "$CNI_VERSION $CNI_PLUGINS"
 ensure crictl "$CRICTL_VERSION"
+ensure critest "$CRICTL_VERSION"
+ensure ginkgo "of critest $CRICTL_VERSION"
