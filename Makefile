@@ -41,9 +41,16 @@ test: test-unit test-crictl ## all tests (as root)
 test-unit: tools ## unit tests, with the race detector
 	@hack/timed.sh "unit tests" env CRIBOX_BIN=$(BIN) CGO_ENABLED=1 go test -race -timeout 10m ./...
 
-test-crictl: tools build build-steps ## the real binaries over the socket
+test-crictl: tools build build-steps ## the real binaries over the socket, critest among them
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-crictl needs root" >&2; exit 1; }
 	@cd crictl-tests && ../hack/timed.sh "crictl-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 15m ./...
+
+critest: tools build ## the CRI's validation suite, three times one spec after the other and once beside each other
+	@[ "$$(id -u)" = 0 ] || { echo "error: make critest needs root" >&2; exit 1; }
+	@cd crictl-tests && ../hack/timed.sh "critest, three times" env CRIBOX_BIN=$(BIN) \
+		go test -count 3 -failfast -timeout 32m -run '^TestCritest$$' -v . -critest.parallel=1
+	@cd crictl-tests && ../hack/timed.sh "critest, four specs at once" env CRIBOX_BIN=$(BIN) \
+		go test -count 1 -timeout 12m -run '^TestCritest$$' -v . -critest.parallel=4
 
 lint: ## formatting, go vet and the linters of .golangci.yml
 	@hack/lint.sh
@@ -57,4 +64,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop tools build build-steps test test-unit test-crictl lint image clean help
+.PHONY: run stop tools build build-steps test test-unit test-crictl critest lint image clean help

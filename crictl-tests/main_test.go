@@ -49,7 +49,7 @@ func cannotRunHere() string {
 	if os.Getuid() != 0 {
 		return "not root"
 	}
-	for _, name := range []string{"cribox", "cribox-steps", "runc", "crictl", "cni/bridge"} {
+	for _, name := range []string{"cribox", "cribox-steps", "runc", "crictl", "critest", "ginkgo", "cni/bridge"} {
 		if _, err := os.Stat(binary(name)); err != nil {
 			return fmt.Sprintf("%v (set CRIBOX_BIN, or build with make)", err)
 		}
