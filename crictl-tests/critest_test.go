@@ -47,12 +47,13 @@ func TestCritest(t *testing.T) {
 	if seed == 0 {
 		seed = 1 + rand.IntN(1<<31-1)
 	}
+	needs := d.needs(leftOut)
 	specs := d.critest(seed, leftOut)
 	d.rememberLogged()
 	ran := 0
 	for _, s := range specs {
 		if s.isValidation() {
-			ran += s.check(t, leftOut)
+			ran += s.check(t, needs)
 		}
 	}
 	t.Logf("%d specs of critest have run; -critest.seed %d repeats the order", ran, seed)
@@ -154,13 +155,13 @@ func (s specReport) isValidation() bool {
 }
 
 // check makes a test of the spec and returns 1 when it has run.
-func (s specReport) check(t *testing.T, leftOut *missing) (ran int) {
+func (s specReport) check(t *testing.T, needs []missing) (ran int) {
 	t.Run(s.name(), func(t *testing.T) {
 		switch s.State {
 		case "passed":
 			ran = 1
 		case "skipped":
-			lacks := hostLacks(s.name(), leftOut)
+			lacks := hostLacks(needs, s.name())
 			if lacks == "" {
 				t.Fatalf("was left out, but this host has what it needs: %s", s.Failure.Message)
 			}
@@ -180,18 +181,29 @@ type missing struct {
 	lacks func() string
 }
 
-func hostLacks(name string, more *missing) string {
+// needs are what specs need of a host. Idmapped mounts are asked of the daemon's folder and, where critest asks too, of the
+// one that it takes for the runtime's.
+func (d *daemon) needs(leftOut *missing) []missing {
 	needs := []missing{
-		{`\[k8s\.io\] AppArmor `, lacksAppArmor},
-		{` UserNamespaces .*NamespaceMode_POD`, lacksIDMappedMounts},
+		{`^\[k8s\.io\] AppArmor `, lacksAppArmor},
+		{` UserNamespaces .* NamespaceMode_POD$`, func() string { return lacksIDMappedMounts("/var/lib") }},
+		{` UserNamespaces `, func() string { return lacksIDMappedMounts(d.root) }},
 		{` recursive readonly mount`, lacksMountSetattr},
 	}
-	if more != nil {
-		needs = append(needs, *more)
+	if leftOut != nil {
+		needs = append(needs, *leftOut)
 	}
+	return needs
+}
+
+// hostLacks tells what a spec needs and this host has not; "" when it has everything.
+func hostLacks(needs []missing, name string) string {
 	for _, n := range needs {
-		if regexp.MustCompile(n.spec).MatchString(name) {
-			return n.lacks()
+		if !regexp.MustCompile(n.spec).MatchString(name) {
+			continue
+		}
+		if lack := n.lacks(); lack != "" {
+			return lack
 		}
 	}
 	return ""
@@ -211,9 +223,9 @@ func lacksMountSetattr() string {
 	return ""
 }
 
-// lacksIDMappedMounts asks of the filesystem that critest asks: that of the folder which it takes for the runtime's.
-func lacksIDMappedMounts() string {
-	tree, err := unix.OpenTree(-1, "/var/lib", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+// lacksIDMappedMounts tries one of the folder.
+func lacksIDMappedMounts(folder string) string {
+	tree, err := unix.OpenTree(-1, folder, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return "this kernel cannot clone a mount: " + err.Error()
 	}
@@ -235,7 +247,7 @@ func lacksIDMappedMounts() string {
 	defer namespace.Close()
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(namespace.Fd())}
 	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		return "the filesystem of /var/lib cannot map ids: " + err.Error()
+		return "the filesystem of " + folder + " cannot map ids: " + err.Error()
 	}
 	return ""
 }
