@@ -16,6 +16,16 @@ import (
 // The folder of path is created when missing and made a shared mount of its own, so that namespaces made here appear
 // for programs in other mount namespaces (the way of `ip netns`). An existing path is ErrAlreadyExists.
 func NewNetNS(path string) error {
+	return pinNetNS(path, func() error { return unix.Unshare(unix.CLONE_NEWNET) })
+}
+
+// PinNetNS is NewNetNS for a namespace that was made elsewhere, and so belongs to another user namespace than ours.
+func PinNetNS(path string, ns *os.File) error {
+	return pinNetNS(path, func() error { return unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET) })
+}
+
+// pinNetNS pins the namespace that enter takes its thread to.
+func pinNetNS(path string, enter func() error) error {
 	dir := filepath.Dir(path)
 	if err := shareFolder(dir); err != nil {
 		return fmt.Errorf("network namespace folder %s: %w", dir, err)
@@ -28,25 +38,31 @@ func NewNetNS(path string) error {
 		return fmt.Errorf("network namespace: %w", err)
 	}
 	f.Close()
-	if err := pinNewNetNS(path); err != nil {
+	if err := enterAndPin(path, enter); err != nil {
 		return errors.Join(fmt.Errorf("network namespace %s: %w", path, err), RemoveNetNS(path))
 	}
 	return nil
 }
 
-// pinNewNetNS works on a thread that is never given back: it ends with its goroutine, and nobody runs in its namespace.
-func pinNewNetNS(path string) error {
+// enterAndPin works on a thread that is never given back: it ends with its goroutine, and nobody runs in its namespace. The process's first
+// thread does not end, it would be in the namespace for ever: it waits here while another one works.
+func enterAndPin(path string, enter func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		done <- unshareInto(path)
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread()
+			done <- enterAndPin(path, enter)
+			return
+		}
+		done <- pinOwn(path, enter)
 	}()
 	return <-done
 }
 
-func unshareInto(path string) error {
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("unshare: %w", err)
+func pinOwn(path string, enter func() error) error {
+	if err := enter(); err != nil {
+		return fmt.Errorf("enter: %w", err)
 	}
 	if err := loopbackUp(); err != nil {
 		return fmt.Errorf("bring lo up: %w", err)

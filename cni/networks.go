@@ -172,6 +172,15 @@ func (n *Networks) NewNetNS(path string) error {
 	return nil
 }
 
+// PinNetNS is the function PinNetNS and passes the step of NewNetNS.
+func (n *Networks) PinNetNS(path string, ns *os.File) error {
+	if err := PinNetNS(path, ns); err != nil {
+		return err
+	}
+	n.step("cni.netns.created")
+	return nil
+}
+
 // RemoveNetNS is the function RemoveNetNS and passes its step.
 func (n *Networks) RemoveNetNS(path string) error {
 	if err := RemoveNetNS(path); err != nil {

@@ -20,6 +20,10 @@ type Rootfs struct {
 	Dir      string // holds upper/ and work/ of the writable layer, created when missing; unused when ReadOnly
 	Target   string // mountpoint, created when missing
 	ReadOnly bool   // no writable layer: the image's files as they are, any number of times
+
+	// UserNS, when not nil, is a user namespace as whose ids those of the image's files are taken: a file of root belongs to the
+	// namespace's root. Nothing is copied for that.
+	UserNS *os.File
 }
 
 // Layers returns the lower directories of an image, topmost first: absolute paths, at least one. ErrNotFound when there is no such image.
@@ -67,6 +71,12 @@ func (c *Images) Mount(ctx context.Context, r Rootfs) error {
 		return fmt.Errorf("mount root filesystem: %w", err)
 	}
 	o := overlay{layers: filepath.Join(c.cfg.Root, "layers"), lower: lower, target: r.Target}
+	if r.UserNS != nil {
+		if o.mapped, err = idMapped(o.layers, r.UserNS); err != nil {
+			return fmt.Errorf("mount root filesystem at %s: %w", r.Target, err)
+		}
+		defer o.mapped.Close()
+	}
 	if err := o.prepare(r); err != nil {
 		return fmt.Errorf("mount root filesystem at %s: %w", r.Target, diskError(err))
 	}
@@ -84,6 +94,7 @@ type overlay struct {
 	upper  string   // "" for a read-only mount
 	work   string
 	target string
+	mapped *os.File // layers with other ids, a mount that is not attached; nil: they are taken as they are
 }
 
 // prepare creates the folders and refuses what must not be mounted a second time.
@@ -126,11 +137,17 @@ func (o *overlay) prepare(r Rootfs) error {
 // adoptRoot gives the upper directory owner and mode of the topmost layer's root: overlayfs shows the upper one's.
 func (o *overlay) adoptRoot() error {
 	var st unix.Stat_t
-	if err := unix.Lstat(filepath.Join(o.layers, o.lower[0]), &st); err != nil {
+	var err error
+	if o.mapped != nil {
+		err = unix.Fstatat(int(o.mapped.Fd()), o.lower[0], &st, unix.AT_SYMLINK_NOFOLLOW)
+	} else {
+		err = unix.Lstat(filepath.Join(o.layers, o.lower[0]), &st)
+	}
+	if err != nil {
 		return err
 	}
 	if o.lower[0] == "empty" {
-		return os.Chmod(o.upper, 0o755)
+		st.Mode = 0o755
 	}
 	if err := os.Lchown(o.upper, int(st.Uid), int(st.Gid)); err != nil {
 		return err
@@ -151,24 +168,39 @@ func isMountpoint(path string) (bool, error) {
 }
 
 func (o *overlay) mount() error {
-	err := o.mountNew()
-	if errors.Is(err, errOldKernel) {
+	mnt, err := o.detached()
+	if errors.Is(err, errOldKernel) && o.mapped == nil {
 		return o.mountOld()
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	defer mnt.Close()
+	if err := unix.MoveMount(int(mnt.Fd()), "", unix.AT_FDCWD, o.target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("move mount: %w", err)
+	}
+	return nil
+}
+
+// detached returns the mount, not attached to anything yet: closed, it is gone.
+func (o *overlay) detached() (*os.File, error) {
+	if o.mapped != nil {
+		return o.overMapped()
+	}
+	return o.mountNew()
 }
 
 // errOldKernel: no fsopen(2), or an overlayfs without lowerdir+ (Linux before 6.5).
 var errOldKernel = errors.New("kernel without overlayfs lowerdir+")
 
 // mountNew uses the mount API of file descriptors: no limit on the length of all options together.
-func (o *overlay) mountNew() error {
+func (o *overlay) mountNew() (*os.File, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err == unix.ENOSYS {
-		return errOldKernel
+		return nil, errOldKernel
 	}
 	if err != nil {
-		return fmt.Errorf("fsopen overlay: %w", err)
+		return nil, fmt.Errorf("fsopen overlay: %w", err)
 	}
 	defer unix.Close(fs)
 	var open []int
@@ -192,38 +224,34 @@ func (o *overlay) mountNew() error {
 		return nil
 	}
 	if err := unix.FsconfigSetString(fs, "source", "overlay"); err != nil {
-		return fsError(fs, "source", err)
+		return nil, fsError(fs, "source", err)
 	}
 	for i, l := range o.lower {
 		if err := set("lowerdir+", filepath.Join(o.layers, l)); err != nil {
 			if i == 0 && errors.Is(err, unix.EINVAL) {
-				return errOldKernel
+				return nil, errOldKernel
 			}
-			return err
+			return nil, err
 		}
 	}
 	attr := unix.MOUNT_ATTR_RDONLY
 	if o.upper != "" {
 		attr = 0
 		if err := errors.Join(set("upperdir", o.upper), set("workdir", o.work)); err != nil {
-			return err
+			return nil, err
 		}
 		if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil {
-			return fsError(fs, "volatile", err)
+			return nil, fsError(fs, "volatile", err)
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
-		return fsError(fs, "create", err)
+		return nil, fsError(fs, "create", err)
 	}
 	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attr)
 	if err != nil {
-		return fmt.Errorf("fsmount: %w", err)
+		return nil, fmt.Errorf("fsmount: %w", err)
 	}
-	defer unix.Close(mnt)
-	if err := unix.MoveMount(mnt, "", unix.AT_FDCWD, o.target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("move mount: %w", err)
-	}
-	return nil
+	return os.NewFile(uintptr(mnt), o.target), nil
 }
 
 // fsError adds what the kernel has to say; it writes it into the context's log, not into errno.
@@ -255,23 +283,35 @@ func (o *overlay) mountOld() error {
 	if len(opts) >= os.Getpagesize() {
 		return fmt.Errorf("%d layers do not fit into the options of mount(2) on this kernel: %w", len(o.lower), errdefs.ErrFailedPrecondition)
 	}
-	result := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread, which no longer shares its working directory, ends with the goroutine.
-		runtime.LockOSThread()
-		err := unix.Unshare(unix.CLONE_FS)
-		if err == nil {
-			err = unix.Chdir(o.layers)
+	err := apart(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return err
 		}
-		if err == nil {
-			err = unix.Mount("overlay", o.target, "overlay", flags, opts)
+		if err := unix.Chdir(o.layers); err != nil {
+			return err
 		}
-		result <- err
-	}()
-	if err := <-result; err != nil {
+		return unix.Mount("overlay", o.target, "overlay", flags, opts)
+	})
+	if err != nil {
 		return fmt.Errorf("mount overlay: %w", err)
 	}
 	return nil
+}
+
+// apart runs act on a thread that ends with it, so that act may change what threads share. The process's first thread does not end: it waits
+// here while another one works.
+func apart(act func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked, except for the first: that ends the thread with the goroutine
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread()
+			result <- apart(act)
+			return
+		}
+		result <- act()
+	}()
+	return <-result
 }
 
 // escape keeps separators out of a mount option.

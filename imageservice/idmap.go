@@ -1,0 +1,72 @@
+package imageservice
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// CheckIDMap tells whether images can be mounted with the ids of a user namespace (Rootfs.UserNS): the error names what is missing. Nothing
+// becomes visible, and nothing is left.
+func (c *Images) CheckIDMap(userNS *os.File) error {
+	o := overlay{layers: filepath.Join(c.cfg.Root, "layers"), lower: []string{"empty", "none"}, target: c.cfg.Root}
+	var err error
+	if o.mapped, err = idMapped(o.layers, userNS); err != nil {
+		return err
+	}
+	defer o.mapped.Close()
+	mnt, err := o.detached()
+	if errors.Is(err, errOldKernel) {
+		return fmt.Errorf("%w, Linux 6.5: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return fmt.Errorf("overlayfs on id-mapped layers, Linux 5.19: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return mnt.Close()
+}
+
+// idMapped returns a clone of dir, a mount that is not attached, in which every file belongs to whom its owner's number is in userNS.
+func idMapped(dir string, userNS *os.File) (*os.File, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("clone mount of %s: %w", dir, err)
+	}
+	tree := os.NewFile(uintptr(fd), dir)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userNS.Fd())}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		tree.Close()
+		return nil, fmt.Errorf("the file system of %s has no id-mapped mounts: %w: %w", dir, err, errdefs.ErrFailedPrecondition)
+	}
+	return tree, nil
+}
+
+// overMapped mounts over the id-mapped layers. Overlayfs takes its layers by their paths, and kernels before 6.15 only those of attached
+// mounts; so they are attached over the real ones, in a mount namespace that only one thread ever sees and that ends with it.
+func (o *overlay) overMapped() (*os.File, error) {
+	var mnt *os.File
+	err := apart(func() (err error) {
+		if err = o.hideLayers(); err == nil {
+			mnt, err = o.mountNew()
+		}
+		return err
+	})
+	return mnt, err
+}
+
+// hideLayers gives the calling thread a mount namespace in which the id-mapped layers are in the place of the real ones.
+func (o *overlay) hideLayers() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("unshare mounts: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("detach mounts from the host's: %w", err)
+	}
+	if err := unix.MoveMount(int(o.mapped.Fd()), "", unix.AT_FDCWD, o.layers, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach id-mapped layers: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,98 @@
+package userns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// IDs is a range of ids: those from 0 on inside, which are those from First on outside.
+type IDs struct{ First, Length uint32 }
+
+func (r IDs) mapping() []syscall.SysProcIDMap {
+	return []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(r.First), Size: int(r.Length)}}
+}
+
+// Set is a user namespace and, when it was asked for, a network namespace that belongs to it. They live as long as somebody has them open,
+// or they are pinned.
+type Set struct{ User, Net *os.File }
+
+// Close gives up what is open of them.
+func (s Set) Close() error {
+	var errs []error
+	for _, f := range []*os.File{s.User, s.Net} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// New makes a user namespace with these ids, and with net a network namespace that belongs to it: only whoever rules the one can rule the
+// other. program is the path of an executable that waits to be killed; it is gone when New returns, and it dies with this process.
+func New(program string, uids, gids IDs, net bool) (s Set, err error) {
+	// The kernel kills the helper when the thread ends that started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	helper := exec.Cmd{Path: program, Args: []string{"cribox-userns"}, Dir: "/", Env: []string{}, SysProcAttr: &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWUSER, UidMappings: uids.mapping(), GidMappings: gids.mapping(), Pdeathsig: syscall.SIGKILL,
+		GidMappingsEnableSetgroups: true, // else no process in the namespace could ever choose its groups
+	}}
+	if net {
+		helper.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
+	}
+	if err := helper.Start(); err != nil {
+		return Set{}, fmt.Errorf("process in a new user namespace: %w", err)
+	}
+	defer func() {
+		_ = helper.Process.Kill() // fails only when it has ended, which the error of open tells
+		_ = helper.Wait()
+		if err != nil {
+			err = errors.Join(err, s.Close())
+			s = Set{}
+		}
+	}()
+	if s.User, err = os.Open(fmt.Sprintf("/proc/%d/ns/user", helper.Process.Pid)); err != nil || !net {
+		return s, err
+	}
+	s.Net, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", helper.Process.Pid))
+	return s, err
+}
+
+// Pin gives a namespace a name that outlives this process. What a crash left under that name is replaced.
+func Pin(ns *os.File, path string) error {
+	if err := Unpin(path); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o400)
+	if err != nil {
+		return fmt.Errorf("pin namespace: %w", err)
+	}
+	f.Close()
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", ns.Fd()), path, "none", unix.MS_BIND, ""); err != nil {
+		return errors.Join(fmt.Errorf("pin namespace to %s: %w", path, err), os.Remove(path))
+	}
+	return nil
+}
+
+// Unpin is the opposite. A path that is not there, or is an ordinary file, is fine.
+func Unpin(path string) error {
+	for {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unpin namespace %s: %w", path, err)
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("unpin namespace: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,104 @@
+package userns
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// inside runs a command in a pinned namespace.
+func inside(t *testing.T, path string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("nsenter", append([]string{"--user=" + path}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
+func TestPinned(t *testing.T) {
+	s, err := New(pausing(t), IDs{100000, 65536}, IDs{200000, 1000}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "userns")
+	t.Cleanup(func() { _ = Unpin(path) })
+	for range 2 { // a second time over what a crash left
+		if err := Pin(s.User, path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	owner, err := unix.IoctlRetInt(int(s.Net.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(owner)
+	if a, b := inode(t, owner), inode(t, int(s.User.Fd())); a != b {
+		t.Errorf("the network namespace belongs to user namespace %d, not to %d", a, b)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Fields(inside(t, path, "cat", "/proc/self/uid_map", "/proc/self/gid_map", "/proc/self/setgroups")); strings.Join(got, " ") != "0 100000 65536 0 200000 1000 allow" {
+		t.Errorf("mappings %q", got)
+	}
+	for range 2 {
+		if err := Unpin(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left: %v", err)
+	}
+}
+
+// TestHelperIsGone: a process that has ended with its namespaces open leaves nobody in them.
+func TestHelperIsGone(t *testing.T) {
+	s, err := New(pausing(t), IDs{100000, 10}, IDs{100000, 10}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if s.Net != nil {
+		t.Error("a network namespace that nobody asked for")
+	}
+	var ws syscall.WaitStatus
+	if pid, err := syscall.Wait4(-1, &ws, syscall.WNOHANG, nil); err != syscall.ECHILD {
+		t.Errorf("a child is left: %d %v", pid, err)
+	}
+}
+
+func TestNoProgram(t *testing.T) {
+	if _, err := New("/no/such/program", IDs{0, 1}, IDs{0, 1}, true); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// pausing writes a program that waits, into a folder that is closed to others.
+func pausing(t *testing.T) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("needs root")
+	}
+	dir := filepath.Join(t.TempDir(), "closed")
+	path := filepath.Join(dir, "wait")
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, []byte("#!/bin/sh\nexec sleep 60\n"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func inode(t *testing.T, fd int) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Ino
+}
