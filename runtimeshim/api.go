@@ -16,6 +16,10 @@ type Start struct {
 	Stdin     bool // keep stdin open for Streams; otherwise it is /dev/null
 	StdinOnce bool // Streams gives stdin away, so that its first user closes it
 
+	// OwnerUID and OwnerGID own the FIFOs and the pipe that are the task's streams; they must be root of the user namespace of Spec, or its
+	// processes cannot open /dev/stdout again.
+	OwnerUID, OwnerGID uint32
+
 	LogPath  string // absolute path of the CRI log; "" = output is consumed and dropped
 	OOMFile  string // v1 <memory cgroup>/memory.oom_control, v2 <cgroup>/memory.events; "" = OOMKilled is never told
 	LockFile string // in the state folder; locked shared by every runtime process of the task; "" = one of the task's own

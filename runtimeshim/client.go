@@ -192,6 +192,9 @@ func prepare(d taskDir, st Start) error {
 		if err := unix.Mkfifo(name, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("make FIFO %s: %w", name, err)
 		}
+		if err := os.Lchown(name, int(st.OwnerUID), int(st.OwnerGID)); err != nil {
+			return err
+		}
 	}
 	return writeJSON(d.log(), logRecord{Format: recordFormat, Path: st.LogPath, Terminal: st.Terminal})
 }
@@ -202,7 +205,8 @@ func (k *Client) startTask(ctx context.Context, st Start) (Task, error) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	p := taskParams{ID: st.ID, Pod: st.Pod, Runtime: st.Runtime, Terminal: st.Terminal, Stdin: st.Stdin,
-		StdinOnce: st.StdinOnce, OOMFile: st.OOMFile, LockFile: st.LockFile, Keeper: st.Keeper}
+		StdinOnce: st.StdinOnce, OOMFile: st.OOMFile, LockFile: st.LockFile, Keeper: st.Keeper,
+		OwnerUID: st.OwnerUID, OwnerGID: st.OwnerGID}
 	var t Task
 	err := k.ask(ctx, k.shim, "start", p, &t, false)
 	if !errors.Is(err, errBroken) {

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 const (
@@ -116,53 +115,6 @@ func checkStrings(field string, list []string) error {
 	for i, s := range list {
 		if strings.ContainsRune(s, 0) {
 			return invalid(field, "number %d holds a NUL byte", i)
-		}
-	}
-	return nil
-}
-
-func checkUserNamespace(field string, u *runtimeapi.UserNamespace) error {
-	if u == nil {
-		return nil
-	}
-	for kind, list := range map[string][]*runtimeapi.IDMapping{"uids": u.GetUids(), "gids": u.GetGids()} {
-		if err := checkIDMappings(field+"."+kind, list); err != nil {
-			return err
-		}
-	}
-	switch u.GetMode() {
-	case runtimeapi.NamespaceMode_NODE:
-		if len(u.GetUids()) > 0 || len(u.GetGids()) > 0 {
-			return invalid(field, "mode NODE has mappings")
-		}
-		return nil
-	case runtimeapi.NamespaceMode_POD:
-		return fmt.Errorf("%s: user namespaces are not supported yet: %w", field, errdefs.ErrFailedPrecondition)
-	}
-	return invalid(field+".mode", "%s is unknown to user namespaces", u.GetMode())
-}
-
-// checkIDMappings: no empty range, none beyond 32 bits, none that overlaps another.
-func checkIDMappings(field string, list []*runtimeapi.IDMapping) error {
-	const maxMappings = 340 // what the kernel takes
-	if len(list) > maxMappings {
-		return invalid(field, "are %d mappings, the kernel takes %d", len(list), maxMappings)
-	}
-	overlap := func(a, b uint32, n, m uint32) bool {
-		return uint64(a) < uint64(b)+uint64(m) && uint64(b) < uint64(a)+uint64(n)
-	}
-	for i, m := range list {
-		if m.GetLength() == 0 {
-			return invalid(field, "mapping %d is empty", i)
-		}
-		if uint64(m.GetHostId())+uint64(m.GetLength()) > 1<<32 || uint64(m.GetContainerId())+uint64(m.GetLength()) > 1<<32 {
-			return invalid(field, "mapping %d goes beyond 32 bits", i)
-		}
-		for _, o := range list[:i] {
-			if overlap(m.GetHostId(), o.GetHostId(), m.GetLength(), o.GetLength()) ||
-				overlap(m.GetContainerId(), o.GetContainerId(), m.GetLength(), o.GetLength()) {
-				return invalid(field, "mapping %d overlaps another", i)
-			}
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"fmt"
+	"path"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -38,11 +39,27 @@ func (d *draft) addDevice(dev Device) error {
 	if err := checkPermissions(dev.Permissions); err != nil {
 		return err
 	}
+	if d.inUserNamespace() {
+		return nil // see boundDevices
+	}
 	d.spec.Linux.Devices = append(d.spec.Linux.Devices, specs.LinuxDevice{
 		Path: dev.ContainerPath, Type: dev.Type, Major: dev.Major, Minor: dev.Minor,
 		FileMode: ptr(dev.Mode.Perm()), UID: ptr(dev.UID), GID: ptr(dev.GID),
 	})
 	return nil
+}
+
+// boundDevices: in a user namespace no device node can be made, the host's is bound instead. (An OCI runtime does so too, but from the
+// host's path that is the device's path in the container.)
+func (d *draft) boundDevices() []specs.Mount {
+	if !d.inUserNamespace() {
+		return nil
+	}
+	var all []specs.Mount
+	for _, dev := range d.c.Devices {
+		all = append(all, bind(dev.HostPath, path.Clean(dev.ContainerPath), "rprivate", "nosuid", "noexec"))
+	}
+	return all
 }
 
 func denyAll() specs.LinuxDeviceCgroup { return specs.LinuxDeviceCgroup{Allow: false, Access: "rwm"} }

@@ -42,8 +42,10 @@ type Host struct {
 	// by an ABI that was left out kill the caller.
 	X32, Compat32 bool
 
-	// RecursiveReadOnly and IDMappedMounts: kernel and OCI runtime can do it.
-	RecursiveReadOnly, IDMappedMounts bool
+	// RecursiveReadOnly: kernel and OCI runtime can do it.
+	RecursiveReadOnly bool
+	// NoUserNamespaces says what kernel, file system or OCI runtime lack for pods with a user namespace; "" when they have all.
+	NoUserNamespaces string
 
 	// HugePageSizes that the hugetlb controller limits, "2MB", "1GB"; empty
 	// when the controller is missing.

@@ -33,6 +33,7 @@ func (d *draft) mounts() error {
 		}
 	}
 	all = append(all, asked...)
+	all = append(all, d.boundDevices()...)
 	sort.SliceStable(all, func(i, j int) bool { return depth(all[i].Destination) < depth(all[j].Destination) })
 	d.spec.Mounts = all
 	return nil
@@ -43,12 +44,16 @@ func (d *draft) ownMounts() []specs.Mount {
 	if d.privileged() {
 		access = "rw"
 	}
+	pts := []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}
+	if _, gids, ok := UserNamespace(d.pod.Config); !ok || gids.Length > ttyGroup {
+		pts = append(pts, fmt.Sprint("gid=", ttyGroup))
+	}
 	own := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: pts},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
+		d.sys(access),
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", access}},
 	}
 	shm := d.pod.ShmPath
@@ -72,6 +77,18 @@ func (d *draft) ownMounts() []specs.Mount {
 		}
 	}
 	return own
+}
+
+// ttyGroup owns the terminals of every Linux distribution.
+const ttyGroup = 5
+
+// sys is /sys. Only who rules a network namespace can mount a sysfs of it; the host's is not ruled from a user namespace, there the host's
+// own sysfs stands in, with everything in it read-only.
+func (d *draft) sys(access string) specs.Mount {
+	if d.inUserNamespace() && d.hostNetwork() {
+		return bind("/sys", "/sys", "rprivate", "nosuid", "noexec", "nodev", "rro")
+	}
+	return specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}}
 }
 
 // askedMounts are those of the request. The root's propagation follows the
@@ -98,7 +115,9 @@ func (d *draft) askedMounts() ([]specs.Mount, error) {
 		case m.GetReadonly() || m.GetImage() != nil:
 			access = "ro"
 		}
-		asked = append(asked, bind(resolved.Source, path.Clean(m.GetContainerPath()), propagation, append([]string{access}, m.GetMountOptions()...)...))
+		b := bind(resolved.Source, path.Clean(m.GetContainerPath()), propagation, append([]string{access}, m.GetMountOptions()...)...)
+		b.UIDMappings, b.GIDMappings = ociMappings(m.GetUidMappings()), ociMappings(m.GetGidMappings())
+		asked = append(asked, b)
 	}
 	return asked, nil
 }
@@ -181,8 +200,4 @@ func (d *draft) maskedPaths() error {
 // errNoRecursiveReadOnly begins with the word that kubelet looks for.
 func errNoRecursiveReadOnly(m *runtimeapi.Mount) error {
 	return fmt.Errorf("RROUnsupported: mount %s: this machine has no recursive read-only mounts: %w", truncate(m.GetContainerPath()), errdefs.ErrFailedPrecondition)
-}
-
-func errNoIDMappedMounts(m *runtimeapi.Mount) error {
-	return fmt.Errorf("mount %s: user namespaces are not supported yet: %w", truncate(m.GetContainerPath()), errdefs.ErrFailedPrecondition)
 }

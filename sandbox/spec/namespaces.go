@@ -8,12 +8,13 @@ import (
 )
 
 // podNamespaces: the pause process makes the namespaces of its pod, except
-// the network, which is there before it. What is the host's is not listed.
+// user and network, which are there before it. What is the host's is not listed.
 func (d *draft) podNamespaces() error {
 	o := podNamespace(d.pod.Config)
-	if err := d.checkNetNS(); err != nil {
+	if err := d.checkPaths(); err != nil {
 		return err
 	}
+	d.userNamespace()
 	d.addNamespace(specs.MountNamespace, "")
 	if !d.hostNetwork() {
 		d.addNamespace(specs.NetworkNamespace, d.pod.NetNS)
@@ -28,17 +29,18 @@ func (d *draft) podNamespaces() error {
 	return nil
 }
 
-// namespaces: network, IPC and UTS are always the pod's, PID is the pod's, the
+// namespaces: user, network, IPC and UTS are always the pod's, PID is the pod's, the
 // container's own or another container's. A kind in which the pod uses the
 // host's is not listed.
 func (d *draft) namespaces() error {
 	if d.pod.PausePID <= 0 {
 		return fmt.Errorf("spec of container %s: pod %s has no pause process", d.c.ID, d.pod.ID)
 	}
-	if err := d.checkNetNS(); err != nil {
+	if err := d.checkPaths(); err != nil {
 		return err
 	}
 	pod := podNamespace(d.pod.Config)
+	d.userNamespace()
 	d.addNamespace(specs.MountNamespace, "")
 	if d.host.CgroupV2 && !d.privileged() {
 		d.addNamespace(specs.CgroupNamespace, "")
@@ -70,10 +72,13 @@ func (d *draft) pidNamespace(pod runtimeapi.NamespaceMode) error {
 	return nil
 }
 
-// checkNetNS: an empty path would be the host's network, or a new one.
-func (d *draft) checkNetNS() error {
+// checkPaths: an empty path would be the host's namespace, or a new one.
+func (d *draft) checkPaths() error {
 	if d.hostNetwork() != (d.pod.NetNS == "") {
 		return fmt.Errorf("spec of pod %s: network mode %s with network namespace %q", d.pod.ID, podNamespace(d.pod.Config).GetNetwork(), d.pod.NetNS)
+	}
+	if d.inUserNamespace() != (d.pod.UserNS != "") {
+		return fmt.Errorf("spec of pod %s: user namespace %q, asked for: %v", d.pod.ID, d.pod.UserNS, d.inUserNamespace())
 	}
 	return nil
 }
@@ -84,9 +89,8 @@ func (d *draft) addNamespace(t specs.LinuxNamespaceType, path string) {
 
 func nsPath(pid int, kind string) string { return fmt.Sprintf("/proc/%d/ns/%s", pid, kind) }
 
-// checkPodNamespaces knows what a pod can have; user namespaces are refused
-// until every mount of a container can be id-mapped.
-func checkPodNamespaces(p *runtimeapi.PodSandboxConfig, _ Host) error {
+// checkPodNamespaces knows what a pod can have.
+func checkPodNamespaces(p *runtimeapi.PodSandboxConfig, h Host) error {
 	const field = "linux.security_context.namespace_options"
 	o := podNamespace(p)
 	for kind, mode := range map[string]runtimeapi.NamespaceMode{"network": o.GetNetwork(), "ipc": o.GetIpc()} {
@@ -102,12 +106,15 @@ func checkPodNamespaces(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	if o.GetTargetId() != "" {
 		return invalid(field+".target_id", "is not for pods")
 	}
-	return checkUserNamespace(field+".userns_options", o.GetUsernsOptions())
+	if err := checkUserNamespace(field+".userns_options", o.GetUsernsOptions()); err != nil {
+		return err
+	}
+	return checkUserNamespacePod(p, h)
 }
 
 // checkContainerNamespaces: a container never gets more of the host than its
 // pod has. Unset modes read as POD and follow the pod.
-func checkContainerNamespaces(p *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+func checkContainerNamespaces(p *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
 	const field = "linux.security_context.namespace_options"
 	pod, o := podNamespace(p), c.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	for _, k := range []struct {
@@ -130,5 +137,8 @@ func checkContainerNamespaces(p *runtimeapi.PodSandboxConfig, c *runtimeapi.Cont
 	if target != (o.GetTargetId() != "") {
 		return invalid(field+".target_id", "%q does not go with pid mode %s", truncate(o.GetTargetId()), o.GetPid())
 	}
-	return checkUserNamespace(field+".userns_options", o.GetUsernsOptions())
+	if err := checkUserNamespace(field+".userns_options", o.GetUsernsOptions()); err != nil {
+		return err
+	}
+	return checkUserNamespaceContainer(p, o.GetUsernsOptions(), h)
 }

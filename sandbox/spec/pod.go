@@ -19,12 +19,21 @@ func (d *draft) podProcess() error {
 		Args:            []string{"/pause"},
 		Cwd:             "/",
 		Env:             []string{"PATH=/", "HOME=/"},
-		User:            specs.User{UID: PauseUser, GID: PauseUser, AdditionalGids: []uint32{PauseUser}},
+		User:            d.pauseUser(),
 		Capabilities:    &specs.LinuxCapabilities{},
 		NoNewPrivileges: true,
 		OOMScoreAdj:     ptr(d.clampOOM("oom_score_adj", pauseOOMScoreAdj)),
 	}
 	return nil
+}
+
+// pauseUser is the last user of a user namespace that has fewer.
+func (d *draft) pauseUser() specs.User {
+	uid, gid := uint32(PauseUser), uint32(PauseUser)
+	if uids, gids, ok := UserNamespace(d.pod.Config); ok {
+		uid, gid = min(uid, uids.Length-1), min(gid, gids.Length-1)
+	}
+	return specs.User{UID: uid, GID: gid, AdditionalGids: []uint32{gid}}
 }
 
 func (d *draft) podRoot() error {

@@ -161,7 +161,7 @@ func (d *draft) user() error {
 		}
 	}
 	d.spec.Process.User = specs.User{UID: u.UID, GID: u.GID, AdditionalGids: groups}
-	return nil
+	return d.mapped(d.spec.Process.User)
 }
 
 func (d *draft) root() error {

@@ -144,6 +144,7 @@ func TestGoldenPods(t *testing.T) {
 				Network: runtimeapi.NamespaceMode_NODE, Pid: runtimeapi.NamespaceMode_NODE, Ipc: runtimeapi.NamespaceMode_NODE,
 			}
 		},
+		"pod-user-namespace": func(_ *Host, p *Pod) { inUserNamespace(p, nil) },
 		"pod-systemd-unprivileged-daemon": func(h *Host, p *Pod) {
 			h.SystemdCgroup, h.OOMScoreAdjMin = true, -500
 			h.RlimitHard = map[string]uint64{"RLIMIT_NOFILE": 4096}
@@ -205,6 +206,18 @@ func TestGoldenContainers(t *testing.T) {
 				HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 0}, {PageSize: "64KB", Limit: 0}},
 				Unified:        map[string]string{"memory.high": "max", "memory.oom.group": "1"},
 			}
+		},
+		"container-user-namespace": func(_ *Host, p *Pod, c *Container) {
+			inUserNamespace(p, c)
+			uids, gids := mappings()
+			c.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/mnt/a", UidMappings: uids, GidMappings: gids}}
+			c.Mounts = []Mount{{Source: "/mnt/real-a"}}
+			c.Devices = []Device{{HostPath: "/dev/fuse", ContainerPath: "/dev/other", Type: "c", Major: 10, Minor: 229, Mode: 0o666, Permissions: "rw"}}
+		},
+		"container-user-namespace-host-network": func(_ *Host, p *Pod, c *Container) {
+			inUserNamespace(p, c)
+			p.NetNS, p.Config.Linux.SecurityContext.NamespaceOptions.Network = "", runtimeapi.NamespaceMode_NODE
+			c.security().NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 		},
 		"container-in-host-pod": func(h *Host, p *Pod, c *Container) {
 			h.CgroupV2 = false

@@ -15,6 +15,8 @@ type Pod struct {
 
 	// NetNS is the path of the pod's network namespace; "" when the pod uses the host's.
 	NetNS string
+	// UserNS is the path of the pod's user namespace; "" when the pod uses the host's.
+	UserNS string
 	// PausePID is the pause process on the host; 0 while the pod itself is made.
 	PausePID int
 	// Hostname of the pod. The caller chooses one when the request has none.
@@ -94,6 +96,8 @@ type Volume struct {
 
 // Device is a device node of the host and what the container calls it.
 type Device struct {
+	// HostPath is what is bound where no device node can be made: in a user namespace.
+	HostPath      string
 	ContainerPath string
 	// Type is "c", "b" or "p".
 	Type         string

@@ -114,10 +114,13 @@ func checkMounts(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig
 			return invalid("mounts.container_path", "%q occurs twice", truncate(place))
 		}
 		seen[place] = true
-		for _, check := range []func(*runtimeapi.Mount, Host) error{checkMountSource, checkMountAccess, checkMountOptions, checkMountMappings} {
+		for _, check := range []func(*runtimeapi.Mount, Host) error{checkMountSource, checkMountAccess, checkMountOptions} {
 			if err := check(m, h); err != nil {
 				return err
 			}
+		}
+		if err := checkMountMappings(pod, m); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -199,19 +202,6 @@ func checkMountOptions(m *runtimeapi.Mount, _ Host) error {
 		if !slices.Contains(mountOptions, o) {
 			return invalid("mounts.mount_options", "%q is not among %s", truncate(o), strings.Join(mountOptions, ", "))
 		}
-	}
-	return nil
-}
-
-func checkMountMappings(m *runtimeapi.Mount, _ Host) error {
-	if err := checkIDMappings("mounts.uidMappings", m.GetUidMappings()); err != nil {
-		return err
-	}
-	if err := checkIDMappings("mounts.gidMappings", m.GetGidMappings()); err != nil {
-		return err
-	}
-	if len(m.GetUidMappings()) > 0 || len(m.GetGidMappings()) > 0 {
-		return errNoIDMappedMounts(m)
 	}
 	return nil
 }

@@ -149,8 +149,25 @@ func TestRefusesPods(t *testing.T) {
 		{Mode: runtimeapi.NamespaceMode_CONTAINER}, {Mode: runtimeapi.NamespaceMode_NODE, Uids: []*runtimeapi.IDMapping{{Length: 1}}},
 		{Uids: []*runtimeapi.IDMapping{{Length: 0}}}, {Gids: []*runtimeapi.IDMapping{{HostId: 1<<32 - 1, Length: 2}}},
 		{Uids: []*runtimeapi.IDMapping{{Length: 10}, {HostId: 9, ContainerId: 100, Length: 10}}}, {Uids: []*runtimeapi.IDMapping{nil}},
+		{}, {Mode: runtimeapi.NamespaceMode_TARGET}, {Uids: aUserNamespace().Uids}, {Gids: aUserNamespace().Gids},
+		{Uids: aUserNamespace().Uids, Gids: []*runtimeapi.IDMapping{{Length: 10}, {HostId: 10, ContainerId: 10, Length: 10}}},
+		{Uids: aUserNamespace().Uids, Gids: []*runtimeapi.IDMapping{{ContainerId: 1, HostId: 1000, Length: 10}}},
 	} {
 		rows = append(rows, row{"userns_options", func(p *runtimeapi.PodSandboxConfig) { sc(p).NamespaceOptions.UsernsOptions = u }})
+	}
+	for field, change := range map[string]func(*runtimeapi.LinuxSandboxSecurityContext){
+		"privileged": func(sc *runtimeapi.LinuxSandboxSecurityContext) { sc.Privileged = true },
+		"pid": func(sc *runtimeapi.LinuxSandboxSecurityContext) {
+			sc.NamespaceOptions.Pid = runtimeapi.NamespaceMode_NODE
+		},
+		"ipc": func(sc *runtimeapi.LinuxSandboxSecurityContext) {
+			sc.NamespaceOptions.Ipc = runtimeapi.NamespaceMode_NODE
+		},
+	} {
+		rows = append(rows, row{field, func(p *runtimeapi.PodSandboxConfig) {
+			sc(p).NamespaceOptions.UsernsOptions = aUserNamespace()
+			change(sc(p))
+		}})
 	}
 	for i, r := range rows {
 		t.Run(fmt.Sprintf("%d %s", i, r.field), func(t *testing.T) {
@@ -174,9 +191,14 @@ func TestRefusesPods(t *testing.T) {
 
 func TestWhatAMachineLacksForPods(t *testing.T) {
 	for name, change := range map[string]func(*Host, *Pod){
-		"user namespaces": func(_ *Host, p *Pod) {
-			m := []*runtimeapi.IDMapping{{HostId: 65536, Length: 65536}}
-			p.Config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Uids: m, Gids: m}
+		"user namespaces": func(h *Host, p *Pod) {
+			inUserNamespace(p, nil)
+			h.NoUserNamespaces = "no id-mapped mounts"
+		},
+		"/sys of the host": func(h *Host, p *Pod) {
+			inUserNamespace(p, nil)
+			p.Config.Linux.SecurityContext.NamespaceOptions.Network, p.NetNS = runtimeapi.NamespaceMode_NODE, ""
+			h.RecursiveReadOnly = false
 		},
 		"seccomp": func(h *Host, _ *Pod) { h.Seccomp = false },
 		"apparmor": func(_ *Host, p *Pod) {
@@ -296,6 +318,7 @@ func TestRefusesContainers(t *testing.T) {
 		"options.target_id":         {TargetId: "x"},
 		"namespace_options.network": {Network: 42},
 		"userns_options":            {UsernsOptions: &runtimeapi.UserNamespace{Uids: []*runtimeapi.IDMapping{{}}}},
+		"userns_options.mode":       {UsernsOptions: aUserNamespace()},
 	} {
 		add(field, func(c *runtimeapi.ContainerConfig) { sc(c).NamespaceOptions = o })
 	}
@@ -352,12 +375,6 @@ func TestWhatAMachineLacksForContainers(t *testing.T) {
 		c.Config.Mounts, c.Mounts = []*runtimeapi.Mount{m}, []Mount{r}
 	}
 	for name, change := range map[string]func(*Host, *Container){
-		"user namespaces": func(_ *Host, c *Container) {
-			c.security().NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{}
-		},
-		"id-mapped mount": func(_ *Host, c *Container) {
-			mount(c, &runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", UidMappings: []*runtimeapi.IDMapping{{Length: 1}}}, Mount{Source: "/b"})
-		},
 		"recursive read-only": func(h *Host, c *Container) {
 			h.RecursiveReadOnly = false
 			mount(c, &runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", Readonly: true, RecursiveReadOnly: true}, Mount{Source: "/b"})

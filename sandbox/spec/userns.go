@@ -1,0 +1,177 @@
+package spec
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// IDs is a range of ids: those from 0 on in a user namespace, which are those from First on outside.
+type IDs struct{ First, Length uint32 }
+
+// UserNamespace returns the ids of the pod's user namespace; ok is false for a pod in the host's. The request was checked.
+func UserNamespace(p *runtimeapi.PodSandboxConfig) (uids, gids IDs, ok bool) {
+	u := podNamespace(p).GetUsernsOptions()
+	if u == nil || u.GetMode() != runtimeapi.NamespaceMode_POD || len(u.GetUids()) != 1 || len(u.GetGids()) != 1 {
+		return IDs{}, IDs{}, false
+	}
+	return idsOf(u.GetUids()[0]), idsOf(u.GetGids()[0]), true
+}
+
+func idsOf(m *runtimeapi.IDMapping) IDs { return IDs{First: m.GetHostId(), Length: m.GetLength()} }
+
+func (d *draft) inUserNamespace() bool {
+	_, _, ok := UserNamespace(d.pod.Config)
+	return ok
+}
+
+// userNamespace joins the pod's. Its mappings are not repeated: an OCI runtime reads them from the namespace.
+func (d *draft) userNamespace() {
+	if d.pod.UserNS != "" {
+		d.addNamespace(specs.UserNamespace, d.pod.UserNS)
+	}
+}
+
+// mapped refuses a user or group that the pod's user namespace does not have.
+func (d *draft) mapped(u specs.User) error {
+	uids, gids, ok := UserNamespace(d.pod.Config)
+	if !ok {
+		return nil
+	}
+	if u.UID >= uids.Length {
+		return invalid("user", "%d is not mapped, the pod's user namespace has the users 0 to %d", u.UID, uids.Length-1)
+	}
+	for _, g := range u.AdditionalGids {
+		if g >= gids.Length {
+			return invalid("group", "%d is not mapped, the pod's user namespace has the groups 0 to %d", g, gids.Length-1)
+		}
+	}
+	return nil
+}
+
+func checkUserNamespace(field string, u *runtimeapi.UserNamespace) error {
+	if u == nil {
+		return nil
+	}
+	mappings := map[string][]*runtimeapi.IDMapping{"uids": u.GetUids(), "gids": u.GetGids()}
+	for kind, list := range mappings {
+		if err := checkIDMappings(field+"."+kind, list); err != nil {
+			return err
+		}
+	}
+	switch u.GetMode() {
+	case runtimeapi.NamespaceMode_NODE:
+		if len(u.GetUids()) > 0 || len(u.GetGids()) > 0 {
+			return invalid(field, "mode NODE has mappings")
+		}
+		return nil
+	case runtimeapi.NamespaceMode_POD:
+		for kind, list := range mappings {
+			if len(list) != 1 {
+				return invalid(field+"."+kind, "are %d mappings, exactly one is taken", len(list))
+			}
+			if list[0].GetContainerId() != 0 {
+				return invalid(field+"."+kind, "id 0 of the container is not mapped")
+			}
+		}
+		return nil
+	}
+	return invalid(field+".mode", "%s is unknown to user namespaces", u.GetMode())
+}
+
+// checkUserNamespacePod: who has all of the host, or sees its processes or its IPC, is not confined by other ids.
+func checkUserNamespacePod(p *runtimeapi.PodSandboxConfig, h Host) error {
+	if _, _, ok := UserNamespace(p); !ok {
+		return nil
+	}
+	const field = "linux.security_context."
+	o := podNamespace(p)
+	switch {
+	case p.GetLinux().GetSecurityContext().GetPrivileged():
+		return invalid(field+"privileged", "a privileged pod cannot have a user namespace")
+	case o.GetPid() == runtimeapi.NamespaceMode_NODE:
+		return invalid(field+"namespace_options.pid", "a pod in the host's PID namespace cannot have a user namespace")
+	case o.GetIpc() == runtimeapi.NamespaceMode_NODE:
+		return invalid(field+"namespace_options.ipc", "a pod in the host's IPC namespace cannot have a user namespace")
+	}
+	if h.NoUserNamespaces != "" {
+		return fmt.Errorf("%snamespace_options.userns_options: no user namespaces here: %s: %w", field, h.NoUserNamespaces, errdefs.ErrFailedPrecondition)
+	}
+	if o.GetNetwork() == runtimeapi.NamespaceMode_NODE && !h.RecursiveReadOnly {
+		return fmt.Errorf("%snamespace_options.userns_options: with the host's network /sys must be made read-only recursively, which needs Linux 5.12: %w", field, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// checkUserNamespaceContainer: the namespace is the pod's. A container that says nothing follows it.
+func checkUserNamespaceContainer(p *runtimeapi.PodSandboxConfig, u *runtimeapi.UserNamespace, h Host) error {
+	const field = "linux.security_context.namespace_options.userns_options"
+	uids, gids, ok := UserNamespace(p)
+	if u == nil {
+		return checkUserNamespacePod(p, h)
+	}
+	if ok != (u.GetMode() == runtimeapi.NamespaceMode_POD) {
+		return invalid(field+".mode", "is %s although the pod's is another", u.GetMode())
+	}
+	if ok && (idsOf(u.GetUids()[0]) != uids || idsOf(u.GetGids()[0]) != gids) {
+		return invalid(field, "the mappings are not those of the pod")
+	}
+	return checkUserNamespacePod(p, h)
+}
+
+// checkIDMappings: no empty range, none beyond 32 bits, none that overlaps another.
+func checkIDMappings(field string, list []*runtimeapi.IDMapping) error {
+	const maxMappings = 340 // what the kernel takes
+	if len(list) > maxMappings {
+		return invalid(field, "are %d mappings, the kernel takes %d", len(list), maxMappings)
+	}
+	overlap := func(a, b uint32, n, m uint32) bool {
+		return uint64(a) < uint64(b)+uint64(m) && uint64(b) < uint64(a)+uint64(n)
+	}
+	for i, m := range list {
+		if m.GetLength() == 0 {
+			return invalid(field, "mapping %d is empty", i)
+		}
+		if uint64(m.GetHostId())+uint64(m.GetLength()) > 1<<32 || uint64(m.GetContainerId())+uint64(m.GetLength()) > 1<<32 {
+			return invalid(field, "mapping %d goes beyond 32 bits", i)
+		}
+		for _, o := range list[:i] {
+			if overlap(m.GetHostId(), o.GetHostId(), m.GetLength(), o.GetLength()) ||
+				overlap(m.GetContainerId(), o.GetContainerId(), m.GetLength(), o.GetLength()) {
+				return invalid(field, "mapping %d overlaps another", i)
+			}
+		}
+	}
+	return nil
+}
+
+// checkMountMappings: ids of a mount are mapped for a pod that has ids of its own.
+func checkMountMappings(pod *runtimeapi.PodSandboxConfig, m *runtimeapi.Mount) error {
+	if err := checkIDMappings("mounts.uidMappings", m.GetUidMappings()); err != nil {
+		return err
+	}
+	if err := checkIDMappings("mounts.gidMappings", m.GetGidMappings()); err != nil {
+		return err
+	}
+	if len(m.GetUidMappings()) == 0 && len(m.GetGidMappings()) == 0 {
+		return nil
+	}
+	if len(m.GetUidMappings()) == 0 || len(m.GetGidMappings()) == 0 {
+		return invalid("mounts.uidMappings", "and gidMappings are set together or not at all")
+	}
+	if _, _, ok := UserNamespace(pod); !ok {
+		return invalid("mounts.uidMappings", "are set although the pod has no user namespace")
+	}
+	return nil
+}
+
+// ociMappings is a list of mappings in the words of the OCI runtime spec.
+func ociMappings(list []*runtimeapi.IDMapping) []specs.LinuxIDMapping {
+	var all []specs.LinuxIDMapping
+	for _, m := range list {
+		all = append(all, specs.LinuxIDMapping{ContainerID: m.GetContainerId(), HostID: m.GetHostId(), Size: m.GetLength()})
+	}
+	return all
+}
