@@ -22,11 +22,12 @@ const (
 // lockFolders makes this process the only daemon of its root and of its state folder until release is called, and sees to it that the two
 // belong together. Both are known by their real paths from here on.
 func lockFolders(c *Config) (release func(), err error) {
-	root, err := lockFolder("root", &c.Root)
+	root, err := lockFolder("root", &c.Root, 0o700)
 	if err != nil {
 		return nil, err
 	}
-	state, err := lockFolder("state", &c.State)
+	// Root of a pod's user namespace passes through it to the pod's root filesystem. What is in it is closed by itself.
+	state, err := lockFolder("state", &c.State, 0o711)
 	if err != nil {
 		root.Close()
 		return nil, err
@@ -39,9 +40,9 @@ func lockFolders(c *Config) (release func(), err error) {
 	return release, nil
 }
 
-// lockFolder locks one folder, which it makes and closes to others. The error of the second daemon names the first one's pid.
-func lockFolder(kind string, path *string) (*os.File, error) {
-	if err := os.MkdirAll(*path, 0o700); err != nil {
+// lockFolder locks one folder, which it makes and closes to others as far as mode says. The error of the second daemon names the first one's pid.
+func lockFolder(kind string, path *string, mode os.FileMode) (*os.File, error) {
+	if err := os.MkdirAll(*path, mode); err != nil {
 		return nil, fmt.Errorf("%s folder: %w", kind, err)
 	}
 	dir, err := filepath.EvalSymlinks(*path)
@@ -49,7 +50,7 @@ func lockFolder(kind string, path *string) (*os.File, error) {
 		return nil, fmt.Errorf("%s folder: %w", kind, err)
 	}
 	*path = dir
-	if err := os.Chmod(dir, 0o700); err != nil { // one that an installer made wider
+	if err := os.Chmod(dir, mode); err != nil { // one that an installer made wider
 		return nil, fmt.Errorf("%s folder: %w", kind, err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)

@@ -18,7 +18,7 @@ type Start struct {
 
 	// OwnerUID and OwnerGID own the FIFOs and the pipe that are the task's streams; they must be root of the user namespace of Spec, or its
 	// processes cannot open /dev/stdout again.
-	OwnerUID, OwnerGID uint32
+	OwnerUID, OwnerGID int
 
 	LogPath  string // absolute path of the CRI log; "" = output is consumed and dropped
 	OOMFile  string // v1 <memory cgroup>/memory.oom_control, v2 <cgroup>/memory.events; "" = OOMKilled is never told

@@ -192,7 +192,7 @@ func prepare(d taskDir, st Start) error {
 		if err := unix.Mkfifo(name, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("make FIFO %s: %w", name, err)
 		}
-		if err := os.Lchown(name, int(st.OwnerUID), int(st.OwnerGID)); err != nil {
+		if err := os.Lchown(name, st.OwnerUID, st.OwnerGID); err != nil {
 			return err
 		}
 	}

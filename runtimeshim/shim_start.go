@@ -164,7 +164,7 @@ func (s *shim) openStdio(t *task) (*os.File, error) {
 			return nil, err
 		}
 		r, w = os.NewFile(uintptr(fds[0]), "stdin"), os.NewFile(uintptr(fds[1]), "stdin")
-		if err := r.Chown(int(t.rec.OwnerUID), int(t.rec.OwnerGID)); err != nil {
+		if err := r.Chown(t.rec.OwnerUID, t.rec.OwnerGID); err != nil {
 			closeAll(append(fifos, r, w))
 			return nil, err
 		}

@@ -23,8 +23,8 @@ type taskParams struct {
 	OOMFile   string `json:"oom_file,omitempty"`
 	LockFile  string `json:"lock_file,omitempty"`
 	Keeper    bool   `json:"keeper,omitempty"`
-	OwnerUID  uint32 `json:"owner_uid,omitempty"` // of stdin
-	OwnerGID  uint32 `json:"owner_gid,omitempty"`
+	OwnerUID  int    `json:"owner_uid,omitempty"` // of stdin
+	OwnerGID  int    `json:"owner_gid,omitempty"`
 }
 
 // taskRecord is task.json: everything a new shim, or a new program under the

@@ -30,7 +30,7 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, config *run
 	if err != nil {
 		return "", err
 	}
-	if err := spec.ValidateContainer(p.config, config, m.host); err != nil {
+	if err := spec.ValidateContainer(p.config, config, m.hostOf(p)); err != nil {
 		return "", err
 	}
 	config = proto.CloneOf(config)
@@ -157,12 +157,12 @@ func imageRef(img imageservice.Image) string {
 
 // prepare mounts the root filesystem and writes the spec that StartContainer hands to the runtime.
 func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imageservice.Image) error {
-	root := imageservice.Rootfs{ImageID: img.ID, Dir: m.rootPath("containers", c.id), Target: m.rootfs(c.id)}
-	if err := m.images.Mount(ctx, root); err != nil {
+	root, err := m.mountRoot(ctx, p, c.id, imageservice.Rootfs{ImageID: img.ID})
+	if err != nil {
 		return fmt.Errorf("root filesystem of container %s: %w", c.id, err)
 	}
 	m.step("container.mounted")
-	input, err := m.specContainer(c, img)
+	input, err := m.specContainer(p, c, root, img)
 	if err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 	if err != nil {
 		return err
 	}
-	s, notes, err := spec.ForContainer(m.host, in, input)
+	s, notes, err := spec.ForContainer(m.HostOf(r.Handler), in, input)
 	if err != nil {
 		return err
 	}
@@ -191,8 +191,8 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 }
 
 // specContainer gathers what needs the disk: the user's numbers from the image, host paths, devices, a seccomp profile.
-func (m *Manager) specContainer(c *container, img imageservice.Image) (spec.Container, error) {
-	in := spec.Container{ID: c.id, Config: c.config, Image: img.Config, ImageName: c.config.GetImage().GetImage(), Rootfs: m.rootfs(c.id)}
+func (m *Manager) specContainer(p *pod, c *container, root string, img imageservice.Image) (spec.Container, error) {
+	in := spec.Container{ID: c.id, Config: c.config, Image: img.Config, ImageName: c.config.GetImage().GetImage(), Rootfs: root}
 	var err error
 	if in.User, err = lookupUser(in.Rootfs, img.Config.Config.User, c.config.GetLinux().GetSecurityContext()); err != nil {
 		return in, fmt.Errorf("user of container %s: %w", c.config.GetMetadata().GetName(), err)
@@ -204,7 +204,7 @@ func (m *Manager) specContainer(c *container, img imageservice.Image) (spec.Cont
 	if in.SeccompProfile, err = readSeccomp(profile); err != nil {
 		return in, err
 	}
-	if in.Volumes, err = m.makeVolumes(c, img); err != nil {
+	if in.Volumes, err = m.makeVolumes(p, c, root, img); err != nil {
 		return in, err
 	}
 	if in.Mounts, err = resolveMounts(c.config.GetMounts()); err != nil {

@@ -49,39 +49,45 @@ func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout
 	return m.execSync(ctx, request)
 }
 
+// command is a process to run in a container. Its pipes belong to root in the pod, who may open /dev/stdout.
+type command struct {
+	runtimeshim.Exec
+	as owner
+}
+
 // execRequest describes the command as a process like the container's own.
-func (m *Manager) execRequest(c *container, cmd []string, tty bool) (runtimeshim.Exec, error) {
+func (m *Manager) execRequest(c *container, cmd []string, tty bool) (command, error) {
 	if len(cmd) == 0 {
-		return runtimeshim.Exec{}, fmt.Errorf("cmd is empty: %w", errdefs.ErrInvalidArgument)
+		return command{}, fmt.Errorf("cmd is empty: %w", errdefs.ErrInvalidArgument)
 	}
 	if err := m.mustRun(c); err != nil {
-		return runtimeshim.Exec{}, err
+		return command{}, err
 	}
 	p, ok := m.store.Get(c.podID)
 	if !ok {
-		return runtimeshim.Exec{}, fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
+		return command{}, fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
 	}
 	h, err := m.handler(p.Handler)
 	if err != nil {
-		return runtimeshim.Exec{}, err
+		return command{}, err
 	}
 	b, err := m.specFile(c)
 	if err != nil {
-		return runtimeshim.Exec{}, fmt.Errorf("spec of container %s: %w", c.id, err)
+		return command{}, fmt.Errorf("spec of container %s: %w", c.id, err)
 	}
 	var s specs.Spec
 	if err := json.Unmarshal(b, &s); err != nil {
-		return runtimeshim.Exec{}, fmt.Errorf("spec of container %s: %w", c.id, err)
+		return command{}, fmt.Errorf("spec of container %s: %w", c.id, err)
 	}
-	command, err := spec.ExecProcess(&s, cmd, tty)
+	described, err := spec.ExecProcess(&s, cmd, tty)
 	if err != nil {
-		return runtimeshim.Exec{}, err
+		return command{}, err
 	}
-	process, err := json.Marshal(command)
+	process, err := json.Marshal(described)
 	if err != nil {
-		return runtimeshim.Exec{}, err
+		return command{}, err
 	}
-	return runtimeshim.Exec{ID: c.id, Runtime: h.Path, Process: process, LockFile: m.lockPath(c.podID)}, nil
+	return command{runtimeshim.Exec{ID: c.id, Runtime: h.Path, Process: process, LockFile: m.lockPath(c.podID)}, m.rootIn(c.podID)}, nil
 }
 
 // mustRun returns ErrNotFound or ErrFailedPrecondition unless the container runs.
@@ -96,19 +102,19 @@ func (m *Manager) mustRun(c *container) error {
 	return nil
 }
 
-func (m *Manager) execSync(ctx context.Context, request runtimeshim.Exec) (ExecResult, error) {
-	out, err := newCapture()
+func (m *Manager) execSync(ctx context.Context, c command) (ExecResult, error) {
+	out, err := newCapture(c.as)
 	if err != nil {
 		return ExecResult{}, err
 	}
 	defer out.close()
-	errs, err := newCapture()
+	errs, err := newCapture(c.as)
 	if err != nil {
 		return ExecResult{}, err
 	}
 	defer errs.close()
-	request.Stdout, request.Stderr = out.w, errs.w
-	code, err := m.shim.Exec(ctx, request)
+	c.Stdout, c.Stderr = out.w, errs.w
+	code, err := m.shim.Exec(ctx, c.Exec)
 	if cause := context.Cause(ctx); cause != nil {
 		return ExecResult{}, cause
 	}
@@ -135,10 +141,10 @@ type capture struct {
 	buf bytes.Buffer
 }
 
-func newCapture() (*capture, error) {
+func newCapture(as owner) (*capture, error) {
 	c := &capture{}
 	var err error
-	c.outlet, err = newOutlet(c.keep)
+	c.outlet, err = newOutlet(as, c.keep)
 	return c, err
 }
 

@@ -105,7 +105,7 @@ func (m *Manager) release(ctx context.Context, c *container) {
 	if errors.Is(released, errdefs.ErrNotFound) {
 		released = nil // it never had a process
 	}
-	if err := errors.Join(released, m.images.Unmount(ctx, m.rootfs(c.id))); err != nil {
+	if err := errors.Join(released, m.unmountRoot(ctx, c.id)); err != nil {
 		log.G(ctx).WithError(err).Warn("an exited container is not released yet; its removal tries again")
 	}
 }

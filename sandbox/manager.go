@@ -46,6 +46,7 @@ type Config struct {
 type Manager struct {
 	conf    Config
 	host    spec.Host
+	lacks   map[string]string // by handler: why its pods can have no user namespace
 	store   *store.Store
 	images  *imageservice.Images
 	network *cni.Networks
@@ -112,12 +113,16 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 			return nil, fmt.Errorf("open pods: %w", err)
 		}
 	}
+	if err := os.MkdirAll(m.statePath("userns"), 0o711); err != nil {
+		return nil, fmt.Errorf("open pods: %w", err)
+	}
 	host, err := readHost()
 	if err != nil {
 		return nil, err
 	}
 	host.CgroupParent = CgroupParent(c.Instance)
 	m.host = host
+	m.findUserNamespaces(ctx)
 	if err := m.load(ctx); err != nil {
 		return nil, err
 	}
@@ -181,6 +186,18 @@ const shimPatience = 2 * time.Second
 
 // Host returns what was found out about this machine at start.
 func (m *Manager) Host() spec.Host { return m.host }
+
+// HostOf is Host for the pods of one handler, "" is the default one.
+func (m *Manager) HostOf(handler string) spec.Host {
+	if handler == "" {
+		handler = m.conf.Default
+	}
+	h := m.host
+	if h.NoUserNamespaces == "" {
+		h.NoUserNamespaces = m.lacks[handler]
+	}
+	return h
+}
 
 // Handlers returns the names of all handlers, sorted, and which of them is the default.
 func (m *Manager) Handlers() (names []string, byDefault string) {

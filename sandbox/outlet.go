@@ -17,8 +17,8 @@ type outlet struct {
 }
 
 // newOutlet makes the pipe and begins to read. The end that the process gets, w, blocks, as programs expect of their output.
-func newOutlet(sink func([]byte)) (*outlet, error) {
-	r, w, err := pipe(0)
+func newOutlet(as owner, sink func([]byte)) (*outlet, error) {
+	r, w, err := pipe(0, as)
 	if err != nil {
 		return nil, err
 	}
@@ -28,12 +28,12 @@ func newOutlet(sink func([]byte)) (*outlet, error) {
 }
 
 // pipe makes a pipe whose end ours (0 reads, 1 writes) can be waited for with a deadline; the other one blocks.
-func pipe(ours int) (r, w *os.File, err error) {
+func pipe(ours int, as owner) (r, w *os.File, err error) {
 	var ends [2]int
 	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, fmt.Errorf("pipe for a process: %w", err)
 	}
-	if err := unix.SetNonblock(ends[ours], true); err != nil {
+	if err := errors.Join(unix.SetNonblock(ends[ours], true), unix.Fchown(ends[1], as.uid, as.gid)); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("pipe for a process: %w", err), unix.Close(ends[0]), unix.Close(ends[1]))
 	}
 	return os.NewFile(uintptr(ends[0]), "pipe"), os.NewFile(uintptr(ends[1]), "pipe"), nil

@@ -18,6 +18,7 @@ import (
 	"github.com/cribox/cribox/sandbox/pause"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/sandbox/userns"
 )
 
 // shmSize is what a pod's /dev/shm holds, the 64 MiB that every runtime gives.
@@ -48,20 +49,20 @@ func (m *Manager) makePodFiles(p *pod) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(m.podFile(p.id, "hostname"), []byte(name+"\n"), 0o644); err != nil {
+	if err := writeFor(p.config, m.podFile(p.id, "hostname"), []byte(name+"\n")); err != nil {
 		return err
 	}
 	resolv, err := resolvConf(p.config.GetDnsConfig())
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(m.podFile(p.id, "resolv.conf"), resolv, 0o644); err != nil {
+	if err := writeFor(p.config, m.podFile(p.id, "resolv.conf"), resolv); err != nil {
 		return err
 	}
 	if hostIPC(p.config) {
 		return nil
 	}
-	return mountShm(m.podFile(p.id, "shm"))
+	return mountShm(p.config, m.podFile(p.id, "shm"))
 }
 
 func podHostname(c *runtimeapi.PodSandboxConfig) (string, error) {
@@ -93,14 +94,16 @@ func resolvConf(dns *runtimeapi.DNSConfig) ([]byte, error) {
 	return []byte(b.String()), nil
 }
 
-func mountShm(dir string) error {
+func mountShm(c *runtimeapi.PodSandboxConfig, dir string) error {
 	if err := os.MkdirAll(dir, 0o1777); err != nil {
 		return err
 	}
 	if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
 		return err
 	}
-	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=1777,size=%d", shmSize))
+	root := rootOf(c)
+	options := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmSize, root.uid, root.gid)
+	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", dir, err)
 	}
@@ -115,7 +118,7 @@ func (m *Manager) writeHosts(p *pod, ips []netip.Addr) error {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		return os.WriteFile(path, b, 0o644)
+		return writeFor(p.config, path, b)
 	}
 	name, err := podHostname(p.config)
 	if err != nil {
@@ -126,7 +129,7 @@ func (m *Manager) writeHosts(p *pod, ips []netip.Addr) error {
 	for _, ip := range ips {
 		fmt.Fprintf(&b, "%s\t%s\n", ip, name)
 	}
-	return os.WriteFile(path, []byte(b.String()), 0o644)
+	return writeFor(p.config, path, []byte(b.String()))
 }
 
 // removePodFiles is the opposite of makePodFiles and may be called at any time.
@@ -134,6 +137,9 @@ func (m *Manager) removePodFiles(id string) error {
 	shm := m.podFile(id, "shm")
 	if err := unix.Unmount(shm, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount %s: %w", shm, err)
+	}
+	if err := userns.Unpin(m.userns(id)); err != nil {
+		return err
 	}
 	return os.RemoveAll(m.statePath("pods", id))
 }
@@ -145,6 +151,9 @@ func (m *Manager) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
 		HostnamePath: m.podFile(p.id, "hostname"), ResolvConfPath: m.podFile(p.id, "resolv.conf")}
 	if hostIPC(p.config) {
 		s.ShmPath = ""
+	}
+	if _, _, ok := spec.UserNamespace(p.config); ok {
+		s.UserNS = m.userns(p.id)
 	}
 	if r.PausePID != 0 {
 		return s, nil
@@ -161,21 +170,20 @@ func (m *Manager) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
 
 // pauseRoot returns the root of the pause container: the built-in program in a folder that all pods share read-only; or the configured
 // image's, and the arguments that start it.
-func (m *Manager) pauseRoot(ctx context.Context, id, image string) (root string, args []string, err error) {
+func (m *Manager) pauseRoot(ctx context.Context, p *pod, image string) (root string, args []string, err error) {
 	if image == "" {
 		root, err := m.builtinPause()
 		return root, nil, err
 	}
-	if err := m.images.Hold(image, id); err != nil {
+	if err := m.images.Hold(image, p.id); err != nil {
 		return "", nil, fmt.Errorf("pause_image: %w", err)
 	}
 	img, err := m.images.Lookup(image)
 	if err != nil {
 		return "", nil, fmt.Errorf("pause_image: %w", err)
 	}
-	root = m.rootfs(id)
 	args = slices.Concat(img.Config.Config.Entrypoint, img.Config.Config.Cmd)
-	err = m.images.Mount(ctx, imageservice.Rootfs{ImageID: image, Dir: m.rootPath("containers", id), Target: root, ReadOnly: true})
+	root, err = m.mountRoot(ctx, p, p.id, imageservice.Rootfs{ImageID: image, ReadOnly: true})
 	return root, args, err
 }
 
@@ -216,5 +224,3 @@ func (m *Manager) builtinPause() (string, error) {
 	}
 	return dir, nil
 }
-
-func (m *Manager) rootfs(id string) string { return m.statePath("rootfs", id) }

@@ -149,7 +149,7 @@ func TestUserFilesThroughLinks(t *testing.T) {
 
 // What a command wrote before it ended is returned whole; a child that keeps the pipe is not waited for (I12).
 func TestCaptureDoesNotWaitForAChild(t *testing.T) {
-	c, err := newCapture()
+	c, err := newCapture(owner{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func TestCaptureDoesNotWaitForAChild(t *testing.T) {
 }
 
 func TestCaptureIsBounded(t *testing.T) {
-	c, err := newCapture()
+	c, err := newCapture(owner{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -190,16 +190,6 @@ func (m *Manager) lost(ctx context.Context, c *container) {
 	m.containerExited(ctx, c, t)
 }
 
-func (m *Manager) mounted(cid string) bool {
-	var dir, parent os.FileInfo
-	dir, err := os.Stat(m.rootfs(cid))
-	if err != nil {
-		return false
-	}
-	parent, err = os.Stat(filepath.Dir(m.rootfs(cid)))
-	return err == nil && !sameDevice(dir, parent)
-}
-
 func (m *Manager) holdPauseImage(ctx context.Context, r *store.Pod) {
 	if r.PauseImage != "" && r.State != store.PodNotReady {
 		m.log(ctx, m.images.Hold(r.PauseImage, r.ID))
@@ -246,9 +236,7 @@ func (m *Manager) collectOrphans(ctx context.Context, tasks map[string]runtimesh
 	}{
 		{slices.Collect(maps.Keys(tasks)), m.shim.Delete},
 		{namesIn(m.statePath("pods")), func(_ context.Context, id string) error { return m.removePodFiles(id) }},
-		{namesIn(m.statePath("rootfs")), func(ctx context.Context, id string) error {
-			return errors.Join(m.images.Unmount(ctx, m.rootfs(id)), removeDir(m.rootfs(id)))
-		}},
+		{slices.Concat(namesIn(m.statePath("rootfs")), namesIn(m.statePath("userns"))), m.removeRoot},
 		{namesIn(m.rootPath("containers")), func(_ context.Context, id string) error { return os.RemoveAll(m.rootPath("containers", id)) }},
 		{namesIn(m.statePath("locks")), func(ctx context.Context, id string) error { return errors.Join(m.quiesce(ctx, id), m.dropLock(id)) }},
 		{networks, func(ctx context.Context, id string) error {

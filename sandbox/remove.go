@@ -54,10 +54,10 @@ func (m *Manager) discard(ctx context.Context, c *container) error {
 	if err := m.shim.Delete(ctx, c.id); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
-	if err := m.images.Unmount(ctx, m.rootfs(c.id)); err != nil {
+	if err := m.removeRoot(ctx, c.id); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
-	err = errors.Join(removeDir(m.rootfs(c.id)), os.RemoveAll(m.rootPath("containers", c.id)), os.RemoveAll(m.statePath("pods", c.podID, c.id)),
+	err = errors.Join(os.RemoveAll(m.rootPath("containers", c.id)), os.RemoveAll(m.statePath("pods", c.podID, c.id)),
 		m.store.DropAsked(c.podID, c.id))
 	if err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)

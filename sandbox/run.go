@@ -30,7 +30,7 @@ const (
 // the first or returns its result. ErrInvalidArgument names the field; ErrAlreadyExists when the name is taken by a different request;
 // ErrUnavailable when there is no network to join. A failure leaves nothing behind, or a pod that is not ready and is still listed.
 func (m *Manager) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
-	if err := spec.ValidatePod(config, m.host); err != nil {
+	if err := spec.ValidatePod(config, m.HostOf(handler)); err != nil {
 		return "", err
 	}
 	if _, err := m.handler(handler); err != nil {
@@ -125,10 +125,8 @@ func (m *Manager) bringUp(ctx context.Context, p *pod) error {
 		return fmt.Errorf("prepare pod %s: %w", p.id, err)
 	}
 	m.step("pod.files")
-	if !hostNetwork(p.config) {
-		if err := m.network.NewNetNS(m.netns(p.id)); err != nil {
-			return fmt.Errorf("network namespace of pod %s: %w", p.id, err)
-		}
+	if err := m.makeNamespaces(p); err != nil {
+		return fmt.Errorf("namespaces of pod %s: %w", p.id, err)
 	}
 	ips, task, err := m.connectAndStart(ctx, p)
 	if err != nil {
@@ -226,10 +224,10 @@ func (m *Manager) startPause(ctx context.Context, p *pod) (runtimeshim.Task, err
 		return runtimeshim.Task{}, err
 	}
 	var args []string
-	if input.Rootfs, args, err = m.pauseRoot(ctx, p.id, r.PauseImage); err != nil {
+	if input.Rootfs, args, err = m.pauseRoot(ctx, p, r.PauseImage); err != nil {
 		return runtimeshim.Task{}, err
 	}
-	s, notes, err := spec.ForPod(m.host, input)
+	s, notes, err := spec.ForPod(m.HostOf(r.Handler), input)
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}

@@ -88,6 +88,8 @@ func (m *Manager) launch(ctx context.Context, c *container) (runtimeshim.Task, e
 	rec := p.Containers[c.id]
 	start := runtimeshim.Start{ID: c.id, Pod: c.podID, Runtime: h.Path, Spec: spec, LogPath: rec.LogPath, OOMFile: m.oomFile(rec.Cgroup),
 		Terminal: c.config.GetTty(), Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), LockFile: m.lockPath(c.podID)}
+	root := m.rootIn(c.podID)
+	start.OwnerUID, start.OwnerGID = root.uid, root.gid
 	task, err := m.shim.Start(ctx, start)
 	if errors.Is(err, errdefs.ErrUnavailable) {
 		if found, ok := m.adopted(ctx, c.id); ok {

@@ -56,10 +56,10 @@ func (m *Manager) CheckExec(id string, cmd []string, tty bool) error {
 	return err
 }
 
-func (m *Manager) execFor(id string, cmd []string, tty bool) (runtimeshim.Exec, error) {
+func (m *Manager) execFor(id string, cmd []string, tty bool) (command, error) {
 	c, err := m.findContainer(id)
 	if err != nil {
-		return runtimeshim.Exec{}, err
+		return command{}, err
 	}
 	return m.execRequest(c, cmd, tty)
 }
@@ -75,19 +75,19 @@ func (s Streams) complain(text []byte) {
 	}
 }
 
-func (m *Manager) execPipes(ctx context.Context, request runtimeshim.Exec, client Streams) (int32, error) {
-	stdin, err := feed(client.Stdin)
+func (m *Manager) execPipes(ctx context.Context, c command, client Streams) (int32, error) {
+	stdin, err := feed(c.as, client.Stdin)
 	if err != nil {
 		return 0, err
 	}
 	defer stdin.Close()
-	out, err := outlets(client)
+	out, err := outlets(c.as, client)
 	if err != nil {
 		return 0, err
 	}
 	defer out.close()
-	request.Stdin, request.Stdout, request.Stderr = stdin, out.stdout(), out.stderr()
-	code, err := m.shim.Exec(ctx, request)
+	c.Stdin, c.Stdout, c.Stderr = stdin, out.stdout(), out.stderr()
+	code, err := m.shim.Exec(ctx, c.Exec)
 	if err == nil {
 		out.finish()
 	}
@@ -96,11 +96,11 @@ func (m *Manager) execPipes(ctx context.Context, request runtimeshim.Exec, clien
 
 // feed returns the end of a pipe into which the client's input is copied, nil without a client. It ends when the client has no more; the
 // copying goroutine ends with the client or at its first byte after the returned end was closed.
-func feed(client io.Reader) (*os.File, error) {
+func feed(as owner, client io.Reader) (*os.File, error) {
 	if client == nil {
 		return nil, nil
 	}
-	r, w, err := pipe(1)
+	r, w, err := pipe(1, as)
 	if err != nil {
 		return nil, err
 	}
@@ -114,14 +114,14 @@ func feed(client io.Reader) (*os.File, error) {
 // pair are the outlets of stdout and stderr; nil where the client wants none.
 type pair [2]*outlet
 
-func outlets(client Streams) (pair, error) {
+func outlets(as owner, client Streams) (pair, error) {
 	var p pair
 	for i, to := range []io.Writer{client.Stdout, client.Stderr} {
 		if to == nil {
 			continue
 		}
 		var err error
-		if p[i], err = newOutlet(sendTo(to)); err != nil {
+		if p[i], err = newOutlet(as, sendTo(to)); err != nil {
 			p.close()
 			return pair{}, err
 		}
@@ -170,10 +170,10 @@ func (p pair) close() {
 // which leads its session, ends: only a kernel that is stuck takes so long.
 const lastOutput = 2 * time.Second
 
-func (m *Manager) execTerminal(ctx context.Context, request runtimeshim.Exec, client Streams) (int32, error) {
+func (m *Manager) execTerminal(ctx context.Context, c command, client Streams) (int32, error) {
 	var tty *os.File
 	read := make(chan struct{})
-	request.OnTerminal = func(master *os.File) {
+	c.OnTerminal = func(master *os.File) {
 		tty = master
 		go resize(ctx, tty, client.Resize)
 		go func() {
@@ -184,7 +184,7 @@ func (m *Manager) execTerminal(ctx context.Context, request runtimeshim.Exec, cl
 			go func() { _, _ = io.Copy(tty, client.Stdin) }()
 		}
 	}
-	code, err := m.shim.Exec(ctx, request)
+	code, err := m.shim.Exec(ctx, c.Exec)
 	if tty == nil {
 		return code, err
 	}
@@ -239,7 +239,7 @@ func (m *Manager) Attach(ctx context.Context, id string, client Streams) error {
 	if client.Stdout == nil && client.Stderr == nil {
 		client.Stdout = io.Discard // its end is the container's
 	}
-	out, err := outlets(client)
+	out, err := outlets(owner{}, client)
 	if err != nil {
 		return err
 	}

@@ -130,11 +130,11 @@ func (m *Manager) dropPauseImage(ctx context.Context, id string) error {
 	if !ok || r.PauseImage == "" {
 		return nil
 	}
-	if err := m.images.Unmount(ctx, m.rootfs(id)); err != nil {
+	if err := m.removeRoot(ctx, id); err != nil {
 		return err
 	}
 	m.images.Release(r.PauseImage, id)
-	return errors.Join(removeDir(m.rootfs(id)), os.RemoveAll(m.rootPath("containers", id)))
+	return os.RemoveAll(m.rootPath("containers", id))
 }
 
 // RemovePod stops the pod if it must, and forgets it and its containers (CRI RemovePodSandbox). An unknown pod is no error.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/continuity/fs"
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/sandbox/spec"
@@ -16,11 +17,11 @@ import (
 
 // makeVolumes gives every VOLUME of the image that the request mounts nothing on a folder beside the container's writable layer, filled
 // with what the image has there: it can be written even when the root filesystem cannot. It ends with the container.
-func (m *Manager) makeVolumes(c *container, img imageservice.Image) ([]spec.Volume, error) {
+func (m *Manager) makeVolumes(p *pod, c *container, root string, img imageservice.Image) ([]spec.Volume, error) {
 	var all []spec.Volume
 	for i, inside := range spec.ImageVolumes(img.Config, c.config) {
 		dir := m.rootPath("containers", c.id, "volumes", strconv.Itoa(i))
-		if err := copyFromRoot(m.rootfs(c.id), inside, dir); err != nil {
+		if err := copyFromRoot(p.config, root, inside, dir); err != nil {
 			return nil, fmt.Errorf("volume %s of the image: %w", inside, err)
 		}
 		all = append(all, spec.Volume{ContainerPath: inside, Source: dir})
@@ -28,21 +29,26 @@ func (m *Manager) makeVolumes(c *container, img imageservice.Image) ([]spec.Volu
 	return all, nil
 }
 
-// copyFromRoot copies a folder of an image, found without leaving root, to dir. A missing one leaves dir empty.
-func copyFromRoot(root, inside, dir string) error {
+// copyFromRoot copies a folder of an image, found without leaving root, to dir. A missing one leaves dir empty, and root in the
+// pod its owner.
+func copyFromRoot(c *runtimeapi.PodSandboxConfig, root, inside, dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return err
 	}
 	handle, err := openInRoot(root, inside)
 	if errors.Is(err, unix.ENOENT) {
-		return os.Mkdir(dir, 0o755)
+		return makeFor(c, dir)
 	}
 	if err != nil {
 		return err
 	}
 	defer handle.Close()
 	if info, err := handle.Stat(); err != nil || !info.IsDir() {
-		return errors.Join(err, os.Mkdir(dir, 0o755))
+		return errors.Join(err, makeFor(c, dir))
 	}
 	return fs.CopyDir(dir, handlePath(handle)+"/.")
+}
+
+func makeFor(c *runtimeapi.PodSandboxConfig, dir string) error {
+	return errors.Join(os.Mkdir(dir, 0o755), give(c, dir))
 }

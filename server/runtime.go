@@ -25,7 +25,7 @@ func (s *runtimeService) Status(ctx context.Context, req *runtimeapi.StatusReque
 			condition(runtimeapi.NetworkReady, "NetworkPluginNotReady", s.pods().NetworkReady()),
 		}},
 		RuntimeHandlers: s.handlers(),
-		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true},
 	}
 	if req.GetVerbose() {
 		host, err := json.Marshal(s.pods().Host())
@@ -50,7 +50,7 @@ func (s *runtimeService) handlers() []*runtimeapi.RuntimeHandler {
 	all := make([]*runtimeapi.RuntimeHandler, 0, len(names)+1)
 	for _, name := range append([]string{""}, names...) {
 		all = append(all, &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
-			RecursiveReadOnlyMounts: s.pods().Host().RecursiveReadOnly}})
+			RecursiveReadOnlyMounts: s.pods().Host().RecursiveReadOnly, UserNamespaces: s.pods().HostOf(name).NoUserNamespaces == ""}})
 	}
 	return all
 }

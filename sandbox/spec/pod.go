@@ -50,10 +50,15 @@ func (d *draft) podHostname() error {
 	return nil
 }
 
-// podMounts are what an OCI runtime itself needs to start a process.
+// podMounts are what an OCI runtime itself needs to start a process. In a user
+// namespace it sets the pod's sysctls through this /proc and no other.
 func (d *draft) podMounts() error {
+	proc := []string{"nosuid", "noexec", "nodev"}
+	if !d.inUserNamespace() {
+		proc = append(proc, "ro")
+	}
 	d.spec.Mounts = []specs.Mount{
-		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: proc},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=64k"}},
 	}
 	return nil

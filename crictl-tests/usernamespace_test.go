@@ -1,0 +1,348 @@
+package crictltests
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Root of a user namespace in these tests, and how many ids it has.
+const (
+	userBase  = 1 << 20
+	groupBase = 2 << 20
+	idsEach   = 65536
+)
+
+func userMapping() []*cri.IDMapping {
+	return []*cri.IDMapping{{HostId: userBase, Length: idsEach}}
+}
+
+func groupMapping() []*cri.IDMapping {
+	return []*cri.IDMapping{{HostId: groupBase, Length: idsEach}}
+}
+
+// inUserNamespace is what a kubelet asks for with hostUsers: false.
+func inUserNamespace(c *cri.PodSandboxConfig) {
+	c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: userMapping(), Gids: groupMapping()}
+}
+
+// mapped is a mount as a kubelet sends it for such a pod.
+func mapped(host, inside string) *cri.Mount {
+	return &cri.Mount{HostPath: host, ContainerPath: inside, UidMappings: userMapping(), GidMappings: groupMapping()}
+}
+
+// owner is user and group of a file on the host.
+func owner(t testing.TB, path string) string {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Lstat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%d:%d", st.Uid, st.Gid)
+}
+
+func (d *daemon) wantOwner(path string, user, group int) {
+	d.Helper()
+	if got, want := owner(d, path), fmt.Sprintf("%d:%d", user, group); got != want {
+		d.Errorf("on the host %s belongs to %s, want %s", path, got, want)
+	}
+}
+
+// statusOf returns a line of /proc/PID/status on the host.
+func statusOf(t testing.TB, pid int, key string) string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if value, ok := strings.CutPrefix(line, key+":"); ok {
+			return strings.Join(strings.Fields(value), " ")
+		}
+	}
+	t.Fatalf("no %s in the status of %d", key, pid)
+	return ""
+}
+
+func TestUserNamespaceIsTold(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	r, err := d.runtime.Status(context.Background(), &cri.StatusRequest{})
+	d.must(err)
+	for _, h := range r.RuntimeHandlers {
+		if !h.GetFeatures().GetUserNamespaces() {
+			t.Errorf("handler %q has no user namespaces", h.Name)
+		}
+	}
+	if !r.GetFeatures().GetUserNamespacesHostNetwork() {
+		t.Error("not with the host's network")
+	}
+	p := d.runPod(inUserNamespace)
+	if got, want := p.status().GetLinux().GetNamespaces().GetOptions(), p.config.Linux.SecurityContext.NamespaceOptions; !proto.Equal(got, want) {
+		t.Errorf("namespaces %v, want the options as asked: %v", got, want)
+	}
+}
+
+func TestUserNamespace(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	data := filepath.Join(d.dir, "data")
+	d.must(os.Mkdir(data, 0o755))
+	d.must(os.WriteFile(filepath.Join(data, "of-root"), []byte("x"), 0o600))
+	p := d.runPod(inUserNamespace)
+	c := p.run(idle(), with(func(c *cri.ContainerConfig) { c.Mounts = []*cri.Mount{mapped(data, "/data")} }))
+
+	// Ids.
+	if got := strings.Fields(c.exec("cat", "/proc/self/uid_map", "/proc/self/gid_map")); strings.Join(got, " ") != fmt.Sprintf("0 %d %d 0 %d %d", userBase, idsEach, groupBase, idsEach) {
+		t.Errorf("mappings %q", got)
+	}
+	if got := c.exec("id", "-u"); got != "0\n" {
+		t.Errorf("the process is user %q", got)
+	}
+	if got := statusOf(t, c.pid(), "Uid"); got != strings.TrimSpace(strings.Repeat(fmt.Sprint(userBase, " "), 4)) {
+		t.Errorf("on the host it is %q", got)
+	}
+	if got := statusOf(t, c.pid(), "Gid"); got != strings.TrimSpace(strings.Repeat(fmt.Sprint(groupBase, " "), 4)) {
+		t.Errorf("on the host its groups are %q", got)
+	}
+	for _, pause := range d.processesOf(p.id) {
+		if got := statusOf(t, pause.Pid, "Uid"); !strings.HasPrefix(got, fmt.Sprint(userBase+idsEach-1)) {
+			t.Errorf("pause is user %q of the host", got)
+		}
+	}
+
+	// The image's files, and those that are made.
+	for _, path := range []string{"/", "/bin/busybox", "/etc/passwd", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/shm", "/data", "/data/of-root"} {
+		if got := c.exec("stat", "-c", "%u:%g", path); got != "0:0\n" {
+			t.Errorf("inside %s belongs to %q", path, got)
+		}
+	}
+	upper := func(name string) string { return filepath.Join(d.root, "containers", c.id, "upper", name) }
+	c.exec("sh", "-c", "echo new > /new; echo more >> /etc/passwd; touch /theirs; chown 7:8 /theirs; chmod 4755 /new; mkdir /dev/shm/dir")
+	d.wantOwner(upper("new"), userBase, groupBase)
+	d.wantOwner(upper("etc/passwd"), userBase, groupBase)
+	d.wantOwner(upper("theirs"), userBase+7, groupBase+8)
+	c.exec("sh", "-c", "echo x >> /data/of-root; touch /data/new; touch /data/theirs; chown 7:8 /data/theirs")
+	d.wantOwner(filepath.Join(data, "of-root"), 0, 0)
+	d.wantOwner(filepath.Join(data, "new"), 0, 0)
+	d.wantOwner(filepath.Join(data, "theirs"), 7, 8)
+
+	// Network.
+	if got := c.exec("ip", "-4", "addr", "show", "eth0"); !strings.Contains(got, p.ip()+"/") || !strings.Contains(got, "UP") {
+		t.Errorf("eth0 is not up with %s:\n%s", p.ip(), got)
+	}
+	if got := c.exec("cat", "/sys/class/net/eth0/operstate"); got != "up\n" {
+		t.Errorf("/sys tells of eth0: %q", got)
+	}
+	if got := c.exec("cat", "/sys/class/net/lo/flags"); got != "0x9\n" {
+		t.Errorf("/sys tells of lo: %q", got)
+	}
+
+	// Devices, whose nodes nobody can make here.
+	c.exec("sh", "-c", "echo gone > /dev/null; head -c 10 /dev/urandom > /tmp/random; test $(wc -c < /tmp/random) = 10; head -c 4 /dev/zero > /tmp/zero")
+	if r, err := c.tryExec(60, "mknod", "/tmp/null", "c", "1", "3"); err != nil || r.code == 0 {
+		t.Errorf("mknod: %v %v", r, err)
+	}
+	// An exec's own streams can be opened again, by any user's shell.
+	if got := c.exec("sh", "-c", "echo out > /dev/stdout"); got != "out\n" {
+		t.Errorf("/dev/stdout of an exec: %q", got)
+	}
+	if r, err := c.runtime.ContainerStats(context.Background(), &cri.ContainerStatsRequest{ContainerId: c.id}); err != nil || r.GetStats().GetMemory().GetUsageBytes().GetValue() == 0 {
+		t.Errorf("stats: %v %v", r, err)
+	}
+}
+
+// TestUserNamespaceNetworkIsItsOwn: root of the pod may change the pod's network, which the host's kernel would not let it otherwise.
+func TestUserNamespaceNetworkIsItsOwn(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod(inUserNamespace, func(c *cri.PodSandboxConfig) {
+		c.Linux.Sysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "81", "kernel.shm_rmid_forced": "1"}
+	})
+	c := p.run(idle(), with(func(c *cri.ContainerConfig) {
+		c.Linux.SecurityContext.Capabilities = &cri.Capability{AddCapabilities: []string{"NET_ADMIN"}}
+	}))
+	c.exec("ip", "addr", "add", "192.0.2.7/32", "dev", "lo")
+	if got := c.exec("ip", "addr", "show", "lo"); !strings.Contains(got, "192.0.2.7") {
+		t.Errorf("lo:\n%s", got)
+	}
+	if got := c.exec("cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start", "/proc/sys/kernel/shm_rmid_forced"); got != "81\n1\n" {
+		t.Errorf("sysctls %q", got)
+	}
+}
+
+// TestUserNamespaceStreams: what a container of any user prints through /dev/stdout, and reads from stdin, arrives.
+func TestUserNamespaceStreams(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod(inUserNamespace)
+	for _, user := range []int64{0, 1000} {
+		c := p.run(shell("echo out > /dev/stdout; echo err > /dev/stderr; echo $(id -u)"), with(func(c *cri.ContainerConfig) {
+			c.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: user}
+		}))
+		if s := c.waitExit(); s.ExitCode != 0 {
+			t.Errorf("user %d: exit code %d, %s", user, s.ExitCode, s.Message)
+		}
+		if got := text(c.finalLog(), "stdout"); got != fmt.Sprintf("out\n%d\n", user) {
+			t.Errorf("user %d, stdout %q", user, got)
+		}
+		if got := text(c.finalLog(), "stderr"); got != "err\n" {
+			t.Errorf("user %d, stderr %q", user, got)
+		}
+	}
+	tty := p.run(shell("tty; echo out > /dev/stdout"), with(func(c *cri.ContainerConfig) { c.Tty = true }))
+	if s := tty.waitExit(); s.ExitCode != 0 {
+		t.Errorf("with a terminal: exit code %d, %s", s.ExitCode, s.Message)
+	}
+	waits := p.run(shell("head -c 0 /dev/stdin && echo opened"), with(func(c *cri.ContainerConfig) { c.Stdin = true }))
+	if s := waits.waitExit(); s.ExitCode != 0 {
+		t.Errorf("it cannot open its stdin: exit code %d, log %v", s.ExitCode, waits.finalLog())
+	}
+}
+
+// TestUserNamespaceOutlivesTheDaemon: kill -9 and a restart change nothing, and a container can be made after it.
+func TestUserNamespaceOutlivesTheDaemon(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	d.pulled(busybox)
+	flat := d.ledger()
+	p := d.runPod(inUserNamespace)
+	c := p.run(idle())
+	made := p.create(shell("cat /proc/self/uid_map"))
+	before := c.exec("readlink", "/proc/self/ns/user")
+	d.restart()
+	if got := c.exec("readlink", "/proc/self/ns/user"); got != before {
+		t.Errorf("the namespace is %q, was %q", got, before)
+	}
+	made.start()
+	made.waitExit()
+	if got := strings.Fields(text(made.finalLog(), "stdout")); len(got) != 3 || got[1] != fmt.Sprint(userBase) {
+		t.Errorf("one that was created before: %q", got)
+	}
+	if got := p.run(idle()).exec("readlink", "/proc/self/ns/user"); got != before {
+		t.Errorf("a new container is in %q, not in its pod's %q", got, before)
+	}
+	p.stop()
+	p.remove()
+	d.wantFlat(flat)
+}
+
+// TestUserNamespaceOnTheHostsNetwork: with the host's network, /sys is the host's and cannot be written.
+func TestUserNamespaceOnTheHostsNetwork(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod(inUserNamespace, onHostNetwork)
+	c := p.run(idle())
+	host, err := os.Readlink("/proc/self/ns/net")
+	d.must(err)
+	if got := strings.TrimSpace(c.exec("readlink", "/proc/self/ns/net")); got != host {
+		t.Errorf("network %q, the host's is %q", got, host)
+	}
+	if got := statusOf(t, c.pid(), "Uid"); !strings.HasPrefix(got, fmt.Sprint(userBase, " ")) {
+		t.Errorf("on the host it is %q", got)
+	}
+	c.exec("test", "-e", "/sys/class/net/lo/mtu")
+	for line := range strings.Lines(c.exec("cat", "/proc/self/mountinfo")) {
+		if f := strings.Fields(line); (f[4] == "/sys" || strings.HasPrefix(f[4], "/sys/")) && f[4] != "/sys/fs/cgroup" && !strings.HasPrefix(f[5], "ro") {
+			t.Errorf("can be written: %s", line)
+		}
+	}
+}
+
+// TestUserNamespaceManyLayers: an image of fifty layers, and its volumes, belong to the namespace's root.
+func TestUserNamespaceManyLayers(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod(inUserNamespace)
+	image := d.pulled("layers:50")
+	c := p.run(shell("cat /top; ls /layers | wc -l; stat -c %u:%g /top /layers"), with(func(c *cri.ContainerConfig) { c.Image.Image = image }))
+	c.waitExit()
+	if got := strings.Join(strings.Fields(text(c.finalLog(), "stdout")), " "); got != "50 49 0:0 0:0" {
+		t.Errorf("of fifty layers it sees %q", got)
+	}
+}
+
+// TestUserNamespaceRootIsClosed: nobody else on the host, and no other pod, reaches the files of a pod's images.
+func TestUserNamespaceRootIsClosed(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod(inUserNamespace)
+	c := p.run(idle())
+	root := filepath.Join(d.state, "userns", c.id, "root")
+	for user, want := range map[uint32]bool{groupBase: true, groupBase + 1: false, 65534: false} {
+		cmd := exec.Command("cat", filepath.Join(root, "etc/passwd"))
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: user}}
+		if out, err := cmd.CombinedOutput(); (err == nil) != want {
+			t.Errorf("group %d: %v: %s", user, err, out)
+		}
+	}
+	entries, err := os.ReadDir(d.state)
+	d.must(err)
+	for _, e := range entries {
+		info, err := e.Info()
+		d.must(err)
+		closed := map[string]os.FileMode{"userns": 0o711, "pause": 0o755}[e.Name()]
+		if got := info.Mode().Perm(); e.Type() != os.ModeSocket && got&0o077 != closed&0o077 {
+			t.Errorf("%s in the state folder has mode %o", e.Name(), got)
+		}
+	}
+}
+
+func TestUserNamespaceRefused(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	d.pulled(busybox)
+	flat := d.ledger()
+	options := func(c *cri.PodSandboxConfig) *cri.NamespaceOption { return c.Linux.SecurityContext.NamespaceOptions }
+	for name, change := range map[string]podOption{
+		"two mappings": func(c *cri.PodSandboxConfig) {
+			options(c).UsernsOptions.Uids = append(userMapping(), &cri.IDMapping{ContainerId: idsEach, HostId: 5, Length: 1})
+		},
+		"no mapping":     func(c *cri.PodSandboxConfig) { options(c).UsernsOptions.Gids = nil },
+		"root unmapped":  func(c *cri.PodSandboxConfig) { options(c).UsernsOptions.Uids[0].ContainerId = 1 },
+		"empty":          func(c *cri.PodSandboxConfig) { options(c).UsernsOptions.Uids[0].Length = 0 },
+		"mode CONTAINER": func(c *cri.PodSandboxConfig) { options(c).UsernsOptions.Mode = cri.NamespaceMode_CONTAINER },
+		"mode TARGET":    func(c *cri.PodSandboxConfig) { options(c).UsernsOptions.Mode = cri.NamespaceMode_TARGET },
+		"privileged":     func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true },
+		"host pid":       func(c *cri.PodSandboxConfig) { options(c).Pid = cri.NamespaceMode_NODE },
+		"host ipc":       func(c *cri.PodSandboxConfig) { options(c).Ipc = cri.NamespaceMode_NODE },
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := d.tryPod(d.podConfig(inUserNamespace, change))
+			wantCode(t, err, codes.InvalidArgument)
+		})
+	}
+	d.wantFlat(flat)
+
+	p := d.runPod(inUserNamespace)
+	other := &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER, UsernsOptions: &cri.UserNamespace{Uids: groupMapping(), Gids: groupMapping()}}
+	for name, change := range map[string]func(*cri.ContainerConfig){
+		"another mapping": func(c *cri.ContainerConfig) { c.Linux.SecurityContext.NamespaceOptions = other },
+		"the host's": func(c *cri.ContainerConfig) {
+			c.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{UsernsOptions: &cri.UserNamespace{Mode: cri.NamespaceMode_NODE}}
+		},
+		"a user that is not mapped": func(c *cri.ContainerConfig) {
+			c.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: idsEach}
+		},
+	} {
+		_, err := p.tryCreate(p.containerConfig(idle(), with(change)))
+		t.Run(name, func(t *testing.T) { wantCode(t, err, codes.InvalidArgument) })
+	}
+	p.stop()
+	p.remove()
+	plain := d.runPod()
+	_, err := plain.tryCreate(plain.containerConfig(idle(), with(func(c *cri.ContainerConfig) { c.Mounts = []*cri.Mount{mapped(d.dir, "/data")} })))
+	wantCode(t, err, codes.InvalidArgument, "uidMappings")
+	plain.stop()
+	plain.remove()
+	d.wantFlat(flat)
+}

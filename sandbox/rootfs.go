@@ -1,0 +1,90 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/sandbox/spec"
+)
+
+// rootfs is where the root filesystem of a container, or of a pod's pause image, is mounted. For a pod with a user namespace the OCI runtime
+// looks for it as root of that namespace, who is nobody here: the mountpoint lies in a folder that this root alone can pass through besides
+// the real one, out of which no other user of the host reaches the image's files.
+func (m *Manager) rootfs(p *pod, id string) string {
+	if _, _, ok := spec.UserNamespace(p.config); ok {
+		return filepath.Join(m.statePath("userns", id), "root")
+	}
+	return m.statePath("rootfs", id)
+}
+
+// mountRoot mounts a root filesystem and returns where; of r the image and ReadOnly are given.
+func (m *Manager) mountRoot(ctx context.Context, p *pod, id string, r imageservice.Rootfs) (string, error) {
+	r.Dir, r.Target = m.rootPath("containers", id), m.rootfs(p, id)
+	var err error
+	if r.UserNS, err = m.openUserNS(p); err != nil {
+		return "", err
+	}
+	if r.UserNS != nil {
+		defer r.UserNS.Close()
+		if err := m.makePassage(p, filepath.Dir(r.Target)); err != nil {
+			return "", err
+		}
+	}
+	return r.Target, m.images.Mount(ctx, r)
+}
+
+// makePassage makes a folder that root in the pod can pass through.
+func (m *Manager) makePassage(p *pod, dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return errors.Join(os.Lchown(dir, 0, rootOf(p.config).gid), os.Chmod(dir, 0o710))
+}
+
+// unmountRoot unmounts the root filesystem, wherever it is, and may be called at any time.
+func (m *Manager) unmountRoot(ctx context.Context, id string) error {
+	var errs []error
+	for _, target := range m.rootPlaces(id) {
+		errs = append(errs, m.images.Unmount(ctx, target))
+	}
+	return errors.Join(errs...)
+}
+
+// removeRoot is unmountRoot and takes the mountpoint away. One that is still mounted is an error and is not emptied.
+func (m *Manager) removeRoot(ctx context.Context, id string) error {
+	if err := m.unmountRoot(ctx, id); err != nil {
+		return err
+	}
+	var errs []error
+	for _, target := range m.rootPlaces(id) {
+		errs = append(errs, removeDir(target))
+	}
+	return errors.Join(append(errs, removeDir(m.statePath("userns", id)))...)
+}
+
+// rootPlaces returns every place where the root filesystem can be: what a pod asked for may be lost.
+func (m *Manager) rootPlaces(id string) []string {
+	places := []string{m.statePath("rootfs", id)}
+	if dir := m.statePath("userns", id); exists(dir) {
+		places = append(places, filepath.Join(dir, "root"))
+	}
+	return places
+}
+
+// mounted says whether the root filesystem is there.
+func (m *Manager) mounted(id string) bool {
+	for _, target := range m.rootPlaces(id) {
+		dir, err := os.Stat(target)
+		if err != nil {
+			continue
+		}
+		parent, err := os.Stat(filepath.Dir(target))
+		if err == nil && !sameDevice(dir, parent) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,152 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/log"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/userns"
+)
+
+// findUserNamespaces finds out, once, whether pods can have user namespaces here, and if not, what is missing.
+func (m *Manager) findUserNamespaces(ctx context.Context) {
+	m.lacks = map[string]string{}
+	if err := m.tryUserNamespace(); err != nil {
+		m.host.NoUserNamespaces = err.Error()
+		log.G(ctx).WithError(err).Info("pods can have no user namespaces here")
+		return
+	}
+	for name, h := range m.conf.Handlers {
+		f, err := runtimeshim.AskFeatures(ctx, h.Path)
+		switch {
+		case err != nil:
+			m.lacks[name] = err.Error()
+		case !f.UserNamespaces || !f.IDMappedMounts:
+			m.lacks[name] = filepath.Base(h.Path) + " has no user namespaces with id-mapped mounts (runc has them from 1.2 on)"
+		}
+	}
+}
+
+// hostOf is HostOf for the handler of a pod.
+func (m *Manager) hostOf(p *pod) spec.Host {
+	r, ok := m.store.Get(p.id)
+	if !ok {
+		return m.host
+	}
+	return m.HostOf(r.Handler)
+}
+
+// tryUserNamespace makes one and mounts images with its ids, out of sight.
+func (m *Manager) tryUserNamespace() error {
+	if err := reachable(m.conf.State); err != nil {
+		return err
+	}
+	program, err := m.builtinPause()
+	if err != nil {
+		return err
+	}
+	ids := userns.IDs{First: 1, Length: 1}
+	ns, err := userns.New(filepath.Join(program, "pause"), ids, ids, true)
+	if err != nil {
+		return err
+	}
+	return errors.Join(m.images.CheckIDMap(ns.User), ns.Close())
+}
+
+// reachable says whether everybody can go to dir: root of a user namespace is nobody outside, and the OCI runtime looks for the root
+// filesystem as that.
+func reachable(dir string) error {
+	for ; ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return err
+		}
+		if info.Mode().Perm()&0o001 == 0 {
+			return fmt.Errorf("others than root cannot pass through the folder %s, mode %s", dir, info.Mode().Perm())
+		}
+		if dir == "/" {
+			return nil
+		}
+	}
+}
+
+// makeNamespaces makes the namespaces that are there before the pause process: the network's, and for a pod that has one the user namespace
+// that it belongs to.
+func (m *Manager) makeNamespaces(p *pod) error {
+	uids, gids, ok := spec.UserNamespace(p.config)
+	if !ok {
+		if hostNetwork(p.config) {
+			return nil
+		}
+		return m.network.NewNetNS(m.netns(p.id))
+	}
+	program, err := m.builtinPause()
+	if err != nil {
+		return err
+	}
+	ns, err := userns.New(filepath.Join(program, "pause"), userns.IDs(uids), userns.IDs(gids), !hostNetwork(p.config))
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if err := userns.Pin(ns.User, m.userns(p.id)); err != nil {
+		return err
+	}
+	m.step("pod.userns")
+	if ns.Net == nil {
+		return nil
+	}
+	return m.network.PinNetNS(m.netns(p.id), ns.Net)
+}
+
+// userns is where the user namespace of a pod that has one is pinned. It ends with the pod's files.
+func (m *Manager) userns(id string) string { return m.podFile(id, "userns") }
+
+// openUserNS opens the pod's user namespace; nil for a pod that has none.
+func (m *Manager) openUserNS(p *pod) (*os.File, error) {
+	if _, _, ok := spec.UserNamespace(p.config); !ok {
+		return nil, nil
+	}
+	f, err := os.Open(m.userns(p.id))
+	if err != nil {
+		return nil, fmt.Errorf("user namespace of pod %s: %w", p.id, err)
+	}
+	return f, nil
+}
+
+// owner is a user and group of the host.
+type owner struct{ uid, gid int }
+
+// rootOf returns who root in the pod is on the host.
+func rootOf(c *runtimeapi.PodSandboxConfig) owner {
+	uids, gids, _ := spec.UserNamespace(c)
+	return owner{int(uids.First), int(gids.First)}
+}
+
+// rootIn is rootOf for a pod by its id.
+func (m *Manager) rootIn(id string) owner {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if p, ok := m.pods[id]; ok {
+		return rootOf(p.config)
+	}
+	return owner{}
+}
+
+// give makes root in the pod the owner of a file of the pod.
+func give(c *runtimeapi.PodSandboxConfig, path string) error {
+	root := rootOf(c)
+	return os.Lchown(path, root.uid, root.gid)
+}
+
+// writeFor writes a file that belongs to root in the pod.
+func writeFor(c *runtimeapi.PodSandboxConfig, path string, b []byte) error {
+	return errors.Join(os.WriteFile(path, b, 0o644), give(c, path))
+}
