@@ -183,7 +183,7 @@ func (m *Manager) pauseRoot(ctx context.Context, p *pod, image string) (root str
 		return "", nil, fmt.Errorf("pause_image: %w", err)
 	}
 	args = slices.Concat(img.Config.Config.Entrypoint, img.Config.Config.Cmd)
-	root, err = m.mountRoot(ctx, p, p.id, imageservice.Rootfs{ImageID: image, ReadOnly: true})
+	root, err = m.mountRoot(ctx, p, p.id, imageservice.Rootfs{ImageID: image})
 	return root, args, err
 }
 
