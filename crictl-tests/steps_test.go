@@ -26,14 +26,17 @@ func TestStepKills(t *testing.T) {
 		tell func(*daemon) *story
 		also func(*daemon) // what dies with the daemon
 	}{
-		{"RunPodSandbox", runsAPod, nobodyElse},
-		{"RunPodSandbox, shim too", runsAPod, shimToo},
-		{"CreateContainer", createsAContainer, nobodyElse},
+		{"RunPodSandbox", runsAPod(), nobodyElse},
+		{"RunPodSandbox, shim too", runsAPod(), shimToo},
+		{"CreateContainer", createsAContainer(), nobodyElse},
 		{"StartContainer", startsAContainer, nobodyElse},
 		{"StartContainer, shim too", startsAContainer, shimToo},
-		{"StopAndRemove", removesAPod, nobodyElse},
-		{"StopAndRemove, shim too", removesAPod, shimToo},
+		{"StopAndRemove", removesAPod(), nobodyElse},
+		{"StopAndRemove, shim too", removesAPod(), shimToo},
 		{"PullImage", pullsAnImage, nobodyElse},
+		{"RunPodSandbox, user namespace", runsAPod(inUserNamespace), nobodyElse},
+		{"CreateContainer, user namespace", createsAContainer(inUserNamespace), nobodyElse},
+		{"StopAndRemove, user namespace", removesAPod(inUserNamespace), nobodyElse},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -123,25 +126,27 @@ func distinct(names []string) []string {
 	return out
 }
 
-func runsAPod(d *daemon) *story {
-	config := d.podConfig()
-	return &story{
-		d: d, prepare: func() {},
-		act: func() error {
-			_, err := d.runtime.RunPodSandbox(context.Background(), &cri.RunPodSandboxRequest{Config: config})
-			return err
-		},
-		replay: func() {
-			d.wantOneListed(config)
-			p, err := d.tryPod(config)
-			d.must(err)
-			p.ip()
-			if s := p.status(); s.State != cri.PodSandboxState_SANDBOX_READY {
-				d.Errorf("the retried pod is %s", s.State)
-			}
-			p.run(idle()).exec("true")
-			d.removeListed()
-		},
+func runsAPod(options ...podOption) func(*daemon) *story {
+	return func(d *daemon) *story {
+		config := d.podConfig(options...)
+		return &story{
+			d: d, prepare: func() {},
+			act: func() error {
+				_, err := d.runtime.RunPodSandbox(context.Background(), &cri.RunPodSandboxRequest{Config: config})
+				return err
+			},
+			replay: func() {
+				d.wantOneListed(config)
+				p, err := d.tryPod(config)
+				d.must(err)
+				p.ip()
+				if s := p.status(); s.State != cri.PodSandboxState_SANDBOX_READY {
+					d.Errorf("the retried pod is %s", s.State)
+				}
+				p.run(idle()).exec("true")
+				d.removeListed()
+			},
+		}
 	}
 }
 
@@ -179,27 +184,29 @@ func (d *daemon) removeListed() {
 	}
 }
 
-func createsAContainer(d *daemon) *story {
-	var p *pod
-	var config *cri.ContainerConfig
-	create := func() error {
-		_, err := p.tryCreate(config)
-		return err
-	}
-	return &story{
-		d: d, act: create,
-		prepare: func() { p = d.runPod(); config = p.containerConfig(idle()) },
-		replay: func() {
-			c, err := p.tryCreate(config)
-			d.must(err)
-			if s := c.status(); s.State != cri.ContainerState_CONTAINER_CREATED {
-				d.Errorf("the retried container is %s", s.State)
-			}
-			c.start()
-			c.exec("true")
-			p.stop()
-			p.remove()
-		},
+func createsAContainer(options ...podOption) func(*daemon) *story {
+	return func(d *daemon) *story {
+		var p *pod
+		var config *cri.ContainerConfig
+		create := func() error {
+			_, err := p.tryCreate(config)
+			return err
+		}
+		return &story{
+			d: d, act: create,
+			prepare: func() { p = d.runPod(options...); config = p.containerConfig(idle()) },
+			replay: func() {
+				c, err := p.tryCreate(config)
+				d.must(err)
+				if s := c.status(); s.State != cri.ContainerState_CONTAINER_CREATED {
+					d.Errorf("the retried container is %s", s.State)
+				}
+				c.start()
+				c.exec("true")
+				p.stop()
+				p.remove()
+			},
+		}
 	}
 }
 
@@ -237,29 +244,31 @@ func startsAContainer(d *daemon) *story {
 	}
 }
 
-func removesAPod(d *daemon) *story {
-	var p *pod
-	return &story{
-		d: d,
-		prepare: func() {
-			p = d.runPod()
-			p.run(idle())
-			p.run(shell("exit 0")).waitExit()
-		},
-		act: func() error {
-			if _, err := d.runtime.StopPodSandbox(context.Background(), &cri.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
+func removesAPod(options ...podOption) func(*daemon) *story {
+	return func(d *daemon) *story {
+		var p *pod
+		return &story{
+			d: d,
+			prepare: func() {
+				p = d.runPod(options...)
+				p.run(idle())
+				p.run(shell("exit 0")).waitExit()
+			},
+			act: func() error {
+				if _, err := d.runtime.StopPodSandbox(context.Background(), &cri.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
+					return err
+				}
+				_, err := d.runtime.RemovePodSandbox(context.Background(), &cri.RemovePodSandboxRequest{PodSandboxId: p.id})
 				return err
-			}
-			_, err := d.runtime.RemovePodSandbox(context.Background(), &cri.RemovePodSandboxRequest{PodSandboxId: p.id})
-			return err
-		},
-		replay: func() {
-			p.stop()
-			p.remove()
-			if left := d.listed(); len(left) > 0 {
-				d.Errorf("still listed: %v", left)
-			}
-		},
+			},
+			replay: func() {
+				p.stop()
+				p.remove()
+				if left := d.listed(); len(left) > 0 {
+					d.Errorf("still listed: %v", left)
+				}
+			},
+		}
 	}
 }
 

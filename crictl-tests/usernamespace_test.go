@@ -271,6 +271,58 @@ func TestUserNamespaceManyLayers(t *testing.T) {
 	}
 }
 
+// TestUserNamespaceVolumesAndDevices: a volume of the image can be written by its owner, a device keeps working under another name.
+func TestUserNamespaceVolumesAndDevices(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod(inUserNamespace)
+	c := p.run(running("/toolbox", "wait"), with(func(c *cri.ContainerConfig) {
+		c.Image.Image = d.pulled("app:1")
+		c.Devices = []*cri.Device{{HostPath: "/dev/null", ContainerPath: "/dev/hole", Permissions: "rw"}}
+	}))
+	inImage := c.exec("stat", "-c", "%u:%g", "/home/app")
+	if got := c.exec("stat", "-c", "%u:%g", "/data"); got != inImage && got != "0:0\n" {
+		t.Errorf("the volume belongs to %q inside", got)
+	}
+	volume := filepath.Join(d.root, "containers", c.id, "volumes", "0")
+	var st syscall.Stat_t
+	d.must(syscall.Lstat(volume, &st))
+	if st.Uid < userBase || st.Gid < groupBase {
+		t.Errorf("on the host the volume belongs to %d:%d", st.Uid, st.Gid)
+	}
+	c.exec("sh", "-c", "test -c /dev/hole && echo gone > /dev/hole")
+}
+
+// TestUserNamespacePauseImage: the configured pause image runs with the namespace's ids too, and its mount goes with the pod.
+func TestUserNamespacePauseImage(t *testing.T) {
+	t.Parallel()
+	d := prepareDaemon(t, keepsBlobs)
+	d.start()
+	d.pulled(toolbox)
+	d.pulled(busybox)
+	d.stop()
+	image := d.ref(toolbox)
+	config, err := os.ReadFile(d.configFile())
+	d.must(err)
+	d.must(os.WriteFile(d.configFile(), fmt.Appendf(nil, "pause_image = %q\n%s", image, config), 0o600))
+	d.start()
+	d.empty = d.ledger()
+	flat := d.ledger()
+	p := d.runPod(inUserNamespace)
+	c := p.run(idle())
+	c.exec("true")
+	for _, pause := range d.processesOf(p.id) {
+		if got := statusOf(t, pause.Pid, "Uid"); !strings.HasPrefix(got, fmt.Sprint(userBase+idsEach-1)) {
+			t.Errorf("pause is user %q of the host", got)
+		}
+	}
+	d.restart()
+	c.exec("true")
+	p.stop()
+	p.remove()
+	d.wantFlat(flat)
+}
+
 // TestUserNamespaceRootIsClosed: nobody else on the host, and no other pod, reaches the files of a pod's images.
 func TestUserNamespaceRootIsClosed(t *testing.T) {
 	t.Parallel()

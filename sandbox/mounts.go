@@ -90,7 +90,7 @@ func devicesAt(host, inside, permissions string) ([]spec.Device, error) {
 		return nil, err
 	}
 	if !info.IsDir() {
-		d, ok := device(info, inside, permissions)
+		d, ok := device(info, host, inside, permissions)
 		if !ok {
 			return nil, errors.New("is no device")
 		}
@@ -105,7 +105,7 @@ func devicesAt(host, inside, permissions string) ([]spec.Device, error) {
 		if err != nil {
 			return err
 		}
-		if d, ok := device(info, inside+strings.TrimPrefix(path, host), permissions); ok {
+		if d, ok := device(info, path, inside+strings.TrimPrefix(path, host), permissions); ok {
 			all = append(all, d)
 		}
 		return nil
@@ -114,7 +114,7 @@ func devicesAt(host, inside, permissions string) ([]spec.Device, error) {
 }
 
 // device describes a device node; ok is false for every other kind of file.
-func device(info fs.FileInfo, inside, permissions string) (d spec.Device, ok bool) {
+func device(info fs.FileInfo, host, inside, permissions string) (d spec.Device, ok bool) {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || info.Mode()&fs.ModeDevice == 0 {
 		return d, false
@@ -123,7 +123,7 @@ func device(info fs.FileInfo, inside, permissions string) (d spec.Device, ok boo
 	if info.Mode()&fs.ModeCharDevice != 0 {
 		kind = "c"
 	}
-	return spec.Device{ContainerPath: inside, Type: kind, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
+	return spec.Device{HostPath: host, ContainerPath: inside, Type: kind, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
 		Mode: info.Mode().Perm(), UID: st.Uid, GID: st.Gid, Permissions: permissions}, true
 }
 

@@ -39,8 +39,8 @@ func (d *draft) addDevice(dev Device) error {
 	if err := checkPermissions(dev.Permissions); err != nil {
 		return err
 	}
-	if d.inUserNamespace() {
-		return nil // see boundDevices
+	if d.inUserNamespace() { // see boundDevices
+		return checkAbsolute("devices.host_path", dev.HostPath) // another would be one of the OCI runtime's own files
 	}
 	d.spec.Linux.Devices = append(d.spec.Linux.Devices, specs.LinuxDevice{
 		Path: dev.ContainerPath, Type: dev.Type, Major: dev.Major, Minor: dev.Minor,

@@ -49,6 +49,9 @@ func TestRefusesInUserNamespaces(t *testing.T) {
 			p.UserNS, p.Config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = "", nil
 			c.security().NamespaceOptions.UsernsOptions = nil
 		},
+		"host_path": func(_ *Pod, c *Container) {
+			c.Devices = []Device{{ContainerPath: "/dev/x", Type: "c", Permissions: "rw"}}
+		},
 		"user":  func(_ *Pod, c *Container) { c.User.UID = 65536 },
 		"group": func(_ *Pod, c *Container) { c.User.AdditionalGIDs = []uint32{0, 65536} },
 	} {
