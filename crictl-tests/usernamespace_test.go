@@ -299,7 +299,6 @@ func TestUserNamespacePauseImage(t *testing.T) {
 	d := prepareDaemon(t, keepsBlobs)
 	d.start()
 	d.pulled(toolbox)
-	d.pulled(busybox)
 	d.stop()
 	image := d.ref(toolbox)
 	config, err := os.ReadFile(d.configFile())
@@ -307,6 +306,7 @@ func TestUserNamespacePauseImage(t *testing.T) {
 	d.must(os.WriteFile(d.configFile(), fmt.Appendf(nil, "pause_image = %q\n%s", image, config), 0o600))
 	d.start()
 	d.empty = d.ledger()
+	d.pulled(busybox)
 	flat := d.ledger()
 	p := d.runPod(inUserNamespace)
 	c := p.run(idle())
@@ -346,6 +346,46 @@ func TestUserNamespaceRootIsClosed(t *testing.T) {
 		if got := info.Mode().Perm(); e.Type() != os.ModeSocket && got&0o077 != closed&0o077 {
 			t.Errorf("%s in the state folder has mode %o", e.Name(), got)
 		}
+	}
+}
+
+// TestUserNamespaceLacking: what a machine lacks is told by name, the feature is not claimed, and other pods are not touched by it.
+func TestUserNamespaceLacking(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		change func(*daemon)
+		word   string
+	}{
+		"runtime without id-mapped mounts": {func(d *daemon) {
+			old := filepath.Join(d.dir, "old-runc")
+			d.must(os.WriteFile(old, fmt.Appendf(nil, "#!/bin/sh\n[ \"$1\" != features ] || { echo '{\"linux\": {\"namespaces\": [\"user\"]}}'; exit; }\nexec %s \"$@\"\n", binary("runc")), 0o755))
+			config := strings.Replace(d.configuration(), fmt.Sprintf("%q", binary("runc")), fmt.Sprintf("%q", old), 1)
+			d.must(os.WriteFile(d.configFile(), []byte(config), 0o600))
+		}, "old-runc"},
+		"runtime that does not say": {func(d *daemon) {
+			old := filepath.Join(d.dir, "mute-runc")
+			d.must(os.WriteFile(old, fmt.Appendf(nil, "#!/bin/sh\n[ \"$1\" != features ] || exit 1\nexec %s \"$@\"\n", binary("runc")), 0o755))
+			config := strings.Replace(d.configuration(), fmt.Sprintf("%q", binary("runc")), fmt.Sprintf("%q", old), 1)
+			d.must(os.WriteFile(d.configFile(), []byte(config), 0o600))
+		}, "mute-runc features"},
+		"a closed folder on the way": {func(d *daemon) { d.must(os.Chmod(d.dir, 0o700)) }, "/tmp/cbx-"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := prepareDaemon(t)
+			row.change(d)
+			d.start()
+			d.empty = d.ledger()
+			r, err := d.runtime.Status(context.Background(), &cri.StatusRequest{})
+			d.must(err)
+			for _, h := range r.RuntimeHandlers {
+				if h.GetFeatures().GetUserNamespaces() {
+					t.Errorf("handler %q says that it has user namespaces", h.Name)
+				}
+			}
+			_, err = d.tryPod(d.podConfig(inUserNamespace))
+			wantCode(t, err, codes.FailedPrecondition, "user namespaces", row.word)
+			d.runPod().run(idle()).exec("true")
+		})
 	}
 }
 
