@@ -186,13 +186,16 @@ func TestUserNamespaceStreams(t *testing.T) {
 	d := newDaemon(t)
 	p := d.runPod(inUserNamespace)
 	for _, user := range []int64{0, 1000} {
-		c := p.run(shell("echo out > /dev/stdout; echo err > /dev/stderr; echo $(id -u)"), with(func(c *cri.ContainerConfig) {
+		c := p.run(shell("echo out > /dev/stdout; echo err > /dev/stderr; id -u; id -G"), with(func(c *cri.ContainerConfig) {
 			c.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: user}
+			c.Linux.SecurityContext.RunAsGroup = &cri.Int64Value{Value: user}
+			c.Linux.SecurityContext.SupplementalGroups = []int64{4242}
+			c.Linux.SecurityContext.SupplementalGroupsPolicy = cri.SupplementalGroupsPolicy_Strict
 		}))
 		if s := c.waitExit(); s.ExitCode != 0 {
 			t.Errorf("user %d: exit code %d, %s", user, s.ExitCode, s.Message)
 		}
-		if got := text(c.finalLog(), "stdout"); got != fmt.Sprintf("out\n%d\n", user) {
+		if got := text(c.finalLog(), "stdout"); got != fmt.Sprintf("out\n%d\n%d 4242\n", user, user) {
 			t.Errorf("user %d, stdout %q", user, got)
 		}
 		if got := text(c.finalLog(), "stderr"); got != "err\n" {

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -62,6 +63,13 @@ func TestMountMapped(t *testing.T) {
 				must(t, c.Mount(t.Context(), rootfs))
 				defer c.Unmount(context.Background(), target)
 				wantOwner(t, target, mappedRoot, mappedRoot)
+				mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(target))
+				must(t, err)
+				names, err := c.Layers(id)
+				must(t, err)
+				if len(mounts) != 1 || !strings.Contains(mounts[0].VFSOptions, names[len(names)-1]) {
+					t.Errorf("the mount does not show its layers, and Open would delete them: %v", mounts)
+				}
 				if name == "none" {
 					return
 				}

@@ -2,7 +2,8 @@
 //
 // It turns what the kubelet asks for into calls of the other rooms: an image becomes a root filesystem (imageservice), a network namespace
 // is connected (cni), a process is started and watched (runtimeshim), a request becomes an OCI spec (sandbox/spec), and what was decided is
-// remembered (sandbox/store). It pulls no image, runs no program and speaks no gRPC.
+// remembered (sandbox/store). It pulls no image, runs no program (but for the moment in which
+// sandbox/userns makes a namespace) and speaks no gRPC.
 //
 // Three rules hold everywhere:
 //
@@ -14,7 +15,7 @@
 // A request that arrives again while the first is under way joins it (flight.go). Work on one container takes turns (turns.go); no mutex is
 // held while anything outside memory is touched.
 //
-// Steps, where crash tests may end the process: pod.recorded, pod.files, pod.started, pod.ready, pod.stopping, pod.unplugged, pod.removing,
+// Steps, where crash tests may end the process: pod.recorded, pod.files, pod.userns, pod.started, pod.ready, pod.stopping, pod.unplugged, pod.removing,
 // pod.forgotten, container.recorded, container.mounted, container.prepared, container.created, container.starting, container.started,
 // container.running, container.stopping, container.exited, container.removing, container.forgotten; and those of the rooms below.
 package sandbox

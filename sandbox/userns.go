@@ -31,6 +31,9 @@ func (m *Manager) findUserNamespaces(ctx context.Context) {
 		case !f.UserNamespaces || !f.IDMappedMounts:
 			m.lacks[name] = filepath.Base(h.Path) + " has no user namespaces with id-mapped mounts (runc has them from 1.2 on)"
 		}
+		if why := m.lacks[name]; why != "" {
+			log.G(ctx).WithField("handler", name).Infof("its pods can have no user namespaces: %s", why)
+		}
 	}
 }
 
