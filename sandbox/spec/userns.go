@@ -55,9 +55,12 @@ func checkUserNamespace(field string, u *runtimeapi.UserNamespace) error {
 	if u == nil {
 		return nil
 	}
-	mappings := map[string][]*runtimeapi.IDMapping{"uids": u.GetUids(), "gids": u.GetGids()}
-	for kind, list := range mappings {
-		if err := checkIDMappings(field+"."+kind, list); err != nil {
+	mappings := []struct {
+		field string
+		list  []*runtimeapi.IDMapping
+	}{{field + ".uids", u.GetUids()}, {field + ".gids", u.GetGids()}}
+	for _, m := range mappings {
+		if err := checkIDMappings(m.field, m.list); err != nil {
 			return err
 		}
 	}
@@ -68,12 +71,12 @@ func checkUserNamespace(field string, u *runtimeapi.UserNamespace) error {
 		}
 		return nil
 	case runtimeapi.NamespaceMode_POD:
-		for kind, list := range mappings {
-			if len(list) != 1 {
-				return invalid(field+"."+kind, "are %d mappings, exactly one is taken", len(list))
+		for _, m := range mappings {
+			if len(m.list) != 1 {
+				return invalid(m.field, "are %d mappings, exactly one is taken", len(m.list))
 			}
-			if list[0].GetContainerId() != 0 {
-				return invalid(field+"."+kind, "id 0 of the container is not mapped")
+			if m.list[0].GetContainerId() != 0 {
+				return invalid(m.field, "id 0 of the container is not mapped")
 			}
 		}
 		return nil
