@@ -432,10 +432,12 @@ func TestUserNamespaceRefused(t *testing.T) {
 		_, err := p.tryCreate(p.containerConfig(idle(), with(change)))
 		t.Run(name, func(t *testing.T) { wantCode(t, err, codes.InvalidArgument) })
 	}
+	_, err := p.tryCreate(p.containerConfig(idle(), with(func(c *cri.ContainerConfig) { c.Mounts = []*cri.Mount{mapped("/proc/sys", "/data")} })))
+	wantCode(t, err, codes.FailedPrecondition, "/proc/sys", "id-mapped")
 	p.stop()
 	p.remove()
 	plain := d.runPod()
-	_, err := plain.tryCreate(plain.containerConfig(idle(), with(func(c *cri.ContainerConfig) { c.Mounts = []*cri.Mount{mapped(d.dir, "/data")} })))
+	_, err = plain.tryCreate(plain.containerConfig(idle(), with(func(c *cri.ContainerConfig) { c.Mounts = []*cri.Mount{mapped(d.dir, "/data")} })))
 	wantCode(t, err, codes.InvalidArgument, "uidMappings")
 	plain.stop()
 	plain.remove()

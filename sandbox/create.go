@@ -210,6 +210,9 @@ func (m *Manager) specContainer(p *pod, c *container, root string, img imageserv
 	if in.Mounts, err = resolveMounts(c.config.GetMounts()); err != nil {
 		return in, err
 	}
+	if err := m.canMap(p, c.config.GetMounts(), in.Mounts); err != nil {
+		return in, err
+	}
 	if in.Devices, err = resolveDevices(c.config); err != nil {
 		return in, err
 	}

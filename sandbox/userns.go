@@ -124,6 +124,24 @@ func (m *Manager) openUserNS(p *pod) (*os.File, error) {
 	return f, nil
 }
 
+// canMap refuses a mount whose ids are to be mapped and cannot be: the OCI runtime would do so only when the container starts.
+func (m *Manager) canMap(p *pod, asked []*runtimeapi.Mount, found []spec.Mount) error {
+	ns, err := m.openUserNS(p)
+	if err != nil || ns == nil {
+		return err
+	}
+	defer ns.Close()
+	for i, a := range asked {
+		if len(a.GetUidMappings()) == 0 {
+			continue
+		}
+		if err := userns.CanMap(found[i].Source, ns); err != nil {
+			return fmt.Errorf("mount %s: %w", a.GetContainerPath(), err)
+		}
+	}
+	return nil
+}
+
 // owner is a user and group of the host.
 type owner struct{ uid, gid int }
 

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"syscall"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -62,6 +63,21 @@ func New(program string, uids, gids IDs, net bool) (s Set, err error) {
 	}
 	s.Net, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", helper.Process.Pid))
 	return s, err
+}
+
+// CanMap tells whether what lies at path can be mounted with the ids of a user namespace: its file system may not be able to, which is
+// ErrFailedPrecondition. Nothing becomes visible.
+func CanMap(path string, ns *os.File) error {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("clone mount of %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return fmt.Errorf("the file system of %s has no id-mapped mounts: %w: %w", path, err, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 // Pin gives a namespace a name that outlives this process. What a crash left under that name is replaced.
