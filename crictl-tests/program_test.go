@@ -210,8 +210,19 @@ func TestStopOfTheDaemon(t *testing.T) {
 // TestTornRecord: a record that cannot be read costs its pod, not the boot.
 func TestTornRecord(t *testing.T) {
 	t.Parallel()
+	for name, option := range map[string]podOption{"plain": func(*cri.PodSandboxConfig) {}, "user namespace": inUserNamespace} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			loseRecord(t, option)
+		})
+	}
+}
+
+// loseRecord tears the record of a pod with a container; all that the pod had must be found without it.
+func loseRecord(t *testing.T, option podOption) {
 	d := newDaemon(t)
-	p, kept := d.runPod(), d.runPod()
+	p, kept := d.runPod(option), d.runPod()
+	p.run(idle())
 	d.kill()
 	torn := 0
 	d.must(filepath.WalkDir(filepath.Join(d.root, "pods", p.id), func(path string, e os.DirEntry, err error) error {
