@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -51,20 +50,4 @@ func inNetNS(path string, f func() error) error {
 		}
 		return f()
 	})
-}
-
-// onOwnThread runs f on a thread that ends with it. The process's first thread does not end, and would stay for ever
-// what f made of it: it waits here while another one works.
-func onOwnThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			defer runtime.UnlockOSThread()
-			done <- onOwnThread(f)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
 }

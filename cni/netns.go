@@ -38,28 +38,29 @@ func pinNetNS(path string, enter func() error) error {
 		return fmt.Errorf("network namespace: %w", err)
 	}
 	f.Close()
-	if err := enterAndPin(path, enter); err != nil {
+	if err := onOwnThread(func() error { return pinOwn(path, enter) }); err != nil {
 		return errors.Join(fmt.Errorf("network namespace %s: %w", path, err), RemoveNetNS(path))
 	}
 	return nil
 }
 
-// enterAndPin works on a thread that is never given back: it ends with its goroutine, and nobody runs in its namespace. The process's first
-// thread does not end, it would be in the namespace for ever: it waits here while another one works.
-func enterAndPin(path string, enter func() error) error {
+// onOwnThread runs f on a thread that ends with it. The process's first thread does not end, and would stay for ever
+// what f made of it: it waits here while another one works.
+func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
 			defer runtime.UnlockOSThread()
-			done <- enterAndPin(path, enter)
+			done <- onOwnThread(f)
 			return
 		}
-		done <- pinOwn(path, enter)
+		done <- f()
 	}()
 	return <-done
 }
 
+// pinOwn works on a thread of its own, in the namespace that enter takes it to.
 func pinOwn(path string, enter func() error) error {
 	if err := enter(); err != nil {
 		return fmt.Errorf("enter: %w", err)
