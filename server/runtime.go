@@ -32,7 +32,11 @@ func (s *runtimeService) Status(ctx context.Context, req *runtimeapi.StatusReque
 		if err != nil {
 			return nil, err
 		}
-		r.Info = map[string]string{"host": string(host), "goroutines": strconv.Itoa(runtime.NumGoroutine())}
+		unknown, err := s.unknown.info()
+		if err != nil {
+			return nil, err
+		}
+		r.Info = map[string]string{"host": string(host), "goroutines": strconv.Itoa(runtime.NumGoroutine()), "unknownFields": unknown}
 	}
 	return r, nil
 }

@@ -29,6 +29,7 @@ type Server struct {
 	grpc    *grpc.Server
 	door    *door
 	rooms   atomic.Pointer[rooms] // nil until Open
+	unknown unknownFields
 }
 
 type rooms struct {
@@ -88,6 +89,7 @@ var errStarting = status.Error(codes.Unavailable, "cribox is starting")
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (reply any, err error) {
 	err = s.pass(ctx, info.FullMethod, func(ctx context.Context) error {
 		var err error
+		s.unknown.see(ctx, req)
 		reply, err = next(ctx, req)
 		return err
 	})
@@ -98,7 +100,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	return s.pass(ss.Context(), info.FullMethod, func(context.Context) error { return next(srv, ss) })
+	return s.pass(ss.Context(), info.FullMethod, func(context.Context) error { return next(srv, seeing{ss, &s.unknown}) })
 }
 
 // pass is what every request passes: it must wait for nobody, a panic costs one request, an error gets its code, and the log gets one line.
