@@ -155,7 +155,7 @@ func (n *Networks) SetPodCIDR(cidr string) error {
 	}
 	subnets, err := parseSubnets(cidr)
 	if err != nil {
-		return fmt.Errorf("pod CIDR: %w", err)
+		return fmt.Errorf("network_config.pod_cidr: %w", err)
 	}
 	return n.own.setPodCIDR(subnets)
 }

@@ -16,11 +16,14 @@ func newID() string {
 	return hex.EncodeToString(b)
 }
 
+// idFields are the names that the CRI gives to the field of an id.
+var idFields = map[string]string{"pod": "pod_sandbox_id", "container": "container_id"}
+
 // expand returns the one key of all that is id or begins with it. ErrInvalidArgument when id is empty or fits several, ErrNotFound when it
 // fits none. A string that is no id can be no path either: it is only ever compared.
 func expand[V any](kind, id string, all map[string]V) (string, error) {
 	if id == "" {
-		return "", fmt.Errorf("%s id is empty: %w", kind, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("%s: is empty: %w", idFields[kind], errdefs.ErrInvalidArgument)
 	}
 	if _, ok := all[id]; ok {
 		return id, nil
@@ -31,7 +34,7 @@ func expand[V any](kind, id string, all map[string]V) (string, error) {
 			continue
 		}
 		if found != "" {
-			return "", fmt.Errorf("%s id %q fits several: %w", kind, id, errdefs.ErrInvalidArgument)
+			return "", fmt.Errorf("%s: %q fits several: %w", idFields[kind], id, errdefs.ErrInvalidArgument)
 		}
 		found = k
 	}

@@ -23,9 +23,12 @@ func resolveMounts(mounts []*runtimeapi.Mount) ([]spec.Mount, error) {
 	var table []*mountinfo.Info
 	resolved := make([]spec.Mount, 0, len(mounts))
 	for _, m := range mounts {
+		if m.GetImage() != nil {
+			return nil, errNoImageVolumes(m)
+		}
 		source, err := filepath.EvalSymlinks(m.GetHostPath())
 		if err != nil {
-			return nil, fmt.Errorf("mounts: host_path %s of %s: %w: %w", m.GetHostPath(), m.GetContainerPath(), err, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("mounts.host_path: %s of %s: %w: %w", m.GetHostPath(), m.GetContainerPath(), err, errdefs.ErrInvalidArgument)
 		}
 		r := spec.Mount{Source: source}
 		if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
@@ -39,6 +42,11 @@ func resolveMounts(mounts []*runtimeapi.Mount) ([]spec.Mount, error) {
 		resolved = append(resolved, r)
 	}
 	return resolved, nil
+}
+
+// errNoImageVolumes begins with the word that a kubelet looks for.
+func errNoImageVolumes(m *runtimeapi.Mount) error {
+	return fmt.Errorf("ImageVolumeMountFailed: mount %s: images cannot be mounted yet: %w", m.GetContainerPath(), errdefs.ErrFailedPrecondition)
 }
 
 // propagation tells about the mount that path lies on, which is the last one of those with the longest mountpoint.
@@ -63,7 +71,7 @@ func resolveDevices(c *runtimeapi.ContainerConfig) ([]spec.Device, error) {
 	for _, d := range c.GetDevices() {
 		found, err := devicesAt(d.GetHostPath(), d.GetContainerPath(), d.GetPermissions())
 		if err != nil {
-			return nil, fmt.Errorf("devices: host_path %s: %w: %w", d.GetHostPath(), err, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("devices.host_path: %s: %w: %w", d.GetHostPath(), err, errdefs.ErrInvalidArgument)
 		}
 		all = append(all, found...)
 	}

@@ -160,7 +160,11 @@ func (m *Manager) ReopenLog(ctx context.Context, id string) error {
 	if c.LogPath == "" {
 		return nil
 	}
-	return m.shim.ReopenLog(ctx, c.ID)
+	err = m.shim.ReopenLog(ctx, c.ID)
+	if errors.Is(err, errdefs.ErrNotFound) { // the folder, not the container that was asked for
+		return fmt.Errorf("reopen the log of container %s: %v: %w", c.ID, err, errdefs.ErrInternal)
+	}
+	return err
 }
 
 // oomFile returns the file in which the kernel counts the processes of the cgroup that it killed for want of memory.

@@ -88,14 +88,14 @@ func readSeccomp(path string) ([]byte, error) {
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxUserFile {
-		return nil, fmt.Errorf("seccomp profile %s is no file of at most %d bytes: %w", path, maxUserFile, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %s is no file of at most %d bytes: %w", path, maxUserFile, errdefs.ErrInvalidArgument)
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return b, nil
 }

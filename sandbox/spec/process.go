@@ -91,7 +91,7 @@ func (d *draft) environment() error {
 		env.set(e.GetKey() + "=" + string(e.GetValue()))
 	}
 	d.spec.Process.Env = env.list
-	return checkExecSize(d.spec.Process.Args, env.list)
+	return checkExecSize("command, args, envs", d.spec.Process.Args, env.list)
 }
 
 // environ is a list of NAME=VALUE in which every name occurs once, at the
@@ -124,21 +124,22 @@ const (
 
 // checkExecSize foresees E2BIG, which would otherwise come from the OCI
 // runtime after everything else has been done.
-func checkExecSize(args, env []string) error {
-	total := 0
-	for _, s := range [][]string{args, env} {
+func checkExecSize(field string, lists ...[]string) error {
+	total, n := 0, 0
+	for _, s := range lists {
+		n += len(s)
 		for _, v := range s {
 			if len(v) > maxExecString {
-				return invalid("command, envs", "%q is %d bytes long, the kernel takes %d", truncate(v), len(v), maxExecString)
+				return invalid(field, "%q is %d bytes long, the kernel takes %d", truncate(v), len(v), maxExecString)
 			}
 			total += len(v) + 1 + 8
 		}
 	}
-	if n := len(args) + len(env); n > maxExecStrings {
-		return invalid("command, envs", "are %d strings, at most %d are taken", n, maxExecStrings)
+	if n > maxExecStrings {
+		return invalid(field, "are %d strings, at most %d are taken", n, maxExecStrings)
 	}
 	if total > maxExecTotal {
-		return invalid("command, envs", "are %d bytes together, the kernel takes %d", total, maxExecTotal)
+		return invalid(field, "are %d bytes together, the kernel takes %d", total, maxExecTotal)
 	}
 	return nil
 }
@@ -212,7 +213,7 @@ func ExecProcess(s *specs.Spec, cmd []string, tty bool) (*specs.Process, error) 
 	if err := checkStrings("cmd", cmd); err != nil {
 		return nil, err
 	}
-	if err := checkExecSize(cmd, s.Process.Env); err != nil {
+	if err := checkExecSize("cmd", cmd, s.Process.Env); err != nil {
 		return nil, err
 	}
 	p := clone(s.Process)

@@ -247,7 +247,8 @@ func checkOOMScoreAdj(r *runtimeapi.LinuxContainerResources, _ Host) error {
 	return nil
 }
 
-var hugePageSize = regexp.MustCompile(`^[1-9][0-9]{0,5}[KMG]B$`)
+// hugePageSize is a power of two, in the unit that leaves the smallest number.
+var hugePageSize = regexp.MustCompile(`^(1|2|4|8|16|32|64|128|256|512)[KMG]B$`)
 
 func checkHugePages(r *runtimeapi.LinuxContainerResources, h Host) error {
 	seen := map[string]bool{}

@@ -1,11 +1,13 @@
 package spec
 
 import (
+	"fmt"
 	"path"
 	"slices"
 	"strings"
 	"unicode/utf8"
 
+	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -75,7 +77,7 @@ func checkCommand(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig,
 	if len(c.GetCommand()) > 0 && c.GetCommand()[0] == "" {
 		return invalid("command", "begins with an empty string")
 	}
-	return checkExecSize(slices.Concat(c.GetCommand(), c.GetArgs()), nil)
+	return checkExecSize("command, args", slices.Concat(c.GetCommand(), c.GetArgs()))
 }
 
 func checkWorkingDir(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
@@ -100,7 +102,7 @@ func checkEnvs(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ 
 		}
 		pairs = append(pairs, name+"="+value)
 	}
-	return checkExecSize(nil, pairs)
+	return checkExecSize("envs", pairs)
 }
 
 func checkMounts(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
@@ -222,6 +224,7 @@ func checkDevices(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig,
 		if err := checkText("CDI_devices.name", d.GetName(), maxName); err != nil {
 			return err
 		}
+		return fmt.Errorf("CDI_devices.name: %q is unknown to this machine, as every CDI device is: %w", d.GetName(), errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
