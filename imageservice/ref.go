@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -30,7 +31,7 @@ var (
 // Every error is ErrInvalidArgument.
 func parseTarget(s string) (target, error) {
 	if s == "" {
-		return target{}, fmt.Errorf("empty image reference: %w", errdefs.ErrInvalidArgument)
+		return target{}, fmt.Errorf("image: is empty: %w", errdefs.ErrInvalidArgument)
 	}
 	if bareID.MatchString(strings.TrimPrefix(s, "sha256:")) {
 		return target{}, fmt.Errorf("%q is an image id, not a reference: %w", s, errdefs.ErrInvalidArgument)
@@ -54,11 +55,16 @@ func parseTarget(s string) (target, error) {
 	return t, nil
 }
 
-func badReference(s string, err error) error {
+// shown is how a reference that may be anything stands in an error.
+func shown(s string) string {
 	if len(s) > 256 {
 		s = s[:256] + "..."
 	}
-	return fmt.Errorf("image reference %q: %v: %w", s, err, errdefs.ErrInvalidArgument)
+	return strconv.Quote(s)
+}
+
+func badReference(s string, err error) error {
+	return fmt.Errorf("image reference %s: %v: %w", shown(s), err, errdefs.ErrInvalidArgument)
 }
 
 // checkDigest accepts sha256 only. Others are legal in OCI, but an image id is the sha256 of its config everywhere in Kubernetes.

@@ -16,7 +16,7 @@ import (
 // It needs no free space (I15). From the moment the record is gone it goes on whatever becomes of ctx.
 func (c *Images) Remove(ctx context.Context, ref string) error {
 	if err := c.writer.take(ctx); err != nil {
-		return fmt.Errorf("remove image %s: %w", ref, err)
+		return fmt.Errorf("remove image %s: %w", shown(ref), err)
 	}
 	r, garbage, err := c.unlist(ref)
 	if errdefs.IsNotFound(err) {
@@ -25,13 +25,13 @@ func (c *Images) Remove(ctx context.Context, ref string) error {
 	}
 	if err != nil {
 		c.writer.give()
-		return fmt.Errorf("remove image %s: %w", ref, err)
+		return fmt.Errorf("remove image %s: %w", shown(ref), err)
 	}
 	err = c.eraseRecord(r.ID)
 	if err != nil {
 		c.relist(r, garbage)
 		c.writer.give()
-		return fmt.Errorf("remove image %s: %w", ref, diskError(err))
+		return fmt.Errorf("remove image %s: %w", shown(ref), diskError(err))
 	}
 	c.step("remove.unrecorded")
 	c.writer.give()

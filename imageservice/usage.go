@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -29,7 +30,11 @@ func (c *Images) Usage(ctx context.Context) (Usage, error) {
 		if err := ctx.Err(); err != nil {
 			return Usage{}, err
 		}
-		used, err := diskUsage(filepath.Join(c.cfg.Root, d))
+		dir := filepath.Join(c.cfg.Root, d)
+		if _, err := os.Stat(dir); err != nil { // a disk that is away is not an empty one
+			return Usage{}, fmt.Errorf("usage of image data: %w", err)
+		}
+		used, err := diskUsage(dir)
 		if err != nil {
 			return Usage{}, fmt.Errorf("usage of image data: %w", err)
 		}
