@@ -2,78 +2,134 @@ package crictltests
 
 import (
 	"context"
-	"math"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/known/emptypb"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// What every client gets for what it should not have asked. Requests of one kind are in one file, badinput_*_test.go; here is what concerns
+// them all. A row of a table changes one thing in a request that is right, and says which field the answer must name.
+
+// notYet are the requests that cribox does not serve. Whoever makes one of them takes it away here, and writes the rows of its bad input.
+var notYet = []string{
+	"UpdateContainerResources",               // exited: FailedPrecondition; invalid: InvalidArgument; below usage: FailedPrecondition, nothing changed
+	"UpdatePodSandboxResources",              // unknown: NotFound
+	"GetContainerEvents",                     // slow reader: ResourceExhausted
+	"PodSandboxStats", "ListPodSandboxStats", // unknown: NotFound
+	"ListMetricDescriptors", "ListPodSandboxMetrics",
+	"CheckpointContainer", "CheckpointPod", "RestorePod", // not in version 1
+	"StreamPodSandboxes", "StreamContainers", "StreamContainerStats", "StreamPodSandboxStats", "StreamPodSandboxMetrics", "StreamImages",
+}
+
+// theirs are requests with a test of their own, TestBadStreams.
+var theirs = []string{"Exec", "Attach", "PortForward"}
+
+// bad is one row: a change to a right request of type *R. The answer is code, which is InvalidArgument when it is left out, and names field.
+type bad[R any] struct {
+	name   string
+	change func(R)
+	field  string
+	code   codes.Code
+}
+
+// wantRefused asks with every row's change to a right request. What is answered without an error is handed to undo.
+func wantRefused[R, A any](t *testing.T, rows []bad[R], right func() R, ask func(R) (A, error), undo func(A)) {
+	t.Helper()
+	for _, row := range rows {
+		r := right()
+		row.change(r)
+		answer, err := ask(r)
+		if err == nil {
+			undo(answer)
+		}
+		want := row.code
+		if want == codes.OK {
+			want = codes.InvalidArgument
+		}
+		message := status.Convert(err).Message()
+		if status.Code(err) != want || !strings.Contains(message, row.field) {
+			t.Errorf("%s: want %s that names %q, got: %.300v", row.name, want, row.field, err)
+		}
+		if len(message) > 2000 {
+			t.Errorf("%s: a message of %d bytes", row.name, len(message))
+		}
+	}
+}
+
 // badIDs are no id of anything. None may become a path.
 var badIDs = map[string]string{
 	"unknown": "feedfeedfeed", "upper case": "FEEDFEEDFEED", "path": "../../etc/passwd", "slash": "/", "NUL": "a\x00b",
-	"10 KiB": strings.Repeat("a", 10<<10), "dot": ".",
+	"10 KiB": strings.Repeat("a", 10<<10), "dot": ".", "blank": " ", "newline": "feed\n",
 }
 
-// byID is every request that names a pod, a container or nothing else, and what an unknown id gets.
-func (d *daemon) byID() map[string]struct {
-	ask  func(id string) error
-	want codes.Code
-} {
+// requestByID is a request that names a pod or a container, what it gets for an unknown id, and the id's field.
+type requestByID struct {
+	ask   func(id string) error
+	code  codes.Code
+	field string
+}
+
+const podID, containerID = "pod_sandbox_id", "container_id"
+
+func (d *daemon) byID() map[string]requestByID {
 	ctx := context.Background()
-	type row = struct {
-		ask  func(id string) error
-		want codes.Code
-	}
-	return map[string]row{
+	return map[string]requestByID{
 		"StopPodSandbox": {func(id string) error {
 			_, err := d.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: id})
 			return err
-		}, codes.OK},
+		}, codes.OK, podID},
 		"RemovePodSandbox": {func(id string) error {
 			_, err := d.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: id})
 			return err
-		}, codes.OK},
+		}, codes.OK, podID},
 		"PodSandboxStatus": {func(id string) error {
 			_, err := d.runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: id})
 			return err
-		}, codes.NotFound},
+		}, codes.NotFound, podID},
 		"StartContainer": {func(id string) error {
 			_, err := d.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: id})
 			return err
-		}, codes.NotFound},
+		}, codes.NotFound, containerID},
 		"StopContainer": {func(id string) error {
 			_, err := d.runtime.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: id})
 			return err
-		}, codes.OK},
+		}, codes.OK, containerID},
 		"RemoveContainer": {func(id string) error {
 			_, err := d.runtime.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: id})
 			return err
-		}, codes.OK},
+		}, codes.OK, containerID},
 		"ContainerStatus": {func(id string) error {
 			_, err := d.runtime.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: id})
 			return err
-		}, codes.NotFound},
+		}, codes.NotFound, containerID},
 		"ContainerStats": {func(id string) error {
 			_, err := d.runtime.ContainerStats(ctx, &cri.ContainerStatsRequest{ContainerId: id})
 			return err
-		}, codes.NotFound},
+		}, codes.NotFound, containerID},
 		"ReopenContainerLog": {func(id string) error {
 			_, err := d.runtime.ReopenContainerLog(ctx, &cri.ReopenContainerLogRequest{ContainerId: id})
 			return err
-		}, codes.NotFound},
+		}, codes.NotFound, containerID},
 		"ExecSync": {func(id string) error {
 			_, err := d.runtime.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}})
 			return err
-		}, codes.NotFound},
+		}, codes.NotFound, containerID},
 		"CreateContainer": {func(id string) error {
 			c := &pod{daemon: d, config: d.podConfig()}
 			_, err := d.runtime.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: id, Config: c.containerConfig(idle()), SandboxConfig: c.config})
 			return err
-		}, codes.NotFound},
+		}, codes.NotFound, podID},
 	}
 }
 
@@ -82,28 +138,26 @@ func TestUnknownIDs(t *testing.T) {
 	d := newDaemon(t)
 	d.pulled(busybox)
 	before := d.ledger()
-	for request, row := range d.byID() {
-		for kind, id := range badIDs {
-			if err := row.ask(id); kind == "unknown" {
-				if err != nil || row.want != codes.OK {
-					wantCode(t, err, row.want, id)
-				}
-			} else if !hasCode(err, row.want, codes.InvalidArgument, codes.OK) || err != nil && len(err.Error()) > 1000 {
-				t.Errorf("%s with an id of kind %q: %.300v", request, kind, err)
-			}
-		}
-		wantCode(t, row.ask(""), codes.InvalidArgument)
-	}
+	d.wantBadIDs(d.byID())
 	d.wantFlat(before)
 }
 
-func hasCode(err error, any ...codes.Code) bool {
-	for _, c := range any {
-		if statusCode(err) == c {
-			return true
+func (d *daemon) wantBadIDs(requests map[string]requestByID) {
+	d.Helper()
+	for request, row := range requests {
+		for kind, id := range badIDs {
+			err := row.ask(id)
+			if status.Code(err) != row.code || len(status.Convert(err).Message()) > 1000 {
+				d.Errorf("%s with an id of kind %q: want %s, got: %.300v", request, kind, row.code, err)
+			}
+			if kind == "unknown" && row.code != codes.OK {
+				wantCode(d, err, row.code, id)
+			}
+		}
+		if err := row.ask(""); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), row.field) {
+			d.Errorf("%s with an empty id: want InvalidArgument that names %s, got: %v", request, row.field, err)
 		}
 	}
-	return false
 }
 
 func TestAmbiguousID(t *testing.T) {
@@ -118,7 +172,7 @@ func TestAmbiguousID(t *testing.T) {
 		for _, b := range ids[i+1:] {
 			if a[0] == b[0] {
 				_, err := d.runtime.ContainerStatus(context.Background(), &cri.ContainerStatusRequest{ContainerId: a[:1]})
-				wantCode(t, err, codes.InvalidArgument)
+				wantCode(t, err, codes.InvalidArgument, containerID)
 				r, err := d.runtime.ContainerStatus(context.Background(), &cri.ContainerStatusRequest{ContainerId: a[:20]})
 				d.must(err)
 				if r.Status.Id != a {
@@ -130,238 +184,232 @@ func TestAmbiguousID(t *testing.T) {
 	}
 }
 
-func TestBadPods(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t)
-	before := d.ledger()
-	long := strings.Repeat("n", 300)
-	for name, row := range map[string]struct {
-		change func(*cri.RunPodSandboxRequest)
-		word   string
-	}{
-		"no config":         {func(r *cri.RunPodSandboxRequest) { r.Config = nil }, "config"},
-		"no metadata":       {func(r *cri.RunPodSandboxRequest) { r.Config.Metadata = nil }, "metadata"},
-		"no name":           {func(r *cri.RunPodSandboxRequest) { r.Config.Metadata.Name = "" }, "name"},
-		"no namespace":      {func(r *cri.RunPodSandboxRequest) { r.Config.Metadata.Namespace = "" }, "namespace"},
-		"no uid":            {func(r *cri.RunPodSandboxRequest) { r.Config.Metadata.Uid = "" }, "uid"},
-		"long name":         {func(r *cri.RunPodSandboxRequest) { r.Config.Metadata.Name = long }, "name"},
-		"name is a path":    {func(r *cri.RunPodSandboxRequest) { r.Config.Metadata.Name = "../x" }, "name"},
-		"uid is a path":     {func(r *cri.RunPodSandboxRequest) { r.Config.Metadata.Uid = "a/b" }, "uid"},
-		"NUL in name":       {func(r *cri.RunPodSandboxRequest) { r.Config.Metadata.Name = "a\x00b" }, "name"},
-		"unknown handler":   {func(r *cri.RunPodSandboxRequest) { r.RuntimeHandler = "no-such-handler" }, "no-such-handler"},
-		"port too large":    {ports(&cri.PortMapping{HostPort: 65536, ContainerPort: 80}), "port"},
-		"negative port":     {ports(&cri.PortMapping{HostPort: -1, ContainerPort: 80}), "port"},
-		"no container port": {ports(&cri.PortMapping{HostPort: 80}), "port"},
-		"host port twice":   {ports(&cri.PortMapping{HostPort: 80, ContainerPort: 80}, &cri.PortMapping{HostPort: 80, ContainerPort: 81}), "port"},
-		"bad host ip":       {ports(&cri.PortMapping{HostPort: 80, ContainerPort: 80, HostIp: "not-an-ip"}), "not-an-ip"},
-		"cgroup parent up":  {func(r *cri.RunPodSandboxRequest) { r.Config.Linux.CgroupParent = "/a/../../b" }, "cgroup"},
-		"sysctl":            {sysctl("nonsense.key", "1"), "nonsense.key"},
-		"sysctl is a path":  {sysctl("net/../../kernel.panic", "1"), "sysctl"},
-		"host sysctl":       {sysctl("vm.swappiness", "1"), "vm.swappiness"},
-		"dns newline":       {dns(&cri.DNSConfig{Servers: []string{"192.0.2.1\nnameserver 192.0.2.2"}}), "dns"},
-		"thousand servers":  {dns(&cri.DNSConfig{Servers: slicesRepeat("192.0.2.1", 1000)}), "dns"},
-		"hostname":          {func(r *cri.RunPodSandboxRequest) { r.Config.Hostname = "a\nb" }, "hostname"},
-		"relative logs":     {func(r *cri.RunPodSandboxRequest) { r.Config.LogDirectory = "logs" }, "log"},
-		"no seccomp file": {func(r *cri.RunPodSandboxRequest) {
-			r.Config.Linux.SecurityContext.Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: "/no/such/profile.json"}
-		}, "seccomp"},
-	} {
-		r := &cri.RunPodSandboxRequest{Config: d.podConfig()}
-		row.change(r)
-		_, err := d.runtime.RunPodSandbox(context.Background(), r)
-		if statusCode(err) != codes.InvalidArgument || !strings.Contains(strings.ToLower(err.Error()), row.word) {
-			t.Errorf("%s: want InvalidArgument that names %q, got: %v", name, row.word, err)
-		}
-	}
-	if left := d.listed(); len(left) > 0 {
-		t.Errorf("refused pods are listed: %v", left)
-	}
-	d.wantFlat(before)
-}
-
-func ports(p ...*cri.PortMapping) func(*cri.RunPodSandboxRequest) {
-	return func(r *cri.RunPodSandboxRequest) { r.Config.PortMappings = p }
-}
-
-func sysctl(key, value string) func(*cri.RunPodSandboxRequest) {
-	return func(r *cri.RunPodSandboxRequest) { r.Config.Linux.Sysctls = map[string]string{key: value} }
-}
-
-func dns(c *cri.DNSConfig) func(*cri.RunPodSandboxRequest) {
-	return func(r *cri.RunPodSandboxRequest) { r.Config.DnsConfig = c }
-}
-
-func slicesRepeat(s string, n int) []string {
-	var out []string
-	for range n {
-		out = append(out, s)
-	}
-	return out
-}
-
-func TestBadContainers(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t)
-	p := d.runPod()
-	d.pulled(busybox)
-	before := d.ledger()
-	type request = cri.CreateContainerRequest
-	mount := func(m ...*cri.Mount) func(*request) { return func(r *request) { r.Config.Mounts = m } }
-	security := func(change func(*cri.LinuxContainerSecurityContext)) func(*request) {
-		return func(r *request) { change(r.Config.Linux.SecurityContext) }
-	}
-	resources := func(change func(*cri.LinuxContainerResources)) func(*request) {
-		return func(r *request) { change(r.Config.Linux.Resources) }
-	}
-	for name, row := range map[string]struct {
-		change func(*request)
-		word   string
-	}{
-		"no config":          {func(r *request) { r.Config = nil }, "config"},
-		"no sandbox config":  {func(r *request) { r.SandboxConfig = nil }, "sandbox_config"},
-		"no metadata":        {func(r *request) { r.Config.Metadata = nil }, "metadata"},
-		"no name":            {func(r *request) { r.Config.Metadata.Name = "" }, "name"},
-		"no image":           {func(r *request) { r.Config.Image = nil }, "image"},
-		"empty image":        {func(r *request) { r.Config.Image.Image = "" }, "image"},
-		"env without a key":  {func(r *request) { r.Config.Envs = []*cri.KeyValue{{Key: "", Value: []byte("x")}} }, "env"},
-		"equals in a key":    {func(r *request) { r.Config.Envs = []*cri.KeyValue{{Key: "a=b", Value: []byte("x")}} }, "env"},
-		"NUL in env":         {func(r *request) { r.Config.Envs = []*cri.KeyValue{{Key: "a", Value: []byte("x\x00y")}} }, "env"},
-		"NUL in args":        {func(r *request) { r.Config.Args = []string{"a\x00b"} }, "arg"},
-		"too much to exec":   {func(r *request) { r.Config.Args = slicesRepeat(strings.Repeat("x", 100<<10), 30) }, "arg"},
-		"relative mount":     {mount(&cri.Mount{ContainerPath: "data", HostPath: "/tmp"}), "mount"},
-		"relative host path": {mount(&cri.Mount{ContainerPath: "/data", HostPath: "tmp"}), "mount"},
-		"no host path":       {mount(&cri.Mount{ContainerPath: "/d", HostPath: "/no/such/folder"}), "host_path"},
-		"no container path":  {mount(&cri.Mount{HostPath: "/tmp"}), "mount"},
-		"mount twice":        {mount(&cri.Mount{ContainerPath: "/d", HostPath: "/tmp"}, &cri.Mount{ContainerPath: "/d", HostPath: "/usr"}), "mount"},
-		"mount over root":    {mount(&cri.Mount{ContainerPath: "/", HostPath: "/tmp"}), "mount"},
-		"mount over proc":    {mount(&cri.Mount{ContainerPath: "/proc", HostPath: "/tmp"}), "mount"},
-		"path and image":     {mount(&cri.Mount{ContainerPath: "/d", HostPath: "/tmp", Image: &cri.ImageSpec{Image: d.pulled(busybox)}}), "mount"},
-		"user and name": {security(func(s *cri.LinuxContainerSecurityContext) {
-			s.RunAsUser, s.RunAsUsername = &cri.Int64Value{Value: 1}, "app"
-		}), "run_as"},
-		"group without user": {security(func(s *cri.LinuxContainerSecurityContext) { s.RunAsGroup = &cri.Int64Value{Value: 1} }), "run_as_group"},
-		"unknown user name":  {security(func(s *cri.LinuxContainerSecurityContext) { s.RunAsUsername = "nobody-here" }), "nobody-here"},
-		"negative user":      {security(func(s *cri.LinuxContainerSecurityContext) { s.RunAsUser = &cri.Int64Value{Value: -1} }), "run_as_user"},
-		"unknown capability": {security(func(s *cri.LinuxContainerSecurityContext) {
-			s.Capabilities = &cri.Capability{AddCapabilities: []string{"FLY"}}
-		}), "fly"},
-		"no device": {func(r *request) {
-			r.Config.Devices = []*cri.Device{{HostPath: "/dev/no-such", ContainerPath: "/dev/x", Permissions: "rw"}}
-		}, "/dev/no-such"},
-		"device permissions": {func(r *request) {
-			r.Config.Devices = []*cri.Device{{HostPath: "/dev/null", ContainerPath: "/dev/x", Permissions: "xyz"}}
-		}, "xyz"},
-		"absolute log":         {func(r *request) { r.Config.LogPath = "/etc/cribox.log" }, "log_path"},
-		"log path up":          {func(r *request) { r.Config.LogPath = "../../x.log" }, "log_path"},
-		"negative memory":      {resources(func(l *cri.LinuxContainerResources) { l.MemoryLimitInBytes = -2 }), "memory"},
-		"negative shares":      {resources(func(l *cri.LinuxContainerResources) { l.CpuShares = -5 }), "shares"},
-		"no such cpu":          {resources(func(l *cri.LinuxContainerResources) { l.CpusetCpus = "9999" }), "cpuset"},
-		"cpuset nonsense":      {resources(func(l *cri.LinuxContainerResources) { l.CpusetCpus = "1-" }), "cpuset"},
-		"unified path":         {resources(func(l *cri.LinuxContainerResources) { l.Unified = map[string]string{"../memory.max": "1"} }), "unified"},
-		"oom score":            {resources(func(l *cri.LinuxContainerResources) { l.OomScoreAdj = 5000 }), "oom_score_adj"},
-		"stop signal":          {func(r *request) { r.Config.StopSignal = 99 }, "stop_signal"},
-		"relative working dir": {func(r *request) { r.Config.WorkingDir = "tmp" }, "working_dir"},
-	} {
-		r := &cri.CreateContainerRequest{PodSandboxId: p.id, Config: p.containerConfig(idle()), SandboxConfig: proto.CloneOf(p.config)}
-		row.change(r)
-		reply, err := d.runtime.CreateContainer(context.Background(), r)
-		if statusCode(err) != codes.InvalidArgument || !strings.Contains(strings.ToLower(err.Error()), row.word) {
-			t.Errorf("%s: want InvalidArgument that names %q, got: %.300v", name, row.word, err)
-		}
-		if err == nil {
-			(&container{pod: p, id: reply.ContainerId}).remove()
-		}
-	}
-
-	missing := p.containerConfig(idle())
-	missing.Image.Image = d.ref("web:1")
-	_, err := p.tryCreate(missing)
-	wantCode(t, err, codes.NotFound, d.ref("web:1"))
-
-	r, err := d.runtime.ListContainers(context.Background(), &cri.ListContainersRequest{})
-	d.must(err)
-	if len(r.Containers) > 0 {
-		t.Errorf("refused containers are listed: %v", r.Containers)
-	}
-	d.wantFlat(before)
-}
-
-func TestNoCommandAnywhere(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t)
-	p := d.runPod(onHostNetwork)
-	_, err := p.tryCreate(p.containerConfig(with(func(c *cri.ContainerConfig) { c.Image.Image = d.pulled("config:none") })))
-	wantCode(t, err, codes.InvalidArgument, "command")
-}
-
-// TestWrongMoments: a right request in the wrong state.
-func TestWrongMoments(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t)
-	p := d.runPod()
-	made, up, done := p.create(idle()), p.run(idle()), p.run(shell("exit 0"))
-	done.waitExit()
-	wantCode(t, up.tryStart(), codes.FailedPrecondition, up.id)
-	wantCode(t, done.tryStart(), codes.FailedPrecondition, done.id)
-	for _, c := range []*container{made, done} {
-		_, err := c.tryExec(10, "true")
-		wantCode(t, err, codes.FailedPrecondition, c.id)
-		wantCode(t, c.reopen(), codes.FailedPrecondition, c.id)
-	}
-	made.stop(10) // nothing to stop is no error
-	done.stop(10)
-	_, err := d.runtime.StopContainer(context.Background(), &cri.StopContainerRequest{ContainerId: up.id, Timeout: -1})
-	wantCode(t, err, codes.InvalidArgument, "timeout")
-	_, err = up.tryExec(10)
-	wantCode(t, err, codes.InvalidArgument, "cmd")
-	_, err = up.tryExec(-1, "true")
-	wantCode(t, err, codes.InvalidArgument, "timeout")
-	up.must(up.kill())
-	_, err = d.runtime.StopContainer(context.Background(), &cri.StopContainerRequest{ContainerId: up.id, Timeout: math.MaxInt64 / 2})
-	d.must(err)
-
-	p.stop()
-	_, err = p.tryCreate(p.containerConfig(idle()))
-	wantCode(t, err, codes.FailedPrecondition, p.id)
-}
-
-func TestBadImageRequests(t *testing.T) {
+// TestBadFilters: a filter that fits nothing, whatever is wrong with it, gives an empty list.
+func TestBadFilters(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	ctx := context.Background()
-	_, err := d.images.PullImage(ctx, &cri.PullImageRequest{})
-	wantCode(t, err, codes.InvalidArgument, "image")
-	_, err = d.images.ImageStatus(ctx, &cri.ImageStatusRequest{})
-	wantCode(t, err, codes.InvalidArgument, "image")
-	_, err = d.images.RemoveImage(ctx, &cri.RemoveImageRequest{})
-	wantCode(t, err, codes.InvalidArgument, "image")
-	_, err = d.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: "BAD REF"}})
-	wantCode(t, err, codes.InvalidArgument, "BAD REF")
-	_, err = d.images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: "docker.io/library/never-pulled:1"}})
+	d.runPod(onHostNetwork).run(idle())
+	for _, id := range badIDs {
+		pods, err := d.runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{Id: id}})
+		d.must(err)
+		byPod, err := d.runtime.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{PodSandboxId: id}})
+		d.must(err)
+		byID, err := d.runtime.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{Id: id}})
+		d.must(err)
+		stats, err := d.runtime.ListContainerStats(ctx, &cri.ListContainerStatsRequest{Filter: &cri.ContainerStatsFilter{Id: id}})
+		d.must(err)
+		if n := len(pods.Items) + len(byPod.Containers) + len(byID.Containers) + len(stats.Stats); n > 0 {
+			t.Errorf("the filter %.30q fits %d", id, n)
+		}
+	}
+	for _, labels := range []map[string]string{{"": ""}, {"a b/c/d": "x"}, {"app\x00": "y"}, {strings.Repeat("k", 10<<10): ""}} {
+		pods, err := d.runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{LabelSelector: labels}})
+		d.must(err)
+		containers, err := d.runtime.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{LabelSelector: labels}})
+		d.must(err)
+		if len(pods.Items)+len(containers.Containers) > 0 {
+			t.Errorf("the label selector %.40v fits something", labels)
+		}
+	}
+	none, err := d.images.ListImages(ctx, &cri.ListImagesRequest{Filter: &cri.ImageFilter{Image: &cri.ImageSpec{Image: "docker.io/library/never-pulled:1"}}})
 	d.must(err)
-	_, err = d.tryPull(d.ref(busybox), &cri.AuthConfig{Username: "a\nb", Password: "c"})
-	wantCode(t, err, codes.InvalidArgument, "username")
+	if len(none.Images) > 0 {
+		t.Errorf("images under a name that was never pulled: %v", none.Images)
+	}
 }
 
-// TestNothingButNil: every request with nothing in it gets an answer, and the daemon lives.
-func TestNothingButNil(t *testing.T) {
+func TestBadRuntimeRequests(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	for _, service := range []struct {
-		name    string
-		methods []string
-	}{
-		{"runtime.v1.RuntimeService", methodsOf(cri.RuntimeService_ServiceDesc.Methods)},
-		{"runtime.v1.ImageService", methodsOf(cri.ImageService_ServiceDesc.Methods)},
-	} {
-		for _, m := range service.methods {
-			err := d.conn.Invoke(context.Background(), "/"+service.name+"/"+m, &emptypb.Empty{}, &emptypb.Empty{})
-			if hasCode(err, codes.Unknown, codes.Internal, codes.Unavailable, codes.DeadlineExceeded) {
-				t.Errorf("%s with an empty request: %v", m, err)
-			}
+	ctx := context.Background()
+	for _, v := range []string{"", "v1", "0.1.0", "no version\n"} {
+		_, err := d.runtime.Version(ctx, &cri.VersionRequest{Version: v})
+		d.must(err)
+	}
+	for _, cidr := range []string{"10.0.0.0", "10.0.0.0/99", "10.0.0.0/16\n10.1.0.0/16", "fd00::/64,fd01::/64", "no-cidr"} {
+		_, err := d.runtime.UpdateRuntimeConfig(ctx, &cri.UpdateRuntimeConfigRequest{
+			RuntimeConfig: &cri.RuntimeConfig{NetworkConfig: &cri.NetworkConfig{PodCidr: cidr}}})
+		wantCode(t, err, codes.InvalidArgument, "pod_cidr")
+	}
+}
+
+// eachMethod calls every request of both services with what the function makes of an empty message, and hands on the answer.
+func (d *daemon) eachMethod(fill func(protoreflect.Message), answer func(method string, err error)) {
+	d.Helper()
+	for _, name := range []protoreflect.FullName{"runtime.v1.RuntimeService", "runtime.v1.ImageService"} {
+		found, err := protoregistry.GlobalFiles.FindDescriptorByName(name)
+		d.must(err)
+		service, ok := found.(protoreflect.ServiceDescriptor)
+		if !ok {
+			d.Fatalf("%s is no service", name)
 		}
+		for i := range service.Methods().Len() {
+			m := service.Methods().Get(i)
+			kind, err := protoregistry.GlobalTypes.FindMessageByName(m.Input().FullName())
+			d.must(err)
+			request := kind.New()
+			fill(request)
+			answer(string(m.Name()), d.call(m, request.Interface()))
+		}
+	}
+}
+
+// call asks a method by its name and throws the reply away; of a stream it waits for the first message.
+func (d *daemon) call(m protoreflect.MethodDescriptor, request proto.Message) error {
+	path := "/" + string(m.Parent().FullName()) + "/" + string(m.Name())
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if !m.IsStreamingServer() {
+		return d.conn.Invoke(ctx, path, request, &emptypb.Empty{})
+	}
+	stream, err := d.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, path)
+	if err != nil {
+		return err
+	}
+	if err := stream.SendMsg(request); err != nil {
+		return err
+	}
+	if err := stream.CloseSend(); err != nil {
+		return err
+	}
+	return stream.RecvMsg(&emptypb.Empty{})
+}
+
+// TestNothingInside: every request with messages of nothing in it, to every depth, gets an answer, and the daemon lives.
+func TestNothingInside(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	before := d.ledger()
+	for depth := range 6 {
+		d.eachMethod(func(m protoreflect.Message) { hollow(m, depth) }, func(method string, err error) {
+			switch status.Code(err) {
+			case codes.OK, codes.InvalidArgument, codes.NotFound, codes.Unimplemented:
+			default:
+				t.Errorf("%s with %d levels of nothing: %v", method, depth, err)
+			}
+		})
 	}
 	if d.process.ended() != nil {
 		t.Fatal("the daemon died")
 	}
+	d.wantFlat(before)
+}
+
+// hollow puts an empty message into every field of m that takes one, and into those again, down to the depth.
+func hollow(m protoreflect.Message, depth int) {
+	if depth == 0 {
+		return
+	}
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		switch {
+		case f.IsMap():
+		case f.IsList() && f.Message() != nil:
+			hollow(m.Mutable(f).List().AppendMutable().Message(), depth-1)
+		case f.Message() != nil:
+			hollow(m.Mutable(f).Message(), depth-1)
+		}
+	}
+}
+
+// TestNotYet: a request that is not served says so, and only those do.
+func TestNotYet(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	seen := map[string]bool{}
+	d.eachMethod(func(protoreflect.Message) {}, func(method string, err error) {
+		seen[method] = true
+		refused, listed := status.Code(err) == codes.Unimplemented, slices.Contains(notYet, method)
+		if !slices.Contains(theirs, method) && refused != listed {
+			t.Errorf("%s is listed as not served: %t; it answers: %v", method, listed, err)
+		}
+	})
+	for _, method := range notYet {
+		if !seen[method] {
+			t.Errorf("%s is no request of the CRI", method)
+		}
+	}
+}
+
+// TestUnknownFields: what a newer kubelet says beside what is known is ignored, told once and counted.
+func TestUnknownFields(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	if got := d.unknownFields(); got != "{}" {
+		t.Errorf("before any, the verbose Status tells of unknown fields: %s", got)
+	}
+	p := d.runPod(onHostNetwork, func(c *cri.PodSandboxConfig) {
+		newer(c, 31001)
+		newer(c.Linux.SecurityContext, 31002)
+	})
+	for range 2 { // in a list, and in the message itself
+		r := &cri.CreateContainerRequest{PodSandboxId: p.id, Config: p.containerConfig(idle()), SandboxConfig: p.config}
+		r.Config.Envs = []*cri.KeyValue{{Key: "A"}, {Key: "B"}}
+		newer(r.Config.Envs[1], 31003)
+		newer(r, 31004)
+		_, err := d.runtime.CreateContainer(context.Background(), r)
+		d.must(err)
+	}
+	want := `{"runtime.v1.CreateContainerRequest 31004":2,"runtime.v1.KeyValue 31003":2,` +
+		`"runtime.v1.LinuxSandboxSecurityContext 31002":3,"runtime.v1.PodSandboxConfig 31001":3}` // of a pod's config in each request with it
+	if got := d.unknownFields(); got != want {
+		t.Errorf("unknown fields are counted as\n%s\nwant\n%s", got, want)
+	}
+	log, err := os.ReadFile(d.logFile())
+	d.must(err)
+	for _, field := range []string{
+		"field 31001 of runtime.v1.PodSandboxConfig ", "field 31002 of runtime.v1.LinuxSandboxSecurityContext ",
+		"field 31003 of runtime.v1.KeyValue ", "field 31004 of runtime.v1.CreateContainerRequest ",
+	} {
+		if n := strings.Count(string(log), field); n != 1 {
+			t.Errorf("the log tells of %q %d times, want once", field, n)
+		}
+	}
+	// A stream's request is looked at like any other, before anybody says that it is not served.
+	stream, err := d.runtime.GetContainerEvents(context.Background(), newer(&cri.GetEventsRequest{}, 31005))
+	d.must(err)
+	_, err = stream.Recv()
+	wantCode(t, err, codes.Unimplemented)
+	if got := d.unknownFields(); !strings.Contains(got, `"runtime.v1.GetEventsRequest 31005":1`) {
+		t.Errorf("an unknown field of a stream's request is not counted: %s", got)
+	}
+}
+
+// TestManyUnknownFields: nobody fills the daemon's memory or its log with inventions.
+func TestManyUnknownFields(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	r := &cri.VersionRequest{}
+	var unknown []byte
+	for n := range 10_000 {
+		unknown = protowire.AppendVarint(protowire.AppendTag(unknown, protowire.Number(50_000+n), protowire.VarintType), 1)
+	}
+	r.ProtoReflect().SetUnknown(unknown)
+	_, err := d.runtime.Version(context.Background(), r)
+	d.must(err)
+	got := d.unknownFields()
+	if n := strings.Count(got, "VersionRequest"); n == 0 || n > 1000 || !strings.Contains(got, `"others":`) {
+		t.Errorf("of 10000 unknown fields %d are told apart, %.200s", n, got)
+	}
+	log, err := os.ReadFile(d.logFile())
+	d.must(err)
+	if n := strings.Count(string(log), "is unknown to this version"); n == 0 || n > 1000 {
+		t.Errorf("10000 unknown fields give %d lines in the log", n)
+	}
+}
+
+// newer adds a field that this version of the API does not have.
+func newer[M proto.Message](m M, number protowire.Number) M {
+	b := protowire.AppendString(protowire.AppendTag(nil, number, protowire.BytesType), "from a newer version")
+	m.ProtoReflect().SetUnknown(append(m.ProtoReflect().GetUnknown(), b...))
+	return m
+}
+
+func (d *daemon) unknownFields() string {
+	d.Helper()
+	r, err := d.runtime.Status(context.Background(), &cri.StatusRequest{Verbose: true})
+	d.must(err)
+	return r.Info["unknownFields"]
 }

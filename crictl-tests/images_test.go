@@ -331,40 +331,10 @@ func TestTruncatedBlob(t *testing.T) {
 // digest whose right bytes came with another image.
 var acceptable = []string{"broken:no-layers", "broken:plain-as-zstd", "broken:wrong-bytes"}
 
-func TestPullFailures(t *testing.T) {
+func TestBrokenImages(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, keepsBlobs)
 	before := d.ledger()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	d.must(err)
-	dead := l.Addr().String()
-	d.must(l.Close())
-	broken := fixture.ForTest(t)
-	broken.Inject(fixture.Fault{Status: 503})
-	for _, row := range []struct {
-		ref   string
-		code  codes.Code
-		words []string
-	}{
-		{"", codes.InvalidArgument, nil},
-		{"docker.io/UPPER/case:1", codes.InvalidArgument, []string{"UPPER/case:1"}},
-		{"bad ref", codes.InvalidArgument, []string{"bad ref"}},
-		{"busybox@sha256:1234", codes.InvalidArgument, nil},
-		{":tag", codes.InvalidArgument, nil},
-		{d.ref("busybox:no-such-tag"), codes.NotFound, []string{"no-such-tag"}},
-		{d.ref("no-such-image:1"), codes.NotFound, []string{"no-such-image"}},
-		{d.ref("busybox:foreign"), codes.NotFound, []string{"linux/arm64"}},
-		{d.ref("broken:wrong-bytes"), codes.DataLoss, nil},
-		{d.ref("broken:diff-id"), codes.DataLoss, nil},
-		{dead + "/library/busybox:1", codes.Unknown, []string{"RegistryUnavailable: ", dead}},
-		{broken.Ref("busybox:1"), codes.Unknown, []string{"RegistryUnavailable: "}},
-	} {
-		_, err := d.tryPull(row.ref, nil)
-		wantCode(t, err, row.code, row.words...)
-		if row.code == codes.Unknown && err != nil && !strings.HasPrefix(err.Error(), "rpc error: code = Unknown desc = RegistryUnavailable: ") {
-			t.Errorf("a kubelet wants the prefix: %v", err)
-		}
-	}
 	for _, name := range fixture.Names() {
 		if kind, _, _ := strings.Cut(name, ":"); kind != "broken" || slices.Contains(acceptable, name) {
 			continue
@@ -405,18 +375,6 @@ func TestHostileLayers(t *testing.T) {
 			t.Fatalf("%s linked a file of the host", name)
 		}
 	}
-}
-
-// TestBombs: what unpacks to too much is refused, and nothing of it stays.
-func TestBombs(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t, keepsBlobs)
-	before := d.ledger()
-	for _, name := range []string{"hostile:bomb", "hostile:bomb-zstd"} {
-		_, err := d.tryPull(d.ref(name), nil)
-		wantCode(t, err, codes.ResourceExhausted)
-	}
-	d.wantFlat(before)
 }
 
 // TestImagesOutliveTheDaemon: what was listed is there after kill -9, and usable.

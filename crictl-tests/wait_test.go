@@ -5,9 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -57,14 +54,4 @@ func wantEqual(t testing.TB, what string, got, want proto.Message) {
 	if !proto.Equal(got, want) {
 		t.Errorf("%s is\n%v\nwant\n%v", what, got, want)
 	}
-}
-
-func statusCode(err error) codes.Code { return status.Code(err) }
-
-func methodsOf(all []grpc.MethodDesc) []string {
-	var out []string
-	for _, m := range all {
-		out = append(out, m.MethodName)
-	}
-	return out
 }
