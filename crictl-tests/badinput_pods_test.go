@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -193,4 +194,27 @@ func TestNoNetworkNoPod(t *testing.T) {
 		t.Errorf("listed: %v", left)
 	}
 	d.wantFlat(before)
+}
+
+// TestNoDescriptors: a daemon that can open nothing says that it has too little of something, and leaves nothing half done.
+func TestNoDescriptors(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod(onHostNetwork)
+	config, another := p.containerConfig(idle()), d.podConfig(onHostNetwork)
+	before := d.ledger()
+	var usual unix.Rlimit
+	d.must(unix.Prlimit(d.process.pid(), unix.RLIMIT_NOFILE, nil, &usual))
+	d.must(unix.Prlimit(d.process.pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Max: usual.Max}, nil))
+	_, pod := d.tryPod(another)
+	_, container := p.tryCreate(config)
+	_, image := d.tryPull(d.ref("web:1"), nil)
+	d.must(unix.Prlimit(d.process.pid(), unix.RLIMIT_NOFILE, &usual, nil))
+	for _, err := range []error{pod, container, image} {
+		wantCode(t, err, codes.ResourceExhausted, "too many open files")
+	}
+	d.wantFlat(before)
+	second, err := d.tryPod(another)
+	d.must(err)
+	second.run(idle())
 }

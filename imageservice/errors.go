@@ -104,6 +104,9 @@ var classes = []error{
 // the text's first word and only under gRPC code Unknown, so that one carries no class at all.
 func pullError(ref string, err error, secrets []string) error {
 	text := redact(err.Error(), secrets...)
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) { // our own want of descriptors, also where a registry could not be dialled
+		return &classed{text: "pull " + ref + ": " + text + ": " + errdefs.ErrResourceExhausted.Error(), class: errdefs.ErrResourceExhausted}
+	}
 	var down unavailable
 	if errors.As(err, &down) {
 		return errors.New("RegistryUnavailable: pull " + ref + ": " + text)
