@@ -13,8 +13,9 @@ import (
 const (
 	// maxName in bytes: a Kubernetes name, and with a prefix still a file name.
 	maxName = 253
-	// maxPath is PATH_MAX.
+	// maxPath is PATH_MAX, maxPart NAME_MAX.
 	maxPath = 4096
+	maxPart = 255
 	// maxHostname is what sethostname(2) takes.
 	maxHostname = 64
 )
@@ -64,8 +65,13 @@ func checkPath(field, s string) error {
 	if err := checkText(field, s, maxPath); err != nil {
 		return err
 	}
-	if slices.Contains(strings.Split(s, "/"), "..") {
-		return invalid(field, "%q goes up", truncate(s))
+	for part := range strings.SplitSeq(s, "/") {
+		if part == ".." {
+			return invalid(field, "%q goes up", truncate(s))
+		}
+		if len(part) > maxPart {
+			return invalid(field, "%q is %d bytes long, a file system takes %d", truncate(part), len(part), maxPart)
+		}
 	}
 	return nil
 }
