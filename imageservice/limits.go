@@ -14,6 +14,7 @@ type Limits struct {
 
 const (
 	maxDocument     = 4 << 20   // bytes of a manifest, index or image config
+	maxValues       = 1 << 17   // values in a manifest, index or image config
 	maxToken        = 1 << 20   // bytes of a token server's reply
 	maxErrorBody    = 8 << 10   // bytes read of a registry's error reply
 	maxIndexEntries = 1024      // manifests in one index

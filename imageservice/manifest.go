@@ -33,6 +33,9 @@ type document struct {
 // decodeDocument decides by the declared type what raw is, and refuses what could be read as anything else (CVE-2021-41190): declared is
 // the Content-Type of a root document or the media type of its descriptor, and the document's own mediaType has to agree.
 func decodeDocument(raw []byte, declared string) (document, error) {
+	if err := checkValues(raw); err != nil {
+		return document{}, err
+	}
 	keys, err := topLevelKeys(raw)
 	if err != nil {
 		return document{}, refuse(errdefs.ErrInvalidArgument, "manifest is not an unambiguous JSON object: %v", err)
@@ -80,6 +83,25 @@ func decodeDocument(raw []byte, declared string) (document, error) {
 		return document{}, refuse(errdefs.ErrInvalidArgument, "manifest does not decode: %v", err)
 	}
 	return d, nil
+}
+
+// checkValues counts before anything is decoded: two bytes of JSON may become a hundred and more of memory.
+func checkValues(raw []byte) error {
+	values, quoted := 0, false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case !quoted && (c == ',' || c == '{' || c == '['):
+			values++
+		}
+	}
+	if values > maxValues {
+		return refuse(errdefs.ErrResourceExhausted, "document of more than %d values", maxValues)
+	}
+	return nil
 }
 
 func manifestType(t string) bool {
@@ -237,6 +259,9 @@ func checkLayerType(t string) error {
 // decodeConfig checks an image config against its manifest and this machine.
 func decodeConfig(raw []byte, m *ocispec.Manifest, want platforms.MatchComparer) (ocispec.Image, error) {
 	var img ocispec.Image
+	if err := checkValues(raw); err != nil {
+		return img, err
+	}
 	if err := json.Unmarshal(raw, &img); err != nil {
 		return img, refuse(errdefs.ErrInvalidArgument, "image config does not decode: %v", err)
 	}
