@@ -2,7 +2,6 @@ package crictltests
 
 import (
 	"context"
-	"errors"
 	"io/fs"
 	"net"
 	"os"
@@ -347,34 +346,6 @@ func TestBrokenImages(t *testing.T) {
 		t.Errorf("images after failed pulls: %v", list)
 	}
 	d.wantFlat(before)
-}
-
-// TestHostileLayers: each is refused or does nothing outside its own root.
-func TestHostileLayers(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t, keepsBlobs)
-	d.must(os.MkdirAll(fixture.EscapeTarget, 0o755))
-	t.Cleanup(func() { _ = os.RemoveAll(fixture.EscapeTarget) })
-	secret := filepath.Join(fixture.EscapeTarget, "secret")
-	d.must(os.WriteFile(secret, []byte("secret"), 0o600))
-	for _, name := range fixture.Names() {
-		if kind, what, _ := strings.Cut(name, ":"); kind != "hostile" || strings.HasPrefix(what, "bomb") {
-			continue
-		}
-		if _, err := d.tryPull(d.ref(name), nil); err != nil {
-			t.Logf("%s: refused: %v", name, err)
-		}
-		if _, err := os.Lstat(filepath.Join(fixture.EscapeTarget, "planted")); !errors.Is(err, fs.ErrNotExist) {
-			t.Fatalf("%s wrote outside its root", name)
-		}
-		info, err := os.Stat(secret)
-		if err != nil || hostFile(t, secret) != "secret" || info.Mode().Perm() != 0o600 {
-			t.Fatalf("%s changed a file outside its root: %v", name, err)
-		}
-		if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Nlink != 1 {
-			t.Fatalf("%s linked a file of the host", name)
-		}
-	}
 }
 
 // TestImagesOutliveTheDaemon: what was listed is there after kill -9, and usable.
