@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -108,8 +109,15 @@ func lookCgroups(context.Context, Config) []finding {
 	return all
 }
 
-// oldestRunc is the first without the known escapes of 2025 (CVE-2025-31133, -52565, -52881).
-var oldestRunc = []int{1, 2, 8}
+// runcFlaws are ways out of a container that older versions of runc have, the worst first, and the first version of each series without
+// them. A series between or behind those named has what the next older one had at its end.
+var runcFlaws = []struct {
+	what  string
+	fixed [][3]int
+}{
+	{"containers can escape it (CVE-2025-31133, CVE-2025-52565, CVE-2025-52881)", [][3]int{{1, 2, 8}, {1, 3, 3}, {1, 4, 0}}},
+	{"an image with a linked /dev can change names on the host (CVE-2026-41579)", [][3]int{{1, 3, 6}, {1, 4, 3}, {1, 5, 0}}},
+}
 
 var runcVersion = regexp.MustCompile(`(?m)^runc version (\d+)\.(\d+)\.(\d+)`)
 
@@ -120,27 +128,45 @@ func lookRuntimes(ctx context.Context, c Config) []finding {
 		b, err := exec.CommandContext(ctx, path, "--version").Output()
 		if err != nil {
 			all = append(all, finding{what: fmt.Sprintf("runtime %s: %s: %v", name, path, err), fatal: name == c.DefaultRuntime,
-				remedy: "install runc 1.2.8 or newer, or set [runtimes." + name + "] path"})
+				remedy: "install runc 1.3.6, 1.4.3, 1.5.0 or newer, or set [runtimes." + name + "] path"})
 			continue
 		}
 		what, _, _ := strings.Cut(string(b), "\n")
 		f := finding{what: fmt.Sprintf("runtime %s: %s (%s)", name, what, path)}
-		if m := runcVersion.FindSubmatch(b); m != nil && older(m[1:], oldestRunc) {
-			f.remedy = "older than 1.2.8: containers can escape it (CVE-2025-31133, CVE-2025-52565, CVE-2025-52881); install a newer one"
+		if flaw := runcFlaw(b); flaw != "" {
+			f.remedy = flaw + "; install runc 1.3.6, 1.4.3, 1.5.0 or newer"
 		}
 		all = append(all, f)
 	}
 	return all
 }
 
-func older(have [][]byte, want []int) bool {
-	for i, w := range want {
-		n, err := strconv.Atoi(string(have[i]))
-		if err != nil || n > w {
-			return false
+// runcFlaw returns the worst that is known of the runc that says this of its version; "" also for what is no runc.
+func runcFlaw(says []byte) string {
+	m := runcVersion.FindSubmatch(says)
+	if m == nil {
+		return ""
+	}
+	var have [3]int
+	for i := range have {
+		have[i], _ = strconv.Atoi(string(m[i+1])) // digits
+	}
+	for _, flaw := range runcFlaws {
+		if !hasFix(have, flaw.fixed) {
+			return flaw.what
 		}
-		if n < w {
+	}
+	return ""
+}
+
+// hasFix compares with the first good version of have's own series, or of the next older one that has any.
+func hasFix(have [3]int, fixed [][3]int) bool {
+	for i := len(fixed) - 1; i >= 0; i-- {
+		switch series := slices.Compare(have[:2], fixed[i][:2]); {
+		case series > 0:
 			return true
+		case series == 0:
+			return have[2] >= fixed[i][2]
 		}
 	}
 	return false
