@@ -124,7 +124,10 @@ func TestRefusedManifests(t *testing.T) {
 		"no json":                   {raw(man, `hello`), invalid},
 		"an array":                  {raw(man, `[]`), invalid},
 		"two objects":               {raw(man, `{'schemaVersion':2,'config':CONFIG,'layers':[]}{}`), invalid},
-		"deep json":                 {raw(man, `{'schemaVersion':2,'x':`+strings.Repeat("[", 1e6)+strings.Repeat("]", 1e6)+`}`), invalid},
+		"deep json":                 {raw(man, `{'schemaVersion':2,'x':`+strings.Repeat("[", 1e5)+strings.Repeat("]", 1e5)+`}`), invalid},
+		"deeper json":               {raw(man, `{'schemaVersion':2,'x':`+strings.Repeat("[", 1e6)+strings.Repeat("]", 1e6)+`}`), exhausted},
+		"a million layers":          {raw(man, `{'schemaVersion':2,'config':CONFIG,'layers':[`+strings.Repeat("{},", 1e6)+`{}]}`), exhausted},
+		"commas in a string":        {raw(man, `{'schemaVersion':2,'config':CONFIG,'x':'`+strings.Repeat(`,[{\\\'`, 1e5)+`','y':'\\\\','layers':{}}`), invalid},
 		"too large":                 {raw(man, `{'schemaVersion':2,'x':'`+strings.Repeat("x", maxDocument)+`'}`), exhausted},
 		"foreign layer": {edit(func(m *ocispec.Manifest) {
 			m.Layers[0].MediaType = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
