@@ -12,10 +12,13 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// transports are what crictl can be told to speak.
+var transports = []string{"spdy"}
+
 // typing runs crictl with something to type, and returns when it has ended by itself.
 func (d *daemon) typing(typed string, args ...string) (stdout, stderr string, err error) {
 	var out, errs bytes.Buffer
-	cmd := command("crictl", append([]string{"--runtime-endpoint", "unix://" + d.socket, "--timeout", "60s"}, args...)...)
+	cmd := command("crictl", append(d.crictlFlags(), args...)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(typed), &out, &errs
 	d.must(cmd.Start())
 	p := watch(cmd)
@@ -26,13 +29,13 @@ func (d *daemon) typing(typed string, args ...string) (stdout, stderr string, er
 	return out.String(), errs.String(), err
 }
 
-// TestCrictlStreams: exec, attach and port-forward as a person types them, by both protocols of crictl.
+// TestCrictlStreams: exec, attach and port-forward as a person types them.
 func TestCrictlStreams(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	p := d.runPod()
 	c := p.run(d.tool("listen", "127.0.0.1:8099", "echo", "HTTP/1.0 200 OK\r\n\r\nfrom the pod"))
-	for _, transport := range []string{"spdy", "websocket"} {
+	for _, transport := range transports {
 		if out, errs, err := d.typing("", "exec", "-r", transport, c.id, "sh", "-c", "echo out; echo err >&2"); err != nil || out != "out\n" || errs != "err\n" {
 			t.Errorf("exec by %s: %v, %q, %q", transport, err, out, errs)
 		}
@@ -51,7 +54,7 @@ func TestCrictlStreams(t *testing.T) {
 		t.Errorf("exit code %d", st.ExitCode)
 	}
 	p.waitListening(8099)
-	for _, transport := range []string{"spdy", "websocket"} {
+	for _, transport := range transports {
 		if got := d.forwardedBy(p, transport); !strings.Contains(got, "from the pod") {
 			t.Errorf("port-forward by %s: %q", transport, got)
 		}
@@ -64,7 +67,7 @@ var forwarding = regexp.MustCompile(`Forwarding from 127\.0\.0\.1:(\d+)`)
 func (d *daemon) forwardedBy(p *pod, transport string) string {
 	d.Helper()
 	var out buffer
-	cmd := command("crictl", "--runtime-endpoint", "unix://"+d.socket, "port-forward", "-r", transport, p.id, ":8099")
+	cmd := command("crictl", append(d.crictlFlags(), "port-forward", "-r", transport, p.id, ":8099")...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	d.must(cmd.Start())
 	crictl := watch(cmd)
@@ -94,8 +97,8 @@ func TestCrictlConfigures(t *testing.T) {
 	if out := d.crictl("runtime-config"); !strings.Contains(out, "CGROUPFS") && !strings.Contains(out, "SYSTEMD") {
 		t.Errorf("runtime-config:\n%s", out)
 	}
-	d.crictl("update-runtime-config", d.subnet)
-	if _, err := d.tryCrictl("update-runtime-config", "not-a-range"); err == nil || !strings.Contains(err.Error(), "InvalidArgument") {
+	d.crictl("update-runtime-config", "--pod-cidr", d.subnet)
+	if _, err := d.tryCrictl("update-runtime-config", "--pod-cidr", "not-a-range"); err == nil || !strings.Contains(err.Error(), "InvalidArgument") {
 		t.Errorf("update-runtime-config with nonsense: %v", err)
 	}
 	c := d.runPod().run(idle())

@@ -14,12 +14,19 @@ import (
 	"github.com/cribox/cribox/crictl-tests/fixture"
 )
 
+// crictlFlags make crictl talk to this daemon, with an empty configuration of its own.
+func (d *daemon) crictlFlags() []string {
+	d.Helper()
+	config := filepath.Join(d.dir, "crictl.yaml")
+	d.must(os.WriteFile(config, nil, 0o600))
+	return []string{"--config", config, "--runtime-endpoint", "unix://" + d.socket, "--image-endpoint", "unix://" + d.socket, "--timeout", "60s"}
+}
+
 // tryCrictl runs the real crictl against the daemon.
 func (d *daemon) tryCrictl(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	global := []string{"--config", filepath.Join(d.dir, "crictl.yaml"), "--runtime-endpoint", "unix://" + d.socket, "--image-endpoint", "unix://" + d.socket, "--timeout", "60s"}
-	cmd := exec.CommandContext(ctx, binary("crictl"), append(global, args...)...)
+	cmd := exec.CommandContext(ctx, binary("crictl"), append(d.crictlFlags(), args...)...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -32,9 +39,6 @@ func (d *daemon) tryCrictl(args ...string) (string, error) {
 // crictl returns what crictl prints, or ends the test.
 func (d *daemon) crictl(args ...string) string {
 	d.Helper()
-	if err := os.WriteFile(filepath.Join(d.dir, "crictl.yaml"), nil, 0o600); err != nil {
-		d.Fatal(err)
-	}
 	out, err := d.tryCrictl(args...)
 	d.must(err)
 	return out

@@ -13,6 +13,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/crictl-tests/fixture"
@@ -306,11 +307,11 @@ func TestSEC08LocalhostProfile(t *testing.T) {
 	for _, ref := range []string{"", "../x", "/no/such/profile.json", d.dir, large, empty, "/dev/zero", "/proc/self/fd/0", d.dir + "/../" + filepath.Base(d.dir) + "/empty.json"} {
 		profile := &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: ref}
 		_, err := p.tryCreate(p.containerConfig(idle(), secured(func(s *cri.LinuxContainerSecurityContext) { s.Seccomp = profile })))
-		if statusCode(err) != codes.InvalidArgument {
+		if status.Code(err) != codes.InvalidArgument {
 			t.Errorf("container, profile %q: %v", ref, err)
 		}
 		_, err = d.tryPod(d.podConfig(func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.Seccomp = profile }))
-		if statusCode(err) != codes.InvalidArgument {
+		if status.Code(err) != codes.InvalidArgument {
 			t.Errorf("pod, profile %q: %v", ref, err)
 		}
 	}
