@@ -285,8 +285,8 @@ func ahead() io.Reader {
 	return io.MultiReader(bytes.NewReader(make([]byte, 160<<10)), open)
 }
 
-// TestStreamURL: it cannot be guessed, works once, and only on this machine.
-func TestStreamURL(t *testing.T) {
+// TestSEC39StreamURL: it cannot be guessed, works once, and only on this machine.
+func TestSEC39StreamURL(t *testing.T) {
 	t.Parallel()
 	c := newDaemon(t).runPod().run(idle())
 	s := &session{}

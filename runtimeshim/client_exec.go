@@ -75,7 +75,12 @@ func (k *Client) Streams(ctx context.Context, id string) (Streams, error) {
 		case i < len(kinds) && kinds[i] == "terminal" && s.Terminal == nil:
 			s.Terminal = f
 		case i < len(kinds) && kinds[i] == "stdin" && s.Stdin == nil:
-			s.Stdin = f
+			// A task that does not read must not hold the writer, who could not even be closed.
+			if s.Stdin, err = polledFile(f); err != nil {
+				s.Close()
+				closeAll(files[i:])
+				return Streams{}, err
+			}
 		default:
 			f.Close()
 		}

@@ -50,11 +50,11 @@ func (c *console) receive(ctx context.Context) (*os.File, error) {
 		closeAll(files)
 		return nil, fmt.Errorf("runtime handed over %d terminals", len(files))
 	}
-	return ttyFile(files[0])
+	return polledFile(files[0])
 }
 
-// ttyFile makes the runtime poller watch a terminal master.
-func ttyFile(f *os.File) (*os.File, error) {
+// polledFile makes Go's poller watch a terminal's master or a pipe's end; f is closed.
+func polledFile(f *os.File) (*os.File, error) {
 	defer f.Close()
 	fd, err := unix.FcntlInt(uintptr(fdOf(f)), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
@@ -64,7 +64,7 @@ func ttyFile(f *os.File) (*os.File, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), "tty"), nil
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // pump moves what a terminal prints into the FIFO that the logger reads, with

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -49,10 +50,36 @@ func newDoor(l net.Listener) *door {
 		ReadHeaderTimeout: headerLimit,
 		Handler:           d.routes(),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, lineKey{}, c) },
+		ConnState: func(c net.Conn, now http.ConnState) {
+			if l, ok := c.(*line); ok && now == http.StateHijacked {
+				l.taken.Store(true)
+			}
+		},
 	}
 	return d
 }
+
+// line is the connection of one client. The HTTP server forgets it once a protocol has taken it over.
+type line struct {
+	*net.TCPConn
+	taken atomic.Bool
+}
+
+type lineKey struct{}
+
+type lineListener struct{ net.Listener }
+
+func (l lineListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		return &line{TCPConn: tcp}, err
+	}
+	return conn, err
+}
+
+// listen answers until close.
+func (d *door) listen(l net.Listener) { _ = d.http.Serve(lineListener{l}) }
 
 func (d *door) routes() http.Handler {
 	mux := http.NewServeMux()
@@ -67,9 +94,8 @@ func (d *door) close() {
 	_ = d.http.Close()
 }
 
-type connKey struct{}
-
-// serve runs what the ticket stands for. Its context ends with the connection, whether or not anybody reads from that.
+// serve runs what the ticket stands for. Its context ends with the connection, whether or not anybody reads from that; and the connection
+// ends with it: the libraries leave it open when a client does not begin as it should, and panic when it is worse than that.
 func (d *door) serve(w http.ResponseWriter, r *http.Request) {
 	serve := d.take(r.PathValue("token"))
 	if serve == nil {
@@ -78,9 +104,19 @@ func (d *door) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	if conn, ok := r.Context().Value(connKey{}).(syscall.Conn); ok {
-		go cancelWhenGone(ctx, conn, cancel)
+	if l, ok := ctx.Value(lineKey{}).(*line); ok {
+		go cancelWhenGone(ctx, l, cancel)
+		defer func() {
+			if l.taken.Load() {
+				l.Close()
+			}
+		}()
 	}
+	defer func() {
+		if p := recover(); p != nil {
+			log.G(ctx).Debugf("streaming: a client has broken the protocol: %v", p)
+		}
+	}()
 	serve(w, r.WithContext(ctx))
 }
 

@@ -51,7 +51,7 @@ type imageService struct {
 // Server closes (see ListenStreams).
 func New(version string, streams net.Listener) *Server {
 	s := &Server{version: version, door: newDoor(streams)}
-	go func() { _ = s.door.http.Serve(streams) }() // ends with Stop
+	go s.door.listen(streams) // ends with Stop
 	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{Server: s})
 	runtimeapi.RegisterImageServiceServer(s.grpc, &imageService{Server: s})
