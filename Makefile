@@ -45,12 +45,14 @@ test-crictl: tools build build-steps ## the real binaries over the socket, crite
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-crictl needs root" >&2; exit 1; }
 	@cd crictl-tests && ../hack/timed.sh "crictl-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 15m ./...
 
-critest: tools build ## the CRI's validation suite, three times one spec after the other and once beside each other
+critest: tools build ## the CRI's validation suite, one by one three times, beside each other, and over WebSocket
 	@[ "$$(id -u)" = 0 ] || { echo "error: make critest needs root" >&2; exit 1; }
 	@cd crictl-tests && ../hack/timed.sh "critest, three times" env CRIBOX_BIN=$(BIN) \
 		go test -count 3 -failfast -timeout 32m -run '^TestCritest$$' -v . -critest.parallel=1
 	@cd crictl-tests && ../hack/timed.sh "critest, four specs at once" env CRIBOX_BIN=$(BIN) \
 		go test -count 1 -timeout 12m -run '^TestCritest$$' -v . -critest.parallel=4
+	@cd crictl-tests && ../hack/timed.sh "critest, streams over WebSocket" env CRIBOX_BIN=$(BIN) \
+		go test -count 1 -timeout 12m -run '^TestCritest$$' -v . -critest.parallel=1 -critest.focus=Streaming -critest.websocket
 
 lint: ## formatting, go vet and the linters of .golangci.yml
 	@hack/lint.sh

@@ -35,6 +35,8 @@ var onlyIn = []struct {
 	{"google.golang.org/grpc", []string{"", "server"}},
 	{"k8s.io/cri-api", []string{"server", "sandbox", "sandbox/spec"}},
 	{"k8s.io/cri-streaming", []string{"server"}},
+	{"k8s.io/streaming", []string{"server"}},
+	{"github.com/gorilla/websocket", []string{"server"}},
 	{"github.com/containernetworking/cni", []string{"cni"}},
 	{"github.com/containerd/containerd/v2/core", []string{"imageservice"}},
 	{"github.com/containerd/containerd/v2/plugins", []string{"imageservice"}},

@@ -13,7 +13,7 @@ import (
 )
 
 // transports are what crictl can be told to speak.
-var transports = []string{"spdy"}
+var transports = []string{"spdy", "websocket"}
 
 // typing runs crictl with something to type, and returns when it has ended by itself.
 func (d *daemon) typing(typed string, args ...string) (stdout, stderr string, err error) {
@@ -43,15 +43,17 @@ func TestCrictlStreams(t *testing.T) {
 			t.Errorf("exec of a command that fails, by %s: %v, %q", transport, err, errs)
 		}
 	}
-	if out, errs, err := d.typing("typed", "exec", "-i", c.id, "cat"); err != nil || out != "typed" {
-		t.Errorf("exec -i: %v, %q, %q", err, out, errs)
-	}
-	once := p.run(shell("cat; echo end of stdin; exit 2"), with(func(c *cri.ContainerConfig) { c.Stdin, c.StdinOnce = true, true }))
-	if out, errs, err := d.typing("typed\n", "attach", "-i", once.id); err != nil || out != "typed\nend of stdin\n" {
-		t.Errorf("attach -i: %v, %q, %q", err, out, errs)
-	}
-	if st := once.waitExit(); st.ExitCode != 2 {
-		t.Errorf("exit code %d", st.ExitCode)
+	for _, transport := range transports {
+		if out, errs, err := d.typing("typed", "exec", "-i", "-r", transport, c.id, "cat"); err != nil || out != "typed" {
+			t.Errorf("exec -i by %s: %v, %q, %q", transport, err, out, errs)
+		}
+		once := p.run(shell("cat; echo end of stdin; exit 2"), with(func(c *cri.ContainerConfig) { c.Stdin, c.StdinOnce = true, true }))
+		if out, errs, err := d.typing("typed\n", "attach", "-i", "-r", transport, once.id); err != nil || out != "typed\nend of stdin\n" {
+			t.Errorf("attach -i by %s: %v, %q, %q", transport, err, out, errs)
+		}
+		if st := once.waitExit(); st.ExitCode != 2 {
+			t.Errorf("exit code %d", st.ExitCode)
+		}
 	}
 	p.waitListening(8099)
 	for _, transport := range transports {

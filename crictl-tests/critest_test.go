@@ -28,6 +28,7 @@ var (
 	critestParallel = flag.Int("critest.parallel", 4, "how many specs critest runs beside each other")
 	critestSeed     = flag.Int("critest.seed", 0, "the order of the specs, as an earlier run has told it; 0 = another one each time")
 	critestFocus    = flag.String("critest.focus", "", "run only specs whose name matches this regular expression")
+	critestWeb      = flag.Bool("critest.websocket", false, "critest streams over WebSocket, not SPDY")
 )
 
 // critestLeast is less than the number of specs that a host without any special ability runs.
@@ -85,6 +86,9 @@ func (d *daemon) critest(seed int, leftOut *missing) []specReport {
 	}
 	if *critestFocus != "" {
 		args = append(args, "-ginkgo.focus", *critestFocus)
+	}
+	if *critestWeb {
+		args = append(args, "-websocket-exec", "-websocket-attach", "-websocket-portforward")
 	}
 	if leftOut != nil {
 		args = append(args, "-ginkgo.skip", leftOut.spec)

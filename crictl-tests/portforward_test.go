@@ -13,13 +13,25 @@ import (
 	"testing"
 
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/streaming/pkg/httpstream"
 )
 
+// carriers are how clients bring the connections of a port-forward: kubelet and crictl by SPDY, or by SPDY within WebSocket.
+var carriers = map[string]func(*url.URL) (httpstream.Dialer, error){
+	"SPDY": func(u *url.URL) (httpstream.Dialer, error) {
+		transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
+		return spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, "POST", u), err
+	},
+	"WebSocket": func(u *url.URL) (httpstream.Dialer, error) {
+		return portforward.NewSPDYOverWebsocketDialerForStreaming(u, &rest.Config{})
+	},
+}
+
 // forward opens one client's connection for the ports of a pod; it ends with the test.
-func (p *pod) forward() (line httpstream.Connection, leave func()) {
+func (p *pod) forward(carrier string) (line httpstream.Connection, leave func()) {
 	p.Helper()
 	r, err := p.runtime.PortForward(context.Background(), &cri.PortForwardRequest{PodSandboxId: p.id})
 	p.must(err)
@@ -29,9 +41,9 @@ func (p *pod) forward() (line httpstream.Connection, leave func()) {
 	p.must(err)
 	u, err := url.Parse(address)
 	p.must(err)
-	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
+	dialer, err := carriers[carrier](u)
 	p.must(err)
-	conn, _, err := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, "POST", u).Dial("portforward.k8s.io")
+	conn, _, err := dialer.Dial("portforward.k8s.io")
 	p.must(err)
 	return conn, cancel
 }
@@ -68,29 +80,31 @@ func TestPortForward(t *testing.T) {
 			for _, listens := range []int{port, port + 1000, port + 2000} {
 				p.waitListening(listens)
 			}
-			line, _ := p.forward()
-			defer line.Close()
-			sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
-			for request, row := range []struct {
-				port int
-				want string
-			}{{port, string(sent)}, {port + 1000, fmt.Sprintln(len(sent))}, {port + 2000, string(sent)}} {
-				data, complaint := dialPort(t, line, request, row.port)
-				go func() {
-					_, _ = data.Write(sent)
-					data.Close() // our side: "wc" answers only then
-				}()
-				got, err := io.ReadAll(data)
-				if err != nil || string(got) != row.want {
-					t.Errorf("port %d: %d bytes, %v, want %d", row.port, len(got), err, len(row.want))
+			for carrier := range carriers {
+				line, _ := p.forward(carrier)
+				defer line.Close()
+				sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+				for request, row := range []struct {
+					port int
+					want string
+				}{{port, string(sent)}, {port + 1000, fmt.Sprintln(len(sent))}, {port + 2000, string(sent)}} {
+					data, complaint := dialPort(t, line, request, row.port)
+					go func() {
+						_, _ = data.Write(sent)
+						data.Close() // our side: "wc" answers only then
+					}()
+					got, err := io.ReadAll(data)
+					if err != nil || string(got) != row.want {
+						t.Errorf("%s, port %d: %d bytes, %v, want %d", carrier, row.port, len(got), err, len(row.want))
+					}
+					if text, _ := io.ReadAll(complaint); len(text) > 0 {
+						t.Errorf("%s, port %d: %s", carrier, row.port, text)
+					}
 				}
-				if text, _ := io.ReadAll(complaint); len(text) > 0 {
-					t.Errorf("port %d: %s", row.port, text)
+				_, complaint := dialPort(t, line, 9, 9)
+				if text, err := io.ReadAll(complaint); err != nil || !strings.Contains(string(text), "refused") {
+					t.Errorf("a port where nobody listens, by %s: %q, %v", carrier, text, err)
 				}
-			}
-			_, complaint := dialPort(t, line, 9, 9)
-			if text, err := io.ReadAll(complaint); err != nil || !strings.Contains(string(text), "refused") {
-				t.Errorf("a port where nobody listens: %q, %v", text, err)
 			}
 		})
 	}
@@ -129,22 +143,22 @@ func TestPortForwardClientLeaves(t *testing.T) {
 	p := d.runPod()
 	c := p.run(d.tool("listen", "127.0.0.1:7400", "sleep", "4403"))
 	p.waitListening(7400)
-	line, leave := p.forward()
-	data, _ := dialPort(t, line, 1, 7400)
-	if _, err := data.Write([]byte("hello")); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the program", func() error {
-		for _, one := range d.processesOf(c.id) {
-			if strings.Contains(strings.Join(one.Args, " "), "sleep 4403") {
-				return nil
-			}
+	for carrier := range carriers {
+		line, leave := p.forward(carrier)
+		data, _ := dialPort(t, line, 1, 7400)
+		if _, err := data.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
 		}
-		return unless(false, "it has not begun")
-	})
-	if !p.connected(7400) {
-		t.Fatal("the test does not see its own connection")
+		eventually(t, "the program", func() error {
+			for _, one := range d.processesOf(c.id) {
+				if strings.Contains(strings.Join(one.Args, " "), "sleep 4403") {
+					return nil
+				}
+			}
+			return unless(false, "it has not begun")
+		})
+		eventually(t, "the test's own connection", func() error { return unless(p.connected(7400), "it is not established") })
+		leave()
+		eventually(t, "the connection to end", func() error { return unless(!p.connected(7400), "it is still established") })
 	}
-	leave()
-	eventually(t, "the connection to end", func() error { return unless(!p.connected(7400), "it is still established") })
 }

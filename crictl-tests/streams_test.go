@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,7 +22,8 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// protocols are what clients speak to the URL that Exec and Attach answer with: kubelet and crictl SPDY, older web consoles WebSocket.
+// protocols are what clients speak to the URL that Exec and Attach answer with: kubelet and crictl SPDY or the newer WebSocket, older web
+// consoles the older one, in which a client cannot say that its input is over.
 var protocols = map[string]func(address string) (remotecommand.Executor, error){
 	"SPDY": func(address string) (remotecommand.Executor, error) {
 		u, err := url.Parse(address)
@@ -33,7 +35,13 @@ var protocols = map[string]func(address string) (remotecommand.Executor, error){
 	"WebSocket": func(address string) (remotecommand.Executor, error) {
 		return remotecommand.NewWebSocketExecutorForProtocols(&rest.Config{}, "GET", address, "v4.channel.k8s.io")
 	},
+	"WebSocket v5": func(address string) (remotecommand.Executor, error) {
+		return remotecommand.NewWebSocketExecutor(&rest.Config{}, "GET", address)
+	},
 }
+
+// endingInput are the protocols in which input has an end.
+var endingInput = []string{"SPDY", "WebSocket v5"}
 
 // session is a client at a streaming URL.
 type session struct {
@@ -192,12 +200,13 @@ func TestExec(t *testing.T) {
 			{script: "kill -KILL $$", code: 137},
 			{script: "cat; pwd; exit 3", stdin: "typed", stdout: "typed/tmp\n", code: 3},
 			{script: "sleep 4401 & echo not waited for", stdout: "not waited for\n"},
+			{script: "exec <&-; echo deaf", stdin: strings.Repeat("unheard ", 1<<17), stdout: "deaf\n"},
 		} {
 			s := &session{}
-			if row.stdin != "" && protocol == "SPDY" { // an older WebSocket client cannot say that its input is over
-				s.stdin = strings.NewReader(row.stdin)
-			} else if row.stdin != "" {
+			if row.stdin != "" && !slices.Contains(endingInput, protocol) {
 				continue
+			} else if row.stdin != "" {
+				s.stdin = strings.NewReader(row.stdin)
 			}
 			err := s.stream(context.Background(), protocol, c.execURL(s, "sh", "-c", row.script))
 			if exitCode(err) != row.code || s.stdout.String() != row.stdout || s.stderr.String() != row.stderr {
@@ -217,12 +226,14 @@ func TestExecManyBytes(t *testing.T) {
 	t.Parallel()
 	c := newDaemon(t).runPod().run(idle())
 	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<20)
-	s := &session{stdin: bytes.NewReader(data)}
-	if err := s.stream(context.Background(), "SPDY", c.execURL(s, "cat")); err != nil {
-		t.Fatal(err)
-	}
-	if got := s.stdout.String(); sha256.Sum256([]byte(got)) != sha256.Sum256(data) {
-		t.Errorf("%d bytes came back of %d, or others", len(got), len(data))
+	for _, protocol := range endingInput {
+		s := &session{stdin: bytes.NewReader(data)}
+		if err := s.stream(context.Background(), protocol, c.execURL(s, "cat")); err != nil {
+			t.Fatalf("%s: %v", protocol, err)
+		}
+		if got := s.stdout.String(); sha256.Sum256([]byte(got)) != sha256.Sum256(data) {
+			t.Errorf("%s: %d bytes came back of %d, or others", protocol, len(got), len(data))
+		}
 	}
 }
 
@@ -374,16 +385,18 @@ func TestAttachStdin(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	p := d.runPod()
-	once := p.run(shell("cat; echo end of stdin"), with(func(c *cri.ContainerConfig) { c.Stdin, c.StdinOnce = true, true }))
-	s := &session{stdin: strings.NewReader("one\n")}
-	ended, _ := once.attach("SPDY", s)
-	if err := await(t, "the client", ended); err != nil || s.stdout.String() != "one\nend of stdin\n" {
-		t.Errorf("%v, %q", err, s.stdout.String())
+	for _, protocol := range endingInput {
+		once := p.run(shell("cat; echo end of stdin"), with(func(c *cri.ContainerConfig) { c.Stdin, c.StdinOnce = true, true }))
+		s := &session{stdin: strings.NewReader("one\n")}
+		ended, _ := once.attach(protocol, s)
+		if err := await(t, "the client", ended); err != nil || s.stdout.String() != "one\nend of stdin\n" {
+			t.Errorf("%s: %v, %q", protocol, err, s.stdout.String())
+		}
 	}
 	open := p.run(shell("cat; echo end of stdin"), with(func(c *cri.ContainerConfig) { c.Stdin = true }))
-	for _, word := range []string{"first\n", "second\n"} {
+	for i, word := range []string{"first\n", "second\n", "third\n"} {
 		s := &session{stdin: strings.NewReader(word)}
-		ended, leave := open.attach("SPDY", s)
+		ended, leave := open.attach(endingInput[i%len(endingInput)], s)
 		s.stdout.wait(t, word)
 		if strings.Contains(s.stdout.String(), "end of stdin") {
 			t.Errorf("stdin ended with a client: %q", s.stdout.String())

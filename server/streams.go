@@ -25,8 +25,14 @@ func (s *runtimeService) Exec(_ context.Context, req *runtimeapi.ExecRequest) (*
 		return nil, err
 	}
 	url, err := s.door.url("exec", func(w http.ResponseWriter, r *http.Request) {
-		remotecommand.ServeExec(w, r, &wanted{req, s.pods()}, "", "", req.GetContainerId(), req.GetCmd(), options(req), streamIdle, streamBegin,
-			remotecommand.SupportedStreamingProtocols)
+		x, id, cmd := &wanted{req, s.pods()}, req.GetContainerId(), req.GetCmd()
+		if offers(r, protocolV5) {
+			serveV5(w, r, func(ctx context.Context, c *channels) error {
+				return x.ExecInContainer(ctx, "", "", id, cmd, c.stdin, c.stdout(), c.stderr(), req.GetTty(), c.sizes, 0)
+			})
+			return
+		}
+		remotecommand.ServeExec(w, r, x, "", "", id, cmd, options(req), streamIdle, streamBegin, remotecommand.SupportedStreamingProtocols)
 	})
 	return &runtimeapi.ExecResponse{Url: url}, err
 }
@@ -40,8 +46,14 @@ func (s *runtimeService) Attach(_ context.Context, req *runtimeapi.AttachRequest
 		return nil, err
 	}
 	url, err := s.door.url("attach", func(w http.ResponseWriter, r *http.Request) {
-		remotecommand.ServeAttach(w, r, &wanted{req, s.pods()}, "", "", req.GetContainerId(), options(req), streamIdle, streamBegin,
-			remotecommand.SupportedStreamingProtocols)
+		x, id := &wanted{req, s.pods()}, req.GetContainerId()
+		if offers(r, protocolV5) {
+			serveV5(w, r, func(ctx context.Context, c *channels) error {
+				return x.AttachContainer(ctx, "", "", id, c.stdin, c.stdout(), c.stderr(), req.GetTty(), c.sizes)
+			})
+			return
+		}
+		remotecommand.ServeAttach(w, r, x, "", "", id, options(req), streamIdle, streamBegin, remotecommand.SupportedStreamingProtocols)
 	})
 	return &runtimeapi.AttachResponse{Url: url}, err
 }
@@ -51,9 +63,16 @@ func (s *runtimeService) PortForward(_ context.Context, req *runtimeapi.PortForw
 	if err := s.pods().CheckPortForward(req.GetPodSandboxId(), req.GetPort()); err != nil {
 		return nil, err
 	}
-	url, err := s.door.url("portforward", func(w http.ResponseWriter, r *http.Request) {
+	serve := func(w http.ResponseWriter, r *http.Request) {
 		portforward.ServePortForward(w, r, forwarder{r.Context(), s.pods()}, req.GetPodSandboxId(), "", &portforward.V4Options{Ports: req.GetPort()},
 			streamIdle, streamBegin, portforward.SupportedProtocols)
+	}
+	url, err := s.door.url("portforward", func(w http.ResponseWriter, r *http.Request) {
+		if offers(r, tunnelProtocol) {
+			serveTunnel(w, r, serve)
+			return
+		}
+		serve(w, r)
 	})
 	return &runtimeapi.PortForwardResponse{Url: url}, err
 }
