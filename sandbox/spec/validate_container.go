@@ -220,11 +220,11 @@ func checkDevices(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig,
 			return err
 		}
 	}
-	for _, d := range c.GetCDIDevices() {
-		if err := checkText("CDI_devices.name", d.GetName(), maxName); err != nil {
+	if all := c.GetCDIDevices(); len(all) > 0 {
+		if err := checkText("CDI_devices.name", all[0].GetName(), maxName); err != nil {
 			return err
 		}
-		return fmt.Errorf("CDI_devices.name: %q is unknown to this machine, as every CDI device is: %w", d.GetName(), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("CDI_devices.name: %q is unknown to this machine, as every CDI device is: %w", all[0].GetName(), errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
