@@ -78,6 +78,8 @@ func (b *buffer) wait(t testing.TB, want string) {
 }
 
 func (s *session) stream(ctx context.Context, protocol, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*patience) // a stream that does not end is cut, and red
+	defer cancel()
 	through, err := lineFor(ctx, address)
 	if err != nil {
 		return err
