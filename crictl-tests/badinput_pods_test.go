@@ -2,10 +2,13 @@ package crictltests
 
 import (
 	"context"
+	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -217,4 +220,28 @@ func TestNoDescriptors(t *testing.T) {
 	second, err := d.tryPod(another)
 	d.must(err)
 	second.run(idle())
+}
+
+// TestFullDisk: a pod whose record cannot be written is refused as what it is, and leaves nothing.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	d := prepareDaemon(t)
+	d.must(os.MkdirAll(d.root, 0o700))
+	d.must(syscall.Mount("tmpfs", d.root, "tmpfs", 0, "size=1m"))
+	t.Cleanup(func() { _ = syscall.Unmount(d.root, syscall.MNT_DETACH) })
+	d.start()
+	d.empty = d.ledger()
+	filler := filepath.Join(d.root, "filler")
+	if err := os.WriteFile(filler, make([]byte, 2<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	before := d.ledger()
+	_, err := d.tryPod(d.podConfig())
+	wantCode(t, err, codes.ResourceExhausted)
+	d.wantFlat(before)
+	d.must(os.Remove(filler))
+	d.runPod()
+	d.removeAll()
+	d.shutdown()
+	d.empty = nil // it has ended, and its root is about to go
 }
