@@ -51,7 +51,11 @@ func (l *logger) attach(ctx context.Context, in *inbound) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attach to task %s: %w", body.ID, err)
 	}
-	defer func() { _ = task.do(context.WithoutCancel(ctx), func() error { task.untap(taps); return nil }) }()
+	defer task.post(func() { // not waited for: a disk that hangs must not hold us
+		if !task.gone {
+			task.untap(taps)
+		}
+	})
 	if err := in.send(struct{}{}); err != nil {
 		return nil, err
 	}
@@ -154,9 +158,13 @@ func (p *tap) finish() {
 func (t *logTask) tap(taps [2]*tap) error {
 	if !t.attached {
 		err := t.attach()
-		if err != nil || t.p.done {
+		switch {
+		case errors.Is(err, errdefs.ErrNotFound), errors.Is(err, errdefs.ErrInvalidArgument), err == nil && t.p.done:
 			t.release()
 			return errors.Join(err, fmt.Errorf("it has ended: %w", errdefs.ErrFailedPrecondition))
+		case err != nil:
+			t.backOff(err) // as everywhere: what passes is waited for
+			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}
 		t.unarmed = anybody
 		t.wake(tick)

@@ -178,7 +178,7 @@ func (t *logTask) work(ready uint8) error {
 		if err != nil {
 			return err
 		}
-		if held {
+		if held || t.held(i) {
 			continue
 		}
 		if n > 0 {

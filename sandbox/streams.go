@@ -273,6 +273,10 @@ func (m *Manager) follow(ctx context.Context, c *container, out pair, begun func
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.Is(err, errdefs.ErrUnavailable) && m.mustRun(c) == nil:
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
 			continue
 		case err == nil || !first && errors.Is(err, errdefs.ErrFailedPrecondition):
 			out.finish()

@@ -48,6 +48,8 @@ func newDoor(l net.Listener) *door {
 	d := &door{tickets: newTickets(time.Now), base: "http://" + l.Addr().String(), shut: shut}
 	d.http = http.Server{
 		ReadHeaderTimeout: headerLimit,
+		ReadTimeout:       headerLimit, // of a request; a stream has taken the connection over by then
+		MaxHeaderBytes:    16 << 10,
 		Handler:           d.routes(),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, lineKey{}, c) },
@@ -57,6 +59,7 @@ func newDoor(l net.Listener) *door {
 			}
 		},
 	}
+	d.http.SetKeepAlivesEnabled(false)
 	return d
 }
 
@@ -106,6 +109,11 @@ func (d *door) serve(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	if l, ok := ctx.Value(lineKey{}).(*line); ok {
 		go cancelWhenGone(ctx, l, cancel)
+		context.AfterFunc(ctx, func() { // who waits for the client to read waits for the connection
+			if l.taken.Load() {
+				l.Close()
+			}
+		})
 		defer func() {
 			if l.taken.Load() {
 				l.Close()
