@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -171,12 +172,13 @@ const lastOutput = 2 * time.Second
 func (m *Manager) execTerminal(ctx context.Context, c command, client Streams) (int32, error) {
 	var tty *os.File
 	read := make(chan struct{})
+	var ended atomic.Bool
 	c.OnTerminal = func(master *os.File) {
 		tty = master
 		go resize(ctx, tty, client.Resize)
 		go func() {
 			defer close(read)
-			_, _ = io.Copy(orDiscard(client.Stdout), tty) // EIO: nobody has the other end any more
+			show(tty, sendTo(orDiscard(client.Stdout)), &ended)
 		}()
 		if client.Stdin != nil {
 			go func() { _, _ = io.Copy(tty, client.Stdin) }()
@@ -187,9 +189,28 @@ func (m *Manager) execTerminal(ctx context.Context, c command, client Streams) (
 		return code, err
 	}
 	defer tty.Close()
+	ended.Store(true)
 	tty.SetReadDeadline(time.Now().Add(lastOutput))
 	<-read
 	return code, err
+}
+
+// show gives the client what the terminal prints, until nobody has its other end any more (EIO). Once the process has ended, every read has
+// lastOutput of its own: a client that was slow before it has not used that up.
+func show(tty *os.File, client func([]byte), ended *atomic.Bool) {
+	chunk := make([]byte, 32<<10)
+	for {
+		if ended.Load() {
+			tty.SetReadDeadline(time.Now().Add(lastOutput))
+		}
+		n, err := tty.Read(chunk)
+		if n > 0 {
+			client(chunk[:n])
+		}
+		if err != nil {
+			return
+		}
+	}
 }
 
 func orDiscard(w io.Writer) io.Writer {
