@@ -15,6 +15,8 @@ import (
 	"github.com/moby/spdystream/spdy"
 	"k8s.io/client-go/tools/remotecommand"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/crictl-tests/ledger"
 )
 
 // wantGoroutines waits until there are hardly more goroutines than there were.
@@ -188,4 +190,31 @@ func floodStreams(conn net.Conn, many int) {
 			return
 		}
 	}
+}
+
+// TestSEC38IdleClients: clients without a ticket, as many as a user of the node likes, are neither kept nor in the way of one who has a ticket.
+func TestSEC38IdleClients(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod().run(idle())
+	s := &session{}
+	address := c.execURL(s, "echo", "served")
+	u, err := url.Parse(address)
+	d.must(err)
+	flat := d.ledger()
+	for n := range 2000 {
+		conn, err := net.Dial("tcp", u.Host)
+		d.must(err)
+		defer conn.Close()
+		if n%2 == 0 {
+			fmt.Fprint(conn, "GET /exec/") // and no more
+		}
+	}
+	if err := s.stream(context.Background(), "SPDY", address); err != nil || s.stdout.String() != "served\n" {
+		t.Errorf("a client with a ticket: %v, %q", err, s.stdout.String())
+	}
+	if now := len(d.ledger()[ledger.Fds]); now > len(flat[ledger.Fds])+500 {
+		t.Errorf("%d descriptors, %d before", now, len(flat[ledger.Fds]))
+	}
+	d.wantFlat(flat) // those that are left have a few seconds to say what they want
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -27,8 +29,9 @@ type door struct {
 const (
 	streamIdle  = 4 * time.Hour    // a stream on which nothing comes for so long ends, as in the kubelet
 	streamBegin = 30 * time.Second // for the client to open its streams
-	headerLimit = 10 * time.Second
-	leavePace   = time.Second // how often a client is looked after
+	headerLimit = 5 * time.Second  // for a client to show its ticket
+	leavePace   = time.Second      // how often a client is looked after
+	maxWaiting  = 256              // clients that have not shown a ticket
 )
 
 // ListenStreams returns the listener that New wants: a free port of the loopback, which the kubelet of this node reaches and nobody else.
@@ -45,7 +48,7 @@ func ListenStreams() (net.Listener, error) {
 
 func newDoor(l net.Listener) *door {
 	ctx, shut := context.WithCancel(context.Background())
-	d := &door{tickets: newTickets(time.Now), base: "http://" + l.Addr().String(), shut: shut}
+	d := &door{tickets: newTickets(), base: "http://" + l.Addr().String(), shut: shut}
 	d.http = http.Server{
 		ReadHeaderTimeout: headerLimit,
 		ReadTimeout:       headerLimit, // of a request; a stream has taken the connection over by then
@@ -66,23 +69,67 @@ func newDoor(l net.Listener) *door {
 // line is the connection of one client. The HTTP server forgets it once a protocol has taken it over.
 type line struct {
 	*net.TCPConn
-	taken atomic.Bool
+	taken   atomic.Bool
+	waiting *waiting
+}
+
+// Close is of the connection, which waits no more.
+func (l *line) Close() error {
+	l.waiting.leave(l)
+	return l.TCPConn.Close()
 }
 
 type lineKey struct{}
 
-type lineListener struct{ net.Listener }
+// waiting are the connections that have not shown a ticket, the oldest first. Any user of the node may open as many as he likes: the oldest
+// makes room for the newest, so that they keep nobody out. Who has a ticket shows it at once.
+type waiting struct {
+	mu  sync.Mutex // guards all
+	all []*line
+}
 
-func (l lineListener) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		return &line{TCPConn: tcp}, err
+// enter closes the oldest when there are too many.
+func (w *waiting) enter(l *line) {
+	w.mu.Lock()
+	w.all = append(w.all, l)
+	var oldest *line
+	if len(w.all) > maxWaiting {
+		oldest = w.all[0]
 	}
-	return conn, err
+	w.mu.Unlock()
+	if oldest != nil {
+		oldest.Close()
+	}
+}
+
+// leave may be called more than once.
+func (w *waiting) leave(l *line) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if i := slices.Index(w.all, l); i >= 0 {
+		w.all = slices.Delete(w.all, i, i+1)
+	}
+}
+
+// lineListener makes a line of each connection.
+type lineListener struct {
+	net.Listener
+	waiting waiting
+}
+
+func (l *lineListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return conn, err
+	}
+	one := &line{TCPConn: tcp, waiting: &l.waiting}
+	l.waiting.enter(one)
+	return one, nil
 }
 
 // listen answers until close.
-func (d *door) listen(l net.Listener) { _ = d.http.Serve(lineListener{l}) }
+func (d *door) listen(l net.Listener) { _ = d.http.Serve(&lineListener{Listener: l}) }
 
 func (d *door) routes() http.Handler {
 	mux := http.NewServeMux()
@@ -108,6 +155,7 @@ func (d *door) serve(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	if l, ok := ctx.Value(lineKey{}).(*line); ok {
+		l.waiting.leave(l)
 		go cancelWhenGone(ctx, l, cancel)
 		context.AfterFunc(ctx, func() { // who waits for the client to read waits for the connection
 			if l.taken.Load() {

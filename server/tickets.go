@@ -19,18 +19,16 @@ const (
 // tickets are the streaming URLs that were given out and not used yet. Whoever has one may stream once, without being asked who he is: so
 // it cannot be guessed, and is good for a minute.
 type tickets struct {
-	now func() time.Time
-
-	mu  sync.Mutex // guards what follows
+	mu  sync.Mutex // guards all
 	all map[string]ticket
 }
 
 type ticket struct {
 	serve http.HandlerFunc
-	until time.Time
+	end   *time.Timer // takes it back
 }
 
-func newTickets(now func() time.Time) *tickets { return &tickets{now: now, all: map[string]ticket{}} }
+func newTickets() *tickets { return &tickets{all: map[string]ticket{}} }
 
 // issue returns the 256 random bits for which serve is called once. ErrResourceExhausted while too many wait.
 func (t *tickets) issue(serve http.HandlerFunc) (string, error) {
@@ -39,15 +37,10 @@ func (t *tickets) issue(serve http.HandlerFunc) (string, error) {
 	token := base64.RawURLEncoding.EncodeToString(secret)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for old, one := range t.all {
-		if t.now().After(one.until) {
-			delete(t.all, old)
-		}
-	}
 	if len(t.all) >= maxTickets {
 		return "", fmt.Errorf("%d streams were asked for and not begun: %w", len(t.all), errdefs.ErrResourceExhausted)
 	}
-	t.all[token] = ticket{serve: serve, until: t.now().Add(ticketFor)}
+	t.all[token] = ticket{serve: serve, end: time.AfterFunc(ticketFor, func() { t.take(token) })}
 	return token, nil
 }
 
@@ -55,10 +48,11 @@ func (t *tickets) issue(serve http.HandlerFunc) (string, error) {
 func (t *tickets) take(token string) http.HandlerFunc {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	one := t.all[token]
-	delete(t.all, token)
-	if t.now().After(one.until) {
+	one, ok := t.all[token]
+	if !ok {
 		return nil
 	}
+	one.end.Stop()
+	delete(t.all, token)
 	return one.serve
 }
