@@ -411,8 +411,14 @@ func (d *daemon) waitRole(role string, not int) int {
 // killRole is kill -9 of this daemon's shim or logger, and returns when it is gone.
 func (d *daemon) killRole(role string) {
 	d.Helper()
+	d.endRole(role, syscall.SIGKILL)
+}
+
+// endRole ends this daemon's shim or logger by a signal, and returns when it is gone.
+func (d *daemon) endRole(role string, by syscall.Signal) {
+	d.Helper()
 	pid := d.waitRole(role, 0)
-	d.must(syscall.Kill(pid, syscall.SIGKILL))
+	d.must(syscall.Kill(pid, by))
 	eventually(d, role+" to be gone", func() error {
 		p, err := ledger.Look(pid)
 		return unless(err != nil || p.State == 'Z', "process %d is still there", pid)

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -347,13 +348,17 @@ func TestAttach(t *testing.T) {
 		leave()
 		await(t, "the client", ended)
 	})
-	// A logger that dies takes nobody's client with it.
+	// A logger that dies, or is ended, takes nobody's client with it.
 	s := &session{}
 	ended, _ := c.attach("SPDY", s)
 	s.stdout.wait(t, "\nout ")
-	c.killRole("logger")
-	seen := len(s.stdout.String())
-	eventually(t, "output of the next logger", func() error { return unless(len(s.stdout.String()) > seen, "nothing new") })
+	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		c.endRole("logger", signal)
+		seen := len(s.stdout.String())
+		eventually(t, fmt.Sprintf("output of the next logger after %s", signal), func() error {
+			return unless(len(s.stdout.String()) > seen, "nothing new")
+		})
+	}
 	c.stop(0)
 	if err := await(t, "the client", ended); err != nil {
 		t.Errorf("the container ended: %v", err)

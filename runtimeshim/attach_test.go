@@ -67,6 +67,27 @@ func TestAttachedButNotReading(t *testing.T) {
 	h.wantCounted("a", 100000)
 }
 
+// A client that reads one of its two streams is cut off for the other, and told at once: not when the task has ended.
+func TestAttachedHalfReading(t *testing.T) {
+	h := newHost(t)
+	st := h.params("a", sh("read go; seq 100000 >&2; echo over; read go"))
+	st.Stdin = true
+	h.start(st)
+	r, out := pipeOf(t)
+	_, errs := pipeOf(t)
+	ended := h.attach("a", out, errs)
+	out.Close()
+	h.send("a", "go\n")
+	if err := <-ended; !errors.Is(err, errdefs.ErrAborted) {
+		t.Errorf("attach ended: %v", err)
+	}
+	if _, err := io.Copy(io.Discard, r); err != nil { // the stream that was read has ended too
+		t.Error(err)
+	}
+	h.send("a", "go\n")
+	h.wantExit("a", 0)
+}
+
 // Two clients of one stream get the same, each at its own pace; one that leaves does not disturb the other.
 func TestAttachedTwice(t *testing.T) {
 	h := newHost(t)

@@ -59,20 +59,40 @@ func (l *logger) attach(ctx context.Context, in *inbound) (any, error) {
 	if err := in.send(struct{}{}); err != nil {
 		return nil, err
 	}
-	for _, p := range taps {
-		if p == nil {
-			continue
-		}
-		select {
-		case <-p.closed:
-			if p.cut {
-				return nil, fmt.Errorf("attached to task %s: nobody has read its output for %v: %w", body.ID, tapPatience, errdefs.ErrAborted)
-			}
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
+	err = awaitTaps(ctx, taps)
+	if err != nil && l.ctx.Err() != nil { // it is we who leave: the next logger is to be asked
+		err = fmt.Errorf("logger ends: %w", errdefs.ErrUnavailable)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("attached to task %s: %w", body.ID, err)
 	}
 	return nil, nil
+}
+
+// awaitTaps returns when both have ended, when the first was cut off
+// (ErrAborted), or when ctx ends.
+func awaitTaps(ctx context.Context, taps [2]*tap) error {
+	var closed [2]chan struct{}
+	for i, p := range taps {
+		if p != nil {
+			closed[i] = p.closed
+		}
+	}
+	for closed != [2]chan struct{}{} {
+		ended := 0
+		select {
+		case <-closed[0]:
+		case <-closed[1]:
+			ended = 1
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if taps[ended].cut {
+			return fmt.Errorf("nobody has read its output for %v: %w", tapPatience, errdefs.ErrAborted)
+		}
+		closed[ended] = nil
+	}
+	return nil
 }
 
 // tap is one pipe that gets a copy of a stream. Its owner is the task's working
