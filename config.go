@@ -29,7 +29,11 @@ type Config struct {
 	PauseImage     string             `toml:"pause_image" comment:"Image of the pause container, which must have been pulled. Empty: the program that is part of cribox, with nothing to pull or lose."`
 	Images         ImagesConfig       `toml:"images"`
 	Network        NetworkConfig      `toml:"network"`
+	Containers     ContainersConfig   `toml:"containers"`
 	Runtimes       map[string]Runtime `toml:"runtimes" comment:"OCI runtimes by the name of the runtime handler that a RuntimeClass asks for."`
+
+	files  []string               // where it was read from, in this order
+	reread func() (Config, error) // reads it again, as the daemon was started
 }
 
 // ImagesConfig is the table [images].
@@ -45,41 +49,65 @@ type NetworkConfig struct {
 	Subnet  string   `toml:"subnet" comment:"Range of the default network, where the kubelet names none (pod CIDR). Empty: 10.83.0.0/16."`
 }
 
+// ContainersConfig is the table [containers].
+type ContainersConfig struct {
+	Ulimits   []string `toml:"ulimits" comment:"Limits of every process: NAME=SOFT:HARD or NAME=BOTH, numbers or unlimited, the names of prlimit(1). nofile is 1024:524288 unless named here."`
+	PidsLimit int64    `toml:"pids_limit" comment:"Most processes and threads of a container. 0: no limit of its own; the kubelet limits the pod (podPidsLimit)."`
+	ShmSize   size     `toml:"shm_size" comment:"What the /dev/shm of a pod holds: bytes, Ki, Mi or Gi. It counts as memory of the containers that write there."`
+}
+
 // Runtime is a table [runtimes.NAME].
 type Runtime struct {
-	Path string `toml:"path" comment:"An OCI command line runtime: an absolute path, or a name that is looked up in PATH when the daemon starts."`
+	Path                         string   `toml:"path" comment:"An OCI command line runtime: an absolute path, or a name that is looked up in PATH when the daemon starts."`
+	Ulimits                      []string `toml:"ulimits" comment:"Limits of every process of this handler, over those of [containers] name by name."`
+	ShmSize                      size     `toml:"shm_size" comment:"What the /dev/shm of a pod of this handler holds. 0: as in [containers]."`
+	PrivilegedWithoutHostDevices bool     `toml:"privileged_without_host_devices" comment:"Give a privileged container the devices that it asks for, and not all of the host's."`
 }
 
 func defaultConfig() Config {
 	return Config{
 		Listen: "unix:///run/cribox/cribox.sock", Root: "/var/lib/cribox", State: "/run/cribox", LogLevel: "info", DefaultRuntime: "runc",
-		Images:   ImagesConfig{RegistryConfig: "/etc/cribox/certs.d"},
-		Network:  NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
-		Runtimes: map[string]Runtime{"runc": {Path: "runc"}},
+		Images:     ImagesConfig{RegistryConfig: "/etc/cribox/certs.d"},
+		Network:    NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
+		Containers: ContainersConfig{Ulimits: []string{}, ShmSize: 64 << 20},
+		Runtimes:   map[string]Runtime{"runc": {Path: "runc", Ulimits: []string{}}},
 	}
 }
 
-// loadConfig reads the file over the defaults. Only the default file may be missing. An error names the file, the line and the key.
+// loadConfig reads over the defaults the file and then, in the order of their names, the files FILE.d/*.toml: key by key, the last one wins.
+// Only the default file and the folder may be missing. An error names the file, the line and the key.
 func loadConfig(path string) (Config, error) {
 	c := defaultConfig()
-	b, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) && path == defaultConfigFile {
-		return c, nil
+	if err := c.read(path); err != nil && (path != defaultConfigFile || !errors.Is(err, os.ErrNotExist)) {
+		return c, err
 	}
-	if err != nil {
+	entries, err := os.ReadDir(path + ".d")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return c, fmt.Errorf("configuration: %w", err)
 	}
-	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
-	if err := d.Decode(&c); err != nil {
-		return c, explain(path, err)
-	}
-	for name, r := range c.Runtimes {
-		if r.Path == "" {
-			r.Path = defaultConfig().Runtimes[name].Path
-			c.Runtimes[name] = r
+	for _, e := range entries { // sorted
+		if strings.HasPrefix(e.Name(), ".") || filepath.Ext(e.Name()) != ".toml" {
+			continue
+		}
+		if err := c.read(filepath.Join(path+".d", e.Name())); err != nil {
+			return c, err
 		}
 	}
 	return c, nil
+}
+
+// read puts one file over what there is.
+func (c *Config) read(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	c.files = append(c.files, path)
+	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := d.Decode(c); err != nil {
+		return explain(path, err)
+	}
+	return nil
 }
 
 // explain turns a decoder's error into one sentence with the line and the key.
@@ -179,6 +207,14 @@ var checks = []check{
 		}
 		return nil
 	}},
+	{"containers.ulimits", func(c *Config) error { _, err := parseUlimits(c.Containers.Ulimits); return err }},
+	{"containers.pids_limit", func(c *Config) error {
+		if c.Containers.PidsLimit < 0 {
+			return fmt.Errorf("%d is negative", c.Containers.PidsLimit)
+		}
+		return nil
+	}},
+	{"containers.shm_size", func(c *Config) error { return atLeast(c.Containers.ShmSize, leastShm) }},
 	{"runtimes", func(c *Config) error {
 		for name, r := range c.Runtimes {
 			if !handlerName.MatchString(name) || len(name) > 63 {
@@ -187,9 +223,24 @@ var checks = []check{
 			if r.Path == "" {
 				return fmt.Errorf("[runtimes.%s] has no path", name)
 			}
+			if _, err := parseUlimits(r.Ulimits); err != nil {
+				return fmt.Errorf("[runtimes.%s] ulimits: %w", name, err)
+			}
+			if r.ShmSize != 0 && atLeast(r.ShmSize, leastShm) != nil {
+				return fmt.Errorf("[runtimes.%s] shm_size: %w", name, atLeast(r.ShmSize, leastShm))
+			}
 		}
 		return nil
 	}},
+}
+
+const leastShm = 4 << 10 // a tmpfs of size 0 would have no limit
+
+func atLeast(s size, least size) error {
+	if s < least {
+		return fmt.Errorf("%d is less than %d bytes", s, least)
+	}
+	return nil
 }
 
 func absolute(path string) error {
@@ -199,15 +250,26 @@ func absolute(path string) error {
 	return nil
 }
 
-// validate returns what is wrong with the values, one error a key. source names where they come from; lines finds a key's line in it.
+// validate returns what is wrong with the values, one error a key. It names the file and the line that a value comes from; source is named
+// for one that stands in no file.
 func (c *Config) validate(source string) error {
 	var all []error
 	for _, k := range checks {
 		if err := k.test(c); err != nil {
-			all = append(all, fmt.Errorf("configuration %s%s: key %q: %w", source, lineOf(source, k.key), k.key, err))
+			all = append(all, fmt.Errorf("configuration %s: key %q: %w", c.place(source, k.key), k.key, err))
 		}
 	}
 	return errors.Join(all...)
+}
+
+// place names the file that had the last word on a key, and the line.
+func (c *Config) place(source, key string) string {
+	for _, file := range slices.Backward(c.files) {
+		if line := lineOf(file, key); line != "" {
+			return file + line
+		}
+	}
+	return source
 }
 
 // lineOf returns ", line N" for a key that stands in the file by itself, and nothing for one that comes from a flag or a default.

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 func writeConfig(t *testing.T, text string) string {
@@ -30,6 +34,17 @@ func TestConfigErrorsNameKeyAndLine(t *testing.T) {
 		{"handler that is none", "default_runtime = 'kata'\n", `line 1: key "default_runtime"`},
 		{"bad subnet", "[network]\nsubnet = '10.0.0.0'\n", `line 2: key "network.subnet"`},
 		{"bad pause image", "pause_image = 'UPPER CASE'\n", `key "pause_image"`},
+		{"no ulimit", "[containers]\nulimits = ['files=1']\n", `line 2: key "containers.ulimits": "files=1" names none of as, core`},
+		{"ulimit of a word", "[containers]\nulimits = ['nofile=many']\n", `"many" is neither a number nor unlimited`},
+		{"ulimit without a value", "[containers]\nulimits = ['nofile']\n", `line 2: key "containers.ulimits"`},
+		{"ulimit upside down", "[containers]\nulimits = ['core=0', 'nofile=2:1']\n", `"nofile=2:1": the soft limit is above the hard one`},
+		{"ulimit twice", "[containers]\nulimits = ['core=0', 'core=1']\n", "core occurs twice"},
+		{"ulimit of a handler", "[runtimes.runc]\nulimits = ['core=-1']\n", `key "runtimes": [runtimes.runc] ulimits`},
+		{"no size", "[containers]\nshm_size = '64MB'\n", `line 2`},
+		{"size beyond 63 bits", "[containers]\nshm_size = '9999999999Gi'\n", `line 2`},
+		{"negative size", "[containers]\nshm_size = -1\n", `line 2`},
+		{"shm without a limit", "[containers]\nshm_size = 0\n", `line 2: key "containers.shm_size"`},
+		{"negative pids", "[containers]\npids_limit = -1\n", `line 2: key "containers.pids_limit"`},
 		{"state too long for sockets", "state = '/run/" + strings.Repeat("long", 30) + "'\n", `key "state"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -73,6 +88,7 @@ func TestPrintedConfigIsAConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	got.files = nil
 	if !reflect.DeepEqual(got, want) {
 		t.Fatalf("printed and read again:\n%+v\nwant\n%+v", got, want)
 	}
@@ -110,5 +126,85 @@ func TestDocumentedConfig(t *testing.T) {
 	}
 	if !strings.Contains(string(doc), "```toml\n"+string(b)+"```") {
 		t.Fatalf("docs/configuration.md does not hold what `cribox config` prints:\n%s", b)
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for text, want := range map[string]size{"0": 0, "1": 1, "1023": 1023, "1Ki": 1 << 10, "1536Ki": 1536 << 10, "64Mi": 64 << 20, "3Gi": 3 << 30} {
+		var got size
+		if err := got.UnmarshalText([]byte(text)); err != nil || got != want {
+			t.Errorf("%s is %d (%v), want %d", text, got, err, want)
+		}
+		if back, err := got.MarshalText(); err != nil || string(back) != text {
+			t.Errorf("%d is written as %s (%v), want %s", got, back, err, text)
+		}
+	}
+}
+
+// A handler's own limits win name by name.
+func TestUlimits(t *testing.T) {
+	c := defaultConfig()
+	c.Containers.Ulimits = []string{"nofile=1024:4096", "core=0"}
+	got := c.ulimits(Runtime{Ulimits: []string{"memlock=unlimited", "nofile=100"}})
+	want := []specs.POSIXRlimit{
+		{Type: "RLIMIT_CORE"}, {Type: "RLIMIT_MEMLOCK", Soft: math.MaxUint64, Hard: math.MaxUint64}, {Type: "RLIMIT_NOFILE", Soft: 100, Hard: 100},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("limits %v, want %v", got, want)
+	}
+}
+
+// writeDropIn puts a file beside the configuration that is read over it.
+func writeDropIn(t *testing.T, path, name, text string) string {
+	t.Helper()
+	file := filepath.Join(path+".d", name)
+	if err := errors.Join(os.MkdirAll(path+".d", 0o755), os.WriteFile(file, []byte(text), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// What a vendor drops in adds to the file key by key, in the order of the names.
+func TestDropIns(t *testing.T) {
+	path := writeConfig(t, "root = '/r'\n[containers]\npids_limit = 10\nshm_size = '1Mi'\n[runtimes.runc]\npath = '/a/runc'\n")
+	writeDropIn(t, path, "20-late.toml", "[containers]\npids_limit = 30\n")
+	writeDropIn(t, path, "10-vendor.toml", "default_runtime = 'vendor'\n[containers]\npids_limit = 20\n[runtimes.vendor]\npath = '/v'\n"+
+		"[runtimes.runc]\nulimits = ['core=0']\n")
+	writeDropIn(t, path, "30-old.toml.bak", "root = '/no'\n")
+	writeDropIn(t, path, ".31-hidden.toml", "root = '/no'\n")
+	c, err := configure("serve", []string{"--config", path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]Runtime{"runc": {Path: "/a/runc", Ulimits: []string{"core=0"}}, "vendor": {Path: "/v"}}
+	if c.Root != "/r" || c.DefaultRuntime != "vendor" || c.Containers.PidsLimit != 30 || c.Containers.ShmSize != 1<<20 || !reflect.DeepEqual(c.Runtimes, want) {
+		t.Fatalf("%+v", c)
+	}
+}
+
+// An error names the file that had the last word, and the line in it.
+func TestDropInErrors(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"unknown key", "# note\nnothing = 1\n", `line 2: unknown key "nothing"`},
+		{"bad value", "\n[containers]\npids_limit = -1\n", `line 3: key "containers.pids_limit"`},
+		{"not TOML", "x\n", "line 1"},
+	} {
+		path := writeConfig(t, "[containers]\npids_limit = 1\n")
+		file := writeDropIn(t, path, "a.toml", c.text)
+		_, err := configure("serve", []string{"--config", path})
+		if err == nil || !strings.Contains(err.Error(), file+", "+c.want) {
+			t.Errorf("%s: error %v does not name %s, %s", c.name, err, file, c.want)
+		}
+	}
+}
+
+func TestChangedKeys(t *testing.T) {
+	a, b := defaultConfig(), defaultConfig()
+	if got := changed(a, b); got != nil {
+		t.Errorf("nothing changed, but %v", got)
+	}
+	b.Root, b.Network.Default, b.Containers.PidsLimit, b.Runtimes["x"] = "/x", true, 7, Runtime{Path: "/x"}
+	if got, want := changed(a, b), []string{"root", "network.default", "containers.pids_limit", "runtimes"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("changed %v, want %v", got, want)
 	}
 }

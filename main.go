@@ -22,7 +22,7 @@ const usage = `cribox runs the containers of a Kubernetes node: it serves CRI v1
 
 Usage: cribox COMMAND [FLAGS]
 
-  serve      run the daemon until SIGTERM; containers go on without it
+  serve      run the daemon until SIGTERM; containers go on without it; SIGHUP reads the configuration again
   check      say what this host lacks, and how to get it
   config     print the configuration in effect, with each key's documentation
   shutdown   end the shim and the logger when nothing runs, and take the default network away
@@ -31,7 +31,7 @@ Usage: cribox COMMAND [FLAGS]
   shim, logger   parts of cribox that serve starts by itself
 
 Flags of serve, check, config and shutdown:
-  --config FILE          configuration, a TOML file (default ` + defaultConfigFile + `)
+  --config FILE          configuration, a TOML file (default ` + defaultConfigFile + `), and over it FILE.d/*.toml
   --listen unix:///PATH  socket to serve on
   --root DIR             folder that survives a reboot
   --state DIR            folder of what runs
@@ -74,6 +74,9 @@ func run(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := log.SetLevel(c.LogLevel); err != nil {
+		return err
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	return command(ctx, c, out)
@@ -110,10 +113,8 @@ func configure(command string, args []string) (Config, error) {
 	if *root != "" {
 		c.Root = *root
 	}
-	if err := c.validate(*file); err != nil {
-		return c, err
-	}
-	return c, log.SetLevel(c.LogLevel)
+	c.reread = func() (Config, error) { return configure(command, args) }
+	return c, c.validate(*file)
 }
 
 func printConfig(_ context.Context, c Config, out io.Writer) error {

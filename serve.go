@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -28,6 +29,10 @@ const lastWord = 10 * time.Second
 // serve runs the daemon until ctx ends.
 func serve(ctx context.Context, c Config, _ io.Writer) error {
 	syscall.Umask(0o022)
+	hangup := make(chan os.Signal, 1) // from now on it does not end us
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	asked := c
 	unlock, err := lockFolders(&c)
 	if err != nil {
 		return err
@@ -54,7 +59,7 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 	log.G(ctx).WithField("took", time.Since(start).Round(time.Millisecond).String()).Infof("cribox %s serves %s, root %s, state %s", versionString(), c.Listen, c.Root, c.State)
 	select {
 	case err = <-served:
-	case <-ctx.Done():
+	case <-reloads(ctx, hangup, asked, pods):
 		log.G(ctx).Info("ending; containers go on")
 		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWord)
 		s.Stop(bye)
@@ -73,14 +78,10 @@ func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.I
 	if err != nil {
 		return nil, nil, err
 	}
-	handlers := map[string]sandbox.Handler{}
-	for name, r := range c.Runtimes {
-		handlers[name] = sandbox.Handler{Path: program(r.Path)}
-	}
 	pods, err := sandbox.Open(ctx, sandbox.Config{
 		Root: c.Root, State: c.State, Instance: c.instance(), Images: images, Network: network,
 		Shim:     runtimeshim.Config{State: c.State, LogLevel: c.LogLevel, Step: step},
-		Handlers: handlers, Default: c.DefaultRuntime, Pause: c.PauseImage, Step: step,
+		Handlers: handlers(c), Default: c.DefaultRuntime, Pause: c.PauseImage, Step: step,
 	})
 	return pods, images, err
 }
@@ -144,8 +145,9 @@ func shim(ctx context.Context, c Config, _ io.Writer) error {
 	return runtimeshim.ShimMain(ctx, c.State, nil)
 }
 
-// logger writes the containers' logs.
+// logger writes the containers' logs. A hangup of everybody named cribox is meant for the daemon.
 func logger(ctx context.Context, c Config, _ io.Writer) error {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	return runtimeshim.LoggerMain(ctx, c.State, nil)
 }
 

@@ -51,6 +51,7 @@ type settings struct {
 	env     []string
 	network string // the [network] section, without subnet
 	subnet  string
+	config  string   // goes on in [runtimes.runc], where the configuration ends
 	blobs   bool     // blobs and downloads may stay
 	mayLeak bool     // the test leaves something on purpose
 	cgroups []string // made in the kubelet's place
@@ -62,6 +63,9 @@ func withEnv(env ...string) option { return func(s *settings) { s.env = append(s
 
 // withOwnNetwork leaves the network to what the test writes into d.confDir().
 func withOwnNetwork() option { return func(s *settings) { s.network = "default = false" } }
+
+// withConfig adds to the configuration, whose end is the table [runtimes.runc].
+func withConfig(text string) option { return func(s *settings) { s.config += text } }
 
 // keepsBlobs is for tests in which a pull fails or is left: what it has verified stays for the next one.
 func keepsBlobs(s *settings) { s.blobs = true }
@@ -136,7 +140,7 @@ subnet = %q
 
 [runtimes.runc]
 path = %q
-`, d.socket, d.root, d.state, d.registryConfig(), d.confDir(), binary("cni"), d.subnet, d.network, binary("runc"))
+%s`, d.socket, d.root, d.state, d.registryConfig(), d.confDir(), binary("cni"), d.subnet, d.network, binary("runc"), d.config)
 }
 
 func (d *daemon) must(err error) {

@@ -178,7 +178,7 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 	if err != nil {
 		return err
 	}
-	logNotes(ctx, notes)
+	m.note(ctx, notes)
 	if err := m.saveSpec(c, s); err != nil {
 		return fmt.Errorf("spec of container %s: %w", c.id, err)
 	}
@@ -213,7 +213,11 @@ func (m *Manager) specContainer(p *pod, c *container, root string, img imageserv
 	if err := m.canMap(p, c.config.GetMounts(), in.Mounts); err != nil {
 		return in, err
 	}
-	if in.Devices, err = resolveDevices(c.config); err != nil {
+	h, err := m.handlerOf(p)
+	if err != nil {
+		return in, err
+	}
+	if in.Devices, err = resolveDevices(c.config, !h.NoHostDevices); err != nil {
 		return in, err
 	}
 	in.TargetPID, err = m.targetPID(c)

@@ -45,6 +45,10 @@ func readHost() (spec.Host, error) {
 		MemorySwapAccounting: exists(cgroupRoot+"/memory/memory.memsw.limit_in_bytes") || unifiedCgroups(),
 		CPUs:                 readString("/sys/devices/system/cpu/online"),
 		Mems:                 readString("/sys/devices/system/node/online"),
+		RlimitHard:           map[string]uint64{},
+	}
+	if most, err := readInt("/proc/sys/fs/nr_open"); err == nil {
+		h.RlimitHard["RLIMIT_NOFILE"] = uint64(most) // whoever asks
 	}
 	if mask&(1<<capSysResource) == 0 {
 		err = limitHost(&h)
@@ -60,18 +64,25 @@ func limitHost(h *spec.Host) error {
 		return err
 	}
 	h.OOMScoreAdjMin = int(own)
-	h.RlimitHard = map[string]uint64{}
-	for name, which := range map[string]int{"RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_CORE": unix.RLIMIT_CORE,
-		"RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_STACK": unix.RLIMIT_STACK} {
+	for name, which := range rlimits {
 		var l unix.Rlimit
 		if err := unix.Getrlimit(which, &l); err != nil {
 			return fmt.Errorf("limit %s: %w", name, err)
 		}
-		h.RlimitHard[name] = l.Max
+		if other, ok := h.RlimitHard[name]; !ok || l.Max < other {
+			h.RlimitHard[name] = l.Max
+		}
 	}
-	files := h.RlimitHard["RLIMIT_NOFILE"]
-	h.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: min(1024, files), Hard: min(512<<10, files)}}
 	return nil
+}
+
+// rlimits are the limits of a process that an OCI spec can set, by number (sys/resource.h).
+var rlimits = map[string]int{
+	"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_DATA": unix.RLIMIT_DATA,
+	"RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK,
+	"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE,
+	"RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_RSS": unix.RLIMIT_RSS, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO,
+	"RLIMIT_RTTIME": unix.RLIMIT_RTTIME, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
 }
 
 func boundingSet() (uint64, error) {

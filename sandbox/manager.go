@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -23,11 +22,6 @@ import (
 	"github.com/cribox/cribox/sandbox/store"
 )
 
-// Handler is a way to run containers, by the name that a pod asks for (RunPodSandboxRequest.runtime_handler).
-type Handler struct {
-	Path string // of an OCI command line runtime
-}
-
 // Config is what a Manager needs from the root of the program.
 type Config struct {
 	Root     string // survives a reboot
@@ -36,22 +30,23 @@ type Config struct {
 	Images   *imageservice.Images
 	Network  *cni.Networks
 	Shim     runtimeshim.Config // State, Executable, LogLevel; the Manager adds OnExit
-	Handlers map[string]Handler
-	Default  string            // handler of a pod that names none
-	Pause    string            // image of the pause container; empty is the built-in program
-	Step     func(name string) // nil: nothing
+	Handlers map[string]Handler // those to begin with, see SetHandlers
+	Default  string             // handler of a pod that names none
+	Pause    string             // image of the pause container; empty is the built-in program
+	Step     func(name string)  // nil: nothing
 }
 
 // Manager holds every pod and container of this daemon.
 type Manager struct {
-	conf    Config
-	host    spec.Host
-	lacks   map[string]string // by handler: why its pods can have no user namespace
-	store   *store.Store
-	images  *imageservice.Images
-	network *cni.Networks
-	shim    *runtimeshim.Client
-	step    func(string)
+	conf     Config
+	host     spec.Host
+	handlers atomic.Pointer[handlers] // replaced whole
+	notes    notes
+	store    *store.Store
+	images   *imageservice.Images
+	network  *cni.Networks
+	shim     *runtimeshim.Client
+	step     func(string)
 
 	flights flights
 	turns   turns
@@ -123,6 +118,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	host.CgroupParent = CgroupParent(c.Instance)
 	m.host = host
 	m.findUserNamespaces(ctx)
+	m.SetHandlers(ctx, c.Handlers, c.Default)
 	if err := m.load(ctx); err != nil {
 		return nil, err
 	}
@@ -171,7 +167,7 @@ func (m *Manager) Ready(ctx context.Context) error {
 		return err
 	}
 	if _, err := os.Stat(h.Path); err != nil {
-		return fmt.Errorf("runtime %s: %w", m.conf.Default, err)
+		return fmt.Errorf("runtime %s: %w", m.handlers.Load().byDefault, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, shimPatience)
 	defer cancel()
@@ -186,34 +182,6 @@ const shimPatience = 2 * time.Second
 
 // Host returns what was found out about this machine at start.
 func (m *Manager) Host() spec.Host { return m.host }
-
-// HostOf is Host for the pods of one handler, "" is the default one.
-func (m *Manager) HostOf(handler string) spec.Host {
-	if handler == "" {
-		handler = m.conf.Default
-	}
-	h := m.host
-	if h.NoUserNamespaces == "" {
-		h.NoUserNamespaces = m.lacks[handler]
-	}
-	return h
-}
-
-// Handlers returns the names of all handlers, sorted, and which of them is the default.
-func (m *Manager) Handlers() (names []string, byDefault string) {
-	return slices.Sorted(maps.Keys(m.conf.Handlers)), m.conf.Default
-}
-
-func (m *Manager) handler(name string) (Handler, error) {
-	if name == "" {
-		name = m.conf.Default
-	}
-	h, ok := m.conf.Handlers[name]
-	if !ok {
-		return Handler{}, fmt.Errorf("runtime_handler %q is not configured: %w", name, errdefs.ErrInvalidArgument)
-	}
-	return h, nil
-}
 
 // now returns the time in nanoseconds, later than every one returned before: the kubelet orders pods and containers by it.
 func (m *Manager) now() int64 {

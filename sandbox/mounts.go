@@ -65,8 +65,8 @@ func propagation(table []*mountinfo.Info, path string) (shared, slave bool) {
 }
 
 // resolveDevices finds the device nodes that a request names; a folder stands for every device below it. A privileged container gets all
-// devices of the host besides.
-func resolveDevices(c *runtimeapi.ContainerConfig) ([]spec.Device, error) {
+// devices of the host besides, where its handler gives them.
+func resolveDevices(c *runtimeapi.ContainerConfig, hosts bool) ([]spec.Device, error) {
 	var all []spec.Device
 	for _, d := range c.GetDevices() {
 		found, err := devicesAt(d.GetHostPath(), d.GetContainerPath(), d.GetPermissions())
@@ -75,7 +75,7 @@ func resolveDevices(c *runtimeapi.ContainerConfig) ([]spec.Device, error) {
 		}
 		all = append(all, found...)
 	}
-	if c.GetLinux().GetSecurityContext().GetPrivileged() {
+	if hosts && c.GetLinux().GetSecurityContext().GetPrivileged() {
 		host, err := hostDevices()
 		if err != nil {
 			return nil, fmt.Errorf("devices of this machine: %w", err)

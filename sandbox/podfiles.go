@@ -21,9 +21,6 @@ import (
 	"github.com/cribox/cribox/sandbox/userns"
 )
 
-// shmSize is what a pod's /dev/shm holds, the 64 MiB that every runtime gives.
-const shmSize = 64 << 20
-
 func (m *Manager) netns(id string) string {
 	return filepath.Join("/run/netns", "cribox-"+m.conf.Instance+"-"+id)
 }
@@ -62,7 +59,11 @@ func (m *Manager) makePodFiles(p *pod) error {
 	if hostIPC(p.config) {
 		return nil
 	}
-	return mountShm(p.config, m.podFile(p.id, "shm"))
+	h, err := m.handlerOf(p)
+	if err != nil {
+		return err
+	}
+	return mountShm(p.config, m.podFile(p.id, "shm"), h.ShmSize)
 }
 
 func podHostname(c *runtimeapi.PodSandboxConfig) (string, error) {
@@ -94,7 +95,7 @@ func resolvConf(dns *runtimeapi.DNSConfig) ([]byte, error) {
 	return []byte(b.String()), nil
 }
 
-func mountShm(c *runtimeapi.PodSandboxConfig, dir string) error {
+func mountShm(c *runtimeapi.PodSandboxConfig, dir string, size int64) error {
 	if err := os.MkdirAll(dir, 0o1777); err != nil {
 		return err
 	}
@@ -102,7 +103,7 @@ func mountShm(c *runtimeapi.PodSandboxConfig, dir string) error {
 		return err
 	}
 	root := rootOf(c)
-	options := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmSize, root.uid, root.gid)
+	options := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, root.uid, root.gid)
 	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", dir, err)

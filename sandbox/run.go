@@ -231,7 +231,7 @@ func (m *Manager) startPause(ctx context.Context, p *pod) (runtimeshim.Task, err
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
-	logNotes(ctx, notes)
+	m.note(ctx, notes)
 	if args != nil {
 		s.Process.Args = args
 	}
@@ -271,10 +271,4 @@ func (m *Manager) declareReady(p *pod, ips []netip.Addr, task runtimeshim.Task) 
 		m.step("pod.ready")
 	}
 	return err
-}
-
-func logNotes(ctx context.Context, notes []spec.Note) {
-	for _, n := range notes {
-		log.G(ctx).Warn(n)
-	}
 }

@@ -15,26 +15,27 @@ import (
 	"github.com/cribox/cribox/sandbox/userns"
 )
 
-// findUserNamespaces finds out, once, whether pods can have user namespaces here, and if not, what is missing.
+// findUserNamespaces finds out, once, whether pods can have user namespaces on this machine, and if not, what is missing.
 func (m *Manager) findUserNamespaces(ctx context.Context) {
-	m.lacks = map[string]string{}
 	if err := m.tryUserNamespace(); err != nil {
 		m.host.NoUserNamespaces = err.Error()
 		log.G(ctx).WithError(err).Info("pods can have no user namespaces here")
-		return
 	}
-	for name, h := range m.conf.Handlers {
-		f, err := runtimeshim.AskFeatures(ctx, h.Path)
-		switch {
-		case err != nil:
-			m.lacks[name] = err.Error()
-		case !f.UserNamespaces || !f.IDMappedMounts:
-			m.lacks[name] = filepath.Base(h.Path) + " has no user namespaces with id-mapped mounts (runc has them from 1.2 on)"
-		}
-		if why := m.lacks[name]; why != "" {
-			log.G(ctx).WithField("handler", name).Infof("its pods can have no user namespaces: %s", why)
-		}
+}
+
+// findLack returns why the pods of a handler can have no user namespace, or nothing.
+func (m *Manager) findLack(ctx context.Context, h Handler) string {
+	if m.host.NoUserNamespaces != "" {
+		return m.host.NoUserNamespaces
 	}
+	f, err := runtimeshim.AskFeatures(ctx, h.Path)
+	switch {
+	case err != nil:
+		return err.Error()
+	case !f.UserNamespaces || !f.IDMappedMounts:
+		return filepath.Base(h.Path) + " has no user namespaces with id-mapped mounts (runc has them from 1.2 on)"
+	}
+	return ""
 }
 
 // hostOf is HostOf for the handler of a pod.

@@ -36,7 +36,12 @@ func (s *runtimeService) Status(ctx context.Context, req *runtimeapi.StatusReque
 		if err != nil {
 			return nil, err
 		}
-		r.Info = map[string]string{"host": string(host), "goroutines": strconv.Itoa(runtime.NumGoroutine()), "unknownFields": unknown}
+		notes, err := json.Marshal(s.pods().Notes())
+		if err != nil {
+			return nil, err
+		}
+		r.Info = map[string]string{"host": string(host), "goroutines": strconv.Itoa(runtime.NumGoroutine()), "unknownFields": unknown,
+			"notes": string(notes)}
 	}
 	return r, nil
 }

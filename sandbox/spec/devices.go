@@ -8,18 +8,19 @@ import (
 )
 
 // devices denies everything, then lets through what is listed, which for a
-// privileged container is everything again. The OCI runtime adds the few
-// devices that every container has.
+// privileged container is everything again, unless Host says otherwise. The
+// OCI runtime adds the few devices that every container has.
 func (d *draft) devices() error {
 	rules := []specs.LinuxDeviceCgroup{denyAll()}
-	if d.privileged() {
+	all := d.privileged() && !d.host.NoHostDevices
+	if all {
 		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Access: "rwm"})
 	}
 	for _, dev := range d.c.Devices {
 		if err := d.addDevice(dev); err != nil {
 			return err
 		}
-		if !d.privileged() && dev.Type != "p" { // a FIFO is nobody's device
+		if !all && dev.Type != "p" { // a FIFO is nobody's device
 			rules = append(rules, specs.LinuxDeviceCgroup{
 				Allow: true, Type: dev.Type, Major: ptr(dev.Major), Minor: ptr(dev.Minor), Access: dev.Permissions,
 			})

@@ -21,14 +21,16 @@ type Host struct {
 	// OOMScoreAdjMin is the lowest oom_score_adj that can be set: -1000 with
 	// CAP_SYS_RESOURCE, otherwise the value that the OCI runtime inherits.
 	OOMScoreAdjMin int
-	// Rlimits of every container; nil means RLIMIT_NOFILE 1024:524288, as
-	// systemd gives its services.
+	// Rlimits of every process, see ClampRlimits.
 	Rlimits []specs.POSIXRlimit
 	// RlimitHard holds, by name ("RLIMIT_NOFILE"), hard limits that cannot be
 	// raised. A limit that is not in it may be.
 	RlimitHard map[string]uint64
 	// PidsLimit of every container that asks for none; 0 means unlimited.
 	PidsLimit int64
+	// NoHostDevices: a privileged container has the devices that it asks for,
+	// not all of the host's.
+	NoHostDevices bool
 
 	// Seccomp, AppArmor and SELinux tell what the kernel and the OCI runtime offer.
 	Seccomp, AppArmor, SELinux bool

@@ -2,7 +2,10 @@ package spec
 
 import (
 	"fmt"
+	"math"
 	"path"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -185,19 +188,43 @@ func (d *draft) clampOOM(field string, asked int) int {
 }
 
 func (d *draft) rlimits() error {
-	wanted := d.host.Rlimits
-	if wanted == nil {
-		wanted = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 524288}}
+	limits, notes := ClampRlimits(d.host.Rlimits, d.host.RlimitHard)
+	d.spec.Process.Rlimits = limits
+	d.notes = append(d.notes, notes...)
+	return nil
+}
+
+// ClampRlimits returns the limits of a process for which wanted was asked, where hard, by name, cannot be exceeded. RLIMIT_NOFILE is 1024
+// and 524288, as systemd gives its services, when wanted says nothing of it. The notes tell what of wanted cannot be given; clamped once
+// more there are none.
+func ClampRlimits(wanted []specs.POSIXRlimit, hard map[string]uint64) ([]specs.POSIXRlimit, []Note) {
+	var limits []specs.POSIXRlimit
+	var notes []Note
+	if !slices.ContainsFunc(wanted, func(l specs.POSIXRlimit) bool { return l.Type == "RLIMIT_NOFILE" }) {
+		limit := uint64(524288)
+		if most, ok := hard["RLIMIT_NOFILE"]; ok {
+			limit = min(limit, most)
+		}
+		limits = append(limits, specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Soft: min(1024, limit), Hard: limit})
 	}
 	for _, l := range wanted {
-		if hard, ok := d.host.RlimitHard[l.Type]; ok && l.Hard > hard {
-			d.note("rlimits", "%s %d clamped to %d, which cannot be raised here", l.Type, l.Hard, hard)
-			l.Hard = hard
+		if most, ok := hard[l.Type]; ok && l.Hard > most {
+			notes = append(notes, Note{Field: "rlimits",
+				Text: fmt.Sprintf("%s %s clamped to %s, which cannot be raised here", l.Type, limitText(l.Hard), limitText(most))})
+			l.Hard = most
 		}
 		l.Soft = min(l.Soft, l.Hard)
-		d.spec.Process.Rlimits = append(d.spec.Process.Rlimits, l)
+		limits = append(limits, l)
 	}
-	return nil
+	return limits, notes
+}
+
+// limitText is a limit as a person writes it.
+func limitText(n uint64) string {
+	if n == math.MaxUint64 {
+		return "unlimited"
+	}
+	return strconv.FormatUint(n, 10)
 }
 
 // ExecProcess returns the process of an exec into a container with spec s: it

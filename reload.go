@@ -1,0 +1,91 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/sandbox"
+)
+
+// handlers returns the ways to run containers that the configuration describes.
+func handlers(c Config) map[string]sandbox.Handler {
+	all := map[string]sandbox.Handler{}
+	for name, r := range c.Runtimes {
+		all[name] = sandbox.Handler{Path: program(r.Path), Rlimits: c.ulimits(r), PidsLimit: c.Containers.PidsLimit,
+			ShmSize:       int64(cmp.Or(r.ShmSize, c.Containers.ShmSize)),
+			NoHostDevices: r.PrivilegedWithoutHostDevices}
+	}
+	return all
+}
+
+// applied are the keys and tables that a running daemon takes over.
+var applied = []string{"log_level", "default_runtime", "containers", "runtimes"}
+
+// reloads reads the configuration again at each hangup and takes over what can be. The channel that it returns is closed when ctx ends.
+func reloads(ctx context.Context, hangup <-chan os.Signal, c Config, pods *sandbox.Manager) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangup:
+				c = reload(ctx, c, pods)
+			}
+		}
+	}()
+	return done
+}
+
+// reload returns the configuration that is in effect now. One that cannot be read or is wrong changes nothing. What needs a restart keeps its
+// old value, and is named in the log.
+func reload(ctx context.Context, old Config, pods *sandbox.Manager) Config {
+	next, err := old.reread()
+	if err != nil {
+		log.G(ctx).WithError(err).Error("the configuration stays as it is")
+		return old
+	}
+	now, late := old, changed(old, next)
+	late = slices.DeleteFunc(late, func(key string) bool {
+		table, _, _ := strings.Cut(key, ".")
+		return slices.Contains(applied, table)
+	})
+	now.LogLevel, now.DefaultRuntime, now.Containers, now.Runtimes = next.LogLevel, next.DefaultRuntime, next.Containers, next.Runtimes
+	if err := log.SetLevel(now.LogLevel); err != nil {
+		log.G(ctx).WithError(err).Error("the log level stays as it is") // it was checked
+	}
+	pods.SetHandlers(ctx, handlers(now), now.DefaultRuntime)
+	if len(late) > 0 {
+		log.G(ctx).Warnf("of the configuration, what changed in %s needs a restart", strings.Join(late, ", "))
+	}
+	log.G(ctx).Info("the configuration was read again")
+	return now
+}
+
+// changed returns the keys, or tables of tables, whose values differ.
+func changed(a, b Config) []string {
+	return differences("", reflect.ValueOf(a), reflect.ValueOf(b))
+}
+
+func differences(table string, a, b reflect.Value) (keys []string) {
+	for i := range a.NumField() {
+		f := a.Type().Field(i)
+		name := f.Tag.Get("toml")
+		switch {
+		case !f.IsExported():
+		case f.Type.Kind() == reflect.Struct:
+			keys = append(keys, differences(name+".", a.Field(i), b.Field(i))...)
+		case !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()):
+			keys = append(keys, fmt.Sprint(table, name))
+		}
+	}
+	return keys
+}

@@ -1,0 +1,90 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cribox/cribox/sandbox/spec"
+)
+
+// Handler is a way to run containers, by the name that a pod asks for (RunPodSandboxRequest.runtime_handler).
+type Handler struct {
+	Path string // of an OCI command line runtime
+
+	Rlimits       []specs.POSIXRlimit // of every process; see spec.ClampRlimits
+	PidsLimit     int64               // most processes and threads of a container; 0: no limit of its own
+	ShmSize       int64               // bytes that the /dev/shm of a pod holds
+	NoHostDevices bool                // a privileged container has the devices that it asks for, and not all of the host's
+}
+
+// handlers is what pods and containers can be made with at one moment. It never changes.
+type handlers struct {
+	byName    map[string]Handler
+	byDefault string
+	lacks     map[string]string // why the pods of a handler can have no user namespace
+}
+
+// SetHandlers replaces all handlers, for pods and containers that are made from now on. byDefault, the handler of a pod that names none, is
+// one of them. A pod whose handler is gone runs on, and takes no more containers and commands.
+func (m *Manager) SetHandlers(ctx context.Context, byName map[string]Handler, byDefault string) {
+	next := &handlers{byName: map[string]Handler{}, byDefault: byDefault, lacks: map[string]string{}}
+	for name, h := range byName {
+		ctx := log.WithLogger(ctx, log.G(ctx).WithField("handler", name))
+		var clamped []spec.Note
+		h.Rlimits, clamped = spec.ClampRlimits(h.Rlimits, m.host.RlimitHard)
+		m.note(ctx, clamped)
+		next.byName[name] = h
+		why := m.findLack(ctx, h)
+		if next.lacks[name] = why; why != "" && why != m.host.NoUserNamespaces {
+			log.G(ctx).Infof("its pods can have no user namespaces: %s", why)
+		}
+	}
+	m.handlers.Store(next)
+}
+
+// Handlers returns the names of all handlers, sorted, and which of them is the default.
+func (m *Manager) Handlers() (names []string, byDefault string) {
+	now := m.handlers.Load()
+	return slices.Sorted(maps.Keys(now.byName)), now.byDefault
+}
+
+// HostOf is Host for the pods of one handler, "" is the default one.
+func (m *Manager) HostOf(handler string) spec.Host {
+	now, h := m.handlers.Load(), m.host
+	if handler == "" {
+		handler = now.byDefault
+	}
+	with := now.byName[handler]
+	h.Rlimits, h.PidsLimit, h.NoHostDevices = with.Rlimits, with.PidsLimit, with.NoHostDevices
+	if h.NoUserNamespaces == "" {
+		h.NoUserNamespaces = now.lacks[handler]
+	}
+	return h
+}
+
+func (m *Manager) handler(name string) (Handler, error) {
+	now := m.handlers.Load()
+	if name == "" {
+		name = now.byDefault
+	}
+	h, ok := now.byName[name]
+	if !ok {
+		return Handler{}, fmt.Errorf("runtime_handler %q is not configured: %w", name, errdefs.ErrInvalidArgument)
+	}
+	return h, nil
+}
+
+// handlerOf returns the handler that a pod was made with.
+func (m *Manager) handlerOf(p *pod) (Handler, error) {
+	r, ok := m.store.Get(p.id)
+	if !ok {
+		return Handler{}, fmt.Errorf("pod %s: %w", p.id, errdefs.ErrNotFound)
+	}
+	return m.handler(r.Handler)
+}
