@@ -43,10 +43,11 @@ type ImagesConfig struct {
 
 // NetworkConfig is the table [network].
 type NetworkConfig struct {
-	ConfDir string   `toml:"conf_dir" comment:"Folder of CNI network configurations. The first one by name is used, and changes are seen at once."`
-	BinDirs []string `toml:"bin_dirs" comment:"Folders of CNI plugins, searched in this order."`
-	Default bool     `toml:"default" comment:"Use a bridge network of cribox's own while conf_dir holds no configuration. Leave it off where a network add-on will write one."`
-	Subnet  string   `toml:"subnet" comment:"Range of the default network, where the kubelet names none (pod CIDR). Empty: 10.83.0.0/16."`
+	ConfDir      string   `toml:"conf_dir" comment:"Folder of CNI network configurations. The first one by name is used, and changes are seen at once."`
+	BinDirs      []string `toml:"bin_dirs" comment:"Folders of CNI plugins, searched in this order."`
+	Default      bool     `toml:"default" comment:"Use a bridge network of cribox's own while conf_dir holds no configuration. Leave it off where a network add-on will write one."`
+	Subnet       string   `toml:"subnet" comment:"Range of the default network, where the kubelet names none (pod CIDR). Empty: 10.83.0.0/16."`
+	NoMasquerade []string `toml:"no_masquerade" comment:"Ranges that pods of the default network reach with their own address instead of the node's: the pods of other nodes, where routes lead to them."`
 }
 
 // ContainersConfig is the table [containers].
@@ -68,7 +69,7 @@ func defaultConfig() Config {
 	return Config{
 		Listen: "unix:///run/cribox/cribox.sock", Root: "/var/lib/cribox", State: "/run/cribox", LogLevel: "info", DefaultRuntime: "runc",
 		Images:     ImagesConfig{RegistryConfig: "/etc/cribox/certs.d"},
-		Network:    NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
+		Network:    NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, NoMasquerade: []string{}},
 		Containers: ContainersConfig{Ulimits: []string{}, ShmSize: 64 << 20},
 		Runtimes:   map[string]Runtime{"runc": {Path: "runc", Ulimits: []string{}}},
 	}
@@ -215,6 +216,10 @@ var checks = []check{
 		return nil
 	}},
 	{"containers.shm_size", func(c *Config) error { return atLeast(c.Containers.ShmSize, leastShm) }},
+	{"network.no_masquerade", func(c *Config) error {
+		_, err := c.Network.noMasquerade()
+		return err
+	}},
 	{"runtimes", func(c *Config) error {
 		for name, r := range c.Runtimes {
 			if !handlerName.MatchString(name) || len(name) > 63 {
@@ -241,6 +246,19 @@ func atLeast(s size, least size) error {
 		return fmt.Errorf("%d is less than %d bytes", s, least)
 	}
 	return nil
+}
+
+// noMasquerade returns the ranges of no_masquerade.
+func (n NetworkConfig) noMasquerade() ([]netip.Prefix, error) {
+	all := make([]netip.Prefix, 0, len(n.NoMasquerade))
+	for _, s := range n.NoMasquerade {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p.Masked())
+	}
+	return all, nil
 }
 
 func absolute(path string) error {

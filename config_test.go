@@ -32,6 +32,7 @@ func TestConfigErrorsNameKeyAndLine(t *testing.T) {
 		{"relative root", "root = 'var'\n", `line 1: key "root"`},
 		{"not unix", "listen = 'tcp://127.0.0.1:1'\n", `line 1: key "listen"`},
 		{"handler that is none", "default_runtime = 'kata'\n", `line 1: key "default_runtime"`},
+		{"bad range", "[network]\nno_masquerade = ['10.0.0.0/8', 'x']\n", `line 2: key "network.no_masquerade"`},
 		{"bad subnet", "[network]\nsubnet = '10.0.0.0'\n", `line 2: key "network.subnet"`},
 		{"bad pause image", "pause_image = 'UPPER CASE'\n", `key "pause_image"`},
 		{"no ulimit", "[containers]\nulimits = ['files=1']\n", `line 2: key "containers.ulimits": "files=1" names none of as, core`},

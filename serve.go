@@ -99,7 +99,11 @@ func pinned(c Config) []string {
 }
 
 func openNetwork(ctx context.Context, c Config, instance string) (*cni.Networks, error) {
-	return cni.Open(ctx, cni.Config{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, Default: c.Network.Default, Subnet: c.Network.Subnet,
+	keep, err := c.Network.noMasquerade()
+	if err != nil {
+		return nil, err
+	}
+	return cni.Open(ctx, cni.Config{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, Default: c.Network.Default, Subnet: c.Network.Subnet, NoMasquerade: keep,
 		Instance: instance, Root: c.Root, State: c.State, Step: step})
 }
 

@@ -33,7 +33,7 @@ func newBridgeNetwork(c Config) (*bridgeNetwork, error) {
 	b := &bridgeNetwork{
 		name: "cribox-" + c.Instance, bridge: "cbr" + c.Instance,
 		leaseDir: c.leaseDir(), cidrFile: filepath.Join(c.stateDir(), "pod-cidr"),
-		masq: newMasquerade("cribox_" + c.Instance),
+		masq: newMasquerade("cribox_"+c.Instance, c.NoMasquerade),
 	}
 	subnet, err := parseSubnets(c.Subnet)
 	if err != nil {
@@ -110,6 +110,9 @@ func (b *bridgeNetwork) translate(ctx context.Context, file string, list *libcni
 		return nil, fmt.Errorf("plugin type %s %d times", ownType, n)
 	}
 	nft := b.masq.works(ctx)
+	if !nft && len(b.masq.keep) > 0 {
+		return nil, errors.New("ranges without masquerading need nft, which does not work here")
+	}
 	for i := range w.chains {
 		var chain []json.RawMessage
 		w.foreign, w.needs = false, w.needs[:3]

@@ -117,6 +117,36 @@ func TestMasquerade(t *testing.T) {
 	}
 }
 
+// TestNoMasquerade: pods of other nodes see a pod's own address, everybody else the node's.
+func TestNoMasquerade(t *testing.T) {
+	h := newHost(t, withDefault(t), func(c *Config) {
+		c.NoMasquerade = []netip.Prefix{netip.MustParsePrefix("10.64.0.0/10"), netip.MustParsePrefix("198.51.100.2/32"), netip.MustParsePrefix("fd00::/8")}
+	})
+	world := h.pod("world")
+	connectWorld(t, world.NetNS)
+	insideNetNS(t, world.NetNS, func() error {
+		address(t, "uplink", "198.51.100.3/24")
+		_, pods, _ := net.ParseCIDR(defaultSubnet)
+		return netlink.RouteAdd(&netlink.Route{Dst: pods, Gw: net.ParseIP("198.51.100.1")})
+	})
+	serve(t, world.NetNS, ":80")
+	p := h.pod("p1")
+	ip := h.setup(p).IPs[0]
+	for to, want := range map[string]string{"198.51.100.2:80": ip.String(), "198.51.100.3:80": "198.51.100.1"} {
+		insideNetNS(t, p.NetNS, func() error {
+			seen, err := ask(to)
+			if err == nil && seen != want {
+				err = fmt.Errorf("%s sees %s, want %s", to, seen, want)
+			}
+			return err
+		})
+	}
+	h.teardown(p)
+	if err := h.n.RemoveDefault(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func nextIP(a netip.Addr) string { return a.Next().String() }
 
 // connectWorld puts a wire between the host (198.51.100.1) and a namespace (198.51.100.2).

@@ -18,6 +18,7 @@ import (
 // One rule for all pods instead of one per pod: nothing to execute per pod, and nothing of a pod that could be left.
 type masquerade struct {
 	table string
+	keep  []netip.Prefix // packets to these keep the pod's address: pods of other nodes
 
 	mu     sync.Mutex
 	known  bool // usable is
@@ -25,8 +26,8 @@ type masquerade struct {
 	turn   chan struct{} // one writer of the table
 }
 
-func newMasquerade(table string) *masquerade {
-	return &masquerade{table: table, turn: make(chan struct{}, 1)}
+func newMasquerade(table string, keep []netip.Prefix) *masquerade {
+	return &masquerade{table: table, keep: keep, turn: make(chan struct{}, 1)}
 }
 
 // nftTimeout bounds one run of nft: a millisecond of work, more under a large ruleset.
@@ -47,9 +48,13 @@ func (m *masquerade) works(ctx context.Context) bool {
 	return m.usable
 }
 
-// chain is named after the subnets: a chain of that name with a rule is the right one.
+// chain is named after what its rules say: a chain of that name with a rule is the right one.
 func (m *masquerade) chain(subnets []netip.Prefix) string {
-	return fmt.Sprintf("postrouting_%x", sha256.Sum256([]byte(joinPrefixes(subnets))))[:len("postrouting_")+8]
+	said := joinPrefixes(subnets)
+	if len(m.keep) > 0 {
+		said += ";" + joinPrefixes(m.keep)
+	}
+	return fmt.Sprintf("postrouting_%x", sha256.Sum256([]byte(said)))[:len("postrouting_")+8]
 }
 
 // script replaces the table, in one transaction.
@@ -62,7 +67,13 @@ func (m *masquerade) script(subnets []netip.Prefix) string {
 		if p.Addr().Is6() {
 			family, multicast = "ip6", "ff00::/8"
 		}
-		fmt.Fprintf(&s, "  %s saddr %s %s daddr != { %s, %s } masquerade\n", family, p, family, p, multicast)
+		fmt.Fprintf(&s, "  %s saddr %s %s daddr != { %s, %s }", family, p, family, p, multicast)
+		for _, k := range m.keep { // not in the set, whose members must not overlap
+			if k.Addr().Is6() == p.Addr().Is6() {
+				fmt.Fprintf(&s, " %s daddr != %s", family, k)
+			}
+		}
+		s.WriteString(" masquerade\n")
 	}
 	s.WriteString(" }\n}\n")
 	return s.String()

@@ -15,15 +15,17 @@ import (
 
 // Config tells where networks come from and where their state is kept.
 type Config struct {
-	ConfDir  string        // folder of network configurations, normally /etc/cni/net.d
-	BinDirs  []string      // folders of plugins, searched in order; normally /opt/cni/bin
-	Default  bool          // use the default network while ConfDir names none
-	Subnet   string        // of the default network, a CIDR or a comma separated pair; "" = 10.83.0.0/16
-	Instance string        // six hex digits that tell this daemon's names from another's
-	Root     string        // keeps cni.debts and cni/ through a reboot
-	State    string        // keeps leases of the default network, results and the pod CIDR in cni/
-	Timeout  time.Duration // of one chain of plugins, ADD or DEL; zero = 60 s
-	Step     func(string)  // told every side effect by name; nil = nobody listens
+	ConfDir string   // folder of network configurations, normally /etc/cni/net.d
+	BinDirs []string // folders of plugins, searched in order; normally /opt/cni/bin
+	Default bool     // use the default network while ConfDir names none
+	Subnet  string   // of the default network, a CIDR or a comma separated pair; "" = 10.83.0.0/16
+	// NoMasquerade are ranges that pods of the default network reach with their own address.
+	NoMasquerade []netip.Prefix
+	Instance     string        // six hex digits that tell this daemon's names from another's
+	Root         string        // keeps cni.debts and cni/ through a reboot
+	State        string        // keeps leases of the default network, results and the pod CIDR in cni/
+	Timeout      time.Duration // of one chain of plugins, ADD or DEL; zero = 60 s
+	Step         func(string)  // told every side effect by name; nil = nobody listens
 }
 
 const (
