@@ -7,12 +7,6 @@ set -euo pipefail
 
 images=(docker.io/library/busybox:1 docker.io/library/web:1)
 
-# show_log FILE prints its end to stderr.
-show_log() {
-	echo "--- last lines of $1" >&2
-	tail -n 20 "$1" >&2 || true
-}
-
 # free_subnet prints the first of a few networks that no route of this host has.
 free_subnet() {
 	local net

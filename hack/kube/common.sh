@@ -1,0 +1,47 @@
+# shellcheck shell=bash disable=SC2034
+# Sourced by up.sh and down.sh: where the cluster keeps things, what it uses of
+# the host, and who its processes are.
+
+# shellcheck source=hack/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+# shellcheck source=hack/process.sh
+. "$top/hack/process.sh"
+
+kube=${CRIBOX_KUBE:-/var/lib/cribox-kube}      # survives a reboot, as on a real node
+run=${CRIBOX_KUBE_STATE:-/run/cribox-kube}     # does not
+export KUBECONFIG=$kube/admin.kubeconfig
+
+# What a cluster has of the host's network. The nodes' network is a bridge; the
+# API server and the first node are the host itself, with the bridge's address.
+bridge=ckube0
+nodes_net=10.221.0
+pods_net=10.222.0.0/16
+services_net=10.223.0.0/24
+api=https://$nodes_net.1:6443
+etcd_port=22379
+registry=$nodes_net.1:5000
+
+kubectl() { "$bin/kube/kubectl" "$@"; }
+
+# The folders, cgroups and addresses of node number N.
+node_dir() { echo "$kube/node$1"; }
+node_state() { echo "$run/n$1"; }
+node_cgroup() { echo "/cribox-kube/node$1"; }
+node_ip() { echo "$nodes_net.$1"; }
+
+# nodes_made prints the numbers of the nodes that there are.
+nodes_made() { find "$kube" -maxdepth 1 -name 'node[0-9]*' 2>/dev/null | sed 's/.*node//' | sort -n; }
+
+# in_node N COMMAND... runs it where the node's cribox and kubelet run.
+in_node() {
+	local holder
+	holder=$(cat "$run/holder$1.pid")
+	shift
+	nsenter -t "$holder" -m -n -- "$@"
+}
+
+node_crictl() {
+	local n=$1
+	shift
+	"$bin/crictl" --runtime-endpoint "unix://$(node_state "$n")/cribox.sock" --timeout 30s "$@"
+}
