@@ -108,6 +108,11 @@ func badPaths(d *daemon) []bad[createRequest] {
 		{name: "sub path without an image", change: mounting(&cri.Mount{ContainerPath: "/d", HostPath: "/tmp", ImageSubPath: "a"}), field: "mounts.image_sub_path"},
 		{name: "sub path up", change: mounting(&cri.Mount{ContainerPath: "/d", Image: &cri.ImageSpec{Image: d.pulled(busybox)}, ImageSubPath: "a/../.."}),
 			field: "mounts.image_sub_path"},
+		{name: "image to be written", change: mounting(&cri.Mount{ContainerPath: "/d", Image: &cri.ImageSpec{Image: d.pulled(busybox)}}), field: "mounts.readonly"},
+		{name: "image that is not here", change: mounting(volume(d.ref("web:1"), "", "/d")), field: "ImageVolumeMountFailed: ", code: codes.NotFound},
+		{name: "sub path that the image lacks", change: mounting(volume(d.pulled(busybox), "no/such", "/d")), field: "ImageVolumeMountFailed: "},
+		{name: "ids of an image", change: mounting(&cri.Mount{ContainerPath: "/d", Image: &cri.ImageSpec{Image: d.pulled(busybox)}, Readonly: true,
+			UidMappings: userMapping(), GidMappings: groupMapping()}), field: "mounts.uidMappings"},
 		{name: "propagation is none", change: mounting(&cri.Mount{ContainerPath: "/d", HostPath: "/tmp", Propagation: 42}), field: "mounts.propagation"},
 		{name: "recursive without read-only", change: mounting(&cri.Mount{ContainerPath: "/d", HostPath: "/tmp", RecursiveReadOnly: true}),
 			field: "mounts.recursive_read_only"},
@@ -212,9 +217,6 @@ func TestBadContainers(t *testing.T) {
 	for _, table := range tables {
 		rows = append(rows, table(d)...)
 	}
-	// A kubelet knows the failure by its first word.
-	rows = append(rows, bad[createRequest]{name: "image volume", change: mounting(&cri.Mount{ContainerPath: "/d", Image: &cri.ImageSpec{Image: d.pulled(busybox)}}),
-		field: "ImageVolumeMountFailed: ", code: codes.FailedPrecondition})
 	before := d.ledger()
 	wantRefused(t, rows, func() createRequest {
 		return &cri.CreateContainerRequest{PodSandboxId: p.id, Config: p.containerConfig(idle()), SandboxConfig: proto.CloneOf(p.config)}

@@ -630,6 +630,11 @@ func TestSEC26ImageSubPath(t *testing.T) {
 		c.Mounts = []*cri.Mount{{ContainerPath: "/v", HostPath: d.logs(), ImageSubPath: "x"}}
 	})))
 	wantCode(t, err, codes.InvalidArgument, "image_sub_path")
+	c := p.run(idle(), mounted(volume(id, "root", "/whole"), volume(id, "file", "/one"))) // a link to the root is one to the image's
+	if got := c.exec("cat", "/whole/file", "/one"); got != "xx" {
+		t.Errorf("paths that stay in the image: %q", got)
+	}
+	c.remove()
 	d.wantFlat(before)
 	host.wantUntouched("sub paths")
 }

@@ -28,15 +28,17 @@ func TestStepKills(t *testing.T) {
 	}{
 		{"RunPodSandbox", runsAPod(), nobodyElse},
 		{"RunPodSandbox, shim too", runsAPod(), shimToo},
-		{"CreateContainer", createsAContainer(), nobodyElse},
+		{"CreateContainer", createsAContainer(nil), nobodyElse},
 		{"StartContainer", startsAContainer, nobodyElse},
 		{"StartContainer, shim too", startsAContainer, shimToo},
-		{"StopAndRemove", removesAPod(), nobodyElse},
-		{"StopAndRemove, shim too", removesAPod(), shimToo},
+		{"StopAndRemove", removesAPod(nil), nobodyElse},
+		{"StopAndRemove, shim too", removesAPod(nil), shimToo},
 		{"PullImage", pullsAnImage, nobodyElse},
 		{"RunPodSandbox, user namespace", runsAPod(inUserNamespace), nobodyElse},
-		{"CreateContainer, user namespace", createsAContainer(inUserNamespace), nobodyElse},
-		{"StopAndRemove, user namespace", removesAPod(inUserNamespace), nobodyElse},
+		{"CreateContainer, user namespace", createsAContainer([]podOption{inUserNamespace}), nobodyElse},
+		{"StopAndRemove, user namespace", removesAPod([]podOption{inUserNamespace}), nobodyElse},
+		{"CreateContainer, image volumes", createsAContainer(nil, withVolumes), nobodyElse},
+		{"StopAndRemove, image volumes", removesAPod([]podOption{inUserNamespace}, withVolumes), nobodyElse},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -184,7 +186,7 @@ func (d *daemon) removeListed() {
 	}
 }
 
-func createsAContainer(options ...podOption) func(*daemon) *story {
+func createsAContainer(inPod []podOption, options ...containerOption) func(*daemon) *story {
 	return func(d *daemon) *story {
 		var p *pod
 		var config *cri.ContainerConfig
@@ -194,7 +196,7 @@ func createsAContainer(options ...podOption) func(*daemon) *story {
 		}
 		return &story{
 			d: d, act: create,
-			prepare: func() { p = d.runPod(options...); config = p.containerConfig(idle()) },
+			prepare: func() { p = d.runPod(inPod...); config = p.containerConfig(append(options, idle())...) },
 			replay: func() {
 				c, err := p.tryCreate(config)
 				d.must(err)
@@ -244,14 +246,19 @@ func startsAContainer(d *daemon) *story {
 	}
 }
 
-func removesAPod(options ...podOption) func(*daemon) *story {
+// withVolumes mounts the container's own image, whole and in part, and so gives it one more mount.
+func withVolumes(c *cri.ContainerConfig) {
+	c.Mounts = append(c.Mounts, volume(c.Image.Image, "", "/volume"), volume(c.Image.Image, "etc/passwd", "/volumes/passwd"))
+}
+
+func removesAPod(inPod []podOption, options ...containerOption) func(*daemon) *story {
 	return func(d *daemon) *story {
 		var p *pod
 		return &story{
 			d: d,
 			prepare: func() {
-				p = d.runPod(options...)
-				p.run(idle())
+				p = d.runPod(inPod...)
+				p.run(append(options, idle())...)
 				p.run(shell("exit 0")).waitExit()
 			},
 			act: func() error {

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/spec"
@@ -75,6 +76,21 @@ func (c Container) CRIState() runtimeapi.ContainerState {
 		return runtimeapi.ContainerState_CONTAINER_EXITED
 	}
 	return runtimeapi.ContainerState_CONTAINER_UNKNOWN
+}
+
+// Mounts returns the mounts as asked, each image by its id: by that the kubelet knows which images are in use.
+func (c Container) Mounts() []*runtimeapi.Mount {
+	if c.MountImages == nil {
+		return c.Config.GetMounts()
+	}
+	all := slices.Clone(c.Config.GetMounts())
+	for i, id := range c.MountImages {
+		if id != "" {
+			all[i] = proto.CloneOf(all[i])
+			all[i].Image.Image = id
+		}
+	}
+	return all
 }
 
 // StopSignal returns the signal that a stop sends, by the CRI's number.

@@ -80,14 +80,18 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, config *runtimeap
 	if err != nil {
 		return "", fmt.Errorf("image %q of container %s: %w", short(config.GetImage().GetImage()), config.GetMetadata().GetName(), err)
 	}
-	c := newContainer(newID(), p.id, img.ID, config)
+	volumes, err := m.mountImages(config.GetMounts())
+	if err != nil {
+		return "", err
+	}
+	c := newContainer(p.id, store.Container{ID: newID(), ImageID: img.ID, MountImages: volumes}, config)
 	done, err := m.turns.take(ctx, c.id)
 	if err != nil {
 		return "", err
 	}
 	defer done()
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.id))
-	if err := m.images.Hold(img.ID, c.id); err != nil {
+	if err := m.holdImages(c); err != nil {
 		return "", err
 	}
 	if err := m.recordContainer(p, c, img); err != nil {
@@ -117,7 +121,7 @@ func (m *Manager) recordContainer(p *pod, c *container, img imageservice.Image) 
 		return err
 	}
 	rec := store.Container{ID: c.id, State: store.ContainerCreating, Created: m.now(), ImageID: img.ID, ImageRef: imageRef(img),
-		Signal: int(signal)}
+		MountImages: c.mountImages, Signal: int(signal)}
 	if path := c.config.GetLogPath(); path != "" && p.config.GetLogDirectory() != "" {
 		rec.LogPath = filepath.Join(p.config.GetLogDirectory(), path)
 	}
@@ -155,13 +159,16 @@ func imageRef(img imageservice.Image) string {
 	return img.ID
 }
 
-// prepare mounts the root filesystem and writes the spec that StartContainer hands to the runtime.
+// prepare mounts the root filesystem and the image volumes, and writes the spec that StartContainer hands to the runtime.
 func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imageservice.Image) error {
 	root, err := m.mountRoot(ctx, p, c.id, imageservice.Rootfs{ImageID: img.ID})
 	if err != nil {
 		return fmt.Errorf("root filesystem of container %s: %w", c.id, err)
 	}
 	m.step("container.mounted")
+	if err := m.mountVolumes(ctx, p, c); err != nil {
+		return err
+	}
 	input, err := m.specContainer(p, c, root, img)
 	if err != nil {
 		return err
@@ -207,7 +214,7 @@ func (m *Manager) specContainer(p *pod, c *container, root string, img imageserv
 	if in.Volumes, err = m.makeVolumes(p, c, root, img); err != nil {
 		return in, err
 	}
-	if in.Mounts, err = resolveMounts(c.config.GetMounts()); err != nil {
+	if in.Mounts, err = m.resolveMounts(c); err != nil {
 		return in, err
 	}
 	if err := m.canMap(p, c.config.GetMounts(), in.Mounts); err != nil {

@@ -16,6 +16,6 @@
 // held while anything outside memory is touched.
 //
 // Steps, where crash tests may end the process: pod.recorded, pod.files, pod.userns, pod.started, pod.ready, pod.stopping, pod.unplugged, pod.removing,
-// pod.forgotten, container.recorded, container.mounted, container.prepared, container.created, container.starting, container.started,
-// container.running, container.stopping, container.exited, container.removing, container.forgotten; and those of the rooms below.
+// pod.forgotten, container.recorded, container.mounted, container.volume, container.prepared, container.created, container.starting,
+// container.started, container.running, container.stopping, container.exited, container.removing, container.forgotten; and those of the rooms below.
 package sandbox

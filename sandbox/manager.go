@@ -74,20 +74,21 @@ type pod struct {
 }
 
 type container struct {
-	id      string
-	podID   string
-	imageID string // held as long as the container is known
-	config  *runtimeapi.ContainerConfig
-	exited  chan struct{} // closed after the exit is recorded
-	once    sync.Once
+	id          string
+	podID       string
+	imageID     string   // held as long as the container is known
+	mountImages []string // held as well: see store.Container
+	config      *runtimeapi.ContainerConfig
+	exited      chan struct{} // closed after the exit is recorded
+	once        sync.Once
 }
 
 func newPod(id string, c *runtimeapi.PodSandboxConfig) *pod {
 	return &pod{id: id, config: c, paused: make(chan struct{})}
 }
 
-func newContainer(id, podID, imageID string, c *runtimeapi.ContainerConfig) *container {
-	return &container{id: id, podID: podID, imageID: imageID, config: c, exited: make(chan struct{})}
+func newContainer(podID string, r store.Container, c *runtimeapi.ContainerConfig) *container {
+	return &container{id: r.ID, podID: podID, imageID: r.ImageID, mountImages: r.MountImages, config: c, exited: make(chan struct{})}
 }
 
 func (c *container) markExited() { c.once.Do(func() { close(c.exited) }) }
@@ -103,7 +104,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 		conf: c, images: c.Images, network: c.Network, step: c.Step, collect: make(chan struct{}, 1), open: make(chan struct{}),
 		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]string{}, stops: map[string]*stop{},
 	}
-	for _, dir := range []string{m.statePath("pods"), m.statePath("rootfs"), m.statePath("locks"), m.rootPath("containers")} {
+	for _, dir := range []string{m.statePath("pods"), m.statePath("rootfs"), m.statePath("volumes"), m.statePath("locks"), m.rootPath("containers")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open pods: %w", err)
 		}
@@ -253,7 +254,7 @@ func (m *Manager) remember(r *store.Pod) error {
 	m.names[podKey(config)] = r.ID
 	for cid, c := range containers {
 		m.lastTime = max(m.lastTime, r.Containers[cid].Created)
-		m.containers[cid] = newContainer(cid, r.ID, r.Containers[cid].ImageID, c)
+		m.containers[cid] = newContainer(r.ID, r.Containers[cid], c)
 		m.names[containerKey(r.ID, c)] = cid
 		if r.Containers[cid].State == store.ContainerExited {
 			m.containers[cid].markExited()

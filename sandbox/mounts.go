@@ -17,21 +17,18 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
-// resolveMounts finds, for each mount of a request, what is really bound: the host path with its links resolved, and how the mount it lies
-// on propagates. A host path that does not exist is an error, as the CRI asks (Mount.host_path).
-func resolveMounts(mounts []*runtimeapi.Mount) ([]spec.Mount, error) {
+// resolveMounts finds, for each mount of a request, what is really bound: a part of a mounted image, or the host path with its links
+// resolved, and how the mount it lies on propagates. A host path that does not exist is an error, as the CRI asks (Mount.host_path).
+func (m *Manager) resolveMounts(c *container) ([]spec.Mount, error) {
 	var table []*mountinfo.Info
-	resolved := make([]spec.Mount, 0, len(mounts))
-	for _, m := range mounts {
-		if m.GetImage() != nil {
-			return nil, errNoImageVolumes(m)
-		}
-		source, err := filepath.EvalSymlinks(m.GetHostPath())
+	resolved := make([]spec.Mount, 0, len(c.config.GetMounts()))
+	for i, asked := range c.config.GetMounts() {
+		source, err := m.mountSource(c, i)
 		if err != nil {
-			return nil, fmt.Errorf("mounts.host_path: %s of %s: %w: %w", m.GetHostPath(), m.GetContainerPath(), err, errdefs.ErrInvalidArgument)
+			return nil, err
 		}
 		r := spec.Mount{Source: source}
-		if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
+		if asked.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 			if table == nil {
 				if table, err = mountinfo.GetMounts(nil); err != nil {
 					return nil, fmt.Errorf("this machine's mounts: %w", err)
@@ -44,9 +41,16 @@ func resolveMounts(mounts []*runtimeapi.Mount) ([]spec.Mount, error) {
 	return resolved, nil
 }
 
-// errNoImageVolumes begins with the word that a kubelet looks for.
-func errNoImageVolumes(m *runtimeapi.Mount) error {
-	return fmt.Errorf("ImageVolumeMountFailed: mount %s: images cannot be mounted yet: %w", m.GetContainerPath(), errdefs.ErrFailedPrecondition)
+func (m *Manager) mountSource(c *container, i int) (string, error) {
+	asked := c.config.GetMounts()[i]
+	if asked.GetImage() != nil {
+		return m.volumeSource(c, i)
+	}
+	source, err := filepath.EvalSymlinks(asked.GetHostPath())
+	if err != nil {
+		return "", fmt.Errorf("mounts.host_path: %s of %s: %w: %w", asked.GetHostPath(), asked.GetContainerPath(), err, errdefs.ErrInvalidArgument)
+	}
+	return source, nil
 }
 
 // propagation tells about the mount that path lies on, which is the last one of those with the longest mountpoint.

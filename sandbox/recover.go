@@ -84,13 +84,18 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 	m.mu.Lock()
 	c, known := m.containers[cid]
 	if !known {
-		c = newContainer(cid, p.ID, r.ImageID, &runtimeapi.ContainerConfig{})
+		c = newContainer(p.ID, r, &runtimeapi.ContainerConfig{})
 		m.containers[cid] = c
 	}
 	m.mu.Unlock()
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", cid))
-	if err := m.images.Hold(r.ImageID, cid); err != nil {
-		log.G(ctx).WithError(err).Warn("the image of a container is gone")
+	for _, id := range append([]string{r.ImageID}, r.MountImages...) {
+		if id == "" {
+			continue
+		}
+		if err := m.images.Hold(id, cid); err != nil {
+			log.G(ctx).WithError(err).Warn("an image of a container is gone")
+		}
 	}
 	if !known { // without its request it is good for nothing but removal
 		go m.finish(ctx, "removing", func(ctx context.Context) error { return m.removeContainer(ctx, c) })
@@ -236,7 +241,7 @@ func (m *Manager) collectOrphans(ctx context.Context, tasks map[string]runtimesh
 	}{
 		{slices.Collect(maps.Keys(tasks)), m.shim.Delete},
 		{namesIn(m.statePath("pods")), func(_ context.Context, id string) error { return m.removePodFiles(id) }},
-		{slices.Concat(namesIn(m.statePath("rootfs")), namesIn(m.statePath("userns"))), m.removeRoot},
+		{slices.Concat(namesIn(m.statePath("rootfs")), namesIn(m.statePath("userns")), namesIn(m.statePath("volumes"))), m.removeRoot},
 		{namesIn(m.rootPath("containers")), func(_ context.Context, id string) error { return os.RemoveAll(m.rootPath("containers", id)) }},
 		{namesIn(m.statePath("locks")), func(ctx context.Context, id string) error { return errors.Join(m.quiesce(ctx, id), m.dropLock(id)) }},
 		{networks, func(ctx context.Context, id string) error {

@@ -67,7 +67,7 @@ func (m *Manager) discard(ctx context.Context, c *container) error {
 		log.G(ctx).WithError(err).Warn("removed although it cannot be recorded; a restart removes it again")
 	}
 	m.step("container.forgotten")
-	m.images.Release(c.imageID, c.id)
+	m.releaseImages(c)
 	c.markExited()
 	m.forgetContainer(c)
 	return nil

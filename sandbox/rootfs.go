@@ -44,25 +44,25 @@ func (m *Manager) makePassage(p *pod, dir string) error {
 	return errors.Join(os.Lchown(dir, 0, rootOf(p.config).gid), os.Chmod(dir, 0o710))
 }
 
-// unmountRoot unmounts the root filesystem, wherever it is, and may be called at any time.
+// unmountRoot unmounts the root filesystem, wherever it is, and the image volumes, and may be called at any time.
 func (m *Manager) unmountRoot(ctx context.Context, id string) error {
 	var errs []error
-	for _, target := range m.rootPlaces(id) {
+	for _, target := range append(m.rootPlaces(id), m.volumePlaces(id)...) {
 		errs = append(errs, m.images.Unmount(ctx, target))
 	}
 	return errors.Join(errs...)
 }
 
-// removeRoot is unmountRoot and takes the mountpoint away. One that is still mounted is an error and is not emptied.
+// removeRoot is unmountRoot and takes the mountpoints away. One that is still mounted is an error and is not emptied.
 func (m *Manager) removeRoot(ctx context.Context, id string) error {
 	if err := m.unmountRoot(ctx, id); err != nil {
 		return err
 	}
 	var errs []error
-	for _, target := range m.rootPlaces(id) {
+	for _, target := range append(m.rootPlaces(id), m.volumePlaces(id)...) {
 		errs = append(errs, removeDir(target))
 	}
-	return errors.Join(append(errs, removeDir(m.statePath("userns", id)))...)
+	return errors.Join(append(errs, removeDir(m.statePath("userns", id)), removeDir(m.statePath("volumes", id)))...)
 }
 
 // rootPlaces returns every place where the root filesystem can be: what a pod asked for may be lost.

@@ -133,7 +133,7 @@ func (m *Manager) canMap(p *pod, asked []*runtimeapi.Mount, found []spec.Mount) 
 	}
 	defer ns.Close()
 	for i, a := range asked {
-		if len(a.GetUidMappings()) == 0 {
+		if len(a.GetUidMappings()) == 0 || a.GetImage() != nil { // an image is mounted with its ids mapped
 			continue
 		}
 		if err := userns.CanMap(found[i].Source, ns); err != nil {

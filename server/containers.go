@@ -93,7 +93,7 @@ func (s *runtimeService) ContainerStatus(_ context.Context, req *runtimeapi.Cont
 func (s *runtimeService) containerStatus(c sandbox.Container) *runtimeapi.ContainerStatus {
 	st := &runtimeapi.ContainerStatus{
 		Id: c.ID, Metadata: c.Config.GetMetadata(), State: c.CRIState(), CreatedAt: c.Created, Image: s.imageOf(c), ImageRef: c.ImageRef, ImageId: c.ImageID,
-		Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations(), Mounts: c.Config.GetMounts(), LogPath: c.LogPath,
+		Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations(), Mounts: c.Mounts(), LogPath: c.LogPath,
 		Resources:  &runtimeapi.ContainerResources{Linux: c.Config.GetLinux().GetResources()},
 		StopSignal: c.StopSignal(),
 		User:       &runtimeapi.ContainerUser{Linux: linuxUser(c)},

@@ -33,7 +33,7 @@ func FuzzForContainer(f *testing.F) {
 	seed(aPod(), aContainer())
 	p, c := aPod(), aContainer()
 	p.Config.Linux.SecurityContext.Privileged, c.security().Privileged = true, true
-	c.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/a", HostPath: "/b", Propagation: 1}, {ContainerPath: "/c", Image: &runtimeapi.ImageSpec{Image: "x"}}}
+	c.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/a", HostPath: "/b", Propagation: 1}, {ContainerPath: "/c", Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}}
 	c.Config.Devices = []*runtimeapi.Device{{ContainerPath: "/dev/x", HostPath: "/dev/y", Permissions: "r"}}
 	c.security().Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"ALL"}, AddAmbientCapabilities: []string{"KILL"}}
 	c.security().Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/p"}

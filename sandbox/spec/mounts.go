@@ -112,11 +112,13 @@ func (d *draft) askedMounts() ([]specs.Mount, error) {
 		switch {
 		case m.GetRecursiveReadOnly():
 			access = "rro"
-		case m.GetReadonly() || m.GetImage() != nil:
+		case m.GetReadonly():
 			access = "ro"
 		}
 		b := bind(resolved.Source, path.Clean(m.GetContainerPath()), propagation, append([]string{access}, m.GetMountOptions()...)...)
-		b.UIDMappings, b.GIDMappings = ociMappings(m.GetUidMappings()), ociMappings(m.GetGidMappings())
+		if m.GetImage() == nil { // the caller has mounted an image with the pod's ids
+			b.UIDMappings, b.GIDMappings = ociMappings(m.GetUidMappings()), ociMappings(m.GetGidMappings())
+		}
 		asked = append(asked, b)
 	}
 	return asked, nil

@@ -196,7 +196,7 @@ func TestGoldenContainers(t *testing.T) {
 				{ContainerPath: "/data", HostPath: "/mnt/a", Readonly: true, RecursiveReadOnly: true, MountOptions: []string{"noexec"}},
 				{ContainerPath: "/etc/hosts", HostPath: "/var/lib/kubelet/hosts"},
 				{ContainerPath: "/shared", HostPath: "/mnt/s", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL},
-				{ContainerPath: "/model", Image: &runtimeapi.ImageSpec{Image: "sha256:77"}},
+				{ContainerPath: "/model", Image: &runtimeapi.ImageSpec{Image: "sha256:77"}, Readonly: true},
 			}
 			c.Mounts = []Mount{{Source: "/mnt/c"}, {Source: "/mnt/real-a"}, {Source: "/var/lib/kubelet/hosts"}, {Source: "/mnt/s", Shared: true}, {Source: "/run/cribox/images/77"}}
 			c.Volumes = []Volume{{"/var/cache", "/run/cribox/v1"}, {"/data", "/run/cribox/v2"}}

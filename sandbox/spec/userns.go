@@ -150,7 +150,7 @@ func checkIDMappings(field string, list []*runtimeapi.IDMapping) error {
 	return nil
 }
 
-// checkMountMappings: ids of a mount are mapped for a pod that has ids of its own.
+// checkMountMappings: ids of a mount are mapped for a pod that has ids of its own. An image's always are, and to nothing else.
 func checkMountMappings(pod *runtimeapi.PodSandboxConfig, m *runtimeapi.Mount) error {
 	if err := checkIDMappings("mounts.uidMappings", m.GetUidMappings()); err != nil {
 		return err
@@ -164,10 +164,19 @@ func checkMountMappings(pod *runtimeapi.PodSandboxConfig, m *runtimeapi.Mount) e
 	if len(m.GetUidMappings()) == 0 || len(m.GetGidMappings()) == 0 {
 		return invalid("mounts.uidMappings", "and gidMappings are set together or not at all")
 	}
-	if _, _, ok := UserNamespace(pod); !ok {
+	uids, gids, ok := UserNamespace(pod)
+	if !ok {
 		return invalid("mounts.uidMappings", "are set although the pod has no user namespace")
 	}
+	if m.GetImage() != nil && !(sameIDs(m.GetUidMappings(), uids) && sameIDs(m.GetGidMappings(), gids)) {
+		return invalid("mounts.uidMappings", "of an image are not those of the pod")
+	}
 	return nil
+}
+
+// sameIDs tells whether a list of mappings is that of a user namespace.
+func sameIDs(list []*runtimeapi.IDMapping, ids IDs) bool {
+	return len(list) == 1 && list[0].GetContainerId() == 0 && idsOf(list[0]) == ids
 }
 
 // ociMappings is a list of mappings in the words of the OCI runtime spec.

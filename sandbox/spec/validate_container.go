@@ -180,6 +180,9 @@ func checkMountAccess(m *runtimeapi.Mount, h Host) error {
 	if m.GetImage() != nil && !private {
 		return invalid("mounts.propagation", "of an image is %s", m.GetPropagation())
 	}
+	if m.GetImage() != nil && !m.GetReadonly() {
+		return invalid("mounts.readonly", "is not set for an image, which cannot be written")
+	}
 	if !m.GetRecursiveReadOnly() {
 		return nil
 	}

@@ -273,7 +273,8 @@ func TestRefusesContainers(t *testing.T) {
 			{ContainerPath: "/a", Image: image, ImageSubPath: ".."}, {ContainerPath: "/a", Image: image, ImageSubPath: "/etc"},
 			{ContainerPath: "/a", Image: image, ImageSubPath: "a/../../b"}, {ContainerPath: "/a", HostPath: "/b", ImageSubPath: "x"},
 		},
-		"mounts.image": {{ContainerPath: "/a", Image: &runtimeapi.ImageSpec{}}},
+		"mounts.image":    {{ContainerPath: "/a", Image: &runtimeapi.ImageSpec{}}},
+		"mounts.readonly": {{ContainerPath: "/a", Image: image}, {ContainerPath: "/a", Image: image, ImageSubPath: "x"}},
 		"mounts.propagation": {
 			{ContainerPath: "/a", HostPath: "/b", Propagation: 9}, {ContainerPath: "/a", Image: image, Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL},
 		},

@@ -68,6 +68,9 @@ type Container struct {
 	UID      uint32   `json:"uid,omitempty"`
 	GID      uint32   `json:"gid,omitempty"`
 	Groups   []uint32 `json:"groups,omitempty"`
+
+	// MountImages are the ids of the images that the request's mounts name, by the index of the mount, "" for a host path; nil: none does.
+	MountImages []string `json:"mount_images,omitempty"`
 }
 
 // clone returns a copy that shares nothing a caller could change.

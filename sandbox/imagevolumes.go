@@ -1,0 +1,147 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/imageservice"
+)
+
+// mountImages finds the images that the mounts of a request name (Mount.image): by the index of the mount, "" for a host path; nil when
+// there is none. An image must be here, whoever asks for it pulls it first: ErrNotFound.
+func (m *Manager) mountImages(mounts []*runtimeapi.Mount) ([]string, error) {
+	var ids []string
+	for i, asked := range mounts {
+		if asked.GetImage() == nil {
+			continue
+		}
+		img, err := m.images.Lookup(asked.GetImage().GetImage())
+		if err != nil {
+			return nil, volumeFailed(asked, err)
+		}
+		if ids == nil {
+			ids = make([]string, len(mounts))
+		}
+		ids[i] = img.ID
+	}
+	return ids, nil
+}
+
+// volumeFailed begins with the word that a kubelet looks for.
+func volumeFailed(asked *runtimeapi.Mount, err error) error {
+	return fmt.Errorf("ImageVolumeMountFailed: mount %s: %w", asked.GetContainerPath(), err)
+}
+
+// holdImages keeps the images of the container from being removed, or none of them.
+func (m *Manager) holdImages(c *container) error {
+	for i, id := range append([]string{c.imageID}, c.mountImages...) {
+		if id == "" {
+			continue
+		}
+		err := m.images.Hold(id, c.id)
+		if err == nil {
+			continue
+		}
+		m.releaseImages(c)
+		if i > 0 {
+			err = volumeFailed(c.config.GetMounts()[i-1], err)
+		}
+		return err
+	}
+	return nil
+}
+
+// releaseImages undoes holdImages.
+func (m *Manager) releaseImages(c *container) {
+	for _, id := range append([]string{c.imageID}, c.mountImages...) {
+		m.images.Release(id, c.id)
+	}
+}
+
+// mountVolumes mounts every image that the container's mounts name once, read-only and without a writable layer, with the ids of the pod's
+// user namespace. Two containers have a mount each: none depends on what becomes of the other.
+func (m *Manager) mountVolumes(ctx context.Context, p *pod, c *container) error {
+	for i, id := range c.mountImages {
+		if id == "" || slices.Index(c.mountImages, id) < i {
+			continue
+		}
+		if err := m.mountVolume(ctx, p, imageservice.Rootfs{ImageID: id, Target: m.volumePlace(c, i), ReadOnly: true}); err != nil {
+			return volumeFailed(c.config.GetMounts()[i], err)
+		}
+		m.step("container.volume")
+	}
+	return nil
+}
+
+func (m *Manager) mountVolume(ctx context.Context, p *pod, r imageservice.Rootfs) error {
+	var err error
+	if r.UserNS, err = m.openUserNS(p); err != nil {
+		return err
+	}
+	if r.UserNS != nil {
+		defer r.UserNS.Close()
+	}
+	return m.images.Mount(ctx, r)
+}
+
+// volumePlace is where the image of mount i is mounted: mounts of the same image share the place.
+func (m *Manager) volumePlace(c *container, i int) string {
+	return m.statePath("volumes", c.id, strconv.Itoa(slices.Index(c.mountImages, c.mountImages[i])))
+}
+
+// volumeSource returns what mount i binds: the mounted image, or what image_sub_path names in it, a folder or a file. The kernel resolves the
+// path without leaving the image, and nobody can change the image afterwards: the path that is returned has no links.
+func (m *Manager) volumeSource(c *container, i int) (string, error) {
+	asked := c.config.GetMounts()[i]
+	path, err := resolveInVolume(m.volumePlace(c, i), asked.GetImageSubPath())
+	if err != nil {
+		return "", volumeFailed(asked, fmt.Errorf("image_sub_path %q: %w", short(asked.GetImageSubPath()), err))
+	}
+	return path, nil
+}
+
+func resolveInVolume(root, sub string) (string, error) {
+	if sub == "" {
+		sub = "/"
+	}
+	handle, err := openInRoot(root, sub)
+	if errors.Is(err, errdefs.ErrUnavailable) {
+		return "", err
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	defer handle.Close()
+	info, err := handle.Stat()
+	if err != nil {
+		return "", err
+	}
+	if !info.IsDir() && !info.Mode().IsRegular() {
+		return "", fmt.Errorf("is neither a folder nor a file: %w", errdefs.ErrInvalidArgument)
+	}
+	path, err := os.Readlink(handlePath(handle))
+	if err != nil {
+		return "", err
+	}
+	if !utf8.ValidString(path) {
+		return "", fmt.Errorf("leads to a name that is not UTF-8, which the OCI runtime spec cannot carry: %w", errdefs.ErrInvalidArgument)
+	}
+	return path, nil
+}
+
+// volumePlaces returns where images are mounted for a container, by what is there.
+func (m *Manager) volumePlaces(id string) []string {
+	var places []string
+	for _, name := range namesIn(m.statePath("volumes", id)) {
+		places = append(places, m.statePath("volumes", id, name))
+	}
+	return places
+}
