@@ -105,6 +105,8 @@ func badPods() []bad[*cri.RunPodSandboxRequest] {
 		{name: "id ranges overlap", change: mapping(&cri.IDMapping{HostId: 100000, Length: 65536}, &cri.IDMapping{HostId: 200000, ContainerId: 1, Length: 10}),
 			field: "userns_options"},
 		{name: "id range too long", change: mapping(&cri.IDMapping{HostId: 1<<32 - 10, Length: 11}), field: "userns_options"},
+		{name: "id range with root of the host", change: mapping(&cri.IDMapping{Length: 65536}), field: "userns_options.uids: mapping 0 gives the pod root"},
+		{name: "id range with what is no id", change: mapping(&cri.IDMapping{HostId: 1<<32 - 65536, Length: 65536}), field: "userns_options.uids: mapping 0 includes"},
 
 		{name: "negative user", change: security(func(s *cri.LinuxSandboxSecurityContext) { s.RunAsUser = &cri.Int64Value{Value: -1} }), field: "run_as_user"},
 		{name: "user beyond 31 bits", change: security(func(s *cri.LinuxSandboxSecurityContext) { s.RunAsUser = &cri.Int64Value{Value: 1 << 31} }),

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -63,6 +64,9 @@ func checkUserNamespace(field string, u *runtimeapi.UserNamespace) error {
 		if err := checkIDMappings(m.field, m.list); err != nil {
 			return err
 		}
+		if err := checkHostIDs(m.field, m.list); err != nil {
+			return err
+		}
 	}
 	switch u.GetMode() {
 	case runtimeapi.NamespaceMode_NODE:
@@ -122,6 +126,20 @@ func checkUserNamespaceContainer(p *runtimeapi.PodSandboxConfig, u *runtimeapi.U
 		return invalid(field, "the mappings are not those of the pod")
 	}
 	return checkUserNamespacePod(p, h)
+}
+
+// checkHostIDs: nobody in a pod is root outside, or the id that means no id, which the kernel refuses. That the ids of two pods do not overlap
+// is the caller's care.
+func checkHostIDs(field string, list []*runtimeapi.IDMapping) error {
+	for i, m := range list {
+		if m.GetHostId() == 0 {
+			return invalid(field, "mapping %d gives the pod root of the host", i)
+		}
+		if uint64(m.GetHostId())+uint64(m.GetLength()) > math.MaxUint32 || uint64(m.GetContainerId())+uint64(m.GetLength()) > math.MaxUint32 {
+			return invalid(field, "mapping %d includes %d, which is no id", i, uint32(math.MaxUint32))
+		}
+	}
+	return nil
 }
 
 // checkIDMappings: no empty range, none beyond 32 bits, none that overlaps another.

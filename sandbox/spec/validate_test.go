@@ -150,7 +150,10 @@ func TestRefusesPods(t *testing.T) {
 		{Uids: []*runtimeapi.IDMapping{{Length: 0}}}, {Gids: []*runtimeapi.IDMapping{{HostId: 1<<32 - 1, Length: 2}}},
 		{Uids: []*runtimeapi.IDMapping{{Length: 10}, {HostId: 9, ContainerId: 100, Length: 10}}}, {Uids: []*runtimeapi.IDMapping{nil}},
 		{}, {Mode: runtimeapi.NamespaceMode_TARGET}, {Uids: aUserNamespace().Uids}, {Gids: aUserNamespace().Gids},
-		{Uids: aUserNamespace().Uids, Gids: []*runtimeapi.IDMapping{{Length: 10}, {HostId: 10, ContainerId: 10, Length: 10}}},
+		{Uids: aUserNamespace().Uids, Gids: []*runtimeapi.IDMapping{{HostId: 100, Length: 10}, {HostId: 110, ContainerId: 10, Length: 10}}},
+		{Uids: []*runtimeapi.IDMapping{{Length: 65536}}, Gids: aUserNamespace().Gids}, {Uids: aUserNamespace().Uids, Gids: []*runtimeapi.IDMapping{{Length: 1}}},
+		{Uids: []*runtimeapi.IDMapping{{HostId: 1<<32 - 65536, Length: 65536}}, Gids: aUserNamespace().Gids},
+		{Uids: aUserNamespace().Uids, Gids: []*runtimeapi.IDMapping{{HostId: 1, Length: 1<<32 - 1}}},
 		{Uids: aUserNamespace().Uids, Gids: []*runtimeapi.IDMapping{{ContainerId: 1, HostId: 1000, Length: 10}}},
 	} {
 		rows = append(rows, row{"userns_options", func(p *runtimeapi.PodSandboxConfig) { sc(p).NamespaceOptions.UsernsOptions = u }})
