@@ -20,9 +20,28 @@ const maxUnknown = 256
 // unknownFields counts what requests say that this version of the API has no field for. A newer kubelet is served as well as can be, and
 // somebody who wonders why a setting does nothing finds it in the log, once, and in the verbose Status.
 type unknownFields struct {
-	mu     sync.Mutex
+	mu  sync.Mutex // guards all; taken once for a request, however many fields it has
+	all fieldCounts
+}
+
+// fieldCounts says how often each field was met. It stays small.
+type fieldCounts struct {
 	counts map[unknownField]uint64
-	others uint64
+	others uint64 // fields that found no room in counts
+}
+
+// add counts n times f, and says whether it has counts of its own since now.
+func (c *fieldCounts) add(f unknownField, n uint64) (fresh bool) {
+	had, known := c.counts[f]
+	if !known && len(c.counts) >= maxUnknown {
+		c.others += n
+		return false
+	}
+	if c.counts == nil {
+		c.counts = map[unknownField]uint64{}
+	}
+	c.counts[f] = had + n
+	return !known
 }
 
 type unknownField struct {
@@ -38,39 +57,45 @@ func (u *unknownFields) see(ctx context.Context, request any) {
 	if !ok {
 		return
 	}
-	eachUnknown(m.ProtoReflect(), func(f unknownField) {
-		if u.count(f) {
-			log.G(ctx).Warnf("field %d of %s is unknown to this version and ignored", f.number, f.message)
-		}
-	})
+	var here fieldCounts
+	eachUnknown(m.ProtoReflect(), func(f unknownField) { here.add(f, 1) })
+	if len(here.counts) == 0 {
+		return
+	}
+	fresh, others := u.merge(here)
+	for _, f := range fresh {
+		log.G(ctx).Warnf("field %d of %s is unknown to this version and ignored", f.number, f.message)
+	}
+	if others {
+		log.G(ctx).Warnf("more than %d fields are unknown to this version and ignored", maxUnknown)
+	}
 }
 
-// count says whether the field is a new one.
-func (u *unknownFields) count(f unknownField) bool {
+// merge adds the counts of one request. It returns the fields that are counted since now, and whether this is the first request with more
+// than there is room for.
+func (u *unknownFields) merge(here fieldCounts) (fresh []unknownField, others bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	n, known := u.counts[f]
-	if !known && len(u.counts) >= maxUnknown {
-		u.others++
-		return u.others == 1
+	before := u.all.others
+	for f, n := range here.counts {
+		if u.all.add(f, n) {
+			fresh = append(fresh, f)
+		}
 	}
-	if u.counts == nil {
-		u.counts = map[unknownField]uint64{}
-	}
-	u.counts[f] = n + 1
-	return !known
+	u.all.others += here.others
+	return fresh, before == 0 && u.all.others > 0
 }
 
 // info is what the verbose Status shows: how often each field came, by message and number.
 func (u *unknownFields) info() (string, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	all := make(map[string]uint64, len(u.counts)+1)
-	for f, n := range u.counts {
+	all := make(map[string]uint64, len(u.all.counts)+1)
+	for f, n := range u.all.counts {
 		all[f.String()] = n
 	}
-	if u.others > 0 {
-		all["others"] = u.others
+	if u.all.others > 0 {
+		all["others"] = u.all.others
 	}
 	b, err := json.Marshal(all)
 	return string(b), err
