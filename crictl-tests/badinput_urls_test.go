@@ -2,6 +2,7 @@ package crictltests
 
 import (
 	"context"
+	"slices"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -63,6 +64,7 @@ func TestBadStreams(t *testing.T) {
 		{name: "forward: port 0", change: port(0), field: "port"},
 		{name: "forward: port -1", change: port(-1), field: "port"},
 		{name: "forward: port 65536", change: port(65536), field: "port"},
+		{name: "forward: more ports than anybody has", change: func(r *cri.PortForwardRequest) { r.Port = slices.Repeat(r.Port, 1025) }, field: "at most 1024"},
 		{name: "forward: stopped", change: func(r *cri.PortForwardRequest) { r.PodSandboxId = stopped.id }, field: stopped.id, code: codes.FailedPrecondition},
 	}, func() *cri.PortForwardRequest { return &cri.PortForwardRequest{PodSandboxId: p.id, Port: []int32{80}} }, forward, func(*cri.PortForwardResponse) {})
 	d.wantFlat(before)

@@ -169,3 +169,25 @@ func TestPortForwardClientLeaves(t *testing.T) {
 		})
 	}
 }
+
+// TestPortForwardForgetsConnections: of a connection that the pod has ended nothing stays with the daemon, though its client keeps its half and
+// the line.
+func TestPortForwardForgetsConnections(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	p.run(d.tool("listen", "127.0.0.1:7401", "echo", "answered"))
+	p.waitListening(7401)
+	for carrier := range carriers {
+		line, _ := p.forward(carrier)
+		before := d.goroutines()
+		for request := range 50 {
+			data, _ := dialPort(t, line, request, 7401)
+			if got, err := io.ReadAll(data); err != nil || string(got) != "answered\n" {
+				t.Fatalf("%s: %q, %v", carrier, got, err)
+			}
+		}
+		d.wantGoroutines(before)
+		line.Close()
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -15,9 +16,12 @@ import (
 // dialLimit is how long a port of a pod may take to answer: it is on the loopback.
 const dialLimit = 10 * time.Second
 
-// afterAnswer is how long a client may still send after the pod has closed its side of a connection. A program that has closed both sides
-// and one that still reads look the same until something is sent.
-const afterAnswer = time.Second
+// afterAnswer is how long a client may be silent after the pod has closed its side of a connection. A program that has closed both sides and
+// one that still reads look the same until something is sent.
+const afterAnswer = 5 * time.Second
+
+// maxPorts is how many ports one client may name before it connects. Each costs it two channels.
+const maxPorts = 1024
 
 // PortForward connects the client with a port of the pod's loopback, IPv4 or IPv6, until one of them is done or ctx ends (CRI PortForward).
 // ErrNotFound, ErrInvalidArgument for a port that is none, ErrFailedPrecondition when the pod is not ready or nobody listens.
@@ -38,12 +42,8 @@ func (m *Manager) PortForward(ctx context.Context, podID string, port int32, cli
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	sent := make(chan struct{})
-	go func() {
-		defer close(sent)
-		_, err := io.Copy(conn, client)
-		_ = errors.Join(err, conn.CloseWrite()) // the pod's side says what became of it
-	}()
+	up := upload{to: conn, ended: make(chan struct{})}
+	go up.run(client)
 	_, err = io.Copy(client, conn)
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("port %d of pod %s: %w", port, p.ID, err)
@@ -51,31 +51,82 @@ func (m *Manager) PortForward(ctx context.Context, podID string, port int32, cli
 	if err := client.Close(); err != nil { // this direction; the client may go on in the other
 		return nil
 	}
-	select {
-	case <-sent:
-	case <-ctx.Done():
-	case <-time.After(afterAnswer):
+	up.wait(ctx)
+	if c, ok := client.(interface{ Reset() error }); ok {
+		_ = c.Reset() // nobody reads from it any more: what is still sent is dropped, and run ends
 	}
 	return nil
 }
 
+// halfCloser is the pod's end of a connection.
+type halfCloser interface {
+	io.Writer
+	CloseWrite() error
+}
+
+// upload is what a client sends to a port.
+type upload struct {
+	to    halfCloser
+	taken atomic.Int64 // bytes
+	ended chan struct{}
+}
+
+// run goes on until the client has no more, or the connection is closed and the client sends or is reset.
+func (u *upload) run(client io.Reader) {
+	defer close(u.ended)
+	_, err := io.Copy(u, client)
+	_ = errors.Join(err, u.to.CloseWrite()) // the pod's side says what became of it
+}
+
+func (u *upload) Write(p []byte) (int, error) {
+	n, err := u.to.Write(p)
+	u.taken.Add(int64(n))
+	return n, err
+}
+
+// wait returns when the upload has ended, or when the pod has taken nothing of it for afterAnswer.
+func (u *upload) wait(ctx context.Context) {
+	for before := int64(-1); before != u.taken.Load(); {
+		before = u.taken.Load()
+		select {
+		case <-u.ended:
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(afterAnswer):
+		}
+	}
+}
+
 // CheckPortForward says why a port could not be forwarded now: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition.
 func (m *Manager) CheckPortForward(podID string, ports []int32) error {
+	if _, err := m.readyPod(podID); err != nil {
+		return err
+	}
+	if len(ports) > maxPorts {
+		return fmt.Errorf("port: are %d, at most %d are taken: %w", len(ports), maxPorts, errdefs.ErrInvalidArgument)
+	}
 	for _, port := range ports {
-		if _, err := m.forwardable(podID, port); err != nil {
+		if err := checkPort(port); err != nil {
 			return err
 		}
 	}
-	_, err := m.readyPod(podID)
-	return err
+	return nil
 }
 
 func (m *Manager) forwardable(podID string, port int32) (Pod, error) {
 	p, err := m.readyPod(podID)
-	if err == nil && (port < 1 || port > 65535) {
-		err = fmt.Errorf("port %d is not between 1 and 65535: %w", port, errdefs.ErrInvalidArgument)
+	if err == nil {
+		err = checkPort(port)
 	}
 	return p, err
+}
+
+func checkPort(port int32) error {
+	if port < 1 || port > 65535 {
+		return fmt.Errorf("port %d is not between 1 and 65535: %w", port, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 func (m *Manager) readyPod(id string) (Pod, error) {
