@@ -554,6 +554,7 @@ func TestListContainers(t *testing.T) {
 			t.Errorf("%s: %v", row.name, err)
 			continue
 		}
+		wantEqual(t, row.name+": the stream", d.containerStream(row.filter), r)
 		got := map[string]*cri.Container{}
 		for _, c := range r.Containers {
 			got[c.Id] = c

@@ -127,8 +127,10 @@ func TestListImagesFilter(t *testing.T) {
 	d.pulled("busybox:1")
 	d.pulled("app:1")
 	for asked, want := range map[string]int{"": 2, d.ref("app:1"): 1, d.idOf("busybox:1"): 1, d.ref("web:1"): 0} {
-		r, err := d.images.ListImages(context.Background(), &cri.ListImagesRequest{Filter: &cri.ImageFilter{Image: &cri.ImageSpec{Image: asked}}})
+		filter := &cri.ImageFilter{Image: &cri.ImageSpec{Image: asked}}
+		r, err := d.images.ListImages(context.Background(), &cri.ListImagesRequest{Filter: filter})
 		d.must(err)
+		wantEqual(t, "the stream with filter "+asked, d.imageStream(filter), r)
 		if len(r.Images) != want {
 			t.Errorf("filter %q: %d images, want %d", asked, len(r.Images), want)
 		}

@@ -112,6 +112,7 @@ func TestListPods(t *testing.T) {
 			t.Errorf("%s: %v", row.name, err)
 			continue
 		}
+		wantEqual(t, row.name+": the stream", d.podStream(row.filter), r)
 		got := map[string]bool{}
 		for _, item := range r.Items {
 			got[item.Id] = true

@@ -44,15 +44,35 @@ func (m *Manager) Containers() []Container {
 	records := m.store.List()
 	m.mu.RLock()
 	for _, r := range records {
-		for cid, c := range r.Containers {
-			if known, ok := m.containers[cid]; ok && c.State != store.ContainerCreating {
-				all = append(all, Container{Container: c, PodID: r.ID, Config: known.config})
-			}
-		}
+		all = append(all, m.shownContainers(r)...)
 	}
 	m.mu.RUnlock()
-	slices.SortFunc(all, func(a, b Container) int { return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(all, newestFirst)
 	return all
+}
+
+// ContainersOf is Containers for one pod, as they were when p was looked up.
+func (m *Manager) ContainersOf(p Pod) []Container {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	all := m.shownContainers(&p.Pod)
+	slices.SortFunc(all, newestFirst)
+	return all
+}
+
+// shownContainers returns the containers of a record that a list has, in no order. The caller holds m.mu.
+func (m *Manager) shownContainers(r *store.Pod) []Container {
+	var all []Container
+	for cid, c := range r.Containers {
+		if known, ok := m.containers[cid]; ok && c.State != store.ContainerCreating {
+			all = append(all, Container{Container: c, PodID: r.ID, Config: known.config})
+		}
+	}
+	return all
+}
+
+func newestFirst(a, b Container) int {
+	return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID))
 }
 
 // Running says whether the container's process is alive as far as is known.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox"
@@ -54,15 +55,25 @@ func seconds(n int64) time.Duration {
 }
 
 func (s *runtimeService) ListContainers(_ context.Context, req *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
-	r := &runtimeapi.ListContainersResponse{}
+	return &runtimeapi.ListContainersResponse{Containers: s.containerItems(req.GetFilter())}, nil
+}
+
+func (s *runtimeService) StreamContainers(req *runtimeapi.StreamContainersRequest, to grpc.ServerStreamingServer[runtimeapi.StreamContainersResponse]) error {
+	return sendPieces(s.Server, to, s.containerItems(req.GetFilter()), func(items []*runtimeapi.Container) *runtimeapi.StreamContainersResponse {
+		return &runtimeapi.StreamContainersResponse{Containers: items}
+	})
+}
+
+func (s *runtimeService) containerItems(f *runtimeapi.ContainerFilter) []*runtimeapi.Container {
+	var items []*runtimeapi.Container
 	for _, c := range s.pods().Containers() {
-		if !containerMatches(req.GetFilter(), c) {
+		if !containerMatches(f, c) {
 			continue
 		}
-		r.Containers = append(r.Containers, &runtimeapi.Container{Id: c.ID, PodSandboxId: c.PodID, Metadata: c.Config.GetMetadata(), Image: c.Config.GetImage(),
+		items = append(items, &runtimeapi.Container{Id: c.ID, PodSandboxId: c.PodID, Metadata: c.Config.GetMetadata(), Image: c.Config.GetImage(),
 			ImageRef: c.ImageRef, ImageId: c.ImageID, State: c.CRIState(), CreatedAt: c.Created, Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations()})
 	}
-	return r, nil
+	return items
 }
 
 func containerMatches(f *runtimeapi.ContainerFilter, c sandbox.Container) bool {
@@ -88,6 +99,14 @@ func (s *runtimeService) ContainerStatus(_ context.Context, req *runtimeapi.Cont
 		r.Info = map[string]string{"info": string(info)}
 	}
 	return r, nil
+}
+
+func (s *runtimeService) containerStatuses(all []sandbox.Container) []*runtimeapi.ContainerStatus {
+	statuses := make([]*runtimeapi.ContainerStatus, 0, len(all))
+	for _, c := range all {
+		statuses = append(statuses, s.containerStatus(c))
+	}
+	return statuses
 }
 
 func (s *runtimeService) containerStatus(c sandbox.Container) *runtimeapi.ContainerStatus {

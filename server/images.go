@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
@@ -48,21 +49,37 @@ func (s *imageService) ImageStatus(_ context.Context, req *runtimeapi.ImageStatu
 
 // ListImages lists every image, or with a filter the one that it names.
 func (s *imageService) ListImages(_ context.Context, req *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
-	r := &runtimeapi.ListImagesResponse{}
-	if name := req.GetFilter().GetImage().GetImage(); name != "" {
-		img, err := s.images().Lookup(name)
-		if err == nil {
-			r.Images = append(r.Images, imageMessage(img))
-		}
-		if errors.Is(err, errdefs.ErrNotFound) {
-			err = nil
-		}
-		return r, err
+	items, err := s.imageItems(req.GetFilter())
+	return &runtimeapi.ListImagesResponse{Images: items}, err
+}
+
+func (s *imageService) StreamImages(req *runtimeapi.StreamImagesRequest, to grpc.ServerStreamingServer[runtimeapi.StreamImagesResponse]) error {
+	items, err := s.imageItems(req.GetFilter())
+	if err != nil {
+		return err
 	}
-	for _, img := range s.images().List() {
-		r.Images = append(r.Images, imageMessage(img))
+	return sendPieces(s.Server, to, items, func(items []*runtimeapi.Image) *runtimeapi.StreamImagesResponse {
+		return &runtimeapi.StreamImagesResponse{Images: items}
+	})
+}
+
+func (s *imageService) imageItems(f *runtimeapi.ImageFilter) ([]*runtimeapi.Image, error) {
+	name := f.GetImage().GetImage()
+	if name == "" {
+		var items []*runtimeapi.Image
+		for _, img := range s.images().List() {
+			items = append(items, imageMessage(img))
+		}
+		return items, nil
 	}
-	return r, nil
+	img, err := s.images().Lookup(name)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []*runtimeapi.Image{imageMessage(img)}, nil
 }
 
 func (s *imageService) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {

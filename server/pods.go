@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox"
@@ -27,16 +28,12 @@ func (s *runtimeService) RemovePodSandbox(ctx context.Context, req *runtimeapi.R
 }
 
 func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	at := time.Now().UnixNano() // not later than anything that is told
 	p, err := s.pods().Pod(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	r := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(p), Timestamp: time.Now().UnixNano()}
-	for _, c := range s.pods().Containers() {
-		if c.PodID == p.ID {
-			r.ContainersStatuses = append(r.ContainersStatuses, s.containerStatus(c))
-		}
-	}
+	r := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(p), ContainersStatuses: s.containerStatuses(s.pods().ContainersOf(p)), Timestamp: at}
 	if req.GetVerbose() {
 		info, err := json.Marshal(map[string]any{"pid": p.PausePID, "netns": p.NetNS, "cgroup": p.Cgroup, "state": p.State})
 		if err != nil {
@@ -76,15 +73,25 @@ func podStatus(p sandbox.Pod) *runtimeapi.PodSandboxStatus {
 }
 
 func (s *runtimeService) ListPodSandbox(_ context.Context, req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	r := &runtimeapi.ListPodSandboxResponse{}
+	return &runtimeapi.ListPodSandboxResponse{Items: s.podItems(req.GetFilter())}, nil
+}
+
+func (s *runtimeService) StreamPodSandboxes(req *runtimeapi.StreamPodSandboxesRequest, to grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxesResponse]) error {
+	return sendPieces(s.Server, to, s.podItems(req.GetFilter()), func(items []*runtimeapi.PodSandbox) *runtimeapi.StreamPodSandboxesResponse {
+		return &runtimeapi.StreamPodSandboxesResponse{PodSandboxes: items}
+	})
+}
+
+func (s *runtimeService) podItems(f *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
+	var items []*runtimeapi.PodSandbox
 	for _, p := range s.pods().Pods() {
-		if !podMatches(req.GetFilter(), p) {
+		if !podMatches(f, p) {
 			continue
 		}
-		r.Items = append(r.Items, &runtimeapi.PodSandbox{Id: p.ID, Metadata: p.Config.GetMetadata(), State: podState(p), CreatedAt: p.Created,
+		items = append(items, &runtimeapi.PodSandbox{Id: p.ID, Metadata: p.Config.GetMetadata(), State: podState(p), CreatedAt: p.Created,
 			Labels: p.Config.GetLabels(), Annotations: p.Config.GetAnnotations(), RuntimeHandler: p.Handler})
 	}
-	return r, nil
+	return items
 }
 
 // podMatches says whether every part of the filter holds.

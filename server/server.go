@@ -6,6 +6,7 @@ import (
 	"net"
 	"path"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,6 +31,9 @@ type Server struct {
 	door    *door
 	rooms   atomic.Pointer[rooms] // nil until Open
 	unknown unknownFields
+	calls   atomic.Int64  // under way
+	ending  chan struct{} // closed by Stop
+	stop    sync.Once
 }
 
 type rooms struct {
@@ -50,7 +54,7 @@ type imageService struct {
 // New returns a Server that answers Unavailable until Open is called. Exec, attach and port-forward are streamed through streams, which the
 // Server closes (see ListenStreams).
 func New(version string, streams net.Listener) *Server {
-	s := &Server{version: version, door: newDoor(streams)}
+	s := &Server{version: version, door: newDoor(streams), ending: make(chan struct{})}
 	go s.door.listen(streams) // ends with Stop
 	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{Server: s})
@@ -66,32 +70,55 @@ func (s *Server) Open(pods *sandbox.Manager, images *imageservice.Images) {
 // Serve answers requests from l until Stop.
 func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
 
-// Stop refuses new requests and waits for those under way until ctx ends; then they are cut off, and so are all streams.
+// unreadLimit is how long a client has for reading its last answer when the daemon ends.
+const unreadLimit = time.Second
+
+// Stop refuses new requests and waits for those under way until ctx ends; then they are cut off. Streams of events and lists end at once with
+// Unavailable, and those of exec, attach and port-forward when Stop returns. A client that does not read its answers holds nothing up.
 func (s *Server) Stop(ctx context.Context) {
 	defer s.door.close()
+	s.stop.Do(func() { close(s.ending) })
 	done := make(chan struct{})
 	go func() {
 		s.grpc.GracefulStop()
 		close(done)
 	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for busy := time.Now(); ; {
+		select {
+		case <-done:
+			return
+		case <-again.C:
+			if s.calls.Load() > 0 {
+				busy = time.Now()
+			}
+			if time.Since(busy) < unreadLimit {
+				continue
+			}
+		case <-ctx.Done():
+		}
 		s.grpc.Stop()
+		return
 	}
 }
 
 func (s *Server) pods() *sandbox.Manager       { return s.rooms.Load().pods }
 func (s *Server) images() *imageservice.Images { return s.rooms.Load().images }
 
-var errStarting = status.Error(codes.Unavailable, "cribox is starting")
+var (
+	errStarting = status.Error(codes.Unavailable, "cribox is starting")
+	errEnding   = status.Error(codes.Unavailable, "cribox is ending; ask the one that comes after it")
+)
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (reply any, err error) {
 	err = s.pass(ctx, info.FullMethod, func(ctx context.Context) error {
 		var err error
 		s.unknown.see(ctx, req)
-		reply, err = next(ctx, req)
-		return err
+		if reply, err = next(ctx, req); err != nil {
+			return err
+		}
+		return fits(info.FullMethod, reply)
 	})
 	if err != nil {
 		return nil, err
@@ -108,6 +135,8 @@ func (s *Server) pass(ctx context.Context, method string, next func(context.Cont
 	if s.rooms.Load() == nil {
 		return errStarting
 	}
+	s.calls.Add(1)
+	defer s.calls.Add(-1)
 	start := time.Now()
 	call := path.Base(method)
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("call", call))
@@ -124,7 +153,8 @@ func (s *Server) pass(ctx context.Context, method string, next func(context.Cont
 
 // quiet are the calls that a kubelet makes all the time: they are logged when they fail.
 var quiet = map[string]bool{"Version": true, "Status": true, "ListPodSandbox": true, "ListContainers": true, "PodSandboxStatus": true, "ContainerStatus": true,
-	"ListImages": true, "ImageStatus": true, "ImageFsInfo": true, "ListContainerStats": true, "ContainerStats": true, "RuntimeConfig": true, "ExecSync": true}
+	"ListImages": true, "ImageStatus": true, "ImageFsInfo": true, "ListContainerStats": true, "ContainerStats": true, "RuntimeConfig": true, "ExecSync": true,
+	"StreamPodSandboxes": true, "StreamContainers": true, "StreamImages": true}
 
 func logCall(ctx context.Context, call string, took time.Duration, err error) {
 	l := log.G(ctx).WithField("took", took.Round(time.Millisecond).String())
