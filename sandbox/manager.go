@@ -50,6 +50,7 @@ type Manager struct {
 
 	flights flights
 	turns   turns
+	events  events
 	layers  layers
 	collect chan struct{} // asks the collector to look again
 	open    chan struct{} // closed when recovery has made the records true
@@ -218,6 +219,7 @@ func (m *Manager) load(ctx context.Context) error {
 	if m.store, torn, err = store.Open(m.rootPath("pods")); err != nil {
 		return err
 	}
+	m.store.Observe(m.changed)
 	for _, t := range torn {
 		warnTorn(ctx, t.ID, t.Err)
 	}

@@ -16,6 +16,9 @@ import (
 
 const startLimit = 2 * time.Minute
 
+// startError is the reason of a container that had no process (CRI ContainerStatus.reason, as the kubelet knows it).
+const startError = "StartError"
+
 // StartContainer starts a created container (CRI StartContainer). A start that fails leaves a container that has exited with code 128 and
 // reason StartError, as the kubelet expects to find it. ErrFailedPrecondition when the container is not in state created.
 func (m *Manager) StartContainer(ctx context.Context, id string) error {
@@ -117,7 +120,7 @@ func (m *Manager) adopted(ctx context.Context, id string) (runtimeshim.Task, boo
 
 func (m *Manager) recordStartError(ctx context.Context, c *container, cause error) {
 	err := m.insist(c, func(r *store.Container) error {
-		r.State, r.ExitCode, r.Reason, r.Message = store.ContainerExited, 128, "StartError", cause.Error()
+		r.State, r.ExitCode, r.Reason, r.Message = store.ContainerExited, 128, startError, cause.Error()
 		r.Started = m.now()
 		r.Finished = m.now()
 		return nil

@@ -60,17 +60,25 @@ func (m *Manager) stopPod(ctx context.Context, p *pod) error {
 	if err := m.teardown(ctx, p); err != nil {
 		return err
 	}
-	_, err = m.store.Insist(p.id, func(r *store.Pod) error {
+	m.declareStopped(ctx, p)
+	return nil
+}
+
+// declareStopped shows that nothing of the pod runs any more. One that is being removed stays so.
+func (m *Manager) declareStopped(ctx context.Context, p *pod) {
+	_, err := m.store.Insist(p.id, func(r *store.Pod) error {
+		if r.State == store.PodRemoving && r.PausePID == 0 {
+			return errdefs.ErrAlreadyExists // nothing to say
+		}
 		if r.State == store.PodStopping {
 			r.State = store.PodNotReady
 		}
 		r.PausePID, r.IPs = 0, nil
 		return nil
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, errdefs.ErrAlreadyExists) && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("stopped although it cannot be recorded")
 	}
-	return nil
 }
 
 // teardown takes away everything of a pod that is not its record: processes, network, mounts. It may be called in any state, any number of
@@ -166,6 +174,7 @@ func (m *Manager) removePod(ctx context.Context, p *pod) error {
 	if err := m.teardown(ctx, p); err != nil {
 		return err
 	}
+	m.declareStopped(ctx, p)
 	for _, c := range m.ofPod(p.id) {
 		if err := m.removeContainer(ctx, c); err != nil {
 			return fmt.Errorf("remove pod %s: %w", p.id, err)

@@ -21,7 +21,8 @@ const (
 
 // Store is the set of all records. Reads come from memory and never wait for the disk.
 type Store struct {
-	dir string
+	dir  string
+	seen func(old, next *Pod)
 
 	mu   sync.RWMutex // guards pods; never held across I/O
 	pods map[string]*entry
@@ -29,7 +30,7 @@ type Store struct {
 
 // entry is one pod. Its record is replaced as a whole and never changed in place, so a reader may keep what it got.
 type entry struct {
-	writing sync.Mutex // one writer of this pod at a time, held across the write of its file and by nothing else
+	writing sync.Mutex // one writer of this pod at a time, held across the write of its file and while it is told
 	record  *Pod       // guarded by Store.mu
 }
 
@@ -50,7 +51,7 @@ func Open(dir string) (*Store, []Torn, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("open pod records: %w", err)
 	}
-	s := &Store{dir: dir, pods: map[string]*entry{}}
+	s := &Store{dir: dir, pods: map[string]*entry{}, seen: func(_, _ *Pod) {}}
 	var torn []Torn
 	for _, f := range found {
 		if strings.HasSuffix(f.Name(), tornSuffix) {
@@ -99,6 +100,11 @@ func (s *Store) setAside(id string) error {
 	return errors.Join(os.RemoveAll(to), os.Rename(filepath.Join(s.dir, id), to))
 }
 
+// Observe makes the store call seen after every change that it shows from now on, with the record before and after: nil before the first and
+// after the last. Calls for one pod come in the order of its changes, and the next one waits, so seen does nothing that takes time. Observe
+// comes before the first change.
+func (s *Store) Observe(seen func(old, next *Pod)) { s.seen = seen }
+
 // Create remembers a new pod and what was asked for. On error nothing is left.
 func (s *Store) Create(p Pod, asked []byte) error {
 	p.Format = Format
@@ -114,9 +120,13 @@ func (s *Store) Create(p Pod, asked []byte) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("record pod %s: %w", p.ID, err), os.RemoveAll(folder))
 	}
+	e := &entry{record: &p}
+	e.writing.Lock()
+	defer e.writing.Unlock()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.pods[p.ID] = &entry{record: &p}
+	s.pods[p.ID] = e
+	s.mu.Unlock()
+	s.seen(nil, &p)
 	return nil
 }
 
@@ -185,6 +195,7 @@ func (s *Store) update(id string, change func(*Pod) error, insist bool) (*Pod, e
 	s.mu.Lock()
 	e.record = &next
 	s.mu.Unlock()
+	s.seen(old, &next)
 	return &next, err
 }
 
@@ -204,8 +215,14 @@ func (s *Store) Remove(id string) error {
 		return fmt.Errorf("forget pod %s: %w", id, err)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.pods, id)
+	current := s.pods[id]
+	if current == e {
+		delete(s.pods, id)
+	}
+	s.mu.Unlock()
+	if current == e {
+		s.seen(e.record, nil)
+	}
 	return nil
 }
 
