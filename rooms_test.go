@@ -17,11 +17,12 @@ const module = "github.com/cribox/cribox"
 var mayImport = map[string][]string{
 	"":               {"server", "sandbox", "imageservice", "cni", "runtimeshim"},
 	"server":         {"sandbox", "imageservice"},
-	"sandbox":        {"sandbox/spec", "sandbox/store", "sandbox/pause", "sandbox/userns", "imageservice", "cni", "runtimeshim"},
+	"sandbox":        {"sandbox/spec", "sandbox/store", "sandbox/pause", "sandbox/userns", "sandbox/cgroup", "imageservice", "cni", "runtimeshim"},
 	"sandbox/spec":   {},
 	"sandbox/store":  {},
 	"sandbox/pause":  {},
 	"sandbox/userns": {},
+	"sandbox/cgroup": {},
 	"imageservice":   {},
 	"cni":            {},
 	"runtimeshim":    {},

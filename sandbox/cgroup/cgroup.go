@@ -1,0 +1,161 @@
+package cgroup
+
+import (
+	"path/filepath"
+	"time"
+)
+
+// Tree is where cgroups are mounted: the hierarchy of version 2, or the folder with one hierarchy for each controller of version 1.
+type Tree struct {
+	Root string
+	V2   bool
+}
+
+// Usage is what a cgroup and all below it use.
+type Usage struct {
+	At     time.Time // when the first file was read
+	CPU    *uint64   // nanoseconds on all processors
+	Memory Memory
+	Swap   Swap
+
+	CPUPressure, MemoryPressure, IOPressure *Pressure // version 2 only
+}
+
+// Memory is in bytes, but for the faults.
+type Memory struct {
+	Usage       *uint64 // page cache included
+	WorkingSet  *uint64 // what cannot be reclaimed at once: usage without inactive file pages, as the kubelet counts
+	Available   *uint64 // what the working set may grow by; nil without a limit
+	RSS         *uint64
+	Faults      *uint64 // all page faults
+	MajorFaults *uint64 // those that had to wait for a disk
+
+	Cache, Mapped, Kernel    *uint64
+	ActiveFile, InactiveFile *uint64
+}
+
+// Swap is in bytes.
+type Swap struct {
+	Usage     *uint64
+	Available *uint64 // what it may grow by; nil without a limit
+}
+
+// Pressure is how long tasks have waited for something, since the cgroup was made and lately.
+type Pressure struct {
+	Some, Full *Stall // some or all tasks waited; nil where the kernel does not tell
+}
+
+// Stall is time in which nothing went on. The averages are in percent of the last 10, 60 and 300 seconds.
+type Stall struct {
+	Avg10, Avg60, Avg300 float64
+	Total                uint64 // nanoseconds
+}
+
+// Detail is Usage with what metrics tell beside it.
+type Detail struct {
+	Usage
+	User, System                              *uint64 // nanoseconds
+	Periods, Throttled, ThrottledTime         *uint64 // of the CPU quota: number, number, nanoseconds
+	PeakMemory                                *uint64 // bytes
+	LimitHits                                 *uint64 // how often memory was at its limit
+	OOMKills                                  *uint64
+	OwnFaults, OwnMajorFaults                 *uint64 // of the cgroup without those below it
+	Threads, MaxThreads                       *uint64 // MaxThreads: 0 without a limit
+	Processes, Descriptors, Sockets, MaxFiles *uint64 // see Processes
+	Devices                                   []Device
+	HugePages                                 []HugePages
+}
+
+// Device is what was read from and written to a block device.
+type Device struct {
+	Major, Minor                         uint64
+	ReadBytes, WriteBytes, Reads, Writes uint64
+}
+
+// HugePages is in bytes.
+type HugePages struct {
+	Size       string  // "2MB"
+	Usage, Max *uint64 // now, and at most since the cgroup was made
+}
+
+// Usage reads what the cgroup at path uses; path is absolute within every hierarchy. What cannot be read is nil.
+func (t Tree) Usage(path string) Usage {
+	r := reader{}
+	if t.V2 {
+		return r.usageV2(filepath.Join(t.Root, path))
+	}
+	return r.usageV1(t.Root, path)
+}
+
+// Detail reads what the cgroup at path uses, and huge pages of the sizes ("2MB").
+func (t Tree) Detail(path string, hugePages []string) Detail {
+	r := reader{}
+	if t.V2 {
+		return r.detailV2(filepath.Join(t.Root, path), hugePages)
+	}
+	return r.detailV1(t.Root, path, hugePages)
+}
+
+// Threads reads how many processes and threads there are in the cgroup at path and below it, or nil.
+func (t Tree) Threads(path string) *uint64 {
+	r := reader{}
+	if t.V2 {
+		return r.number(filepath.Join(t.Root, path, "pids.current"))
+	}
+	return r.number(filepath.Join(t.Root, "pids", path, "pids.current"))
+}
+
+// None says whether nothing could be read, as of a cgroup that is gone.
+func (u Usage) None() bool { return u.CPU == nil && u.Memory.Usage == nil }
+
+// unlimited is the least number that stands for no limit; version 1 writes one that is near the largest.
+const unlimited = 1 << 62
+
+// derive fills the working set and what is left below the limit, nil for none.
+func (m *Memory) derive(limit *uint64) {
+	if m.Usage == nil || m.InactiveFile == nil {
+		return
+	}
+	set := *m.Usage - min(*m.InactiveFile, *m.Usage)
+	m.WorkingSet, m.Available = &set, left(limit, set)
+}
+
+func left(limit *uint64, used uint64) *uint64 {
+	if limit == nil || *limit >= unlimited {
+		return nil
+	}
+	return new(*limit - min(used, *limit))
+}
+
+// Sum adds up what cgroups beside each other use. Limits and pressure cannot be added, and are left out.
+func Sum(all ...Usage) Usage {
+	var s Usage
+	for _, u := range all {
+		if u.None() {
+			continue
+		}
+		if s.At.IsZero() {
+			s.At = u.At
+		}
+		s.CPU, s.Swap.Usage = SumOf(s.CPU, u.CPU), SumOf(s.Swap.Usage, u.Swap.Usage)
+		a, b := &s.Memory, u.Memory
+		a.Usage, a.WorkingSet, a.RSS = SumOf(a.Usage, b.Usage), SumOf(a.WorkingSet, b.WorkingSet), SumOf(a.RSS, b.RSS)
+		a.Faults, a.MajorFaults = SumOf(a.Faults, b.Faults), SumOf(a.MajorFaults, b.MajorFaults)
+	}
+	return s
+}
+
+// SumOf adds figures up; nil when none is known.
+func SumOf(figures ...*uint64) *uint64 {
+	var all *uint64
+	for _, n := range figures {
+		switch {
+		case n == nil:
+		case all == nil:
+			all = new(*n)
+		default:
+			*all += *n
+		}
+	}
+	return all
+}

@@ -1,0 +1,89 @@
+package cgroup
+
+import (
+	"bytes"
+	"errors"
+	"math"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// reader reads small files one after another into the same memory. What it returns is good until it reads again.
+type reader struct{ buf []byte }
+
+// read returns what a file holds, or nil. It goes past the runtime's poller, which would cost more than these files do.
+func (r *reader) read(path string) []byte {
+	fd, err := retry(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(fd)
+	if r.buf == nil {
+		r.buf = make([]byte, 8<<10)
+	}
+	for n := 0; ; {
+		if n == len(r.buf) {
+			r.buf = append(r.buf, make([]byte, len(r.buf))...)
+		}
+		got, err := retry(func() (int, error) { return unix.Read(fd, r.buf[n:]) })
+		if err != nil {
+			return nil
+		}
+		if got == 0 {
+			return r.buf[:n:n]
+		}
+		n += got
+	}
+}
+
+func retry(call func() (int, error)) (int, error) {
+	for {
+		n, err := call()
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
+// number reads a file of one number, or nil. "max" is math.MaxUint64.
+func (r *reader) number(path string) *uint64 {
+	return number(bytes.TrimSpace(r.read(path)))
+}
+
+func number(b []byte) *uint64 {
+	if string(b) == "max" {
+		return new(uint64(math.MaxUint64))
+	}
+	n, err := strconv.ParseUint(string(b), 10, 64)
+	if err != nil {
+		return nil
+	}
+	return &n
+}
+
+// keys reads a file with a name and a number on each line into the figures of those names. The others stay as they are.
+func (r *reader) keys(path string, figures map[string]**uint64) {
+	eachLine(r.read(path), func(line []byte) {
+		name, value, _ := bytes.Cut(line, []byte(" "))
+		if figure, ok := figures[string(name)]; ok {
+			*figure = number(value)
+		}
+	})
+}
+
+func eachLine(b []byte, line func([]byte)) {
+	for l := range bytes.Lines(b) {
+		if l = bytes.TrimSpace(l); len(l) > 0 {
+			line(l)
+		}
+	}
+}
+
+// scale multiplies a figure that may be nil.
+func scale(n *uint64, by uint64) *uint64 {
+	if n == nil {
+		return nil
+	}
+	return new(*n * by)
+}

@@ -1,0 +1,122 @@
+package cgroup
+
+import (
+	"bytes"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+func (r *reader) usageV2(dir string) Usage {
+	return r.statV2(dir, map[string]**uint64{})
+}
+
+// statV2 takes the figures of cpu.stat that the caller wants, beside its own.
+func (r *reader) statV2(dir string, cpu map[string]**uint64) Usage {
+	u := Usage{At: time.Now()}
+	cpu["usage_usec"] = &u.CPU
+	r.keys(filepath.Join(dir, "cpu.stat"), cpu)
+	u.CPU = scale(u.CPU, 1000)
+	m := &u.Memory
+	var slab, stack, tables, perCPU *uint64
+	m.Usage = r.number(filepath.Join(dir, "memory.current"))
+	r.keys(filepath.Join(dir, "memory.stat"), map[string]**uint64{
+		"anon": &m.RSS, "pgfault": &m.Faults, "pgmajfault": &m.MajorFaults, "file": &m.Cache, "file_mapped": &m.Mapped,
+		"active_file": &m.ActiveFile, "inactive_file": &m.InactiveFile, "kernel": &m.Kernel,
+		"slab": &slab, "kernel_stack": &stack, "pagetables": &tables, "percpu": &perCPU,
+	})
+	if m.Kernel == nil { // before Linux 5.18
+		m.Kernel = SumOf(slab, stack, tables, perCPU)
+	}
+	m.derive(r.number(filepath.Join(dir, "memory.max")))
+	if u.Swap.Usage = r.number(filepath.Join(dir, "memory.swap.current")); u.Swap.Usage != nil {
+		u.Swap.Available = left(r.number(filepath.Join(dir, "memory.swap.max")), *u.Swap.Usage)
+	}
+	u.CPUPressure = r.pressure(filepath.Join(dir, "cpu.pressure"))
+	u.MemoryPressure = r.pressure(filepath.Join(dir, "memory.pressure"))
+	u.IOPressure = r.pressure(filepath.Join(dir, "io.pressure"))
+	return u
+}
+
+func (r *reader) detailV2(dir string, hugePages []string) Detail {
+	var d Detail
+	d.Usage = r.statV2(dir, map[string]**uint64{
+		"user_usec": &d.User, "system_usec": &d.System, "nr_periods": &d.Periods, "nr_throttled": &d.Throttled, "throttled_usec": &d.ThrottledTime,
+	})
+	d.User, d.System, d.ThrottledTime = scale(d.User, 1000), scale(d.System, 1000), scale(d.ThrottledTime, 1000)
+	d.OwnFaults, d.OwnMajorFaults = d.Memory.Faults, d.Memory.MajorFaults // there is no other count
+	d.PeakMemory = r.number(filepath.Join(dir, "memory.peak"))
+	r.keys(filepath.Join(dir, "memory.events"), map[string]**uint64{"max": &d.LimitHits, "oom_kill": &d.OOMKills})
+	d.Threads = r.number(filepath.Join(dir, "pids.current"))
+	d.MaxThreads = maxThreads(r.number(filepath.Join(dir, "pids.max")))
+	eachLine(r.read(filepath.Join(dir, "io.stat")), func(line []byte) {
+		if dev, ok := deviceV2(line); ok {
+			d.Devices = append(d.Devices, dev)
+		}
+	})
+	for _, size := range hugePages {
+		d.HugePages = append(d.HugePages, HugePages{Size: size, Usage: r.number(filepath.Join(dir, "hugetlb."+size+".current"))})
+	}
+	r.processes(filepath.Join(dir, "cgroup.procs"), &d)
+	return d
+}
+
+// deviceV2 reads "254:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0". A device that was never used has no counters.
+func deviceV2(line []byte) (d Device, ok bool) {
+	f := bytes.Fields(line)
+	if d.Major, d.Minor, ok = deviceNumber(f[0]); !ok || len(f) < 2 {
+		return d, false
+	}
+	counters := map[string]*uint64{"rbytes": &d.ReadBytes, "wbytes": &d.WriteBytes, "rios": &d.Reads, "wios": &d.Writes}
+	for _, pair := range f[1:] {
+		name, value, _ := bytes.Cut(pair, []byte("="))
+		if counter, wanted := counters[string(name)]; wanted {
+			n := number(value)
+			if n == nil {
+				return d, false
+			}
+			*counter = *n
+		}
+	}
+	return d, true
+}
+
+// pressure reads "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" and the same of "full"; nil when the kernel does not measure it.
+func (r *reader) pressure(path string) *Pressure {
+	var p Pressure
+	eachLine(r.read(path), func(line []byte) {
+		kind, rest, _ := strings.Cut(string(line), " ")
+		s, ok := stall(rest)
+		switch {
+		case !ok:
+		case kind == "some":
+			p.Some = &s
+		case kind == "full":
+			p.Full = &s
+		}
+	})
+	if p.Some == nil && p.Full == nil {
+		return nil
+	}
+	return &p
+}
+
+func stall(figures string) (s Stall, ok bool) {
+	averages := map[string]*float64{"avg10": &s.Avg10, "avg60": &s.Avg60, "avg300": &s.Avg300}
+	for _, pair := range strings.Fields(figures) {
+		name, value, _ := strings.Cut(pair, "=")
+		var err error
+		if average, known := averages[name]; known {
+			*average, err = strconv.ParseFloat(value, 64)
+		} else if name == "total" {
+			s.Total, err = strconv.ParseUint(value, 10, 64)
+			s.Total *= 1000 // the kernel counts microseconds
+			ok = true
+		}
+		if err != nil {
+			return s, false
+		}
+	}
+	return s, ok
+}
