@@ -163,48 +163,6 @@ func TestExecSyncDaemonDies(t *testing.T) {
 	c.exec("true")
 }
 
-func TestStats(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t)
-	p := d.runPod()
-	busy := p.run(shell("i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/written bs=1M count=3 2>/dev/null; echo ready; exec sleep 1d"))
-	made := p.create(idle())
-	gone := p.run(shell("exit 0"))
-	gone.waitExit()
-	busy.waitLog("ready")
-	r, err := d.runtime.ContainerStats(context.Background(), &cri.ContainerStatsRequest{ContainerId: busy.id})
-	d.must(err)
-	s := r.Stats
-	if s.Attributes.GetId() != busy.id || s.Attributes.GetMetadata().GetName() != busy.config.Metadata.Name {
-		t.Errorf("attributes %v", s.Attributes)
-	}
-	now := time.Now().UnixNano()
-	if s.Cpu.GetUsageCoreNanoSeconds().GetValue() == 0 || s.Cpu.Timestamp == 0 || s.Cpu.Timestamp > now {
-		t.Errorf("cpu %v", s.Cpu)
-	}
-	if s.Memory.GetWorkingSetBytes().GetValue() == 0 || s.Memory.GetUsageBytes().GetValue() == 0 || s.Memory.Timestamp > now {
-		t.Errorf("memory %v", s.Memory)
-	}
-	if s.WritableLayer.GetUsedBytes().GetValue() < 3<<20 || s.WritableLayer.GetFsId().GetMountpoint() == "" {
-		t.Errorf("it wrote 3 MiB, but the writable layer says %v", s.WritableLayer)
-	}
-	list, err := d.runtime.ListContainerStats(context.Background(), &cri.ListContainerStatsRequest{})
-	d.must(err)
-	seen := map[string]bool{}
-	for _, s := range list.Stats {
-		seen[s.Attributes.GetId()] = true
-	}
-	if !seen[busy.id] {
-		t.Error("the running container is not in the list")
-	}
-	_, err = d.runtime.ContainerStats(context.Background(), &cri.ContainerStatsRequest{ContainerId: made.id})
-	if err != nil {
-		t.Errorf("stats of a container that was not started: %v", err)
-	}
-	_, err = d.runtime.ContainerStats(context.Background(), &cri.ContainerStatsRequest{ContainerId: "feedfeedfeed"})
-	wantCode(t, err, codes.NotFound, "feedfeedfeed")
-}
-
 // TestContainerDiesDuringExec: the call ends with the container.
 func TestContainerDiesDuringExec(t *testing.T) {
 	t.Parallel()

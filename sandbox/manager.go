@@ -52,6 +52,7 @@ type Manager struct {
 	turns   turns
 	events  events
 	layers  layers
+	rates   rates
 	collect chan struct{} // asks the collector to look again
 	open    chan struct{} // closed when recovery has made the records true
 	stopped context.CancelFunc

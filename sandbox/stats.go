@@ -1,189 +1,279 @@
 package sandbox
 
 import (
-	"context"
-	"io/fs"
 	"path/filepath"
-	"strconv"
-	"strings"
+	"runtime"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
+
+	"github.com/cribox/cribox/sandbox/cgroup"
 )
 
-// Stats is what a container uses at one moment.
+// Stats is what a container uses at one moment. A figure that cannot be read is nil.
 type Stats struct {
-	At          time.Time
-	CPU         uint64 // nanoseconds since its start
-	Usage       uint64 // bytes of memory, page cache included
-	WorkingSet  uint64 // bytes of memory that cannot be reclaimed at once
-	Available   uint64 // bytes up to the limit; 0 without one
-	RSS         uint64
-	Faults      uint64
-	MajorFaults uint64
-	Layer       Layer
+	Container
+	cgroup.Usage
+	NanoCores *uint64 // processor nanoseconds a second since an earlier question; nil at the first
+	Layer     Layer
 }
 
-// Layer is the size of a writable layer when it was last measured.
-type Layer struct {
-	Mountpoint    string
-	Bytes, Inodes uint64
-	At            time.Time
+// PodStats is what a pod uses at one moment. A figure that cannot be read is nil.
+type PodStats struct {
+	Pod
+	cgroup.Usage
+	NanoCores    *uint64
+	Threads      *uint64     // of all processes: what the kernel limits, and what the kubelet evicts a pod for
+	Interfaces   []Interface // the default one first
+	InterfacesAt time.Time
+	Containers   []Stats // those that run
 }
 
-// Stats returns what a container uses, straight from its cgroup; all zero for one that does not run (CRI ContainerStats).
-func (m *Manager) Stats(ctx context.Context, c Container) Stats {
-	s := Stats{At: time.Now(), Layer: m.layers.measure(m.rootPath("containers", c.ID, "upper"))}
-	if !c.Running() || c.Cgroup == "" {
+// What a cgroup uses, by names that other rooms can say.
+type (
+	Usage    = cgroup.Usage
+	Pressure = cgroup.Pressure
+	Stall    = cgroup.Stall
+)
+
+// Stats returns what a container uses, straight from its cgroup; of one that does not run, its writable layer (CRI ContainerStats).
+func (m *Manager) Stats(c Container) Stats {
+	s := m.read(c)
+	s.Layer = m.layers.measure(m.upper(c))[0]
+	return s
+}
+
+// ListStats is Stats of those that run, in their order. One that ends meanwhile is left out (CRI ListContainerStats).
+func (m *Manager) ListStats(of []Container) []Stats {
+	of = running(of)
+	all := make([]Stats, len(of))
+	each(len(of), func(i int) { all[i] = m.read(of[i]) })
+	all = present(all)
+	m.addLayers(all)
+	return all
+}
+
+// PodStats returns what a pod and its containers use; of one in which nothing runs, nothing (CRI PodSandboxStats).
+func (m *Manager) PodStats(p Pod) PodStats {
+	return m.podStats([]Pod{p})[0]
+}
+
+// ListPodStats is PodStats of the pods in which something runs, in their order (CRI ListPodSandboxStats).
+func (m *Manager) ListPodStats(of []Pod) []PodStats {
+	return m.podStats(live(of))
+}
+
+func (m *Manager) podStats(of []Pod) []PodStats {
+	inside := m.containersOf(of)
+	all := make([]PodStats, len(of))
+	each(len(of), func(i int) { all[i] = m.readPod(of[i], inside[of[i].ID]) })
+	var containers []Stats
+	for i := range all {
+		containers = append(containers, all[i].Containers...)
+	}
+	m.addLayers(containers)
+	for i := range all {
+		n := len(all[i].Containers)
+		all[i].Containers, containers = containers[:n:n], containers[n:]
+	}
+	return all
+}
+
+func (m *Manager) readPod(p Pod, containers []Container) PodStats {
+	s := PodStats{Pod: p}
+	if !lives(p) {
 		return s
 	}
-	if m.host.CgroupV2 {
-		readV2(&s, filepath.Join(cgroupRoot, c.Cgroup))
+	s.Interfaces, s.InterfacesAt = interfacesOf(p), time.Now()
+	for _, c := range containers {
+		s.Containers = append(s.Containers, m.read(c))
+	}
+	s.Containers = present(s.Containers)
+	if own := ownCgroup(p); own != "" {
+		s.Usage, s.Threads = m.cgroups().Usage(own), m.cgroups().Threads(own)
 	} else {
-		readV1(&s, c.Cgroup)
+		s.Usage, s.Threads = m.addUp(p, s.Containers)
+	}
+	s.NanoCores = m.rates.nanoCores(p.ID, s.At, s.CPU)
+	return s
+}
+
+// addUp returns what pause and containers use together: the figures of a pod whose owner made no cgroup for it. They are less by what a
+// container has used as soon as it has ended.
+func (m *Manager) addUp(p Pod, containers []Stats) (cgroup.Usage, *uint64) {
+	usage := []cgroup.Usage{m.cgroups().Usage(p.Cgroup)}
+	threads := []*uint64{m.cgroups().Threads(p.Cgroup)}
+	for _, c := range containers {
+		usage, threads = append(usage, c.Usage), append(threads, m.cgroups().Threads(c.Cgroup))
+	}
+	return cgroup.Sum(usage...), cgroup.SumOf(threads...)
+}
+
+// ownCgroup returns the cgroup that the kubelet made for the pod, in which all of it lies; "" when it made none.
+func ownCgroup(p Pod) string {
+	if p.Config.GetLinux().GetCgroupParent() == "" || p.Cgroup == "" {
+		return ""
+	}
+	return filepath.Dir(p.Cgroup)
+}
+
+func (m *Manager) cgroups() cgroup.Tree { return cgroup.Tree{Root: cgroupRoot, V2: m.host.CgroupV2} }
+
+func (m *Manager) read(c Container) Stats {
+	s := Stats{Container: c}
+	if c.Running() && c.Cgroup != "" {
+		s.Usage = m.cgroups().Usage(c.Cgroup)
+		s.NanoCores = m.rates.nanoCores(c.ID, s.At, s.CPU)
 	}
 	return s
 }
 
-func readV1(s *Stats, cgroup string) {
-	memory := filepath.Join(cgroupRoot, "memory", cgroup)
-	s.CPU = readUint(filepath.Join(cgroupRoot, "cpuacct", cgroup, "cpuacct.usage"))
-	s.Usage = readUint(filepath.Join(memory, "memory.usage_in_bytes"))
-	stat := readKeys(filepath.Join(memory, "memory.stat"))
-	s.RSS, s.Faults, s.MajorFaults = stat["total_rss"], stat["total_pgfault"], stat["total_pgmajfault"]
-	s.fill(stat["total_inactive_file"], readUint(filepath.Join(memory, "memory.limit_in_bytes")))
-}
-
-func readV2(s *Stats, dir string) {
-	s.CPU = readKeys(filepath.Join(dir, "cpu.stat"))["usage_usec"] * 1000
-	s.Usage = readUint(filepath.Join(dir, "memory.current"))
-	stat := readKeys(filepath.Join(dir, "memory.stat"))
-	s.RSS, s.Faults, s.MajorFaults = stat["anon"], stat["pgfault"], stat["pgmajfault"]
-	s.fill(stat["inactive_file"], readUint(filepath.Join(dir, "memory.max")))
-}
-
-// fill derives the working set as the kubelet does (usage without inactive file pages) and what is left below the limit.
-func (s *Stats) fill(inactive, limit uint64) {
-	s.WorkingSet = s.Usage - min(inactive, s.Usage)
-	if limit > 0 && limit < 1<<62 {
-		s.Available = limit - min(s.WorkingSet, limit)
+func (m *Manager) addLayers(all []Stats) {
+	dirs := make([]string, len(all))
+	for i, s := range all {
+		dirs[i] = m.upper(s.Container)
+	}
+	for i, l := range m.layers.measure(dirs...) {
+		all[i].Layer = l
 	}
 }
 
-// readUint reads one number; a missing file, or "max", is 0.
-func readUint(path string) uint64 {
-	n, err := strconv.ParseUint(readString(path), 10, 64)
-	if err != nil {
-		return 0
+// upper is the folder of what the container has written.
+func (m *Manager) upper(c Container) string { return m.rootPath("containers", c.ID, "upper") }
+
+// Filesystem is where images and writable layers lie, and what CRI calls its mountpoint.
+func (m *Manager) Filesystem() string { return m.conf.Root }
+
+// containersOf returns the running containers of pods, by pod.
+func (m *Manager) containersOf(pods []Pod) map[string][]Container {
+	inside := make(map[string][]Container, len(pods))
+	if len(pods) == 0 {
+		return inside
 	}
-	return n
+	for _, c := range running(m.Containers()) {
+		inside[c.PodID] = append(inside[c.PodID], c)
+	}
+	return inside
 }
 
-// readKeys reads lines of a name and a number.
-func readKeys(path string) map[string]uint64 {
-	keys := map[string]uint64{}
-	for line := range strings.Lines(readString(path)) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if n, err := strconv.ParseUint(value, 10, 64); err == nil {
-			keys[name] = n
+func running(all []Container) []Container {
+	var out []Container
+	for _, c := range all {
+		if c.Running() {
+			out = append(out, c)
 		}
 	}
-	return keys
+	return out
 }
 
-// layerFor is how old a measured size may be.
-const layerFor = time.Minute
-
-// firstWalk is how long the first question for a layer waits for an answer; most layers are small.
-const firstWalk = 100 * time.Millisecond
-
-// layers remembers the sizes of writable layers, so that asking often walks seldom, and a walk that is slow keeps nobody waiting.
-type layers struct {
-	mu  sync.Mutex // guards what follows; not held while walking
-	all map[string]*layer
-}
-
-type layer struct {
-	last    Layer
-	asked   time.Time
-	walking chan struct{} // closed when the walk under way has ended; nil without one
-}
-
-// measure returns the size of a layer as it was at most layerFor ago, or, while a slow walk is under way, before that.
-func (l *layers) measure(dir string) Layer {
-	l.mu.Lock()
-	one, known := l.all[dir]
-	if !known {
-		l.forget()
-		one = &layer{last: Layer{Mountpoint: dir, At: time.Now()}}
-		l.all[dir] = one
-	}
-	one.asked = time.Now()
-	if one.walking == nil && (!known || time.Since(one.last.At) > layerFor) {
-		one.walking = make(chan struct{})
-		go l.walk(dir, one)
-	}
-	walking := one.walking
-	l.mu.Unlock()
-	if !known {
-		select {
-		case <-walking:
-		case <-time.After(firstWalk):
+// live returns the pods in which something runs. The cgroup of one that is no more may be that of the pod which took its place.
+func live(all []Pod) []Pod {
+	var out []Pod
+	for _, p := range all {
+		if lives(p) {
+			out = append(out, p)
 		}
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return one.last
+	return out
 }
 
-func (l *layers) walk(dir string, one *layer) {
-	now := Layer{Mountpoint: dir, At: time.Now()}
-	now.Bytes, now.Inodes = diskUsage(dir)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	one.last = now
-	close(one.walking)
-	one.walking = nil
-}
-
-// forget drops the layers that nobody has asked about for long. Called with mu held.
-func (l *layers) forget() {
-	if l.all == nil {
-		l.all = map[string]*layer{}
+func lives(p Pod) bool {
+	if p.PausePID != 0 {
+		return true
 	}
-	for dir, one := range l.all {
-		if one.walking == nil && time.Since(one.asked) > 10*layerFor {
-			delete(l.all, dir)
+	for _, c := range p.Containers {
+		if (Container{Container: c}).Running() {
+			return true
 		}
 	}
+	return false
 }
 
-// diskUsage counts the blocks and inodes below dir; what goes away meanwhile is not counted.
-func diskUsage(dir string) (bytes, inodes uint64) {
-	type inode struct{ dev, ino uint64 }
-	seen := map[inode]bool{}
-	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return nil
+// present leaves out what had ended before it was looked at.
+func present(all []Stats) []Stats {
+	out := all[:0]
+	for _, s := range all {
+		if !s.None() {
+			out = append(out, s)
 		}
-		info, err := e.Info()
-		if err != nil {
-			return nil
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return nil
-		}
-		if st.Nlink > 1 && !e.IsDir() {
-			key := inode{st.Dev, st.Ino}
-			if seen[key] {
-				return nil
+	}
+	return out
+}
+
+// each calls act with 0 to n-1, on a few processors at once: most of the time goes into the kernel's adding up.
+func each(n int, act func(int)) {
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for range min(n, runtime.GOMAXPROCS(0), 8) {
+		all.Go(func() {
+			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
+				act(int(i))
 			}
-			seen[key] = true
-		}
-		bytes += uint64(st.Blocks) * 512
-		inodes++
+		})
+	}
+	all.Wait()
+}
+
+const (
+	// rateWindow is the least time over which a rate is told: what is asked for by several clients keeps its meaning.
+	rateWindow = time.Second
+	// forgetAfter is how long what nobody asks about is remembered.
+	forgetAfter = 10 * time.Minute
+)
+
+// rates remembers the processor time of containers and pods.
+type rates struct {
+	mu  sync.Mutex // guards what follows
+	all map[string]*rate
+}
+
+type rate struct{ before, last sample }
+
+type sample struct {
+	at  time.Time // zero: there is none
+	cpu uint64
+}
+
+// nanoCores returns how fast cpu has grown since a sample that is at least rateWindow old; nil without one.
+func (r *rates) nanoCores(id string, at time.Time, cpu *uint64) *uint64 {
+	if cpu == nil {
 		return nil
-	})
-	return bytes, inodes
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	one, known := r.all[id]
+	if !known {
+		r.forget(at)
+		one = &rate{}
+		r.all[id] = one
+	}
+	return one.add(sample{at, *cpu})
+}
+
+func (r *rate) add(now sample) *uint64 {
+	if now.cpu < r.last.cpu || now.at.Sub(r.last.at) > forgetAfter { // a cgroup that was made anew, or nobody has asked for long
+		*r = rate{last: now}
+		return nil
+	}
+	since := r.before
+	if now.at.Sub(r.last.at) >= rateWindow {
+		since = r.last
+		r.before, r.last = r.last, now
+	}
+	if since.at.IsZero() {
+		return nil
+	}
+	return new(uint64(float64(now.cpu-since.cpu) / now.at.Sub(since.at).Seconds()))
+}
+
+// forget drops what nobody has asked about for long. Called with mu held.
+func (r *rates) forget(now time.Time) {
+	if r.all == nil {
+		r.all = map[string]*rate{}
+	}
+	for id, one := range r.all {
+		if now.Sub(one.last.at) > forgetAfter {
+			delete(r.all, id)
+		}
+	}
 }

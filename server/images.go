@@ -93,7 +93,7 @@ func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInf
 		return nil, err
 	}
 	fs := &runtimeapi.FilesystemUsage{Timestamp: u.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: u.Mountpoint},
-		UsedBytes: number(u.Bytes), InodesUsed: number(u.Inodes)}
+		UsedBytes: number(&u.Bytes), InodesUsed: number(&u.Inodes)}
 	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: []*runtimeapi.FilesystemUsage{fs}, ContainerFilesystems: []*runtimeapi.FilesystemUsage{fs}}, nil
 }
 

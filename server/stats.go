@@ -8,37 +8,161 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-func (s *runtimeService) ContainerStats(ctx context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
+// ContainerStats tells the figures of one container. One that does not run has its writable layer.
+func (s *runtimeService) ContainerStats(_ context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
 	c, err := s.pods().Container(req.GetContainerId())
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ContainerStatsResponse{Stats: s.containerStats(ctx, c)}, nil
+	return &runtimeapi.ContainerStatsResponse{Stats: s.containerStats(s.pods().Stats(c))}, nil
 }
 
 // ListContainerStats leaves out what does not run: one container without figures must not cost the kubelet all others.
-func (s *runtimeService) ListContainerStats(ctx context.Context, req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
-	r := &runtimeapi.ListContainerStatsResponse{}
-	f := req.GetFilter()
+func (s *runtimeService) ListContainerStats(_ context.Context, req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
+	return &runtimeapi.ListContainerStatsResponse{Stats: s.containerStatsItems(req.GetFilter())}, nil
+}
+
+func (s *runtimeService) containerStatsItems(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats {
+	var asked []sandbox.Container
 	for _, c := range s.pods().Containers() {
-		if c.Running() && isID(f.GetId(), c.ID) && isID(f.GetPodSandboxId(), c.PodID) && hasLabels(f.GetLabelSelector(), c.Config.GetLabels()) {
-			r.Stats = append(r.Stats, s.containerStats(ctx, c))
+		if isID(f.GetId(), c.ID) && isID(f.GetPodSandboxId(), c.PodID) && hasLabels(f.GetLabelSelector(), c.Config.GetLabels()) {
+			asked = append(asked, c)
 		}
 	}
-	return r, nil
+	return s.allContainerStats(s.pods().ListStats(asked))
 }
 
-func (s *runtimeService) containerStats(ctx context.Context, c sandbox.Container) *runtimeapi.ContainerStats {
-	u := s.pods().Stats(ctx, c)
-	at := u.At.UnixNano()
-	return &runtimeapi.ContainerStats{
-		Attributes: &runtimeapi.ContainerAttributes{Id: c.ID, Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations()},
-		Cpu:        &runtimeapi.CpuUsage{Timestamp: at, UsageCoreNanoSeconds: number(u.CPU)},
-		Memory: &runtimeapi.MemoryUsage{Timestamp: at, WorkingSetBytes: number(u.WorkingSet), AvailableBytes: number(u.Available), UsageBytes: number(u.Usage),
-			RssBytes: number(u.RSS), PageFaults: number(u.Faults), MajorPageFaults: number(u.MajorFaults)},
-		WritableLayer: &runtimeapi.FilesystemUsage{Timestamp: u.Layer.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: u.Layer.Mountpoint},
-			UsedBytes: number(u.Layer.Bytes), InodesUsed: number(u.Layer.Inodes)},
+// PodSandboxStats tells the figures of one pod. One in which nothing runs has none.
+func (s *runtimeService) PodSandboxStats(_ context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
+	p, err := s.pods().Pod(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.PodSandboxStatsResponse{Stats: s.podStats(s.pods().PodStats(p))}, nil
+}
+
+// ListPodSandboxStats leaves out pods in which nothing runs.
+func (s *runtimeService) ListPodSandboxStats(_ context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
+	return &runtimeapi.ListPodSandboxStatsResponse{Stats: s.podStatsItems(req.GetFilter())}, nil
+}
+
+func (s *runtimeService) podStatsItems(f *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSandboxStats {
+	var asked []sandbox.Pod
+	for _, p := range s.pods().Pods() {
+		if isID(f.GetId(), p.ID) && hasLabels(f.GetLabelSelector(), p.Config.GetLabels()) {
+			asked = append(asked, p)
+		}
+	}
+	var items []*runtimeapi.PodSandboxStats
+	for _, p := range s.pods().ListPodStats(asked) {
+		items = append(items, s.podStats(p))
+	}
+	return items
+}
+
+func (s *runtimeService) allContainerStats(all []sandbox.Stats) []*runtimeapi.ContainerStats {
+	var items []*runtimeapi.ContainerStats
+	for _, c := range all {
+		items = append(items, s.containerStats(c))
+	}
+	return items
+}
+
+func (s *runtimeService) containerStats(u sandbox.Stats) *runtimeapi.ContainerStats {
+	r := &runtimeapi.ContainerStats{
+		Attributes: &runtimeapi.ContainerAttributes{Id: u.ID, Metadata: u.Config.GetMetadata(), Labels: u.Config.GetLabels(), Annotations: u.Config.GetAnnotations()},
+		Cpu:        cpuUsage(u.Usage, u.NanoCores), Memory: memoryUsage(u.Usage), Swap: swapUsage(u.Usage), Io: ioUsage(u.Usage),
+	}
+	if l := u.Layer; l.Bytes != nil {
+		r.WritableLayer = &runtimeapi.FilesystemUsage{Timestamp: l.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: s.pods().Filesystem()},
+			UsedBytes: number(l.Bytes), InodesUsed: number(l.Inodes)}
+	}
+	return r
+}
+
+func (s *runtimeService) podStats(p sandbox.PodStats) *runtimeapi.PodSandboxStats {
+	linux := &runtimeapi.LinuxPodSandboxStats{
+		Cpu: cpuUsage(p.Usage, p.NanoCores), Memory: memoryUsage(p.Usage), Io: ioUsage(p.Usage),
+		Network: networkUsage(p), Containers: s.allContainerStats(p.Containers),
+	}
+	if p.Threads != nil {
+		linux.Process = &runtimeapi.ProcessUsage{Timestamp: p.At.UnixNano(), ProcessCount: number(p.Threads)}
+	}
+	return &runtimeapi.PodSandboxStats{
+		Attributes: &runtimeapi.PodSandboxAttributes{Id: p.ID, Metadata: p.Config.GetMetadata(), Labels: p.Config.GetLabels(), Annotations: p.Config.GetAnnotations()},
+		Linux:      linux,
 	}
 }
 
-func number(n uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: n} }
+// A part of which nothing is known is left out, and so is a figure: zero would be believed.
+
+func cpuUsage(u sandbox.Usage, nanoCores *uint64) *runtimeapi.CpuUsage {
+	if u.CPU == nil {
+		return nil
+	}
+	return &runtimeapi.CpuUsage{Timestamp: u.At.UnixNano(), UsageCoreNanoSeconds: number(u.CPU), UsageNanoCores: number(nanoCores), Psi: pressure(u.CPUPressure)}
+}
+
+func memoryUsage(u sandbox.Usage) *runtimeapi.MemoryUsage {
+	m := u.Memory
+	if m.Usage == nil {
+		return nil
+	}
+	return &runtimeapi.MemoryUsage{Timestamp: u.At.UnixNano(), WorkingSetBytes: number(m.WorkingSet), AvailableBytes: number(m.Available),
+		UsageBytes: number(m.Usage), RssBytes: number(m.RSS), PageFaults: number(m.Faults), MajorPageFaults: number(m.MajorFaults),
+		Psi: pressure(u.MemoryPressure)}
+}
+
+func swapUsage(u sandbox.Usage) *runtimeapi.SwapUsage {
+	if u.Swap.Usage == nil {
+		return nil
+	}
+	return &runtimeapi.SwapUsage{Timestamp: u.At.UnixNano(), SwapAvailableBytes: number(u.Swap.Available), SwapUsageBytes: number(u.Swap.Usage)}
+}
+
+func ioUsage(u sandbox.Usage) *runtimeapi.IoUsage {
+	if u.IOPressure == nil {
+		return nil
+	}
+	return &runtimeapi.IoUsage{Timestamp: u.At.UnixNano(), Psi: pressure(u.IOPressure)}
+}
+
+func pressure(p *sandbox.Pressure) *runtimeapi.PsiStats {
+	if p == nil {
+		return nil
+	}
+	return &runtimeapi.PsiStats{Full: stall(p.Full), Some: stall(p.Some)}
+}
+
+func stall(s *sandbox.Stall) *runtimeapi.PsiData {
+	if s == nil {
+		return nil
+	}
+	return &runtimeapi.PsiData{Total: s.Total, Avg10: s.Avg10, Avg60: s.Avg60, Avg300: s.Avg300}
+}
+
+// networkUsage tells the default interface, and apart from it all others.
+func networkUsage(p sandbox.PodStats) *runtimeapi.NetworkUsage {
+	if len(p.Interfaces) == 0 {
+		return nil
+	}
+	r := &runtimeapi.NetworkUsage{Timestamp: p.InterfacesAt.UnixNano()}
+	for n, i := range p.Interfaces {
+		u := &runtimeapi.NetworkInterfaceUsage{Name: i.Name, RxBytes: number(&i.Rx.Bytes), RxErrors: number(&i.Rx.Errors),
+			TxBytes: number(&i.Tx.Bytes), TxErrors: number(&i.Tx.Errors)}
+		if n == 0 {
+			r.DefaultInterface = u
+			continue
+		}
+		r.Interfaces = append(r.Interfaces, u)
+	}
+	return r
+}
+
+// number is nil for what is not known.
+func number(n *uint64) *runtimeapi.UInt64Value {
+	if n == nil {
+		return nil
+	}
+	return &runtimeapi.UInt64Value{Value: *n}
+}

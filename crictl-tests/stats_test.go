@@ -1,0 +1,453 @@
+package crictltests
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func (c *container) stats() *cri.ContainerStats {
+	c.Helper()
+	r, err := c.runtime.ContainerStats(context.Background(), &cri.ContainerStatsRequest{ContainerId: c.id})
+	c.must(err)
+	return r.Stats
+}
+
+func (p *pod) stats() *cri.PodSandboxStats {
+	p.Helper()
+	r, err := p.runtime.PodSandboxStats(context.Background(), &cri.PodSandboxStatsRequest{PodSandboxId: p.id})
+	p.must(err)
+	return r.Stats
+}
+
+func (d *daemon) listStats(f *cri.ContainerStatsFilter) []*cri.ContainerStats {
+	d.Helper()
+	r, err := d.runtime.ListContainerStats(context.Background(), &cri.ListContainerStatsRequest{Filter: f})
+	d.must(err)
+	return r.Stats
+}
+
+func (d *daemon) listPodStats(f *cri.PodSandboxStatsFilter) []*cri.PodSandboxStats {
+	d.Helper()
+	r, err := d.runtime.ListPodSandboxStats(context.Background(), &cri.ListPodSandboxStatsRequest{Filter: f})
+	d.must(err)
+	return r.Stats
+}
+
+// burner burns a processor, holds 20 MB, and has written 3 MiB before it says ready.
+func burner() containerOption {
+	return shell("dd if=/dev/zero of=/written bs=1M count=3 2>/dev/null; x=$(head -c 20000000 /dev/zero | tr '\\0' a); echo ready; while :; do :; done")
+}
+
+func limitedTo(memory int64) containerOption {
+	return with(func(c *cri.ContainerConfig) { c.Linux.Resources.MemoryLimitInBytes = memory })
+}
+
+// cpuTime is what the kernel counts for the container, in nanoseconds.
+func (c *container) cpuTime() uint64 {
+	c.Helper()
+	return c.kernelFigure("cpuacct", "cpuacct.usage", "cpu.stat", "usage_usec", 1000)
+}
+
+// kernelFigure reads a number from the container's cgroup: the whole file of version 1, or one line of version 2's when name is not "".
+func (c *container) kernelFigure(controller, v1, v2, name string, unit uint64) uint64 {
+	c.Helper()
+	content := ""
+	if onUnified() {
+		content = c.cgroupFile("", v2)
+		for line := range strings.Lines(content) {
+			if key, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && key == name {
+				content = value
+			}
+		}
+	} else {
+		content, unit = c.cgroupFile(controller, v1), 1
+	}
+	n, err := strconv.ParseUint(content, 10, 64)
+	c.must(err)
+	return n * unit
+}
+
+// TestContainerStats holds every figure against the kernel's own.
+func TestContainerStats(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	const limit = 128 << 20
+	c := d.runPod().run(burner(), limitedTo(limit))
+	c.waitLog("ready")
+	began, before := time.Now().UnixNano(), c.cpuTime()
+	s := c.stats()
+	after, ended := c.cpuTime(), time.Now().UnixNano()
+
+	a := s.Attributes
+	if a.GetId() != c.id || a.GetMetadata().GetName() != c.config.Metadata.Name || a.Labels["container"] != c.config.Metadata.Name || len(a.Annotations) != 1 {
+		t.Errorf("attributes %v", a)
+	}
+	if used := s.Cpu.GetUsageCoreNanoSeconds().GetValue(); used < before || used > after || before == after {
+		t.Errorf("it has used %d ns, while the kernel's counter went from %d to %d", used, before, after)
+	}
+	if s.Cpu.UsageNanoCores != nil {
+		t.Errorf("a rate at the first question: %v", s.Cpu)
+	}
+	m := s.Memory
+	if rss := m.GetRssBytes().GetValue(); rss < 20000000 || rss > limit {
+		t.Errorf("it holds 20 MB, and the resident set has %d bytes", rss)
+	}
+	usage, set := m.GetUsageBytes().GetValue(), m.GetWorkingSetBytes().GetValue()
+	if peak := c.kernelFigure("memory", "memory.max_usage_in_bytes", "memory.peak", "", 1); set < 20000000 || usage < set || usage > peak {
+		t.Errorf("usage %d, working set %d, peak %d", usage, set, peak)
+	}
+	if m.GetAvailableBytes().GetValue() != limit-set {
+		t.Errorf("of %d bytes the working set has %d, and available are %v", limit, set, m.AvailableBytes)
+	}
+	if m.GetPageFaults().GetValue() < 20000000/4096 || m.MajorPageFaults == nil {
+		t.Errorf("page faults %v, major ones %v", m.PageFaults, m.MajorPageFaults)
+	}
+	for what, at := range map[string]int64{"cpu": s.Cpu.Timestamp, "memory": m.Timestamp, "writable layer": s.WritableLayer.GetTimestamp()} {
+		if at < began || at > ended {
+			t.Errorf("%s was measured %d ns after the question", what, at-began)
+		}
+	}
+	fs, err := d.images.ImageFsInfo(context.Background(), &cri.ImageFsInfoRequest{})
+	d.must(err)
+	l := s.WritableLayer
+	if l.GetUsedBytes().GetValue() < 3<<20 || l.GetUsedBytes().GetValue() > 4<<20 || l.GetInodesUsed().GetValue() == 0 {
+		t.Errorf("it wrote 3 MiB, but the writable layer says %v", l)
+	}
+	if l.GetFsId().GetMountpoint() != fs.ContainerFilesystems[0].FsId.Mountpoint {
+		t.Errorf("the writable layer lies on %v, and ImageFsInfo tells %v", l.GetFsId(), fs.ContainerFilesystems)
+	}
+	if onUnified() && (s.Cpu.Psi.GetSome() == nil || m.Psi.GetFull() == nil || s.Io.GetPsi().GetSome() == nil) {
+		t.Errorf("no pressure: %v", s)
+	}
+	if !onUnified() && (s.Cpu.Psi != nil || m.Psi != nil || s.Io != nil) {
+		t.Errorf("pressure that this kernel does not measure: %v", s)
+	}
+
+	var later *cri.ContainerStats
+	eventually(t, "a rate", func() error {
+		later = c.stats()
+		return unless(later.Cpu.UsageNanoCores != nil, "there is none: %v", later.Cpu)
+	})
+	if later.Cpu.UsageCoreNanoSeconds.Value <= s.Cpu.UsageCoreNanoSeconds.Value {
+		t.Errorf("it burns a processor, and its time stands still: %v, then %v", s.Cpu, later.Cpu)
+	}
+	if rate := later.Cpu.UsageNanoCores.Value; rate == 0 || rate > 1100000000 {
+		t.Errorf("one process uses %d nanocores", rate)
+	}
+	if free := d.runPod().run(idle()).stats(); free.Memory.AvailableBytes != nil || free.Memory.GetUsageBytes().GetValue() == 0 {
+		t.Errorf("memory of a container without a limit: %v", free.Memory)
+	}
+}
+
+// TestStatsOfWhatDoesNotRun: such containers are in no list, and by themselves have no figure but their writable layer's.
+func TestStatsOfWhatDoesNotRun(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	made, ended := p.create(idle()), p.run(shell("dd if=/dev/zero of=/written bs=1M count=1; exit 0"))
+	ended.waitExit()
+	runs := p.run(idle())
+	for _, c := range []*container{made, ended} {
+		s := c.stats()
+		if s.Attributes.GetId() != c.id || s.Cpu != nil || s.Memory != nil || s.Swap != nil || s.Io != nil || s.WritableLayer.GetUsedBytes() == nil {
+			t.Errorf("of a container that does not run: %v", s)
+		}
+	}
+	if used := ended.stats().WritableLayer.UsedBytes.Value; used < 1<<20 {
+		t.Errorf("it has written 1 MiB, and its layer has %d bytes", used)
+	}
+	if got := statsIDs(d.listStats(nil)); !slices.Equal(got, []string{runs.id}) {
+		t.Errorf("listed are %v, want the one that runs", got)
+	}
+	if got := statsIDs(p.stats().Linux.Containers); !slices.Equal(got, []string{runs.id}) {
+		t.Errorf("the pod has %v, want the one that runs", got)
+	}
+	p.stop()
+	if s := p.stats(); s.Attributes.GetId() != p.id || s.Linux.Cpu != nil || s.Linux.Memory != nil || s.Linux.Network != nil ||
+		s.Linux.Process != nil || len(s.Linux.Containers) != 0 {
+		t.Errorf("of a pod that was stopped: %v", s)
+	}
+	if list := d.listPodStats(nil); len(list) != 0 {
+		t.Errorf("a pod that was stopped is listed: %v", list)
+	}
+	_, err := d.runtime.ContainerStats(context.Background(), &cri.ContainerStatsRequest{ContainerId: "feedfeedfeed"})
+	wantCode(t, err, codes.NotFound, "feedfeedfeed")
+}
+
+func statsIDs(all []*cri.ContainerStats) []string {
+	var ids []string
+	for _, s := range all {
+		ids = append(ids, s.Attributes.GetId())
+	}
+	return ids
+}
+
+func podStatsIDs(all []*cri.PodSandboxStats) []string {
+	var ids []string
+	for _, s := range all {
+		ids = append(ids, s.Attributes.GetId())
+	}
+	return ids
+}
+
+func TestStatsFilters(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p, q := d.runPod(), d.runPod()
+	a, b, c := p.run(idle()), p.run(idle()), q.run(idle())
+	label := func(c *container) map[string]string { return map[string]string{"container": c.config.Metadata.Name} }
+	for name, row := range map[string]struct {
+		filter *cri.ContainerStatsFilter
+		want   []*container
+	}{
+		"none":           {nil, []*container{a, b, c}},
+		"empty":          {&cri.ContainerStatsFilter{}, []*container{a, b, c}},
+		"id":             {&cri.ContainerStatsFilter{Id: a.id}, []*container{a}},
+		"short id":       {&cri.ContainerStatsFilter{Id: a.id[:20]}, []*container{a}},
+		"pod":            {&cri.ContainerStatsFilter{PodSandboxId: p.id}, []*container{a, b}},
+		"short pod id":   {&cri.ContainerStatsFilter{PodSandboxId: q.id[:20]}, []*container{c}},
+		"label":          {&cri.ContainerStatsFilter{LabelSelector: label(b)}, []*container{b}},
+		"pod and label":  {&cri.ContainerStatsFilter{PodSandboxId: q.id, LabelSelector: label(b)}, nil},
+		"id of another":  {&cri.ContainerStatsFilter{Id: c.id, PodSandboxId: p.id}, nil},
+		"unknown":        {&cri.ContainerStatsFilter{Id: "feed" + strings.Repeat("0", 60)}, nil},
+		"another's name": {&cri.ContainerStatsFilter{LabelSelector: map[string]string{"app": p.config.Metadata.Name}}, nil},
+	} {
+		var want []string
+		for _, c := range row.want {
+			want = append(want, c.id)
+		}
+		got := statsIDs(d.listStats(row.filter))
+		if slices.Sort(got); !slices.Equal(got, slices.Sorted(slices.Values(want))) {
+			t.Errorf("%s: got %v, want %v", name, got, want)
+		}
+	}
+	for name, row := range map[string]struct {
+		filter *cri.PodSandboxStatsFilter
+		want   []string
+	}{
+		"none":     {nil, []string{p.id, q.id}},
+		"id":       {&cri.PodSandboxStatsFilter{Id: p.id}, []string{p.id}},
+		"short id": {&cri.PodSandboxStatsFilter{Id: q.id[:20]}, []string{q.id}},
+		"label":    {&cri.PodSandboxStatsFilter{LabelSelector: map[string]string{"app": q.config.Metadata.Name}}, []string{q.id}},
+		"both":     {&cri.PodSandboxStatsFilter{Id: p.id, LabelSelector: map[string]string{"app": q.config.Metadata.Name}}, nil},
+	} {
+		got := podStatsIDs(d.listPodStats(row.filter))
+		slices.Sort(got)
+		if slices.Sort(row.want); !slices.Equal(got, row.want) {
+			t.Errorf("pods, %s: got %v, want %v", name, got, row.want)
+		}
+	}
+	if r, err := d.runtime.PodSandboxStats(context.Background(), &cri.PodSandboxStatsRequest{PodSandboxId: p.id[:20]}); err != nil || r.Stats.Attributes.Id != p.id {
+		t.Errorf("by a short id: %v, %v", r, err)
+	}
+}
+
+// TestPodStats: a pod with a cgroup of its own has that one's figures.
+func TestPodStats(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	parent := d.makeCgroup()
+	p := d.runPod(func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = parent })
+	a, b := p.run(burner()), p.run(idle())
+	a.waitLog("ready")
+	figure := func(controller, v1, v2, name string, unit uint64) uint64 {
+		return p.parentFigure(parent, controller, v1, v2, name, unit)
+	}
+	before := figure("cpuacct", "cpuacct.usage", "cpu.stat", "usage_usec", 1000)
+	s := p.stats()
+	after := figure("cpuacct", "cpuacct.usage", "cpu.stat", "usage_usec", 1000)
+	at := s.Attributes
+	if at.GetId() != p.id || at.GetMetadata().GetUid() != p.config.Metadata.Uid || at.Labels["app"] != p.config.Metadata.Name || len(at.Annotations) != 1 {
+		t.Errorf("attributes %v", at)
+	}
+	l := s.Linux
+	if used := l.Cpu.GetUsageCoreNanoSeconds().GetValue(); used < before || used > after || before == after {
+		t.Errorf("the pod has used %d ns, while the kernel's counter went from %d to %d", used, before, after)
+	}
+	got := statsIDs(l.Containers)
+	if slices.Sort(got); !slices.Equal(got, slices.Sorted(slices.Values([]string{a.id, b.id}))) {
+		t.Errorf("its containers are %v, want %s and %s", got, a.id, b.id)
+	}
+	var sum uint64
+	for _, c := range l.Containers {
+		sum += c.Memory.GetRssBytes().GetValue()
+		if c.Cpu == nil || c.WritableLayer == nil {
+			t.Errorf("a container in it: %v", c)
+		}
+	}
+	if rss := l.Memory.GetRssBytes().GetValue(); rss < 20000000 || rss < sum/2 {
+		t.Errorf("the resident set has %d bytes, and those of the containers %d", rss, sum)
+	}
+	if want := figure("pids", "pids.current", "pids.current", "", 1); l.Process.GetProcessCount().GetValue() != want || want != 3 {
+		t.Errorf("%v processes, the kernel counts %d, and there should be pause and two", l.Process, want)
+	}
+	eventually(t, "a rate", func() error {
+		s = p.stats()
+		return unless(s.Linux.Cpu.UsageNanoCores != nil, "there is none: %v", s.Linux.Cpu)
+	})
+	if rate := s.Linux.Cpu.UsageNanoCores.Value; rate == 0 {
+		t.Error("it burns a processor at a rate of 0")
+	}
+	if other := d.runPod(); other.stats().Linux.Cpu.GetUsageCoreNanoSeconds().GetValue() == 0 || other.stats().Linux.Process.GetProcessCount().GetValue() != 1 {
+		t.Errorf("a pod without a cgroup of its own: %v", other.stats().Linux)
+	}
+}
+
+// parentFigure is kernelFigure of a pod's cgroup.
+func (p *pod) parentFigure(parent, controller, v1, v2, name string, unit uint64) uint64 {
+	p.Helper()
+	file := filepath.Join("/sys/fs/cgroup", controller, parent, v1)
+	if onUnified() {
+		file = filepath.Join("/sys/fs/cgroup", parent, v2)
+	} else {
+		name, unit = "", 1
+	}
+	content := strings.TrimSpace(hostFile(p, file))
+	if name != "" {
+		for line := range strings.Lines(content) {
+			if key, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && key == name {
+				content = value
+			}
+		}
+	}
+	n, err := strconv.ParseUint(content, 10, 64)
+	p.must(err)
+	return n * unit
+}
+
+// interfaceCounters are ip's, from within the network of a process.
+func (d *daemon) interfaceCounters(pid int, name string) (rx, tx uint64) {
+	d.Helper()
+	out, err := exec.Command("nsenter", "-t", fmt.Sprint(pid), "-n", "ip", "-s", "-j", "link", "show", name).Output()
+	d.must(err)
+	var links []struct {
+		Stats64 struct{ Rx, Tx struct{ Bytes uint64 } }
+	}
+	d.must(json.Unmarshal(out, &links))
+	return links[0].Stats64.Rx.Bytes, links[0].Stats64.Tx.Bytes
+}
+
+// TestNetworkStats: what is sent to a pod and comes back is counted on its interface, from the pod's side, and also when pause has died.
+func TestNetworkStats(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	c := p.run(d.tool("listen", "0.0.0.0:8080", "cat"))
+	const size = 1 << 20
+	eventually(t, "the pod to answer", func() error {
+		conn, err := net.DialTimeout("tcp", p.ip()+":8080", time.Second)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		d.must(conn.SetDeadline(time.Now().Add(patience)))
+		go func() {
+			_, _ = conn.Write(make([]byte, size))
+			_ = conn.(*net.TCPConn).CloseWrite()
+		}()
+		n, err := io.Copy(io.Discard, conn)
+		return unless(err == nil && n == size, "%d bytes came back: %v", n, err)
+	})
+	check := func(when string) {
+		t.Helper()
+		rx, tx := d.interfaceCounters(c.pid(), "eth0")
+		s := p.stats().Linux.Network
+		rxAfter, txAfter := d.interfaceCounters(c.pid(), "eth0")
+		i := s.GetDefaultInterface()
+		if i.GetName() != "eth0" || len(s.GetInterfaces()) != 0 || s.GetTimestamp() == 0 || i.RxErrors == nil || i.TxErrors == nil {
+			t.Errorf("%s: network %v", when, s)
+		}
+		if got := i.GetRxBytes().GetValue(); got < rx || got > rxAfter || got < size {
+			t.Errorf("%s: received %d bytes, ip says %d to %d", when, got, rx, rxAfter)
+		}
+		if got := i.GetTxBytes().GetValue(); got < tx || got > txAfter || got < size {
+			t.Errorf("%s: sent %d bytes, ip says %d to %d", when, got, tx, txAfter)
+		}
+	}
+	check("while pause lives")
+	d.must(syscall.Kill(p.pausePID(), syscall.SIGKILL))
+	eventually(t, "the pod not to be ready", func() error {
+		return unless(p.status().State == cri.PodSandboxState_SANDBOX_NOTREADY, "it is")
+	})
+	check("after pause died")
+	if list := d.listPodStats(nil); len(list) != 1 || list[0].Linux.Cpu == nil || len(list[0].Linux.Containers) != 1 {
+		t.Errorf("a pod without pause in which a container runs is listed as %v", list)
+	}
+	if s := d.runPod(onHostNetwork).stats(); s.Linux.Network != nil || s.Linux.Cpu == nil {
+		t.Errorf("the host's network is told as a pod's: %v", s.Linux)
+	}
+}
+
+// TestOtherInterfaces: every interface is told, none twice, and never the loopback.
+func TestOtherInterfaces(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	out, err := exec.Command("nsenter", "-t", fmt.Sprint(p.pausePID()), "-n", "ip", "link", "add", "aux0", "type", "veth", "peer", "name", "aux1").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	n := p.stats().Linux.Network
+	var others []string
+	for _, i := range n.GetInterfaces() {
+		others = append(others, i.Name)
+	}
+	if slices.Sort(others); n.GetDefaultInterface().GetName() != "eth0" || !slices.Equal(others, []string{"aux0", "aux1"}) || n.Interfaces[0].TxBytes == nil {
+		t.Errorf("network: %v", n)
+	}
+}
+
+// TestStatsWhileContainersEnd: what vanishes between two looks costs nobody else.
+func TestStatsWhileContainersEnd(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	stays := p.run(idle())
+	d.pulled(busybox)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 8 {
+			c := p.create(shell("exit 0"))
+			if c.tryStart() == nil {
+				_, _ = d.runtime.RemoveContainer(context.Background(), &cri.RemoveContainerRequest{ContainerId: c.id})
+			}
+		}
+	}()
+	for ended := false; !ended; {
+		select {
+		case <-done:
+			ended = true
+		default:
+		}
+		list := d.listStats(nil)
+		if !slices.Contains(statsIDs(list), stays.id) {
+			t.Fatalf("the one that stays is not among %v", statsIDs(list))
+		}
+		for _, s := range list {
+			if s.Memory.GetUsageBytes() == nil && s.Cpu == nil {
+				t.Errorf("listed without any figure: %v", s)
+			}
+		}
+		if pods := d.listPodStats(nil); len(pods) != 1 || !slices.Contains(statsIDs(pods[0].Linux.Containers), stays.id) {
+			t.Fatalf("pods: %v", pods)
+		}
+		if _, err := d.runtime.ListPodSandboxMetrics(context.Background(), &cri.ListPodSandboxMetricsRequest{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,86 @@
+package sandbox
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Interface is what went through a network interface of a pod, as the pod sees it.
+type Interface struct {
+	Name   string
+	Rx, Tx Traffic
+}
+
+// Traffic is counted since the interface was made.
+type Traffic struct{ Bytes, Packets, Errors, Dropped uint64 }
+
+// defaultInterface is what the network's first interface of a pod is called.
+const defaultInterface = "eth0"
+
+// interfacesOf returns the interfaces of a pod without the loopback, the default one first. Nil for a pod in the host's network: what goes
+// through the host's interfaces is not the pod's. Nothing enters the namespace: the kernel shows it through each process in it.
+func interfacesOf(p Pod) []Interface {
+	if p.NetNS == "" {
+		return nil
+	}
+	pids := []int{p.PausePID}
+	for _, c := range p.Containers {
+		pids = append(pids, c.PID)
+	}
+	for _, pid := range pids {
+		if pid == 0 || !inNamespace(pid, p.NetNS) { // another process may have the number by now
+			continue
+		}
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", pid)); err == nil {
+			return parseInterfaces(string(b))
+		}
+	}
+	return nil
+}
+
+// inNamespace says whether the process lives in the network namespace that is pinned at path.
+func inNamespace(pid int, path string) bool {
+	var theirs, ours unix.Stat_t
+	return unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &theirs) == nil && unix.Stat(path, &ours) == nil &&
+		theirs.Dev == ours.Dev && theirs.Ino == ours.Ino
+}
+
+// parseInterfaces reads /proc/net/dev: two lines of headings, then a name and sixteen counters on each.
+func parseInterfaces(dev string) []Interface {
+	var all []Interface
+	for line := range strings.Lines(dev) {
+		name, counters, ok := strings.Cut(line, ":")
+		f := strings.Fields(counters)
+		if !ok || len(f) < 16 {
+			continue
+		}
+		i := Interface{Name: strings.TrimSpace(name)}
+		var rx, tx bool
+		i.Rx, rx = traffic(f)
+		i.Tx, tx = traffic(f[8:])
+		if rx && tx && i.Name != "lo" {
+			all = append(all, i)
+		}
+	}
+	if n := slices.IndexFunc(all, func(i Interface) bool { return i.Name == defaultInterface }); n > 0 {
+		first := all[n]
+		all = slices.Insert(slices.Delete(all, n, n+1), 0, first)
+	}
+	return all
+}
+
+func traffic(f []string) (t Traffic, ok bool) {
+	for i, counter := range []*uint64{&t.Bytes, &t.Packets, &t.Errors, &t.Dropped} {
+		n, err := strconv.ParseUint(f[i], 10, 64)
+		if err != nil {
+			return t, false
+		}
+		*counter = n
+	}
+	return t, true
+}

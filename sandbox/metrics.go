@@ -1,0 +1,106 @@
+package sandbox
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/sandbox/cgroup"
+)
+
+// Metrics is all that is counted of a container.
+type Metrics struct {
+	Container
+	cgroup.Detail
+	Layer  Layer
+	Device string   // of the filesystem with the writable layer, such as /dev/vda1
+	Names  []string // of Devices, in their order
+}
+
+// PodMetrics is all that is counted of a pod.
+type PodMetrics struct {
+	Pod
+	Interfaces []Interface
+	Containers []Metrics // those that run
+}
+
+// Metrics returns what is counted of every pod in which something runs (CRI ListPodSandboxMetrics).
+func (m *Manager) Metrics() []PodMetrics {
+	pods := live(m.Pods())
+	inside := m.containersOf(pods)
+	all := make([]PodMetrics, len(pods))
+	each(len(pods), func(i int) {
+		p := pods[i]
+		all[i] = PodMetrics{Pod: p, Interfaces: interfacesOf(p)}
+		for _, c := range inside[p.ID] {
+			if d := m.cgroups().Detail(c.Cgroup, m.hugePages(c)); !d.None() {
+				all[i].Containers = append(all[i].Containers, Metrics{Container: c, Detail: d})
+			}
+		}
+	})
+	m.addDisks(all)
+	return all
+}
+
+// hugePages returns the sizes that the container may use any of: all others are denied it.
+func (m *Manager) hugePages(c Container) []string {
+	var sizes []string
+	for _, l := range c.Config.GetLinux().GetResources().GetHugepageLimits() {
+		if l.GetLimit() > 0 && len(m.host.HugePageSizes) > 0 {
+			sizes = append(sizes, l.GetPageSize())
+		}
+	}
+	return sizes
+}
+
+func (m *Manager) addDisks(pods []PodMetrics) {
+	var all []*Metrics
+	var dirs []string
+	for i := range pods {
+		for j := range pods[i].Containers {
+			c := &pods[i].Containers[j]
+			all, dirs = append(all, c), append(dirs, m.upper(c.Container))
+		}
+	}
+	names := deviceNames{}
+	root := names.below(m.conf.Root)
+	for i, l := range m.layers.measure(dirs...) {
+		all[i].Layer, all[i].Device = l, root
+		for _, d := range all[i].Devices {
+			all[i].Names = append(all[i].Names, names.of(d.Major, d.Minor))
+		}
+	}
+}
+
+// deviceNames are the names of block devices that were looked up for one answer. Numbers are given again to other devices.
+type deviceNames map[[2]uint64]string
+
+// of returns the name such as /dev/vda1, or "major:minor" of a device without one.
+func (n deviceNames) of(major, minor uint64) string {
+	key := [2]uint64{major, minor}
+	if name, ok := n[key]; ok {
+		return name
+	}
+	name := fmt.Sprintf("%d:%d", major, minor)
+	event, err := os.ReadFile("/sys/dev/block/" + name + "/uevent")
+	if err == nil {
+		for line := range strings.Lines(string(event)) {
+			if short, ok := strings.CutPrefix(line, "DEVNAME="); ok {
+				name = "/dev/" + strings.TrimSpace(short)
+			}
+		}
+	}
+	n[key] = name
+	return name
+}
+
+// below returns the name of the device that a folder lies on.
+func (n deviceNames) below(dir string) string {
+	var st unix.Stat_t
+	if unix.Stat(dir, &st) != nil {
+		return ""
+	}
+	return n.of(uint64(unix.Major(st.Dev)), uint64(unix.Minor(st.Dev)))
+}

@@ -1,0 +1,106 @@
+package sandbox
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"time"
+)
+
+// TestNanoCores: a rate is over a second at least, whoever asks in between, and nothing is told of a counter that went back.
+func TestNanoCores(t *testing.T) {
+	var r rates
+	began := time.Now()
+	for _, c := range []struct {
+		after time.Duration
+		cpu   uint64
+		want  *uint64
+	}{
+		{0, 5e9, nil},
+		{500 * time.Millisecond, 6e9, nil}, // too early
+		{2 * time.Second, 7e9, new(uint64(1e9))},
+		{2500 * time.Millisecond, 10e9, new(uint64(2e9))}, // since the first
+		{4 * time.Second, 7e9 + 500e6, new(uint64(250e6))},
+		{6 * time.Second, 1e9, nil}, // made anew
+		{7 * time.Second, 1e9, new(uint64(0))},
+		{7*time.Second + forgetAfter + 1, 2e9, nil}, // nobody asked
+	} {
+		if got := r.nanoCores("c", began.Add(c.after), &c.cpu); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("after %s: got %v, want %v", c.after, value(got), value(c.want))
+		}
+	}
+	if r.nanoCores("c", began, nil) != nil {
+		t.Error("a rate of what is not known")
+	}
+	r.nanoCores("other", began.Add(30*time.Minute), new(uint64(1)))
+	if len(r.all) != 1 {
+		t.Errorf("%d are remembered, want the one that was asked about", len(r.all))
+	}
+}
+
+func value(n *uint64) any {
+	if n == nil {
+		return "nothing"
+	}
+	return *n
+}
+
+func TestParseInterfaces(t *testing.T) {
+	const head = "Inter-|   Receive                                                |  Transmit\n" +
+		" face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n"
+	lo := "    lo:    3193      29    0    0    0     0          0         0     3193      29    0    0    0     0       0          0\n"
+	eth0 := "  eth0: 1000       20    3    4    0     0          0         0  5000    60    7    8    0     0       0          0\n"
+	net1 := "veth_a.1:1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n"
+	first := Interface{"eth0", Traffic{1000, 20, 3, 4}, Traffic{5000, 60, 7, 8}}
+	other := Interface{"veth_a.1", Traffic{1, 2, 3, 4}, Traffic{5, 6, 7, 8}}
+	for _, c := range []struct {
+		dev  string
+		want []Interface
+	}{
+		{head + lo + eth0, []Interface{first}},
+		{head + lo + net1 + eth0, []Interface{first, other}},
+		{head + lo + net1, []Interface{other}},
+		{head + lo, nil},
+		{"", nil},
+		{head + "eth0: 1 2 3\neth1: x 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n", nil},
+	} {
+		if got := parseInterfaces(c.dev); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("of\n%s\ngot %v, want %v", c.dev, got, c.want)
+		}
+	}
+}
+
+// TestLayers: a layer is walked once for all who ask within a minute, what is written twice in a folder counts once, and what is not there
+// has no size.
+func TestLayers(t *testing.T) {
+	var l layers
+	dir := t.TempDir()
+	for name, size := range map[string]int{"a": 1 << 20, "b": 1} {
+		if err := os.WriteFile(filepath.Join(dir, name), make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Link(filepath.Join(dir, "a"), filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	var first []Layer
+	for deadline := time.Now().Add(time.Minute); len(first) == 0 || first[0].At.IsZero() || first[1].At.IsZero(); {
+		if first = l.measure(dir, filepath.Join(dir, "none")); time.Now().After(deadline) {
+			t.Fatal("the layers were not measured within a minute")
+		}
+	}
+	size := first[0]
+	if size.Bytes == nil || *size.Bytes < 1<<20 || *size.Bytes > 1<<20+64<<10 || *size.Inodes != 3 || *size.Capacity < *size.Bytes {
+		t.Errorf("1 MiB, a byte and a link are %v bytes in %v inodes", value(size.Bytes), value(size.Inodes))
+	}
+	if none := first[1]; none.Bytes != nil || none.Capacity != nil {
+		t.Errorf("what is not there has %v bytes", value(none.Bytes))
+	}
+	if err := os.Remove(filepath.Join(dir, "b")); err != nil {
+		t.Fatal(err)
+	}
+	if again := l.measure(dir)[0]; !reflect.DeepEqual(again, size) {
+		t.Errorf("it was walked again: %v", again)
+	}
+}
