@@ -147,8 +147,12 @@ func (m *Manager) removePodFiles(id string) error {
 
 // specPod gathers what the spec of a pod, or of a container in it, is made of.
 func (m *Manager) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
+	name, err := podHostname(p.config)
+	if err != nil {
+		return spec.Pod{}, err
+	}
 	s := spec.Pod{ID: p.id, Config: p.config, RuntimeHandler: r.Handler, NetNS: r.NetNS, PausePID: r.PausePID,
-		Hostname: p.config.GetHostname(), ShmPath: m.podFile(p.id, "shm"), HostsPath: m.podFile(p.id, "hosts"),
+		Hostname: name, ShmPath: m.podFile(p.id, "shm"), HostsPath: m.podFile(p.id, "hosts"),
 		HostnamePath: m.podFile(p.id, "hostname"), ResolvConfPath: m.podFile(p.id, "resolv.conf")}
 	if hostIPC(p.config) {
 		s.ShmPath = ""
