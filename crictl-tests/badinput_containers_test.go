@@ -82,6 +82,7 @@ func badProcesses(d *daemon) []bad[createRequest] {
 		{name: "absolute log", change: func(r createRequest) { r.Config.LogPath = "/etc/cribox.log" }, field: "log_path"},
 		{name: "log up", change: func(r createRequest) { r.Config.LogPath = "../../x.log" }, field: "log_path"},
 		{name: "log is a folder", change: func(r createRequest) { r.Config.LogPath = "x/" }, field: "log_path"},
+		{name: "windows", change: func(r createRequest) { r.Config.Windows = &cri.WindowsContainerConfig{} }, field: "windows"},
 	}
 }
 

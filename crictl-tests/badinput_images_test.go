@@ -60,6 +60,7 @@ func badPulls(d *daemon) []bad[pullRequest] {
 		{name: "wrong credentials", change: func(r pullRequest) {
 			r.Image.Image, r.Auth = d.ref("private:1"), &cri.AuthConfig{Username: "alice", Password: "not-the-word"}
 		}, field: "private", code: codes.Unauthenticated},
+		{name: "unknown handler", change: func(r pullRequest) { r.Image.RuntimeHandler = "no-such-handler" }, field: `runtime_handler "no-such-handler"`},
 		{name: "nobody may", change: image(d.ref("forbidden:1")), field: "forbidden", code: codes.PermissionDenied},
 		{name: "layer is not what the config says", change: image(d.ref("broken:diff-id")), field: "broken:diff-id", code: codes.DataLoss},
 		{name: "bomb", change: image(d.ref("hostile:bomb")), field: "hostile:bomb", code: codes.ResourceExhausted},

@@ -123,6 +123,7 @@ func badPods() []bad[*cri.RunPodSandboxRequest] {
 			field: "seccomp.localhost_ref"},
 		{name: "no seccomp type", change: security(func(s *cri.LinuxSandboxSecurityContext) { s.Seccomp.ProfileType = 42 }), field: "seccomp.profile_type"},
 
+		{name: "windows", change: func(r request) { r.Config.Windows = &cri.WindowsPodSandboxConfig{} }, field: "windows"},
 		{name: "unknown handler", change: func(r request) { r.RuntimeHandler = "no-such-handler" }, field: `runtime_handler "no-such-handler"`},
 	}
 }

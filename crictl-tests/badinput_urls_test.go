@@ -16,6 +16,7 @@ func TestBadStreams(t *testing.T) {
 	ctx := context.Background()
 	p := d.runPod()
 	up, made, done := p.run(idle()), p.create(idle()), p.run(shell("exit 0"))
+	terminal := p.run(idle(), with(func(c *cri.ContainerConfig) { c.Tty = true }))
 	done.waitExit()
 	stopped := d.runPod(onHostNetwork)
 	stopped.stop()
@@ -54,6 +55,8 @@ func TestBadStreams(t *testing.T) {
 	wantRefused(t, []bad[*cri.AttachRequest]{
 		{name: "attach: no stream", change: func(r *cri.AttachRequest) { r.Stdout = false }, field: "std"},
 		{name: "attach: tty and stderr", change: func(r *cri.AttachRequest) { r.Tty, r.Stderr = true, true }, field: "stderr"},
+		{name: "attach: tty where there is none", change: func(r *cri.AttachRequest) { r.Tty = true }, field: "tty"},
+		{name: "attach: no tty where there is one", change: func(r *cri.AttachRequest) { r.ContainerId = terminal.id }, field: "tty"},
 		{name: "attach: created", change: func(r *cri.AttachRequest) { r.ContainerId = made.id }, field: made.id, code: codes.FailedPrecondition},
 		{name: "attach: exited", change: func(r *cri.AttachRequest) { r.ContainerId = done.id }, field: done.id, code: codes.FailedPrecondition},
 	}, func() *cri.AttachRequest { return &cri.AttachRequest{ContainerId: up.id, Stdout: true} }, attach, func(*cri.AttachResponse) {})

@@ -68,6 +68,12 @@ func (m *Manager) HostOf(handler string) spec.Host {
 	return h
 }
 
+// CheckHandler returns ErrInvalidArgument for a handler that is not configured; "" is the default one.
+func (m *Manager) CheckHandler(name string) error {
+	_, err := m.handler(name)
+	return err
+}
+
 func (m *Manager) handler(name string) (Handler, error) {
 	now := m.handlers.Load()
 	if name == "" {

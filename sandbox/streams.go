@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"sync/atomic"
@@ -266,13 +267,20 @@ func (m *Manager) Attach(ctx context.Context, id string, client Streams) error {
 	return m.follow(ctx, c, out, func() error { return m.talk(ctx, c, client) })
 }
 
-// CheckAttach says why nobody can attach to a container now: ErrNotFound, ErrFailedPrecondition.
-func (m *Manager) CheckAttach(id string) error {
+// CheckAttach says why nobody can attach to a container now: ErrNotFound, ErrFailedPrecondition, ErrInvalidArgument when the client means to
+// find a terminal and there is none, or the other way round (CRI AttachRequest.tty).
+func (m *Manager) CheckAttach(id string, tty bool) error {
 	c, err := m.findContainer(id)
 	if err != nil {
 		return err
 	}
-	return m.mustRun(c)
+	if err := m.mustRun(c); err != nil {
+		return err
+	}
+	if tty != c.config.GetTty() {
+		return fmt.Errorf("tty is %t, that of container %s is %t: %w", tty, c.id, c.config.GetTty(), errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // follow copies a container's output until it ends. begun is called once, when the output that an input causes will be seen. A logger that

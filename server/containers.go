@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox"
@@ -128,8 +129,7 @@ func (s *runtimeService) containerStatus(c sandbox.Container) *runtimeapi.Contai
 
 // imageOf names the container's image the way people do: by its first tag, else as the request had it.
 func (s *runtimeService) imageOf(c sandbox.Container) *runtimeapi.ImageSpec {
-	spec := &runtimeapi.ImageSpec{Image: c.Config.GetImage().GetImage(), Annotations: c.Config.GetImage().GetAnnotations(),
-		UserSpecifiedImage: c.Config.GetImage().GetUserSpecifiedImage(), RuntimeHandler: c.Config.GetImage().GetRuntimeHandler()}
+	spec := proto.CloneOf(c.Config.GetImage())
 	if img, err := s.images().Lookup(c.ImageID); err == nil && len(img.RepoTags) > 0 {
 		spec.Image = img.RepoTags[0]
 	}

@@ -14,7 +14,11 @@ import (
 	"github.com/cribox/cribox/imageservice"
 )
 
+// PullImage pulls for every handler alike, but refuses one that is unknown (CRI ImageSpec.runtime_handler).
 func (s *imageService) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+	if err := s.pods().CheckHandler(req.GetImage().GetRuntimeHandler()); err != nil {
+		return nil, err
+	}
 	var auth *imageservice.Auth
 	if a := req.GetAuth(); a != nil {
 		auth = &imageservice.Auth{Username: a.GetUsername(), Password: a.GetPassword(), Auth: a.GetAuth(), ServerAddress: a.GetServerAddress(),

@@ -42,7 +42,7 @@ func (s *runtimeService) Attach(_ context.Context, req *runtimeapi.AttachRequest
 	if err := checkStreams(req); err != nil {
 		return nil, err
 	}
-	if err := s.pods().CheckAttach(req.GetContainerId()); err != nil {
+	if err := s.pods().CheckAttach(req.GetContainerId(), req.GetTty()); err != nil {
 		return nil, err
 	}
 	url, err := s.door.url("attach", func(w http.ResponseWriter, r *http.Request) {

@@ -91,6 +91,9 @@ func (d *draft) applySELinux(o *runtimeapi.SELinuxOption, process, mount string)
 	if asked && !d.host.SELinux {
 		return fmt.Errorf("security_context.selinux_options: this machine has no SELinux: %w", errdefs.ErrFailedPrecondition)
 	}
+	if asked && process == "" {
+		return fmt.Errorf("security_context.selinux_options: no label is made of them yet: %w", errdefs.ErrFailedPrecondition)
+	}
 	if d.host.SELinux {
 		d.spec.Process.SelinuxLabel = process
 		d.spec.Linux.MountLabel = mount

@@ -33,6 +33,7 @@ var containerChecks = []struct {
 	{"paths", checkProtectedPaths},
 	{"profiles", checkContainerProfiles},
 	{"resources", checkContainerResources},
+	{"windows", checkContainerWindows},
 }
 
 // ValidateContainer returns ErrInvalidArgument naming the field that no
@@ -290,4 +291,8 @@ func checkContainerProfiles(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.Contai
 
 func checkContainerResources(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
 	return ValidateResources(c.GetLinux().GetResources(), h)
+}
+
+func checkContainerWindows(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	return checkNotWindows(c.GetWindows() != nil)
 }

@@ -25,6 +25,7 @@ var podChecks = []struct {
 	{"user", checkPodUser},
 	{"profiles", checkPodProfiles},
 	{"resources", checkPodResources},
+	{"windows", checkPodWindows},
 }
 
 // ValidatePod returns ErrInvalidArgument naming the field that no machine
@@ -203,6 +204,18 @@ func checkPodResources(p *runtimeapi.PodSandboxConfig, _ Host) error {
 		if r.GetCpuShares() < 0 || r.GetCpuPeriod() < 0 || r.GetCpuQuota() < -1 || r.GetMemoryLimitInBytes() < -1 {
 			return invalid(field, "holds a negative figure")
 		}
+	}
+	return nil
+}
+
+func checkPodWindows(p *runtimeapi.PodSandboxConfig, _ Host) error {
+	return checkNotWindows(p.GetWindows() != nil)
+}
+
+// checkNotWindows: who asks for something of Windows would not get it.
+func checkNotWindows(asked bool) error {
+	if asked {
+		return invalid("windows", "is set, and this machine runs Linux")
 	}
 	return nil
 }

@@ -210,6 +210,9 @@ func TestWhatAMachineLacksForPods(t *testing.T) {
 		"selinux": func(_ *Host, p *Pod) {
 			p.Config.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0:c1"}
 		},
+		"selinux without a label": func(h *Host, p *Pod) {
+			h.SELinux, p.Config.Linux.SecurityContext.SelinuxOptions = true, &runtimeapi.SELinuxOption{Role: "r"}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, p := aHost(), aPod()
@@ -404,6 +407,9 @@ func TestWhatAMachineLacksForContainers(t *testing.T) {
 			h.AppArmor, c.security().Apparmor = true, &runtimeapi.SecurityProfile{}
 		},
 		"selinux": func(_ *Host, c *Container) { c.security().SelinuxOptions = &runtimeapi.SELinuxOption{Type: "t"} },
+		"selinux without a label": func(h *Host, c *Container) {
+			h.SELinux, c.security().SelinuxOptions = true, &runtimeapi.SELinuxOption{User: "u"}
+		},
 		"unified": func(h *Host, c *Container) {
 			h.CgroupV2 = false
 			c.Config.Linux.Resources = &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.high": "max"}}
