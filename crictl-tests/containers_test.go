@@ -371,18 +371,18 @@ func TestResources(t *testing.T) {
 	c := d.runPod().run(idle(), with(func(c *cri.ContainerConfig) {
 		c.Linux.Resources = &cri.LinuxContainerResources{
 			CpuPeriod: 50000, CpuQuota: 25000, CpuShares: 512, MemoryLimitInBytes: 96 << 20, MemorySwapLimitInBytes: 96 << 20,
-			CpusetCpus: "0", OomScoreAdj: 500,
+			CpusetCpus: "0", CpusetMems: "0", OomScoreAdj: 500,
 			HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}}, // as a kubelet sends them, wherever they exist
 		}
 	}))
 	rows := []struct{ controller, file, want string }{
 		{"memory", "memory.limit_in_bytes", "100663296"}, {"cpu", "cpu.shares", "512"}, {"cpu", "cpu.cfs_period_us", "50000"},
-		{"cpu", "cpu.cfs_quota_us", "25000"}, {"cpuset", "cpuset.cpus", "0"},
+		{"cpu", "cpu.cfs_quota_us", "25000"}, {"cpuset", "cpuset.cpus", "0"}, {"cpuset", "cpuset.mems", "0"},
 	}
 	if onUnified() {
 		rows = rows[:0]
 		rows = append(rows, []struct{ controller, file, want string }{
-			{"", "memory.max", "100663296"}, {"", "cpu.max", "25000 50000"}, {"", "cpuset.cpus", "0"},
+			{"", "memory.max", "100663296"}, {"", "cpu.max", "25000 50000"}, {"", "cpuset.cpus", "0"}, {"", "cpuset.mems", "0"},
 		}...)
 	}
 	for _, row := range rows {

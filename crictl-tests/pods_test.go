@@ -384,12 +384,18 @@ func TestNetworkReadyFollowsTheFolder(t *testing.T) {
 // writeNetwork puts a network of the standard plugins into the folder, in one step.
 func (d *daemon) writeNetwork(name string) {
 	d.Helper()
+	d.writeNetworkOf(name, fmt.Sprintf(`[{"subnet": %q}]`, d.subnet))
+}
+
+// writeNetworkOf is writeNetwork with ranges of host-local.
+func (d *daemon) writeNetworkOf(name, ranges string) {
+	d.Helper()
 	name += "-" + d.instance()
 	conflist := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": %q, "plugins": [
 		{"type": "bridge", "bridge": "cbt%s", "isGateway": true, "ipMasq": true,
-		 "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": %q}]]}},
+		 "ipam": {"type": "host-local", "dataDir": %q, "ranges": [%s]}},
 		{"type": "portmap", "capabilities": {"portMappings": true}}]}`,
-		name, d.instance(), filepath.Join(d.state, "test-leases"), d.subnet)
+		name, d.instance(), filepath.Join(d.state, "test-leases"), ranges)
 	unfinished := filepath.Join(d.dir, name)
 	d.must(os.WriteFile(unfinished, []byte(conflist), 0o600))
 	d.must(os.Rename(unfinished, filepath.Join(d.confDir(), "10-"+name+".conflist")))
