@@ -28,7 +28,6 @@ var notYet = []string{
 	"UpdateContainerResources",                           // exited: FailedPrecondition; invalid: InvalidArgument; below usage: FailedPrecondition, nothing changed
 	"UpdatePodSandboxResources",                          // unknown: NotFound
 	"CheckpointContainer", "CheckpointPod", "RestorePod", // not in version 1
-	"StreamContainerStats", "StreamPodSandboxStats", "StreamPodSandboxMetrics",
 }
 
 // theirs are requests with a test of their own, TestBadStreams.
