@@ -379,3 +379,29 @@ func TestStalledPull(t *testing.T) {
 	wantCode(t, err, codes.Unknown, "RegistryUnavailable: ")
 	d.wantFlat(before)
 }
+
+// TestSlowRegistry: one that sends next to nothing delays neither the same layers from elsewhere nor other images.
+func TestSlowRegistry(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	slow := fixture.ForTest(t)
+	held := slow.Inject(fixture.Fault{Match: "GET .*/blobs/", Stall: true, StallAfter: 2000}) // the configuration is smaller
+	slowly := make(chan error, 1)
+	go func() { _, err := d.tryPull(slow.Ref("app:1"), nil); slowly <- err }()
+	d.must(held.Wait(t.Context()))
+	for _, name := range []string{"app:1", "layers:50"} {
+		if id := d.pulled(name); id != d.idOf(name) {
+			t.Errorf("%s: %s", name, id)
+		}
+	}
+	select {
+	case err := <-slowly:
+		t.Fatalf("others waited until the slow pull had ended: %v", err)
+	default:
+	}
+	held.Remove()
+	d.must(<-slowly)
+	if i := d.imageStatus(slow.Ref("app:1")); i == nil || len(i.RepoTags) != 2 {
+		t.Errorf("the image of both registries: %v", i)
+	}
+}

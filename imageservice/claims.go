@@ -53,6 +53,15 @@ func (s slots) take(ctx context.Context) error {
 
 func (s slots) give() { <-s }
 
+func (s slots) try() bool {
+	select {
+	case s <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
 // try takes the key if it is free.
 func (c *claims) try(key string) (release func(), ok bool) {
 	ctx, cancel := context.WithCancel(context.Background())

@@ -15,13 +15,15 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// A data key names what takes space: blobKey a blob of content/, a layer key with its prefix a directory of layers/. Data lives as long as
+// A data key names what takes space: blobKey a blob of content/, a layer key with its prefix a directory of layers/, an ingest reference with
+// its prefix a partial download. Data lives as long as
 // a record lists it or a pull has it pinned. Deleting takes the key first, under the lock, and a pull that wants the same data waits for
 // the deletion to end before it looks whether there is any.
 
 const (
-	blobPrefix  = "blob "
-	layerPrefix = "layer "
+	blobPrefix    = "blob "
+	layerPrefix   = "layer "
+	partialPrefix = "partial "
 )
 
 func blobKey(d digest.Digest) string { return blobPrefix + string(d) }
@@ -108,10 +110,12 @@ func (c *Images) delete(keys []string) {
 
 func (c *Images) deleteOne(key string) error {
 	if d, ok := strings.CutPrefix(key, blobPrefix); ok {
-		err := c.content.Delete(context.Background(), digest.Digest(d))
-		err = errors.Join(ignoreNotFound(err), ignoreNotFound(c.content.Abort(context.Background(), ingestRef(digest.Digest(d)))))
+		err := ignoreNotFound(c.content.Delete(context.Background(), digest.Digest(d)))
 		c.step("remove.blob.gone")
 		return err
+	}
+	if ref, ok := strings.CutPrefix(key, partialPrefix); ok {
+		return ignoreNotFound(c.content.Abort(context.Background(), ref))
 	}
 	key = strings.TrimPrefix(key, layerPrefix)
 	c.mu.Lock()
@@ -190,7 +194,7 @@ func (c *Images) sweep(t time.Time) (more bool) {
 	for _, s := range partial {
 		switch {
 		case s.UpdatedAt.Before(t):
-			keys = append(keys, blobKey(digest.Digest(strings.TrimPrefix(s.Ref, ingestPrefix))))
+			keys = append(keys, partialPrefix+s.Ref)
 		default:
 			more = true
 		}

@@ -37,9 +37,9 @@ func openDisk(root string) (*disk, error) {
 }
 
 // sync returns when everything written before is on the disk, or with the first write error since openDisk.
-func (d *disk) sync() error {
+func (d *disk) sync(syncfs func(fd int) error) error {
 	for _, f := range d.files {
-		if err := unix.Syncfs(int(f.Fd())); err != nil {
+		if err := syncfs(int(f.Fd())); err != nil {
 			return err
 		}
 	}

@@ -29,6 +29,14 @@
 // without a record is debris: layers are deleted at once, as they were never proven; whole blobs were fsynced by the content store,
 // are hashed again when somebody wants them, and are deleted when nobody did for a while.
 //
+// A sync that fails takes every layer with it that no record lists: the kernel tells a write error once, to who synced first.
+//
+// # Strangers' pace
+//
+// Nobody waits for a registry that he does not pull from. Downloads of one blob wait for each other only when they come from one registry; the
+// same from two is fetched twice, and the first that is whole stays. A layer may be unpacked while it arrives, in a place that nobody waits
+// for; what waits for its turn, with a key or a slot, has all its bytes here.
+//
 // # Credentials
 //
 // What comes with a pull goes to the registry of the reference and to its own token server, and nowhere else: not to mirrors (a mirror

@@ -21,8 +21,9 @@ import (
 // Whiteouts come out the way overlayfs wants them: a character device 0/0 for a name, trusted.overlay.opaque for a directory.
 type extractor struct {
 	root    int // O_PATH descriptor of the layer's root
+	most    caps
 	entries int64
-	most    int64 // entries
+	names   int64 // bytes of those that are kept until the end
 	buf     []byte
 
 	parentName string // cached: the directory that parent is open on
@@ -30,6 +31,14 @@ type extractor struct {
 
 	dirs    []dirTime
 	implied map[string]bool // directories made up because the tar did not name them (yet), real paths below root
+}
+
+// caps bounds what a layer can make of its tar.
+type caps struct {
+	entries int64
+	names   int64  // bytes of the names of its directories, each time they are mentioned: they are kept until the end
+	implied int    // directories that it does not name although it puts something into them
+	files   *meter // of what is written
 }
 
 // dirTime is set last: putting something into a directory changes it.
@@ -46,8 +55,8 @@ type entry struct {
 
 // extract unpacks the tar r into the directory that root is open on (O_PATH is enough). It returns the directories it had to make up.
 // Errors about the tar are ErrInvalidArgument or ErrResourceExhausted; the tree is then half done and the caller's to delete.
-func extract(ctx context.Context, r io.Reader, root int, maxEntries int64) (implied []string, err error) {
-	x := &extractor{root: root, most: maxEntries, buf: make([]byte, 256<<10), parent: -1, implied: map[string]bool{}}
+func extract(ctx context.Context, r io.Reader, root int, most caps) (implied []string, err error) {
+	x := &extractor{root: root, most: most, buf: make([]byte, 256<<10), parent: -1, implied: map[string]bool{}}
 	defer x.forget()
 	tr := tar.NewReader(r)
 	for {
@@ -80,8 +89,16 @@ func streamError(err error) error {
 }
 
 func (x *extractor) count() error {
-	if x.entries++; x.entries > x.most {
-		return refuse(errdefs.ErrResourceExhausted, "more than %d entries in one layer", x.most)
+	if x.entries++; x.entries > x.most.entries {
+		return refuse(errdefs.ErrResourceExhausted, "more than %d entries in one layer", x.most.entries)
+	}
+	return x.most.files.entry()
+}
+
+// remember counts a name that is kept until the end: there may be as many as entries, each of the length of a path.
+func (x *extractor) remember(name string) error {
+	if x.names += int64(len(name)); x.names > x.most.names {
+		return refuse(errdefs.ErrResourceExhausted, "more than %d bytes of directories' names in one layer", x.most.names)
 	}
 	return nil
 }
@@ -157,6 +174,9 @@ func (x *extractor) rootEntry(e entry) error {
 		return err
 	}
 	defer unix.Close(fd)
+	if err := x.remember("."); err != nil {
+		return err
+	}
 	x.dirs = append(x.dirs, dirTime{".", e.times()})
 	return x.dress(fd, e)
 }
@@ -194,7 +214,11 @@ func (x *extractor) directory(parent int, e entry) error {
 			return err
 		}
 	}
-	x.dirs = append(x.dirs, dirTime{path.Join(e.dir, e.base), e.times()})
+	name := path.Join(e.dir, e.base)
+	if err := x.remember(name); err != nil {
+		return err
+	}
+	x.dirs = append(x.dirs, dirTime{name, e.times()})
 	return x.dress(fd, e)
 }
 
@@ -226,6 +250,10 @@ func (x *extractor) file(parent int, e entry, r io.Reader) error {
 func (x *extractor) copy(fd int, r io.Reader) error {
 	for {
 		n, err := r.Read(x.buf)
+		// A tar's holes are many bytes of a file and none of the tar.
+		if over := x.most.files.add(int64(n)); over != nil {
+			return over
+		}
 		for b := x.buf[:n]; len(b) > 0; {
 			w, werr := unix.Write(fd, b)
 			if werr == unix.EINTR {

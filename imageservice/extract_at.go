@@ -168,6 +168,14 @@ func (x *extractor) madeUp(above int, base string) (int, error) {
 		unix.Close(fd)
 		return -1, tooDeep()
 	}
+	err = x.remember(name)
+	if err == nil && len(x.implied) >= x.most.implied {
+		err = refuse(errdefs.ErrResourceExhausted, "more than %d directories that the layer does not name", x.most.implied)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
 	x.implied[name] = true
 	return fd, nil
 }

@@ -76,7 +76,7 @@ func (y *yard) unpack(tarball []byte) ([]string, error) {
 	root, err := unix.Open(y.layer, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	must(y.t, err)
 	defer unix.Close(root)
-	implied, err := extract(y.t.Context(), bytes.NewReader(tarball), root, 10_000)
+	implied, err := extract(y.t.Context(), bytes.NewReader(tarball), root, caps{10_000, 1 << 20, 1000, anything()})
 	if after := y.outside(); after != y.before {
 		y.t.Errorf("the layer changed what is outside:\n%s\nwas\n%s", after, y.before)
 	}
@@ -85,6 +85,11 @@ func (y *yard) unpack(tarball []byte) ([]string, error) {
 	}
 	slices.Sort(implied)
 	return implied, err
+}
+
+// anything is a meter that lets everything pass.
+func anything() *meter {
+	return &meter{src: source{size: 1 << 40}, limits: Limits{}.withDefaults(), image: &budget{most: 1 << 40}}
 }
 
 func (y *yard) at(name string) string { return filepath.Join(y.layer, name) }
@@ -314,6 +319,28 @@ func TestTooManyEntries(t *testing.T) {
 	}
 	if _, err := y.unpack(tarOf(t, all...)); !errdefs.IsResourceExhausted(err) {
 		t.Error(err)
+	}
+}
+
+// TestTooManyNames: what is kept in memory until the end of a layer is bounded, repeated names and made-up directories too.
+func TestTooManyNames(t *testing.T) {
+	long := strings.TrimSuffix(strings.Repeat(strings.Repeat("n", 200)+"/", 15), "/")
+	for name, entry := range map[string]func(i int) tar.Header{
+		"repeated":                    func(int) tar.Header { return dir(long, 0o755) },
+		"made up":                     func(i int) tar.Header { return reg(fmt.Sprint("made-up-", i, "/f")) },
+		"below a directory of a name": func(i int) tar.Header { return reg(fmt.Sprint(long, "/", i, "/f")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var all []any
+			for i := range 2000 {
+				all = append(all, entry(i))
+			}
+			y := newYard(t)
+			if _, err := y.unpack(tarOf(t, all...)); !errdefs.IsResourceExhausted(err) {
+				t.Error(err)
+			}
+			must(t, removeTree(y.layer))
+		})
 	}
 }
 

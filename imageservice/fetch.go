@@ -14,18 +14,18 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ingestPrefix and a digest name a partial download in the content store.
-const ingestPrefix = "blob-"
-
-func ingestRef(d digest.Digest) string { return ingestPrefix + string(d) }
+// ingestRef names a partial download in the content store. It is its registry's own: what one registry has begun, another need not wait for,
+// and cannot spoil.
+func (t target) ingestRef(d digest.Digest) string { return t.domain + " " + string(d) }
 
 // ingestFile is where the content store keeps the bytes of a partial download.
-func (c *Images) ingestFile(d digest.Digest) string {
-	return filepath.Join(c.cfg.Root, "content", "ingest", digest.FromString(ingestRef(d)).Encoded(), "data")
+func (c *Images) ingestFile(ref string) string {
+	return filepath.Join(c.cfg.Root, "content", "ingest", digest.FromString(ref).Encoded(), "data")
 }
 
 // root asks the registry what the reference points to. Where we have an idea already, a HEAD will do: it is cheap, it still proves that
@@ -177,7 +177,7 @@ func (p *pull) keep(ctx context.Context, raw []byte, desc ocispec.Descriptor) er
 		return err
 	}
 	err = p.prog.waiting(func() error { // it syncs
-		return content.WriteBlob(ctx, p.content, ingestRef(desc.Digest), bytes.NewReader(raw), desc)
+		return content.WriteBlob(ctx, p.content, "document "+p.ingestRef(desc.Digest), bytes.NewReader(raw), desc)
 	})
 	if err != nil {
 		return fmt.Errorf("write blob %s: %w", desc.Digest, diskError(err))
@@ -188,7 +188,7 @@ func (p *pull) keep(ctx context.Context, raw []byte, desc ocispec.Descriptor) er
 
 // layer brings one layer here: its blob into content/ and its files into layers/, at the same time where there is a free unpacker.
 func (p *pull) layer(ctx context.Context, downloads slots, desc ocispec.Descriptor, diffID digest.Digest, name string) (*layer, error) {
-	for _, key := range []string{blobKey(desc.Digest), layerPrefix + string(diffID)} {
+	for _, key := range []string{blobKey(desc.Digest), partialPrefix + p.ingestRef(desc.Digest), layerPrefix + string(diffID)} {
 		if err := p.hold(ctx, key); err != nil {
 			return nil, err
 		}
@@ -207,13 +207,10 @@ func (p *pull) layer(ctx context.Context, downloads slots, desc ocispec.Descript
 	return l, nil
 }
 
-// fetch returns when the blob is in content/. On the way it may have unpacked the layer, too.
+// fetch returns when the blob is in content/. On the way it may have unpacked the layer, too. It waits for other pulls from the same registry
+// only: how fast somebody else's registry is must not matter.
 func (p *pull) fetch(ctx context.Context, downloads slots, desc ocispec.Descriptor, diffID digest.Digest, name string) error {
-	var release func()
-	err := p.prog.waiting(func() (err error) {
-		release, err = p.claims.take(ctx, blobKey(desc.Digest))
-		return err
-	})
+	release, err := p.claim(ctx, partialPrefix+p.ingestRef(desc.Digest))
 	if err != nil {
 		return err
 	}
@@ -229,11 +226,33 @@ func (p *pull) fetch(ctx context.Context, downloads slots, desc ocispec.Descript
 	defer p.prog.finish(name)
 	along := p.unpackAlong(ctx, desc, diffID)
 	err = p.download(ctx, desc, it, along)
+	if errdefs.IsAlreadyExists(err) { // from another registry, meanwhile
+		along.abandon()
+		var ok bool
+		if ok, err = p.haveBlob(ctx, desc); !ok && err == nil {
+			err = fmt.Errorf("blob %s came and went: %w", desc.Digest, errdefs.ErrAborted)
+		}
+	}
 	return along.end(err)
 }
 
-// haveBlob tells whether content/ has the blob. One that no record vouches for is hashed first; what is wrong is deleted.
+// claim takes a key with the stall clock stopped.
+func (p *pull) claim(ctx context.Context, key string) (release func(), err error) {
+	err = p.prog.waiting(func() (err error) {
+		release, err = p.claims.take(ctx, key)
+		return err
+	})
+	return release, err
+}
+
+// haveBlob tells whether content/ has the blob. One that no record vouches for is hashed first; what is wrong is deleted. The claim keeps
+// what another registry has brought meanwhile from being deleted in place of what was wrong.
 func (p *pull) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
+	release, err := p.claim(ctx, blobKey(desc.Digest))
+	if err != nil {
+		return false, err
+	}
+	defer release()
 	f, err := os.Open(p.blobPath(desc.Digest))
 	if os.IsNotExist(err) {
 		return false, nil
@@ -289,11 +308,7 @@ func (p *pull) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diffID d
 	if err := p.hold(ctx, key); err != nil {
 		return nil, err
 	}
-	var release func()
-	err := p.prog.waiting(func() (err error) {
-		release, err = p.claims.take(ctx, key)
-		return err
-	})
+	release, err := p.claim(ctx, key)
 	if err != nil {
 		return nil, err
 	}
@@ -313,27 +328,37 @@ func (p *pull) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diffID d
 	name := "unpacking " + short(diffID)
 	it := p.prog.item(name, 0)
 	defer p.prog.finish(name)
-	l, err := p.newLayer(ctx, source{f, desc.Size}, diffID, fixes, it, &p.prog)
+	l, err := p.newLayer(ctx, source{Reader: f, size: desc.Size}, diffID, fixes, it)
 	if err != nil {
 		return nil, err
 	}
-	p.list(l)
-	return l, nil
+	return p.list(l), nil
 }
 
-// list makes an unpacked layer known to everybody.
-func (c *Images) list(l *layer) {
+// list makes an unpacked layer known to everybody and returns it. Where another blob has become the same layer meanwhile, that one is returned
+// and l is deleted: there is one folder for a key.
+func (c *Images) list(l *layer) *layer {
 	c.mu.Lock()
-	c.layers[l.key()] = l
+	first := c.layers[l.key()]
+	if first == nil {
+		c.layers[l.key()] = l
+	}
 	c.mu.Unlock()
+	if first != nil {
+		if err := removeTree(c.layerDir(l.Dir)); err != nil {
+			log.L.WithError(err).WithField("layer", l.Dir).Warn("layer that was unpacked twice could not be deleted")
+		}
+		return first
+	}
 	c.step("pull.unpacked")
+	return l
 }
 
 // download fetches a blob into content/, from where an earlier attempt stopped.
 func (p *pull) download(ctx context.Context, desc ocispec.Descriptor, it *item, along *alongside) error {
 	var w content.Writer
 	err := p.prog.waiting(func() (err error) { // it hashes what is there
-		w, err = content.OpenWriter(ctx, p.content, content.WithRef(ingestRef(desc.Digest)), content.WithDescriptor(desc))
+		w, err = content.OpenWriter(ctx, p.content, content.WithRef(p.ingestRef(desc.Digest)), content.WithDescriptor(desc))
 		return err
 	})
 	if err != nil {
@@ -356,7 +381,7 @@ func (p *pull) download(ctx context.Context, desc ocispec.Descriptor, it *item, 
 	var wrong contentError
 	if errors.As(err, &wrong) {
 		w.Close()
-		return errors.Join(err, ignoreNotFound(p.content.Abort(context.WithoutCancel(ctx), ingestRef(desc.Digest))))
+		return errors.Join(err, ignoreNotFound(p.content.Abort(context.WithoutCancel(ctx), p.ingestRef(desc.Digest))))
 	}
 	if err == nil {
 		p.step("pull.blob.written")

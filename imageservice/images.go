@@ -20,7 +20,7 @@ type Config struct {
 	Limits         Limits        // caps on what a registry can make us store
 	StallTimeout   time.Duration // a pull that moves no bytes for so long is cancelled; default 30 s
 	MaxDownloads   int           // blobs fetched in parallel by one pull; default 3
-	MaxUnpacks     int           // layers unpacked in parallel by all pulls together; default the number of CPUs, at least 2
+	MaxUnpacks     int           // layers unpacked in parallel by all pulls together, and as many more while they arrive; default CPUs, at least 2
 	Pinned         []string      // references whose images are reported as pinned and not removed
 	Step           func(name string)
 }
@@ -40,7 +40,9 @@ type Images struct {
 	cfg     Config
 	content content.Store
 	step    func(string)
-	unpacks slots
+	syncfs  func(fd int) error
+	unpacks slots // of blobs that are here: each is given back as soon as our own disk and CPU allow
+	alongs  slots // of blobs that are arriving: nobody waits for one
 	writer  slots // the one who may change records on disk: held across their fsync, never by readers
 	claims  claims
 	dead    deadHosts

@@ -16,6 +16,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -28,35 +29,86 @@ import (
 // source is a layer's compressed bytes, perhaps still arriving.
 type source struct {
 	io.Reader
-	size int64 // compressed bytes, for the ratio
+	size    int64        // compressed bytes, for the ratio
+	arrived func() int64 // how many of them there are; nil: all
 }
+
+// budget is what the layers of one image take together. The one that goes beyond it is refused while it is being unpacked.
+type budget struct {
+	used atomic.Int64
+	most int64
+}
+
+// meter counts what one layer takes, against the limits of a layer and the budget of its image.
+type meter struct {
+	src    source
+	limits Limits
+	image  *budget
+	n      int64 // bytes
+	spent  int64 // of the budget
+}
+
+// errAhead: so much comes out of the bytes that have arrived that the size somebody promised for all of them is not to be relied on.
+var errAhead = errors.New("unpacking is far ahead of the download")
+
+// add counts bytes.
+func (m *meter) add(n int64) error {
+	m.n += n
+	switch {
+	case m.n > m.limits.LayerBytes:
+		return refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d bytes", m.limits.LayerBytes)
+	case m.n > m.limits.RatioFloor && m.n/m.limits.Ratio > m.src.size:
+		return refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d times its %d bytes", m.limits.Ratio, m.src.size)
+	case m.n > m.limits.RatioFloor && m.src.arrived != nil && m.n/m.limits.Ratio > m.src.arrived():
+		return errAhead
+	}
+	return m.spend(n)
+}
+
+// entry counts an entry: the smallest file takes a block.
+func (m *meter) entry() error { return m.spend(4096) }
+
+func (m *meter) spend(n int64) error {
+	m.spent += n
+	if m.image.used.Add(n) > m.image.most {
+		return refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes", m.image.most)
+	}
+	return nil
+}
+
+// giveBack makes the layer's bytes as if they had never been.
+func (m *meter) giveBack() { m.image.used.Add(-m.spent) }
 
 // newLayer unpacks src into a directory of its own, verifies that its tar has digest diffID, applies the fixes, and returns the layer.
 // Nothing of it is left on error.
-func (c *Images) newLayer(ctx context.Context, src source, diffID digest.Digest, fixes []fix, it *item, prog *progress) (l *layer, err error) {
-	dir, err := c.makeLayerDir()
+func (p *pull) newLayer(ctx context.Context, src source, diffID digest.Digest, fixes []fix, it *item) (l *layer, err error) {
+	dir, err := p.makeLayerDir()
 	if err != nil {
 		return nil, diskError(err)
 	}
+	read := &meter{src: src, limits: p.cfg.Limits, image: &p.read}
+	written := &meter{src: src, limits: p.cfg.Limits, image: &p.written}
 	defer func() {
 		// The decoders read what a stranger wrote. A panic there is that image's failure.
-		if p := recover(); p != nil {
-			log.G(ctx).WithField("layer", diffID).Errorf("panic while unpacking: %v\n%s", p, debug.Stack())
+		if r := recover(); r != nil {
+			log.G(ctx).WithField("layer", diffID).Errorf("panic while unpacking: %v\n%s", r, debug.Stack())
 			err = refuse(errdefs.ErrInvalidArgument, "layer %s made the unpacker panic", diffID)
 		}
 		if err != nil {
-			if rerr := removeTree(c.layerDir(dir)); rerr != nil {
+			read.giveBack()
+			written.giveBack()
+			if rerr := removeTree(p.layerDir(dir)); rerr != nil {
 				log.G(ctx).WithError(rerr).WithField("layer", dir).Warn("half unpacked layer could not be deleted")
 			}
 		}
 	}()
-	root, err := unix.Open(filepath.Join(c.layerDir(dir), "fs"), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	root, err := unix.Open(filepath.Join(p.layerDir(dir), "fs"), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(root)
-	tarball := &counted{ctx: ctx, hash: sha256.New(), limits: c.cfg.Limits, compressed: src.size, item: it, prog: prog}
-	implied, err := unpack(ctx, src, tarball, root, c.cfg.Limits.Entries)
+	tarball := &counted{ctx: ctx, hash: sha256.New(), meter: read, item: it, prog: &p.prog}
+	implied, err := unpack(ctx, src, tarball, root, caps{p.cfg.Limits.Entries, maxNames, maxImplied, written})
 	if err != nil {
 		return nil, err
 	}
@@ -66,10 +118,10 @@ func (c *Images) newLayer(ctx context.Context, src source, diffID digest.Digest,
 	if err := applyFixes(root, fixes); err != nil {
 		return nil, err
 	}
-	if err := writeImplied(c.layerDir(dir), implied); err != nil {
+	if err := writeImplied(p.layerDir(dir), implied); err != nil {
 		return nil, diskError(err)
 	}
-	used, err := diskUsage(c.layerDir(dir))
+	used, err := diskUsage(p.layerDir(dir))
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +146,7 @@ func (c *Images) makeLayerDir() (string, error) {
 }
 
 // unpack decompresses src, extracts it below root and reads on to the end, so that tarball has hashed every byte.
-func unpack(ctx context.Context, src source, tarball *counted, root int, maxEntries int64) (implied []string, err error) {
+func unpack(ctx context.Context, src source, tarball *counted, root int, most caps) (implied []string, err error) {
 	plain, closer, err := decompress(src)
 	if err != nil {
 		return nil, err
@@ -103,7 +155,7 @@ func unpack(ctx context.Context, src source, tarball *counted, root int, maxEntr
 	tarball.r = plain
 	// A large buffer: every system call of the extractor evicts less of what the decoder had in cache.
 	buffered := bufio.NewReaderSize(tarball, 256<<10)
-	if implied, err = extract(ctx, buffered, root, maxEntries); err != nil {
+	if implied, err = extract(ctx, buffered, root, most); err != nil {
 		return nil, err
 	}
 	_, err = io.Copy(io.Discard, buffered)
@@ -176,14 +228,12 @@ func (d decoder) Read(p []byte) (int, error) {
 
 // counted is the uncompressed tar on its way to the extractor: hashed, counted, capped.
 type counted struct {
-	ctx        context.Context
-	r          io.Reader
-	hash       hash.Hash
-	n          int64
-	compressed int64
-	limits     Limits
-	item       *item
-	prog       *progress
+	ctx   context.Context
+	r     io.Reader
+	hash  hash.Hash
+	meter *meter
+	item  *item
+	prog  *progress
 }
 
 func (t *counted) Read(p []byte) (int, error) {
@@ -192,14 +242,10 @@ func (t *counted) Read(p []byte) (int, error) {
 	}
 	n, err := t.r.Read(p)
 	t.hash.Write(p[:n])
-	t.n += int64(n)
 	t.prog.moved.Add(int64(n))
-	t.item.done.Store(t.n)
-	if t.n > t.limits.LayerBytes {
-		return 0, refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d bytes", t.limits.LayerBytes)
-	}
-	if t.n > t.limits.RatioFloor && t.n/t.limits.Ratio > t.compressed {
-		return 0, refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d times its %d bytes", t.limits.Ratio, t.compressed)
+	t.item.done.Store(t.meter.n + int64(n))
+	if over := t.meter.add(int64(n)); over != nil {
+		return 0, over
 	}
 	return n, err
 }

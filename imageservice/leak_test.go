@@ -113,3 +113,31 @@ func TestFullDisk(t *testing.T) {
 	must(t, c.Remove(t.Context(), small))
 	c.wantNothing(t)
 }
+
+// TestSyncFails: write errors are told once, so what they may be about is neither listed nor kept for the next pull. The disk that fails is
+// a system call that does.
+func TestSyncFails(t *testing.T) {
+	r := newRegistry(t)
+	kept := gzipLayer(tarOf(t, reg("kept"), "x"))
+	old, _ := r.build("old", []testLayer{kept}, nil)
+	id, _ := r.build("1", []testLayer{kept, gzipLayer(noise(t, 100_000))}, nil)
+	c := newImages(t, nil)
+	c.mustPull(t, r.ref("app:old"))
+	c.syncfs = func(int) error { return unix.EIO }
+	_, err := c.Pull(t.Context(), r.ref("app:1"), nil)
+	if err == nil || !strings.Contains(err.Error(), unix.EIO.Error()) {
+		t.Error(err)
+	}
+	if layers, _ := filepath.Glob(filepath.Join(c.cfg.Root, "layers", "[0-9]*")); len(layers) != 1 {
+		t.Errorf("layers %q", layers)
+	}
+	if l := c.List(); len(l) != 1 || l[0].ID != old {
+		t.Error(l)
+	}
+	c.syncfs = unix.Syncfs
+	c.mustPull(t, r.ref("app:1"))
+	if info, err := os.Stat(mounted(t, c, id)("noise")); err != nil || info.Size() != 100_000 {
+		t.Error(info, err)
+	}
+	wantFile(t, mounted(t, c, old)("kept"), "x")
+}

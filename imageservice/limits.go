@@ -5,7 +5,7 @@ import "time"
 // Limits caps what a registry can make us store (I13). Zero fields take the default.
 type Limits struct {
 	LayerBytes int64 // uncompressed bytes of one layer's tar; default 64 GiB
-	ImageBytes int64 // compressed and, separately, uncompressed bytes of all layers of an image; default 256 GiB
+	ImageBytes int64 // bytes of all layers of an image, compressed, uncompressed and as files, each by itself; default 256 GiB
 	Entries    int64 // tar entries of one layer, directories that had to be made up included; default 1,000,000
 	Ratio      int64 // uncompressed bytes per compressed byte of one layer; default 200
 	RatioFloor int64 // uncompressed bytes up to which the ratio does not matter, since sparse files are legal; default 256 MiB
@@ -17,10 +17,13 @@ const (
 	maxValues       = 1 << 17   // values in a manifest, index or image config
 	maxToken        = 1 << 20   // bytes of a token server's reply
 	maxErrorBody    = 8 << 10   // bytes read of a registry's error reply
+	maxLooks        = 16 << 20  // into the layers of an image, for directories that the ones above them made up
 	maxIndexEntries = 1024      // manifests in one index
 	maxIndexDepth   = 3         // indexes in indexes
 	maxOverlay      = 500       // lower directories of one overlay mount
 	maxName         = 4096      // bytes of a path in a layer
+	maxNames        = 64 << 20  // bytes of names of directories, see caps
+	maxImplied      = 50_000    // directories that had to be made up, see caps
 	maxWindow       = 128 << 20 // bytes of a zstd window, the most that zstd makes without --ultra --long
 	debrisRetention = 10 * time.Minute
 )

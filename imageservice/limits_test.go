@@ -3,16 +3,22 @@ package imageservice
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"fmt"
 	"io"
+	"net/http"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // bomb is a layer whose tar holds one file of n zeros, made without ever having them all.
@@ -108,4 +114,111 @@ func TestBrokenStreams(t *testing.T) {
 			})
 		}
 	}
+}
+
+// smallDisk mounts a filesystem of so many MiB and returns the root folder on it.
+func smallDisk(t testing.TB, mib int) string {
+	t.Helper()
+	root := filepath.Join(t.TempDir(), "root")
+	must(t, os.Mkdir(root, 0o700))
+	must(t, unix.Mount("tmpfs", root, "tmpfs", 0, fmt.Sprintf("size=%dm", mib)))
+	t.Cleanup(func() { unix.Unmount(root, unix.MNT_DETACH) })
+	return root
+}
+
+// TestImageBytesWhileUnpacking: layers that are good one by one end when together they are too much, not when the disk is full.
+func TestImageBytesWhileUnpacking(t *testing.T) {
+	for name, file := range map[string]func(i int) []any{
+		"files": func(i int) []any {
+			return []any{reg(fmt.Sprint("f", i)), strings.Repeat(fmt.Sprint(i), 4<<20)}
+		},
+		"empty files": func(i int) (all []any) {
+			for n := range 1000 {
+				all = append(all, reg(fmt.Sprint(i, "/", n)))
+			}
+			return all
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry(t)
+			var layers []testLayer
+			for i := range 4 {
+				layers = append(layers, gzipLayer(tarOf(t, file(i)...)))
+			}
+			r.build("1", layers, nil)
+			images := newImages(t, func(c *Config) { c.Root, c.Limits.ImageBytes = smallDisk(t, 12), 8<<20 })
+			_, err := images.Pull(t.Context(), r.ref("app:1"), nil)
+			if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "image unpacks to more than") {
+				t.Error(err)
+			}
+			images.wantNothing(t)
+		})
+	}
+}
+
+// sparse is a tar with one file of n zeros, all of them a hole.
+func sparse(n int64) []byte {
+	b := make([]byte, 3*512)
+	for at, field := range map[int]string{0: "hole", 100: "0000644", 108: "0000000", 116: "0000000", 124: "00000000000", 136: "00000000000",
+		148: "        ", 156: "S", 257: "ustar  ", 386: fmt.Sprintf("%011o", n), 398: "00000000000", 483: fmt.Sprintf("%011o", n)} {
+		copy(b[at:], field)
+	}
+	var check int
+	for _, c := range b[:512] {
+		check += int(c)
+	}
+	copy(b[148:], fmt.Sprintf("%06o\x00 ", check))
+	return b
+}
+
+// TestHoles: what a tar's holes become on disk counts like bytes.
+func TestHoles(t *testing.T) {
+	r := newRegistry(t)
+	small, _ := r.build("small", []testLayer{gzipLayer(sparse(1 << 20))}, nil)
+	r.build("large", []testLayer{gzipLayer(sparse(1 << 32))}, nil)
+	for _, limits := range []Limits{{LayerBytes: 4 << 20}, {ImageBytes: 4 << 20}, {RatioFloor: 4 << 20}} {
+		images := newImages(t, func(c *Config) { c.Root, c.Limits = smallDisk(t, 12), limits })
+		if _, err := images.Pull(t.Context(), r.ref("app:large"), nil); !errdefs.IsResourceExhausted(err) || strings.Contains(err.Error(), "no space") {
+			t.Error(err)
+		}
+		images.wantNothing(t)
+		images.mustPull(t, r.ref("app:small"))
+		if info, err := os.Stat(mounted(t, images, small)("hole")); err != nil || info.Size() != 1<<20 {
+			t.Error(info, err)
+		}
+	}
+}
+
+// TestUnpackingStaysBehindTheDownload: a layer said to be large may unpack to much, once it is here.
+func TestUnpackingStaysBehindTheDownload(t *testing.T) {
+	r := newRegistry(t)
+	l := bomb(t, 20<<20, func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) }, ocispec.MediaTypeImageLayerGzip)
+	r.build("1", []testLayer{l}, func(m *ocispec.Manifest, _ *ocispec.Image) { m.Layers[0].Size = 10 << 20 })
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if !isBlobGet(q, digest.FromBytes(l.blob)) {
+			return false
+		}
+		w.(http.Flusher).Flush() // no length: the rest may come yet
+		w.Write(l.blob)
+		w.(http.Flusher).Flush()
+		<-q.Context().Done()
+		return true
+	})
+	images := newImages(t, func(c *Config) { c.Limits, c.StallTimeout = Limits{RatioFloor: 1 << 20}, time.Hour })
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		_, err := images.Pull(ctx, r.ref("app:1"), nil)
+		done <- err
+	}()
+	partial := images.ingestFile(target{domain: r.host()}.ingestRef(digest.FromBytes(l.blob)))
+	images.waitFor(t, func() bool {
+		info, err := os.Stat(partial)
+		return err == nil && info.Size() == int64(len(l.blob)) && images.lastDir == 1 && !exists(images.layerDir("1"))
+	})
+	cancel()
+	if err := <-done; !errdefs.IsCanceled(err) {
+		t.Error(err)
+	}
+	images.waitFor(t, func() bool { return len(images.flights) == 0 })
 }

@@ -1,6 +1,7 @@
 package imageservice
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"path"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,65 +35,133 @@ func fixesKey(fixes []fix) string {
 	return sum(b)
 }
 
-// fixesFor looks for the directories that a layer made up in the layers below it, given topmost first.
-func (c *Images) fixesFor(implied []string, below []*layer) ([]fix, error) {
+// fixesFor looks for the directories that a layer made up (sorted, so that parents come first) in the layers below it, given topmost first.
+// ErrResourceExhausted when that takes more looks than one image is worth.
+func (p *pull) fixesFor(ctx context.Context, implied []string, below []*layer) ([]fix, error) {
 	var fixes []fix
-	for _, name := range implied {
-		for _, l := range below {
-			st, seen, err := lookLayer(filepath.Join(c.layerDir(l.Dir), "fs"), name)
-			if err != nil {
-				return nil, fmt.Errorf("look for %q in layer %s: %w", name, l.Dir, err)
+	for _, l := range below {
+		if len(implied) == 0 {
+			break
+		}
+		found, rest, err := p.lookLayer(ctx, l, implied)
+		if err != nil {
+			return nil, fmt.Errorf("look for directories in layer %s: %w", l.Dir, err)
+		}
+		for _, f := range found {
+			if f != (fix{Name: f.Name, Mode: 0o755}) {
+				fixes = append(fixes, f)
 			}
-			if seen && st != nil {
-				f := fix{Name: name, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid}
-				if f != (fix{Name: name, Mode: 0o755}) {
-					fixes = append(fixes, f)
-				}
-			}
-			if seen || l.Opaque {
-				break
-			}
+		}
+		if implied = rest; l.Opaque {
+			break
 		}
 	}
 	slices.SortFunc(fixes, func(a, b fix) int { return strings.Compare(a.Name, b.Name) })
 	return fixes, nil
 }
 
-// lookLayer looks for a directory in one layer. seen means that this layer decides: it has the directory (st), or something in it hides
-// the name from further down (no st).
-func lookLayer(fs, name string) (st *unix.Stat_t, seen bool, err error) {
+// lookLayer looks for directories in one layer. It returns those that the layer has, and the names about which it says nothing: what is in
+// neither is hidden by something in this layer.
+func (p *pull) lookLayer(ctx context.Context, l *layer, names []string) (found []fix, rest []string, err error) {
+	fs := filepath.Join(p.layerDir(l.Dir), "fs")
 	root, err := unix.Open(fs, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
 	defer unix.Close(root)
-	fd, err := openIn(root, name, unix.O_RDONLY|unix.O_DIRECTORY, insideNoLinks)
+	v := &view{root: root, dirs: map[string]seen{".": {state: present}}, look: func() error { return p.look(ctx) }}
+	for _, name := range names {
+		if err := p.look(ctx); err != nil {
+			return nil, nil, err
+		}
+		s, err := v.at(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		switch s.state {
+		case present:
+			found = append(found, fix{Name: name, Mode: s.mode & 0o7777, UID: s.uid, GID: s.gid})
+		case absent:
+			rest = append(rest, name)
+		}
+	}
+	return found, rest, nil
+}
+
+// look counts one look of the pull and ends with its context.
+func (p *pull) look(ctx context.Context) error {
+	if p.looks++; p.looks > maxLooks {
+		return refuse(errdefs.ErrResourceExhausted, "too many directories that the layers do not name, in too many layers")
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// view is what one layer says about directories, each asked for once.
+type view struct {
+	root int
+	dirs map[string]seen
+	look func() error
+}
+
+type seen struct {
+	state
+	opaque   bool // itself or one above it, the root excepted
+	mode     uint32
+	uid, gid uint32
+}
+
+type state int
+
+const (
+	absent  state = iota // the layer says nothing
+	present              // it has this directory
+	hidden               // something here, or in place of a parent, hides the name from further down: a whiteout, a file, a link
+)
+
+// at is about a name below the root. Nothing is looked for in what is not there.
+func (v *view) at(name string) (seen, error) {
+	if s, ok := v.dirs[name]; ok {
+		return s, nil
+	}
+	s, err := v.at(path.Dir(name))
+	if err != nil {
+		return s, err
+	}
+	if s.state == present {
+		if s, err = v.open(name, s.opaque); err != nil {
+			return s, err
+		}
+	}
+	v.dirs[name] = s
+	return s, nil
+}
+
+func (v *view) open(name string, opaque bool) (seen, error) {
+	if err := v.look(); err != nil {
+		return seen{}, err
+	}
+	fd, err := openIn(v.root, name, unix.O_RDONLY|unix.O_DIRECTORY, insideNoLinks)
 	switch err {
 	case nil:
 		defer unix.Close(fd)
-		st = &unix.Stat_t{}
-		return st, true, unix.Fstat(fd, st)
 	case unix.ENOTDIR, unix.ELOOP:
-		return nil, true, nil // a whiteout, a file or a link, here or in place of a parent
+		return seen{state: hidden}, nil
 	case unix.ENOENT:
-	default:
-		return nil, false, err
-	}
-	for up := path.Dir(name); up != "."; up = path.Dir(up) {
-		fd, err := openIn(root, up, unix.O_RDONLY|unix.O_DIRECTORY, insideNoLinks)
-		if err == unix.ENOENT {
-			continue
-		}
-		if err != nil {
-			return nil, false, err
-		}
-		opaque := isOpaque(fd)
-		unix.Close(fd)
 		if opaque {
-			return nil, true, nil
+			return seen{state: hidden}, nil
 		}
+		return seen{}, nil
+	default:
+		return seen{}, err
 	}
-	return nil, false, nil
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return seen{}, err
+	}
+	return seen{state: present, opaque: opaque || isOpaque(fd), mode: st.Mode, uid: st.Uid, gid: st.Gid}, nil
 }
 
 const insideNoLinks = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS

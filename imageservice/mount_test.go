@@ -210,3 +210,25 @@ func TestUsage(t *testing.T) {
 }
 
 func diff(a, b uint64) uint64 { return max(a, b) - min(a, b) }
+
+// TestMadeUpDirectoriesAreBounded: looking for them ends with the caller, and when it is too much for one image.
+func TestMadeUpDirectoriesAreBounded(t *testing.T) {
+	r := newRegistry(t)
+	id, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, dir("a", 0o700)))}, nil)
+	c := newImages(t, nil)
+	c.mustPull(t, r.ref("app:1"))
+	below := []*layer{&c.records[id].Layers[0]}
+	p := &pull{Images: c}
+	if fixes, err := p.fixesFor(t.Context(), []string{"a", "b"}, below); err != nil || len(fixes) != 1 || fixes[0].Name != "a" {
+		t.Error(fixes, err)
+	}
+	p.looks = maxLooks - 3
+	if _, err := p.fixesFor(t.Context(), []string{"a", "b"}, below); !errdefs.IsResourceExhausted(err) {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := (&pull{Images: c}).fixesFor(ctx, []string{"a"}, below); !errdefs.IsCanceled(err) {
+		t.Error(err)
+	}
+}

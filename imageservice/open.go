@@ -48,8 +48,8 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 		return nil, fmt.Errorf("open image service: %w", err)
 	}
 	s := &Images{
-		cfg: c, content: store, step: c.Step,
-		unpacks: make(slots, c.MaxUnpacks), writer: make(slots, 1),
+		cfg: c, content: store, step: c.Step, syncfs: unix.Syncfs,
+		unpacks: make(slots, c.MaxUnpacks), alongs: make(slots, c.MaxUnpacks), writer: make(slots, 1),
 		records: map[string]*record{}, names: map[string]string{}, layers: map[string]*layer{}, holds: map[string]map[string]bool{},
 		pins: map[string]int{}, dying: map[string]chan struct{}{}, flights: map[string]*flight{},
 	}

@@ -107,6 +107,7 @@ func (c *Images) await(ctx context.Context, t target, f *flight) (Image, error) 
 // fly runs a pull to its end, whatever that is.
 func (c *Images) fly(ctx context.Context, f *flight, t target, creds credentials) {
 	p := &pull{Images: c, target: t, creds: creds, want: platforms.Only(platforms.DefaultSpec())}
+	p.read.most, p.written.most = c.cfg.Limits.ImageBytes, c.cfg.Limits.ImageBytes
 	secrets := append(creds.secrets(), creds.username+":"+creds.secret)
 	f.err = errdefs.ErrAborted // what remains if the goroutine is ended from within
 	watch, unwatch := context.WithCancel(ctx)
@@ -151,6 +152,9 @@ type pull struct {
 	prog  progress
 	moved func() // ends the stall watch
 	reg   *registry
+
+	looks         int    // into layers, for directories that were made up
+	read, written budget // by the unpackers: bytes of tars, and of files, whose holes are in no tar
 
 	mu    sync.Mutex
 	keys  []string // pinned
@@ -256,7 +260,7 @@ func (p *pull) fetchLayers(ctx context.Context, got *contents) error {
 		if err != nil {
 			return err
 		}
-		fixes, err := p.fixesFor(implied, below)
+		fixes, err := p.fixesFor(ctx, implied, below)
 		if err != nil {
 			return err
 		}
@@ -280,16 +284,26 @@ func short(d digest.Digest) string {
 
 // commit makes the image durable and lists it (I10).
 func (p *pull) commit(ctx context.Context, got contents, disk *disk) (Image, error) {
+	var unsynced error
 	if !p.proven(got) {
-		if err := disk.sync(); err != nil {
-			return Image{}, fmt.Errorf("sync image data: %w", diskError(err))
+		if unsynced = disk.sync(p.syncfs); unsynced == nil {
+			p.step("pull.synced")
 		}
-		p.step("pull.synced")
+	}
+	if unsynced != nil {
+		ctx = context.WithoutCancel(ctx) // what follows must be done; the writer never waits for a stranger
 	}
 	if err := p.writer.take(ctx); err != nil {
 		return Image{}, err
 	}
 	defer p.writer.give()
+	if unsynced != nil {
+		p.forget(ctx)
+		return Image{}, fmt.Errorf("sync image data: %w", diskError(unsynced))
+	}
+	if lost := p.forgotten(got); lost != nil {
+		return Image{}, fmt.Errorf("layer %s went with a sync that failed, pull again: %w", short(lost.DiffID), errdefs.ErrAborted)
+	}
 	r, old, changed := p.newRecord(got)
 	if !changed {
 		return r.image(p.pinned), nil
@@ -315,6 +329,38 @@ func (p *pull) commit(ctx context.Context, got contents, disk *disk) (Image, err
 		p.step("pull.moved")
 	}
 	return r.image(p.pinned), nil
+}
+
+// forget takes away every layer that no record lists. The kernel tells a write error once: whoever synced after this would be told that all
+// is well. Layers that other pulls are about to list are among them, and those pulls end, see forgotten. The caller has the writer's right.
+func (c *Images) forget(ctx context.Context) {
+	c.mu.Lock()
+	listed := c.listed()
+	var doubtful []*layer
+	for key, l := range c.layers {
+		if _, dying := c.dying[layerPrefix+key]; !dying && !listed[layerPrefix+key] {
+			doubtful = append(doubtful, l)
+			delete(c.layers, key)
+		}
+	}
+	c.mu.Unlock()
+	for _, l := range doubtful {
+		if err := removeTree(c.layerDir(l.Dir)); err != nil {
+			log.G(ctx).WithError(err).WithField("layer", l.Dir).Warn("layer that may not be on disk could not be deleted")
+		}
+	}
+}
+
+// forgotten returns a layer that is not known any more, nil if all are. The caller has the writer's right, so that it stays so.
+func (p *pull) forgotten(got contents) *layer {
+	p.Images.mu.Lock()
+	defer p.Images.mu.Unlock()
+	for _, l := range got.layers {
+		if known := p.layers[l.key()]; known == nil || known.Dir != l.Dir {
+			return l
+		}
+	}
+	return nil
 }
 
 // proven tells whether records list every piece already: then all of it was synced before. Our pins keep it from going meanwhile.

@@ -154,7 +154,7 @@ func (t *transfer) commit(ctx context.Context) (done bool, err error) {
 }
 
 // alongside unpacks a layer while it is being downloaded: it reads the partial file as it grows. What it makes is not known to anybody
-// before the blob is verified. A nil alongside does nothing.
+// before the blob is verified, and nobody waits for it: it moves at a stranger's pace. A nil alongside does nothing.
 type alongside struct {
 	pull   *pull
 	file   *os.File
@@ -173,29 +173,28 @@ type alongside struct {
 // errAbandoned: the download began again from the start.
 var errAbandoned = errors.New("download began again")
 
-// unpackAlong starts unpacking if nobody has or makes the layer and an unpacker is free; else it returns nil.
+// unpackAlong starts unpacking if nobody has the layer or is at the same, and one of the places that are kept for this is free; else it
+// returns nil, and the layer is unpacked when its download is over.
 func (p *pull) unpackAlong(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) *alongside {
 	if p.anyLayer(diffID) != nil {
 		return nil
 	}
-	release, ok := p.claims.try(layerPrefix + string(diffID))
+	release, ok := p.claims.try("along " + string(diffID))
 	if !ok {
 		return nil
 	}
-	select {
-	case p.unpacks <- struct{}{}:
-	default:
+	if !p.alongs.try() {
 		release()
 		return nil
 	}
-	a := &alongside{pull: p, result: make(chan error, 1), finish: func() { p.unpacks.give(); release() }}
+	a := &alongside{pull: p, result: make(chan error, 1), finish: func() { p.alongs.give(); release() }}
 	a.more = sync.NewCond(&a.mu)
 	go func() {
 		stop := context.AfterFunc(ctx, func() { a.close(context.Cause(ctx)) })
 		defer stop()
 		it := &item{}
 		var err error
-		a.layer, err = p.newLayer(ctx, source{&growing{a, desc}, desc.Size}, diffID, nil, it, &p.prog)
+		a.layer, err = p.newLayer(ctx, source{&growing{a, desc}, desc.Size, a.arrived}, diffID, nil, it)
 		a.result <- err
 	}()
 	return a
@@ -218,7 +217,7 @@ func (g *growing) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	if g.file == nil {
-		f, err := os.Open(g.pull.ingestFile(g.desc.Digest))
+		f, err := os.Open(g.pull.ingestFile(g.pull.ingestRef(g.desc.Digest)))
 		if os.IsNotExist(err) {
 			f, err = os.Open(g.pull.blobPath(g.desc.Digest)) // committed before we came to it
 		}
@@ -246,6 +245,13 @@ func (a *alongside) advance(n int64) {
 	a.more.Broadcast()
 }
 
+// arrived is how many bytes of the blob are here.
+func (a *alongside) arrived() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.have
+}
+
 func (a *alongside) close(err error) {
 	a.mu.Lock()
 	if a.err == nil {
@@ -266,7 +272,8 @@ func (a *alongside) abandon() {
 	a.close(errAbandoned)
 }
 
-// end takes the download's outcome and returns the outcome of both. An unpacking that was abandoned is no error: it is done later.
+// end takes the download's outcome and returns the outcome of both. An unpacking that was abandoned, or went ahead of what had arrived, is
+// no error: it is done later.
 func (a *alongside) end(download error) error {
 	if a == nil {
 		return download
@@ -282,7 +289,7 @@ func (a *alongside) end(download error) error {
 		a.file.Close()
 	}
 	a.mu.Lock()
-	void := a.void
+	void := a.void || errors.Is(err, errAhead)
 	a.mu.Unlock()
 	if download != nil || void {
 		if err == nil {

@@ -515,7 +515,7 @@ func TestLastWaiterCancels(t *testing.T) {
 	}()
 	<-arrived
 	images.waitFor(t, func() bool {
-		info, err := os.Stat(images.ingestFile(digest.FromBytes(l.blob)))
+		info, err := os.Stat(images.ingestFile(target{domain: r.host()}.ingestRef(digest.FromBytes(l.blob))))
 		return err == nil && info.Size() >= 300_000
 	})
 	cancel()
@@ -544,5 +544,65 @@ func TestDeadline(t *testing.T) {
 	defer cancel()
 	if _, err := newImages(t, nil).Pull(ctx, r.ref("app:1"), nil); !errdefs.IsDeadlineExceeded(err) {
 		t.Error(err)
+	}
+}
+
+// TestForeignRegistriesDoNotWait: while one registry drips, others serve the same layers and other ones.
+func TestForeignRegistriesDoNotWait(t *testing.T) {
+	slow, good := newRegistry(t), newRegistry(t)
+	same := []testLayer{gzipLayer(noise(t, 100_000)), gzipLayer(noise(t, 110_000)), zstdLayer(noise(t, 120_000))}
+	var id, other string
+	for _, r := range []*registryServer{slow, good} {
+		id, _ = r.build("same", same, nil)
+		other, _ = r.build("other", []testLayer{gzipLayer(noise(t, 130_000))}, nil)
+	}
+	dripping := make(chan struct{}, 100) // more than there are requests
+	enough := make(chan struct{})
+	slow.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		for _, l := range same {
+			if isBlobGet(q, digest.FromBytes(l.blob)) {
+				w.Header().Set("Content-Length", fmt.Sprint(len(l.blob)))
+				w.Write(l.blob[:50_000])
+				w.(http.Flusher).Flush()
+				dripping <- struct{}{}
+				select {
+				case <-enough:
+				case <-q.Context().Done():
+				}
+				w.Write(l.blob[50_000:])
+				return true
+			}
+		}
+		return false
+	})
+	images := newImages(t, func(c *Config) { c.MaxUnpacks = 1 })
+	slowly := make(chan error, 1)
+	go func() {
+		_, err := images.Pull(t.Context(), slow.ref("app:same"), nil)
+		slowly <- err
+	}()
+	for range same {
+		<-dripping
+	}
+	for tag, want := range map[string]string{"same": id, "other": other} {
+		if img := images.mustPull(t, good.ref("app:"+tag)); img.ID != want {
+			t.Error(tag, img)
+		}
+	}
+	select {
+	case err := <-slowly:
+		t.Fatalf("the slow pull did not last: %v", err)
+	default:
+	}
+	close(enough)
+	must(t, <-slowly)
+	if info, err := os.Stat(mounted(t, images, id)("noise")); err != nil || info.Size() != 120_000 {
+		t.Error(info, err)
+	}
+	if layers, _ := filepath.Glob(filepath.Join(images.cfg.Root, "layers", "[0-9]*")); len(layers) != 4 {
+		t.Errorf("layers %q", layers)
+	}
+	if left, _ := filepath.Glob(filepath.Join(images.cfg.Root, "content", "ingest", "*")); len(left) != 0 {
+		t.Errorf("partial downloads %q", left)
 	}
 }
