@@ -1,0 +1,204 @@
+package server
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+)
+
+// typist is a client that speaks protocolV5 by hand.
+type typist struct {
+	testing.TB
+	*websocket.Conn
+}
+
+// typing connects a typist with run, and ends when both have.
+func typing(t *testing.T, run func(context.Context, *channels) error) typist {
+	t.Helper()
+	over := make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer close(over)
+		serveV5(w, r, run)
+	}))
+	dialer := websocket.Dialer{Subprotocols: []string{protocolV5}}
+	conn, r, err := dialer.Dial(strings.Replace(s.URL, "http", "ws", 1), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Body.Close()
+	if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		conn.Close()
+		<-over
+		s.Close()
+	})
+	return typist{t, conn}
+}
+
+func (c typist) say(kind int, channel byte, text string) {
+	c.Helper()
+	if err := c.WriteMessage(kind, append([]byte{channel}, text...)); err != nil {
+		c.Fatal(err)
+	}
+}
+
+// hear returns the next message of the channel.
+func (c typist) hear(channel byte) string {
+	c.Helper()
+	for {
+		_, b, err := c.ReadMessage()
+		if err != nil {
+			c.Fatalf("on channel %d: %v", channel, err)
+		}
+		if len(b) > 0 && b[0] == channel {
+			return string(b[1:])
+		}
+	}
+}
+
+// wantClosed reads until the connection is closed, by the code that it should have.
+func (c typist) wantClosed(code int) {
+	c.Helper()
+	for {
+		_, _, err := c.ReadMessage()
+		if err == nil {
+			continue
+		}
+		if !websocket.IsCloseError(err, code) {
+			c.Errorf("the connection ended with %v, want close code %d", err, code)
+		}
+		return
+	}
+}
+
+// swallow reads the input to its end and returns how that went.
+func swallow(how chan<- error) func(context.Context, *channels) error {
+	return func(_ context.Context, c *channels) error {
+		_, err := io.Copy(io.Discard, c.stdin)
+		how <- err
+		return err
+	}
+}
+
+// TestTextIsRefused: a client that sends text is told so, and the process's input breaks off instead of ending.
+func TestTextIsRefused(t *testing.T) {
+	how := make(chan error, 1)
+	c := typing(t, swallow(how))
+	c.say(websocket.TextMessage, stdinChannel, "text")
+	if err := <-how; err == nil {
+		t.Error("input that broke off looks like one that ended")
+	}
+	c.wantClosed(websocket.CloseUnsupportedData)
+}
+
+// TestLongMessageIsRefused by its length alone.
+func TestLongMessageIsRefused(t *testing.T) {
+	how := make(chan error, 1)
+	c := typing(t, swallow(how))
+	head := binary.BigEndian.AppendUint64([]byte{0x82, 0xff}, maxFrame+1) // binary, whole, masked, with 64 bits of length
+	if _, err := c.NetConn().Write(append(head, 0, 0, 0, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-how; !errors.Is(err, websocket.ErrReadLimit) {
+		t.Errorf("input ended with %v", err)
+	}
+	c.wantClosed(websocket.CloseMessageTooBig)
+}
+
+// TestPings: a ping is answered with its own text, however the process is occupied.
+func TestPings(t *testing.T) {
+	c := typing(t, func(ctx context.Context, _ *channels) error { <-ctx.Done(); return nil })
+	pong := make(chan string, 1)
+	c.SetPongHandler(func(text string) error { pong <- text; return nil })
+	if err := c.WriteControl(websocket.PingMessage, []byte("are you there"), time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _, _ = c.ReadMessage() }() // that handles control messages, until the client leaves
+	select {
+	case got := <-pong:
+		if got != "are you there" {
+			t.Errorf("the answer is %q", got)
+		}
+	case <-time.After(time.Minute):
+		t.Error("no answer")
+	}
+}
+
+// TestOddMessages: sizes that are none, messages without content and channels that there are not change nothing, and the session goes on.
+func TestOddMessages(t *testing.T) {
+	var early int
+	var size remotecommand.TerminalSize
+	c := typing(t, func(_ context.Context, c *channels) error {
+		word := make([]byte, len("typed"))
+		if _, err := io.ReadFull(c.stdin, word); err != nil {
+			return err
+		}
+		early = len(c.sizes)
+		if _, err := c.stdout().Write(word); err != nil {
+			return err
+		}
+		size = <-c.sizes
+		_, err := io.Copy(io.Discard, c.stdin)
+		return err
+	})
+	for _, text := range []string{
+		"", "large", "{", `{"Width":70000,"Height":1}`, `{"Width":-1,"Height":1}`, `{"Width":"80"}`, `[80,25]`, strings.Repeat(" ", maxSize) + `{"Width":1,"Height":1}`,
+	} {
+		c.say(websocket.BinaryMessage, resizeChannel, text)
+	}
+	if err := c.WriteMessage(websocket.BinaryMessage, nil); err != nil {
+		t.Fatal(err)
+	}
+	c.say(websocket.BinaryMessage, 77, "nobody listens")
+	c.say(websocket.BinaryMessage, stdoutChannel, "not yours")
+	c.say(websocket.BinaryMessage, closeChannel, "")
+	c.say(websocket.BinaryMessage, closeChannel, string([]byte{stdoutChannel}))
+	c.say(websocket.BinaryMessage, stdinChannel, "typed")
+	if got := c.hear(stdoutChannel); got != "typed" {
+		t.Errorf("echo of %q", got)
+	}
+	c.say(websocket.BinaryMessage, resizeChannel, `{"Width":80,"Height":25}`)
+	c.say(websocket.BinaryMessage, closeChannel, string([]byte{stdinChannel}))
+	if status := c.hear(statusChannel); !strings.Contains(status, `"Success"`) {
+		t.Errorf("status %s", status)
+	}
+	if want := (remotecommand.TerminalSize{Width: 80, Height: 25}); early != 0 || size != want {
+		t.Errorf("the terminal's size is %v, and before it was said there were %d", size, early)
+	}
+}
+
+// deaf takes nothing.
+type deaf struct{}
+
+func (deaf) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+// TestDeafProcess: what a process does not take any more is dropped, and what comes behind it is read.
+func TestDeafProcess(t *testing.T) {
+	c := typing(t, func(_ context.Context, c *channels) error {
+		if _, err := io.Copy(deaf{}, c.stdin); !errors.Is(err, io.ErrClosedPipe) {
+			return err
+		}
+		if size := <-c.sizes; size.Width != 80 {
+			return errors.New("another size")
+		}
+		return nil
+	})
+	for range 3 {
+		c.say(websocket.BinaryMessage, stdinChannel, strings.Repeat("unheard ", 1<<17))
+	}
+	c.say(websocket.BinaryMessage, resizeChannel, `{"Width":80,"Height":25}`)
+	if status := c.hear(statusChannel); !strings.Contains(status, `"Success"`) {
+		t.Errorf("status %s", status)
+	}
+}
