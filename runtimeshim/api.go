@@ -21,14 +21,12 @@ type Start struct {
 	OwnerUID, OwnerGID int
 
 	LogPath  string // absolute path of the CRI log; "" = output is consumed and dropped
-	LogLimit int64  // bytes that the log takes until it is rotated, at least MinLogLimit; 0 = any number
 	OOMFile  string // v1 <memory cgroup>/memory.oom_control, v2 <cgroup>/memory.events; "" = OOMKilled is never told
 	LockFile string // in the state folder; locked shared by every runtime process of the task; "" = one of the task's own
-	Keeper   bool   // a pod task: descriptor 3 of its process is the socket that keeps its containers' descriptors
+	// SystemdCgroup: cgroupsPath of Spec is SLICE:PREFIX:NAME, and systemd makes the cgroup (CgroupOf says where).
+	SystemdCgroup bool
+	Keeper        bool // a pod task: descriptor 3 of its process is the socket that keeps its containers' descriptors
 }
-
-// MinLogLimit is the least LogLimit, a few of the longest lines.
-const MinLogLimit = 64 << 10
 
 // Exit is how a task ended.
 type Exit struct {
@@ -62,6 +60,16 @@ type Exec struct {
 	OnTerminal func(master *os.File)
 
 	LockFile string // as in Start; "" = that of the task
+}
+
+// Update says what a running task may use from now on.
+type Update struct {
+	ID        string
+	Resources []byte // OCI linux.resources, JSON; what it does not name stays as it is
+	// Previous is what Resources was before, with a word for every limit that Resources sets: systemd gets it back after a failure.
+	Previous    []byte
+	OOMScoreAdj *int   // of every process in the task's cgroup; nil = they stay as they are
+	LockFile    string // as in Start; "" = that of the task
 }
 
 // Streams are the daemon's ends of a task that was started with Terminal or

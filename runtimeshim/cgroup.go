@@ -96,6 +96,10 @@ func runtimeCgroups(name string) []string {
 // processCgroups reads /proc/PID/cgroup (cgroups(7)).
 func processCgroups(all []hierarchy, pid int) []string {
 	raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	return cgroupsIn(all, raw)
+}
+
+func cgroupsIn(all []hierarchy, raw []byte) []string {
 	var dirs []string
 	for line := range strings.Lines(string(raw)) {
 		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
@@ -111,7 +115,49 @@ func processCgroups(all []hierarchy, pid int) []string {
 	return dirs
 }
 
-// specCgroups guesses from linux.cgroupsPath; nothing for the systemd form.
+// CgroupOf returns where below the cgroup mounts a spec's linux.cgroupsPath is.
+// Of systemd's form SLICE:PREFIX:NAME that is the scope PREFIX-NAME in the
+// slice; the slice a-b.slice lies in a.slice, and -.slice is the root. "" when
+// it is neither that nor an absolute path.
+func CgroupOf(cgroupsPath string) string {
+	if filepath.IsAbs(cgroupsPath) {
+		return filepath.Clean(cgroupsPath)
+	}
+	part := strings.Split(cgroupsPath, ":")
+	if len(part) != 3 || strings.Contains(cgroupsPath, "/") || part[1] == "" || part[2] == "" {
+		return ""
+	}
+	slice, ok := expandSlice(part[0])
+	if !ok {
+		return ""
+	}
+	return filepath.Join(slice, part[1]+"-"+part[2]+".scope")
+}
+
+// expandSlice returns the path of a slice: systemd.slice(5).
+func expandSlice(name string) (path string, ok bool) {
+	bare, ok := strings.CutSuffix(name, ".slice")
+	if !ok || bare == "" {
+		return "", false
+	}
+	if bare == "-" {
+		return "/", true
+	}
+	path, whole := "/", ""
+	for i, part := range strings.Split(bare, "-") {
+		if part == "" {
+			return "", false
+		}
+		if i > 0 {
+			whole += "-"
+		}
+		whole += part
+		path = filepath.Join(path, whole+".slice")
+	}
+	return path, true
+}
+
+// specCgroups guesses from linux.cgroupsPath.
 func specCgroups(all []hierarchy, config string) []string {
 	var spec struct {
 		Linux struct{ CgroupsPath string }
@@ -120,8 +166,8 @@ func specCgroups(all []hierarchy, config string) []string {
 	if err != nil || json.Unmarshal(raw, &spec) != nil {
 		return nil
 	}
-	path := filepath.Clean(spec.Linux.CgroupsPath)
-	if !filepath.IsAbs(path) || path == "/" {
+	path := CgroupOf(spec.Linux.CgroupsPath)
+	if path == "" || path == "/" {
 		return nil
 	}
 	var dirs []string
@@ -171,6 +217,16 @@ func cgroupProcs(dir string) []int {
 		return nil
 	})
 	return pids
+}
+
+// allProcs lists the processes in dirs and below, each once.
+func allProcs(dirs []string) []int {
+	var pids []int
+	for _, dir := range dirs {
+		pids = append(pids, cgroupProcs(dir)...)
+	}
+	slices.Sort(pids)
+	return slices.Compact(pids)
 }
 
 // freezeCgroups stops or continues all processes of the cgroups where the kernel has

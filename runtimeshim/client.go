@@ -35,6 +35,7 @@ var (
 	connectWait = 10 * time.Second // until shim and logger answer
 	startLimit  = startWait + deleteWait + 30*time.Second
 	deleteLimit = deathWait + deleteWait + 20*time.Second
+	updateLimit = 3*updateWait + 30*time.Second
 	quickLimit  = 10 * time.Second // calls that execute nothing
 	finishLimit = 10 * time.Second // until an exit is told without its log
 )
@@ -152,9 +153,6 @@ func (k *Client) Start(ctx context.Context, st Start) (Task, error) {
 	if _, err := os.Lstat(d.record()); err == nil {
 		return Task{}, fmt.Errorf("start task %s: it has a record: %w", st.ID, errdefs.ErrAlreadyExists)
 	}
-	if st.LogLimit != 0 && st.LogLimit < MinLogLimit {
-		return Task{}, fmt.Errorf("start task %s: log limit %d is below %d: %w", st.ID, st.LogLimit, MinLogLimit, errdefs.ErrInvalidArgument)
-	}
 	k.c.Step("client.start.intent")
 	if err := prepare(d, st); err != nil {
 		return Task{}, fmt.Errorf("prepare task %s: %w", st.ID, err)
@@ -199,7 +197,7 @@ func prepare(d taskDir, st Start) error {
 			return err
 		}
 	}
-	return writeJSON(d.log(), logRecord{Format: recordFormat, Path: st.LogPath, Limit: st.LogLimit, Terminal: st.Terminal})
+	return writeJSON(d.log(), logRecord{Format: recordFormat, Path: st.LogPath, Terminal: st.Terminal})
 }
 
 // startTask asks the shim. When that dies meanwhile, its successor knows what
@@ -209,7 +207,7 @@ func (k *Client) startTask(ctx context.Context, st Start) (Task, error) {
 	defer cancel()
 	p := taskParams{ID: st.ID, Pod: st.Pod, Runtime: st.Runtime, Terminal: st.Terminal, Stdin: st.Stdin,
 		StdinOnce: st.StdinOnce, OOMFile: st.OOMFile, LockFile: st.LockFile, Keeper: st.Keeper,
-		OwnerUID: st.OwnerUID, OwnerGID: st.OwnerGID}
+		OwnerUID: st.OwnerUID, OwnerGID: st.OwnerGID, Systemd: st.SystemdCgroup}
 	var t Task
 	err := k.ask(ctx, k.shim, "start", p, &t, false)
 	if !errors.Is(err, errBroken) {
@@ -266,6 +264,21 @@ func (k *Client) Delete(ctx context.Context, id string) error {
 	delete(k.late, id)
 	k.mu.Unlock()
 	return nil
+}
+
+// Update changes what a running task may use. On error everything is as it was
+// before. ErrFailedPrecondition: there is no such task, it does not run, or the
+// kernel does not take the values in the task's place (less memory than is in
+// use, processors that the parent has not); ErrInvalidArgument: it would take
+// them nowhere. It goes on when ctx is cancelled, within a limit of its own; an
+// update that a shim did not survive is done again by its successor.
+func (k *Client) Update(ctx context.Context, u Update) error {
+	if err := checkID(u.ID); err != nil {
+		return err
+	}
+	k.c.Step("client.update")
+	b := updateBody{ID: u.ID, Resources: u.Resources, Previous: u.Previous, OOMScoreAdj: u.OOMScoreAdj, LockFile: u.LockFile}
+	return k.askShim(context.WithoutCancel(ctx), updateLimit, "update", b, nil)
 }
 
 // finishLog waits until everything an ended task has printed is in its log,

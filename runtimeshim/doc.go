@@ -32,14 +32,16 @@
 //
 // Client: client.spawn.shim, client.spawn.logger, client.start.intent,
 // client.start.folder, client.start.log, client.start.done, client.kill,
-// client.exec, client.exit (before OnExit), client.release, client.delete.
+// client.exec, client.update, client.exit (before OnExit), client.release,
+// client.delete.
 //
 // Shim: shim.adopt, shim.adopt.start, shim.start.intent (record written),
 // shim.start.runc (runtime ended well), shim.start.started, shim.exit.seen,
-// shim.exit.written, shim.exec.intent, shim.exec.runc, shim.delete.kill,
-// shim.delete (before the runtime's delete), shim.delete.cleared.
+// shim.exit.written, shim.exec.intent, shim.exec.runc, shim.update.intent (what
+// was before is written), shim.update.runc, shim.delete.kill, shim.delete
+// (before the runtime's delete), shim.delete.cleared.
 //
 // Logger: logger.created, logger.reopened, logger.spliced, logger.intent,
-// logger.written, logger.leftout, logger.committed, logger.drained, logger.done,
+// logger.written, logger.committed, logger.drained, logger.done,
 // spool.truncated, spool.reset, spool.punched.
 package runtimeshim

@@ -39,6 +39,8 @@ func (d taskDir) record() string        { return d.at("task.json") } // taskReco
 func (d taskDir) pid() string           { return d.at("pid") }       // written by the runtime
 func (d taskDir) exit() string          { return d.at("exit") }      // exitRecord, written by the shim
 func (d taskDir) runtimeLog() string    { return d.at("runtime.log") }
+func (d taskDir) limits() string        { return d.at("limits") } // []limit, while an update is under way
+func (d taskDir) resources() string     { return d.at("resources.json") }
 func (d taskDir) keeper() string        { return d.at("keeper.sock") }
 
 var idPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)

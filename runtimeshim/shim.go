@@ -239,6 +239,7 @@ func (s *shim) handlers() map[string]handler {
 		"tasks":   func(context.Context, *inbound) (any, error) { return s.list(), nil },
 		"kill":    s.kill,
 		"exec":    s.exec,
+		"update":  s.update,
 		"watch":   s.watch,
 		"fds":     s.fds,
 		"quit":    s.quitVerb,

@@ -183,7 +183,7 @@ func (s *shim) clear(ctx context.Context, t *task) error {
 // runDelete executes the runtime's delete. By force only if it must: runc then
 // sleeps 100 ms before it looks whether the process has ended.
 func (s *shim) runDelete(ctx context.Context, t *task) error {
-	c := ociCommand{runtime: t.rec.Runtime, log: t.dir.runtimeLog(), wait: deleteWait, args: []string{"delete", t.rec.ID}}
+	c := ociCommand{runtime: t.rec.Runtime, systemd: t.rec.Systemd, log: t.dir.runtimeLog(), wait: deleteWait, args: []string{"delete", t.rec.ID}}
 	s.mu.Lock()
 	ended := t.exit != nil
 	s.mu.Unlock()

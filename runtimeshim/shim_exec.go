@@ -127,7 +127,7 @@ func (e *execution) begin(ctx context.Context, in *inbound) (child, []*os.File, 
 	if err := os.WriteFile(e.processFile(), e.body.Process, 0o600); err != nil {
 		return child{}, nil, err
 	}
-	c := ociCommand{runtime: e.body.Runtime, log: e.logFile(), wait: startWait, grace: execGrace, extra: []*os.File{lock},
+	c := ociCommand{runtime: e.body.Runtime, systemd: e.t.rec.Systemd, log: e.logFile(), wait: startWait, grace: execGrace, extra: []*os.File{lock},
 		args: []string{"exec", "--detach", "--process", e.processFile(), "--pid-file", e.pidFile(), e.t.rec.ID}}
 	files := in.Files
 	for i, have := range e.body.Have {

@@ -23,6 +23,7 @@ import (
 var (
 	startWait  = 60 * time.Second
 	deleteWait = 30 * time.Second
+	updateWait = 30 * time.Second
 	killedWait = 5 * time.Second // from SIGKILL to the end of a process that is not stuck in the kernel
 )
 
@@ -33,6 +34,7 @@ var runtimeEnv = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 type ociCommand struct {
 	runtime string
 	log     string      // file for its JSON log, removed before; the last error in it is the error returned
+	systemd bool        // makes the task's cgroup
 	args    []string    // after the global options
 	stdio   [3]*os.File // nil = /dev/null
 	extra   []*os.File  // descriptors 3 and up
@@ -57,8 +59,7 @@ func (s *shim) run(ctx context.Context, c ociCommand) error {
 		attr.Files = append(attr.Files, uintptr(fdOf(f)))
 	}
 	os.Remove(c.log)
-	argv := append([]string{c.runtime, "--root", s.state.runcRoot(), "--log", c.log, "--log-format", "json"}, c.args...)
-	proc, err := s.reaper.start(argv, attr)
+	proc, err := s.reaper.start(c.argv(s.state.runcRoot()), attr)
 	if err != nil {
 		return startError(c.runtime, err)
 	}
@@ -75,6 +76,15 @@ func (s *shim) run(ctx context.Context, c ociCommand) error {
 		return nil
 	}
 	return commandError(name, ws, c.log)
+}
+
+// argv is the whole command line.
+func (c ociCommand) argv(root string) []string {
+	argv := []string{c.runtime, "--root", root, "--log", c.log, "--log-format", "json"}
+	if c.systemd {
+		argv = append(argv, "--systemd-cgroup")
+	}
+	return append(argv, c.args...)
 }
 
 // awaitCommand waits for the command within its limits.

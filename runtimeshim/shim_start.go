@@ -106,7 +106,7 @@ func (s *shim) runTask(ctx context.Context, t *task) error {
 		return err
 	}
 	defer lock.Close()
-	c := ociCommand{runtime: t.rec.Runtime, log: t.dir.runtimeLog(), wait: startWait,
+	c := ociCommand{runtime: t.rec.Runtime, systemd: t.rec.Systemd, log: t.dir.runtimeLog(), wait: startWait,
 		args: []string{"run", "--detach", "--bundle", t.dir.bundle(), "--pid-file", t.dir.pid()}}
 	if t.rec.Keeper {
 		f, err := s.giveKeeper(t)

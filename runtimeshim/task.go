@@ -25,6 +25,7 @@ type taskParams struct {
 	Keeper    bool   `json:"keeper,omitempty"`
 	OwnerUID  int    `json:"owner_uid,omitempty"` // of stdin
 	OwnerGID  int    `json:"owner_gid,omitempty"`
+	Systemd   bool   `json:"systemd,omitempty"` // makes the cgroup
 }
 
 // taskRecord is task.json: everything a new shim, or a new program under the
@@ -55,9 +56,8 @@ const (
 // logRecord is log.json: what the logger needs to know of a task.
 type logRecord struct {
 	Format   int    `json:"format"`
-	Path     string `json:"path"`            // absolute path of the CRI log; "" = read and drop
-	Limit    int64  `json:"limit,omitempty"` // bytes that the log takes until it is rotated; 0 = any number
-	Terminal bool   `json:"terminal"`        // only the FIFO stdout is used, raw bytes of a tty
+	Path     string `json:"path"`     // absolute path of the CRI log; "" = read and drop
+	Terminal bool   `json:"terminal"` // only the FIFO stdout is used, raw bytes of a tty
 }
 
 // exitRecord is the file exit.
