@@ -31,6 +31,8 @@ func TestStepKills(t *testing.T) {
 		{"CreateContainer", createsAContainer(nil), nobodyElse},
 		{"StartContainer", startsAContainer, nobodyElse},
 		{"StartContainer, shim too", startsAContainer, shimToo},
+		{"UpdateContainerResources", updatesAContainer, nobodyElse},
+		{"UpdateContainerResources, shim too", updatesAContainer, shimToo},
 		{"StopAndRemove", removesAPod(nil), nobodyElse},
 		{"StopAndRemove, shim too", removesAPod(nil), shimToo},
 		{"PullImage", pullsAnImage, nobodyElse},
@@ -239,6 +241,30 @@ func startsAContainer(d *daemon) *story {
 			}
 			if s := c.status(); s.ExitCode != 137 {
 				d.Errorf("exit code %d", s.ExitCode)
+			}
+			c.pod.stop()
+			c.pod.remove()
+		},
+	}
+}
+
+// updatesAContainer: whatever was interrupted, the status comes to say what the cgroup has, old or new, and asking again makes it new.
+func updatesAContainer(d *daemon) *story {
+	var c *container
+	before, after := &cri.LinuxContainerResources{CpuShares: 512, MemoryLimitInBytes: 64 << 20}, &cri.LinuxContainerResources{CpuShares: 2048, MemoryLimitInBytes: 96 << 20, OomScoreAdj: 400}
+	return &story{
+		d: d, act: func() error { return c.tryUpdate(after) },
+		prepare: func() {
+			c = d.runPod().run(idle(), with(func(c *cri.ContainerConfig) { c.Linux.Resources = before }))
+		},
+		replay: func() {
+			eventually(d, "status, spec and cgroup to agree", func() error {
+				told, have := c.limits(), c.enforced()
+				return unless(told == have && c.specLimits() == have, "status %+v, spec %+v, cgroup %+v", told, c.specLimits(), have)
+			})
+			d.must(c.tryUpdate(after))
+			if want := (enforced{2048, 96 << 20, 400}); c.limits() != want || c.enforced() != want || c.specLimits() != want {
+				d.Errorf("updated again: status %+v, spec %+v, cgroup %+v", c.limits(), c.specLimits(), c.enforced())
 			}
 			c.pod.stop()
 			c.pod.remove()

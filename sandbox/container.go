@@ -113,6 +113,20 @@ func (c Container) Mounts() []*runtimeapi.Mount {
 	return all
 }
 
+// Resources returns what was asked for at creation and since (CRI ContainerStatus.resources).
+func (c Container) Resources() *runtimeapi.LinuxContainerResources {
+	return rememberedOr(c.Limits, c.Config.GetLinux().GetResources())
+}
+
+// rememberedOr decodes what an update has left in a record, or returns what was asked for before any.
+func rememberedOr(b []byte, asked *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	r := &runtimeapi.LinuxContainerResources{}
+	if b == nil || proto.Unmarshal(b, r) != nil { // we wrote it
+		return asked
+	}
+	return r
+}
+
 // StopSignal returns the signal that a stop sends, by the CRI's number.
 func (c Container) StopSignal() runtimeapi.Signal { return spec.CRISignal(syscall.Signal(c.Signal)) }
 

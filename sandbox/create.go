@@ -273,7 +273,11 @@ func (m *Manager) saveSpec(c *container, s *specs.Spec) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "config.json"), whole, 0o600)
+	path := filepath.Join(dir, "config.json")
+	if err := os.WriteFile(path+".new", whole, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path) // an exec reads the old one or the new one
 }
 
 func (m *Manager) specFile(c *container) ([]byte, error) {

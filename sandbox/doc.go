@@ -17,5 +17,6 @@
 //
 // Steps, where crash tests may end the process: pod.recorded, pod.files, pod.userns, pod.started, pod.ready, pod.stopping, pod.unplugged, pod.removing,
 // pod.forgotten, container.recorded, container.mounted, container.volume, container.prepared, container.created, container.starting,
-// container.started, container.running, container.stopping, container.exited, container.removing, container.forgotten; and those of the rooms below.
+// container.started, container.running, container.updating, container.limited, container.updated, container.stopping, container.exited,
+// container.removing, container.forgotten; and those of the rooms below.
 package sandbox

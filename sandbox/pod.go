@@ -20,6 +20,16 @@ type Pod struct {
 // Ready says whether containers can be made in the pod (CRI PodSandboxState).
 func (p Pod) Ready() bool { return ready(&p.Pod) }
 
+// Overhead and Resources return what the pod costs beside its containers, and what those may use together, as they were told last
+// (CRI LinuxPodSandboxConfig, UpdatePodSandboxResources).
+func (p Pod) Overhead() *runtimeapi.LinuxContainerResources {
+	return rememberedOr(p.Pod.Overhead, p.Config.GetLinux().GetOverhead())
+}
+
+func (p Pod) Resources() *runtimeapi.LinuxContainerResources {
+	return rememberedOr(p.Limits, p.Config.GetLinux().GetResources())
+}
+
 // ready holds of a pod that came up, whose pause process lives, and that nobody has asked to stop.
 func ready(r *store.Pod) bool { return r.State == store.PodReady && r.PausePID != 0 }
 

@@ -36,6 +36,7 @@ import (
 //	container starting    none was started           created again
 //	container running     no process is known        exited, Unknown
 //	container stopping    a process runs             stopped with what is left of the grace
+//	container updating    it can be updated          updated, or what fails is undone
 //	container removing    -                          removed to the end
 func (m *Manager) recover(ctx context.Context) error {
 	list, err := m.shim.Tasks(ctx)
@@ -132,6 +133,9 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 	case store.ContainerExited:
 		c.markExited()
 		go m.settle(ctx, c)
+	}
+	if r.Updating != nil {
+		go m.finish(ctx, "updating", func(ctx context.Context) error { return m.resolveUpdate(ctx, c) })
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -35,6 +36,16 @@ func (s *runtimeService) StopContainer(ctx context.Context, req *runtimeapi.Stop
 
 func (s *runtimeService) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
 	return &runtimeapi.RemoveContainerResponse{}, s.pods().RemoveContainer(ctx, req.GetContainerId())
+}
+
+func (s *runtimeService) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	if req.GetWindows() != nil {
+		return nil, fmt.Errorf("windows: is set, and this machine runs Linux: %w", errdefs.ErrInvalidArgument)
+	}
+	if n := len(req.GetAnnotations()); n > 0 { // for experiments, of which cribox has none
+		log.G(ctx).Warnf("%d annotations of an update mean nothing here", n)
+	}
+	return &runtimeapi.UpdateContainerResourcesResponse{}, s.pods().UpdateContainer(ctx, req.GetContainerId(), req.GetLinux())
 }
 
 func (s *runtimeService) ReopenContainerLog(ctx context.Context, req *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
@@ -114,7 +125,7 @@ func (s *runtimeService) containerStatus(c sandbox.Container) *runtimeapi.Contai
 	st := &runtimeapi.ContainerStatus{
 		Id: c.ID, Metadata: c.Config.GetMetadata(), State: c.CRIState(), CreatedAt: c.Created, Image: s.imageOf(c), ImageRef: c.ImageRef, ImageId: c.ImageID,
 		Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations(), Mounts: c.Mounts(), LogPath: c.LogPath,
-		Resources:  &runtimeapi.ContainerResources{Linux: c.Config.GetLinux().GetResources()},
+		Resources:  &runtimeapi.ContainerResources{Linux: c.Resources()},
 		StopSignal: c.StopSignal(),
 		User:       &runtimeapi.ContainerUser{Linux: linuxUser(c)},
 	}

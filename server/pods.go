@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox"
@@ -27,6 +28,10 @@ func (s *runtimeService) RemovePodSandbox(ctx context.Context, req *runtimeapi.R
 	return &runtimeapi.RemovePodSandboxResponse{}, s.pods().RemovePod(ctx, req.GetPodSandboxId())
 }
 
+func (s *runtimeService) UpdatePodSandboxResources(_ context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, s.pods().UpdatePod(req.GetPodSandboxId(), req.GetOverhead(), req.GetResources())
+}
+
 func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	at := time.Now().UnixNano() // not later than anything that is told
 	p, err := s.pods().Pod(req.GetPodSandboxId())
@@ -35,13 +40,27 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtimeapi.Pod
 	}
 	r := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(p), ContainersStatuses: s.containerStatuses(s.pods().ContainersOf(p)), Timestamp: at}
 	if req.GetVerbose() {
-		info, err := json.Marshal(map[string]any{"pid": p.PausePID, "netns": p.NetNS, "cgroup": p.Cgroup, "state": p.State})
+		info, err := podInfo(p)
 		if err != nil {
 			return nil, err
 		}
 		r.Info = map[string]string{"info": string(info)}
 	}
 	return r, nil
+}
+
+// podInfo is the verbose part of a pod's status, as JSON.
+func podInfo(p sandbox.Pod) ([]byte, error) {
+	overhead, err := protojson.Marshal(p.Overhead())
+	if err != nil {
+		return nil, err
+	}
+	resources, err := protojson.Marshal(p.Resources())
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(map[string]any{"pid": p.PausePID, "netns": p.NetNS, "cgroup": p.Cgroup, "state": p.State,
+		"overhead": json.RawMessage(overhead), "resources": json.RawMessage(resources)})
 }
 
 func podState(p sandbox.Pod) runtimeapi.PodSandboxState {

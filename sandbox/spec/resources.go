@@ -127,7 +127,7 @@ func (m *merge) memory() error {
 	if m.out.Memory == nil {
 		m.out.Memory = &specs.LinuxMemory{}
 	}
-	out := m.out.Memory
+	out, was := m.out.Memory, *m.out.Memory
 	if limit != 0 {
 		out.Limit = ptr(limit)
 	}
@@ -139,7 +139,7 @@ func (m *merge) memory() error {
 		return nil
 	}
 	if swap == 0 {
-		swap = limit
+		swap = swapBeside(limit, was)
 	}
 	if out.Limit == nil {
 		m.note("memory_swap_limit_in_bytes", "%d is not enforced: there is no memory limit", swap)
@@ -150,6 +150,18 @@ func (m *merge) memory() error {
 	}
 	out.Swap = ptr(swap)
 	return nil
+}
+
+// swapBeside returns the OCI figure for a request that names a memory limit
+// alone: no swap where there was none, else what it was if that holds the memory.
+func swapBeside(limit int64, was specs.LinuxMemory) int64 {
+	switch {
+	case was.Swap == nil, was.Limit != nil && *was.Swap == *was.Limit:
+		return limit
+	case limit < 0 || *was.Swap < 0:
+		return -1
+	}
+	return max(limit, *was.Swap)
 }
 
 // hugepages: kubelet lists every size of the machine with most of them 0,
@@ -268,14 +280,14 @@ func checkHugePages(r *runtimeapi.LinuxContainerResources, h Host) error {
 	return nil
 }
 
-// unifiedKey is the name of a file of a controller: no path, and none of the
-// files that make up the hierarchy itself.
-var unifiedKey = regexp.MustCompile(`^[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)+$`)
+// unifiedKey is the name of a file in which a controller takes a limit: no
+// path, and none of the files that make up the hierarchy itself.
+var unifiedKey = regexp.MustCompile(`^(pids\.max|(cpu|cpuset|hugetlb|io|memory)(\.[A-Za-z0-9_-]+)+)$`)
 
 func checkUnified(r *runtimeapi.LinuxContainerResources, _ Host) error {
 	for key, value := range r.GetUnified() {
-		if len(key) > maxName || !unifiedKey.MatchString(key) || strings.HasPrefix(key, "cgroup.") {
-			return invalid("resources.unified", "%q is not the name of a controller's file", truncate(key))
+		if len(key) > maxName || !unifiedKey.MatchString(key) {
+			return invalid("resources.unified", "%q is not a limit of cpu, cpuset, hugetlb, io, memory or pids", truncate(key))
 		}
 		if len(value) > maxPath || strings.ContainsFunc(value, control) {
 			return invalid("resources.unified", "the value of %s holds a control character or is too long", key)

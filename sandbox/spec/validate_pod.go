@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"errors"
 	"net/netip"
 	"path"
 	"regexp"
@@ -198,15 +199,26 @@ func checkPodProfiles(p *runtimeapi.PodSandboxConfig, h Host) error {
 
 // checkPodResources: the pod's own cgroup is kubelet's; its figures are only remembered.
 func checkPodResources(p *runtimeapi.PodSandboxConfig, _ Host) error {
-	for field, r := range map[string]*runtimeapi.LinuxContainerResources{
-		"linux.overhead": p.GetLinux().GetOverhead(), "linux.resources": p.GetLinux().GetResources(),
-	} {
-		if r.GetCpuShares() < 0 || r.GetCpuPeriod() < 0 || r.GetCpuQuota() < -1 || r.GetMemoryLimitInBytes() < -1 {
-			return invalid(field, "holds a negative figure")
-		}
+	return errors.Join(checkFigures("linux.overhead", p.GetLinux().GetOverhead()), checkFigures("linux.resources", p.GetLinux().GetResources()))
+}
+
+// ValidatePodResources is ValidatePod for what an update says (CRI UpdatePodSandboxResources).
+func ValidatePodResources(overhead, resources *runtimeapi.LinuxContainerResources) error {
+	return errors.Join(checkFigures("overhead", overhead), checkFigures("resources", resources))
+}
+
+func checkFigures(field string, r *runtimeapi.LinuxContainerResources) error {
+	switch {
+	case r.GetCpuShares() < 0, r.GetCpuPeriod() < 0, r.GetCpuQuota() < -1, r.GetMemoryLimitInBytes() < -1, r.GetMemorySwapLimitInBytes() < -1:
+		return invalid(field, "holds a negative figure")
+	case len(r.GetHugepageLimits()) > maxFigures, len(r.GetUnified()) > maxFigures:
+		return invalid(field, "holds more than %d figures of one kind", maxFigures)
 	}
 	return nil
 }
+
+// maxFigures is beyond what a kernel has page sizes or files of a cgroup.
+const maxFigures = 256
 
 func checkPodWindows(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	return checkNotWindows(p.GetWindows() != nil)

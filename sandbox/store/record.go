@@ -45,6 +45,8 @@ type Pod struct {
 	PausePID   int                  `json:"pause_pid,omitempty"`
 	Cgroup     string               `json:"cgroup,omitempty"`      // of the pause container
 	PauseImage string               `json:"pause_image,omitempty"` // id of the image that the pause container runs from
+	Overhead   []byte               `json:"overhead"`              // as an update left it, a CRI message; nil: as the request has it
+	Limits     []byte               `json:"limits"`                // the same of the sum of the containers' resources
 	Containers map[string]Container `json:"containers,omitempty"`
 }
 
@@ -68,6 +70,8 @@ type Container struct {
 	UID      uint32   `json:"uid,omitempty"`
 	GID      uint32   `json:"gid,omitempty"`
 	Groups   []uint32 `json:"groups,omitempty"`
+	Limits   []byte   `json:"limits,omitempty"`   // resources as updates left them, a CRI message; nil: as the request has them
+	Updating []byte   `json:"updating,omitempty"` // an update under way, a CRI message: how much of it is done is not known
 
 	// MountImages are the ids of the images that the request's mounts name, by the index of the mount, "" for a host path; nil: none does.
 	MountImages []string `json:"mount_images,omitempty"`
