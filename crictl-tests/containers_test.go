@@ -93,22 +93,6 @@ func TestEnds(t *testing.T) {
 	}
 }
 
-func TestOOMKilled(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t)
-	p := d.runPod()
-	limited := with(func(c *cri.ContainerConfig) {
-		c.Linux.Resources.MemoryLimitInBytes, c.Linux.Resources.MemorySwapLimitInBytes = 64<<20, 64<<20
-	})
-	if s := p.run(d.tool("eat", "256"), limited).waitExit(); s.ExitCode != 137 || s.Reason != "OOMKilled" {
-		t.Errorf("over its limit: exit code %d, reason %q, message %q", s.ExitCode, s.Reason, s.Message)
-	}
-	// A child that the kernel took must not taint a clean end.
-	if s := p.run(shell("(tail /dev/zero >/dev/null); exit 0"), limited).waitExit(); s.ExitCode != 0 || s.Reason != "Completed" {
-		t.Errorf("its child was over the limit: exit code %d, reason %q", s.ExitCode, s.Reason)
-	}
-}
-
 // TestStartError: what could not start stays to be looked at.
 func TestStartError(t *testing.T) {
 	t.Parallel()

@@ -32,7 +32,7 @@ type Start struct {
 type Exit struct {
 	Code      int32     // 0..255; 128+n when killed by signal n; 255 when not known
 	Known     bool      // false: the task has ended while nobody could learn how
-	OOMKilled bool      // the kernel's OOM killer was in its cgroup; that it hit the first process is the caller's to conclude
+	OOMKilled bool      // the OOM killer was in its cgroup, and not before a SIGKILL of ours; that it hit the first process is the caller's to conclude
 	At        time.Time // when it was seen
 }
 

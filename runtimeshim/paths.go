@@ -38,6 +38,7 @@ func (d taskDir) log() string           { return d.at("log.json") }  // logRecor
 func (d taskDir) record() string        { return d.at("task.json") } // taskRecord, written by the shim
 func (d taskDir) pid() string           { return d.at("pid") }       // written by the runtime
 func (d taskDir) exit() string          { return d.at("exit") }      // exitRecord, written by the shim
+func (d taskDir) oom() string           { return d.at("oom") }       // oomMark, written by the shim
 func (d taskDir) runtimeLog() string    { return d.at("runtime.log") }
 func (d taskDir) limits() string        { return d.at("limits") } // []limit, while an update is under way
 func (d taskDir) resources() string     { return d.at("resources.json") }

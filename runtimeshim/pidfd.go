@@ -109,6 +109,7 @@ func pidfdExit(f *os.File) (unix.WaitStatus, bool) {
 // procStat is what we use of /proc/PID/stat (proc(5)).
 type procStat struct {
 	State      byte
+	Exiting    bool            // PF_EXITING of field 9
 	StartTicks uint64          // field 22, clock ticks since boot
 	ExitCode   unix.WaitStatus // field 52, of a zombie
 }
@@ -124,7 +125,11 @@ func readProcStat(pid int) (procStat, error) {
 	if len(f) < 50 {
 		return procStat{}, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(f)+2)
 	}
-	st := procStat{State: f[0][0]}
+	flags, err := strconv.ParseUint(f[9-3], 10, 64)
+	if err != nil {
+		return procStat{}, err
+	}
+	st := procStat{State: f[0][0], Exiting: flags&4 != 0}
 	if st.StartTicks, err = strconv.ParseUint(f[22-3], 10, 64); err != nil {
 		return procStat{}, err
 	}

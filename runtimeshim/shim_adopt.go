@@ -62,6 +62,7 @@ func (s *shim) load(d taskDir) {
 		log.L.WithError(err).WithField("container", d.id()).Error("task is not adopted")
 		return
 	}
+	rec.OOMBase = oomBase(rec, d)
 	s.tasks[rec.ID] = newTask(d, rec)
 }
 

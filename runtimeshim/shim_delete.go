@@ -127,6 +127,7 @@ func (s *shim) end(ctx context.Context, t *task) error {
 		return nil
 	}
 	s.step("shim.delete.kill")
+	s.markOOM(t)
 	if pidfd != nil {
 		_ = signalPidfd(pidfd, unix.SIGKILL)
 	}
@@ -219,6 +220,9 @@ func (s *shim) kill(_ context.Context, in *inbound) (any, error) {
 	t, err := s.find(b.ID)
 	if err != nil {
 		return nil, err
+	}
+	if unix.Signal(b.Signal) == unix.SIGKILL {
+		s.markOOM(t)
 	}
 	s.mu.Lock()
 	running, err := t.exit == nil && t.pidfd != nil, error(unix.ESRCH)

@@ -62,6 +62,7 @@ func (s *shim) checkLockFile(path string) error {
 func (s *shim) launch(ctx context.Context, t *task) error {
 	os.Remove(t.dir.pid())
 	os.Remove(t.dir.exit())
+	os.Remove(t.dir.oom())
 	t.rec.OOMBase = oomKills(t.rec.OOMFile)
 	if err := writeJSON(t.dir.record(), t.rec); err != nil {
 		return err

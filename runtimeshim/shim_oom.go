@@ -1,0 +1,71 @@
+package runtimeshim
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+)
+
+// The kernel counts the processes of a cgroup that it killed for want of
+// memory, and does not say which. A child may have been one long ago, with its
+// parent none the worse. So what was counted before a SIGKILL of our own is not
+// how the task ends, and is written down before we send it.
+
+// oomMark is the file oom of a task: kills that are not the reason of its end.
+type oomMark struct {
+	Kills uint64 `json:"kills"`
+}
+
+// markOOM forgives what the OOM killer has done so far, unless the task's
+// process is dying of it. To be called before every SIGKILL to it.
+func (s *shim) markOOM(t *task) {
+	s.mu.Lock()
+	file, base, pid, done := t.rec.OOMFile, t.rec.OOMBase, t.livePid(), t.exit != nil
+	s.mu.Unlock()
+	kills := oomKills(file)
+	if done || kills <= base || pid == 0 || dying(pid) {
+		return
+	}
+	if err := writeJSON(t.dir.oom(), oomMark{kills}); err != nil {
+		log.L.WithError(err).WithField("container", t.dir.id()).Warn("a kill may be taken for one by the kernel if the shim dies now")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.rec.OOMBase = max(t.rec.OOMBase, kills)
+}
+
+// oomBase returns the count from which on a kill is the reason of a task's end.
+func oomBase(rec taskRecord, d taskDir) uint64 {
+	var m oomMark
+	if readJSON(d.oom(), &m) != nil {
+		return rec.OOMBase
+	}
+	return max(rec.OOMBase, m.Kills)
+}
+
+// dying tells whether somebody has sent SIGKILL to a process, or it ends for
+// another reason (proc(5)).
+func dying(pid int) bool {
+	st, err := readProcStat(pid)
+	if err != nil || st.State == 'Z' || st.State == 'X' || st.Exiting {
+		return true
+	}
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(raw)) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "SigPnd" && name != "ShdPnd" {
+			continue
+		}
+		if set, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64); err == nil && set&(1<<(unix.SIGKILL-1)) != 0 {
+			return true
+		}
+	}
+	return false
+}
