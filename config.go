@@ -27,6 +27,7 @@ type Config struct {
 	LogLevel       string             `toml:"log_level" comment:"What the daemon says on stderr: error, warn, info or debug."`
 	DefaultRuntime string             `toml:"default_runtime" comment:"Entry of [runtimes] for pods that name no runtime handler."`
 	PauseImage     string             `toml:"pause_image" comment:"Image of the pause container, which must have been pulled. Empty: the program that is part of cribox, with nothing to pull or lose."`
+	CDISpecDirs    []string           `toml:"cdi_spec_dirs" comment:"Folders of the files that describe CDI devices, read whenever a container asks for one; a later folder wins. Empty: there are no such devices."`
 	Images         ImagesConfig       `toml:"images"`
 	Network        NetworkConfig      `toml:"network"`
 	Containers     ContainersConfig   `toml:"containers"`
@@ -68,10 +69,11 @@ type Runtime struct {
 func defaultConfig() Config {
 	return Config{
 		Listen: "unix:///run/cribox/cribox.sock", Root: "/var/lib/cribox", State: "/run/cribox", LogLevel: "info", DefaultRuntime: "runc",
-		Images:     ImagesConfig{RegistryConfig: "/etc/cribox/certs.d"},
-		Network:    NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, NoMasquerade: []string{}},
-		Containers: ContainersConfig{Ulimits: []string{}, ShmSize: 64 << 20},
-		Runtimes:   map[string]Runtime{"runc": {Path: "runc", Ulimits: []string{}}},
+		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
+		Images:      ImagesConfig{RegistryConfig: "/etc/cribox/certs.d"},
+		Network:     NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, NoMasquerade: []string{}},
+		Containers:  ContainersConfig{Ulimits: []string{}, ShmSize: 64 << 20},
+		Runtimes:    map[string]Runtime{"runc": {Path: "runc", Ulimits: []string{}}},
 	}
 }
 
@@ -182,6 +184,7 @@ var checks = []check{
 		_, err := reference.ParseDockerRef(c.PauseImage)
 		return err
 	}},
+	{"cdi_spec_dirs", func(c *Config) error { return allAbsolute(c.CDISpecDirs) }},
 	{"images.registry_config", func(c *Config) error {
 		if c.Images.RegistryConfig == "" {
 			return nil
@@ -189,14 +192,7 @@ var checks = []check{
 		return absolute(c.Images.RegistryConfig)
 	}},
 	{"network.conf_dir", func(c *Config) error { return absolute(c.Network.ConfDir) }},
-	{"network.bin_dirs", func(c *Config) error {
-		for _, d := range c.Network.BinDirs {
-			if err := absolute(d); err != nil {
-				return err
-			}
-		}
-		return nil
-	}},
+	{"network.bin_dirs", func(c *Config) error { return allAbsolute(c.Network.BinDirs) }},
 	{"network.subnet", func(c *Config) error {
 		for s := range strings.SplitSeq(c.Network.Subnet, ",") {
 			if c.Network.Subnet == "" {
@@ -264,6 +260,15 @@ func (n NetworkConfig) noMasquerade() ([]netip.Prefix, error) {
 func absolute(path string) error {
 	if !filepath.IsAbs(path) {
 		return fmt.Errorf("%q is no absolute path", path)
+	}
+	return nil
+}
+
+func allAbsolute(paths []string) error {
+	for _, path := range paths {
+		if err := absolute(path); err != nil {
+			return err
+		}
 	}
 	return nil
 }

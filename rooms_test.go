@@ -36,6 +36,8 @@ var onlyIn = []struct {
 	{"google.golang.org/grpc", []string{"", "server"}},
 	{"k8s.io/cri-api", []string{"server", "sandbox", "sandbox/spec"}},
 	{"k8s.io/cri-streaming", []string{"server"}},
+	{"tags.cncf.io/container-device-interface/pkg/parser", []string{"sandbox/spec"}},
+	{"tags.cncf.io/container-device-interface/pkg/cdi", []string{"sandbox"}},
 	{"k8s.io/streaming", []string{"server"}},
 	{"github.com/gorilla/websocket", []string{"server"}},
 	{"github.com/containernetworking/cni", []string{"cni"}},

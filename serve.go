@@ -82,6 +82,7 @@ func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.I
 		Root: c.Root, State: c.State, Instance: c.instance(), Images: images, Network: network,
 		Shim:     runtimeshim.Config{State: c.State, LogLevel: c.LogLevel, Step: step},
 		Handlers: handlers(c), Default: c.DefaultRuntime, Pause: c.PauseImage, Step: step,
+		CDISpecDirs: c.CDISpecDirs,
 	})
 	return pods, images, err
 }

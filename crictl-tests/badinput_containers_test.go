@@ -126,7 +126,7 @@ func badPaths(d *daemon) []bad[createRequest] {
 		{name: "device permissions", change: devices("/dev/null", "/dev/x", "xyz"), field: `devices.permissions: "xyz"`},
 		{name: "device permissions twice", change: devices("/dev/null", "/dev/x", "rr"), field: "devices.permissions"},
 		{name: "unknown CDI device", change: func(r createRequest) { r.Config.CDIDevices = []*cri.CDIDevice{{Name: "vendor.test/kind=none"}} },
-			field: "vendor.test/kind=none", code: codes.FailedPrecondition},
+			field: "vendor.test/kind=none are described by no file in " + d.cdiDirs()[0], code: codes.FailedPrecondition},
 		{name: "CDI device without a name", change: func(r createRequest) { r.Config.CDIDevices = []*cri.CDIDevice{{}} }, field: "CDI_devices.name"},
 	}
 }

@@ -128,6 +128,7 @@ root = %q
 state = %q
 log_level = "debug"
 default_runtime = "runc"
+cdi_spec_dirs = [%q, %q]
 
 [images]
 registry_config = %q
@@ -140,7 +141,7 @@ subnet = %q
 
 [runtimes.runc]
 path = %q
-%s`, d.socket, d.root, d.state, d.registryConfig(), d.confDir(), binary("cni"), d.subnet, d.network, binary("runc"), d.config)
+%s`, d.socket, d.root, d.state, d.cdiDirs()[0], d.cdiDirs()[1], d.registryConfig(), d.confDir(), binary("cni"), d.subnet, d.network, binary("runc"), d.config)
 }
 
 func (d *daemon) must(err error) {

@@ -186,6 +186,9 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 		return err
 	}
 	m.note(ctx, notes)
+	if err := m.injectDevices(p, c, s); err != nil {
+		return err
+	}
 	if err := m.saveSpec(c, s); err != nil {
 		return fmt.Errorf("spec of container %s: %w", c.id, err)
 	}

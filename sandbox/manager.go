@@ -34,6 +34,8 @@ type Config struct {
 	Default  string             // handler of a pod that names none
 	Pause    string             // image of the pause container; empty is the built-in program
 	Step     func(name string)  // nil: nothing
+
+	CDISpecDirs []string // folders of the files that describe CDI devices; a later one counts more
 }
 
 // Manager holds every pod and container of this daemon.

@@ -21,9 +21,7 @@ func (d *draft) devices() error {
 			return err
 		}
 		if !all && dev.Type != "p" { // a FIFO is nobody's device
-			rules = append(rules, specs.LinuxDeviceCgroup{
-				Allow: true, Type: dev.Type, Major: ptr(dev.Major), Minor: ptr(dev.Minor), Access: dev.Permissions,
-			})
+			rules = append(rules, allow(dev))
 		}
 	}
 	d.spec.Linux.Resources.Devices = rules
@@ -58,9 +56,27 @@ func (d *draft) boundDevices() []specs.Mount {
 	}
 	var all []specs.Mount
 	for _, dev := range d.c.Devices {
-		all = append(all, bind(dev.HostPath, path.Clean(dev.ContainerPath), "rprivate", "nosuid", "noexec"))
+		all = append(all, bindDevice(dev))
 	}
 	return all
+}
+
+func bindDevice(dev Device) specs.Mount {
+	return bind(dev.HostPath, path.Clean(dev.ContainerPath), "rprivate", "nosuid", "noexec")
+}
+
+// BindDevices adds devices to the finished spec of a container in a user namespace. One without permissions is there and cannot be opened.
+func BindDevices(s *specs.Spec, devices []Device) {
+	for _, dev := range devices {
+		s.Mounts = append(s.Mounts, bindDevice(dev))
+		if dev.Permissions != "" && dev.Type != "p" {
+			s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, allow(dev))
+		}
+	}
+}
+
+func allow(dev Device) specs.LinuxDeviceCgroup {
+	return specs.LinuxDeviceCgroup{Allow: true, Type: dev.Type, Major: ptr(dev.Major), Minor: ptr(dev.Minor), Access: dev.Permissions}
 }
 
 func denyAll() specs.LinuxDeviceCgroup { return specs.LinuxDeviceCgroup{Allow: false, Access: "rwm"} }

@@ -165,7 +165,7 @@ func (d *draft) user() error {
 		}
 	}
 	d.spec.Process.User = specs.User{UID: u.UID, GID: u.GID, AdditionalGids: groups}
-	return d.mapped(d.spec.Process.User)
+	return CheckMapped(d.pod.Config, d.spec.Process.User)
 }
 
 func (d *draft) root() error {

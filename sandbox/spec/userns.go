@@ -35,9 +35,9 @@ func (d *draft) userNamespace() {
 	}
 }
 
-// mapped refuses a user or group that the pod's user namespace does not have.
-func (d *draft) mapped(u specs.User) error {
-	uids, gids, ok := UserNamespace(d.pod.Config)
+// CheckMapped refuses a user or group that the pod's user namespace does not have.
+func CheckMapped(p *runtimeapi.PodSandboxConfig, u specs.User) error {
+	uids, gids, ok := UserNamespace(p)
 	if !ok {
 		return nil
 	}
