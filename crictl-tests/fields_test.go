@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -64,7 +65,7 @@ func TestContainerIsToldBack(t *testing.T) {
 	p := d.runPod()
 	c := p.run(idle(), with(func(c *cri.ContainerConfig) {
 		c.Metadata.Attempt, c.Labels, c.Annotations = 2, awkward, awkward
-		c.Image = &cri.ImageSpec{Image: d.pulled(busybox), UserSpecifiedImage: "box:newest", Annotations: awkward, RuntimeHandler: "runc"}
+		c.Image = &cri.ImageSpec{Image: d.pulled(busybox), UserSpecifiedImage: "box:newest", Annotations: awkward, RuntimeHandler: "runc", ImageRef: "as@asked"}
 		c.Mounts = []*cri.Mount{{ContainerPath: "/logs", HostPath: d.logs(), Readonly: true, MountOptions: []string{"noexec"}}}
 		c.Linux.Resources.CpuShares, c.StopSignal = 99, cri.Signal_SIGNAL_SIGRTMINPLUS3
 		c.Linux.SecurityContext.RunAsUser, c.Linux.SecurityContext.SupplementalGroups = &cri.Int64Value{Value: 1000}, []int64{77}
@@ -267,4 +268,20 @@ func TestNoCheckpoints(t *testing.T) {
 	wantCode(t, err, codes.Unimplemented, "no checkpoints", "volume")
 	c.exec("true")
 	d.wantFlat(before)
+}
+
+// TestUpdateAnnotations: they change nothing, and the log says so.
+func TestUpdateAnnotations(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod(onHostNetwork).run(idle())
+	before := c.status()
+	_, err := d.runtime.UpdateContainerResources(context.Background(), &cri.UpdateContainerResourcesRequest{ContainerId: c.id, Annotations: awkward})
+	d.must(err)
+	if s := c.status(); !proto.Equal(s, before) {
+		t.Errorf("status %v, before %v", s, before)
+	}
+	if log, err := os.ReadFile(d.logFile()); err != nil || !strings.Contains(string(log), "annotations of an update mean nothing") {
+		t.Errorf("the log does not tell (%v)", err)
+	}
 }
