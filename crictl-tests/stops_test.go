@@ -1,0 +1,216 @@
+package crictltests
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// stopping asks for a stop and returns where its error comes.
+func (c *container) stopping(grace int64) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- c.tryStop(context.Background(), grace) }()
+	return done
+}
+
+func (c *container) tryStop(ctx context.Context, grace int64) error {
+	_, err := c.runtime.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: c.id, Timeout: grace})
+	return err
+}
+
+// deaf is a container that says that it got SIGTERM, and goes on.
+func deaf() containerOption {
+	return shell("trap 'echo got it' TERM; echo ready; while :; do usleep 10000; done")
+}
+
+// TestStopIsNotLengthened: who asks with more patience than the one before waits no longer than that one.
+func TestStopIsNotLengthened(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod(onHostNetwork).run(deaf())
+	c.waitLog("ready")
+	first := c.stopping(2)
+	c.waitLog("got it")
+	second := c.stopping(3600)
+	for name, done := range map[string]<-chan error{"first": first, "second": second} {
+		select {
+		case err := <-done:
+			d.must(err)
+		case <-time.After(patience):
+			t.Fatalf("the %s stop still waits", name)
+		}
+	}
+	if got := text(c.finalLog(), "stdout"); got != "ready\ngot it\n" {
+		t.Errorf("the stop signal is sent once; log %q", got)
+	}
+}
+
+// TestCallersDeadline: who gives up waiting for a stop gets its own error, the stop goes on, and the next caller is served.
+func TestCallersDeadline(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod(onHostNetwork)
+	c := p.run(deaf())
+	c.waitLog("ready")
+	brief, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	wantCode(t, c.tryStop(brief, 3600), codes.DeadlineExceeded)
+	if s := c.status().State; s != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("a caller that gave up leaves a container that is %s", s)
+	}
+	gone, leave := context.WithCancel(context.Background())
+	left := make(chan error, 1)
+	go func() { left <- c.tryStop(gone, 3600) }()
+	c.waitLog("got it")
+	leave()
+	wantCode(t, <-left, codes.Canceled)
+	for _, ask := range []func(context.Context) error{
+		func(ctx context.Context) error {
+			_, err := d.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.id})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := d.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.id})
+			return err
+		},
+	} {
+		short, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		_ = ask(short) // it may be faster
+		cancel()
+		d.must(ask(context.Background()))
+	}
+}
+
+// TestManyStops: however many ask for the end of one pod at the same time, each is told when it has come.
+func TestManyStops(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	c, other := p.run(deaf()), p.run(idle())
+	c.waitLog("ready")
+	patient := c.stopping(3600)
+	c.waitLog("got it")
+	var all sync.WaitGroup
+	for range 6 {
+		all.Go(func() {
+			if _, err := d.runtime.StopPodSandbox(context.Background(), &cri.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
+				t.Error(err)
+				return
+			}
+			if s := p.status(); s.State != cri.PodSandboxState_SANDBOX_NOTREADY || s.Network.GetIp() != "" {
+				t.Errorf("a stop has returned, and the pod is %v", s)
+			}
+			for _, c := range []*container{c, other} {
+				if s := c.status().State; s != cri.ContainerState_CONTAINER_EXITED {
+					t.Errorf("the stop of the pod has returned, and a container is %s", s)
+				}
+			}
+		})
+	}
+	all.Wait()
+	d.must(<-patient)
+	if left := d.processesOf(p.id); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	for range 4 {
+		all.Go(func() {
+			if _, err := d.runtime.RemovePodSandbox(context.Background(), &cri.RemovePodSandboxRequest{PodSandboxId: p.id}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// freeze stops all processes of the container in the kernel, out of SIGKILL's reach, and returns what wakes them up.
+func (c *container) freeze() (thaw func()) {
+	c.Helper()
+	cgroups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.pid()))
+	c.must(err)
+	for line := range strings.Lines(string(cgroups)) {
+		if _, path, ok := strings.Cut(strings.TrimSpace(line), ":freezer:"); ok {
+			state := filepath.Join("/sys/fs/cgroup/freezer", path, "freezer.state")
+			set := func(word string) {
+				c.must(os.WriteFile(state, []byte(word), 0o600))
+				eventually(c, "the cgroup to be "+word, func() error {
+					now, err := os.ReadFile(state)
+					c.must(err)
+					return unless(strings.TrimSpace(string(now)) == word, "it is %s", now)
+				})
+			}
+			set("FROZEN")
+			var once sync.Once
+			thaw := func() { once.Do(func() { _ = os.WriteFile(state, []byte("THAWED"), 0o600) }) }
+			c.Cleanup(thaw)
+			return thaw
+		}
+	}
+	c.Skip("without the freezer of cgroup v1 no process can be made that SIGKILL does not end")
+	return nil
+}
+
+// TestUnkillable: a process that the kernel does not let die costs its callers an error by the deadline, and nobody else anything. When it can
+// die it does, and all ends well.
+func TestUnkillable(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	c, sibling := p.run(deaf()), p.run(idle())
+	c.waitLog("ready")
+	thaw := c.freeze()
+	impatient := func() context.Context {
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		t.Cleanup(cancel)
+		return ctx
+	}
+	killed := c.stopping(0)
+	for name, ask := range map[string]func(ctx context.Context) error{
+		"StopContainer": func(ctx context.Context) error { return c.tryStop(ctx, 0) },
+		"patient stop":  func(ctx context.Context) error { return c.tryStop(ctx, 3600) },
+		"RemoveContainer": func(ctx context.Context) error {
+			_, err := d.runtime.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: c.id})
+			return err
+		},
+		"StopPodSandbox": func(ctx context.Context) error {
+			_, err := d.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.id})
+			return err
+		},
+	} {
+		if err := ask(impatient()); status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if s := c.status(); s.State != cri.ContainerState_CONTAINER_RUNNING || s.FinishedAt != 0 {
+		t.Errorf("what cannot die is told to be %v", s)
+	}
+	if s := sibling.waitExit(); s.ExitCode != 137 {
+		t.Errorf("its sibling in a pod that is stopped has exit code %d", s.ExitCode)
+	}
+	d.runPod(onHostNetwork).run(idle()).stop(0) // others are served
+	select {
+	case err := <-killed:
+		wantCode(t, err, codes.DeadlineExceeded, c.id, "killed")
+	case <-time.After(2 * patience):
+		t.Error("a stop without a deadline waits for ever")
+	}
+	d.restart() // which goes on with the stops
+	if s := c.status(); s.State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("after a restart, what cannot die is told to be %v", s)
+	}
+	thaw()
+	if s := c.waitExit(); s.ExitCode != 137 {
+		t.Errorf("it has exit code %d, reason %q", s.ExitCode, s.Reason)
+	}
+	c.stop(0)
+	p.stop()
+	p.remove()
+}
