@@ -341,3 +341,16 @@ func (c Config) print() ([]byte, error) {
 	}
 	return b.Bytes(), nil
 }
+
+// values returns the configuration as tables by their keys in the file.
+func (c Config) values() any {
+	all := map[string]any{}
+	b, err := toml.Marshal(c)
+	if err == nil {
+		err = toml.Unmarshal(b, &all)
+	}
+	if err != nil {
+		return err.Error() // for a person; it was read as such a file
+	}
+	return all
+}

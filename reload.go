@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/containerd/log"
 
@@ -28,8 +29,8 @@ func handlers(c Config) map[string]sandbox.Handler {
 // applied are the keys and tables that a running daemon takes over.
 var applied = []string{"log_level", "default_runtime", "containers", "runtimes"}
 
-// reloads reads the configuration again at each hangup and takes over what can be. The channel that it returns is closed when ctx ends.
-func reloads(ctx context.Context, hangup <-chan os.Signal, c Config, pods *sandbox.Manager) <-chan struct{} {
+// reloads reads the configuration again at each hangup, takes over what can be, and stores what is in effect then. The channel that it returns is closed when ctx ends.
+func reloads(ctx context.Context, hangup <-chan os.Signal, inEffect *atomic.Pointer[Config], pods *sandbox.Manager) <-chan struct{} {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -38,7 +39,8 @@ func reloads(ctx context.Context, hangup <-chan os.Signal, c Config, pods *sandb
 			case <-ctx.Done():
 				return
 			case <-hangup:
-				c = reload(ctx, c, pods)
+				c := reload(ctx, *inEffect.Load(), pods)
+				inEffect.Store(&c)
 			}
 		}
 	}()

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,7 +33,9 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 	hangup := make(chan os.Signal, 1) // from now on it does not end us
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
+	var inEffect atomic.Pointer[Config]
 	asked := c
+	inEffect.Store(&asked)
 	unlock, err := lockFolders(&c)
 	if err != nil {
 		return err
@@ -55,11 +58,11 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	s.Open(pods, images)
+	s.Open(pods, images, func() any { return inEffect.Load().values() })
 	log.G(ctx).WithField("took", time.Since(start).Round(time.Millisecond).String()).Infof("cribox %s serves %s, root %s, state %s", versionString(), c.Listen, c.Root, c.State)
 	select {
 	case err = <-served:
-	case <-reloads(ctx, hangup, asked, pods):
+	case <-reloads(ctx, hangup, &inEffect, pods):
 		log.G(ctx).Info("ending; containers go on")
 		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWord)
 		s.Stop(bye)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -41,13 +42,14 @@ var (
 
 // Networks connects pods. It is safe for concurrent use; calls for one pod wait for each other.
 type Networks struct {
-	c      Config
-	step   func(string)
-	folder *folder
-	own    *bridgeNetwork
-	debts  *ledger
-	turns  turns
-	probe  *prober
+	c       Config
+	step    func(string)
+	folder  *folder
+	own     *bridgeNetwork
+	debts   *ledger
+	turns   turns
+	probe   *prober
+	failure atomic.Pointer[Failure] // the last one
 }
 
 // Open reads what is owed and the configuration folder. A folder without a usable network is no error, Ready tells.

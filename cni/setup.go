@@ -49,7 +49,7 @@ func (n *Networks) Setup(ctx context.Context, pod Pod) (Result, error) {
 	if err == nil {
 		return res, nil
 	}
-	err = fmt.Errorf("network %s: %w", r.Network, err)
+	err = n.failed("ADD", pod.ID, fmt.Errorf("network %s: %w", r.Network, err))
 	return Result{}, errors.Join(err, n.disconnect(ctx, pod))
 }
 

@@ -35,7 +35,7 @@ func (n *Networks) disconnect(ctx context.Context, pod Pod) error {
 	defer cancel()
 	n.step("cni.del")
 	if err := n.del(ctx, &d, pod); err != nil {
-		return fmt.Errorf("network %s: %w", d.Network, err)
+		return n.failed("DEL", pod.ID, fmt.Errorf("network %s: %w", d.Network, err))
 	}
 	n.step("cni.deleted")
 	if err := n.debts.clear(ctx, pod.ID); err != nil {

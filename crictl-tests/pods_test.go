@@ -2,6 +2,7 @@ package crictltests
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -492,6 +493,16 @@ func TestVersionAndStatus(t *testing.T) {
 	d.must(err)
 	if len(s.Info) == 0 {
 		t.Error("a verbose status has no info")
+	}
+	for key, value := range s.Info {
+		if !json.Valid([]byte(value)) {
+			t.Errorf("the information %s is no JSON: %s", key, value)
+		}
+	}
+	brief, err := d.runtime.Status(context.Background(), &cri.StatusRequest{})
+	d.must(err)
+	if len(brief.Info) > 0 {
+		t.Errorf("a status that is not verbose has info: %v", brief.Info)
 	}
 	config, err := d.runtime.RuntimeConfig(context.Background(), &cri.RuntimeConfigRequest{})
 	d.must(err)

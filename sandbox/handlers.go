@@ -27,24 +27,21 @@ type Handler struct {
 type handlers struct {
 	byName    map[string]Handler
 	byDefault string
-	lacks     map[string]string // why the pods of a handler can have no user namespace
+	can       *abilities
 }
 
 // SetHandlers replaces all handlers, for pods and containers that are made from now on. byDefault, the handler of a pod that names none, is
 // one of them. A pod whose handler is gone runs on, and takes no more containers and commands.
 func (m *Manager) SetHandlers(ctx context.Context, byName map[string]Handler, byDefault string) {
-	next := &handlers{byName: map[string]Handler{}, byDefault: byDefault, lacks: map[string]string{}}
+	next := &handlers{byName: map[string]Handler{}, byDefault: byDefault}
 	for name, h := range byName {
 		ctx := log.WithLogger(ctx, log.G(ctx).WithField("handler", name))
 		var clamped []spec.Note
 		h.Rlimits, clamped = spec.ClampRlimits(h.Rlimits, m.host.RlimitHard)
 		m.note(ctx, clamped)
 		next.byName[name] = h
-		why := m.findLack(ctx, h)
-		if next.lacks[name] = why; why != "" && why != m.host.NoUserNamespaces {
-			log.G(ctx).Infof("its pods can have no user namespaces: %s", why)
-		}
 	}
+	next.can = m.ask(ctx, next.byName, nil)
 	m.handlers.Store(next)
 }
 
@@ -62,9 +59,8 @@ func (m *Manager) HostOf(handler string) spec.Host {
 	}
 	with := now.byName[handler]
 	h.Rlimits, h.PidsLimit, h.NoHostDevices = with.Rlimits, with.PidsLimit, with.NoHostDevices
-	if h.NoUserNamespaces == "" {
-		h.NoUserNamespaces = now.lacks[handler]
-	}
+	h.NoUserNamespaces = now.can.noUserNamespaces(handler, with)
+	h.RecursiveReadOnly = h.RecursiveReadOnly && now.can.byName[handler].RecursiveReadOnly
 	return h
 }
 

@@ -43,6 +43,7 @@ type Manager struct {
 	conf     Config
 	host     spec.Host
 	handlers atomic.Pointer[handlers] // replaced whole
+	asking   atomic.Bool              // see AskAgain
 	notes    notes
 	store    *store.Store
 	images   *imageservice.Images
@@ -122,7 +123,6 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	}
 	host.CgroupParent = CgroupParent(c.Instance)
 	m.host = host
-	m.findUserNamespaces(ctx)
 	m.SetHandlers(ctx, c.Handlers, c.Default)
 	if err := m.load(ctx); err != nil {
 		return nil, err
@@ -277,6 +277,9 @@ func clean(ctx context.Context, limit time.Duration, act func(context.Context) e
 
 // NetworkReady says why no pod can be connected now, or nil (CRI condition NetworkReady).
 func (m *Manager) NetworkReady() error { return m.network.Ready() }
+
+// Network returns what is known of the network that pods are connected to now.
+func (m *Manager) Network(ctx context.Context) cni.Status { return m.network.Status(ctx) }
 
 // SetPodCIDR takes the range of this node's pods (CRI UpdateRuntimeConfig). ErrInvalidArgument when it is none.
 func (m *Manager) SetPodCIDR(cidr string) error { return m.network.SetPodCIDR(cidr) }

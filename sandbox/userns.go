@@ -1,42 +1,16 @@
 package sandbox
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
-	"github.com/containerd/log"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/userns"
 )
-
-// findUserNamespaces finds out, once, whether pods can have user namespaces on this machine, and if not, what is missing.
-func (m *Manager) findUserNamespaces(ctx context.Context) {
-	if err := m.tryUserNamespace(); err != nil {
-		m.host.NoUserNamespaces = err.Error()
-		log.G(ctx).WithError(err).Info("pods can have no user namespaces here")
-	}
-}
-
-// findLack returns why the pods of a handler can have no user namespace, or nothing.
-func (m *Manager) findLack(ctx context.Context, h Handler) string {
-	if m.host.NoUserNamespaces != "" {
-		return m.host.NoUserNamespaces
-	}
-	f, err := runtimeshim.AskFeatures(ctx, h.Path)
-	switch {
-	case err != nil:
-		return err.Error()
-	case !f.UserNamespaces || !f.IDMappedMounts:
-		return filepath.Base(h.Path) + " has no user namespaces with id-mapped mounts (runc has them from 1.2 on)"
-	}
-	return ""
-}
 
 // hostOf is HostOf for the handler of a pod.
 func (m *Manager) hostOf(p *pod) spec.Host {

@@ -104,11 +104,11 @@ func (s *runtimeService) ContainerStatus(_ context.Context, req *runtimeapi.Cont
 		if err != nil {
 			spec = []byte("null") // of a container that ended with its pod
 		}
-		info, err := json.Marshal(map[string]any{"pid": c.PID, "sandboxID": c.PodID, "cgroup": c.Cgroup, "state": c.State, "runtimeSpec": json.RawMessage(spec)})
+		r.Info, err = info(map[string]any{"info": map[string]any{"pid": c.PID, "sandboxID": c.PodID, "cgroup": c.Cgroup, "state": c.State,
+			"config": asJSON{c.Config}, "runtimeSpec": json.RawMessage(spec)}})
 		if err != nil {
 			return nil, err
 		}
-		r.Info = map[string]string{"info": string(info)}
 	}
 	return r, nil
 }

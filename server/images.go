@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"strconv"
 	"strings"
@@ -42,11 +41,9 @@ func (s *imageService) ImageStatus(_ context.Context, req *runtimeapi.ImageStatu
 	}
 	r := &runtimeapi.ImageStatusResponse{Image: imageMessage(img)}
 	if req.GetVerbose() {
-		info, err := json.Marshal(map[string]any{"imageSpec": img.Config})
-		if err != nil {
+		if r.Info, err = info(map[string]any{"info": map[string]any{"imageSpec": img.Config}}); err != nil {
 			return nil, err
 		}
-		r.Info = map[string]string{"info": string(info)}
 	}
 	return r, nil
 }

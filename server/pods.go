@@ -2,11 +2,9 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox"
@@ -40,27 +38,14 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtimeapi.Pod
 	}
 	r := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(p), ContainersStatuses: s.containerStatuses(s.pods().ContainersOf(p)), Timestamp: at}
 	if req.GetVerbose() {
-		info, err := podInfo(p)
+		r.Info, err = info(map[string]any{"info": map[string]any{"pid": p.PausePID, "netns": p.NetNS, "cgroup": p.Cgroup, "state": p.State, "ips": p.IPs,
+			"runtimeHandler": p.Handler, "pauseImage": p.PauseImage, "config": asJSON{p.Config},
+			"overhead": asJSON{p.Overhead()}, "resources": asJSON{p.Resources()}}})
 		if err != nil {
 			return nil, err
 		}
-		r.Info = map[string]string{"info": string(info)}
 	}
 	return r, nil
-}
-
-// podInfo is the verbose part of a pod's status, as JSON.
-func podInfo(p sandbox.Pod) ([]byte, error) {
-	overhead, err := protojson.Marshal(p.Overhead())
-	if err != nil {
-		return nil, err
-	}
-	resources, err := protojson.Marshal(p.Resources())
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(map[string]any{"pid": p.PausePID, "netns": p.NetNS, "cgroup": p.Cgroup, "state": p.State,
-		"overhead": json.RawMessage(overhead), "resources": json.RawMessage(resources)})
 }
 
 func podState(p sandbox.Pod) runtimeapi.PodSandboxState {

@@ -3,9 +3,11 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"runtime"
-	"strconv"
 
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -19,31 +21,53 @@ func (s *runtimeService) Version(context.Context, *runtimeapi.VersionRequest) (*
 
 // Status tells whether containers can be started and pods connected, now.
 func (s *runtimeService) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	s.pods().AskAgain()
 	r := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
 			condition(runtimeapi.RuntimeReady, "RuntimeNotReady", s.pods().Ready(ctx)),
 			condition(runtimeapi.NetworkReady, "NetworkPluginNotReady", s.pods().NetworkReady()),
 		}},
 		RuntimeHandlers: s.handlers(),
-		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true},
+		Features:        s.features(),
 	}
-	if req.GetVerbose() {
-		host, err := json.Marshal(s.pods().Host())
-		if err != nil {
-			return nil, err
-		}
-		unknown, err := s.unknown.info()
-		if err != nil {
-			return nil, err
-		}
-		notes, err := json.Marshal(s.pods().Notes())
-		if err != nil {
-			return nil, err
-		}
-		r.Info = map[string]string{"host": string(host), "goroutines": strconv.Itoa(runtime.NumGoroutine()), "unknownFields": unknown,
-			"notes": string(notes)}
+	if !req.GetVerbose() {
+		return r, nil
 	}
-	return r, nil
+	unknown, err := s.unknown.info()
+	if err != nil {
+		return nil, err
+	}
+	r.Info, err = info(map[string]any{
+		"config": s.rooms.Load().config(), "host": s.pods().HostOf(""), "runtimes": s.pods().Features(), "network": s.pods().Network(ctx),
+		"goroutines": runtime.NumGoroutine(), "unknownFields": json.RawMessage(unknown), "notes": s.pods().Notes()})
+	return r, err
+}
+
+// info makes the extra information of a verbose request: each value is JSON, as the CRI asks.
+func info(values map[string]any) (map[string]string, error) {
+	all := make(map[string]string, len(values))
+	for key, value := range values {
+		b, err := json.Marshal(value)
+		if err != nil {
+			return nil, fmt.Errorf("verbose information %s: %w", key, err)
+		}
+		all[key] = string(b)
+	}
+	return all, nil
+}
+
+// asJSON is a message of the CRI as part of extra information.
+type asJSON struct{ proto.Message }
+
+func (m asJSON) MarshalJSON() ([]byte, error) { return protojson.Marshal(m.Message) }
+
+// features are those of the runtime as a whole, which for the kubelet means the default handler.
+func (s *runtimeService) features() *runtimeapi.RuntimeFeatures {
+	h := s.pods().HostOf("")
+	return &runtimeapi.RuntimeFeatures{
+		SupplementalGroupsPolicy:  true,
+		UserNamespacesHostNetwork: h.NoUserNamespaces == "" && h.RecursiveReadOnly, // of /sys, see spec.ValidatePod
+	}
 }
 
 func condition(kind, reason string, err error) *runtimeapi.RuntimeCondition {
@@ -58,8 +82,9 @@ func (s *runtimeService) handlers() []*runtimeapi.RuntimeHandler {
 	names, _ := s.pods().Handlers()
 	all := make([]*runtimeapi.RuntimeHandler, 0, len(names)+1)
 	for _, name := range append([]string{""}, names...) {
+		h := s.pods().HostOf(name)
 		all = append(all, &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
-			RecursiveReadOnlyMounts: s.pods().Host().RecursiveReadOnly, UserNamespaces: s.pods().HostOf(name).NoUserNamespaces == ""}})
+			RecursiveReadOnlyMounts: h.RecursiveReadOnly, UserNamespaces: h.NoUserNamespaces == ""}})
 	}
 	return all
 }

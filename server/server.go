@@ -39,6 +39,7 @@ type Server struct {
 type rooms struct {
 	pods   *sandbox.Manager
 	images *imageservice.Images
+	config func() any
 }
 
 type runtimeService struct {
@@ -62,9 +63,9 @@ func New(version string, streams net.Listener) *Server {
 	return s
 }
 
-// Open lets requests through.
-func (s *Server) Open(pods *sandbox.Manager, images *imageservice.Images) {
-	s.rooms.Store(&rooms{pods: pods, images: images})
+// Open lets requests through. config returns the configuration in effect, for whoever asks for the verbose Status.
+func (s *Server) Open(pods *sandbox.Manager, images *imageservice.Images, config func() any) {
+	s.rooms.Store(&rooms{pods: pods, images: images, config: config})
 }
 
 // Serve answers requests from l until Stop.

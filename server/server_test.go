@@ -63,7 +63,7 @@ func TestGateAndPanic(t *testing.T) {
 	if err := call(answer); status.Code(err) != codes.Unavailable {
 		t.Errorf("before Open: %v", err)
 	}
-	s.Open((*sandbox.Manager)(nil), (*imageservice.Images)(nil))
+	s.Open((*sandbox.Manager)(nil), (*imageservice.Images)(nil), nil)
 	if err := call(answer); err != nil {
 		t.Errorf("after Open: %v", err)
 	}

@@ -201,5 +201,5 @@ func (d *draft) maskedPaths() error {
 
 // errNoRecursiveReadOnly begins with the word that kubelet looks for.
 func errNoRecursiveReadOnly(m *runtimeapi.Mount) error {
-	return fmt.Errorf("RROUnsupported: mount %s: this machine has no recursive read-only mounts: %w", truncate(m.GetContainerPath()), errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("RROUnsupported: mount %s: kernel or OCI runtime have no recursive read-only mounts: %w", truncate(m.GetContainerPath()), errdefs.ErrFailedPrecondition)
 }

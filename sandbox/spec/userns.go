@@ -107,7 +107,8 @@ func checkUserNamespacePod(p *runtimeapi.PodSandboxConfig, h Host) error {
 		return fmt.Errorf("%snamespace_options.userns_options: no user namespaces here: %s: %w", field, h.NoUserNamespaces, errdefs.ErrFailedPrecondition)
 	}
 	if o.GetNetwork() == runtimeapi.NamespaceMode_NODE && !h.RecursiveReadOnly {
-		return fmt.Errorf("%snamespace_options.userns_options: with the host's network /sys must be made read-only recursively, which needs Linux 5.12: %w", field, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%snamespace_options.userns_options: with the host's network /sys must be made read-only recursively, which needs Linux 5.12 and an OCI runtime that can: %w",
+			field, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }

@@ -1,0 +1,47 @@
+package cni
+
+import (
+	"context"
+	"time"
+)
+
+// Status is what a person wants to know of the network that pods are connected to now.
+type Status struct {
+	Network string   `json:"network,omitempty"`
+	File    string   `json:"file,omitempty"` // empty: the default network
+	Plugins []string `json:"plugins,omitempty"`
+	Error   string   `json:"error,omitempty"` // why no pod can be connected now
+	Debts   int      `json:"debts"`           // pods that are connected, or owe a DEL
+	// LastFailure stays until the next one.
+	LastFailure *Failure `json:"lastFailure,omitempty"`
+}
+
+// Failure is an ADD or a DEL that failed.
+type Failure struct {
+	At    time.Time `json:"at"`
+	Call  string    `json:"call"`
+	Pod   string    `json:"pod"`
+	Error string    `json:"error"`
+}
+
+// Status looks at what Ready looks at.
+func (n *Networks) Status(ctx context.Context) Status {
+	s := Status{Debts: len(n.Debts()), LastFailure: n.failure.Load()}
+	w, err := n.current(ctx)
+	if err == nil {
+		s.Network, s.File, s.Plugins = w.name, w.file, w.needs
+		err = n.usable(w)
+	}
+	if err != nil {
+		s.Error = err.Error()
+	}
+	return s
+}
+
+// failed remembers an error for Status, and returns it.
+func (n *Networks) failed(call, pod string, err error) error {
+	if err != nil {
+		n.failure.Store(&Failure{At: time.Now(), Call: call, Pod: pod, Error: err.Error()})
+	}
+	return err
+}

@@ -1,0 +1,158 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/runtimeshim"
+)
+
+// askEvery is how long after a question without an answer it is asked again, doubled up to askAtMost.
+const (
+	askEvery  = time.Second
+	askAtMost = 10 * time.Minute
+)
+
+// abilities is what this machine and the OCI runtimes can do, as far as they said so. It never changes.
+type abilities struct {
+	noUserNS error              // why this machine has no user namespaces for pods
+	byName   map[string]ability // of a handler's runtime
+	asked    time.Time
+	wait     time.Duration // until what is not known may be asked again
+}
+
+// ability is what a runtime said, or why it did not.
+type ability struct {
+	runtimeshim.Features
+	err error
+}
+
+// complete says whether every question has an answer.
+func (a *abilities) complete() bool {
+	for _, one := range a.byName {
+		if one.err != nil {
+			return false
+		}
+	}
+	return a.noUserNS == nil
+}
+
+// noUserNamespaces says why the pods of a handler can have no user namespace; "" when they can.
+func (a *abilities) noUserNamespaces(handler string, h Handler) string {
+	can := a.byName[handler]
+	switch {
+	case a.noUserNS != nil:
+		return a.noUserNS.Error()
+	case can.err != nil:
+		return can.err.Error()
+	case !can.UserNamespaces || !can.IDMappedMounts:
+		return filepath.Base(h.Path) + " has no user namespaces with id-mapped mounts (runc has them from 1.2 on)"
+	}
+	return ""
+}
+
+// ask asks this machine and all runtimes at the same time, but not again for what before, which may be nil, knows of the same program.
+func (m *Manager) ask(ctx context.Context, byName map[string]Handler, before *abilities) *abilities {
+	next := &abilities{byName: map[string]ability{}, wait: askEvery}
+	if before != nil {
+		next.wait = min(2*before.wait, askAtMost)
+	}
+	var mu sync.Mutex // guards next.byName
+	var all sync.WaitGroup
+	for name, h := range byName {
+		if before != nil && before.byName[name].err == nil {
+			next.byName[name] = before.byName[name]
+			continue
+		}
+		all.Go(func() {
+			f, err := runtimeshim.AskFeatures(ctx, h.Path)
+			mu.Lock()
+			defer mu.Unlock()
+			next.byName[name] = ability{f, err}
+		})
+	}
+	if before == nil || before.noUserNS != nil {
+		next.noUserNS = m.tryUserNamespace()
+	}
+	all.Wait()
+	next.asked = time.Now()
+	next.tell(ctx, byName, before)
+	return next
+}
+
+// tell logs what changed for whoever wonders why a feature is not there. A program that has an answer and lacks something is no warning.
+func (a *abilities) tell(ctx context.Context, byName map[string]Handler, before *abilities) {
+	if text(a.noUserNS) != text(before.machine()) {
+		if a.noUserNS != nil {
+			log.G(ctx).WithError(a.noUserNS).Warn("pods can have no user namespaces here; it will be tried again")
+		} else {
+			log.G(ctx).Info("pods can have user namespaces now")
+		}
+	}
+	for name, can := range a.byName {
+		l := log.G(ctx).WithField("handler", name)
+		var was error
+		if before != nil {
+			was = before.byName[name].err
+		}
+		switch {
+		case can.err == nil && (before == nil || was != nil):
+			if why := a.noUserNamespaces(name, byName[name]); why != "" && a.noUserNS == nil {
+				l.Infof("its pods can have no user namespaces: %s", why)
+			} else if was != nil {
+				l.Info("its runtime says now what it can do")
+			}
+		case text(can.err) == text(was):
+		case errors.Is(can.err, errdefs.ErrNotImplemented):
+			l.WithError(can.err).Info("its runtime does not say what it can do: no user namespaces, no recursive read-only mounts")
+		default:
+			l.WithError(can.err).Warn("its runtime cannot say what it can do now; until it does, no user namespaces and no recursive read-only mounts")
+		}
+	}
+}
+
+func (a *abilities) machine() error {
+	if a == nil {
+		return nil
+	}
+	return a.noUserNS
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// AskAgain asks once more, without waiting, for what machine and runtimes have not said yet, if the last time is long enough ago: what fails
+// for want of descriptors or time must not cost a feature until the next start.
+func (m *Manager) AskAgain() {
+	now := m.handlers.Load()
+	if now.can.complete() || time.Since(now.can.asked) < now.can.wait || !m.asking.CompareAndSwap(false, true) {
+		return
+	}
+	go func() {
+		defer m.asking.Store(false)
+		next := *now
+		next.can = m.ask(m.background, now.byName, now.can)
+		m.handlers.CompareAndSwap(now, &next) // unless all handlers were replaced meanwhile, who were asked anew
+	}()
+}
+
+// Features returns what the OCI runtime of each handler said that it can do, or why nothing is known.
+func (m *Manager) Features() map[string]any {
+	all := map[string]any{}
+	for name, can := range m.handlers.Load().can.byName {
+		if all[name] = can.Features; can.err != nil {
+			all[name] = map[string]string{"error": can.err.Error()}
+		}
+	}
+	return all
+}
