@@ -90,7 +90,7 @@ func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.I
 	return pods, images, err
 }
 
-// pinned returns the images that must not be removed: without its pause image no pod starts.
+// pinned returns the images that a kubelet should not collect: without its pause image no pod starts.
 func pinned(c Config) []string {
 	if c.PauseImage == "" {
 		return nil

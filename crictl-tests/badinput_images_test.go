@@ -56,10 +56,15 @@ func badPulls(d *daemon) []bad[pullRequest] {
 		{name: "unknown tag", change: image(d.ref("busybox:no-such-tag")), field: "no-such-tag", code: codes.NotFound},
 		{name: "unknown repository", change: image(d.ref("no-such-image:1")), field: "no-such-image", code: codes.NotFound},
 		{name: "no such platform", change: image(d.ref("busybox:foreign")), field: "linux/", code: codes.NotFound},
-		{name: "no credentials", change: image(d.ref("private:1")), field: "private", code: codes.Unauthenticated},
+		{name: "no credentials", change: image(d.ref("private:1")), field: "brought no credentials", code: codes.Unauthenticated},
+		{name: "nobody may, and no credentials", change: image(d.ref("forbidden:1")), field: "brought no credentials", code: codes.PermissionDenied},
+		{name: "credentials for elsewhere", change: func(r pullRequest) {
+			r.Image.Image = d.ref("private:1")
+			r.Auth = &cri.AuthConfig{Username: "alice", Password: "not-the-word", ServerAddress: "https://elsewhere.test/v1/"}
+		}, field: "for \"elsewhere.test\" and were not shown", code: codes.Unauthenticated},
 		{name: "wrong credentials", change: func(r pullRequest) {
 			r.Image.Image, r.Auth = d.ref("private:1"), &cri.AuthConfig{Username: "alice", Password: "not-the-word"}
-		}, field: "private", code: codes.Unauthenticated},
+		}, field: "brought a user name and password", code: codes.Unauthenticated},
 		{name: "unknown handler", change: func(r pullRequest) { r.Image.RuntimeHandler = "no-such-handler" }, field: `runtime_handler "no-such-handler"`},
 		{name: "nobody may", change: image(d.ref("forbidden:1")), field: "forbidden", code: codes.PermissionDenied},
 		{name: "layer is not what the config says", change: image(d.ref("broken:diff-id")), field: "broken:diff-id", code: codes.DataLoss},
@@ -201,10 +206,16 @@ func TestRemoveWhatIsNeeded(t *testing.T) {
 	pinned.start()
 	pinned.empty = pinned.ledger()
 	pinned.pulled("pause:1")
-	pinned.empty = pinned.ledger() // with the image, which nobody can remove
-	wantCode(t, pinned.removeImage(ref), codes.FailedPrecondition, "pinned")
 	if i := pinned.imageStatus(ref); i == nil || !i.Pinned {
-		t.Errorf("the pause image after a removal that was refused: %v", i)
+		t.Errorf("the pause image is not pinned: %v", i)
+	}
+	// As long as a pod runs on it, it stays; then the client may have its way.
+	box := pinned.runPod(onHostNetwork)
+	wantCode(t, pinned.removeImage(ref), codes.FailedPrecondition, box.id)
+	box.remove()
+	pinned.must(pinned.removeImage(ref))
+	if i := pinned.imageStatus(ref); i != nil {
+		t.Errorf("a pinned image after its removal: %v", i)
 	}
 }
 

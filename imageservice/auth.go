@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -38,6 +39,22 @@ type Auth struct {
 type credentials struct {
 	username, secret string // no username: secret is an identity token
 	registryToken    string
+	withheld         string // the server they are meant for, which is not the reference's
+}
+
+// told says for an error what the request brought, without a word of it: a refusal means something else to who forgot a pull secret.
+func (c credentials) told() string {
+	switch {
+	case c.withheld != "":
+		return "the credentials of the request are for " + c.withheld + " and were not shown"
+	case c.registryToken != "":
+		return "the request brought a registry token"
+	case c.username != "":
+		return "the request brought a user name and password"
+	case c.secret != "":
+		return "the request brought an identity token"
+	}
+	return "the request brought no credentials"
 }
 
 // secrets lists what must never be seen in an error.
@@ -45,7 +62,7 @@ func (c credentials) secrets() []string { return []string{c.secret, c.registryTo
 
 // key tells pulls with different credentials apart without keeping them around.
 func (c credentials) key() string {
-	b, _ := json.Marshal([]string{c.username, c.secret, c.registryToken})
+	b, _ := json.Marshal([]string{c.username, c.secret, c.registryToken, c.withheld})
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
 }
@@ -85,7 +102,7 @@ func credentialsFor(a *Auth, t target) (credentials, error) {
 		c.username, c.secret = user, password
 	}
 	if a.ServerAddress != "" && serverOf(a.ServerAddress) != t.domain {
-		return credentials{}, nil
+		return credentials{withheld: strconv.Quote(clip(serverOf(a.ServerAddress)))}, nil
 	}
 	return c, nil
 }
@@ -96,6 +113,9 @@ func serverOf(address string) string {
 		address = rest
 	}
 	address, _, _ = strings.Cut(address, "/")
+	if i := strings.LastIndex(address, "@"); i >= 0 {
+		address = address[i+1:]
+	}
 	switch address {
 	case "index.docker.io", "registry-1.docker.io":
 		return "docker.io"

@@ -529,3 +529,56 @@ func TestDenied(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRefusalsSayWhy: what a person reads who looks for the reason of a failed pull.
+func TestRefusalsSayWhy(t *testing.T) {
+	r := newRegistry(t)
+	r.build("1", nil, nil)
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		switch {
+		case strings.Contains(q.URL.Path, "/private/"):
+			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		case strings.Contains(q.URL.Path, "/forbidden/"):
+			w.WriteHeader(http.StatusForbidden)
+			fmt.Fprint(w, `{"errors":[{"code":"DENIED","message":"requested access is denied"}]}`)
+		default:
+			return false
+		}
+		return true
+	})
+	secure := httptest.NewTLSServer(http.NotFoundHandler())
+	t.Cleanup(secure.Close)
+	c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
+	for host, server := range map[string]string{"tls.test": secure.URL, "plain.test": strings.Replace(r.URL, "http:", "https:", 1)} {
+		must(t, os.Mkdir(filepath.Join(c.cfg.RegistryConfig, host), 0o755))
+		must(t, os.WriteFile(filepath.Join(c.cfg.RegistryConfig, host, "hosts.toml"), fmt.Appendf(nil, "server = %q\n", server), 0o600))
+	}
+	alice := &Auth{Username: "alice", Password: "not-the-word"}
+	for _, row := range []struct {
+		ref  string
+		auth *Auth
+		want []string
+	}{
+		{"does-not-exist.invalid/app:1", nil, []string{"RegistryUnavailable: pull does-not-exist.invalid/app:1: ", "no such host"}},
+		{"127.0.0.1:1/app:1", nil, []string{"RegistryUnavailable: ", "connection refused"}},
+		{"tls.test/app:1", nil, []string{"RegistryUnavailable: ", "certificate signed by unknown authority"}},
+		{"plain.test/app:1", nil, []string{"RegistryUnavailable: ", "speaks plain http"}},
+		{r.ref("app:none"), nil, []string{"404 Not Found for manifest none: MANIFEST_UNKNOWN"}},
+		{r.ref("private:1"), nil, []string{"wants a user name and password", "brought no credentials"}},
+		{r.ref("private:1"), alice, []string{"refuses user name or password", "brought a user name and password"}},
+		{r.ref("private:1"), &Auth{IdentityToken: "not-the-word"}, []string{"brought an identity token"}},
+		{r.ref("private:1"), &Auth{RegistryToken: "not-the-word"}, []string{"refuses the registry token", "brought a registry token"}},
+		{r.ref("private:1"), &Auth{Username: "alice", Password: "not-the-word", ServerAddress: "https://bob:not-the-word@elsewhere.test/v1/"},
+			[]string{`are for "elsewhere.test" and were not shown`}},
+		{r.ref("forbidden:1"), nil, []string{"403 Forbidden", "DENIED requested access is denied", "brought no credentials"}},
+		{r.ref("forbidden:1"), alice, []string{"403 Forbidden", "brought a user name and password"}},
+	} {
+		_, err := c.Pull(t.Context(), row.ref, row.auth)
+		for _, want := range row.want {
+			if text := fmt.Sprint(err); !strings.Contains(text, want) || strings.Contains(text, "not-the-word") || strings.Contains(text, "alice") {
+				t.Errorf("%s: want %q in: %s", row.ref, want, text)
+			}
+		}
+	}
+}

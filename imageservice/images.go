@@ -21,7 +21,7 @@ type Config struct {
 	StallTimeout   time.Duration // a pull that moves no bytes for so long is cancelled; default 30 s
 	MaxDownloads   int           // blobs fetched in parallel by one pull; default 3
 	MaxUnpacks     int           // layers unpacked in parallel by all pulls together, and as many more while they arrive; default CPUs, at least 2
-	Pinned         []string      // references whose images are reported as pinned and not removed
+	Pinned         []string      // references whose images are reported as pinned
 	Step           func(name string)
 }
 

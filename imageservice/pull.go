@@ -138,6 +138,9 @@ func (c *Images) fly(ctx context.Context, f *flight, t target, creds credentials
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
+		if errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) {
+			err = fmt.Errorf("%w (%s)", err, creds.told())
+		}
 		err = pullError(t.String(), err, secrets)
 	}
 	f.img, f.err = img, err

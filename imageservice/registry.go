@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -297,6 +298,10 @@ func transportError(u *url.URL, err, cause error) error {
 	}
 	if cause != nil {
 		return cause
+	}
+	var plain tls.RecordHeaderError
+	if errors.As(err, &plain) && string(plain.RecordHeader[:]) == "HTTP/" {
+		return unavailable{fmt.Errorf("%s speaks plain http, which its hosts.toml does not say: %w", origin(u), err)}
 	}
 	return unavailable{fmt.Errorf("%s: %w", origin(u), err)}
 }

@@ -11,7 +11,8 @@ import (
 
 // Remove deletes the image that ref (an id or any of its names) stands for: all its names, and every blob and layer that no other image
 // and no pull under way needs. An absent image is no error. Errors: ErrInvalidArgument for what is no reference, ErrFailedPrecondition
-// naming the holder while the image is held, or when it is pinned; then nothing has changed.
+// naming the holder while the image is held; then nothing has changed. A pinned image goes like any other: to pin is a recommendation (CRI
+// Image.pinned).
 //
 // It needs no free space (I15). From the moment the record is gone it goes on whatever becomes of ctx.
 func (c *Images) Remove(ctx context.Context, ref string) error {
@@ -49,9 +50,6 @@ func (c *Images) unlist(ref string) (*record, []string, error) {
 	}
 	if holders := slices.Sorted(maps.Keys(c.holds[r.ID])); len(holders) > 0 {
 		return nil, nil, fmt.Errorf("in use by container %s: %w", holders[0], errdefs.ErrFailedPrecondition)
-	}
-	if r.image(c.pinned).Pinned {
-		return nil, nil, fmt.Errorf("pinned: %w", errdefs.ErrFailedPrecondition)
 	}
 	delete(c.records, r.ID)
 	for _, t := range r.Tags {
