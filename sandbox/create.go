@@ -169,7 +169,7 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 	if err := m.mountVolumes(ctx, p, c); err != nil {
 		return err
 	}
-	input, err := m.specContainer(p, c, root, img)
+	input, err := m.specContainer(ctx, p, c, root, img)
 	if err != nil {
 		return err
 	}
@@ -201,7 +201,7 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 }
 
 // specContainer gathers what needs the disk: the user's numbers from the image, host paths, devices, a seccomp profile.
-func (m *Manager) specContainer(p *pod, c *container, root string, img imageservice.Image) (spec.Container, error) {
+func (m *Manager) specContainer(ctx context.Context, p *pod, c *container, root string, img imageservice.Image) (spec.Container, error) {
 	in := spec.Container{ID: c.id, Config: c.config, Image: img.Config, ImageName: c.config.GetImage().GetImage(), Rootfs: root}
 	var err error
 	if in.User, err = lookupUser(in.Rootfs, img.Config.Config.User, c.config.GetLinux().GetSecurityContext()); err != nil {
@@ -214,7 +214,7 @@ func (m *Manager) specContainer(p *pod, c *container, root string, img imageserv
 	if in.SeccompProfile, err = readSeccomp(profile); err != nil {
 		return in, err
 	}
-	if in.Volumes, err = m.makeVolumes(p, c, root, img); err != nil {
+	if in.Volumes, err = m.makeVolumes(ctx, p, c, root, img); err != nil {
 		return in, err
 	}
 	if in.Mounts, err = m.resolveMounts(c); err != nil {

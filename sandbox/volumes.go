@@ -1,13 +1,13 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 
-	"github.com/containerd/continuity/fs"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -16,12 +16,13 @@ import (
 )
 
 // makeVolumes gives every VOLUME of the image that the request mounts nothing on a folder beside the container's writable layer, filled
-// with what the image has there: it can be written even when the root filesystem cannot. It ends with the container.
-func (m *Manager) makeVolumes(p *pod, c *container, root string, img imageservice.Image) ([]spec.Volume, error) {
+// with what the image has there: it can be written even when the root filesystem cannot. It ends with the container. A copy that takes longer
+// than ctx lasts is given up.
+func (m *Manager) makeVolumes(ctx context.Context, p *pod, c *container, root string, img imageservice.Image) ([]spec.Volume, error) {
 	var all []spec.Volume
 	for i, inside := range spec.ImageVolumes(img.Config, c.config) {
 		dir := m.rootPath("containers", c.id, "volumes", strconv.Itoa(i))
-		if err := copyFromRoot(p.config, root, inside, dir); err != nil {
+		if err := copyFromRoot(ctx, p.config, root, inside, dir); err != nil {
 			return nil, fmt.Errorf("volume %s of the image: %w", inside, err)
 		}
 		all = append(all, spec.Volume{ContainerPath: inside, Source: dir})
@@ -31,7 +32,7 @@ func (m *Manager) makeVolumes(p *pod, c *container, root string, img imageservic
 
 // copyFromRoot copies a folder of an image, found without leaving root, to dir. A missing one leaves dir empty, and root in the
 // pod its owner.
-func copyFromRoot(c *runtimeapi.PodSandboxConfig, root, inside, dir string) error {
+func copyFromRoot(ctx context.Context, c *runtimeapi.PodSandboxConfig, root, inside, dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return err
 	}
@@ -46,7 +47,7 @@ func copyFromRoot(c *runtimeapi.PodSandboxConfig, root, inside, dir string) erro
 	if info, err := handle.Stat(); err != nil || !info.IsDir() {
 		return errors.Join(err, makeFor(c, dir))
 	}
-	return fs.CopyDir(dir, handlePath(handle)+"/.")
+	return copyTree(ctx, handlePath(handle)+"/.", dir)
 }
 
 func makeFor(c *runtimeapi.PodSandboxConfig, dir string) error {

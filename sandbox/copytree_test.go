@@ -1,0 +1,89 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// describe is names, kinds, modes, owners, links, times, sizes and content of a tree.
+func describe(t *testing.T, dir string) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", `cd "$0" && find . -printf '%p %y %m %U:%G %n %l %t\n' | sort && find . -type f -exec stat -c '%n %s' {} + | sort &&
+		find . -type f -exec sha256sum {} + | sort`, dir).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return string(out)
+}
+
+func TestCopyTree(t *testing.T) {
+	from, to := filepath.Join(t.TempDir(), "from"), filepath.Join(t.TempDir(), "to")
+	ok := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := func(name string) string { return filepath.Join(from, name) }
+	ok(os.MkdirAll(at("d/e"), 0o755))
+	ok(os.WriteFile(at("d/f"), bytes.Repeat([]byte("text"), 100_000), 0o640))
+	ok(os.Link(at("d/f"), at("d/e/again")))
+	ok(os.Symlink("/nowhere", at("link")))
+	ok(unix.Mkfifo(at("pipe"), 0o600))
+	ok(unix.Mknod(at("null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
+	ok(os.Lchown(at("link"), 7, 8))
+	ok(os.Chown(at("d/f"), 1234, 5678))
+	ok(unix.Chmod(at("d/f"), 0o4751))
+	ok(unix.Chmod(at("d"), 0o1777))
+	ok(unix.Setxattr(at("d/f"), "trusted.word", []byte("value"), 0))
+	hole, err := os.Create(at("hole"))
+	ok(err)
+	ok(hole.Truncate(64 << 20))
+	_, err = hole.WriteAt([]byte("end"), 32<<20)
+	ok(err)
+	ok(hole.Close())
+	for _, name := range []string{"d/f", "d", "."} {
+		ok(os.Chtimes(at(name), time.Unix(1234567, 0), time.Unix(1234567, 0)))
+	}
+	ok(copyTree(t.Context(), from+"/.", to))
+	if got, want := describe(t, to), describe(t, from); got != want {
+		t.Errorf("the copy is\n%s\nof\n%s", got, want)
+	}
+	value := make([]byte, 10)
+	if n, err := unix.Getxattr(filepath.Join(to, "d/f"), "trusted.word", value); err != nil || string(value[:n]) != "value" {
+		t.Errorf("extended attribute %q, %v", value[:max(n, 0)], err)
+	}
+	var st unix.Stat_t
+	if ok(unix.Stat(filepath.Join(to, "hole"), &st)); st.Blocks > 1000 {
+		t.Errorf("the copy of a hole has %d blocks", st.Blocks)
+	}
+}
+
+func TestCopyTreeEndsWithItsContext(t *testing.T) {
+	from := t.TempDir()
+	f, err := os.Create(filepath.Join(from, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	c := &treeCopy{ctx: ctx}
+	cancel()
+	if err := copyTree(ctx, from, filepath.Join(t.TempDir(), "to")); !errors.Is(err, context.Canceled) {
+		t.Errorf("a tree: %v", err)
+	}
+	if _, err := f.WriteString("something"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.file(f.Name(), filepath.Join(t.TempDir(), "to"), 9); !errors.Is(err, context.Canceled) {
+		t.Errorf("in a file: %v", err)
+	}
+}
