@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/sandbox"
 )
 
 // finding is what one look at the host found. Without a remedy all is well.
@@ -92,7 +93,25 @@ func release(s string) (major, minor int) {
 	return major, minor
 }
 
-func lookCgroups(context.Context, Config) []finding {
+func lookCgroups(_ context.Context, c Config) []finding {
+	return append(lookControllers(), lookDriver(c, sandbox.SystemdRuns()))
+}
+
+// lookDriver tells who will make cgroups.
+func lookDriver(c Config, systemdRuns bool) finding {
+	systemd, err := c.systemdCgroup(systemdRuns)
+	switch {
+	case err != nil:
+		return finding{what: "no systemd to make cgroups", remedy: err.Error(), fatal: true}
+	case systemd:
+		return finding{what: "cgroup driver systemd"}
+	case systemdRuns:
+		return finding{what: "cgroup driver cgroupfs", remedy: "systemd is the first process and owns the cgroups: set cgroup_driver to auto or systemd"}
+	}
+	return finding{what: "cgroup driver cgroupfs"}
+}
+
+func lookControllers() []finding {
 	var fs unix.Statfs_t
 	if err := unix.Statfs("/sys/fs/cgroup", &fs); err != nil {
 		return []finding{{what: "no cgroups at /sys/fs/cgroup", remedy: "mount cgroup2 there", fatal: true}}

@@ -21,3 +21,23 @@ func TestSEC24OldRunc(t *testing.T) {
 		t.Errorf("another runtime: %q", got)
 	}
 }
+
+func TestCheckCgroupDriver(t *testing.T) {
+	for _, row := range []struct {
+		asked  string
+		runs   bool
+		what   string
+		remedy string
+		fatal  bool
+	}{
+		{"auto", true, "systemd", "", false}, {"auto", false, "cgroupfs", "", false}, {"systemd", false, "no systemd", "cgroup_driver is systemd", true},
+		{"cgroupfs", true, "cgroupfs", "owns the cgroups", false}, {"cgroupfs", false, "cgroupfs", "", false},
+	} {
+		c := defaultConfig()
+		c.CgroupDriver = row.asked
+		f := lookDriver(c, row.runs)
+		if !strings.Contains(f.what, row.what) || !strings.Contains(f.remedy, row.remedy) || (row.remedy == "") != (f.remedy == "") || f.fatal != row.fatal {
+			t.Errorf("%+v: %+v", row, f)
+		}
+	}
+}

@@ -26,6 +26,7 @@ type Config struct {
 	State          string             `toml:"state" comment:"Folder of what runs: sockets, pipes, mounts. Best on a tmpfs. Two daemons on one host need two roots and two states."`
 	LogLevel       string             `toml:"log_level" comment:"What the daemon says on stderr: error, warn, info or debug."`
 	DefaultRuntime string             `toml:"default_runtime" comment:"Entry of [runtimes] for pods that name no runtime handler."`
+	CgroupDriver   string             `toml:"cgroup_driver" comment:"Who makes cgroups: systemd, cgroupfs (cribox itself), or auto, which is systemd where that is the first process. The kubelet is told, and must use the same."`
 	PauseImage     string             `toml:"pause_image" comment:"Image of the pause container, which must have been pulled. Empty: the program that is part of cribox, with nothing to pull or lose."`
 	CDISpecDirs    []string           `toml:"cdi_spec_dirs" comment:"Folders of the files that describe CDI devices, read whenever a container asks for one; a later folder wins. Empty: there are no such devices."`
 	Images         ImagesConfig       `toml:"images"`
@@ -68,7 +69,7 @@ type Runtime struct {
 
 func defaultConfig() Config {
 	return Config{
-		Listen: "unix:///run/cribox/cribox.sock", Root: "/var/lib/cribox", State: "/run/cribox", LogLevel: "info", DefaultRuntime: "runc",
+		Listen: "unix:///run/cribox/cribox.sock", Root: "/var/lib/cribox", State: "/run/cribox", LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: driverAuto,
 		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		Images:      ImagesConfig{RegistryConfig: "/etc/cribox/certs.d"},
 		Network:     NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, NoMasquerade: []string{}},
@@ -174,6 +175,12 @@ var checks = []check{
 	{"default_runtime", func(c *Config) error {
 		if _, ok := c.Runtimes[c.DefaultRuntime]; !ok {
 			return fmt.Errorf("there is no [runtimes.%s]", c.DefaultRuntime)
+		}
+		return nil
+	}},
+	{"cgroup_driver", func(c *Config) error {
+		if drivers := []string{driverAuto, driverSystemd, driverCgroupfs}; !slices.Contains(drivers, c.CgroupDriver) {
+			return fmt.Errorf("%q is none of %s", c.CgroupDriver, strings.Join(drivers, ", "))
 		}
 		return nil
 	}},
@@ -321,6 +328,23 @@ func lineOf(file, key string) string {
 		}
 	}
 	return ""
+}
+
+// Values of cgroup_driver.
+const driverAuto, driverSystemd, driverCgroupfs = "auto", "systemd", "cgroupfs"
+
+// systemdCgroup says whether systemd makes the cgroups of pods, on a machine that runs systemd or does not.
+func (c *Config) systemdCgroup(systemdRuns bool) (bool, error) {
+	switch c.CgroupDriver {
+	case driverSystemd:
+		if !systemdRuns {
+			return false, errors.New("cgroup_driver is systemd, which is not the first process of this machine: set cgroupfs or auto")
+		}
+		return true, nil
+	case driverCgroupfs:
+		return false, nil
+	}
+	return systemdRuns, nil
 }
 
 // instance marks everything on the host that belongs to one state folder.

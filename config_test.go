@@ -33,6 +33,7 @@ func TestConfigErrorsNameKeyAndLine(t *testing.T) {
 		{"not unix", "listen = 'tcp://127.0.0.1:1'\n", `line 1: key "listen"`},
 		{"handler that is none", "default_runtime = 'kata'\n", `line 1: key "default_runtime"`},
 		{"bad range", "[network]\nno_masquerade = ['10.0.0.0/8', 'x']\n", `line 2: key "network.no_masquerade"`},
+		{"bad cgroup driver", "root = '/r'\ncgroup_driver = 'systemctl'\n", `line 2: key "cgroup_driver"`},
 		{"bad subnet", "[network]\nsubnet = '10.0.0.0'\n", `line 2: key "network.subnet"`},
 		{"bad pause image", "pause_image = 'UPPER CASE'\n", `key "pause_image"`},
 		{"no ulimit", "[containers]\nulimits = ['files=1']\n", `line 2: key "containers.ulimits": "files=1" names none of as, core`},
@@ -207,5 +208,22 @@ func TestChangedKeys(t *testing.T) {
 	b.Root, b.Network.Default, b.Containers.PidsLimit, b.Runtimes["x"] = "/x", true, 7, Runtime{Path: "/x"}
 	if got, want := changed(a, b), []string{"root", "network.default", "containers.pids_limit", "runtimes"}; !reflect.DeepEqual(got, want) {
 		t.Errorf("changed %v, want %v", got, want)
+	}
+}
+
+func TestCgroupDriver(t *testing.T) {
+	for _, row := range []struct {
+		asked         string
+		runs          bool
+		systemd, good bool
+	}{
+		{"auto", true, true, true}, {"auto", false, false, true}, {"cgroupfs", true, false, true}, {"cgroupfs", false, false, true},
+		{"systemd", true, true, true}, {"systemd", false, false, false},
+	} {
+		c := defaultConfig()
+		c.CgroupDriver = row.asked
+		if got, err := c.systemdCgroup(row.runs); got != row.systemd || (err == nil) != row.good {
+			t.Errorf("%+v: %t, %v", row, got, err)
+		}
 	}
 }

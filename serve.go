@@ -36,6 +36,9 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 	var inEffect atomic.Pointer[Config]
 	asked := c
 	inEffect.Store(&asked)
+	if _, err := c.systemdCgroup(sandbox.SystemdRuns()); err != nil {
+		return err
+	}
 	unlock, err := lockFolders(&c)
 	if err != nil {
 		return err
@@ -81,10 +84,14 @@ func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.I
 	if err != nil {
 		return nil, nil, err
 	}
+	systemd, err := c.systemdCgroup(sandbox.SystemdRuns())
+	if err != nil {
+		return nil, nil, err
+	}
 	pods, err := sandbox.Open(ctx, sandbox.Config{
 		Root: c.Root, State: c.State, Instance: c.instance(), Images: images, Network: network,
 		Shim:     runtimeshim.Config{State: c.State, LogLevel: c.LogLevel, Step: step},
-		Handlers: handlers(c), Default: c.DefaultRuntime, Pause: c.PauseImage, Step: step,
+		Handlers: handlers(c), Default: c.DefaultRuntime, Pause: c.PauseImage, SystemdCgroup: systemd, Step: step,
 		CDISpecDirs: c.CDISpecDirs,
 	})
 	return pods, images, err
@@ -177,7 +184,7 @@ func shutdown(ctx context.Context, c Config, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(network.RemoveDefault(ctx), sandbox.RemoveCgroupParent(c.instance())); err != nil {
+	if err := errors.Join(network.RemoveDefault(ctx), sandbox.RemoveCgroupParent(ctx, c.instance())); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(out, "nothing of %s runs any more\n", c.State)

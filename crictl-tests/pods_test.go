@@ -506,7 +506,11 @@ func TestVersionAndStatus(t *testing.T) {
 	}
 	config, err := d.runtime.RuntimeConfig(context.Background(), &cri.RuntimeConfigRequest{})
 	d.must(err)
-	if config.Linux == nil || config.Linux.CgroupDriver != cri.CgroupDriver_CGROUPFS { // no systemd parent was configured
+	driver := cri.CgroupDriver_CGROUPFS
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		driver = cri.CgroupDriver_SYSTEMD
+	}
+	if config.Linux == nil || config.Linux.CgroupDriver != driver {
 		t.Errorf("runtime config: %v", config)
 	}
 	handlers := map[string]bool{}

@@ -148,6 +148,15 @@ func TestVersionAndCheck(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "/no/such/runc") {
 		t.Errorf("cribox check without runc: %v\n%s", err, out)
 	}
+	if _, err := os.Stat("/run/systemd/system"); err != nil { // nobody is there to make cgroups
+		d.must(os.WriteFile(d.configFile(), []byte("cgroup_driver = 'systemd'\n"+d.configuration()), 0o600))
+		for _, verb := range []string{"check", "serve"} {
+			out, err := command(cribox, verb, "--config", d.configFile()).CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "cgroup_driver is systemd") {
+				t.Errorf("cribox %s without systemd: %v\n%s", verb, err, out)
+			}
+		}
+	}
 	if out, err := command(cribox, "no-such-verb").CombinedOutput(); err == nil || !strings.Contains(string(out), "no-such-verb") {
 		t.Errorf("an unknown verb: %v\n%s", err, out)
 	}

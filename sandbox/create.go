@@ -181,7 +181,7 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 	if err != nil {
 		return err
 	}
-	s, notes, err := spec.ForContainer(m.HostOf(r.Handler), in, input)
+	s, notes, err := spec.ForContainer(m.hostOfPod(r), in, input)
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/sandbox/spec"
@@ -140,23 +139,6 @@ func kernelAtLeast(major, minor int) bool {
 	return a > major || a == major && b >= minor
 }
 
-// CgroupParent returns where the pods of one daemon lie that name no cgroup parent, below every hierarchy.
-func CgroupParent(instance string) string { return "/cribox-" + instance }
-
-// RemoveCgroupParent removes it from every hierarchy. One that still holds a cgroup stays and is an error; a missing one is none.
-func RemoveCgroupParent(instance string) error {
-	places, err := filepath.Glob(filepath.Join(cgroupRoot, "*", CgroupParent(instance)))
-	if err != nil {
-		return err
-	}
-	for _, dir := range append(places, filepath.Join(cgroupRoot, CgroupParent(instance))) {
-		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("remove cgroup %s: %w", dir, err)
-		}
-	}
-	return nil
-}
-
 func readString(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -176,23 +158,4 @@ func readInt(path string) (int64, error) {
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
-}
-
-// cgroupPath returns where below the cgroup mounts a spec puts its processes. The form slice:prefix:name is systemd's (runc's
-// systemd driver): the slice a-b.slice lies in a.slice.
-func cgroupPath(s *specs.Spec) string {
-	slice, rest, systemd := strings.Cut(s.Linux.CgroupsPath, ":")
-	if !systemd {
-		return s.Linux.CgroupsPath
-	}
-	prefix, name, _ := strings.Cut(rest, ":")
-	path, whole := "", ""
-	for i, part := range strings.Split(strings.TrimSuffix(slice, ".slice"), "-") {
-		if i > 0 {
-			whole += "-"
-		}
-		whole += part
-		path = filepath.Join(path, whole+".slice")
-	}
-	return "/" + filepath.Join(path, prefix+"-"+name+".scope")
 }

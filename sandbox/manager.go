@@ -35,7 +35,8 @@ type Config struct {
 	Pause    string             // image of the pause container; empty is the built-in program
 	Step     func(name string)  // nil: nothing
 
-	CDISpecDirs []string // folders of the files that describe CDI devices; a later one counts more
+	CDISpecDirs   []string // folders of the files that describe CDI devices; a later one counts more
+	SystemdCgroup bool     // systemd makes the cgroups of pods that are made from now on; otherwise the OCI runtime does
 }
 
 // Manager holds every pod and container of this daemon.
@@ -121,7 +122,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	host.CgroupParent = CgroupParent(c.Instance)
+	host.SystemdCgroup, host.CgroupParent = c.SystemdCgroup, CgroupParent(c.Instance, c.SystemdCgroup)
 	m.host = host
 	m.SetHandlers(ctx, c.Handlers, c.Default)
 	if err := m.load(ctx); err != nil {

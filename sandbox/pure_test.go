@@ -61,8 +61,11 @@ func TestCgroupPath(t *testing.T) {
 		"/kubepods/burstable/pod1/abc":             "/kubepods/burstable/pod1/abc",
 		"/cribox/abc":                              "/cribox/abc",
 		"kubepods-burstable-pod1.slice:cribox:abc": "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cribox-abc.scope",
-		"system.slice:cribox:abc":                  "/system.slice/cribox-abc.scope",
+		"cribox_0a1b2c.slice:cribox:abc":           "/cribox_0a1b2c.slice/cribox-abc.scope",
 	} {
+		if by := madeBySystemd(want); by != strings.Contains(spec, ":") {
+			t.Errorf("%s is made by systemd: %t", want, by)
+		}
 		if got := cgroupPath(&specs.Spec{Linux: &specs.Linux{CgroupsPath: spec}}); got != want {
 			t.Errorf("%s lies at %s, want %s", spec, got, want)
 		}

@@ -242,7 +242,8 @@ func (m *Manager) startPause(ctx context.Context, p *pod) (runtimeshim.Task, err
 	if _, err := m.store.Update(p.id, func(r *store.Pod) error { r.Cgroup = cgroupPath(s); return nil }); err != nil {
 		return runtimeshim.Task{}, err
 	}
-	task, err := m.shim.Start(ctx, runtimeshim.Start{ID: p.id, Runtime: h.Path, Spec: b, LockFile: m.lockPath(p.id), Keeper: true})
+	task, err := m.shim.Start(ctx, runtimeshim.Start{ID: p.id, Runtime: h.Path, Spec: b, LockFile: m.lockPath(p.id), Keeper: true,
+		SystemdCgroup: madeBySystemd(cgroupPath(s))})
 	if err != nil {
 		return task, fmt.Errorf("start pause of pod %s: %w", p.id, err)
 	}

@@ -10,7 +10,8 @@ type Host struct {
 	CgroupV2 bool
 	// SystemdCgroup tells that cgroups are made by systemd, not by writing to cgroupfs.
 	SystemdCgroup bool
-	// CgroupParent of pods that name none, with cgroupfs; "" means /cribox.
+	// CgroupParent of pods that name none: a path, "" means /cribox, or with
+	// SystemdCgroup the name of a slice, "" means system.slice.
 	CgroupParent string
 	// Capabilities that the kernel knows, "CAP_CHOWN" and so on; see KnownCapabilities.
 	Capabilities []string

@@ -24,11 +24,11 @@ const (
 )
 
 // cgroupsPath puts it below the parent that kubelet made. What has no parent
-// goes below the host's own for such pods, or below systemd's slice.
+// goes below the host's own for such pods.
 func (d *draft) cgroupsPath() error {
 	parent := d.pod.Config.GetLinux().GetCgroupParent()
 	if d.host.SystemdCgroup {
-		slice := "system.slice"
+		slice := cmp.Or(d.host.CgroupParent, "system.slice")
 		if parent != "" {
 			slice = path.Base(parent)
 		}

@@ -86,6 +86,7 @@ func TestCgroupsPath(t *testing.T) {
 		{true, "kubepods-podx.slice", "kubepods-podx.slice:cribox:ctr1"},
 		{true, "/kubepods.slice/kubepods-podx.slice", "kubepods-podx.slice:cribox:ctr1"},
 		{true, "", "system.slice:cribox:ctr1"},
+		{true, "-.slice", "-.slice:cribox:ctr1"},
 	} {
 		h, p := aHost(), aPod()
 		h.SystemdCgroup, p.Config.Linux.CgroupParent = r.systemd, r.parent

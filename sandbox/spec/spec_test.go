@@ -207,6 +207,15 @@ func TestGoldenContainers(t *testing.T) {
 				Unified:        map[string]string{"memory.high": "max", "memory.oom.group": "1"},
 			}
 		},
+		"container-systemd": func(h *Host, p *Pod, c *Container) {
+			h.SystemdCgroup, h.CgroupParent = true, "cribox_0a1b2c.slice"
+			p.Config.Linux.CgroupParent = ""
+			c.Config.Linux.Resources = &runtimeapi.LinuxContainerResources{
+				CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, CpusetCpus: "0-1", MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 96 << 20,
+				HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}},
+				Unified:        map[string]string{"memory.high": "60000000", "memory.min": "0", "memory.oom.group": "1", "io.max": "8:0 rbps=1048576", "pids.max": "100"},
+			}
+		},
 		"container-user-namespace": func(_ *Host, p *Pod, c *Container) {
 			inUserNamespace(p, c)
 			uids, gids := mappings()

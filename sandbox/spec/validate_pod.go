@@ -153,6 +153,9 @@ func checkPorts(p *runtimeapi.PodSandboxConfig, _ Host) error {
 // cgroupPart is what systemd, cgroupfs and a path take alike.
 var cgroupPart = regexp.MustCompile(`^[A-Za-z0-9_.:@\\-]+$`)
 
+// sliceName is systemd's: a dash stands between a slice and the one it lies in; -.slice is the root.
+var sliceName = regexp.MustCompile(`^(-|[^-/:]+(-[^-/:]+)*)\.slice$`)
+
 func checkCgroupParent(p *runtimeapi.PodSandboxConfig, h Host) error {
 	const field = "linux.cgroup_parent"
 	parent := p.GetLinux().GetCgroupParent()
@@ -167,8 +170,7 @@ func checkCgroupParent(p *runtimeapi.PodSandboxConfig, h Host) error {
 			return invalid(field, "%q is not the name of a cgroup", truncate(parent))
 		}
 	}
-	slice := path.Base(parent)
-	if h.SystemdCgroup && (!strings.HasSuffix(slice, ".slice") || strings.ContainsRune(slice, ':')) {
+	if h.SystemdCgroup && !sliceName.MatchString(path.Base(parent)) {
 		return invalid(field, "%q is not a slice", truncate(parent))
 	}
 	return nil

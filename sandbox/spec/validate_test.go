@@ -185,7 +185,7 @@ func TestRefusesPods(t *testing.T) {
 	wantInvalid(t, ValidatePod(nil, aHost()), "config")
 	h := aHost()
 	h.SystemdCgroup = true
-	for _, parent := range []string{"/kubepods", "a:b.slice", "x.slice/y.service"} {
+	for _, parent := range []string{"/kubepods", "a:b.slice", "x.slice/y.service", ".slice", "a--b.slice", "-a.slice", "a-.slice", "/", "a.slice/b"} {
 		p := aPod()
 		p.Config.Linux.CgroupParent = parent
 		wantInvalid(t, ValidatePod(p.Config, h), "cgroup_parent")
