@@ -29,8 +29,9 @@ func handlers(c Config) map[string]sandbox.Handler {
 // applied are the keys and tables that a running daemon takes over.
 var applied = []string{"log_level", "default_runtime", "containers", "runtimes"}
 
-// reloads reads the configuration again at each hangup, takes over what can be, and stores what is in effect then. The channel that it returns is closed when ctx ends.
-func reloads(ctx context.Context, hangup <-chan os.Signal, inEffect *atomic.Pointer[Config], pods *sandbox.Manager) <-chan struct{} {
+// reloads reads the configuration again at each hangup, takes over what can be, and stores what is in effect then. The channel that it returns
+// is closed when ctx ends.
+func reloads(ctx context.Context, hangup <-chan os.Signal, manager notifier, inEffect *atomic.Pointer[Config], pods *sandbox.Manager) <-chan struct{} {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -39,8 +40,10 @@ func reloads(ctx context.Context, hangup <-chan os.Signal, inEffect *atomic.Poin
 			case <-ctx.Done():
 				return
 			case <-hangup:
+				manager.reloading(ctx)
 				c := reload(ctx, *inEffect.Load(), pods)
 				inEffect.Store(&c)
+				manager.ready(ctx)
 			}
 		}
 	}()

@@ -33,6 +33,7 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 	hangup := make(chan os.Signal, 1) // from now on it does not end us
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
+	manager := newNotifier()
 	var inEffect atomic.Pointer[Config]
 	asked := c
 	inEffect.Store(&asked)
@@ -63,9 +64,11 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 	}
 	s.Open(pods, images, func() any { return inEffect.Load().values() })
 	log.G(ctx).WithField("took", time.Since(start).Round(time.Millisecond).String()).Infof("cribox %s serves %s, root %s, state %s", versionString(), c.Listen, c.Root, c.State)
+	manager.ready(ctx)
 	select {
 	case err = <-served:
-	case <-reloads(ctx, hangup, &inEffect, pods):
+	case <-reloads(ctx, hangup, manager, &inEffect, pods):
+		manager.stopping(ctx)
 		log.G(ctx).Info("ending; containers go on")
 		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWord)
 		s.Stop(bye)

@@ -111,6 +111,35 @@ func TestPidsLimit(t *testing.T) {
 	}
 }
 
+// TestHugepageLimits: a limit holds where the machine has a controller for it, and is told where not. A kubelet names all sizes, most with 0.
+func TestHugepageLimits(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod().run(idle(), with(func(c *cri.ContainerConfig) {
+		c.Linux.Resources.HugepageLimits = []*cri.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}, {PageSize: "1GB"}}
+	}))
+	file := "hugetlb.%s.limit_in_bytes"
+	switch _, err := os.Stat("/sys/fs/cgroup/hugetlb"); {
+	case onUnified():
+		file = "hugetlb.%s.max"
+	case err != nil: // none, or on the other hierarchy of a hybrid host, which runc does not use
+		for text := range d.notes() {
+			if strings.Contains(text, "1GB") {
+				t.Errorf("a limit of 0 is no lack: %s", text)
+			}
+		}
+		if d.notes()["resources.hugepage_limits 2MB: 4194304 is not enforced: this machine has no controller for it"] != 1 {
+			t.Errorf("the limit that does not hold should be told: %v", d.notes())
+		}
+		return
+	}
+	for size, want := range map[string]string{"2MB": "4194304", "1GB": "0"} {
+		if got := c.cgroupFile("hugetlb", fmt.Sprintf(file, size)); got != want {
+			t.Errorf("the limit of %s is %s, want %s", size, got, want)
+		}
+	}
+}
+
 // TestPrivilegedWithoutHostDevices: a handler may keep the host's devices from a privileged container, which then has what it asks for.
 func TestPrivilegedWithoutHostDevices(t *testing.T) {
 	t.Parallel()

@@ -1,0 +1,70 @@
+package crictltests
+
+import (
+	"context"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// serviceManager is the socket on which systemd listens to its services.
+type serviceManager struct {
+	testing.TB
+	conn *net.UnixConn
+}
+
+func (m *serviceManager) wantWord(want string) {
+	m.Helper()
+	buf := make([]byte, 4096)
+	if err := m.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		m.Fatal(err)
+	}
+	n, err := m.conn.Read(buf)
+	if err != nil || !strings.HasPrefix(string(buf[:n]), want) {
+		m.Fatalf("the service manager was told %q (%v), want %s", buf[:n], err, want)
+	}
+}
+
+// TestServiceManager: once it is told that the daemon is ready, the first call is answered, with all pods from before.
+func TestServiceManager(t *testing.T) {
+	t.Parallel()
+	d := prepareDaemon(t)
+	socket := filepath.Join(d.dir, "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	d.must(err)
+	defer conn.Close()
+	manager := &serviceManager{t, conn}
+	d.env = append(d.env, "NOTIFY_SOCKET="+socket)
+	d.launch()
+	manager.wantWord("READY=1")
+	d.waitReady()
+	d.empty = d.ledger()
+	p := d.runPod()
+
+	d.kill()
+	d.launch()
+	manager.wantWord("READY=1")
+	d.conn.ResetConnectBackoff()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	r, err := d.runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
+	if err != nil || len(r.Items) != 1 || r.Items[0].Id != p.id || r.Items[0].State != cri.PodSandboxState_SANDBOX_READY {
+		t.Errorf("told to be ready, the daemon lists %v, %v", r, err)
+	}
+	if got := hostFile(t, "/proc/"+strconv.Itoa(d.role("shim"))+"/environ"); strings.Contains(got, "NOTIFY_SOCKET") {
+		t.Error("the shim inherited the service manager's socket")
+	}
+
+	d.hangup("the configuration was read again")
+	manager.wantWord("RELOADING=1\nMONOTONIC_USEC=")
+	manager.wantWord("READY=1")
+	d.stop()
+	manager.wantWord("STOPPING=1")
+	d.env = d.env[:len(d.env)-1]
+	d.start()
+}

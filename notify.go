@@ -1,0 +1,51 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+)
+
+// notifier tells the service manager how the daemon is (sd_notify(3)). Without one it does nothing.
+type notifier struct{ socket string }
+
+// newNotifier takes the service manager's socket out of the environment, so that nothing we execute finds it.
+func newNotifier() notifier {
+	n := notifier{os.Getenv("NOTIFY_SOCKET")}
+	os.Unsetenv("NOTIFY_SOCKET")
+	return n
+}
+
+func (n notifier) ready(ctx context.Context)    { n.tell(ctx, "READY=1") }
+func (n notifier) stopping(ctx context.Context) { n.tell(ctx, "STOPPING=1") }
+
+// reloading is followed by ready, when the new configuration is in effect.
+func (n notifier) reloading(ctx context.Context) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		log.G(ctx).WithError(err).Warn("the service manager is not told of the reload")
+		return
+	}
+	n.tell(ctx, fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", now.Nano()/1000))
+}
+
+func (n notifier) tell(ctx context.Context, state string) {
+	if n.socket == "" {
+		return
+	}
+	// A leading @ is an abstract socket, to net as well.
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: n.socket, Net: "unixgram"})
+	if err == nil {
+		_, err = conn.Write([]byte(state))
+		conn.Close()
+	}
+	if err != nil {
+		word, _, _ := strings.Cut(state, "=")
+		log.G(ctx).WithError(err).Warnf("the service manager is not told %s", word)
+	}
+}
