@@ -1,14 +1,18 @@
 package crictltests
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/crictl-tests/ledger"
@@ -91,6 +95,94 @@ func BenchmarkRestart(b *testing.B) {
 	for b.Loop() {
 		d.restart()
 	}
+}
+
+// BenchmarkLists asks what a kubelet asks all the time, of 250 pods with a container each. What is reported is the median, and the processor
+// time that the daemon takes for one answer.
+func BenchmarkLists(b *testing.B) {
+	const pods, atOnce = 250, 10
+	d := newDaemon(b)
+	d.pulled(busybox)
+	_, containerLike := d.kubeletLike()
+	all := make([]*container, pods)
+	parents := make([]podOption, pods)
+	for i := range parents {
+		parents[i] = d.inOwnCgroup(i)
+	}
+	crowd(pods, atOnce, func(i int) { all[i] = d.runPod(parents[i]).run(idle(), containerLike) })
+	ctx := context.Background()
+	for _, call := range []struct {
+		name string
+		ask  func(*container) (proto.Message, error)
+	}{
+		{"ListPodSandbox", func(*container) (proto.Message, error) {
+			return d.runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
+		}},
+		{"ListContainers", func(*container) (proto.Message, error) {
+			return d.runtime.ListContainers(ctx, &cri.ListContainersRequest{})
+		}},
+		{"PodSandboxStatus", func(c *container) (proto.Message, error) {
+			return d.runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: c.pod.id})
+		}},
+		{"ContainerStatus", func(c *container) (proto.Message, error) {
+			return d.runtime.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: c.id})
+		}},
+		{"ListContainerStats", func(*container) (proto.Message, error) {
+			return d.runtime.ListContainerStats(ctx, &cri.ListContainerStatsRequest{})
+		}},
+		{"ListPodSandboxStats", func(*container) (proto.Message, error) {
+			return d.runtime.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{})
+		}},
+		{"ListPodSandboxMetrics", func(*container) (proto.Message, error) {
+			return d.runtime.ListPodSandboxMetrics(ctx, &cri.ListPodSandboxMetricsRequest{})
+		}},
+	} {
+		b.Run(call.name, func(b *testing.B) {
+			var took []time.Duration
+			size, before := 0, d.processorTime()
+			for b.Loop() {
+				began := time.Now()
+				reply, err := call.ask(all[len(took)%pods])
+				took = append(took, time.Since(began))
+				d.must(err)
+				size = proto.Size(reply)
+			}
+			b.ReportMetric(float64(median(took).Microseconds())/1000, "median-ms")
+			b.ReportMetric(float64((d.processorTime()-before).Microseconds())/1000/float64(len(took)), "daemon-cpu-ms")
+			b.ReportMetric(float64(size), "reply-bytes")
+		})
+	}
+	crowd(pods, atOnce, func(i int) {
+		all[i].pod.stop()
+		all[i].pod.remove()
+	})
+}
+
+// inOwnCgroup makes a cgroup for a pod below what kubeletLike made.
+func (d *daemon) inOwnCgroup(n int) podOption {
+	d.Helper()
+	name := filepath.Join("/cribox-tests-"+filepath.Base(d.dir), fmt.Sprintf("pod%d", n))
+	for _, folder := range hierarchies(d) {
+		path := filepath.Join(folder, name)
+		d.must(os.Mkdir(path, 0o755))
+		d.cgroups = append([]string{path}, d.cgroups...) // removed before its parent
+		copyParent(d, path, "cpuset.cpus")
+		copyParent(d, path, "cpuset.mems")
+	}
+	return func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = name }
+}
+
+// processorTime is what the daemon has used.
+func (d *daemon) processorTime() time.Duration {
+	d.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.process.pid()))
+	d.must(err)
+	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	user, err := strconv.Atoi(f[11])
+	d.must(err)
+	system, err := strconv.Atoi(f[12])
+	d.must(err)
+	return time.Duration(user+system) * time.Second / 100
 }
 
 func timed(act func()) time.Duration {

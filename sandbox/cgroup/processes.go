@@ -19,7 +19,7 @@ const (
 // processes counts the processes in a cgroup, without those in a cgroup below it, and what they have open. It goes to the processes that
 // the file names, and to no others.
 func (r *reader) processes(file string, d *Detail) {
-	b := r.read(file)
+	b := r.readList(file)
 	if b == nil {
 		return
 	}

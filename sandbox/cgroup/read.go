@@ -12,8 +12,15 @@ import (
 // reader reads small files one after another into the same memory. What it returns is good until it reads again.
 type reader struct{ buf []byte }
 
-// read returns what a file holds, or nil. It goes past the runtime's poller, which would cost more than these files do.
-func (r *reader) read(path string) []byte {
+// read returns what a file holds, or nil. The kernel writes such a file in one piece, as far as there is room: a read that was not filled
+// was the last one. Nearly all that these files cost is system calls, so there are three for each: none to ask for its size, for its end, or
+// to have the runtime's poller watch it.
+func (r *reader) read(path string) []byte { return r.all(path, false) }
+
+// readList reads a file that the kernel writes line by line, and may give in parts.
+func (r *reader) readList(path string) []byte { return r.all(path, true) }
+
+func (r *reader) all(path string, untilEnd bool) []byte {
 	fd, err := retry(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return nil
@@ -30,10 +37,9 @@ func (r *reader) read(path string) []byte {
 		if err != nil {
 			return nil
 		}
-		if got == 0 {
+		if n += got; got == 0 || n < len(r.buf) && !untilEnd {
 			return r.buf[:n:n]
 		}
-		n += got
 	}
 }
 

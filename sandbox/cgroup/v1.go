@@ -19,12 +19,17 @@ func (r *reader) memoryV1(root, path string) (u Usage, own [2]*uint64) {
 	u.CPU = r.number(filepath.Join(root, "cpuacct", path, "cpuacct.usage"))
 	memory := filepath.Join(root, "memory", path)
 	m := &u.Memory
+	var most *uint64
 	m.Usage = r.number(filepath.Join(memory, "memory.usage_in_bytes"))
 	r.keys(filepath.Join(memory, "memory.stat"), map[string]**uint64{
 		"total_rss": &m.RSS, "total_pgfault": &m.Faults, "total_pgmajfault": &m.MajorFaults, "total_cache": &m.Cache,
 		"total_mapped_file": &m.Mapped, "total_active_file": &m.ActiveFile, "total_inactive_file": &m.InactiveFile,
-		"total_swap": &u.Swap.Usage, "pgfault": &own[0], "pgmajfault": &own[1],
+		"total_swap": &u.Swap.Usage, "pgfault": &own[0], "pgmajfault": &own[1], "hierarchical_memory_limit": &most,
 	})
+	if most != nil && *most >= unlimited { // here and above
+		m.derive(nil)
+		return u, own
+	}
 	limit := r.number(filepath.Join(memory, "memory.limit_in_bytes"))
 	m.derive(limit)
 	if both := r.number(filepath.Join(memory, "memory.memsw.limit_in_bytes")); both != nil && limit != nil && u.Swap.Usage != nil && *both < unlimited {
