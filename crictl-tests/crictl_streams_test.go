@@ -103,10 +103,6 @@ func TestCrictlConfigures(t *testing.T) {
 	if _, err := d.tryCrictl("update-runtime-config", "--pod-cidr", "not-a-range"); err == nil || !strings.Contains(err.Error(), "InvalidArgument") {
 		t.Errorf("update-runtime-config with nonsense: %v", err)
 	}
-	c := d.runPod().run(idle())
-	if _, err := d.tryCrictl("checkpoint", "--export", d.dir+"/c.tar", c.id); err == nil || !strings.Contains(err.Error(), "Unimplemented") {
-		t.Errorf("checkpoint: %v", err)
-	}
 	if out := d.crictl("completion"); !strings.Contains(out, "crictl") {
 		t.Errorf("completion:\n%.200s", out)
 	}
