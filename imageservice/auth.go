@@ -25,8 +25,9 @@ import (
 
 // Auth is the credentials of one pull, as runtime.v1.AuthConfig has them. RegistryToken goes to the registry as it is (Bearer);
 // IdentityToken is exchanged at the token server; Username and Password, or Auth (base64 of "user:password") in their place, serve the
-// basic scheme and the token server. Where several are given the order is username, identity token, auth. ServerAddress, when not empty,
-// says whose they are: with another registry in the reference they are ignored.
+// basic scheme and the token server. Where several are given the order is registry token, identity token, username, auth; a password beside
+// a token, or two tokens, are refused. ServerAddress, when not empty, says whose they are: with another registry in the reference they are
+// ignored, and a refusal says so.
 type Auth struct {
 	Username, Password string
 	Auth               string
