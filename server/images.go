@@ -99,6 +99,7 @@ func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInf
 }
 
 // imageMessage names the user that the image asks for: as a number when it is one, so that the kubelet can hold it against runAsNonRoot.
+// The spec has no annotations: those of an ImageSpec belong to a request, and an image that was pulled by several has none of its own.
 func imageMessage(img imageservice.Image) *runtimeapi.Image {
 	r := &runtimeapi.Image{Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: uint64(img.Size), Pinned: img.Pinned,
 		Spec: &runtimeapi.ImageSpec{Image: img.ID}}
