@@ -30,6 +30,7 @@ type shim struct {
 	reaper      *reaper
 	hierarchies []hierarchy
 	ownOOM      bool // our own oom_score_adj is not 0, so children need theirs reset
+	kills       *counterWatch
 	counter     atomic.Uint64
 	quit        context.CancelFunc
 
@@ -71,6 +72,8 @@ func ShimMain(ctx context.Context, state string, step func(string)) error {
 	}
 	ctx, s.quit = context.WithCancel(context.WithoutCancel(ctx))
 	defer s.quit()
+	s.kills = newCounterWatch(oomKills)
+	go s.kills.run(ctx)
 	go s.reaper.run(ctx)
 	s.adopt(ctx)
 	return serveAt(ctx, s.state.shimSock(), s.handlers())

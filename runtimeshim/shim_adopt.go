@@ -198,6 +198,7 @@ func (s *shim) adoptProcess(ctx context.Context, t *task, saved *kept) {
 	s.mu.Lock()
 	t.pidfd = pidfd
 	s.mu.Unlock()
+	s.kills.add(t.rec.OOMFile)
 	go func() {
 		if waitDead(ctx, pidfd) != nil {
 			return

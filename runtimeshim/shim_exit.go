@@ -23,7 +23,8 @@ func (s *shim) ended(t *task, e exitRecord) {
 		return
 	}
 	e.Format, e.At = recordFormat, time.Now()
-	e.OOM = oomKills(rec.OOMFile) > rec.OOMBase
+	e.OOM = s.kills.value(rec.OOMFile) > rec.OOMBase
+	s.kills.drop(rec.OOMFile)
 	if err := writeJSON(t.dir.exit(), e); err != nil {
 		// Whoever watches still learns it; only a second fault would lose it.
 		log.L.WithError(err).WithField("container", rec.ID).Error("exit of task is not written")

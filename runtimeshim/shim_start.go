@@ -93,6 +93,7 @@ func (s *shim) running(t *task, proc child) error {
 	t.rec.Pid, t.rec.StartTicks, t.rec.StartedAt, t.rec.State = proc.pid, st.StartTicks, time.Now(), stateRunning
 	s.mu.Unlock()
 	err := writeJSON(t.dir.record(), t.rec)
+	s.kills.add(t.rec.OOMFile)
 	s.refreshKeeper(t.rec.Pod)
 	go func() {
 		s.ended(t, exitOf(<-proc.done))
