@@ -1,7 +1,7 @@
 package main
 
 import (
-	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -65,7 +65,7 @@ func parseUlimits(list []string) (map[string]specs.POSIXRlimit, error) {
 		}
 		soft, err := parseLimit(first)
 		hard, err2 := parseLimit(second)
-		if err := cmp.Or(err, err2); err != nil {
+		if err := errors.Join(err, err2); err != nil {
 			return nil, fmt.Errorf("%q: %w", text, err)
 		}
 		if soft > hard {
