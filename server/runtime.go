@@ -67,6 +67,7 @@ func (s *runtimeService) features() *runtimeapi.RuntimeFeatures {
 	return &runtimeapi.RuntimeFeatures{
 		SupplementalGroupsPolicy:  true,
 		UserNamespacesHostNetwork: h.NoUserNamespaces == "" && h.RecursiveReadOnly, // of /sys, see spec.ValidatePod
+		MountOptions:              true,
 	}
 }
 
