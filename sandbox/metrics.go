@@ -47,7 +47,7 @@ func (m *Manager) Metrics() []PodMetrics {
 // hugePages returns the sizes that the container may use any of: all others are denied it.
 func (m *Manager) hugePages(c Container) []string {
 	var sizes []string
-	for _, l := range c.Config.GetLinux().GetResources().GetHugepageLimits() {
+	for _, l := range c.Resources().GetHugepageLimits() {
 		if l.GetLimit() > 0 && len(m.host.HugePageSizes) > 0 {
 			sizes = append(sizes, l.GetPageSize())
 		}

@@ -282,7 +282,7 @@ func ofPod(p sandbox.PodMetrics) []*runtimeapi.Metric {
 func ofContainer(c *sandbox.Metrics, p sandbox.Pod, image string) []*runtimeapi.Metric {
 	d := p.Config.GetMetadata()
 	base := []string{c.ID, image, d.GetNamespace(), d.GetName(), c.Config.GetMetadata().GetName()}
-	from := &containerMetrics{c, c.Config.GetLinux().GetResources()}
+	from := &containerMetrics{c, c.Container.Resources()}
 	all := make([]*runtimeapi.Metric, 0, len(metrics))
 	add := func(m *metric, n *uint64, labels []string) {
 		if n != nil {
