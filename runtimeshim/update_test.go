@@ -192,3 +192,38 @@ func TestShimDiesInAnUpdate(t *testing.T) {
 		h.wantLimits("c", "512", fmt.Sprint(64<<20))
 	})
 }
+
+// TestHugepages: the files of both versions, with or without those for reservations.
+func TestHugepages(t *testing.T) {
+	dir, other := t.TempDir(), t.TempDir()
+	for _, name := range []string{"hugetlb.2MB.max", "hugetlb.2MB.rsvd.max", "hugetlb.1GB.limit_in_bytes"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("9\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limits := []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4}, {Pagesize: "1GB", Limit: 0}}
+	was, err := noteLimits(filepath.Join(other, "note"), []string{other, dir}, limitNames(specs.LinuxResources{HugepageLimits: limits}))
+	if err != nil || len(was) != 3 {
+		t.Fatalf("noted %v, %v", was, err)
+	}
+	want := func(texts ...string) {
+		t.Helper()
+		for i, name := range []string{"hugetlb.2MB.max", "hugetlb.2MB.rsvd.max", "hugetlb.1GB.limit_in_bytes"} {
+			if raw, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(raw) != texts[i] {
+				t.Errorf("%s is %q, %v, want %q", name, raw, err, texts[i])
+			}
+		}
+	}
+	if err := setHugepages([]string{other, dir}, limits); err != nil {
+		t.Error(err)
+	}
+	want("4\n", "4\n", "0\n")
+	// The note is of an update that was cut short: it counts, whatever is there by now.
+	if was, err = noteLimits(filepath.Join(other, "note"), []string{dir}, nil); err != nil || putBack(was) != nil {
+		t.Error(was, err)
+	}
+	want("9\n", "9\n", "9\n")
+	if err := setHugepages([]string{other}, limits); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("without a controller: %v", err)
+	}
+}
