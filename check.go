@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox"
 )
 
@@ -32,7 +33,7 @@ func checkHost(ctx context.Context, c Config, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	fatal := false
-	for _, look := range []func(context.Context, Config) []finding{lookRoot, lookKernel, lookCgroups, lookRuntimes, lookOverlay, lookNetwork} {
+	for _, look := range []func(context.Context, Config) []finding{lookRoot, lookKernel, lookCgroups, lookRuntimes, lookOverlay, lookAbilities, lookUserNamespaces, lookNetwork} {
 		for _, f := range look(ctx, c) {
 			word := "ok     "
 			switch {
@@ -73,6 +74,8 @@ func lookKernel(context.Context, Config) []finding {
 	}
 	if _, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail"); err != nil {
 		all = append(all, finding{what: "no seccomp filters: profiles will be refused", remedy: "use a kernel with CONFIG_SECCOMP_FILTER"})
+	} else {
+		all = append(all, finding{what: "seccomp filters"})
 	}
 	if fd, err := unix.PidfdOpen(os.Getpid(), 0); err != nil {
 		all = append(all, finding{what: "no pidfd", remedy: "use Linux 5.3 or newer", fatal: true})
@@ -155,9 +158,21 @@ func lookRuntimes(ctx context.Context, c Config) []finding {
 		if flaw := runcFlaw(b); flaw != "" {
 			f.remedy = flaw + "; install runc 1.3.6, 1.4.3, 1.5.0 or newer"
 		}
-		all = append(all, f)
+		all = append(all, f, lookFeatures(ctx, name, path))
 	}
 	return all
+}
+
+// lookFeatures asks a runtime what it can do for pods with user namespaces.
+func lookFeatures(ctx context.Context, name, path string) finding {
+	can, err := runtimeshim.AskFeatures(ctx, path)
+	switch {
+	case err != nil:
+		return finding{what: fmt.Sprintf("runtime %s does not say what it can do: %v", name, err), remedy: "install runc 1.2 or newer for pods with user namespaces"}
+	case !can.UserNamespaces || !can.IDMappedMounts:
+		return finding{what: "runtime " + name + ": no user namespaces with id-mapped mounts", remedy: "install runc 1.2 or newer"}
+	}
+	return finding{what: "runtime " + name + ": user namespaces, id-mapped mounts"}
 }
 
 // runcFlaw returns the worst that is known of the runc that says this of its version; "" also for what is no runc.
@@ -197,6 +212,36 @@ func lookOverlay(_ context.Context, c Config) []finding {
 			remedy: "modprobe overlay, or put root on ext4, xfs or btrfs"}}
 	}
 	return []finding{{what: "overlay on root " + c.Root}}
+}
+
+// lookAbilities tells what a pod may ask for on this machine. What is absent is refused when it is asked for.
+func lookAbilities(context.Context, Config) []finding {
+	h, err := sandbox.ReadHost()
+	if err != nil {
+		return []finding{{what: "this machine: " + err.Error(), remedy: "mount /proc", fatal: true}}
+	}
+	return []finding{
+		ability(h.MemorySwapAccounting, "limits of swap", "boot with swapaccount=1"),
+		ability(h.RecursiveReadOnly, "recursive read-only mounts", "use Linux 5.12 or newer"),
+		ability(h.AppArmor, "AppArmor", ""),
+		ability(h.SELinux, "SELinux", ""),
+	}
+}
+
+// ability is no flaw when it is absent and there is no remedy: a distribution has the one or the other.
+func ability(have bool, what, remedy string) finding {
+	if have {
+		return finding{what: what}
+	}
+	return finding{what: "no " + what, remedy: remedy}
+}
+
+func lookUserNamespaces(_ context.Context, c Config) []finding {
+	if err := sandbox.CheckUserNamespaces(c.Root); err != nil {
+		return []finding{{what: "no user namespaces for pods: " + err.Error(),
+			remedy: "use Linux 6.5 or newer, root on ext4, xfs or btrfs, and user.max_user_namespaces above 0"}}
+	}
+	return []finding{{what: "user namespaces, images with mapped ids"}}
 }
 
 func lookNetwork(ctx context.Context, c Config) []finding {

@@ -137,7 +137,7 @@ func TestVersionAndCheck(t *testing.T) {
 	if err != nil {
 		t.Errorf("cribox check on a host that runs these tests: %v\n%s", err, out)
 	}
-	for _, want := range []string{"runc", "cgroup", "overlay"} {
+	for _, want := range []string{"runc", "cgroup", "overlay", "seccomp", "AppArmor", "SELinux", "cgroup driver", "swap", "id-mapped mounts", "user namespaces"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("cribox check does not speak of %s:\n%s", want, out)
 		}

@@ -12,8 +12,25 @@ import (
 
 // CheckIDMap tells whether images can be mounted with the ids of a user namespace (Rootfs.UserNS): the error names what is missing. Nothing
 // becomes visible, and nothing is left.
-func (c *Images) CheckIDMap(userNS *os.File) error {
-	o := overlay{layers: filepath.Join(c.cfg.Root, "layers"), lower: []string{"empty", "none"}, target: c.cfg.Root}
+func (c *Images) CheckIDMap(userNS *os.File) error { return checkIDMap(c.cfg.Root, userNS) }
+
+// CheckHostIDMap is CheckIDMap for a root where no images are yet; see CheckHost.
+func CheckHostIDMap(root string, userNS *os.File) error {
+	dir, err := os.MkdirTemp(root, ".check-")
+	if err != nil {
+		return fmt.Errorf("image root %s: %w", root, err)
+	}
+	for _, layer := range []string{"empty", "none"} {
+		err = errors.Join(err, os.MkdirAll(filepath.Join(dir, "layers", layer), 0o755))
+	}
+	if err == nil {
+		err = checkIDMap(dir, userNS)
+	}
+	return errors.Join(err, removeTree(dir))
+}
+
+func checkIDMap(root string, userNS *os.File) error {
+	o := overlay{layers: filepath.Join(root, "layers"), lower: []string{"empty", "none"}, target: root}
 	var err error
 	if o.mapped, err = idMapped(o.layers, userNS); err != nil {
 		return err

@@ -19,8 +19,8 @@ const cgroupRoot = "/sys/fs/cgroup"
 // capSysResource is the capability that lets a process lower its oom_score_adj and raise its hard limits (linux/capability.h).
 const capSysResource = 24
 
-// readHost finds out, once, what this machine can do. What cannot be read counts as absent.
-func readHost() (spec.Host, error) {
+// ReadHost finds out what this machine can do, user namespaces excepted. What cannot be read counts as absent.
+func ReadHost() (spec.Host, error) {
 	last, err := readInt("/proc/sys/kernel/cap_last_cap")
 	if err != nil {
 		return spec.Host{}, fmt.Errorf("this machine's capabilities: %w", err)

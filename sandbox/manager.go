@@ -118,7 +118,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	if err := os.MkdirAll(m.statePath("userns"), 0o711); err != nil {
 		return nil, fmt.Errorf("open pods: %w", err)
 	}
-	host, err := readHost()
+	host, err := ReadHost()
 	if err != nil {
 		return nil, err
 	}

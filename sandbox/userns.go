@@ -8,6 +8,8 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/sandbox/pause"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/userns"
 )
@@ -36,6 +38,21 @@ func (m *Manager) tryUserNamespace() error {
 		return err
 	}
 	return errors.Join(m.images.CheckIDMap(ns.User), ns.Close())
+}
+
+// CheckUserNamespaces tells whether pods can have user namespaces on this machine, with images below root, which exists. The error names what
+// is missing. Nothing is left.
+func CheckUserNamespaces(root string) error {
+	program := filepath.Join(root, ".check-pause")
+	if err := os.WriteFile(program, pause.Binary(), 0o700); err != nil {
+		return err
+	}
+	ids := userns.IDs{First: 1, Length: 1}
+	ns, err := userns.New(program, ids, ids, true)
+	if err == nil {
+		err = errors.Join(imageservice.CheckHostIDMap(root, ns.User), ns.Close())
+	}
+	return errors.Join(err, os.Remove(program))
 }
 
 // reachable says whether everybody can go to dir: root of a user namespace is nobody outside, and the OCI runtime looks for the root
