@@ -25,16 +25,27 @@ const (
 
 func (m *Manager) lockPath(id string) string { return m.statePath("locks", id) }
 
-// podLock opens the pod's lock file with a shared lock, to be inherited by a child process.
-func (m *Manager) podLock(id string) (*os.File, error) {
+// podLock opens the pod's lock file with a shared lock, to be inherited by a child process. Another teardown of the pod that finds nobody
+// left holds it alone for a moment, which is waited for.
+func (m *Manager) podLock(ctx context.Context, id string) (*os.File, error) {
 	f, err := os.OpenFile(m.lockPath(id), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock of pod %s: %w", id, err), f.Close())
+	for start := time.Now(); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Since(start) > lockLimit {
+			return nil, errors.Join(fmt.Errorf("lock of pod %s: %w", id, err), f.Close())
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), f.Close())
+		case <-time.After(time.Millisecond):
+		}
 	}
-	return f, nil
 }
 
 // quiesce returns when no plugin or runtime process of the pod is left: it gives them a grace and then kills them.

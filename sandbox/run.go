@@ -178,7 +178,7 @@ func (m *Manager) connect(ctx context.Context, p *pod) ([]netip.Addr, error) {
 	if hostNetwork(p.config) {
 		return nil, nil
 	}
-	lock, err := m.podLock(p.id)
+	lock, err := m.podLock(ctx, p.id)
 	if err != nil {
 		return nil, err
 	}

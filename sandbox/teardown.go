@@ -118,7 +118,7 @@ func (m *Manager) disconnect(ctx context.Context, p *pod) error {
 	if hostNetwork(p.config) {
 		return nil
 	}
-	lock, err := m.podLock(p.id)
+	lock, err := m.podLock(ctx, p.id)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,44 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestPodLockWaits: somebody who holds the pod's lock alone for a moment is waited for, as long as the caller wants to.
+func TestPodLockWaits(t *testing.T) {
+	m := &Manager{conf: Config{State: t.TempDir()}}
+	if err := os.Mkdir(m.statePath("locks"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	alone, err := os.Create(m.lockPath("pod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(alone.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := m.podLock(gone, "pod"); !errors.Is(err, context.Canceled) {
+		t.Errorf("a caller who has left gets %v", err)
+	}
+	taken := make(chan error)
+	go func() {
+		lock, err := m.podLock(t.Context(), "pod")
+		if err == nil {
+			err = lock.Close()
+		}
+		taken <- err
+	}()
+	if err := alone.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-taken; err != nil {
+		t.Errorf("after the other has let go: %v", err)
+	}
+}
