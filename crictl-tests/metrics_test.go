@@ -3,6 +3,7 @@ package crictltests
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -55,6 +56,20 @@ func (d *daemon) metrics() []*cri.PodSandboxMetrics {
 	r, err := d.runtime.ListPodSandboxMetrics(context.Background(), &cri.ListPodSandboxMetricsRequest{})
 	d.must(err)
 	return r.PodMetrics
+}
+
+// metricsStream is what StreamPodSandboxMetrics sends, as one list.
+func (d *daemon) metricsStream() []*cri.PodSandboxMetrics {
+	d.Helper()
+	stream, err := d.runtime.StreamPodSandboxMetrics(context.Background(), &cri.StreamPodSandboxMetricsRequest{})
+	d.must(err)
+	var all []*cri.PodSandboxMetrics
+	d.eachPiece(stream, func() error {
+		piece, err := stream.Recv()
+		all = append(all, piece.GetPodSandboxMetrics()...)
+		return hasItems(err, len(piece.GetPodSandboxMetrics()))
+	})
+	return all
 }
 
 // series are the values of metrics by name and labels, as Prometheus writes them.
@@ -172,6 +187,33 @@ func TestMetrics(t *testing.T) {
 		total := now[of("container_cpu_usage_seconds_total", `cpu="total"`)]
 		return unless(total >= 1 && total <= c.cpuTime()/uint64(time.Second), "it is %d", total)
 	})
+}
+
+// TestMetricsStream gives what the list gives.
+func TestMetricsStream(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	if all := d.metricsStream(); len(all) != 0 {
+		t.Errorf("metrics of no pod: %v", all)
+	}
+	for range 2 {
+		d.runPod().run(idle())
+	}
+	descriptors := d.descriptors()
+	names := func(all []*cri.PodSandboxMetrics) (names []string) {
+		for _, p := range all {
+			names = append(names, slices.Collect(maps.Keys(d.series(descriptors, p.Metrics)))...)
+			for _, c := range p.ContainerMetrics {
+				names = append(names, slices.Collect(maps.Keys(d.series(descriptors, c.Metrics)))...)
+			}
+		}
+		slices.Sort(names)
+		return names
+	}
+	list, stream := names(d.metrics()), names(d.metricsStream())
+	if len(list) < 80 || !slices.Equal(list, stream) {
+		t.Errorf("the list has\n%s\n\nand the stream\n%s", strings.Join(list, "\n"), strings.Join(stream, "\n"))
+	}
 }
 
 // openFiles are the descriptors of a process.

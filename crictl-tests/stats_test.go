@@ -47,6 +47,34 @@ func (d *daemon) listPodStats(f *cri.PodSandboxStatsFilter) []*cri.PodSandboxSta
 	return r.Stats
 }
 
+// statsStream is what StreamContainerStats sends, as one list.
+func (d *daemon) statsStream(f *cri.ContainerStatsFilter) []*cri.ContainerStats {
+	d.Helper()
+	stream, err := d.runtime.StreamContainerStats(context.Background(), &cri.StreamContainerStatsRequest{Filter: f})
+	d.must(err)
+	var all []*cri.ContainerStats
+	d.eachPiece(stream, func() error {
+		piece, err := stream.Recv()
+		all = append(all, piece.GetContainerStats()...)
+		return hasItems(err, len(piece.GetContainerStats()))
+	})
+	return all
+}
+
+// podStatsStream is what StreamPodSandboxStats sends, as one list.
+func (d *daemon) podStatsStream(f *cri.PodSandboxStatsFilter) []*cri.PodSandboxStats {
+	d.Helper()
+	stream, err := d.runtime.StreamPodSandboxStats(context.Background(), &cri.StreamPodSandboxStatsRequest{Filter: f})
+	d.must(err)
+	var all []*cri.PodSandboxStats
+	d.eachPiece(stream, func() error {
+		piece, err := stream.Recv()
+		all = append(all, piece.GetPodSandboxStats()...)
+		return hasItems(err, len(piece.GetPodSandboxStats()))
+	})
+	return all
+}
+
 // burner burns a processor, holds 20 MB, and has written 3 MiB before it says ready.
 func burner() containerOption {
 	return shell("dd if=/dev/zero of=/written bs=1M count=3 2>/dev/null; x=$(head -c 20000000 /dev/zero | tr '\\0' a); echo ready; while :; do :; done")
@@ -230,9 +258,16 @@ func TestStatsFilters(t *testing.T) {
 		for _, c := range row.want {
 			want = append(want, c.id)
 		}
-		got := statsIDs(d.listStats(row.filter))
-		if slices.Sort(got); !slices.Equal(got, slices.Sorted(slices.Values(want))) {
-			t.Errorf("%s: got %v, want %v", name, got, want)
+		slices.Sort(want)
+		for how, all := range map[string][]*cri.ContainerStats{"list": d.listStats(row.filter), "stream": d.statsStream(row.filter)} {
+			if got := slices.Sorted(slices.Values(statsIDs(all))); !slices.Equal(got, want) {
+				t.Errorf("%s, %s: got %v, want %v", name, how, got, want)
+			}
+			for _, s := range all {
+				if s.Cpu == nil || s.Memory == nil || s.WritableLayer == nil || s.Attributes.Metadata == nil {
+					t.Errorf("%s, %s: %v", name, how, s)
+				}
+			}
 		}
 	}
 	for name, row := range map[string]struct {
@@ -245,10 +280,16 @@ func TestStatsFilters(t *testing.T) {
 		"label":    {&cri.PodSandboxStatsFilter{LabelSelector: map[string]string{"app": q.config.Metadata.Name}}, []string{q.id}},
 		"both":     {&cri.PodSandboxStatsFilter{Id: p.id, LabelSelector: map[string]string{"app": q.config.Metadata.Name}}, nil},
 	} {
-		got := podStatsIDs(d.listPodStats(row.filter))
-		slices.Sort(got)
-		if slices.Sort(row.want); !slices.Equal(got, row.want) {
-			t.Errorf("pods, %s: got %v, want %v", name, got, row.want)
+		slices.Sort(row.want)
+		for how, all := range map[string][]*cri.PodSandboxStats{"list": d.listPodStats(row.filter), "stream": d.podStatsStream(row.filter)} {
+			if got := slices.Sorted(slices.Values(podStatsIDs(all))); !slices.Equal(got, row.want) {
+				t.Errorf("pods, %s, %s: got %v, want %v", name, how, got, row.want)
+			}
+			for _, s := range all {
+				if l := s.Linux; l.GetCpu() == nil || l.Memory == nil || l.Network == nil || l.Process == nil || len(l.Containers) == 0 {
+					t.Errorf("pods, %s, %s: %v", name, how, s)
+				}
+			}
 		}
 	}
 	if r, err := d.runtime.PodSandboxStats(context.Background(), &cri.PodSandboxStatsRequest{PodSandboxId: p.id[:20]}); err != nil || r.Stats.Attributes.Id != p.id {

@@ -156,7 +156,8 @@ func (s *Server) pass(ctx context.Context, method string, next func(context.Cont
 var quiet = map[string]bool{"Version": true, "Status": true, "ListPodSandbox": true, "ListContainers": true, "PodSandboxStatus": true, "ContainerStatus": true,
 	"ListImages": true, "ImageStatus": true, "ImageFsInfo": true, "ListContainerStats": true, "ContainerStats": true, "RuntimeConfig": true, "ExecSync": true,
 	"StreamPodSandboxes": true, "StreamContainers": true, "StreamImages": true,
-	"PodSandboxStats": true, "ListPodSandboxStats": true, "ListPodSandboxMetrics": true, "ListMetricDescriptors": true}
+	"PodSandboxStats": true, "ListPodSandboxStats": true, "ListPodSandboxMetrics": true, "ListMetricDescriptors": true,
+	"StreamContainerStats": true, "StreamPodSandboxStats": true, "StreamPodSandboxMetrics": true}
 
 func logCall(ctx context.Context, call string, took time.Duration, err error) {
 	l := log.G(ctx).WithField("took", took.Round(time.Millisecond).String())

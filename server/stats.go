@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 
+	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox"
@@ -20,6 +21,13 @@ func (s *runtimeService) ContainerStats(_ context.Context, req *runtimeapi.Conta
 // ListContainerStats leaves out what does not run: one container without figures must not cost the kubelet all others.
 func (s *runtimeService) ListContainerStats(_ context.Context, req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
 	return &runtimeapi.ListContainerStatsResponse{Stats: s.containerStatsItems(req.GetFilter())}, nil
+}
+
+func (s *runtimeService) StreamContainerStats(req *runtimeapi.StreamContainerStatsRequest,
+	to grpc.ServerStreamingServer[runtimeapi.StreamContainerStatsResponse]) error {
+	return sendPieces(s.Server, to, s.containerStatsItems(req.GetFilter()), func(items []*runtimeapi.ContainerStats) *runtimeapi.StreamContainerStatsResponse {
+		return &runtimeapi.StreamContainerStatsResponse{ContainerStats: items}
+	})
 }
 
 func (s *runtimeService) containerStatsItems(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats {
@@ -44,6 +52,13 @@ func (s *runtimeService) PodSandboxStats(_ context.Context, req *runtimeapi.PodS
 // ListPodSandboxStats leaves out pods in which nothing runs.
 func (s *runtimeService) ListPodSandboxStats(_ context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
 	return &runtimeapi.ListPodSandboxStatsResponse{Stats: s.podStatsItems(req.GetFilter())}, nil
+}
+
+func (s *runtimeService) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxStatsRequest,
+	to grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxStatsResponse]) error {
+	return sendPieces(s.Server, to, s.podStatsItems(req.GetFilter()), func(items []*runtimeapi.PodSandboxStats) *runtimeapi.StreamPodSandboxStatsResponse {
+		return &runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: items}
+	})
 }
 
 func (s *runtimeService) podStatsItems(f *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSandboxStats {
