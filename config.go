@@ -15,6 +15,8 @@ import (
 
 	"github.com/distribution/reference"
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/cribox/cribox/runtimeshim"
 )
 
 const defaultConfigFile = "/etc/cribox/config.toml"
@@ -54,9 +56,10 @@ type NetworkConfig struct {
 
 // ContainersConfig is the table [containers].
 type ContainersConfig struct {
-	Ulimits   []string `toml:"ulimits" comment:"Limits of every process: NAME=SOFT:HARD or NAME=BOTH, numbers or unlimited, the names of prlimit(1). nofile is 1024:524288 unless named here."`
-	PidsLimit int64    `toml:"pids_limit" comment:"Most processes and threads of a container. 0: no limit of its own; the kubelet limits the pod (podPidsLimit)."`
-	ShmSize   size     `toml:"shm_size" comment:"What the /dev/shm of a pod holds: bytes, Ki, Mi or Gi. It counts as memory of the containers that write there."`
+	Ulimits    []string `toml:"ulimits" comment:"Limits of every process: NAME=SOFT:HARD or NAME=BOTH, numbers or unlimited, the names of prlimit(1). nofile is 1024:524288 unless named here."`
+	PidsLimit  int64    `toml:"pids_limit" comment:"Most processes and threads of a container. 0: no limit of its own; the kubelet limits the pod (podPidsLimit)."`
+	LogSizeMax size     `toml:"log_size_max" comment:"What the log of a container takes until the kubelet rotates it; what is printed beyond is left out, and counted in a line. 0: any size; else more than the kubelet's containerLogMaxSize."`
+	ShmSize    size     `toml:"shm_size" comment:"What the /dev/shm of a pod holds: bytes, Ki, Mi or Gi. It counts as memory of the containers that write there."`
 }
 
 // Runtime is a table [runtimes.NAME].
@@ -222,6 +225,12 @@ var checks = []check{
 	{"network.no_masquerade", func(c *Config) error {
 		_, err := c.Network.noMasquerade()
 		return err
+	}},
+	{"containers.log_size_max", func(c *Config) error {
+		if c.Containers.LogSizeMax == 0 {
+			return nil
+		}
+		return atLeast(c.Containers.LogSizeMax, runtimeshim.MinLogLimit)
 	}},
 	{"runtimes", func(c *Config) error {
 		for name, r := range c.Runtimes {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -161,5 +163,62 @@ func TestNoLogPath(t *testing.T) {
 	c := d.runPod().run(d.tool("print", "-lines", "20000", "-size", "100", "-exit", "8"), with(func(c *cri.ContainerConfig) { c.LogPath = "" }))
 	if s := c.waitExit(); s.ExitCode != 8 || s.LogPath != "" {
 		t.Errorf("exit code %d, log path %q", s.ExitCode, s.LogPath)
+	}
+}
+
+var leftOutLine = regexp.MustCompile(`^\[(\d+) bytes of output are left out here: `)
+
+// leftOut takes the lines that count what a full log has left out from the others.
+func leftOut(t testing.TB, lines []logLine) (missing int, others []logLine) {
+	t.Helper()
+	for _, l := range lines {
+		m := leftOutLine.FindStringSubmatch(l.text)
+		if m == nil {
+			others = append(others, l)
+			continue
+		}
+		n, err := strconv.Atoi(m[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		missing += n
+	}
+	return missing, others
+}
+
+// TestLogSizeMax: a container that prints more than its log may take until the next rotation fills no disk and does not wait; the log
+// tells how much is missing, whatever was killed meanwhile.
+func TestLogSizeMax(t *testing.T) {
+	t.Parallel()
+	const most, lines, size = 512 << 10, 30_000, 100
+	d := newDaemon(t, withConfig("[containers]\nlog_size_max = '512Ki'\n"))
+	p := d.runPod()
+	c := p.run(shell(fmt.Sprintf("yes %s | head -n %d; touch /printed; until [ -e /go ]; do sleep 0.1; done; echo after", strings.Repeat("x", size-1), lines)))
+	eventually(t, "the container to have printed", func() error {
+		r, err := c.tryExec(30, "test", "-e", "/printed")
+		return unless(err == nil && r.code == 0, "%v, %v", r, err)
+	})
+	d.killRole("logger")
+	d.restart()
+	rotated := c.logPath() + ".1"
+	d.must(os.Rename(c.logPath(), rotated))
+	d.must(c.reopen())
+	c.exec("touch", "/go")
+	if s := c.waitExit(); s.ExitCode != 0 {
+		t.Errorf("exit code %d: %s", s.ExitCode, s.Message)
+	}
+	for _, file := range []string{rotated, c.logPath()} {
+		if got := len(hostFile(t, file)); got > most {
+			t.Errorf("%s has %d bytes, more than %d", file, got, most)
+		}
+	}
+	all, err := parseLog(hostFile(t, rotated) + hostFile(t, c.logPath()))
+	d.must(err)
+	missing, others := leftOut(t, all)
+	if have, want := len(text(others, "stdout"))+missing, lines*size+len("after\n"); have != want || missing == 0 {
+		t.Errorf("%d bytes are there or counted (%d), %d were printed", have, missing, want)
+	}
+	if last := all[len(all)-1]; last.text != "after" || last.stream != "stdout" {
+		t.Errorf("after the rotation the log should go on, but ends in %q", last.text)
 	}
 }

@@ -21,12 +21,16 @@ type Start struct {
 	OwnerUID, OwnerGID int
 
 	LogPath  string // absolute path of the CRI log; "" = output is consumed and dropped
+	LogLimit int64  // bytes that the log takes until it is rotated, at least MinLogLimit; 0 = any number
 	OOMFile  string // v1 <memory cgroup>/memory.oom_control, v2 <cgroup>/memory.events; "" = OOMKilled is never told
 	LockFile string // in the state folder; locked shared by every runtime process of the task; "" = one of the task's own
 	// SystemdCgroup: cgroupsPath of Spec is SLICE:PREFIX:NAME, and systemd makes the cgroup (CgroupOf says where).
 	SystemdCgroup bool
 	Keeper        bool // a pod task: descriptor 3 of its process is the socket that keeps its containers' descriptors
 }
+
+// MinLogLimit is the least LogLimit, a few of the longest lines.
+const MinLogLimit = 64 << 10
 
 // Exit is how a task ended.
 type Exit struct {

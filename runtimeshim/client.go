@@ -153,6 +153,9 @@ func (k *Client) Start(ctx context.Context, st Start) (Task, error) {
 	if _, err := os.Lstat(d.record()); err == nil {
 		return Task{}, fmt.Errorf("start task %s: it has a record: %w", st.ID, errdefs.ErrAlreadyExists)
 	}
+	if st.LogLimit != 0 && st.LogLimit < MinLogLimit {
+		return Task{}, fmt.Errorf("start task %s: log limit %d is below %d: %w", st.ID, st.LogLimit, MinLogLimit, errdefs.ErrInvalidArgument)
+	}
 	k.c.Step("client.start.intent")
 	if err := prepare(d, st); err != nil {
 		return Task{}, fmt.Errorf("prepare task %s: %w", st.ID, err)
@@ -197,7 +200,7 @@ func prepare(d taskDir, st Start) error {
 			return err
 		}
 	}
-	return writeJSON(d.log(), logRecord{Format: recordFormat, Path: st.LogPath, Terminal: st.Terminal})
+	return writeJSON(d.log(), logRecord{Format: recordFormat, Path: st.LogPath, Limit: st.LogLimit, Terminal: st.Terminal})
 }
 
 // startTask asks the shim. When that dies meanwhile, its successor knows what

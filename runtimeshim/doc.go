@@ -42,6 +42,6 @@
 // (before the runtime's delete), shim.delete.cleared.
 //
 // Logger: logger.created, logger.reopened, logger.spliced, logger.intent,
-// logger.written, logger.committed, logger.drained, logger.done,
+// logger.written, logger.leftout, logger.committed, logger.drained, logger.done,
 // spool.truncated, spool.reset, spool.punched.
 package runtimeshim

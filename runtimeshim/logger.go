@@ -20,7 +20,7 @@ import (
 //
 // step, nil for none, is called after every side effect: logger.created (the
 // log), logger.spliced (output is in the spool), logger.intent,
-// logger.written (to the log), logger.committed, spool.punched,
+// logger.written (to the log), logger.leftout (not to the log), logger.committed, spool.punched,
 // spool.truncated, spool.reset, logger.reopened, logger.drained, logger.done.
 //
 // A second logger for the same state gets ErrAlreadyExists at once.

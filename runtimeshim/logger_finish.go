@@ -38,6 +38,9 @@ func (t *logTask) drain() error {
 				return err
 			}
 		}
+		if err := t.tell(); err != nil {
+			return err
+		}
 		t.l.step("logger.drained")
 		t.p.done = true
 		if err := t.save(); err != nil {

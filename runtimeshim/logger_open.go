@@ -67,7 +67,7 @@ func (t *logTask) attach() (err error) {
 	if err := readJSON(t.dir().log(), &rec); err != nil {
 		return fmt.Errorf("log of %s: %w", t.id, err)
 	}
-	t.path = rec.Path
+	t.path, t.limit = rec.Path, rec.Limit
 	if t.record, t.p, err = loadProgress(t.dir().at("progress")); err != nil {
 		return err
 	}
@@ -284,6 +284,9 @@ func (t *logTask) leaveLog() error {
 		if s != nil && err == nil {
 			err = t.commit(i, false)
 		}
+	}
+	if err == nil {
+		err = t.tell()
 	}
 	in := t.p.intent
 	if err == nil || in.length == 0 || t.log.fd < 0 {

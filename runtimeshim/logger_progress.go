@@ -17,11 +17,12 @@ import (
 // before it, and every state is one from which the work can be taken up
 // again, so nothing more is needed.
 type progress struct {
-	seq    uint64
-	done   bool     // finished: all is in the log, nobody will open the task again
-	off    [2]int64 // offset in the spool of each stream up to which all is in the log
-	log    fileID   // the log that is being written
-	intent intent
+	seq     uint64
+	done    bool     // finished: all is in the log, nobody will open the task again
+	off     [2]int64 // offset in the spool of each stream up to which all is in the log or left out
+	log     fileID   // the log that is being written
+	leftOut int64    // bytes of output that are not in the log, and of which it does not tell yet
+	intent  intent
 }
 
 // intent is one write to the log that may have happened. It ends by being
@@ -31,6 +32,7 @@ type intent struct {
 	stream int
 	to     int64 // offset in the spool behind the source; it begins at off
 	before int64 // size of the log before the write
+	notice bool  // it is the line that tells of leftOut; no stream, and to is 0
 	at     int64 // time stamp of the lines, Unix ns: the same bytes can be made again
 }
 
@@ -47,10 +49,13 @@ func (p *progress) encode(b []byte) {
 	if p.done {
 		flags |= 1
 	}
+	if p.intent.notice {
+		flags |= 2
+	}
 	in := p.intent
 	for i, v := range [...]uint64{
 		progressFormat, p.seq, flags, uint64(p.off[0]), uint64(p.off[1]), p.log.dev, p.log.ino,
-		uint64(in.length), uint64(in.to), uint64(in.before), uint64(in.at), 0,
+		uint64(in.length), uint64(in.to), uint64(in.before), uint64(in.at), uint64(p.leftOut),
 	} {
 		binary.LittleEndian.PutUint64(b[8*i:], v)
 	}
@@ -66,9 +71,10 @@ func (p *progress) decode(b []byte) bool {
 	flags := u(2)
 	*p = progress{
 		seq: u(1), done: flags&1 != 0, off: [2]int64{int64(u(3)), int64(u(4))}, log: fileID{u(5), u(6)},
+		leftOut: int64(u(11)),
 		intent: intent{
 			length: int64(u(7)), stream: int(flags>>8) & 1, to: int64(u(8)),
-			before: int64(u(9)), at: int64(u(10)),
+			before: int64(u(9)), at: int64(u(10)), notice: flags&2 != 0,
 		},
 	}
 	return true

@@ -18,7 +18,8 @@ func TestProgressTorn(t *testing.T) {
 	p.log = fileID{7, 8}
 	for i := range 4 {
 		p.off = [2]int64{int64(i), 1 << 40}
-		p.intent = intent{length: 5, stream: i & 1, to: 99, before: 1 << 41, at: -3}
+		p.intent = intent{length: 5, stream: i & 1, to: 99, before: 1 << 41, at: -3, notice: i&2 != 0}
+		p.leftOut = int64(i) << 33
 		if err := p.save(fd); err != nil {
 			t.Fatal(err)
 		}

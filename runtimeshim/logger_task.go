@@ -27,6 +27,7 @@ type logTask struct {
 
 	// Owned by the working goroutine.
 	path     string // "" = output is dropped
+	limit    int64  // bytes of the log, 0 = none
 	attached bool
 	gone     bool // released: nothing may be done any more
 	streams  [2]*spool

@@ -48,11 +48,27 @@ func (t *logTask) commit(i int, final bool) error {
 		if err != nil {
 			return fmt.Errorf("read the spool: %w", err)
 		}
+		room, err := t.room(cap(b.out))
+		if err != nil {
+			return err
+		}
+		full := room == 0
+		if full {
+			room = cap(b.out)
+		} else if err := t.tell(); err != nil {
+			return err
+		}
 		at := time.Now()
 		prefix := newCRIPrefix(i, at)
-		out, used := appendCRI(b.out[:0], &prefix, raw, final && s.off+int64(len(raw)) == s.size)
+		out, used := appendCRI(b.out[:0:room], &prefix, raw, final && s.off+int64(len(raw)) == s.size)
 		if used == 0 {
 			return nil
+		}
+		if full {
+			if err := t.leaveOut(i, used); err != nil {
+				return err
+			}
+			continue
 		}
 		err = t.write(intent{stream: i, to: s.off + int64(used), length: int64(len(out)), at: at.UnixNano()}, out)
 		if err != nil {
@@ -93,8 +109,12 @@ func (t *logTask) write(in intent, out []byte) error {
 
 // conclude: what the intent said is in the log.
 func (t *logTask) conclude(in intent) {
-	t.p.off[in.stream] = in.to
 	t.p.intent = intent{}
+	if in.notice {
+		t.p.leftOut = 0
+		return
+	}
+	t.p.off[in.stream] = in.to
 	if s := t.streams[in.stream]; s != nil {
 		s.off = in.to
 	}
@@ -132,20 +152,32 @@ func (t *logTask) complete(in intent) error {
 	if have >= in.length {
 		return nil
 	}
-	s := t.streams[in.stream]
-	raw, err := preadFull(s.file, make([]byte, in.to-s.off), s.off)
+	out, err := t.again(in)
 	if err != nil {
-		return fmt.Errorf("read the spool: %w", err)
-	}
-	prefix := newCRIPrefix(in.stream, in.time())
-	out, used := appendCRI(make([]byte, 0, in.length), &prefix, raw, true)
-	if used != len(raw) || int64(len(out)) != in.length {
-		return fmt.Errorf("spool at %d..%d is not what was to be written: %w", s.off, in.to, errdefs.ErrDataLoss)
+		return err
 	}
 	if err := writeFull(t.log.fd, out[have:]); err != nil {
 		return fmt.Errorf("write log %s: %w", t.path, err)
 	}
 	return nil
+}
+
+// again makes the bytes of an intent once more. ErrDataLoss: they cannot be made again.
+func (t *logTask) again(in intent) ([]byte, error) {
+	if in.notice {
+		return notice(t.p.leftOut, in.time()), nil
+	}
+	s := t.streams[in.stream]
+	raw, err := preadFull(s.file, make([]byte, in.to-s.off), s.off)
+	if err != nil {
+		return nil, fmt.Errorf("read the spool: %w", err)
+	}
+	prefix := newCRIPrefix(in.stream, in.time())
+	out, used := appendCRI(make([]byte, 0, in.length), &prefix, raw, true)
+	if used != len(raw) || int64(len(out)) != in.length {
+		return nil, fmt.Errorf("spool at %d..%d is not what was to be written: %w", s.off, in.to, errdefs.ErrDataLoss)
+	}
+	return out, nil
 }
 
 // compact gives back the room of what is in the log.

@@ -56,8 +56,9 @@ const (
 // logRecord is log.json: what the logger needs to know of a task.
 type logRecord struct {
 	Format   int    `json:"format"`
-	Path     string `json:"path"`     // absolute path of the CRI log; "" = read and drop
-	Terminal bool   `json:"terminal"` // only the FIFO stdout is used, raw bytes of a tty
+	Path     string `json:"path"`            // absolute path of the CRI log; "" = read and drop
+	Limit    int64  `json:"limit,omitempty"` // bytes that the log takes until it is rotated; 0 = any number
+	Terminal bool   `json:"terminal"`        // only the FIFO stdout is used, raw bytes of a tty
 }
 
 // exitRecord is the file exit.

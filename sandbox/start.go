@@ -89,7 +89,8 @@ func (m *Manager) launch(ctx context.Context, c *container) (runtimeshim.Task, e
 		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.id, err)
 	}
 	rec := p.Containers[c.id]
-	start := runtimeshim.Start{ID: c.id, Pod: c.podID, Runtime: h.Path, Spec: spec, LogPath: rec.LogPath, OOMFile: m.oomFile(rec.Cgroup), SystemdCgroup: madeBySystemd(rec.Cgroup),
+	start := runtimeshim.Start{ID: c.id, Pod: c.podID, Runtime: h.Path, Spec: spec, LogPath: rec.LogPath, LogLimit: h.LogLimit,
+		OOMFile: m.oomFile(rec.Cgroup), SystemdCgroup: madeBySystemd(rec.Cgroup),
 		Terminal: c.config.GetTty(), Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), LockFile: m.lockPath(c.podID)}
 	root := m.rootIn(c.podID)
 	start.OwnerUID, start.OwnerGID = root.uid, root.gid
