@@ -6,8 +6,9 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # the compilers use all processors anyway
 
-# Empty outside a clone: the binary then says what it knows by itself.
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+# A semantic version, as the CRI asks: the kubelet calls anything else "Unknown". Empty outside a clone: the binary then says what it knows.
+VERSION ?= $(shell git describe --tags --match 'v[0-9]*.[0-9]*.[0-9]*' --dirty 2>/dev/null || \
+	{ hash=$$(git describe --always --dirty --exclude '*' 2>/dev/null) && echo "0.1.0-dev+$$hash"; })
 BIN := $(CURDIR)/bin
 
 # A machine that starts us without a home still needs a place for Go's caches.

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -479,13 +480,16 @@ func TestSamePodTwice(t *testing.T) {
 	}
 }
 
+// semantic is what the CRI asks of runtime_version; a kubelet shows anything else as Unknown.
+var semantic = regexp.MustCompile(`^v?\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$`)
+
 func TestVersionAndStatus(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	for _, asked := range []string{"", "0.1.0", "v9"} {
 		v, err := d.runtime.Version(context.Background(), &cri.VersionRequest{Version: asked})
 		d.must(err)
-		if v.Version != "0.1.0" || v.RuntimeName != "cribox" || v.RuntimeVersion == "" || v.RuntimeApiVersion != "v1" {
+		if v.Version != "0.1.0" || v.RuntimeName != "cribox" || !semantic.MatchString(v.RuntimeVersion) || v.RuntimeApiVersion != "v1" {
 			t.Errorf("version: %v", v)
 		}
 	}
