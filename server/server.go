@@ -24,6 +24,13 @@ import (
 // maxMessage is what a kubelet sends and takes in one message.
 const maxMessage = 16 << 20
 
+// What one connection may cost before a request of it has been read.
+const (
+	maxStreams = 2000             // calls under way; a client waits with the next one
+	maxHeaders = 64 << 10         // bytes of the headers of a call
+	greeting   = 10 * time.Second // for a client to say that it speaks HTTP/2
+)
+
 // Server answers the RuntimeService and the ImageService of CRI v1.
 type Server struct {
 	version string
@@ -57,7 +64,9 @@ type imageService struct {
 func New(version string, streams net.Listener) *Server {
 	s := &Server{version: version, door: newDoor(streams), ending: make(chan struct{})}
 	go s.door.listen(streams) // ends with Stop
-	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))
+	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(greeting),
+		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{Server: s})
 	runtimeapi.RegisterImageServiceServer(s.grpc, &imageService{Server: s})
 	return s
