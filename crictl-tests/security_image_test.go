@@ -469,11 +469,27 @@ func TestSEC19Masks(t *testing.T) {
 // TestSEC20CgroupPlacement: every process of a pod, those of an exec included, is below the kubelet's cgroup, and cannot write there.
 func TestSEC20CgroupPlacement(t *testing.T) {
 	t.Parallel()
-	d := newDaemon(t)
+	newDaemon(t).wantBelowItsCgroup(10)
+}
+
+// TestSEC20UserNamespace: the same for a pod whose root is nobody on the host.
+func TestSEC20UserNamespace(t *testing.T) {
+	t.Parallel()
+	newDaemon(t).wantBelowItsCgroup(10, inUserNamespace)
+}
+
+// wantBelowItsCgroup runs a pod in a cgroup of the kubelet's that holds so many processes, and looks where they are and what stops them.
+func (d *daemon) wantBelowItsCgroup(most int, options ...podOption) {
+	d.Helper()
 	parent := d.makeCgroup()
-	p := d.runPod(func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = parent })
+	for _, folder := range hierarchies(d) {
+		if _, err := os.Stat(filepath.Join(folder, parent, "pids.max")); err == nil {
+			d.must(os.WriteFile(filepath.Join(folder, parent, "pids.max"), fmt.Append(nil, most), 0))
+		}
+	}
+	p := d.runPod(append(options, func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = parent })...)
 	c := p.run(idle())
-	lines := hostFile(t, fmt.Sprintf("/proc/%d/cgroup", c.pid())) + hostFile(t, fmt.Sprintf("/proc/%d/cgroup", p.pausePID()))
+	lines := hostFile(d, fmt.Sprintf("/proc/%d/cgroup", c.pid())) + hostFile(d, fmt.Sprintf("/proc/%d/cgroup", p.pausePID()))
 	lines += c.exec("cat", "/proc/self/cgroup")
 	checked := 0
 	for line := range strings.Lines(lines) {
@@ -484,18 +500,32 @@ func TestSEC20CgroupPlacement(t *testing.T) {
 		checked++
 		// From inside its own cgroup namespace an exec'ed process sees itself at the root, or below it.
 		if !strings.HasPrefix(fields[2], parent+"/") && fields[2] != "/" || strings.Contains(fields[2], "..") {
-			t.Errorf("a process of the pod is in %s", line)
+			d.Errorf("a process of the pod is in %s", line)
 		}
 	}
 	if checked < 3 {
-		t.Errorf("only %d lines to look at:\n%s", checked, lines)
+		d.Errorf("only %d lines to look at:\n%s", checked, lines)
 	}
 	groups := "/sys/fs/cgroup /sys/fs/cgroup/*"
 	if !onUnified() {
 		groups = "/sys/fs/cgroup/*" // between the hierarchies lies a tmpfs of the container's own
 	}
 	if r, err := c.tryExec(10, "sh", "-c", "for d in "+groups+"; do mkdir $d/x && exit 0; done 2>/dev/null; exit 1"); err != nil || r.code == 0 {
-		t.Errorf("made a cgroup from inside: %+v %v", r, err)
+		d.Errorf("made a cgroup from inside: %+v %v", r, err)
+	}
+	files := []string{"pids/pids.max", "pids/cgroup.procs", "memory/memory.limit_in_bytes"}
+	if onUnified() {
+		files = []string{"pids.max", "cgroup.procs", "memory.max"}
+	}
+	for _, file := range files {
+		if r, err := c.tryExec(10, "sh", "-c", "echo 1 > /sys/fs/cgroup/"+file); err != nil || r.code == 0 {
+			d.Errorf("wrote %s from inside: %+v %v", file, r, err)
+		}
+	}
+	// The limit of the kubelet's cgroup holds for what an exec starts, too.
+	script := fmt.Sprintf("for n in $(seq %d); do sleep 4320 & done", most)
+	if r, err := c.tryExec(10, "sh", "-c", script); err == nil && r.code == 0 {
+		d.Errorf("an exec has started %d processes where there may be no more with those that run", most)
 	}
 }
 
@@ -531,6 +561,40 @@ func TestSEC21MemoryHog(t *testing.T) {
 			t.Errorf("round %d: exit code %d, reason %q", round, s.ExitCode, s.Reason)
 		}
 		hog.remove()
+	}
+	if d.role("shim") != shim || d.role("logger") != logger {
+		t.Error("shim or logger is another one now")
+	}
+}
+
+// TestSEC21ForkBomb: what a container starts too much of is not started; the node's other pods, its parent and the daemon go on, and it ends.
+func TestSEC21ForkBomb(t *testing.T) {
+	t.Parallel()
+	const most = 40
+	d := newDaemon(t, withConfig(fmt.Sprintf("[containers]\npids_limit = %d\n", most)))
+	shim, logger := d.waitRole("shim", 0), d.waitRole("logger", 0)
+	for name, p := range map[string]*pod{"usual": d.runPod(), "in a user namespace": d.runPod(inUserNamespace)} {
+		other := p.run(idle())
+		bomb := p.run(shell("bomb() { bomb | bomb & }; bomb; exec sleep 1d"))
+		eventually(t, "the bomb to meet its limit", func() error {
+			hits := bomb.cgroupFile("pids", "pids.events")
+			return unless(hits != "max 0", "%s", hits)
+		})
+		if now := len(d.processesOf(bomb.id)); now > most {
+			t.Errorf("%s: %d processes, of %d", name, now, most)
+		}
+		other.exec("true") // of the same pod
+		d.runPod().run(idle()).exec("true")
+		if r, err := bomb.tryExec(5, "true"); err == nil && r.code == 0 {
+			t.Logf("%s: an exec found a free place", name)
+		}
+		bomb.stop(0)
+		if s := bomb.status(); s.ExitCode != 137 {
+			t.Errorf("%s: exit code %d, want 137", name, s.ExitCode)
+		}
+		if left := d.processesOf(bomb.id); len(left) > 0 {
+			t.Errorf("%s: left: %v", name, left)
+		}
 	}
 	if d.role("shim") != shim || d.role("logger") != logger {
 		t.Error("shim or logger is another one now")
