@@ -6,13 +6,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
 
 // Interface is what went through a network interface of a pod, as the pod sees it.
 type Interface struct {
-	Name   string
+	Name   string // valid UTF-8
 	Rx, Tx Traffic
 }
 
@@ -22,8 +23,13 @@ type Traffic struct{ Bytes, Packets, Errors, Dropped uint64 }
 // defaultInterface is what the network's first interface of a pod is called.
 const defaultInterface = "eth0"
 
-// interfacesOf returns the interfaces of a pod without the loopback, the default one first. Nil for a pod in the host's network: what goes
-// through the host's interfaces is not the pod's. Nothing enters the namespace: the kernel shows it through each process in it.
+// maxInterfaces is how many interfaces of a pod are told. A pod that may make interfaces may make thousands, and the figures of all pods have
+// to fit into one answer.
+const maxInterfaces = 64
+
+// interfacesOf returns at most maxInterfaces interfaces of a pod without the loopback, the default one first. Nil for a pod in the host's
+// network: what goes through the host's interfaces is not the pod's. Nothing enters the namespace: the kernel shows it through each process
+// in it.
 func interfacesOf(p Pod) []Interface {
 	if p.NetNS == "" {
 		return nil
@@ -59,7 +65,7 @@ func parseInterfaces(dev string) []Interface {
 		if !ok || len(f) < 16 {
 			continue
 		}
-		i := Interface{Name: strings.TrimSpace(name)}
+		i := Interface{Name: printable(strings.TrimSpace(name))}
 		var rx, tx bool
 		i.Rx, rx = traffic(f)
 		i.Tx, tx = traffic(f[8:])
@@ -71,7 +77,15 @@ func parseInterfaces(dev string) []Interface {
 		first := all[n]
 		all = slices.Insert(slices.Delete(all, n, n+1), 0, first)
 	}
-	return all
+	return all[:min(len(all), maxInterfaces)]
+}
+
+// printable returns the name of an interface as a message can say it: whoever makes one may name it with any bytes.
+func printable(name string) string {
+	if utf8.ValidString(name) {
+		return name
+	}
+	return strconv.Quote(name)
 }
 
 func traffic(f []string) (t Traffic, ok bool) {

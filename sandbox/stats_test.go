@@ -1,9 +1,11 @@
 package sandbox
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 )
@@ -63,11 +65,25 @@ func TestParseInterfaces(t *testing.T) {
 		{head + lo + net1, []Interface{other}},
 		{head + lo, nil},
 		{"", nil},
+		{head + "e\xffh:1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n", []Interface{{`"e\xffh"`, other.Rx, other.Tx}}}, // a message is UTF-8
 		{head + "eth0: 1 2 3\neth1: x 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n", nil},
 	} {
 		if got := parseInterfaces(c.dev); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("of\n%s\ngot %v, want %v", c.dev, got, c.want)
 		}
+	}
+}
+
+// TestManyInterfaces: a pod that makes more of them than can be told still has its default one told first.
+func TestManyInterfaces(t *testing.T) {
+	const counters = ":1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n"
+	var dev strings.Builder
+	for i := range 10 * maxInterfaces {
+		fmt.Fprintf(&dev, "dummy%d%s", i, counters)
+	}
+	got := parseInterfaces(dev.String() + "eth0" + counters)
+	if len(got) != maxInterfaces || got[0].Name != "eth0" || got[1].Name != "dummy0" {
+		t.Errorf("%d are told, want %d that begin with eth0: %v", len(got), maxInterfaces, got[:2])
 	}
 }
 
