@@ -105,7 +105,7 @@ func (c Container) Mounts() []*runtimeapi.Mount {
 	}
 	all := slices.Clone(c.Config.GetMounts())
 	for i, id := range c.MountImages {
-		if id != "" {
+		if id != "" && i < len(all) { // a request that cannot be read any more has none
 			all[i] = proto.CloneOf(all[i])
 			all[i].Image.Image = id
 		}

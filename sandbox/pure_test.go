@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/store"
 )
 
 func TestExpand(t *testing.T) {
@@ -185,5 +186,13 @@ func TestCaptureIsBounded(t *testing.T) {
 	}
 	if got := c.finish(); len(got) != maxExecOutput {
 		t.Fatalf("%d bytes, want %d", len(got), maxExecOutput)
+	}
+}
+
+// TestMountsWithoutRequest: a container whose request cannot be read any more has no mounts, whatever images its record names.
+func TestMountsWithoutRequest(t *testing.T) {
+	c := Container{Container: store.Container{MountImages: []string{"", "image"}}, Config: &runtimeapi.ContainerConfig{}}
+	if all := c.Mounts(); len(all) != 0 {
+		t.Errorf("it has %v", all)
 	}
 }

@@ -138,11 +138,18 @@ func (s *runtimeService) containerStatus(c sandbox.Container) *runtimeapi.Contai
 	return st
 }
 
-// imageOf names the container's image the way people do: by its first tag, else as the request had it.
 func (s *runtimeService) imageOf(c sandbox.Container) *runtimeapi.ImageSpec {
-	spec := proto.CloneOf(c.Config.GetImage())
-	if img, err := s.images().Lookup(c.ImageID); err == nil && len(img.RepoTags) > 0 {
-		spec.Image = img.RepoTags[0]
+	img, _ := s.images().Lookup(c.ImageID) // without tags when it is gone
+	return named(c.Config.GetImage(), img.RepoTags)
+}
+
+// named names an image the way people do: by its first tag, else as the request had it. There is no request of a container whose files are
+// damaged, which is shown until it is taken away.
+func named(asked *runtimeapi.ImageSpec, tags []string) *runtimeapi.ImageSpec {
+	spec := &runtimeapi.ImageSpec{}
+	proto.Merge(spec, asked)
+	if len(tags) > 0 {
+		spec.Image = tags[0]
 	}
 	return spec
 }

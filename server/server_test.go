@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/sandbox"
@@ -69,6 +70,20 @@ func TestGateAndPanic(t *testing.T) {
 	}
 	if err := call(func(context.Context, any) (any, error) { panic("oops") }); status.Code(err) != codes.Internal {
 		t.Errorf("after a panic: %v", err)
+	}
+}
+
+// TestImageWithoutRequest: a container whose request cannot be read any more has an image all the same.
+func TestImageWithoutRequest(t *testing.T) {
+	if got := named(nil, []string{"first", "second"}).Image; got != "first" {
+		t.Errorf("by its tags it is %q", got)
+	}
+	if got := named(nil, nil).Image; got != "" {
+		t.Errorf("without tags it is %q", got)
+	}
+	asked := &runtimeapi.ImageSpec{Image: "asked", RuntimeHandler: "h"}
+	if got := named(asked, []string{"first"}); got.Image != "first" || got.RuntimeHandler != "h" || asked.Image != "asked" {
+		t.Errorf("asked for as %v it is %v", asked, got)
 	}
 }
 
