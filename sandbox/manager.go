@@ -86,6 +86,7 @@ type container struct {
 	mountImages []string // held as well: see store.Container
 	config      *runtimeapi.ContainerConfig
 	exited      chan struct{} // closed after the exit is recorded
+	settling    atomic.Bool   // see settleLater
 	once        sync.Once
 }
 

@@ -135,7 +135,7 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 		go m.settle(ctx, c)
 	}
 	if r.Updating != nil {
-		go m.finish(ctx, "updating", func(ctx context.Context) error { return m.resolveUpdate(ctx, c) })
+		m.settleLater(c)
 	}
 }
 

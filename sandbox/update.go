@@ -41,7 +41,7 @@ func (m *Manager) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 		return err
 	}
 	defer done()
-	return clean(ctx, updateLimit, func(ctx context.Context) error {
+	err = clean(ctx, updateLimit, func(ctx context.Context) error {
 		if err := m.settleUpdate(ctx, c); err != nil {
 			return err
 		}
@@ -50,6 +50,22 @@ func (m *Manager) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 		}
 		return m.updateContainer(ctx, c, r)
 	})
+	if errors.Is(err, errdefs.ErrUnavailable) {
+		m.settleLater(c)
+	}
+	return err
+}
+
+// settleLater goes on with an update that the shim may still come to, once for a container, however many have asked for one meanwhile.
+func (m *Manager) settleLater(c *container) {
+	if !c.settling.CompareAndSwap(false, true) {
+		return
+	}
+	ctx := log.WithLogger(m.background, log.G(m.background).WithField("container", c.id))
+	go func() {
+		defer c.settling.Store(false)
+		m.finish(ctx, "updating", func(ctx context.Context) error { return m.resolveUpdate(ctx, c) })
+	}()
 }
 
 // updateTurn waits for the container's turn, and until no start of it is under way.
@@ -98,12 +114,10 @@ func (m *Manager) updateContainer(ctx context.Context, c *container, r *runtimea
 	}
 	m.step("container.updating")
 	err = m.applyUpdate(ctx, c, r, was, now)
-	if errors.Is(err, errdefs.ErrUnavailable) { // the shim may still come to it
-		go m.finish(m.background, "updating", func(ctx context.Context) error { return m.resolveUpdate(ctx, c) })
-		return err
-	}
 	if err != nil {
-		m.forgetUpdate(ctx, c)
+		if !errors.Is(err, errdefs.ErrUnavailable) { // the shim may still come to it: whoever asked settles it later
+			m.forgetUpdate(ctx, c)
+		}
 		return err
 	}
 	m.step("container.limited")

@@ -1,0 +1,34 @@
+package sandbox
+
+import (
+	"runtime"
+	"testing"
+
+	"github.com/cribox/cribox/sandbox/store"
+)
+
+// TestSettleLater: however often an update of a container has no answer, one goroutine goes on with it, and another one when that has ended.
+func TestSettleLater(t *testing.T) {
+	records, _, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, c := &Manager{store: records, background: t.Context()}, newContainer("p", store.Container{ID: "c"}, nil)
+	for range 2 {
+		done, err := m.turns.take(t.Context(), c.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := runtime.NumGoroutine()
+		for range 100 {
+			m.settleLater(c)
+		}
+		if more := runtime.NumGoroutine() - before; more < 1 || more > 10 {
+			t.Errorf("%d goroutines go on with one update", more)
+		}
+		done()
+		for c.settling.Load() {
+			runtime.Gosched()
+		}
+	}
+}
