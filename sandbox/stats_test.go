@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// TestNanoCores: a rate is over a second at least, whoever asks in between, and nothing is told of a counter that went back.
+// TestNanoCores: a rate is over a second at least, whoever asks in between or at the same time, and nothing is told of a counter that went
+// back.
 func TestNanoCores(t *testing.T) {
 	var r rates
 	began := time.Now()
@@ -24,6 +25,8 @@ func TestNanoCores(t *testing.T) {
 		{2 * time.Second, 7e9, new(uint64(1e9))},
 		{2500 * time.Millisecond, 10e9, new(uint64(2e9))}, // since the first
 		{4 * time.Second, 7e9 + 500e6, new(uint64(250e6))},
+		{3900 * time.Millisecond, 7e9 + 400e6, new(uint64(250e6))}, // at the same time as the one before
+		{4100 * time.Millisecond, 7e9 + 450e6, new(uint64(250e6))},
 		{6 * time.Second, 1e9, nil}, // made anew
 		{7 * time.Second, 1e9, new(uint64(0))},
 		{7*time.Second + forgetAfter + 1, 2e9, nil}, // nobody asked
