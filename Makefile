@@ -55,6 +55,9 @@ critest: tools build ## the CRI's validation suite, one by one three times, besi
 	@cd crictl-tests && ../hack/timed.sh "critest, streams over WebSocket" env CRIBOX_BIN=$(BIN) \
 		go test -count 1 -timeout 12m -run '^TestCritest$$' -v . -critest.parallel=1 -critest.focus=Streaming -critest.websocket
 
+bench: ## what a kubelet asks all the time, of 250 pods in one process; needs no runc (as root; BENCH="-count 5" for more)
+	@go test -run '^$$' -bench '^BenchmarkNode$$' -benchtime 0.5s $(BENCH) .
+
 lint: ## formatting, go vet and the linters of .golangci.yml
 	@hack/lint.sh
 
@@ -67,4 +70,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop tools build build-steps test test-unit test-crictl critest lint image clean help
+.PHONY: run stop tools build build-steps test test-unit test-crictl critest bench lint image clean help
