@@ -19,6 +19,7 @@ type Container struct {
 	store.Container
 	PodID  string
 	Config *runtimeapi.ContainerConfig // as asked
+	Told   *Told                       // of Config
 }
 
 // Container returns the container with this id or unique beginning of one. ErrNotFound, ErrInvalidArgument.
@@ -35,16 +36,17 @@ func (m *Manager) view(c *container) (Container, error) {
 	if !ok || r.State == store.ContainerCreating {
 		return Container{}, fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
 	}
-	return Container{Container: r, PodID: c.podID, Config: c.config}, nil
+	return Container{Container: r, PodID: c.podID, Config: c.config, Told: &c.told}, nil
 }
 
 // Containers returns every container that is more than an attempt, the newest first.
 func (m *Manager) Containers() []Container {
-	var all []Container
 	records := m.store.List()
+	slices.SortFunc(records, newestPodFirst) // little is left to sort then of what is larger than a pointer
 	m.mu.RLock()
+	all := make([]Container, 0, len(m.containers))
 	for _, r := range records {
-		all = append(all, m.shownContainers(r)...)
+		all = m.addContainers(all, r)
 	}
 	m.mu.RUnlock()
 	slices.SortFunc(all, newestFirst)
@@ -55,17 +57,16 @@ func (m *Manager) Containers() []Container {
 func (m *Manager) ContainersOf(p Pod) []Container {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	all := m.shownContainers(&p.Pod)
+	all := m.addContainers(nil, &p.Pod)
 	slices.SortFunc(all, newestFirst)
 	return all
 }
 
-// shownContainers returns the containers of a record that a list has, in no order. The caller holds m.mu.
-func (m *Manager) shownContainers(r *store.Pod) []Container {
-	var all []Container
+// addContainers adds the containers of a record that a list has, in no order. The caller holds m.mu.
+func (m *Manager) addContainers(all []Container, r *store.Pod) []Container {
 	for cid, c := range r.Containers {
 		if known, ok := m.containers[cid]; ok && c.State != store.ContainerCreating {
-			all = append(all, Container{Container: c, PodID: r.ID, Config: known.config})
+			all = append(all, Container{Container: c, PodID: r.ID, Config: known.config, Told: &known.told})
 		}
 	}
 	return all

@@ -111,9 +111,9 @@ func (m *Manager) whole(r *store.Pod) (Pod, []Container, bool) {
 	if !ok {
 		return Pod{}, nil, false
 	}
-	containers := m.shownContainers(r)
+	containers := m.addContainers(nil, r)
 	slices.SortFunc(containers, newestFirst)
-	return Pod{Pod: *r, Config: p.config}, containers, true
+	return Pod{Pod: *r, Config: p.config, Told: &p.told}, containers, true
 }
 
 // change is one thing that a new record tells.

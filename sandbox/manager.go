@@ -75,6 +75,7 @@ type Manager struct {
 type pod struct {
 	id     string
 	config *runtimeapi.PodSandboxConfig
+	told   Told
 	paused chan struct{} // closed when the pause process is known to have ended
 	once   sync.Once
 }
@@ -85,6 +86,7 @@ type container struct {
 	imageID     string   // held as long as the container is known
 	mountImages []string // held as well: see store.Container
 	config      *runtimeapi.ContainerConfig
+	told        Told
 	exited      chan struct{} // closed after the exit is recorded
 	settling    atomic.Bool   // see settleLater
 	once        sync.Once

@@ -15,6 +15,7 @@ import (
 type Pod struct {
 	store.Pod
 	Config *runtimeapi.PodSandboxConfig // as asked
+	Told   *Told                        // of Config
 }
 
 // Ready says whether containers can be made in the pod (CRI PodSandboxState).
@@ -43,22 +44,26 @@ func (m *Manager) Pod(id string) (Pod, error) {
 	if !ok || r.State == store.PodCreating {
 		return Pod{}, fmt.Errorf("pod %s: %w", id, errdefs.ErrNotFound)
 	}
-	return Pod{Pod: *r, Config: p.config}, nil
+	return Pod{Pod: *r, Config: p.config, Told: &p.told}, nil
 }
 
 // Pods returns every pod that is more than an attempt, the newest first.
 func (m *Manager) Pods() []Pod {
 	records := m.store.List()
+	slices.SortFunc(records, newestPodFirst)
 	all := make([]Pod, 0, len(records))
 	m.mu.RLock()
 	for _, r := range records {
 		if p, ok := m.pods[r.ID]; ok && r.State != store.PodCreating {
-			all = append(all, Pod{Pod: *r, Config: p.config})
+			all = append(all, Pod{Pod: *r, Config: p.config, Told: &p.told})
 		}
 	}
 	m.mu.RUnlock()
-	slices.SortFunc(all, func(a, b Pod) int { return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID)) })
 	return all
+}
+
+func newestPodFirst(a, b *store.Pod) int {
+	return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID))
 }
 
 func (m *Manager) findPod(id string) (*pod, error) {

@@ -82,10 +82,17 @@ func (s *runtimeService) containerItems(f *runtimeapi.ContainerFilter) []*runtim
 		if !containerMatches(f, c) {
 			continue
 		}
-		items = append(items, &runtimeapi.Container{Id: c.ID, PodSandboxId: c.PodID, Metadata: c.Config.GetMetadata(), Image: c.Config.GetImage(),
-			ImageRef: c.ImageRef, ImageId: c.ImageID, State: c.CRIState(), CreatedAt: c.Created, Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations()})
+		items = append(items, containerItem(c))
 	}
 	return items
+}
+
+func containerItem(c sandbox.Container) *runtimeapi.Container {
+	item := &runtimeapi.Container{Id: c.ID, PodSandboxId: c.PodID, ImageRef: c.ImageRef, ImageId: c.ImageID, State: c.CRIState(), CreatedAt: c.Created}
+	return withEncoded(item, &c.Told.Item, func() *runtimeapi.Container {
+		return &runtimeapi.Container{Metadata: c.Config.GetMetadata(), Image: c.Config.GetImage(), Labels: c.Config.GetLabels(),
+			Annotations: c.Config.GetAnnotations()}
+	})
 }
 
 func containerMatches(f *runtimeapi.ContainerFilter, c sandbox.Container) bool {

@@ -92,10 +92,16 @@ func (s *runtimeService) podItems(f *runtimeapi.PodSandboxFilter) []*runtimeapi.
 		if !podMatches(f, p) {
 			continue
 		}
-		items = append(items, &runtimeapi.PodSandbox{Id: p.ID, Metadata: p.Config.GetMetadata(), State: podState(p), CreatedAt: p.Created,
-			Labels: p.Config.GetLabels(), Annotations: p.Config.GetAnnotations(), RuntimeHandler: p.Handler})
+		items = append(items, podItem(p))
 	}
 	return items
+}
+
+func podItem(p sandbox.Pod) *runtimeapi.PodSandbox {
+	item := &runtimeapi.PodSandbox{Id: p.ID, State: podState(p), CreatedAt: p.Created, RuntimeHandler: p.Handler}
+	return withEncoded(item, &p.Told.Item, func() *runtimeapi.PodSandbox {
+		return &runtimeapi.PodSandbox{Metadata: p.Config.GetMetadata(), Labels: p.Config.GetLabels(), Annotations: p.Config.GetAnnotations()}
+	})
 }
 
 // podMatches says whether every part of the filter holds.

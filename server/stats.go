@@ -85,7 +85,7 @@ func (s *runtimeService) allContainerStats(all []sandbox.Stats) []*runtimeapi.Co
 
 func (s *runtimeService) containerStats(u sandbox.Stats) *runtimeapi.ContainerStats {
 	r := &runtimeapi.ContainerStats{
-		Attributes: &runtimeapi.ContainerAttributes{Id: u.ID, Metadata: u.Config.GetMetadata(), Labels: u.Config.GetLabels(), Annotations: u.Config.GetAnnotations()},
+		Attributes: containerAttributes(u.Container),
 		Cpu:        cpuUsage(u.Usage, u.NanoCores), Memory: memoryUsage(u.Usage), Swap: swapUsage(u.Usage), Io: ioUsage(u.Usage),
 	}
 	if l := u.Layer; l.Bytes != nil {
@@ -104,9 +104,21 @@ func (s *runtimeService) podStats(p sandbox.PodStats) *runtimeapi.PodSandboxStat
 		linux.Process = &runtimeapi.ProcessUsage{Timestamp: p.At.UnixNano(), ProcessCount: number(p.Threads)}
 	}
 	return &runtimeapi.PodSandboxStats{
-		Attributes: &runtimeapi.PodSandboxAttributes{Id: p.ID, Metadata: p.Config.GetMetadata(), Labels: p.Config.GetLabels(), Annotations: p.Config.GetAnnotations()},
+		Attributes: podAttributes(p.Pod),
 		Linux:      linux,
 	}
+}
+
+func podAttributes(p sandbox.Pod) *runtimeapi.PodSandboxAttributes {
+	return withEncoded(&runtimeapi.PodSandboxAttributes{Id: p.ID}, &p.Told.Attributes, func() *runtimeapi.PodSandboxAttributes {
+		return &runtimeapi.PodSandboxAttributes{Metadata: p.Config.GetMetadata(), Labels: p.Config.GetLabels(), Annotations: p.Config.GetAnnotations()}
+	})
+}
+
+func containerAttributes(c sandbox.Container) *runtimeapi.ContainerAttributes {
+	return withEncoded(&runtimeapi.ContainerAttributes{Id: c.ID}, &c.Told.Attributes, func() *runtimeapi.ContainerAttributes {
+		return &runtimeapi.ContainerAttributes{Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations()}
+	})
 }
 
 // A part of which nothing is known is left out, and so is a figure: zero would be believed.
