@@ -90,7 +90,7 @@ func (m *Manager) readPod(p Pod, containers []Container) PodStats {
 	}
 	s.Containers = present(s.Containers)
 	if own := ownCgroup(p); own != "" {
-		s.Usage, s.Threads = m.cgroups().Usage(own), m.cgroups().Threads(own)
+		s.Usage, s.Threads = m.cgroups().PodUsage(own)
 	} else {
 		s.Usage, s.Threads = m.addUp(p, s.Containers)
 	}
@@ -101,8 +101,8 @@ func (m *Manager) readPod(p Pod, containers []Container) PodStats {
 // addUp returns what pause and containers use together: the figures of a pod whose owner made no cgroup for it. They are less by what a
 // container has used as soon as it has ended.
 func (m *Manager) addUp(p Pod, containers []Stats) (cgroup.Usage, *uint64) {
-	usage := []cgroup.Usage{m.cgroups().Usage(p.Cgroup)}
-	threads := []*uint64{m.cgroups().Threads(p.Cgroup)}
+	pause, its := m.cgroups().PodUsage(p.Cgroup)
+	usage, threads := []cgroup.Usage{pause}, []*uint64{its}
 	for _, c := range containers {
 		usage, threads = append(usage, c.Usage), append(threads, m.cgroups().Threads(c.Cgroup))
 	}

@@ -292,10 +292,16 @@ func ofContainer(c *sandbox.Metrics, p sandbox.Pod, image string) []*runtimeapi.
 	base := []string{c.ID, image, d.GetNamespace(), d.GetName(), c.Config.GetMetadata().GetName()}
 	from := &containerMetrics{c, c.Container.Resources()}
 	all := make([]*runtimeapi.Metric, 0, len(metrics))
+	var room measurements
 	add := func(m *metric, n *uint64, labels []string) {
-		if n != nil {
-			all = append(all, &runtimeapi.Metric{Name: m.name, MetricType: m.kind, Timestamp: measuredAt(m, c), LabelValues: labels, Value: number(n)})
+		if n == nil {
+			return
 		}
+		one := room.next()
+		one.value.Value = *n
+		one.metric.Name, one.metric.MetricType, one.metric.Timestamp = m.name, m.kind, measuredAt(m, c)
+		one.metric.LabelValues, one.metric.Value = labels, &one.value
+		all = append(all, &one.metric)
 	}
 	for i := range metrics {
 		m := &metrics[i]
@@ -307,6 +313,23 @@ func ofContainer(c *sandbox.Metrics, p sandbox.Pod, image string) []*runtimeapi.
 		}
 	}
 	return all
+}
+
+// measurements makes measurements many at a time: in a list there are more than ten thousand.
+type measurements []measurement
+
+type measurement struct {
+	metric runtimeapi.Metric
+	value  runtimeapi.UInt64Value
+}
+
+func (room *measurements) next() *measurement {
+	if len(*room) == 0 {
+		*room = make(measurements, 32)
+	}
+	one := &(*room)[0]
+	*room = (*room)[1:]
+	return one
 }
 
 // measuredAt is 0 for what was read for this answer.

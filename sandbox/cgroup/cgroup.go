@@ -51,7 +51,7 @@ type Stall struct {
 	Total                uint64 // nanoseconds
 }
 
-// Detail is Usage with what metrics tell beside it.
+// Detail is Usage with what metrics tell beside it, without what is left below the limits: files of their own, and no metric tells it.
 type Detail struct {
 	Usage
 	User, System                              *uint64 // nanoseconds
@@ -80,16 +80,31 @@ type HugePages struct {
 
 // Usage reads what the cgroup at path uses; path is absolute within every hierarchy. What cannot be read is nil.
 func (t Tree) Usage(path string) Usage {
-	r := reader{}
+	return t.usage(path, wanted{limits: true, swap: true})
+}
+
+// PodUsage is Usage of the cgroup of a pod, without swap, which is told of containers only, and Threads.
+func (t Tree) PodUsage(path string) (Usage, *uint64) {
+	return t.usage(path, wanted{limits: true}), t.Threads(path)
+}
+
+// wanted says which files are read: opening them is most of what the figures cost.
+type wanted struct{ limits, swap bool }
+
+func (t Tree) usage(path string, w wanted) Usage {
+	r := readers.Get().(*reader)
+	defer readers.Put(r)
 	if t.V2 {
-		return r.usageV2(filepath.Join(t.Root, path))
+		return r.usageV2(filepath.Join(t.Root, path), w)
 	}
-	return r.usageV1(t.Root, path)
+	u, _ := r.memoryV1(t.Root, path, w)
+	return u
 }
 
 // Detail reads what the cgroup at path uses, and huge pages of the sizes ("2MB").
 func (t Tree) Detail(path string, hugePages []string) Detail {
-	r := reader{}
+	r := readers.Get().(*reader)
+	defer readers.Put(r)
 	if t.V2 {
 		return r.detailV2(filepath.Join(t.Root, path), hugePages)
 	}
@@ -98,7 +113,8 @@ func (t Tree) Detail(path string, hugePages []string) Detail {
 
 // Threads reads how many processes and threads there are in the cgroup at path and below it, or nil.
 func (t Tree) Threads(path string) *uint64 {
-	r := reader{}
+	r := readers.Get().(*reader)
+	defer readers.Put(r)
 	if t.V2 {
 		return r.number(filepath.Join(t.Root, path, "pids.current"))
 	}
@@ -127,7 +143,7 @@ func left(limit *uint64, used uint64) *uint64 {
 	return new(*limit - min(used, *limit))
 }
 
-// Sum adds up what cgroups beside each other use. Limits and pressure cannot be added, and are left out.
+// Sum adds up what cgroups beside each other use. Limits and pressure cannot be added, and are left out; so is swap, as of a pod.
 func Sum(all ...Usage) Usage {
 	var s Usage
 	for _, u := range all {
@@ -137,7 +153,7 @@ func Sum(all ...Usage) Usage {
 		if s.At.IsZero() {
 			s.At = u.At
 		}
-		s.CPU, s.Swap.Usage = SumOf(s.CPU, u.CPU), SumOf(s.Swap.Usage, u.Swap.Usage)
+		s.CPU = SumOf(s.CPU, u.CPU)
 		a, b := &s.Memory, u.Memory
 		a.Usage, a.WorkingSet, a.RSS = SumOf(a.Usage, b.Usage), SumOf(a.WorkingSet, b.WorkingSet), SumOf(a.RSS, b.RSS)
 		a.Faults, a.MajorFaults = SumOf(a.Faults, b.Faults), SumOf(a.MajorFaults, b.MajorFaults)

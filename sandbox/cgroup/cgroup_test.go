@@ -115,14 +115,21 @@ func TestDetail(t *testing.T) {
 			t.Errorf("%s: of this process: descriptors %v, sockets %v, limit %v", c.name, got.Descriptors, got.Sockets, got.MaxFiles)
 		}
 		got.Descriptors, got.Sockets, got.MaxFiles = nil, nil, nil
+		full := c.want.Usage
+		c.want.Memory.Available, c.want.Swap.Available = nil, nil // no metric tells it
 		if !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s:\n got %s\nwant %s", c.name, show(got), show(c.want))
 		}
 		usage := c.tree.Usage("/pod/app")
 		usage.At = time.Time{}
-		c.want.Memory.Kernel = usage.Memory.Kernel // of version 1 in Detail only
-		if !reflect.DeepEqual(usage, c.want.Usage) {
-			t.Errorf("%s, usage:\n got %s\nwant %s", c.name, show(usage), show(c.want.Usage))
+		full.Memory.Kernel = usage.Memory.Kernel // of version 1 in Detail only
+		if !reflect.DeepEqual(usage, full) {
+			t.Errorf("%s, usage:\n got %s\nwant %s", c.name, show(usage), show(full))
+		}
+		pod, threads := c.tree.PodUsage("/pod/app")
+		pod.At, full.Swap = time.Time{}, Swap{}
+		if !reflect.DeepEqual(pod, full) || threads == nil || *threads != 12 {
+			t.Errorf("%s, pod:\n got %s\nwant %s, threads %v", c.name, show(pod), show(full), threads)
 		}
 		if threads := c.tree.Threads("/pod/app"); threads == nil || *threads != 12 {
 			t.Errorf("%s: threads %v", c.name, threads)

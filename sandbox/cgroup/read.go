@@ -5,9 +5,13 @@ import (
 	"errors"
 	"math"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
+
+// readers are kept for their memory.
+var readers = sync.Pool{New: func() any { return &reader{buf: make([]byte, 8<<10)} }}
 
 // reader reads small files one after another into the same memory. What it returns is good until it reads again.
 type reader struct{ buf []byte }
@@ -26,9 +30,6 @@ func (r *reader) all(path string, untilEnd bool) []byte {
 		return nil
 	}
 	defer unix.Close(fd)
-	if r.buf == nil {
-		r.buf = make([]byte, 8<<10)
-	}
 	for n := 0; ; {
 		if n == len(r.buf) {
 			r.buf = append(r.buf, make([]byte, len(r.buf))...)

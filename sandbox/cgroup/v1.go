@@ -8,30 +8,31 @@ import (
 
 // Version 1 counts processor time in the accounting controller, and knows no pressure of a cgroup.
 
-func (r *reader) usageV1(root, path string) Usage {
-	u, _ := r.memoryV1(root, path)
-	return u
-}
-
 // memoryV1 returns the figures of all that is below the cgroup, and the page faults of the cgroup alone.
-func (r *reader) memoryV1(root, path string) (u Usage, own [2]*uint64) {
+func (r *reader) memoryV1(root, path string, w wanted) (u Usage, own [2]*uint64) {
 	u.At = time.Now()
 	u.CPU = r.number(filepath.Join(root, "cpuacct", path, "cpuacct.usage"))
 	memory := filepath.Join(root, "memory", path)
 	m := &u.Memory
-	var most *uint64
+	var most, swap *uint64
 	m.Usage = r.number(filepath.Join(memory, "memory.usage_in_bytes"))
 	r.keys(filepath.Join(memory, "memory.stat"), map[string]**uint64{
 		"total_rss": &m.RSS, "total_pgfault": &m.Faults, "total_pgmajfault": &m.MajorFaults, "total_cache": &m.Cache,
 		"total_mapped_file": &m.Mapped, "total_active_file": &m.ActiveFile, "total_inactive_file": &m.InactiveFile,
-		"total_swap": &u.Swap.Usage, "pgfault": &own[0], "pgmajfault": &own[1], "hierarchical_memory_limit": &most,
+		"total_swap": &swap, "pgfault": &own[0], "pgmajfault": &own[1], "hierarchical_memory_limit": &most,
 	})
-	if most != nil && *most >= unlimited { // here and above
+	if w.swap {
+		u.Swap.Usage = swap
+	}
+	if !w.limits || most != nil && *most >= unlimited { // here and above
 		m.derive(nil)
 		return u, own
 	}
 	limit := r.number(filepath.Join(memory, "memory.limit_in_bytes"))
 	m.derive(limit)
+	if !w.swap {
+		return u, own
+	}
 	if both := r.number(filepath.Join(memory, "memory.memsw.limit_in_bytes")); both != nil && limit != nil && u.Swap.Usage != nil && *both < unlimited {
 		u.Swap.Available = left(new(*both-min(*limit, *both)), *u.Swap.Usage)
 	}
@@ -41,7 +42,7 @@ func (r *reader) memoryV1(root, path string) (u Usage, own [2]*uint64) {
 func (r *reader) detailV1(root, path string, hugePages []string) Detail {
 	var d Detail
 	var own [2]*uint64
-	d.Usage, own = r.memoryV1(root, path)
+	d.Usage, own = r.memoryV1(root, path, wanted{swap: true})
 	d.OwnFaults, d.OwnMajorFaults = own[0], own[1]
 	r.keys(filepath.Join(root, "cpuacct", path, "cpuacct.stat"), map[string]**uint64{"user": &d.User, "system": &d.System})
 	const tick = uint64(time.Second / 100) // USER_HZ is 100 on every architecture that we build for

@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-func (r *reader) usageV2(dir string) Usage {
-	return r.statV2(dir, map[string]**uint64{})
+func (r *reader) usageV2(dir string, w wanted) Usage {
+	return r.statV2(dir, w, map[string]**uint64{})
 }
 
 // statV2 takes the figures of cpu.stat that the caller wants, beside its own.
-func (r *reader) statV2(dir string, cpu map[string]**uint64) Usage {
+func (r *reader) statV2(dir string, w wanted, cpu map[string]**uint64) Usage {
 	u := Usage{At: time.Now()}
 	cpu["usage_usec"] = &u.CPU
 	r.keys(filepath.Join(dir, "cpu.stat"), cpu)
@@ -29,8 +29,15 @@ func (r *reader) statV2(dir string, cpu map[string]**uint64) Usage {
 	if m.Kernel == nil { // before Linux 5.18
 		m.Kernel = SumOf(slab, stack, tables, perCPU)
 	}
-	m.derive(r.number(filepath.Join(dir, "memory.max")))
-	if u.Swap.Usage = r.number(filepath.Join(dir, "memory.swap.current")); u.Swap.Usage != nil {
+	var limit *uint64
+	if w.limits {
+		limit = r.number(filepath.Join(dir, "memory.max"))
+	}
+	m.derive(limit)
+	if w.swap {
+		u.Swap.Usage = r.number(filepath.Join(dir, "memory.swap.current"))
+	}
+	if w.limits && u.Swap.Usage != nil {
 		u.Swap.Available = left(r.number(filepath.Join(dir, "memory.swap.max")), *u.Swap.Usage)
 	}
 	u.CPUPressure = r.pressure(filepath.Join(dir, "cpu.pressure"))
@@ -41,7 +48,7 @@ func (r *reader) statV2(dir string, cpu map[string]**uint64) Usage {
 
 func (r *reader) detailV2(dir string, hugePages []string) Detail {
 	var d Detail
-	d.Usage = r.statV2(dir, map[string]**uint64{
+	d.Usage = r.statV2(dir, wanted{swap: true}, map[string]**uint64{
 		"user_usec": &d.User, "system_usec": &d.System, "nr_periods": &d.Periods, "nr_throttled": &d.Throttled, "throttled_usec": &d.ThrottledTime,
 	})
 	d.User, d.System, d.ThrottledTime = scale(d.User, 1000), scale(d.System, 1000), scale(d.ThrottledTime, 1000)
