@@ -196,3 +196,15 @@ func TestMountSources(t *testing.T) {
 		wantEqual(t, "a mount of the status", m, mounts[i])
 	}
 }
+
+// TestSubPathOfAFolder: a kubelet tells the sub path of every volume, of a config map's too, where host_path leads to it already.
+func TestSubPathOfAFolder(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	file := filepath.Join(t.TempDir(), "color")
+	d.must(os.WriteFile(file, []byte("blue"), 0o644))
+	c := d.runPod().run(idle(), mounted(&cri.Mount{ContainerPath: "/only/color", HostPath: file, ImageSubPath: "../color"}))
+	if got := c.exec("cat", "/only/color"); got != "blue" {
+		t.Errorf("the file holds %q", got)
+	}
+}

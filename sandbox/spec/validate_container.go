@@ -149,10 +149,7 @@ func checkMountPlace(place string) error {
 }
 
 func checkMountSource(m *runtimeapi.Mount, _ Host) error {
-	if m.GetImage() == nil {
-		if m.GetImageSubPath() != "" {
-			return invalid("mounts.image_sub_path", "is set without an image")
-		}
+	if m.GetImage() == nil { // the kubelet names the sub path of every kind of volume, which is a part of host_path then
 		return checkHostPath("mounts.host_path", m.GetHostPath())
 	}
 	if m.GetHostPath() != "" {
