@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -131,17 +132,11 @@ func lookControllers() []finding {
 	return all
 }
 
-// runcFlaws are ways out of a container that older versions of runc have, the worst first, and the first version of each series without
-// them. A series between or behind those named has what the next older one had at its end.
-var runcFlaws = []struct {
-	what  string
-	fixed [][3]int
-}{
-	{"containers can escape it (CVE-2025-31133, CVE-2025-52565, CVE-2025-52881)", [][3]int{{1, 2, 8}, {1, 3, 3}, {1, 4, 0}}},
-	{"an image with a linked /dev can change names on the host (CVE-2026-41579)", [][3]int{{1, 3, 6}, {1, 4, 3}, {1, 5, 0}}},
-}
-
-var runcVersion = regexp.MustCompile(`(?m)^runc version (\d+)\.(\d+)\.(\d+)`)
+// What programs say of their versions: runc on --version, a CNI plugin that is asked for nothing.
+var (
+	runcVersion   = regexp.MustCompile(`(?m)^runc version (\S+)`)
+	pluginVersion = regexp.MustCompile(`(?m)^CNI (\S+) plugin v?(\d+)\.(\d+)\.(\d+)`)
+)
 
 func lookRuntimes(ctx context.Context, c Config) []finding {
 	var all []finding
@@ -150,13 +145,13 @@ func lookRuntimes(ctx context.Context, c Config) []finding {
 		b, err := exec.CommandContext(ctx, path, "--version").Output()
 		if err != nil {
 			all = append(all, finding{what: fmt.Sprintf("runtime %s: %s: %v", name, path, err), fatal: name == c.DefaultRuntime,
-				remedy: "install runc 1.3.6, 1.4.3, 1.5.0 or newer, or set [runtimes." + name + "] path"})
+				remedy: runtimeshim.RuncAdvice + ", or set [runtimes." + name + "] path"})
 			continue
 		}
 		what, _, _ := strings.Cut(string(b), "\n")
 		f := finding{what: fmt.Sprintf("runtime %s: %s (%s)", name, what, path)}
 		if flaw := runcFlaw(b); flaw != "" {
-			f.remedy = flaw + "; install runc 1.3.6, 1.4.3, 1.5.0 or newer"
+			f.remedy = flaw + "; " + runtimeshim.RuncAdvice
 		}
 		all = append(all, f, lookFeatures(ctx, name, path))
 	}
@@ -181,29 +176,7 @@ func runcFlaw(says []byte) string {
 	if m == nil {
 		return ""
 	}
-	var have [3]int
-	for i := range have {
-		have[i], _ = strconv.Atoi(string(m[i+1])) // digits
-	}
-	for _, flaw := range runcFlaws {
-		if !hasFix(have, flaw.fixed) {
-			return flaw.what
-		}
-	}
-	return ""
-}
-
-// hasFix compares with the first good version of have's own series, or of the next older one that has any.
-func hasFix(have [3]int, fixed [][3]int) bool {
-	for i := len(fixed) - 1; i >= 0; i-- {
-		switch series := slices.Compare(have[:2], fixed[i][:2]); {
-		case series > 0:
-			return true
-		case series == 0:
-			return have[2] >= fixed[i][2]
-		}
-	}
-	return false
+	return runtimeshim.RuncFlaw(string(m[1]))
 }
 
 func lookOverlay(_ context.Context, c Config) []finding {
@@ -252,6 +225,7 @@ func lookNetwork(ctx context.Context, c Config) []finding {
 				remedy: "install the CNI plugins (Debian: containernetworking-plugins), or set network.bin_dirs"})
 		}
 	}
+	all = append(all, lookPlugins(ctx, c.Network.BinDirs)...)
 	if err := networkReady(ctx, c); err != nil {
 		return append(all, finding{what: "no network for pods yet: " + err.Error(),
 			remedy: "a network add-on will write one to " + c.Network.ConfDir + ", or set network.default = true"})
@@ -281,6 +255,57 @@ func lookForwarding(path string) finding {
 		return finding{what: "the host does not forward IPv4: pods reach each other but not beyond", remedy: "sysctl -w net.ipv4.ip_forward=1"}
 	}
 	return finding{what: "IPv4 forwarding"}
+}
+
+// pluginFloors are the first versions of the plugins of the CNI project without a known flaw that pods can make use of.
+var pluginFloors = map[string]struct {
+	version [3]int
+	flaw    string
+}{
+	"bridge":  {[3]int{0, 8, 6}, "a pod can make itself the node's IPv6 router (CVE-2020-10749)"},
+	"ipvlan":  {[3]int{0, 8, 6}, "a pod can make itself the node's IPv6 router (CVE-2020-10749)"},
+	"macvlan": {[3]int{0, 8, 6}, "a pod can make itself the node's IPv6 router (CVE-2020-10749)"},
+	"ptp":     {[3]int{0, 8, 6}, "a pod can make itself the node's IPv6 router (CVE-2020-10749)"},
+	"portmap": {[3]int{1, 9, 0}, "with its nftables backend a pod's host port takes connections that go elsewhere (CVE-2025-67499)"},
+}
+
+// lookPlugins names plugins that are known to be flawed. One that does not tell its version is not held against it.
+func lookPlugins(ctx context.Context, dirs []string) []finding {
+	var all []finding
+	for _, plugin := range slices.Sorted(maps.Keys(pluginFloors)) {
+		for _, dir := range dirs {
+			path := filepath.Join(dir, plugin)
+			if !hasPlugin([]string{dir}, plugin) {
+				continue
+			}
+			cmd := exec.CommandContext(ctx, path)
+			cmd.Env, cmd.WaitDelay = []string{}, time.Second // without CNI_COMMAND it says who it is
+			says, _ := cmd.CombinedOutput()                  // whatever it says besides
+			if flaw := pluginFlaw(plugin, says); flaw != "" {
+				what, _, _ := strings.Cut(string(says), "\n")
+				all = append(all, finding{what: what + " (" + path + ")", remedy: flaw})
+			}
+			break // the folders behind are not looked into for it
+		}
+	}
+	return all
+}
+
+// pluginFlaw returns what is known of the plugin that says this of itself, and what to do about it; "" when that is nothing.
+func pluginFlaw(plugin string, says []byte) string {
+	floor, known := pluginFloors[plugin]
+	m := pluginVersion.FindSubmatch(says)
+	if m == nil || !known || string(m[1]) != plugin {
+		return ""
+	}
+	var have [3]int
+	for i := range have {
+		have[i], _ = strconv.Atoi(string(m[i+2])) // digits
+	}
+	if slices.Compare(have[:], floor.version[:]) >= 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s; install the CNI plugins %d.%d.%d or newer", floor.flaw, floor.version[0], floor.version[1], floor.version[2])
 }
 
 func hasPlugin(dirs []string, name string) bool {

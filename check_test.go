@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -19,6 +21,34 @@ func TestSEC24OldRunc(t *testing.T) {
 	}
 	if got := runcFlaw([]byte("crun version 1.0\n")); got != "" {
 		t.Errorf("another runtime: %q", got)
+	}
+}
+
+// TestSEC67OldPlugins: a CNI plugin with a known flaw is named by `cribox check`.
+func TestSEC67OldPlugins(t *testing.T) {
+	for says, want := range map[string]string{
+		"CNI bridge plugin v0.8.5\n": "CVE-2020-10749", "CNI bridge plugin v0.8.6": "", "CNI bridge plugin v1.9.1\nCNI protocol versions supported: 1.1.0\n": "",
+		"CNI portmap plugin v1.8.0\n": "CVE-2025-67499", "CNI portmap plugin v1.9.0": "", "CNI portmap plugin version unknown": "", "CNI ptp plugin v0.8.0": "CVE-2020-10749",
+		"": "", "CNI host-local plugin v0.1.0": "",
+	} {
+		plugin := "portmap"
+		if f := strings.Fields(says); len(f) > 1 {
+			plugin = f[1]
+		}
+		if got := pluginFlaw(plugin, []byte(says)); want == "" && got != "" || !strings.Contains(got, want) {
+			t.Errorf("%q: %q, want %q", says, got, want)
+		}
+	}
+	dir := t.TempDir()
+	for plugin, version := range map[string]string{"portmap": "v1.8.0", "bridge": "v1.9.1"} {
+		script := "#!/bin/sh\n[ -z \"$CNI_COMMAND\" ] && echo 'CNI " + plugin + " plugin " + version + "' >&2\n"
+		if err := os.WriteFile(filepath.Join(dir, plugin), []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := lookPlugins(t.Context(), []string{filepath.Join(dir, "none"), dir})
+	if len(found) != 1 || !strings.Contains(found[0].what, "portmap plugin v1.8.0") || !strings.Contains(found[0].remedy, "1.9.0") || found[0].fatal {
+		t.Errorf("found %+v", found)
 	}
 }
 

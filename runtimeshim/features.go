@@ -30,6 +30,7 @@ type Features struct {
 	RecursiveReadOnly bool   `json:"recursiveReadOnly"`    // it knows the mount option rro
 	Version           string `json:"version,omitempty"`    // of the runtime, if it says so
 	OCIVersion        string `json:"ociVersion,omitempty"` // the newest that it implements
+	Flaw              string `json:"flaw,omitempty"`       // the worst that is known of this version
 }
 
 // AskFeatures executes the runtime's command features. One that ends with an error, as those do that do not know the command, is
@@ -72,6 +73,9 @@ func readFeatures(said features.Features) Features {
 	for key, value := range said.Annotations {
 		if strings.HasSuffix(key, ".version") && !strings.Contains(key, "seccomp") { // org.opencontainers.runc.version, run.oci.crun.version
 			f.Version = value
+			if key == "org.opencontainers.runc.version" {
+				f.Flaw = RuncFlaw(value)
+			}
 		}
 	}
 	if said.Linux != nil {

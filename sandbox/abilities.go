@@ -3,7 +3,10 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -144,6 +147,21 @@ func (m *Manager) AskAgain() {
 		next.can = m.ask(m.background, now.byName, now.can)
 		m.handlers.CompareAndSwap(now, &next) // unless all handlers were replaced meanwhile, who were asked anew
 	}()
+}
+
+// Flaws returns an error that names every handler whose OCI runtime is a version that is known to let containers out; nil when none is.
+func (m *Manager) Flaws() error {
+	var all []string
+	for name, can := range m.handlers.Load().can.byName {
+		if can.Flaw != "" {
+			all = append(all, fmt.Sprintf("runtime %s is runc %s: %s", name, can.Version, can.Flaw))
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	slices.Sort(all)
+	return fmt.Errorf("%s; %s", strings.Join(all, "; "), runtimeshim.RuncAdvice)
 }
 
 // Features returns what the OCI runtime of each handler said that it can do, or why nothing is known.

@@ -14,18 +14,22 @@ import (
 // runtimeName becomes the scheme of every container id in Kubernetes (cribox://<id>) and must never change.
 const runtimeName = "cribox"
 
+// noKnownFlaws is a condition of our own, for people: a kubelet goes on whatever it says.
+const noKnownFlaws = "RuntimeHasNoKnownFlaws"
+
 // Version returns what the kubelet insists on: its own version 0.1.0, and cribox's name, version and CRI version.
 func (s *runtimeService) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
 	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: runtimeName, RuntimeVersion: s.version, RuntimeApiVersion: "v1"}, nil
 }
 
-// Status tells whether containers can be started and pods connected, now.
+// Status tells whether containers can be started and pods connected, now, and whether a runtime is known to let containers out.
 func (s *runtimeService) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	s.pods().AskAgain()
 	r := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
 			condition(runtimeapi.RuntimeReady, "RuntimeNotReady", s.pods().Ready(ctx)),
 			condition(runtimeapi.NetworkReady, "NetworkPluginNotReady", s.pods().NetworkReady()),
+			condition(noKnownFlaws, "KnownFlaws", s.pods().Flaws()),
 		}},
 		RuntimeHandlers: s.handlers(),
 		Features:        s.features(),
