@@ -222,19 +222,12 @@ func (x *extractor) remove(parent int, base string) error {
 	if err != nil {
 		return err
 	}
-	if len(x.implied) > 0 {
-		gone := strings.Trim(path.Join(x.realName(parent), base), "/")
-		for name := range x.implied {
-			if name == gone || strings.HasPrefix(name, gone+"/") {
-				delete(x.implied, name)
-			}
-		}
-	}
-	return removeAllAt(dup, base)
+	return x.removeAll(dup, base, strings.Trim(path.Join(x.realName(parent), base), "/"))
 }
 
-// removeAllAt deletes a tree below parent, which it closes. It holds one descriptor per level.
-func removeAllAt(parent int, base string) error {
+// removeAll deletes a tree below parent, which it closes, and forgets which of its directories were made up; name is its path below the root.
+// It holds one descriptor per level. What it does is proportional to the tree: a layer may replace directories as often as it has entries.
+func (x *extractor) removeAll(parent int, base, name string) error {
 	defer unix.Close(parent)
 	fd, err := unix.Openat(parent, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -251,13 +244,14 @@ func removeAllAt(parent int, base string) error {
 				if derr != nil {
 					return derr
 				}
-				err = removeAllAt(sub, n)
+				err = x.removeAll(sub, n, name+"/"+n)
 			}
 			if err != nil {
 				return err
 			}
 		}
 		if err == io.EOF {
+			delete(x.implied, name)
 			return unix.Unlinkat(parent, base, unix.AT_REMOVEDIR)
 		}
 		if err != nil {

@@ -322,6 +322,27 @@ func TestTooManyEntries(t *testing.T) {
 	}
 }
 
+// TestReplacedDirectoriesAreForgotten: what was made up in a tree that a later entry replaces was not.
+func TestReplacedDirectoriesAreForgotten(t *testing.T) {
+	for name, row := range map[string]struct {
+		entries []any
+		want    []string
+	}{
+		"a made-up tree":  {[]any{reg("a/b/c/f"), reg("a2/f"), reg("a")}, []string{"a2"}},
+		"in a named tree": {[]any{dir("d", 0o755), reg("d/a/b/f"), reg("a/b/f"), reg("d")}, []string{"a", "a/b"}},
+		"below another":   {[]any{reg("a/b/c/f"), reg("a/d/f"), reg("a/b")}, []string{"a", "a/d"}},
+		"made up again":   {[]any{reg("a/b/f"), reg("a"), dir("a", 0o755), reg("a/b/f")}, []string{"a/b"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			y := newYard(t)
+			implied, err := y.unpack(tarOf(t, row.entries...))
+			if err != nil || !slices.Equal(implied, row.want) {
+				t.Errorf("made up: %q, %v; want %q", implied, err, row.want)
+			}
+		})
+	}
+}
+
 // TestTooManyNames: what is kept in memory until the end of a layer is bounded, repeated names and made-up directories too.
 func TestTooManyNames(t *testing.T) {
 	long := strings.TrimSuffix(strings.Repeat(strings.Repeat("n", 200)+"/", 15), "/")
