@@ -103,9 +103,21 @@ func credentialsFor(a *Auth, t target) (credentials, error) {
 		c.username, c.secret = user, password
 	}
 	if a.ServerAddress != "" && serverOf(a.ServerAddress) != t.domain {
-		return credentials{withheld: strconv.Quote(clip(serverOf(a.ServerAddress)))}, nil
+		return credentials{withheld: namedServer(a.ServerAddress)}, nil
 	}
 	return c, nil
+}
+
+// namedServer is a server_address in a message: its server, unless that may be the beginning of a user name and password with a slash in them.
+func namedServer(address string) string {
+	_, rest, ok := strings.Cut(address, "://")
+	if !ok {
+		rest = address
+	}
+	if _, behind, _ := strings.Cut(rest, "/"); strings.Contains(behind, "@") {
+		return "another server"
+	}
+	return strconv.Quote(clip(serverOf(address)))
 }
 
 // serverOf reduces the server_address of a docker config ("https://index.docker.io/v1/") to the domain of a reference.

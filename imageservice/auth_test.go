@@ -571,6 +571,8 @@ func TestRefusalsSayWhy(t *testing.T) {
 		{r.ref("private:1"), &Auth{RegistryToken: "not-the-word"}, []string{"refuses the registry token", "brought a registry token"}},
 		{r.ref("private:1"), &Auth{Username: "alice", Password: "not-the-word", ServerAddress: "https://bob:not-the-word@elsewhere.test/v1/"},
 			[]string{`are for "elsewhere.test" and were not shown`}},
+		{r.ref("private:1"), &Auth{Username: "alice", Password: "not-the-word", ServerAddress: "alice:not-the-word/2@elsewhere.test"},
+			[]string{"are for another server and were not shown"}},
 		{r.ref("forbidden:1"), nil, []string{"403 Forbidden", "DENIED requested access is denied", "brought no credentials"}},
 		{r.ref("forbidden:1"), alice, []string{"403 Forbidden", "brought a user name and password"}},
 	} {
