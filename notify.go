@@ -6,10 +6,14 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
+
+// tellLimit is how long a service manager that does not read is waited for.
+const tellLimit = time.Second
 
 // notifier tells the service manager how the daemon is (sd_notify(3)). Without one it does nothing.
 type notifier struct{ socket string }
@@ -41,7 +45,9 @@ func (n notifier) tell(ctx context.Context, state string) {
 	// A leading @ is an abstract socket, to net as well.
 	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: n.socket, Net: "unixgram"})
 	if err == nil {
-		_, err = conn.Write([]byte(state))
+		if err = conn.SetWriteDeadline(time.Now().Add(tellLimit)); err == nil {
+			_, err = conn.Write([]byte(state))
+		}
 		conn.Close()
 	}
 	if err != nil {

@@ -2,6 +2,7 @@ package crictltests
 
 import (
 	"context"
+	"errors"
 	"net"
 	"path/filepath"
 	"strconv"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -28,6 +30,36 @@ func (m *serviceManager) wantWord(want string) {
 	if err != nil || !strings.HasPrefix(string(buf[:n]), want) {
 		m.Fatalf("the service manager was told %q (%v), want %s", buf[:n], err, want)
 	}
+}
+
+// TestServiceManagerDoesNotRead: the daemon serves and ends although nobody takes what it says.
+func TestServiceManagerDoesNotRead(t *testing.T) {
+	t.Parallel()
+	d := prepareDaemon(t)
+	socket := filepath.Join(d.dir, "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	d.must(err)
+	defer conn.Close()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	d.must(err)
+	defer unix.Close(fd)
+	d.must(unix.Connect(fd, &unix.SockaddrUnix{Name: socket}))
+	for err == nil {
+		_, err = unix.Write(fd, []byte("full"))
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(err)
+	}
+	d.env = append(d.env, "NOTIFY_SOCKET="+socket)
+	d.launch()
+	d.waitReady()
+	d.empty = d.ledger()
+	d.stop()
+	if said := hostFile(t, d.logFile()); !strings.Contains(said, "the service manager is not told READY") {
+		t.Errorf("the log does not say that nobody listens:\n%s", said)
+	}
+	d.env = d.env[:len(d.env)-1]
+	d.start()
 }
 
 // TestServiceManager: once it is told that the daemon is ready, the first call is answered, with all pods from before.
