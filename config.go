@@ -64,7 +64,7 @@ type ContainersConfig struct {
 
 // Runtime is a table [runtimes.NAME].
 type Runtime struct {
-	Path                         string   `toml:"path" comment:"An OCI command line runtime: an absolute path, or a name that is looked up in PATH when the daemon starts."`
+	Path                         string   `toml:"path" comment:"An OCI command line runtime: an absolute path, or a name that is looked up in PATH when the file is read."`
 	Ulimits                      []string `toml:"ulimits" comment:"Limits of every process of this handler, over those of [containers] name by name."`
 	ShmSize                      size     `toml:"shm_size" comment:"What the /dev/shm of a pod of this handler holds. 0: as in [containers]."`
 	PrivilegedWithoutHostDevices bool     `toml:"privileged_without_host_devices" comment:"Give a privileged container the devices that it asks for, and not all of the host's."`
