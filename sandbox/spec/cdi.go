@@ -16,10 +16,12 @@ const cdiAnnotation = "cdi.k8s.io/"
 // Annotations of its pod, which anybody can write, are not looked at.
 func CDIDevices(c *runtimeapi.ContainerConfig) []string {
 	var names []string
+	seen := map[string]bool{}
 	for _, d := range askedCDIDevices(c) {
-		if !slices.Contains(names, d.name) {
+		if !seen[d.name] {
 			names = append(names, d.name)
 		}
+		seen[d.name] = true
 	}
 	return names
 }
