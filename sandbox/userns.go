@@ -43,16 +43,25 @@ func (m *Manager) tryUserNamespace() error {
 // CheckUserNamespaces tells whether pods can have user namespaces on this machine, with images below root, which exists. The error names what
 // is missing. Nothing is left.
 func CheckUserNamespaces(root string) error {
-	program := filepath.Join(root, ".check-pause")
+	dir, err := os.MkdirTemp(root, ".check-") // nobody else's: a program that runs cannot be written
+	if err != nil {
+		return err
+	}
+	return errors.Join(checkUserNamespaces(root, dir), os.RemoveAll(dir))
+}
+
+// checkUserNamespaces keeps its program in dir.
+func checkUserNamespaces(root, dir string) error {
+	program := filepath.Join(dir, "pause")
 	if err := os.WriteFile(program, pause.Binary(), 0o700); err != nil {
 		return err
 	}
 	ids := userns.IDs{First: 1, Length: 1}
 	ns, err := userns.New(program, ids, ids, true)
-	if err == nil {
-		err = errors.Join(imageservice.CheckHostIDMap(root, ns.User), ns.Close())
+	if err != nil {
+		return err
 	}
-	return errors.Join(err, os.Remove(program))
+	return errors.Join(imageservice.CheckHostIDMap(root, ns.User), ns.Close())
 }
 
 // reachable says whether everybody can go to dir: root of a user namespace is nobody outside, and the OCI runtime looks for the root
