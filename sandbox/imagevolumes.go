@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -113,11 +112,8 @@ func resolveInVolume(root, sub string) (string, error) {
 		sub = "/"
 	}
 	handle, err := openInRoot(root, sub)
-	if errors.Is(err, errdefs.ErrUnavailable) {
-		return "", err
-	}
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return "", blamePath(err)
 	}
 	defer handle.Close()
 	info, err := handle.Stat()

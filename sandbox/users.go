@@ -37,7 +37,7 @@ func readInRoot(root, name string) ([]byte, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s of the image: %w: %w", name, err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%s of the image: %w", name, blamePath(err))
 	}
 	defer handle.Close()
 	info, err := handle.Stat()
@@ -77,6 +77,16 @@ func openInRoot(root, name string) (*os.File, error) {
 		}
 	}
 	return nil, fmt.Errorf("resolve %s: %w: %w", name, unix.EAGAIN, errdefs.ErrUnavailable)
+}
+
+// blamePath makes ErrInvalidArgument of what a path itself can cause. A want of descriptors or memory, or a bad disk, is not its fault.
+func blamePath(err error) error {
+	for _, fault := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG} {
+		if errors.Is(err, fault) {
+			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		}
+	}
+	return err
 }
 
 func handlePath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }

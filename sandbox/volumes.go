@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -15,12 +16,19 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
+// maxVolumes is how many VOLUMEs of an image are made. Each is copied by itself, and they may lead to one folder or lie in each other.
+const maxVolumes = 128
+
 // makeVolumes gives every VOLUME of the image that the request mounts nothing on a folder beside the container's writable layer, filled
 // with what the image has there: it can be written even when the root filesystem cannot. It ends with the container. A copy that takes longer
-// than ctx lasts is given up.
+// than ctx lasts is given up. ErrInvalidArgument when there are too many.
 func (m *Manager) makeVolumes(ctx context.Context, p *pod, c *container, root string, img imageservice.Image) ([]spec.Volume, error) {
+	asked := spec.ImageVolumes(img.Config, c.config)
+	if len(asked) > maxVolumes {
+		return nil, fmt.Errorf("the image has %d volumes that nothing is mounted on, at most %d are made: %w", len(asked), maxVolumes, errdefs.ErrInvalidArgument)
+	}
 	var all []spec.Volume
-	for i, inside := range spec.ImageVolumes(img.Config, c.config) {
+	for i, inside := range asked {
 		dir := m.rootPath("containers", c.id, "volumes", strconv.Itoa(i))
 		if err := copyFromRoot(ctx, p.config, root, inside, dir); err != nil {
 			return nil, fmt.Errorf("volume %s of the image: %w", inside, err)
@@ -41,7 +49,7 @@ func copyFromRoot(ctx context.Context, c *runtimeapi.PodSandboxConfig, root, ins
 		return makeFor(c, dir)
 	}
 	if err != nil {
-		return err
+		return blamePath(err)
 	}
 	defer handle.Close()
 	if info, err := handle.Stat(); err != nil || !info.IsDir() {
