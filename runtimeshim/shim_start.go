@@ -91,8 +91,9 @@ func (s *shim) running(t *task, proc child) error {
 	s.mu.Lock()
 	t.pidfd = proc.pidfd
 	t.rec.Pid, t.rec.StartTicks, t.rec.StartedAt, t.rec.State = proc.pid, st.StartTicks, time.Now(), stateRunning
+	rec := t.rec // a kill may change it from here on
 	s.mu.Unlock()
-	err := writeJSON(t.dir.record(), t.rec)
+	err := writeJSON(t.dir.record(), rec)
 	s.kills.add(t.rec.OOMFile)
 	s.refreshKeeper(t.rec.Pod)
 	go func() {

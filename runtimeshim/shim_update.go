@@ -189,18 +189,21 @@ func limitNames(r specs.LinuxResources) []string {
 }
 
 // noteLimits returns what the files of these names say in dirs, and keeps it in
-// the file note. What is noted there already is of an update that was cut short,
-// and counts.
+// the file note. What is noted there already is of an update that was cut short
+// or could not be undone, and counts; it may have been one to other names.
 func noteLimits(note string, dirs, names []string) ([]limit, error) {
 	var was []limit
-	if err := readJSON(note, &was); err == nil {
-		return was, nil
+	if readJSON(note, &was) != nil {
+		was = nil
 	}
 	for _, dir := range dirs {
 		for _, name := range names {
 			path := filepath.Join(dir, name)
 			if filepath.Dir(path) != dir {
 				return nil, fmt.Errorf("%q is no file of a cgroup: %w", name, errdefs.ErrInvalidArgument)
+			}
+			if slices.ContainsFunc(was, func(l limit) bool { return l.Path == path }) {
+				continue
 			}
 			if text, err := os.ReadFile(path); err == nil { // the others are of another controller or version, or are only written
 				was = append(was, limit{path, string(text)})

@@ -219,8 +219,18 @@ func TestHugepages(t *testing.T) {
 	}
 	want("4\n", "4\n", "0\n")
 	// The note is of an update that was cut short: it counts, whatever is there by now.
-	if was, err = noteLimits(filepath.Join(other, "note"), []string{dir}, nil); err != nil || putBack(was) != nil {
-		t.Error(was, err)
+	// What it does not have, because that update changed something else, is added to it.
+	if err := os.WriteFile(filepath.Join(dir, "pids.max"), []byte("7\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		was, err = noteLimits(filepath.Join(other, "note"), []string{dir}, []string{"hugetlb.2MB.max", "pids.max"})
+		if err != nil || len(was) != 4 || was[3].Text != "7\n" {
+			t.Fatalf("noted %v, %v", was, err)
+		}
+	}
+	if err := putBack(was); err != nil {
+		t.Error(err)
 	}
 	want("9\n", "9\n", "9\n")
 	if err := setHugepages([]string{other}, limits); !errdefs.IsFailedPrecondition(err) {
