@@ -29,12 +29,11 @@ type PodMetrics struct {
 // Metrics returns what is counted of every pod in which something runs (CRI ListPodSandboxMetrics).
 func (m *Manager) Metrics() []PodMetrics {
 	pods := live(m.Pods())
-	inside := m.containersOf(pods)
 	all := make([]PodMetrics, len(pods))
 	each(len(pods), func(i int) {
 		p := pods[i]
 		all[i] = PodMetrics{Pod: p, Interfaces: interfacesOf(p)}
-		for _, c := range inside[p.ID] {
+		for _, c := range running(m.ContainersOf(p)) {
 			if d := m.cgroups().Detail(c.Cgroup, m.hugePages(c)); !d.None() {
 				all[i].Containers = append(all[i].Containers, Metrics{Container: c, Detail: d})
 			}

@@ -64,9 +64,8 @@ func (m *Manager) ListPodStats(of []Pod) []PodStats {
 }
 
 func (m *Manager) podStats(of []Pod) []PodStats {
-	inside := m.containersOf(of)
 	all := make([]PodStats, len(of))
-	each(len(of), func(i int) { all[i] = m.readPod(of[i], inside[of[i].ID]) })
+	each(len(of), func(i int) { all[i] = m.readPod(of[i]) })
 	var containers []Stats
 	for i := range all {
 		containers = append(containers, all[i].Containers...)
@@ -79,13 +78,13 @@ func (m *Manager) podStats(of []Pod) []PodStats {
 	return all
 }
 
-func (m *Manager) readPod(p Pod, containers []Container) PodStats {
+func (m *Manager) readPod(p Pod) PodStats {
 	s := PodStats{Pod: p}
 	if !lives(p) {
 		return s
 	}
 	s.Interfaces, s.InterfacesAt = interfacesOf(p), time.Now()
-	for _, c := range containers {
+	for _, c := range running(m.ContainersOf(p)) {
 		s.Containers = append(s.Containers, m.read(c))
 	}
 	s.Containers = present(s.Containers)
@@ -143,18 +142,6 @@ func (m *Manager) upper(c Container) string { return m.rootPath("containers", c.
 
 // Filesystem is where images and writable layers lie, and what CRI calls its mountpoint.
 func (m *Manager) Filesystem() string { return m.conf.Root }
-
-// containersOf returns the running containers of pods, by pod.
-func (m *Manager) containersOf(pods []Pod) map[string][]Container {
-	inside := make(map[string][]Container, len(pods))
-	if len(pods) == 0 {
-		return inside
-	}
-	for _, c := range running(m.Containers()) {
-		inside[c.PodID] = append(inside[c.PodID], c)
-	}
-	return inside
-}
 
 func running(all []Container) []Container {
 	var out []Container
