@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
@@ -18,15 +19,14 @@ import (
 // behind; before their pod is torn down they are waited for and then ended, or a plugin that is still busy would take an address after it
 // was given back.
 
-const (
-	lockGrace = 5 * time.Second // for a plugin or runtime that nobody waits for any more
-	lockLimit = 10 * time.Second
-)
+const lockGrace = 5 * time.Second // for a plugin or runtime that nobody waits for any more
+
+var lockLimit = 10 * time.Second // tests shorten it
 
 func (m *Manager) lockPath(id string) string { return m.statePath("locks", id) }
 
 // podLock opens the pod's lock file with a shared lock, to be inherited by a child process. Another teardown of the pod that finds nobody
-// left holds it alone for a moment, which is waited for.
+// left holds it alone for a moment, which is waited for. ErrUnavailable when that takes longer than lockLimit.
 func (m *Manager) podLock(ctx context.Context, id string) (*os.File, error) {
 	f, err := os.OpenFile(m.lockPath(id), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -37,12 +37,15 @@ func (m *Manager) podLock(ctx context.Context, id string) (*os.File, error) {
 		if err == nil {
 			return f, nil
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) || time.Since(start) > lockLimit {
+		if errors.Is(err, unix.EWOULDBLOCK) && time.Since(start) > lockLimit {
+			err = fmt.Errorf("somebody else holds it: %w", errdefs.ErrUnavailable)
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, errors.Join(fmt.Errorf("lock of pod %s: %w", id, err), f.Close())
 		}
 		select {
 		case <-ctx.Done():
-			return nil, errors.Join(ctx.Err(), f.Close())
+			return nil, errors.Join(fmt.Errorf("wait for the lock of pod %s: %w", id, ctx.Err()), f.Close())
 		case <-time.After(time.Millisecond):
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,6 +28,12 @@ func TestPodLockWaits(t *testing.T) {
 	if _, err := m.podLock(gone, "pod"); !errors.Is(err, context.Canceled) {
 		t.Errorf("a caller who has left gets %v", err)
 	}
+	patience := lockLimit
+	lockLimit = 0
+	if _, err := m.podLock(t.Context(), "pod"); !errdefs.IsUnavailable(err) {
+		t.Errorf("a caller who has waited long enough gets %v", err)
+	}
+	lockLimit = patience
 	taken := make(chan error)
 	go func() {
 		lock, err := m.podLock(t.Context(), "pod")
