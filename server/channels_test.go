@@ -202,3 +202,26 @@ func TestDeafProcess(t *testing.T) {
 		t.Errorf("status %s", status)
 	}
 }
+
+// TestUnreadInput: what a process has not read when it ends keeps nobody: the connection is read on until the client has left.
+func TestUnreadInput(t *testing.T) {
+	ran := make(chan *channels, 1)
+	c := typing(t, func(_ context.Context, c *channels) error { ran <- c; return nil })
+	c.say(websocket.BinaryMessage, stdinChannel, "unread")
+	if status := c.hear(statusChannel); !strings.Contains(status, `"Success"`) {
+		t.Errorf("status %s", status)
+	}
+	c.wantClosed(websocket.CloseNormalClosure)
+	c.Close()
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for range (<-ran).sizes {
+		}
+	}()
+	select {
+	case <-over: // read has ended
+	case <-time.After(time.Minute):
+		t.Error("the input waits for a process that has ended")
+	}
+}
