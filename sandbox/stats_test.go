@@ -123,3 +123,44 @@ func TestLayers(t *testing.T) {
 		t.Errorf("it was walked again: %v", again)
 	}
 }
+
+// TestDiskUsage: what a path cannot name is counted, a file once for all its names, and nothing that a link leads to.
+func TestDiskUsage(t *testing.T) {
+	dir, outside := t.TempDir(), t.TempDir()
+	write := func(path string) {
+		t.Helper()
+		if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(filepath.Join(outside, "big"))
+	if err := os.Symlink(outside, filepath.Join(dir, "folder")); err != nil {
+		t.Fatal(err)
+	}
+	const depth = 50
+	at, err := os.OpenRoot(dir)
+	for name := strings.Repeat("n", 200); err == nil && len(at.Name()) < depth*len(name); { // beyond PATH_MAX
+		if err = at.Mkdir(name, 0o700); err == nil {
+			at, err = at.OpenRoot(name)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer at.Close()
+	if err := at.WriteFile("deep", make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range []string{"one", "two"} {
+		if err := at.Link("deep", link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	folders := uint64(1) // dir
+	for name := at.Name(); name != dir; name = filepath.Dir(name) {
+		folders++
+	}
+	if bytes, inodes := diskUsage(dir); bytes < 1<<20 || bytes >= 2<<20 || inodes != folders+2 {
+		t.Errorf("1 MiB with three names in %d folders, and a link, are %d bytes in %d inodes", folders, bytes, inodes)
+	}
+}
