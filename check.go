@@ -34,7 +34,9 @@ func checkHost(ctx context.Context, c Config, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	fatal := false
-	for _, look := range []func(context.Context, Config) []finding{lookRoot, lookKernel, lookCgroups, lookRuntimes, lookOverlay, lookAbilities, lookUserNamespaces, lookNetwork} {
+	for _, look := range []func(context.Context, Config) []finding{
+		lookRoot, lookKernel, lookAppArmor, lookCgroups, lookRuntimes, lookOverlay, lookAbilities, lookUserNamespaces, lookNetwork,
+	} {
 		for _, f := range look(ctx, c) {
 			word := "ok     "
 			switch {
@@ -88,6 +90,22 @@ func lookKernel(context.Context, Config) []finding {
 			remedy: "with Linux 6.15 or newer no exit code is lost even when the shim is killed"})
 	}
 	return all
+}
+
+func lookAppArmor(context.Context, Config) []finding {
+	if !sandbox.HasAppArmor() {
+		return []finding{{what: "no AppArmor in this kernel: requests for a profile will be refused"}}
+	}
+	return []finding{appArmorFinding(sandbox.AppArmorParser())}
+}
+
+// appArmorFinding tells whether containers that name no profile will have the default one.
+func appArmorFinding(parser string, err error) finding {
+	if err != nil {
+		return finding{what: "AppArmor without apparmor_parser: containers that name no profile are not confined by one, and RuntimeDefault is refused",
+			remedy: "install AppArmor's tools (package apparmor) and restart cribox"}
+	}
+	return finding{what: "AppArmor, with " + parser + " to load the default profile"}
 }
 
 func release(s string) (major, minor int) {

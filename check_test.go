@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,5 +70,14 @@ func TestCheckCgroupDriver(t *testing.T) {
 		if !strings.Contains(f.what, row.what) || !strings.Contains(f.remedy, row.remedy) || (row.remedy == "") != (f.remedy == "") || f.fatal != row.fatal {
 			t.Errorf("%+v: %+v", row, f)
 		}
+	}
+}
+
+func TestCheckAppArmor(t *testing.T) {
+	if f := appArmorFinding("/usr/sbin/apparmor_parser", nil); f.remedy != "" || f.fatal || !strings.Contains(f.what, "/usr/sbin/apparmor_parser") {
+		t.Errorf("with a parser: %+v", f)
+	}
+	if f := appArmorFinding("", errors.New("none")); f.fatal || !strings.Contains(f.remedy, "package apparmor") {
+		t.Errorf("without a parser: %+v", f)
 	}
 }

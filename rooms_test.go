@@ -15,17 +15,18 @@ const module = "github.com/cribox/cribox"
 
 // mayImport is the table of ARCHITECTURE.md: which rooms a room may know.
 var mayImport = map[string][]string{
-	"":               {"server", "sandbox", "imageservice", "cni", "runtimeshim"},
-	"server":         {"sandbox", "imageservice"},
-	"sandbox":        {"sandbox/spec", "sandbox/store", "sandbox/pause", "sandbox/userns", "sandbox/cgroup", "imageservice", "cni", "runtimeshim"},
-	"sandbox/spec":   {},
-	"sandbox/store":  {},
-	"sandbox/pause":  {},
-	"sandbox/userns": {},
-	"sandbox/cgroup": {},
-	"imageservice":   {},
-	"cni":            {},
-	"runtimeshim":    {},
+	"":                 {"server", "sandbox", "imageservice", "cni", "runtimeshim"},
+	"server":           {"sandbox", "imageservice"},
+	"sandbox":          {"sandbox/spec", "sandbox/store", "sandbox/pause", "sandbox/userns", "sandbox/cgroup", "sandbox/apparmor", "imageservice", "cni", "runtimeshim"},
+	"sandbox/spec":     {},
+	"sandbox/store":    {},
+	"sandbox/pause":    {},
+	"sandbox/userns":   {},
+	"sandbox/cgroup":   {},
+	"sandbox/apparmor": {},
+	"imageservice":     {},
+	"cni":              {},
+	"runtimeshim":      {},
 }
 
 // onlyIn says where a library may be met, tests included: rooms, and single files.

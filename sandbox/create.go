@@ -181,11 +181,17 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 	if err != nil {
 		return err
 	}
+	if err := m.awaitProfile(ctx); err != nil {
+		return err
+	}
 	s, notes, err := spec.ForContainer(m.hostOfPod(r), in, input)
 	if err != nil {
 		return err
 	}
 	m.note(ctx, notes)
+	if err := m.hasProfile(ctx, s); err != nil {
+		return err
+	}
 	if err := m.injectDevices(p, c, s); err != nil {
 		return err
 	}

@@ -62,6 +62,9 @@ func (m *Manager) HostOf(handler string) spec.Host {
 	h.Rlimits, h.PidsLimit, h.NoHostDevices = with.Rlimits, with.PidsLimit, with.NoHostDevices
 	h.NoUserNamespaces = now.can.noUserNamespaces(handler, with)
 	h.RecursiveReadOnly = h.RecursiveReadOnly && now.can.byName[handler].RecursiveReadOnly
+	if h.AppArmor {
+		h.AppArmorProfile, h.NoAppArmorProfile = m.defaultAppArmor()
+	}
 	return h
 }
 

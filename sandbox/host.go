@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/sandbox/apparmor"
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
@@ -35,7 +36,7 @@ func ReadHost() (spec.Host, error) {
 		Grantable:            spec.CapabilitiesOf(mask),
 		OOMScoreAdjMin:       -1000,
 		Seccomp:              exists("/proc/sys/kernel/seccomp/actions_avail"),
-		AppArmor:             appArmor(),
+		AppArmor:             apparmor.Enabled(),
 		SELinux:              exists("/sys/fs/selinux/enforce"),
 		Compat32:             runtime.GOARCH != "amd64" || exists("/proc/sys/abi/vsyscall32"),
 		X32:                  x32(),
@@ -96,10 +97,6 @@ func boundingSet() (uint64, error) {
 func unifiedCgroups() bool {
 	var fs unix.Statfs_t
 	return unix.Statfs(cgroupRoot, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
-}
-
-func appArmor() bool {
-	return strings.HasPrefix(readString("/sys/module/apparmor/parameters/enabled"), "Y") && exists("/sys/kernel/security/apparmor")
 }
 
 // hugePageSizes returns the sizes that the hugetlb controller limits, as the OCI runtime names them.

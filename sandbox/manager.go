@@ -43,6 +43,7 @@ type Config struct {
 type Manager struct {
 	conf     Config
 	host     spec.Host
+	profile  defaultProfile
 	handlers atomic.Pointer[handlers] // replaced whole
 	asking   atomic.Bool              // see AskAgain
 	notes    notes
@@ -127,6 +128,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	}
 	host.SystemdCgroup, host.CgroupParent = c.SystemdCgroup, CgroupParent(c.Instance, c.SystemdCgroup)
 	m.host = host
+	m.loadProfile(ctx)
 	m.SetHandlers(ctx, c.Handlers, c.Default)
 	if err := m.load(ctx); err != nil {
 		return nil, err

@@ -227,11 +227,17 @@ func (m *Manager) startPause(ctx context.Context, p *pod) (runtimeshim.Task, err
 	if input.Rootfs, args, err = m.pauseRoot(ctx, p, r.PauseImage); err != nil {
 		return runtimeshim.Task{}, err
 	}
+	if err := m.awaitProfile(ctx); err != nil {
+		return runtimeshim.Task{}, err
+	}
 	s, notes, err := spec.ForPod(m.HostOf(r.Handler), input)
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
 	m.note(ctx, notes)
+	if err := m.hasProfile(ctx, s); err != nil {
+		return runtimeshim.Task{}, err
+	}
 	if args != nil {
 		s.Process.Args = args
 	}

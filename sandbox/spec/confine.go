@@ -59,6 +59,7 @@ func (d *draft) applyAppArmor(asked *runtimeapi.SecurityProfile, deprecated stri
 		return nil
 	}
 	if privileged {
+		d.spec.Process.ApparmorProfile = "unconfined" // said, because the OCI runtime may have a profile of its own
 		return nil
 	}
 	if p.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
@@ -66,7 +67,7 @@ func (d *draft) applyAppArmor(asked *runtimeapi.SecurityProfile, deprecated stri
 		return nil
 	}
 	if d.host.AppArmorProfile == "" && p != nil {
-		return fmt.Errorf("security_context.apparmor: the default profile is not loaded: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("security_context.apparmor: the default profile is not loaded: %s: %w", d.host.NoAppArmorProfile, errdefs.ErrFailedPrecondition)
 	}
 	d.spec.Process.ApparmorProfile = d.host.AppArmorProfile
 	return nil

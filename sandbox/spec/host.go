@@ -36,8 +36,8 @@ type Host struct {
 	// Seccomp, AppArmor and SELinux tell what the kernel and the OCI runtime offer.
 	Seccomp, AppArmor, SELinux bool
 	// AppArmorProfile is the name of the runtime's default profile, already
-	// loaded into the kernel; "" when there is none.
-	AppArmorProfile string
+	// loaded into the kernel; "" when there is none, and NoAppArmorProfile says why.
+	AppArmorProfile, NoAppArmorProfile string
 	// X32 tells that the kernel has the x32 ABI; Compat32 that it runs
 	// programs of the 32-bit sister architecture (x86 on amd64, ARM on
 	// arm64). The default seccomp profile leaves out what the kernel lacks:

@@ -249,7 +249,7 @@ func TestAppArmorAndSELinux(t *testing.T) {
 		t.Errorf("pod: %q, %q", s.Process.ApparmorProfile, s.Process.SelinuxLabel)
 	}
 	p.Config.Linux.SecurityContext.Privileged, c.security().Privileged, c.security().Apparmor = true, true, nil
-	if s := mustContainer(t, h, p, c); s.Process.ApparmorProfile != "" || s.Process.SelinuxLabel != "" {
+	if s := mustContainer(t, h, p, c); s.Process.ApparmorProfile != "unconfined" || s.Process.SelinuxLabel != "" {
 		t.Errorf("privileged: %q, %q", s.Process.ApparmorProfile, s.Process.SelinuxLabel)
 	}
 	c.security().Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}

@@ -1,0 +1,89 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cribox/cribox/sandbox/apparmor"
+)
+
+// HasAppArmor says whether this kernel confines by AppArmor.
+func HasAppArmor() bool { return apparmor.Enabled() }
+
+// AppArmorParser returns the path of the program that loads the default profile; ErrFailedPrecondition when it is not installed.
+func AppArmorParser() (string, error) { return apparmor.Parser() }
+
+// defaultProfile is the AppArmor profile of containers that name none, on its way into the kernel.
+type defaultProfile struct {
+	settled chan struct{} // closed when the first try has ended
+	missing error         // why it is not there; read after settled
+}
+
+// profileLimit is longer than a parser may take.
+const profileLimit = 30 * time.Second
+
+// loadProfile gives a kernel that confines by AppArmor the default profile. Nobody waits for it but the first pod.
+func (m *Manager) loadProfile(ctx context.Context) {
+	m.profile.settled = make(chan struct{})
+	go func() {
+		defer close(m.profile.settled)
+		if !m.host.AppArmor {
+			return
+		}
+		err := apparmor.Load(ctx)
+		if err == nil {
+			return
+		}
+		if have, _ := apparmor.Loaded(apparmor.Default); have {
+			log.G(ctx).WithError(err).Warn("the default AppArmor profile stays as an earlier start has loaded it")
+			return
+		}
+		m.profile.missing = err
+		log.G(ctx).WithError(err).Warn("containers that name no AppArmor profile are not confined by one")
+	}()
+}
+
+// defaultAppArmor returns the name of the default profile, or why there is none. Until that is known it is taken for loaded; whoever goes on to
+// make a process waits with awaitProfile first.
+func (m *Manager) defaultAppArmor() (name, missing string) {
+	select {
+	case <-m.profile.settled:
+		if m.profile.missing != nil {
+			return "", m.profile.missing.Error()
+		}
+	default:
+	}
+	return apparmor.Default, ""
+}
+
+func (m *Manager) awaitProfile(ctx context.Context) error {
+	select {
+	case <-m.profile.settled:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("load the default AppArmor profile: %w", ctx.Err())
+	}
+}
+
+// hasProfile refuses a process whose AppArmor profile the kernel does not have: the OCI runtime would do so only when the process starts. The
+// default one is loaded again if somebody has taken it away.
+func (m *Manager) hasProfile(ctx context.Context, s *specs.Spec) error {
+	name := s.Process.ApparmorProfile
+	if name == "" || name == "unconfined" {
+		return nil
+	}
+	have, err := apparmor.Loaded(name)
+	if err != nil || have {
+		return err
+	}
+	if name == apparmor.Default {
+		_, err := m.flights.do(ctx, "loading the AppArmor profile", profileLimit, func(ctx context.Context) (string, error) { return "", apparmor.Load(ctx) })
+		return err
+	}
+	return fmt.Errorf("security_context.apparmor: the profile %q is not loaded on this node: %w", short(name), errdefs.ErrFailedPrecondition)
+}
