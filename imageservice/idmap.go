@@ -37,9 +37,6 @@ func checkIDMap(root string, userNS *os.File) error {
 	}
 	defer o.mapped.Close()
 	mnt, err := o.detached()
-	if errors.Is(err, errOldKernel) {
-		return fmt.Errorf("%w, Linux 6.5: %w", err, errdefs.ErrFailedPrecondition)
-	}
 	if err != nil {
 		return fmt.Errorf("overlayfs on id-mapped layers, Linux 5.19: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
@@ -66,12 +63,27 @@ func idMapped(dir string, userNS *os.File) (*os.File, error) {
 func (o *overlay) overMapped() (*os.File, error) {
 	var mnt *os.File
 	err := apart(func() (err error) {
-		if err = o.hideLayers(); err == nil {
-			mnt, err = o.mountNew()
+		if err = o.hideLayers(); err != nil {
+			return err
+		}
+		if mnt, err = o.mountNew(); errors.Is(err, errOldKernel) {
+			mnt, err = o.cloneOld()
 		}
 		return err
 	})
 	return mnt, err
+}
+
+// cloneOld mounts at the target, for the calling thread alone, and returns a clone that is not attached.
+func (o *overlay) cloneOld() (*os.File, error) {
+	if err := o.mountHere(); err != nil {
+		return nil, err
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, o.target, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("clone mount of %s: %w", o.target, err)
+	}
+	return os.NewFile(uintptr(fd), o.target), nil
 }
 
 // hideLayers gives the calling thread a mount namespace in which the id-mapped layers are in the place of the real ones.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -190,11 +191,25 @@ func (o *overlay) detached() (*os.File, error) {
 	return o.mountNew()
 }
 
-// errOldKernel: no fsopen(2), or an overlayfs without lowerdir+ (Linux before 6.5).
+// errOldKernel: no fsopen(2), or an overlayfs without lowerdir+ (Linux before 6.7).
 var errOldKernel = errors.New("kernel without overlayfs lowerdir+")
+
+// asksOverlay says whether fsconfig(2) hands an option to overlayfs at once. Before Linux 6.5 it only collects them: lowerdir+ is taken, and
+// the mount is refused when it is made, with an error that can mean anything.
+var asksOverlay = sync.OnceValue(func() bool {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fs)
+	return unix.FsconfigSetString(fs, "no-such-option", "x") != nil
+})
 
 // mountNew uses the mount API of file descriptors: no limit on the length of all options together.
 func (o *overlay) mountNew() (*os.File, error) {
+	if !asksOverlay() {
+		return nil, errOldKernel
+	}
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err == unix.ENOSYS {
 		return nil, errOldKernel
@@ -273,7 +288,10 @@ func fsError(fs int, what string, err error) error {
 
 // mountOld uses mount(2), whose options have to fit into one page: the lower directories are named relative to layers/, by a thread with
 // a working directory of its own.
-func (o *overlay) mountOld() error {
+func (o *overlay) mountOld() error { return apart(o.mountHere) }
+
+// mountHere changes the working directory of the calling thread.
+func (o *overlay) mountHere() error {
 	opts := "lowerdir=" + strings.Join(o.lower, ":")
 	flags := uintptr(unix.MS_RDONLY)
 	if o.upper != "" {
@@ -283,16 +301,13 @@ func (o *overlay) mountOld() error {
 	if len(opts) >= os.Getpagesize() {
 		return fmt.Errorf("%d layers do not fit into the options of mount(2) on this kernel: %w", len(o.lower), errdefs.ErrFailedPrecondition)
 	}
-	err := apart(func() error {
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return err
-		}
-		if err := unix.Chdir(o.layers); err != nil {
-			return err
-		}
-		return unix.Mount("overlay", o.target, "overlay", flags, opts)
-	})
-	if err != nil {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("a working directory of its own: %w", err)
+	}
+	if err := unix.Chdir(o.layers); err != nil {
+		return err
+	}
+	if err := unix.Mount("overlay", o.target, "overlay", flags, opts); err != nil {
 		return fmt.Errorf("mount overlay: %w", err)
 	}
 	return nil

@@ -226,7 +226,7 @@ func (c *Images) dropOrphanLayers(ctx context.Context) error {
 	}
 	mounted := func(dir string) bool {
 		return slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool {
-			return strings.Contains(m.VFSOptions, filepath.Join(c.layerDir(dir), "fs"))
+			return showsLayer(m.VFSOptions, filepath.Join(c.layerDir(dir), "fs"))
 		})
 	}
 	for _, e := range entries {
@@ -241,6 +241,14 @@ func (c *Images) dropOrphanLayers(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// showsLayer says whether the options of an overlay name a layer: by its path, or as mount(2) had it on an old kernel, relative to layers/.
+// Of the latter, one of another root is taken for ours: a layer too many costs disk only.
+func showsLayer(options, layer string) bool {
+	relative := filepath.Join(filepath.Base(filepath.Dir(layer)), filepath.Base(layer))
+	parts := ":" + strings.NewReplacer("=", ":", ",", ":").Replace(options) + ":"
+	return strings.Contains(options, layer) || strings.Contains(parts, ":"+relative+":")
 }
 
 func readCapped(path string, most int64) ([]byte, error) {

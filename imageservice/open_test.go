@@ -297,3 +297,16 @@ func TestDebris(t *testing.T) {
 		t.Error("the sweep takes what is in use")
 	}
 }
+
+func TestShowsLayer(t *testing.T) {
+	const layer = "/root/layers/12/fs"
+	for options, want := range map[string]bool{
+		"rw,lowerdir+=/root/layers/12/fs,lowerdir+=/root/layers/3/fs,upperdir=/u": true,
+		"rw,lowerdir=12/fs,upperdir=/u":                                           true, "rw,lowerdir=3/fs:12/fs": true, "ro,lowerdir=3/fs:12/fs:4/fs": true,
+		"rw,lowerdir=3/fs:112/fs": false, "rw,lowerdir=/root/layers/2/fs": false, "rw,upperdir=/x/12/fs": false, "rw,lowerdir=12/fsx": false,
+	} {
+		if got := showsLayer(options, layer); got != want {
+			t.Errorf("%s: %v", options, got)
+		}
+	}
+}
