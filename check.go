@@ -35,7 +35,7 @@ func checkHost(ctx context.Context, c Config, out io.Writer) error {
 	defer cancel()
 	fatal := false
 	for _, look := range []func(context.Context, Config) []finding{
-		lookRoot, lookKernel, lookAppArmor, lookCgroups, lookRuntimes, lookOverlay, lookAbilities, lookUserNamespaces, lookNetwork,
+		lookRoot, lookKernel, lookAppArmor, lookSELinux, lookCgroups, lookRuntimes, lookOverlay, lookAbilities, lookUserNamespaces, lookNetwork,
 	} {
 		for _, f := range look(ctx, c) {
 			word := "ok     "
@@ -106,6 +106,16 @@ func appArmorFinding(parser string, err error) finding {
 			remedy: "install AppArmor's tools (package apparmor) and restart cribox"}
 	}
 	return finding{what: "AppArmor, with " + parser + " to load the default profile"}
+}
+
+func lookSELinux(_ context.Context, c Config) []finding {
+	switch {
+	case !sandbox.HasSELinux():
+		return nil
+	case !c.Containers.SELinux:
+		return []finding{{what: "SELinux, and nothing is labelled", remedy: "set selinux = true in [containers], or leave it so on purpose"}}
+	}
+	return []finding{{what: "SELinux: pods are labelled"}}
 }
 
 func release(s string) (major, minor int) {

@@ -59,6 +59,7 @@ type ContainersConfig struct {
 	Ulimits    []string `toml:"ulimits" comment:"Limits of every process: NAME=SOFT:HARD or NAME=BOTH, numbers or unlimited, the names of prlimit(1). nofile is 1024:524288 unless named here."`
 	PidsLimit  int64    `toml:"pids_limit" comment:"Most processes and threads of a container. 0: no limit of its own; the kubelet limits the pod (podPidsLimit)."`
 	LogSizeMax size     `toml:"log_size_max" comment:"What the log of a container takes until the kubelet rotates it; what is printed beyond is left out, and counted in a line. 0: any size; else more than the kubelet's containerLogMaxSize."`
+	SELinux    bool     `toml:"selinux" comment:"Label pods and what they may touch, on a host with SELinux. Off: nothing is labelled, and requests for a label are refused."`
 	ShmSize    size     `toml:"shm_size" comment:"What the /dev/shm of a pod holds: bytes, Ki, Mi or Gi. It counts as memory of the containers that write there."`
 }
 
@@ -76,7 +77,7 @@ func defaultConfig() Config {
 		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		Images:      ImagesConfig{RegistryConfig: "/etc/cribox/certs.d"},
 		Network:     NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, NoMasquerade: []string{}},
-		Containers:  ContainersConfig{Ulimits: []string{}, ShmSize: 64 << 20},
+		Containers:  ContainersConfig{Ulimits: []string{}, SELinux: true, ShmSize: 64 << 20},
 		Runtimes:    map[string]Runtime{"runc": {Path: "runc", Ulimits: []string{}}},
 	}
 }

@@ -95,7 +95,7 @@ func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.I
 		Root: c.Root, State: c.State, Instance: c.instance(), Images: images, Network: network,
 		Shim:     runtimeshim.Config{State: c.State, LogLevel: c.LogLevel, Step: step},
 		Handlers: handlers(c), Default: c.DefaultRuntime, Pause: c.PauseImage, SystemdCgroup: systemd, Step: step,
-		CDISpecDirs: c.CDISpecDirs,
+		CDISpecDirs: c.CDISpecDirs, SELinux: c.Containers.SELinux,
 	})
 	return pods, images, err
 }

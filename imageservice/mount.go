@@ -20,6 +20,7 @@ type Rootfs struct {
 	ImageID  string
 	Dir      string // holds upper/ and work/ of the writable layer, created when missing; unused when ReadOnly
 	Target   string // mountpoint, created when missing
+	Label    string // SELinux context of all files as the mount shows them; "" leaves them theirs
 	ReadOnly bool   // no writable layer: the image's files as they are, any number of times
 
 	// UserNS, when not nil, is a user namespace as whose ids those of the image's files are taken: a file of root belongs to the
@@ -71,7 +72,7 @@ func (c *Images) Mount(ctx context.Context, r Rootfs) error {
 	if err != nil {
 		return fmt.Errorf("mount root filesystem: %w", err)
 	}
-	o := overlay{layers: filepath.Join(c.cfg.Root, "layers"), lower: lower, target: r.Target}
+	o := overlay{layers: filepath.Join(c.cfg.Root, "layers"), lower: lower, target: r.Target, label: r.Label}
 	if r.UserNS != nil {
 		if o.mapped, err = idMapped(o.layers, r.UserNS); err != nil {
 			return fmt.Errorf("mount root filesystem at %s: %w", r.Target, err)
@@ -95,6 +96,7 @@ type overlay struct {
 	upper  string   // "" for a read-only mount
 	work   string
 	target string
+	label  string   // SELinux context of the mount, "" for none
 	mapped *os.File // layers with other ids, a mount that is not attached; nil: they are taken as they are
 }
 
@@ -259,6 +261,11 @@ func (o *overlay) mountNew() (*os.File, error) {
 			return nil, fsError(fs, "volatile", err)
 		}
 	}
+	if o.label != "" {
+		if err := unix.FsconfigSetString(fs, "context", o.label); err != nil {
+			return nil, fsError(fs, "context "+o.label, err)
+		}
+	}
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return nil, fsError(fs, "create", err)
 	}
@@ -297,6 +304,9 @@ func (o *overlay) mountHere() error {
 	if o.upper != "" {
 		flags = 0
 		opts += ",upperdir=" + escape(o.upper) + ",workdir=" + escape(o.work) + ",volatile"
+	}
+	if o.label != "" {
+		opts += fmt.Sprintf(",context=%q", o.label) // in quotes, for the comma between categories
 	}
 	if len(opts) >= os.Getpagesize() {
 		return fmt.Errorf("%d layers do not fit into the options of mount(2) on this kernel: %w", len(o.lower), errdefs.ErrFailedPrecondition)

@@ -1,7 +1,9 @@
 package runtimeshim
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -192,6 +194,10 @@ func prepare(d taskDir, st Start) error {
 			}
 		}
 	}
+	label, err := mountLabel(st.Spec)
+	if err != nil {
+		return err
+	}
 	for _, name := range []string{d.stdout(), d.stderr()} {
 		if err := unix.Mkfifo(name, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("make FIFO %s: %w", name, err)
@@ -199,8 +205,30 @@ func prepare(d taskDir, st Start) error {
 		if err := os.Lchown(name, st.OwnerUID, st.OwnerGID); err != nil {
 			return err
 		}
+		if label == "" {
+			continue
+		}
+		if err := unix.Lsetxattr(name, "security.selinux", []byte(label), 0); err != nil {
+			return fmt.Errorf("label FIFO %s: %w", name, err)
+		}
 	}
 	return writeJSON(d.log(), logRecord{Format: recordFormat, Path: st.LogPath, Limit: st.LogLimit, Terminal: st.Terminal})
+}
+
+// mountLabel returns the SELinux label of a task's files (linux.mountLabel of its spec), which its streams have too; "" for none.
+func mountLabel(spec []byte) (string, error) {
+	if !bytes.Contains(spec, []byte(`"mountLabel"`)) {
+		return "", nil
+	}
+	var s struct {
+		Linux struct {
+			MountLabel string `json:"mountLabel"`
+		} `json:"linux"`
+	}
+	if err := json.Unmarshal(spec, &s); err != nil {
+		return "", fmt.Errorf("config.json: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return s.Linux.MountLabel, nil
 }
 
 // startTask asks the shim. When that dies meanwhile, its successor knows what

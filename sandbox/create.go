@@ -161,16 +161,24 @@ func imageRef(img imageservice.Image) string {
 
 // prepare mounts the root filesystem and the image volumes, and writes the spec that StartContainer hands to the runtime.
 func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imageservice.Image) error {
-	root, err := m.mountRoot(ctx, p, c.id, imageservice.Rootfs{ImageID: img.ID})
+	labels, err := m.containerLabels(p, c)
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
+	root, err := m.mountRoot(ctx, p, c.id, imageservice.Rootfs{ImageID: img.ID, Label: labels.Mount})
 	if err != nil {
 		return fmt.Errorf("root filesystem of container %s: %w", c.id, err)
 	}
 	m.step("container.mounted")
-	if err := m.mountVolumes(ctx, p, c); err != nil {
+	if err := m.mountVolumes(ctx, p, c, labels.Mount); err != nil {
 		return err
 	}
 	input, err := m.specContainer(ctx, p, c, root, img)
 	if err != nil {
+		return err
+	}
+	input.ProcessLabel, input.MountLabel = labels.Process, labels.Mount
+	if err := m.relabel(ctx, c, &input); err != nil {
 		return err
 	}
 	r, ok := m.store.Get(p.id)

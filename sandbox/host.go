@@ -37,7 +37,6 @@ func ReadHost() (spec.Host, error) {
 		OOMScoreAdjMin:       -1000,
 		Seccomp:              exists("/proc/sys/kernel/seccomp/actions_avail"),
 		AppArmor:             apparmor.Enabled(),
-		SELinux:              exists("/sys/fs/selinux/enforce"),
 		Compat32:             runtime.GOARCH != "amd64" || exists("/proc/sys/abi/vsyscall32"),
 		X32:                  x32(),
 		RecursiveReadOnly:    kernelAtLeast(5, 12),

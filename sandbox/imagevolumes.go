@@ -67,12 +67,12 @@ func (m *Manager) releaseImages(c *container) {
 
 // mountVolumes mounts every image that the container's mounts name once, read-only and without a writable layer, with the ids of the pod's
 // user namespace. Two containers have a mount each: none depends on what becomes of the other.
-func (m *Manager) mountVolumes(ctx context.Context, p *pod, c *container) error {
+func (m *Manager) mountVolumes(ctx context.Context, p *pod, c *container, label string) error {
 	for i, id := range c.mountImages {
 		if id == "" || slices.Index(c.mountImages, id) < i {
 			continue
 		}
-		if err := m.mountVolume(ctx, p, imageservice.Rootfs{ImageID: id, Target: m.volumePlace(c, i), ReadOnly: true}); err != nil {
+		if err := m.mountVolume(ctx, p, imageservice.Rootfs{ImageID: id, Target: m.volumePlace(c, i), ReadOnly: true, Label: label}); err != nil {
 			return volumeFailed(c.config.GetMounts()[i], err)
 		}
 		m.step("container.volume")

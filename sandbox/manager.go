@@ -18,6 +18,7 @@ import (
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -36,6 +37,7 @@ type Config struct {
 	Step     func(name string)  // nil: nothing
 
 	CDISpecDirs   []string // folders of the files that describe CDI devices; a later one counts more
+	SELinux       bool     // pods and what they may touch are labelled, where the kernel labels at all
 	SystemdCgroup bool     // systemd makes the cgroups of pods that are made from now on; otherwise the OCI runtime does
 }
 
@@ -127,12 +129,14 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 		return nil, err
 	}
 	host.SystemdCgroup, host.CgroupParent = c.SystemdCgroup, CgroupParent(c.Instance, c.SystemdCgroup)
+	host.SELinux = c.SELinux && selinux.Enabled()
 	m.host = host
 	m.loadProfile(ctx)
 	m.SetHandlers(ctx, c.Handlers, c.Default)
 	if err := m.load(ctx); err != nil {
 		return nil, err
 	}
+	m.reserveLabels()
 	ctx, m.stopped = context.WithCancel(ctx)
 	m.background = ctx
 	shim := c.Shim

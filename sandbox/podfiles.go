@@ -16,6 +16,7 @@ import (
 
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/sandbox/pause"
+	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/userns"
@@ -46,14 +47,14 @@ func (m *Manager) makePodFiles(p *pod) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFor(p.config, m.podFile(p.id, "hostname"), []byte(name+"\n")); err != nil {
+	if err := m.writePodFile(p, "hostname", []byte(name+"\n")); err != nil {
 		return err
 	}
 	resolv, err := resolvConf(p.config.GetDnsConfig())
 	if err != nil {
 		return err
 	}
-	if err := writeFor(p.config, m.podFile(p.id, "resolv.conf"), resolv); err != nil {
+	if err := m.writePodFile(p, "resolv.conf", resolv); err != nil {
 		return err
 	}
 	if hostIPC(p.config) {
@@ -63,7 +64,7 @@ func (m *Manager) makePodFiles(p *pod) error {
 	if err != nil {
 		return err
 	}
-	return mountShm(p.config, m.podFile(p.id, "shm"), h.ShmSize)
+	return mountShm(p.config, m.podFile(p.id, "shm"), h.ShmSize, m.mountLabel(p))
 }
 
 func podHostname(c *runtimeapi.PodSandboxConfig) (string, error) {
@@ -95,7 +96,7 @@ func resolvConf(dns *runtimeapi.DNSConfig) ([]byte, error) {
 	return []byte(b.String()), nil
 }
 
-func mountShm(c *runtimeapi.PodSandboxConfig, dir string, size int64) error {
+func mountShm(c *runtimeapi.PodSandboxConfig, dir string, size int64, label string) error {
 	if err := os.MkdirAll(dir, 0o1777); err != nil {
 		return err
 	}
@@ -104,6 +105,7 @@ func mountShm(c *runtimeapi.PodSandboxConfig, dir string, size int64) error {
 	}
 	root := rootOf(c)
 	options := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, root.uid, root.gid)
+	options = selinux.MountOptions(options, label)
 	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", dir, err)
@@ -113,13 +115,12 @@ func mountShm(c *runtimeapi.PodSandboxConfig, dir string, size int64) error {
 
 // writeHosts writes the pod's /etc/hosts: the host's own for a pod in the host's network, else localhost and the pod itself.
 func (m *Manager) writeHosts(p *pod, ips []netip.Addr) error {
-	path := m.podFile(p.id, "hosts")
 	if hostNetwork(p.config) {
 		b, err := os.ReadFile("/etc/hosts")
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		return writeFor(p.config, path, b)
+		return m.writePodFile(p, "hosts", b)
 	}
 	name, err := podHostname(p.config)
 	if err != nil {
@@ -130,7 +131,7 @@ func (m *Manager) writeHosts(p *pod, ips []netip.Addr) error {
 	for _, ip := range ips {
 		fmt.Fprintf(&b, "%s\t%s\n", ip, name)
 	}
-	return writeFor(p.config, path, []byte(b.String()))
+	return m.writePodFile(p, "hosts", []byte(b.String()))
 }
 
 // removePodFiles is the opposite of makePodFiles and may be called at any time.
@@ -153,7 +154,7 @@ func (m *Manager) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
 	}
 	s := spec.Pod{ID: p.id, Config: p.config, RuntimeHandler: r.Handler, NetNS: r.NetNS, PausePID: r.PausePID,
 		Hostname: name, ShmPath: m.podFile(p.id, "shm"), HostsPath: m.podFile(p.id, "hosts"),
-		HostnamePath: m.podFile(p.id, "hostname"), ResolvConfPath: m.podFile(p.id, "resolv.conf")}
+		HostnamePath: m.podFile(p.id, "hostname"), ResolvConfPath: m.podFile(p.id, "resolv.conf"), ProcessLabel: r.ProcessLabel, MountLabel: r.MountLabel}
 	if hostIPC(p.config) {
 		s.ShmPath = ""
 	}
@@ -178,6 +179,9 @@ func (m *Manager) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
 func (m *Manager) pauseRoot(ctx context.Context, p *pod, image string) (root string, args []string, err error) {
 	if image == "" {
 		root, err := m.builtinPause()
+		if err == nil {
+			err = selinux.Relabel(ctx, root, selinux.Shared(m.mountLabel(p)))
+		}
 		return root, nil, err
 	}
 	if err := m.images.Hold(image, p.id); err != nil {
@@ -188,7 +192,7 @@ func (m *Manager) pauseRoot(ctx context.Context, p *pod, image string) (root str
 		return "", nil, fmt.Errorf("pause_image: %w", err)
 	}
 	args = slices.Concat(img.Config.Config.Entrypoint, img.Config.Config.Cmd)
-	root, err = m.mountRoot(ctx, p, p.id, imageservice.Rootfs{ImageID: image})
+	root, err = m.mountRoot(ctx, p, p.id, imageservice.Rootfs{ImageID: image, Label: m.mountLabel(p)})
 	return root, args, err
 }
 

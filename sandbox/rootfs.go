@@ -20,7 +20,7 @@ func (m *Manager) rootfs(p *pod, id string) string {
 	return m.statePath("rootfs", id)
 }
 
-// mountRoot mounts a root filesystem and returns where; of r the image is given.
+// mountRoot mounts a root filesystem and returns where; of r the image and the label are given.
 func (m *Manager) mountRoot(ctx context.Context, p *pod, id string, r imageservice.Rootfs) (string, error) {
 	r.Dir, r.Target = m.rootPath("containers", id), m.rootfs(p, id)
 	var err error

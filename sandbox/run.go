@@ -96,7 +96,13 @@ func (m *Manager) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 		r.NetNS = m.netns(p.id)
 	}
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("pod", p.id))
+	labels, err := m.podLabels(config)
+	if err != nil {
+		return "", err
+	}
+	r.ProcessLabel, r.MountLabel = labels.Process, labels.Mount
 	if err := m.store.Create(r, asked); err != nil {
+		m.dropLabels(labels)
 		return "", err
 	}
 	m.mu.Lock()

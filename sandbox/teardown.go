@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/store"
 )
 
@@ -180,10 +181,15 @@ func (m *Manager) removePod(ctx context.Context, p *pod) error {
 			return fmt.Errorf("remove pod %s: %w", p.id, err)
 		}
 	}
+	var labels selinux.Labels
+	if r, ok := m.store.Get(p.id); ok {
+		labels = labelsOf(r)
+	}
 	if err := errors.Join(m.dropLock(p.id), m.store.Remove(p.id)); err != nil {
 		return err
 	}
 	m.step("pod.forgotten")
+	m.dropLabels(labels)
 	m.forgetPod(p)
 	return nil
 }

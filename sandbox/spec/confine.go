@@ -2,6 +2,7 @@ package spec
 
 import (
 	"fmt"
+	"regexp"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -73,6 +74,28 @@ func (d *draft) applyAppArmor(asked *runtimeapi.SecurityProfile, deprecated stri
 	return nil
 }
 
+var (
+	seLinuxName  = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
+	seLinuxLevel = regexp.MustCompile(`^` + seLinuxOne + `(-` + seLinuxOne + `)?$`)
+)
+
+// seLinuxOne is a sensitivity with categories: s0:c1.c3,c7.
+const seLinuxOne = `s[0-9]{1,2}(:c[0-9]{1,4}(\.c[0-9]{1,4})?(,c[0-9]{1,4}(\.c[0-9]{1,4})?){0,64})?`
+
+// checkSELinux: the parts of a context have no colon in them, or they would be others' parts.
+func checkSELinux(o *runtimeapi.SELinuxOption) error {
+	const field = "linux.security_context.selinux_options"
+	for part, value := range map[string]string{"user": o.GetUser(), "role": o.GetRole(), "type": o.GetType()} {
+		if value != "" && !seLinuxName.MatchString(value) {
+			return invalid(field+"."+part, "%q is no part of a context", truncate(value))
+		}
+	}
+	if level := o.GetLevel(); level != "" && !seLinuxLevel.MatchString(level) {
+		return invalid(field+".level", "%q is no level such as s0:c1,c2", truncate(level))
+	}
+	return nil
+}
+
 func (d *draft) podSELinux() error {
 	return d.applySELinux(d.podSecurity().GetSelinuxOptions(), d.pod.ProcessLabel, d.pod.MountLabel)
 }
@@ -90,10 +113,10 @@ func (d *draft) seLinux() error {
 func (d *draft) applySELinux(o *runtimeapi.SELinuxOption, process, mount string) error {
 	asked := o.GetUser() != "" || o.GetRole() != "" || o.GetType() != "" || o.GetLevel() != ""
 	if asked && !d.host.SELinux {
-		return fmt.Errorf("security_context.selinux_options: this machine has no SELinux: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("security_context.selinux_options: this machine has no SELinux, or it is off in the configuration: %w", errdefs.ErrFailedPrecondition)
 	}
 	if asked && process == "" {
-		return fmt.Errorf("security_context.selinux_options: no label is made of them yet: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("security_context.selinux_options: the pod has no labels: %w", errdefs.ErrFailedPrecondition)
 	}
 	if d.host.SELinux {
 		d.spec.Process.SelinuxLabel = process

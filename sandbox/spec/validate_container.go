@@ -275,8 +275,10 @@ func checkContainerProfiles(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.Contai
 		return err
 	}
 	sc := c.GetLinux().GetSecurityContext()
-	_, err := apparmorProfile(sc.GetApparmor(), sc.GetApparmorProfile()) //nolint:staticcheck // older kubelets
-	return err
+	if _, err := apparmorProfile(sc.GetApparmor(), sc.GetApparmorProfile()); err != nil { //nolint:staticcheck // older kubelets
+		return err
+	}
+	return checkSELinux(sc.GetSelinuxOptions())
 }
 
 func checkContainerResources(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {

@@ -195,8 +195,10 @@ func checkPodProfiles(p *runtimeapi.PodSandboxConfig, h Host) error {
 	if _, err := PodSeccompPath(p); err != nil {
 		return err
 	}
-	_, err := apparmorProfile(p.GetLinux().GetSecurityContext().GetApparmor(), "")
-	return err
+	if _, err := apparmorProfile(p.GetLinux().GetSecurityContext().GetApparmor(), ""); err != nil {
+		return err
+	}
+	return checkSELinux(p.GetLinux().GetSecurityContext().GetSelinuxOptions())
 }
 
 // checkPodResources: the pod's own cgroup is kubelet's; its figures are only remembered.

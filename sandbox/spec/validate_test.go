@@ -345,6 +345,11 @@ func TestRefusesContainers(t *testing.T) {
 	add("seccomp", func(c *runtimeapi.ContainerConfig) { sc(c).Seccomp = &runtimeapi.SecurityProfile{LocalhostRef: "/x"} })
 	add("seccomp", func(c *runtimeapi.ContainerConfig) { sc(c).Seccomp = &runtimeapi.SecurityProfile{ProfileType: 3} })
 	add("apparmor", func(c *runtimeapi.ContainerConfig) { sc(c).Apparmor = &runtimeapi.SecurityProfile{ProfileType: 2} })
+	for part, o := range map[string]*runtimeapi.SELinuxOption{
+		"user": {User: "a:b"}, "role": {Role: " "}, "type": {Type: "t\n"}, "level": {Level: "s0:c1,"},
+	} {
+		add("selinux_options."+part, func(c *runtimeapi.ContainerConfig) { sc(c).SelinuxOptions = o })
+	}
 	add("apparmor", func(c *runtimeapi.ContainerConfig) {
 		sc(c).ApparmorProfile = "nonsense" //nolint:staticcheck // older kubelets
 	})

@@ -35,18 +35,22 @@ const (
 
 // Pod is the record of one pod: what cribox decided and what it observed. Times are nanoseconds since 1970.
 type Pod struct {
-	Format     int                  `json:"format"`
-	ID         string               `json:"id"`
-	State      string               `json:"state"`
-	Handler    string               `json:"handler"` // as asked; empty is the default
-	Created    int64                `json:"created"`
-	NetNS      string               `json:"netns,omitempty"` // empty: the host's
-	IPs        []string             `json:"ips,omitempty"`
-	PausePID   int                  `json:"pause_pid,omitempty"`
-	Cgroup     string               `json:"cgroup,omitempty"`      // of the pause container
-	PauseImage string               `json:"pause_image,omitempty"` // id of the image that the pause container runs from
-	Overhead   []byte               `json:"overhead"`              // as an update left it, a CRI message; nil: as the request has it
-	Limits     []byte               `json:"limits"`                // the same of the sum of the containers' resources
+	Format     int      `json:"format"`
+	ID         string   `json:"id"`
+	State      string   `json:"state"`
+	Handler    string   `json:"handler"` // as asked; empty is the default
+	Created    int64    `json:"created"`
+	NetNS      string   `json:"netns,omitempty"` // empty: the host's
+	IPs        []string `json:"ips,omitempty"`
+	PausePID   int      `json:"pause_pid,omitempty"`
+	Cgroup     string   `json:"cgroup,omitempty"`      // of the pause container
+	PauseImage string   `json:"pause_image,omitempty"` // id of the image that the pause container runs from
+	// ProcessLabel and MountLabel are the pod's SELinux labels; empty: none. Their level is the pod's as long as there is a record.
+	ProcessLabel string `json:"process_label,omitempty"`
+	MountLabel   string `json:"mount_label,omitempty"`
+
+	Overhead   []byte               `json:"overhead"` // as an update left it, a CRI message; nil: as the request has it
+	Limits     []byte               `json:"limits"`   // the same of the sum of the containers' resources
 	Containers map[string]Container `json:"containers,omitempty"`
 }
 

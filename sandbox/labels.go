@@ -1,0 +1,104 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/selinux"
+	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/store"
+)
+
+// HasSELinux says whether this kernel labels by SELinux.
+func HasSELinux() bool { return selinux.Enabled() }
+
+func seLinuxOptions(o *runtimeapi.SELinuxOption) selinux.Options {
+	return selinux.Options{User: o.GetUser(), Role: o.GetRole(), Type: o.GetType(), Level: o.GetLevel()}
+}
+
+// podLabels returns the SELinux labels of a new pod, none where the host has no SELinux. Their level belongs to the pod until dropLabels.
+func (m *Manager) podLabels(c *runtimeapi.PodSandboxConfig) (selinux.Labels, error) {
+	if !m.host.SELinux {
+		return selinux.Labels{}, nil
+	}
+	return selinux.NewPod(seLinuxOptions(c.GetLinux().GetSecurityContext().GetSelinuxOptions()))
+}
+
+func labelsOf(r *store.Pod) selinux.Labels {
+	return selinux.Labels{Process: r.ProcessLabel, Mount: r.MountLabel}
+}
+
+// reserveLabels keeps the levels of all pods that were made by an earlier daemon.
+func (m *Manager) reserveLabels() {
+	for _, r := range m.store.List() {
+		if r.MountLabel != "" {
+			selinux.Reserve(labelsOf(r))
+		}
+	}
+}
+
+// dropLabels lets the level of a pod that is forgotten be given away, unless another pod has it: several may have asked for the same.
+func (m *Manager) dropLabels(l selinux.Labels) {
+	if l.Mount == "" {
+		return
+	}
+	for _, r := range m.store.List() {
+		if selinux.Level(r.MountLabel) == selinux.Level(l.Mount) {
+			return
+		}
+	}
+	selinux.Release(l)
+}
+
+// mountLabel returns the label of the pod's files, "" for none.
+func (m *Manager) mountLabel(p *pod) string {
+	r, ok := m.store.Get(p.id)
+	if !ok || !m.host.SELinux {
+		return ""
+	}
+	return r.MountLabel
+}
+
+// containerLabels returns the labels of a container: its pod's, with what its own request puts in their place.
+func (m *Manager) containerLabels(p *pod, c *container) (selinux.Labels, error) {
+	r, ok := m.store.Get(p.id)
+	if !ok || !m.host.SELinux {
+		return selinux.Labels{}, nil
+	}
+	sc := c.config.GetLinux().GetSecurityContext()
+	if sc.GetPrivileged() { // its processes have none, its files those of the pod
+		return labelsOf(r), nil
+	}
+	return labelsOf(r).Container(seLinuxOptions(sc.GetSelinuxOptions()))
+}
+
+// relabel gives the files of the container's volumes the label of its files: of those of the image always, of a host path when the mount asks
+// for it. A privileged container needs none, and takes none away from others. What is not done when ctx ends goes on with the next request.
+func (m *Manager) relabel(ctx context.Context, c *container, in *spec.Container) error {
+	if in.MountLabel == "" {
+		return nil
+	}
+	for _, v := range in.Volumes {
+		if err := selinux.Relabel(ctx, v.Source, in.MountLabel); err != nil {
+			return err
+		}
+	}
+	for i, asked := range c.config.GetMounts() {
+		if !asked.GetSelinuxRelabel() || asked.GetImage() != nil || c.config.GetLinux().GetSecurityContext().GetPrivileged() {
+			continue
+		}
+		if err := selinux.Relabel(ctx, in.Mounts[i].Source, in.MountLabel); err != nil {
+			return fmt.Errorf("mount %s: %w", asked.GetContainerPath(), err)
+		}
+	}
+	return nil
+}
+
+// writePodFile writes a file of the pod, with the pod's label, that belongs to root in the pod.
+func (m *Manager) writePodFile(p *pod, name string, b []byte) error {
+	path := m.podFile(p.id, name)
+	return errors.Join(writeFor(p.config, path, b), selinux.SetLabel(path, m.mountLabel(p)))
+}
