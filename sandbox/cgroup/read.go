@@ -11,10 +11,27 @@ import (
 )
 
 // readers are kept for their memory.
-var readers = sync.Pool{New: func() any { return &reader{buf: make([]byte, 8<<10)} }}
+var readers = sync.Pool{New: func() any { return &reader{at: unix.AT_FDCWD, buf: make([]byte, 8<<10)} }}
 
 // reader reads small files one after another into the same memory. What it returns is good until it reads again.
-type reader struct{ buf []byte }
+type reader struct {
+	at  int // the folder that relative paths begin at
+	buf []byte
+}
+
+// enter makes relative paths begin at dir until leave is called, and returns the path of dir from there: to a cgroup it is a long way, and a
+// third of what opening a file costs. A folder that cannot be opened, as of a cgroup that is gone, is returned as it is.
+func (r *reader) enter(dir string) (here string, leave func()) {
+	fd, err := retry(func() (int, error) { return unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return dir, func() {}
+	}
+	r.at = fd
+	return "", func() {
+		r.at = unix.AT_FDCWD
+		unix.Close(fd)
+	}
+}
 
 // read returns what a file holds, or nil. The kernel writes such a file in one piece, as far as there is room: a read that was not filled
 // was the last one. Nearly all that these files cost is system calls, so there are three for each: none to ask for its size, for its end, or
@@ -25,7 +42,7 @@ func (r *reader) read(path string) []byte { return r.all(path, false) }
 func (r *reader) readList(path string) []byte { return r.all(path, true) }
 
 func (r *reader) all(path string, untilEnd bool) []byte {
-	fd, err := retry(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	fd, err := retry(func() (int, error) { return unix.Openat(r.at, path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return nil
 	}

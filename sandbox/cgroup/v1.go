@@ -12,7 +12,8 @@ import (
 func (r *reader) memoryV1(root, path string, w wanted) (u Usage, own [2]*uint64) {
 	u.At = time.Now()
 	u.CPU = r.number(filepath.Join(root, "cpuacct", path, "cpuacct.usage"))
-	memory := filepath.Join(root, "memory", path)
+	memory, leave := r.enter(filepath.Join(root, "memory", path))
+	defer leave()
 	m := &u.Memory
 	var most, swap *uint64
 	m.Usage = r.number(filepath.Join(memory, "memory.usage_in_bytes"))
@@ -50,19 +51,22 @@ func (r *reader) detailV1(root, path string, hugePages []string) Detail {
 	r.keys(filepath.Join(root, "cpu", path, "cpu.stat"), map[string]**uint64{
 		"nr_periods": &d.Periods, "nr_throttled": &d.Throttled, "throttled_time": &d.ThrottledTime,
 	})
-	memory := filepath.Join(root, "memory", path)
+	memory, leave := r.enter(filepath.Join(root, "memory", path))
 	d.PeakMemory = r.number(filepath.Join(memory, "memory.max_usage_in_bytes"))
 	d.LimitHits = r.number(filepath.Join(memory, "memory.failcnt"))
 	d.Memory.Kernel = r.number(filepath.Join(memory, "memory.kmem.usage_in_bytes"))
 	r.keys(filepath.Join(memory, "memory.oom_control"), map[string]**uint64{"oom_kill": &d.OOMKills})
-	d.Threads = r.number(filepath.Join(root, "pids", path, "pids.current"))
-	d.MaxThreads = maxThreads(r.number(filepath.Join(root, "pids", path, "pids.max")))
+	leave()
 	d.Devices = r.devicesV1(filepath.Join(root, "blkio", path))
 	for _, size := range hugePages {
 		file := filepath.Join(root, "hugetlb", path, "hugetlb."+size)
 		d.HugePages = append(d.HugePages, HugePages{size, r.number(file + ".usage_in_bytes"), r.number(file + ".max_usage_in_bytes")})
 	}
-	r.processes(filepath.Join(root, "pids", path, "cgroup.procs"), &d)
+	pids, leave := r.enter(filepath.Join(root, "pids", path))
+	defer leave()
+	d.Threads = r.number(filepath.Join(pids, "pids.current"))
+	d.MaxThreads = maxThreads(r.number(filepath.Join(pids, "pids.max")))
+	r.processes(filepath.Join(pids, "cgroup.procs"), &d)
 	return d
 }
 

@@ -9,6 +9,8 @@ import (
 )
 
 func (r *reader) usageV2(dir string, w wanted) Usage {
+	dir, leave := r.enter(dir)
+	defer leave()
 	return r.statV2(dir, w, map[string]**uint64{})
 }
 
@@ -47,6 +49,8 @@ func (r *reader) statV2(dir string, w wanted, cpu map[string]**uint64) Usage {
 }
 
 func (r *reader) detailV2(dir string, hugePages []string) Detail {
+	dir, leave := r.enter(dir)
+	defer leave()
 	var d Detail
 	d.Usage = r.statV2(dir, wanted{swap: true}, map[string]**uint64{
 		"user_usec": &d.User, "system_usec": &d.System, "nr_periods": &d.Periods, "nr_throttled": &d.Throttled, "throttled_usec": &d.ThrottledTime,
