@@ -34,15 +34,15 @@ type events struct {
 }
 
 type subscriber struct {
-	queue chan Event
+	queue chan *Event // shared by all subscribers, each of which costs its places only
 	cut   context.CancelCauseFunc
 }
 
 // Subscribe returns the events from now on. They end with the context that is returned: when ctx ends, or, with a cause of class
 // ErrResourceExhausted, when the subscriber was so slow that an event had to be left out. None is left out before that.
-func (m *Manager) Subscribe(ctx context.Context) (context.Context, <-chan Event) {
+func (m *Manager) Subscribe(ctx context.Context) (context.Context, <-chan *Event) {
 	ctx, cut := context.WithCancelCause(ctx)
-	s := &subscriber{queue: make(chan Event, maxEvents), cut: cut}
+	s := &subscriber{queue: make(chan *Event, maxEvents), cut: cut}
 	m.events.add(s)
 	context.AfterFunc(ctx, func() { m.events.remove(s) })
 	return ctx, s.queue
@@ -70,7 +70,7 @@ func (e *events) wanted() bool {
 }
 
 // send waits for nobody.
-func (e *events) send(one Event) {
+func (e *events) send(one *Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for s := range e.all {
@@ -99,7 +99,7 @@ func (m *Manager) changed(old, next *store.Pod) {
 		return // its request cannot be read: it was never shown
 	}
 	for _, c := range found {
-		m.events.send(Event{ID: c.id, Type: c.what, At: m.now(), Pod: pod, Containers: containers})
+		m.events.send(&Event{ID: c.id, Type: c.what, At: m.now(), Pod: pod, Containers: containers})
 	}
 }
 

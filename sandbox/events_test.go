@@ -78,7 +78,7 @@ func TestSubscriberIsCutOff(t *testing.T) {
 	asleep, late := m.Subscribe(t.Context())
 	awake, read := m.Subscribe(t.Context())
 	for i := range maxEvents + 1 {
-		m.events.send(Event{ID: fmt.Sprint(i)})
+		m.events.send(&Event{ID: fmt.Sprint(i)})
 		if e := <-read; e.ID != fmt.Sprint(i) {
 			t.Fatalf("event %d is %s", i, e.ID)
 		}

@@ -31,7 +31,7 @@ func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest, to g
 }
 
 // eventMessage leaves the containers out where they would make the message larger than a client takes.
-func (s *runtimeService) eventMessage(e sandbox.Event) *runtimeapi.ContainerEventResponse {
+func (s *runtimeService) eventMessage(e *sandbox.Event) *runtimeapi.ContainerEventResponse {
 	r := &runtimeapi.ContainerEventResponse{ContainerId: e.ID, ContainerEventType: e.Type, CreatedAt: e.At, PodSandboxStatus: podStatus(e.Pod),
 		ContainersStatuses: s.containerStatuses(e.Containers)}
 	if proto.Size(r) > maxMessage {
