@@ -25,6 +25,13 @@ run: tools build ## start cribox beside a local registry, and run a pod
 stop: ## take away what `make run` made
 	@hack/stop.sh
 
+kube-up: build ## start a Kubernetes cluster of NODES nodes (1) on cribox
+	@hack/tools.sh kube
+	@hack/kube/up.sh
+
+kube-down: ## take away what `make kube-up` made
+	@hack/kube/down.sh
+
 ##@ Develop
 
 tools: ## install missing Debian packages; build runc, CNI plugins, crictl and critest into bin/
@@ -45,6 +52,11 @@ test-unit: tools ## unit tests, with the race detector
 test-crictl: tools build build-steps ## the real binaries over the socket, critest among them
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-crictl needs root" >&2; exit 1; }
 	@cd crictl-tests && ../hack/timed.sh "crictl-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 15m ./...
+
+test-kube: build ## a Kubernetes cluster of two nodes on cribox, and what its users see; not part of `make test`
+	@[ "$$(id -u)" = 0 ] || { echo "error: make test-kube needs root" >&2; exit 1; }
+	@hack/tools.sh kube
+	@cd kube-tests && ../hack/timed.sh "kube-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 40m -v .
 
 critest: tools build ## the CRI's validation suite, one by one three times, beside each other, and over WebSocket
 	@[ "$$(id -u)" = 0 ] || { echo "error: make critest needs root" >&2; exit 1; }
@@ -70,4 +82,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop tools build build-steps test test-unit test-crictl critest bench lint image clean help
+.PHONY: run stop kube-up kube-down tools build build-steps test test-unit test-crictl test-kube critest bench lint image clean help

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Formatting, go vet and the linters of .golangci.yml, for both Go modules.
+# Formatting, go vet and the linters of .golangci.yml, for all Go modules.
 set -euo pipefail
 # shellcheck source=hack/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 "$top/hack/tools.sh" lint
 export GOWORK=off
-for module in . crictl-tests; do
+for module in . crictl-tests kube-tests; do
 	cd "$top/$module"
 	timed "go vet in $module" go vet ./...
 	timed "golangci-lint in $module" "$bin/golangci-lint" run --config "$top/.golangci.yml" ./...
 done
 cd "$top"
 if command -v shellcheck >/dev/null; then
-	timed "shellcheck" shellcheck -x -P SCRIPTDIR hack/*.sh .ci/run
+	timed "shellcheck" shellcheck -x -P SCRIPTDIR hack/*.sh hack/kube/*.sh .ci/run
 fi

@@ -4,6 +4,7 @@
 # of versions.env. What is there already is left alone.
 #
 #   tools.sh        all of that
+#   tools.sh kube   and what a Kubernetes cluster needs besides
 #   tools.sh lint   bin/golangci-lint only
 set -euo pipefail
 # shellcheck source=hack/lib.sh
@@ -18,6 +19,10 @@ packages=(
 	busybox-static                            # content of the test images
 	strace                                    # the gate that counts programs and syncs
 	util-linux                                # critest runs ipcmk
+)
+kube_packages=(
+	openssl   # certificates of the cluster
+	conntrack # kube-proxy forgets connections with it
 )
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -105,6 +110,21 @@ build_ginkgo() {
 	CGO_ENABLED=0 go_build -ldflags "-s -w" -o "$1/out/ginkgo" github.com/onsi/ginkgo/v2/ginkgo
 }
 
+# build_kube builds Kubernetes and etcd in one go: they share most of their packages.
+build_kube() {
+	local programs version=k8s.io/component-base/version minor=${KUBE_VERSION#*.}
+	read -ra programs <<<"$KUBE_PROGRAMS"
+	source_of "$KUBE_MODULE" "$KUBE_VERSION" "$KUBE_SUM" "$1"
+	cd "$1"
+	sed -i "s#^\t\(k8s.io/[a-z-]*\) => ./staging/src/.*#\t\1 => \1 v$KUBE_STAGING#" go.mod
+	mkdir -p out/kube
+	# mod: the sums of the published modules are not in Kubernetes' own go.sum.
+	CGO_ENABLED=0 GOWORK=off GOFLAGS="-buildvcs=false -mod=mod -trimpath" quietly go build -ldflags "-s -w \
+		-X $version.gitVersion=v$KUBE_VERSION -X $version.gitMajor=1 -X $version.gitMinor=${minor%%.*}" \
+		-o "$1/out/kube/" "${programs[@]/#/./cmd/}" go.etcd.io/etcd/server/v3
+	mv out/kube/server out/kube/etcd
+}
+
 build_golangci-lint() {
 	source_of "$LINT_MODULE" "$LINT_VERSION" "$LINT_SUM" "$1"
 	cd "$1"
@@ -138,9 +158,11 @@ if [ "${1:-}" = lint ]; then
 	ensure golangci-lint "$LINT_VERSION"
 	exit
 fi
+[ "${1:-}" != kube ] || packages+=("${kube_packages[@]}")
 ensure_packages
 ensure runc "$RUNC_VERSION static seccomp"
 ensure cni "$CNI_VERSION $CNI_PLUGINS"
 ensure crictl "$CRICTL_VERSION"
 ensure critest "$CRICTL_VERSION"
 ensure ginkgo "of critest $CRICTL_VERSION"
+[ "${1:-}" != kube ] || ensure kube "$KUBE_VERSION"

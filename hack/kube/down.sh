@@ -39,8 +39,11 @@ empty_node() {
 
 # unmount_volumes: the kubelet was ended before it could.
 unmount_volumes() {
-	nsenter -t "$(holder "$1")" -m -- awk '{print $5}' /proc/self/mountinfo | grep "^$(node_dir "$1")/kubelet/" | sort -r |
-		while read -r m; do nsenter -t "$(holder "$1")" -m -- umount -l "$m" || true; done
+	local pid m
+	pid=$(holder "$1")
+	# shellcheck disable=SC2016 # awk's own
+	nsenter -t "$pid" -m -- awk -v dir="$(node_dir "$1")/kubelet/" 'index($5, dir) == 1 {print $5}' /proc/self/mountinfo | sort -r |
+		while read -r m; do nsenter -t "$pid" -m -- umount -l "$m" || true; done
 }
 
 end_nodes() { for n in $(nodes_made); do empty_node "$n"; done; }

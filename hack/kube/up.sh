@@ -10,9 +10,8 @@ nodes=${NODES:-1}
 
 # start NAME COMMAND... starts a daemon unless it runs, its log and pid under its name.
 start() {
-	local name=$1 exe=$2
+	local name=$1
 	shift
-	[ -x "$exe" ] || exe=$(readlink -f "/proc/self/exe")
 	if running "$name"; then return; fi
 	setsid "$@" >>"$kube/log/$name.log" 2>&1 </dev/null 9>&- &
 	echo $! >"$run/$name.pid"
@@ -29,7 +28,7 @@ running() {
 await() {
 	local name=$1 seconds=$2
 	shift 2
-	# shellcheck disable=SC2329 # called by within
+	# shellcheck disable=SC2317,SC2329 # called by within
 	come_or_gone() { "$@" || ! running "$name"; }
 	within "$seconds" come_or_gone "$@" || true
 	"$@" >/dev/null 2>&1 && return
@@ -109,7 +108,7 @@ make_network() {
 
 start_control_plane() {
 	local pki=$kube/pki
-	start registry "$bin/fixture" serve --addr "$registry" --certs-d "$kube/certs.d" --ready-file "$run/registry.ready"
+	start registry "$bin/fixture" serve --addr "$registry" --mirror "docker.io,registry.k8s.io,$registry" --certs-d "$kube/certs.d" --ready-file "$run/registry.ready"
 	start etcd "$bin/kube/etcd" --data-dir "$kube/etcd" --unsafe-no-fsync --logger zap --log-level warn \
 		--listen-client-urls "https://127.0.0.1:$etcd_port" --advertise-client-urls "https://127.0.0.1:$etcd_port" \
 		--client-cert-auth --trusted-ca-file "$pki/ca.crt" --cert-file "$pki/apiserver.crt" --key-file "$pki/apiserver.key" \
@@ -141,6 +140,7 @@ hold_node() {
 	local n=$1 net=()
 	if running "holder$n"; then return; fi
 	[ "$n" = 1 ] || net=(--net)
+	# shellcheck disable=SC2016 # the inner shell expands it
 	start "holder$n" unshare --mount --propagation private "${net[@]}" bash -c '
 		mount --make-rshared /
 		mkdir -p /run/netns /var/log/containers
@@ -208,11 +208,11 @@ failCgroupV1: false
 failSwapOn: false
 cgroupRoot: $(node_cgroup "$n")
 enforceNodeAllocatable: []
-localStorageCapacityIsolation: false
 registerWithTaints: []
 evictionHard: {memory.available: 50Mi}
 featureGates: {PodAndContainerStatsFromCRI: true}
 nodeStatusUpdateFrequency: 5s
+$([ "$n" != "$nodes" ] || printf "imageMinimumGCAge: 1m0s\nimageMaximumGCAge: 2m0s\n")
 END
 	cat >"$dir/proxy.yaml" <<END
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
@@ -259,7 +259,7 @@ start_node() {
 	start "cribox$n" nsenter -t "$(cat "$run/holder$n.pid")" -m -n -- "$bin/cribox" serve --config "$dir/cribox.toml"
 	await "cribox$n" 30 node_crictl "$n" version
 	start "kubelet$n" nsenter -t "$(cat "$run/holder$n.pid")" -m -n -- "$bin/kube/kubelet" --config "$dir/kubelet.yaml" \
-		--kubeconfig "$kube/node$n.kubeconfig" --hostname-override "node$n" --node-ip "$(node_ip "$n")" --root-dir "$dir/kubelet" --v 2
+		--kubeconfig "$kube/node$n.kubeconfig" --hostname-override "node$n" --node-ip "$(node_ip "$n")" --root-dir "$dir/kubelet" --v 1
 	start "proxy$n" nsenter -t "$(cat "$run/holder$n.pid")" -m -n -- "$bin/kube/kube-proxy" --config "$dir/proxy.yaml"
 }
 
