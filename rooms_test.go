@@ -74,7 +74,7 @@ func eachImport(t *testing.T, visit func(room, file, path string)) {
 		if err != nil {
 			return err
 		}
-		if e.IsDir() && (file == "crictl-tests" || file == "hack" || file == "bin" || strings.HasPrefix(file, ".") && file != ".") {
+		if e.IsDir() && (file == "crictl-tests" || file == "kube-tests" || file == "hack" || file == "bin" || strings.HasPrefix(file, ".") && file != ".") {
 			return filepath.SkipDir // other modules, and no Go
 		}
 		if !strings.HasSuffix(file, ".go") {

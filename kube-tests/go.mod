@@ -1,0 +1,3 @@
+module github.com/cribox/cribox/kube-tests
+
+go 1.26.0

@@ -1,0 +1,106 @@
+package kubetests
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestHundredPods: a hundred pods come and go, and the node is as it was.
+func TestHundredPods(t *testing.T) {
+	last := *nodes
+	warm := newSpaceAlone(t)
+	warm.apply(pod("warm", tools("c", "wait"), onNode(last)))
+	warm.ready("warm")
+	warm.kubectl("delete", "pod", "warm")
+	var before string
+	warm.await("an empty node", func() error {
+		before = ledger(t, last)
+		if strings.Contains(before, "pods 1") || strings.Contains(before, "containers 1") {
+			return fmt.Errorf("it has\n%s", before)
+		}
+		return nil
+	})
+	s := warm
+	var all strings.Builder
+	for i := range 100 {
+		all.WriteString(pod(fmt.Sprint("p", i), tools("c", "wait"), onNode(last)) + "---\n")
+	}
+	s.apply(all.String())
+	s.kubectl("wait", "--for=condition=Ready", "pods", "--all", "--timeout=8m")
+	s.kubectl("delete", "pods", "--all", "--timeout=8m")
+	s.await("the ledger", func() error {
+		if after := ledger(t, last); after != before {
+			return fmt.Errorf("before:\n%s\nafter:\n%s", before, after)
+		}
+		return nil
+	})
+}
+
+// ledger counts what pods have on a node, in each kind of thing that could be left.
+func ledger(t *testing.T, node int) string {
+	t.Helper()
+	inside := func(command string) string {
+		holder, err := os.ReadFile(filepath.Join(stateDir, fmt.Sprintf("holder%d.pid", node)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("nsenter", "-t", strings.TrimSpace(string(holder)), "-m", "-n", "--", "sh", "-c", command).Output()
+		if err != nil {
+			t.Fatalf("%s: %v", command, err)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	var b strings.Builder
+	state, root := fmt.Sprintf("%s/n%d", stateDir, node), fmt.Sprintf("%s/node%d", clusterDir, node)
+	fmt.Fprintln(&b, "mounts", inside("grep -c -e ' "+state+"/' -e ' "+root+"/' -e ' /run/netns/' /proc/self/mountinfo || true"))
+	fmt.Fprintln(&b, "namespaces", inside("ls /run/netns | wc -l"))
+	fmt.Fprintln(&b, "links", inside("ip -o link show type veth | wc -l"))
+	fmt.Fprintln(&b, "rules", inside("nft list ruleset | grep -c cribox || true"))
+	for _, dir := range []string{state + "/shim", state + "/pods", state + "/rootfs", state + "/cni/leases", root + "/root/pods", root + "/root/containers", root + "/kubelet/pods"} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(&b, filepath.Base(dir), len(entries))
+	}
+	fmt.Fprintln(&b, "cgroups", countCgroups(fmt.Sprintf("/cribox-kube/node%d", node)))
+	return b.String()
+}
+
+func countCgroups(parent string) (n int) {
+	roots, _ := filepath.Glob("/sys/fs/cgroup/*" + parent)
+	for _, root := range append(roots, "/sys/fs/cgroup"+parent) {
+		_ = filepath.WalkDir(root, func(_ string, e fs.DirEntry, err error) error {
+			if err == nil && e.IsDir() {
+				n++
+			}
+			return nil
+		})
+	}
+	return n
+}
+
+// TestImageGarbage: images that nobody uses for a while go, those that are used stay, and what is reported as used is what the disk has.
+func TestImageGarbage(t *testing.T) {
+	s := newSpace(t)
+	last := *nodes // its kubelet removes images that were unused for two minutes
+	s.apply(pod("user", tools("c", "wait"), onNode(last)) + "---\n" +
+		pod("passer-by", image("c", "docker.io/library/scratch:1", `command: ["/toolbox", "exit", "0"]`), onNode(last), "restartPolicy: Never"))
+	s.ready("user")
+	s.wait("jsonpath={.status.phase}=Succeeded", "pod/passer-by")
+	s.kubectl("delete", "pod", "passer-by")
+	used := s.imageBytes(last)
+	s.awaitLong("the unused image's removal", func() error {
+		if images := s.crictl(last, "images"); strings.Contains(images, "library/scratch") {
+			return fmt.Errorf("it is still there:\n%s", images)
+		}
+		return nil
+	})
+	s.contains("images of the node", s.crictl(last, "images"), "library/tools")
+	t.Logf("imageFs: %d bytes before, %d after", used, s.imageBytes(last))
+}

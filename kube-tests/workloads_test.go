@@ -1,0 +1,189 @@
+package kubetests
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// tools is a container that runs a subcommand of the test images' one program.
+func tools(name string, command ...string) string {
+	return fmt.Sprintf(`{name: %s, image: "docker.io/library/tools:1", command: ["/toolbox", "%s"]}`, name, strings.Join(command, `", "`))
+}
+
+// shell is a container that runs a line of shell.
+func shell(name, line string) string {
+	return fmt.Sprintf(`{name: %s, image: "docker.io/library/busybox:1", command: ["sh", "-c", %q]}`, name, line)
+}
+
+// pod is the manifest of a pod; more are further fields of its spec.
+func pod(name, containers string, more ...string) string {
+	return fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %s, labels: {app: %s}}, spec: {terminationGracePeriodSeconds: 5, %s containers: [%s]}}`+"\n",
+		name, name, strings.Join(append(more, ""), ", "), containers)
+}
+
+// TestDeployment: a rolling update replaces every pod, and the Service answers all the time.
+func TestDeployment(t *testing.T) {
+	s := newSpace(t)
+	s.apply(deployment("one", 2) + "---\n" + `{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}}` +
+		"\n---\n" + pod("visitor", tools("c", "wait")))
+	s.kubectl("rollout", "status", "deployment/web", "--timeout=3m")
+	s.ready("visitor")
+	ip := s.get("service/web", "{.spec.clusterIP}")
+	ask := func() string {
+		return s.exec("visitor", "c", "/toolbox", "get", "http://"+ip+"/env?k=RELEASE")
+	}
+	s.await("the service", func() error {
+		_, err := s.try("exec", "visitor", "--", "/toolbox", "get", "-timeout", "2s", "http://"+ip+"/")
+		return err
+	})
+	before := s.get("pods", `{range .items[?(@.metadata.labels.app=="web")]}{.metadata.name}{"\n"}{end}`)
+	s.apply(deployment("two", 2))
+	done := make(chan struct{})
+	var out string
+	var err error
+	go func() {
+		defer close(done)
+		out, err = s.try("rollout", "status", "deployment/web", "--timeout=3m")
+	}()
+	asked := 0
+	for rolling := true; rolling; asked++ {
+		select {
+		case <-done:
+			rolling = false
+		default:
+			ask() // ends the test when it is refused
+		}
+	}
+	if err != nil {
+		t.Fatal(out, err)
+	}
+	t.Logf("the service answered %d times during the update", asked)
+	s.kubectl("wait", "--for=delete", "pod/"+strings.Fields(before)[0], "--timeout=2m")
+	if after := s.get("pods", `{range .items[?(@.metadata.labels.app=="web")]}{.metadata.name}{"\n"}{end}`); strings.Contains(after, strings.Fields(before)[0]) {
+		t.Errorf("a pod of the old release is left:\n%s", after)
+	}
+}
+
+func deployment(release string, replicas int) string {
+	return fmt.Sprintf(`{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {replicas: %d, selector: {matchLabels: {app: web}},
+		strategy: {rollingUpdate: {maxUnavailable: 0, maxSurge: 1}},
+		template: {metadata: {labels: {app: web}}, spec: {terminationGracePeriodSeconds: 10, containers: [{name: web, image: "docker.io/library/web:1",
+			env: [{name: RELEASE, value: %s}], readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1},
+			lifecycle: {preStop: {sleep: {seconds: 3}}}}]}}}}`+"\n", replicas, release)
+}
+
+// TestJob: pods that end well are counted, and one that fails is tried again.
+func TestJob(t *testing.T) {
+	s := newSpace(t)
+	s.apply(`{apiVersion: batch/v1, kind: Job, metadata: {name: count}, spec: {completions: 3, parallelism: 2, template: {spec: {restartPolicy: Never,
+		containers: [` + shell("sh", "echo done by $HOSTNAME") + `]}}}}`)
+	s.apply(`{apiVersion: batch/v1, kind: Job, metadata: {name: fail}, spec: {backoffLimit: 1, template: {spec: {restartPolicy: Never,
+		containers: [` + tools("exit", "exit", "3") + `]}}}}`)
+	s.wait("condition=Complete", "job/count")
+	s.contains("log of the job", s.kubectl("logs", "job/count"), "done by count-")
+	s.wait("condition=Failed", "job/fail")
+	codes := s.get("pods", `{range .items[?(@.metadata.labels.job-name=="fail")]}{.status.containerStatuses[0].state.terminated.exitCode} {end}`)
+	if codes != "3 3 " {
+		t.Errorf("exit codes of the failed pods are %q, want 3 twice", codes)
+	}
+}
+
+// TestCronJob: a job comes by itself within the minute.
+func TestCronJob(t *testing.T) {
+	s := newSpace(t)
+	s.apply(`{apiVersion: batch/v1, kind: CronJob, metadata: {name: tick}, spec: {schedule: "* * * * *", jobTemplate: {spec: {template: {spec: {
+		restartPolicy: OnFailure, containers: [` + shell("sh", "echo tick") + `]}}}}}}`)
+	s.await("a job of the cron job", func() error {
+		out, err := s.try("get", "jobs", "-o", "jsonpath={.items[0].status.succeeded}")
+		if err == nil && out != "1" {
+			err = fmt.Errorf("succeeded: %q", out)
+		}
+		return err
+	})
+}
+
+// TestDaemonSet: every node has one.
+func TestDaemonSet(t *testing.T) {
+	s := newSpace(t)
+	s.apply(`{apiVersion: apps/v1, kind: DaemonSet, metadata: {name: agent}, spec: {selector: {matchLabels: {app: agent}},
+		template: {metadata: {labels: {app: agent}}, spec: {containers: [` + tools("agent", "wait") + `]}}}}`)
+	s.kubectl("rollout", "status", "daemonset/agent", "--timeout=3m")
+	on := strings.Fields(s.get("pods", "{.items[*].spec.nodeName}"))
+	if len(on) != *nodes || *nodes > 1 && on[0] == on[1] {
+		t.Errorf("the pods are on %v, want one on each of %d nodes", on, *nodes)
+	}
+}
+
+// TestStatefulSet: pods come in order, and one that is deleted comes back under its name with what it wrote down.
+func TestStatefulSet(t *testing.T) {
+	s := newSpace(t)
+	s.apply(`{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: db}, spec: {serviceName: db, replicas: 2, selector: {matchLabels: {app: db}},
+		template: {metadata: {labels: {app: db}}, spec: {terminationGracePeriodSeconds: 2, containers: [` + tools("db", "wait") + `]}}}}`)
+	s.kubectl("rollout", "status", "statefulset/db", "--timeout=3m")
+	if host := strings.TrimSpace(s.exec("db-1", "db", "hostname")); host != "db-1" {
+		t.Errorf("the second pod's host name is %q", host)
+	}
+	before := s.get("pod/db-0", "{.metadata.uid}")
+	s.kubectl("delete", "pod", "db-0")
+	s.await("the pod under its old name", func() error {
+		uid, err := s.try("get", "pod", "db-0", "-o", "jsonpath={.metadata.uid}")
+		if err == nil && uid == before {
+			err = fmt.Errorf("is still the old one")
+		}
+		return err
+	})
+	s.ready("db-0")
+}
+
+// TestInitContainers: they run one after another before the rest, and what they leave in a volume is there.
+func TestInitContainers(t *testing.T) {
+	s := newSpace(t)
+	volume := `volumeMounts: [{name: data, mountPath: /data}]}`
+	with := func(c string) string { return strings.TrimSuffix(c, "}") + ", " + volume }
+	s.apply(pod("ordered", with(shell("main", "cat /data/steps; exec sleep 1000000")),
+		"volumes: [{name: data, emptyDir: {}}]",
+		"initContainers: ["+with(shell("first", "echo first >>/data/steps"))+", "+with(shell("second", "echo second >>/data/steps"))+"]"))
+	s.ready("ordered")
+	if got := s.kubectl("logs", "ordered", "-c", "main"); got != "first\nsecond\n" {
+		t.Errorf("the main container finds %q", got)
+	}
+	s.apply(pod("stuck", tools("main", "wait"), "restartPolicy: Never", "initContainers: ["+tools("bad", "exit", "4")+"]"))
+	s.wait("jsonpath={.status.phase}=Failed", "pod/stuck")
+	if code := s.get("pod/stuck", "{.status.initContainerStatuses[0].state.terminated.exitCode}"); code != "4" {
+		t.Errorf("the init container's exit code is %q", code)
+	}
+}
+
+// TestSidecar: a restartable init container starts first, reads the main container's log through a shared volume, and ends with the pod.
+func TestSidecar(t *testing.T) {
+	s := newSpace(t)
+	mount := `, volumeMounts: [{name: logs, mountPath: /logs}]`
+	sidecar := strings.TrimSuffix(shell("tailer", "touch /logs/app; exec tail -f /logs/app"), "}") + mount + `, restartPolicy: Always}`
+	main := strings.TrimSuffix(shell("app", "for i in 1 2 3; do echo line $i >>/logs/app; done; sleep 3"), "}") + mount + "}"
+	s.apply(pod("pair", main, "restartPolicy: Never", "volumes: [{name: logs, emptyDir: {}}]", "initContainers: ["+sidecar+"]"))
+	s.awaitLog("pair", "tailer", "line 3")
+	s.wait("jsonpath={.status.phase}=Succeeded", "pod/pair")
+}
+
+// TestOneAddress: containers of a pod have one address, and reach each other's ports on localhost and a message queue.
+func TestOneAddress(t *testing.T) {
+	s := newSpace(t)
+	s.apply(pod("trio", tools("a", "serve", "-addr", ":8081", "-name", "a")+", "+tools("b", "serve", "-addr", ":8082", "-name", "b")+", "+
+		tools("receiver", "sysv-receive", "77"), "restartPolicy: Never") + "---\n" + pod("visitor", tools("c", "wait")))
+	s.ready("visitor")
+	s.wait("jsonpath={.status.phase}=Running", "pod/trio")
+	ip := s.get("pod/trio", "{.status.podIP}")
+	for port, want := range map[string]string{"8081": "a", "8082": "b"} {
+		s.await("port "+port, func() error {
+			out, err := s.try("exec", "visitor", "--", "/toolbox", "get", "-timeout", "2s", "http://"+ip+":"+port+"/")
+			if err == nil && !strings.Contains(out, want) {
+				err = fmt.Errorf("answers %q", out)
+			}
+			return err
+		})
+	}
+	s.contains("b, seen by a on localhost", s.exec("trio", "a", "/toolbox", "get", "http://localhost:8082/"), "b")
+	s.exec("trio", "a", "/toolbox", "sysv-send", "77", "hello-queue")
+	s.awaitLog("trio", "receiver", "hello-queue")
+}
