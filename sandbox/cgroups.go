@@ -36,12 +36,16 @@ func SystemdRuns() bool {
 }
 
 // hostOfPod is HostOf for what is made in a pod: whoever makes the pod's cgroups goes on to make them, also after the configuration has named
-// somebody else.
-func (m *Manager) hostOfPod(r *store.Pod) spec.Host {
-	h := m.HostOf(r.Handler)
+// somebody else. All of it is of one moment: handlers may be replaced in the next. ErrInvalidArgument when the pod's is gone.
+func (m *Manager) hostOfPod(r *store.Pod) (spec.Host, error) {
+	now := m.handlers.Load()
+	if _, err := now.find(r.Handler); err != nil {
+		return spec.Host{}, err
+	}
+	h := m.hostBy(now, r.Handler)
 	h.SystemdCgroup = madeBySystemd(r.Cgroup)
 	h.CgroupParent = CgroupParent(m.conf.Instance, h.SystemdCgroup)
-	return h
+	return h, nil
 }
 
 // cgroupPath returns where below the cgroup mounts a spec puts its processes.

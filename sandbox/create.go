@@ -192,7 +192,14 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 	if err := m.awaitProfile(ctx); err != nil {
 		return err
 	}
-	s, notes, err := spec.ForContainer(m.hostOfPod(r), in, input)
+	host, err := m.hostOfPod(r)
+	if err != nil {
+		return err
+	}
+	if input.Devices, err = resolveDevices(c.config, !host.NoHostDevices); err != nil {
+		return err
+	}
+	s, notes, err := spec.ForContainer(host, in, input)
 	if err != nil {
 		return err
 	}
@@ -214,7 +221,7 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 	})
 }
 
-// specContainer gathers what needs the disk: the user's numbers from the image, host paths, devices, a seccomp profile.
+// specContainer gathers what needs the disk: the user's numbers from the image, host paths, a seccomp profile.
 func (m *Manager) specContainer(ctx context.Context, p *pod, c *container, root string, img imageservice.Image) (spec.Container, error) {
 	in := spec.Container{ID: c.id, Config: c.config, Image: img.Config, ImageName: c.config.GetImage().GetImage(), Rootfs: root}
 	var err error
@@ -235,13 +242,6 @@ func (m *Manager) specContainer(ctx context.Context, p *pod, c *container, root 
 		return in, err
 	}
 	if err := m.canMap(p, c.config.GetMounts(), in.Mounts); err != nil {
-		return in, err
-	}
-	h, err := m.handlerOf(p)
-	if err != nil {
-		return in, err
-	}
-	if in.Devices, err = resolveDevices(c.config, !h.NoHostDevices); err != nil {
 		return in, err
 	}
 	in.TargetPID, err = m.targetPID(c)

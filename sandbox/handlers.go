@@ -54,7 +54,11 @@ func (m *Manager) Handlers() (names []string, byDefault string) {
 
 // HostOf is Host for the pods of one handler, "" is the default one.
 func (m *Manager) HostOf(handler string) spec.Host {
-	now, h := m.handlers.Load(), m.host
+	return m.hostBy(m.handlers.Load(), handler)
+}
+
+func (m *Manager) hostBy(now *handlers, handler string) spec.Host {
+	h := m.host
 	if handler == "" {
 		handler = now.byDefault
 	}
@@ -75,7 +79,10 @@ func (m *Manager) CheckHandler(name string) error {
 }
 
 func (m *Manager) handler(name string) (Handler, error) {
-	now := m.handlers.Load()
+	return m.handlers.Load().find(name)
+}
+
+func (now *handlers) find(name string) (Handler, error) {
 	if name == "" {
 		name = now.byDefault
 	}
