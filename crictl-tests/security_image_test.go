@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -177,7 +178,12 @@ func TestSEC11Annotations(t *testing.T) {
 	host := d.canary()
 	keys := loadedKeys("/bin/touch " + host.path("run"))
 	p := d.runPod(func(c *cri.PodSandboxConfig) { c.Annotations, c.Labels = keys, keys })
-	c := p.run(idle(), with(func(c *cri.ContainerConfig) { c.Annotations, c.Labels, c.Image.Annotations = keys, keys, keys }))
+	annotated := with(func(c *cri.ContainerConfig) { c.Annotations, c.Labels, c.Image.Annotations = keys, keys, keys })
+	_, err := p.tryCreate(p.containerConfig(idle(), annotated))
+	wantCode(t, err, codes.FailedPrecondition, "vendor.com/class=all") // the one that cribox acts on: a device that must be described on this host
+	keys = maps.Clone(keys)
+	delete(keys, "cdi.k8s.io/x")
+	c := p.run(idle(), annotated)
 	d.wantNotInConfigs(keys)
 	if s := c.status(); fmt.Sprint(s.Annotations) != fmt.Sprint(keys) {
 		t.Errorf("the status should tell the annotations as they were asked for: %v", s.Annotations)

@@ -60,8 +60,8 @@ func Relabel(ctx context.Context, path, label string) error {
 }
 
 // systemFolders are not relabelled themselves: whatever else runs here would lose them.
-var systemFolders = []string{"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin",
-	"/srv", "/sys", "/tmp", "/usr", "/var", "/var/lib", "/var/log", "/var/run", "/var/tmp"}
+var systemFolders = strings.Fields(`/ /bin /boot /dev /etc /home /lib /lib64 /media /mnt /opt /proc /root /run /sbin
+	/srv /sys /tmp /usr /var /var/lib /var/log /var/run /var/tmp`)
 
 // systemTrees are not relabelled, nor is anything in them.
 var systemTrees = []string{"/boot", "/dev", "/proc", "/sys", "/usr"}
