@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -241,8 +242,18 @@ func (d *daemon) heal() {
 	d.start()
 }
 
-// ledger counts what there is now.
-func (d *daemon) ledger() ledger.Ledger {
+// ledger counts what there is when nothing is about to become something else: runc says that a container runs a moment before its init is the program.
+func (d *daemon) ledger() (l ledger.Ledger) {
+	d.Helper()
+	_ = within(ledgerPatience, func() error {
+		l = d.ledgerNow()
+		return unless(!slices.Contains(l[ledger.Processes], "runc init"), "a container is about to begin")
+	})
+	return l
+}
+
+// ledgerNow counts what there is now.
+func (d *daemon) ledgerNow() ledger.Ledger {
 	d.Helper()
 	l, err := ledger.Take(d.scope())
 	d.must(err)
@@ -262,7 +273,7 @@ func (d *daemon) wantFlat(before ledger.Ledger) {
 	d.Helper()
 	var diff string
 	err := within(ledgerPatience, func() error {
-		diff = d.diff(before, d.ledger())
+		diff = d.diff(before, d.ledgerNow())
 		return unless(diff == "", "not flat")
 	})
 	if err != nil {
