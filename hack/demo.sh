@@ -6,6 +6,8 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=hack/process.sh
 . "$top/hack/process.sh"
+# shellcheck source=hack/leftovers.sh
+. "$top/hack/leftovers.sh"
 
 # Both may be set to run a second demonstration beside the first.
 demo=${CRIBOX_DEMO:-/var/lib/cribox-demo}

@@ -49,15 +49,6 @@ END
 	mv "$config.tmp" "$config"
 }
 
-# Pods reach other networks through this host only if it forwards.
-allow_forwarding() {
-	local switch=/proc/sys/net/ipv4/ip_forward
-	[ "$(cat $switch)" = 0 ] || return 0
-	echo 0 >"$demo/ip_forward.before"
-	echo 1 >$switch
-	note "set net.ipv4.ip_forward=1 (make stop sets it back)"
-}
-
 start_fixture() {
 	local pid
 	if pid=$(fixture_pid); then
@@ -222,7 +213,7 @@ mkdir -p "$demo"
 exec 9>"$demo/.lock"
 flock -n 9 || die "another make run or make stop is at work"
 write_config
-allow_forwarding
+allow_forwarding "$demo/ip_forward.before" "make stop"
 timed "starting the registry" start_fixture
 timed "starting cribox" start_daemon
 timed "pulling ${images[*]}" pull_images

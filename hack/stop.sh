@@ -58,7 +58,7 @@ left_rules() {
 }
 left_folders() { for dir in "$demo" "$state"; do [ ! -e "$dir" ] || echo "$dir"; done; }
 
-kinds="processes mounts namespaces links rules cgroups folders"
+kinds=(processes mounts namespaces links rules cgroups folders)
 
 # The impolite way, for what the polite way has left: the folders, the cgroup that
 # run.sh asked for, and nothing else unless something had gone wrong.
@@ -68,38 +68,12 @@ force() {
 		found=$("left_$kind" | sort -u)
 		[ -z "$found" ] || printf '    cribox has left %s, taking them away:\n%s\n' "$kind" "$found"
 	done
-	found=$(left_processes | sort -u)
-	for x in $found; do kill -KILL "$x" 2>/dev/null || true; done
-	for x in $found; do within 5 gone "$x" || true; done
+	force_processes
 	for x in $(left_mounts); do umount -l "$x" 2>/dev/null || true; done
 	for x in $(left_namespaces); do rm -f "$x"; done
 	for x in $(left_links); do ip link delete "$x"; done
 	left_rules | sed -n 's/^inet //p' | while read -r x; do nft delete table inet "$x"; done
 	for x in $(left_cgroups); do rmdir "$x" 2>/dev/null || true; done
-}
-
-restore_forwarding() {
-	[ -e "$demo/ip_forward.before" ] || return 0
-	cat "$demo/ip_forward.before" >/proc/sys/net/ipv4/ip_forward
-	note "set net.ipv4.ip_forward back to $(cat "$demo/ip_forward.before")"
-}
-
-# Mounts first: nothing below a mount that is still there may be removed.
-remove_folders() {
-	[ -z "$(left_mounts)" ] || die "still mounted: $(left_mounts)"
-	rm -rf "$state" "$demo"
-}
-
-verify() {
-	local kind found rest=0
-	for kind in $kinds; do
-		found=$("left_$kind" | sort -u)
-		[ -n "$found" ] || continue
-		rest=1
-		printf '    left %s:\n%s\n' "$kind" "$found"
-	done
-	[ $rest = 0 ] || die "something is left"
-	note "no process, mount, namespace, link, rule, cgroup or folder is left"
 }
 
 need_root "make stop"
@@ -110,6 +84,6 @@ fi
 timed "removing all pods" remove_pods
 timed "ending cribox and the registry" end_processes
 timed "cleaning up" force
-restore_forwarding
-remove_folders
-timed "looking for what is left of instance $instance" verify
+restore_forwarding "$demo/ip_forward.before"
+remove_folders "$state" "$demo"
+timed "looking for what is left of instance $instance" verify "${kinds[@]}"

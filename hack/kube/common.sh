@@ -6,6 +6,8 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 # shellcheck source=hack/process.sh
 . "$top/hack/process.sh"
+# shellcheck source=hack/leftovers.sh
+. "$top/hack/leftovers.sh"
 
 kube=${CRIBOX_KUBE:-/var/lib/cribox-kube}      # survives a reboot, as on a real node
 run=${CRIBOX_KUBE_STATE:-/run/cribox-kube}     # does not

@@ -85,14 +85,12 @@ left_rules() {
 }
 left_folders() { for dir in "$kube" "$run"; do [ ! -e "$dir" ] || echo "$dir"; done; }
 
-kinds="processes mounts links rules cgroups folders"
+kinds=(processes mounts links rules cgroups folders)
 
 # The impolite way, for what the polite way has left.
 force() {
-	local found x
-	found=$(left_processes | sort -u)
-	for x in $found; do kill -KILL "$x" 2>/dev/null || true; done
-	for x in $found; do within 5 gone "$x" || true; done
+	local x
+	force_processes
 	for x in $(left_mounts); do umount -l "$x" 2>/dev/null || true; done
 	for x in $(left_links); do ip link delete "$x" 2>/dev/null || true; done
 	left_rules | while read -r x; do
@@ -100,30 +98,6 @@ force() {
 		nft delete table $x
 	done
 	for x in $(left_cgroups); do rmdir "$x" 2>/dev/null || true; done
-}
-
-restore_forwarding() {
-	[ -e "$kube/ip_forward.before" ] || return 0
-	cat "$kube/ip_forward.before" >/proc/sys/net/ipv4/ip_forward
-	note "set net.ipv4.ip_forward back to $(cat "$kube/ip_forward.before")"
-}
-
-# Mounts first: nothing below a mount that is still there may be removed.
-remove_folders() {
-	[ -z "$(left_mounts)" ] || die "still mounted: $(left_mounts)"
-	rm -rf "$run" "$kube"
-}
-
-verify() {
-	local kind found rest=0
-	for kind in $kinds; do
-		found=$("left_$kind" | sort -u)
-		[ -n "$found" ] || continue
-		rest=1
-		printf '    left %s:\n%s\n' "$kind" "$found"
-	done
-	[ $rest = 0 ] || die "something is left"
-	note "no process, mount, link, rule, cgroup or folder is left"
 }
 
 need_root "make kube-down"
@@ -134,6 +108,6 @@ fi
 timed "removing all pods, ending the nodes" end_nodes
 timed "ending the control plane" end_control_plane
 timed "cleaning up" force
-restore_forwarding
-remove_folders
-timed "looking for what is left" verify
+restore_forwarding "$kube/ip_forward.before"
+remove_folders "$run" "$kube"
+timed "looking for what is left" verify "${kinds[@]}"

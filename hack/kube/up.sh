@@ -90,12 +90,7 @@ END
 # --- the host's part of the network ----------------------------------------
 
 make_network() {
-	local switch=/proc/sys/net/ipv4/ip_forward
-	if [ "$(cat $switch)" = 0 ]; then
-		echo 0 >"$kube/ip_forward.before"
-		echo 1 >$switch
-		note "set net.ipv4.ip_forward=1 (make kube-down sets it back)"
-	fi
+	allow_forwarding "$kube/ip_forward.before" "make kube-down"
 	ip link show "$bridge" >/dev/null 2>&1 || {
 		[ -z "$(ip -4 route show root "$nodes_net.0/24")" ] || die "$nodes_net.0/24 is in use on this host"
 		ip link add "$bridge" type bridge
