@@ -44,7 +44,7 @@ build: ## build bin/cribox and bin/fixture
 build-steps: ## build bin/cribox-steps, which a crash test can end at a named step
 	@hack/timed.sh "building bin/cribox-steps" $(GO_BUILD) -tags steps -o $(BIN)/cribox-steps .
 
-test: test-unit test-crictl ## all tests (as root)
+test: test-unit test-crictl ## unit tests and crictl-tests (as root)
 
 test-unit: tools ## unit tests, with the race detector
 	@hack/timed.sh "unit tests" env CRIBOX_BIN=$(BIN) CGO_ENABLED=1 go test -race -timeout 10m ./...
@@ -53,10 +53,11 @@ test-crictl: tools build build-steps ## the real binaries over the socket, crite
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-crictl needs root" >&2; exit 1; }
 	@cd crictl-tests && ../hack/timed.sh "crictl-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 15m ./...
 
-test-kube: build ## a Kubernetes cluster of two nodes on cribox, and what its users see; not part of `make test`
+test-kube: build ## a Kubernetes cluster of two nodes on cribox, and what its users see (as root)
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-kube needs root" >&2; exit 1; }
 	@hack/tools.sh kube
-	@cd kube-tests && ../hack/timed.sh "kube-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 40m -v .
+	@(cd kube-tests && ../hack/timed.sh "kube-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 25m -v .) || \
+		{ hack/kube/down.sh; exit 1; } # tests that ran out of time have left the cluster
 
 critest: tools build ## the CRI's validation suite, one by one three times, beside each other, and over WebSocket
 	@[ "$$(id -u)" = 0 ] || { echo "error: make critest needs root" >&2; exit 1; }
