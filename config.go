@@ -42,7 +42,8 @@ type Config struct {
 
 // ImagesConfig is the table [images].
 type ImagesConfig struct {
-	RegistryConfig string `toml:"registry_config" comment:"Folder of registries' hosts.toml files (mirrors, certificates), laid out as containerd's certs.d."`
+	RegistryConfig string   `toml:"registry_config" comment:"Folder of registries' hosts.toml files (mirrors, certificates), laid out as containerd's certs.d."`
+	Pinned         []string `toml:"pinned" comment:"Images that a kubelet's garbage collection leaves: names as in a pod, or fully qualified ones in which * stands for any characters."`
 }
 
 // NetworkConfig is the table [network].
@@ -75,7 +76,7 @@ func defaultConfig() Config {
 	return Config{
 		Listen: "unix:///run/cribox/cribox.sock", Root: "/var/lib/cribox", State: "/run/cribox", LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: driverAuto,
 		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
-		Images:      ImagesConfig{RegistryConfig: "/etc/cribox/certs.d"},
+		Images:      ImagesConfig{RegistryConfig: "/etc/cribox/certs.d", Pinned: []string{}},
 		Network:     NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, NoMasquerade: []string{}},
 		Containers:  ContainersConfig{Ulimits: []string{}, SELinux: true, ShmSize: 64 << 20},
 		Runtimes:    map[string]Runtime{"runc": {Path: "runc", Ulimits: []string{}}},
@@ -201,6 +202,14 @@ var checks = []check{
 			return nil
 		}
 		return absolute(c.Images.RegistryConfig)
+	}},
+	{"images.pinned", func(c *Config) error {
+		for _, name := range c.Images.Pinned {
+			if _, err := reference.ParseDockerRef(strings.ReplaceAll(name, "*", "x")); err != nil {
+				return fmt.Errorf("%q: %w", name, err)
+			}
+		}
+		return nil
 	}},
 	{"network.conf_dir", func(c *Config) error { return absolute(c.Network.ConfDir) }},
 	{"network.bin_dirs", func(c *Config) error { return allAbsolute(c.Network.BinDirs) }},

@@ -36,6 +36,7 @@ func TestConfigErrorsNameKeyAndLine(t *testing.T) {
 		{"bad cgroup driver", "root = '/r'\ncgroup_driver = 'systemctl'\n", `line 2: key "cgroup_driver"`},
 		{"bad subnet", "[network]\nsubnet = '10.0.0.0'\n", `line 2: key "network.subnet"`},
 		{"bad pause image", "pause_image = 'UPPER CASE'\n", `key "pause_image"`},
+		{"bad pinned image", "[images]\n\npinned = ['*/pause:*', 'UPPER CASE*']\n", `line 3: key "images.pinned": "UPPER CASE*"`},
 		{"no ulimit", "[containers]\nulimits = ['files=1']\n", `line 2: key "containers.ulimits": "files=1" names none of as, core`},
 		{"ulimit of a word", "[containers]\nulimits = ['nofile=many']\n", `"many" is neither a number nor unlimited`},
 		{"ulimit without a value", "[containers]\nulimits = ['nofile']\n", `line 2: key "containers.ulimits"`},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/log"
 
+	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/sandbox"
 )
 
@@ -28,11 +29,11 @@ func handlers(c Config) map[string]sandbox.Handler {
 }
 
 // applied are the keys and tables that a running daemon takes over.
-var applied = []string{"log_level", "default_runtime", "containers", "runtimes"}
+var applied = []string{"log_level", "default_runtime", "containers", "runtimes", "images.pinned"}
 
 // reloads reads the configuration again at each hangup, takes over what can be, and stores what is in effect then. The channel that it returns
 // is closed when ctx ends.
-func reloads(ctx context.Context, hangup <-chan os.Signal, manager notifier, inEffect *atomic.Pointer[Config], pods *sandbox.Manager) <-chan struct{} {
+func reloads(ctx context.Context, hangup <-chan os.Signal, manager notifier, inEffect *atomic.Pointer[Config], pods *sandbox.Manager, images *imageservice.Images) <-chan struct{} {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -42,7 +43,7 @@ func reloads(ctx context.Context, hangup <-chan os.Signal, manager notifier, inE
 				return
 			case <-hangup:
 				manager.reloading(ctx)
-				c := reload(ctx, *inEffect.Load(), pods)
+				c := reload(ctx, *inEffect.Load(), pods, images)
 				inEffect.Store(&c)
 				manager.ready(ctx)
 			}
@@ -53,7 +54,7 @@ func reloads(ctx context.Context, hangup <-chan os.Signal, manager notifier, inE
 
 // reload returns the configuration that is in effect now. One that cannot be read or is wrong changes nothing. What needs a restart keeps its
 // old value, and is named in the log.
-func reload(ctx context.Context, old Config, pods *sandbox.Manager) Config {
+func reload(ctx context.Context, old Config, pods *sandbox.Manager, images *imageservice.Images) Config {
 	next, err := old.reread()
 	if err != nil {
 		log.G(ctx).WithError(err).Error("the configuration stays as it is")
@@ -62,13 +63,15 @@ func reload(ctx context.Context, old Config, pods *sandbox.Manager) Config {
 	now, late := old, changed(old, next)
 	late = slices.DeleteFunc(late, func(key string) bool {
 		table, _, _ := strings.Cut(key, ".")
-		return slices.Contains(applied, table)
+		return slices.Contains(applied, table) || slices.Contains(applied, key)
 	})
 	now.LogLevel, now.DefaultRuntime, now.Containers, now.Runtimes = next.LogLevel, next.DefaultRuntime, next.Containers, next.Runtimes
 	if err := log.SetLevel(now.LogLevel); err != nil {
 		log.G(ctx).WithError(err).Error("the log level stays as it is") // it was checked
 	}
 	pods.SetHandlers(ctx, handlers(now), now.DefaultRuntime)
+	now.Images.Pinned = next.Images.Pinned
+	images.SetPinned(pinned(now))
 	if len(late) > 0 {
 		log.G(ctx).Warnf("of the configuration, what changed in %s needs a restart", strings.Join(late, ", "))
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -67,7 +68,7 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 	manager.ready(ctx)
 	select {
 	case err = <-served:
-	case <-reloads(ctx, hangup, manager, &inEffect, pods):
+	case <-reloads(ctx, hangup, manager, &inEffect, pods, images):
 		manager.stopping(ctx)
 		log.G(ctx).Info("ending; containers go on")
 		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWord)
@@ -100,16 +101,17 @@ func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.I
 	return pods, images, err
 }
 
-// pinned returns the images that a kubelet should not collect: without its pause image no pod starts.
-func pinned(c Config) []string {
-	if c.PauseImage == "" {
-		return nil
+// pinned returns the names of the images that a kubelet should not collect: without its pause image no pod starts.
+func pinned(c Config) (names []string) {
+	for _, name := range slices.Concat(c.Images.Pinned, []string{c.PauseImage}) {
+		if ref, err := reference.ParseDockerRef(name); err == nil { // not one with a star
+			name = ref.String()
+		}
+		if name != "" {
+			names = append(names, name)
+		}
 	}
-	name, err := reference.ParseDockerRef(c.PauseImage) // was checked
-	if err != nil {
-		return nil
-	}
-	return []string{name.String()}
+	return names
 }
 
 func openNetwork(ctx context.Context, c Config, instance string) (*cni.Networks, error) {

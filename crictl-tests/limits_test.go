@@ -188,7 +188,7 @@ func TestHangup(t *testing.T) {
 	before, shim, logger := p.run(idle()), d.waitRole("shim", 0), d.waitRole("logger", 0)
 	dropIn := d.configFile() + ".d"
 	d.must(os.Mkdir(dropIn, 0o755))
-	vendor := fmt.Sprintf("[containers]\npids_limit = 20\n[network]\ndefault = false\n[runtimes.vendor]\npath = %q\n", binary("runc"))
+	vendor := fmt.Sprintf("[containers]\npids_limit = 20\n[network]\ndefault = false\n[runtimes.vendor]\npath = %q\n[images]\npinned = [\"*/busybox:1\"]\n", binary("runc"))
 	d.must(os.WriteFile(dropIn+"/vendor.toml", []byte(vendor), 0o600))
 	d.hangup("what changed in network.default needs a restart")
 	if got := p.run(idle()).cgroupFile("pids", "pids.max"); got != "20" {
@@ -196,6 +196,9 @@ func TestHangup(t *testing.T) {
 	}
 	if got := before.cgroupFile("pids", "pids.max"); got != "10" {
 		t.Errorf("pids.max of a container from before is %s, want 10", got)
+	}
+	if i := d.imageStatus(d.pulled(busybox)); !i.Pinned {
+		t.Errorf("an image that is pinned from now on: %v", i)
 	}
 	added := d.runPodBy("vendor")
 	added.run(idle())
@@ -211,6 +214,9 @@ func TestHangup(t *testing.T) {
 
 	d.must(os.RemoveAll(dropIn))
 	d.hangup("the configuration was read again")
+	if i := d.imageStatus(d.pulled(busybox)); i.Pinned {
+		t.Errorf("an image that is pinned no more: %v", i)
+	}
 	_, err := d.runtime.RunPodSandbox(context.Background(), &cri.RunPodSandboxRequest{Config: d.podConfig(), RuntimeHandler: "vendor"})
 	wantCode(t, err, codes.InvalidArgument, "vendor")
 	_, err = added.tryCreate(added.containerConfig(idle()))

@@ -2,9 +2,11 @@ package imageservice
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -21,7 +23,7 @@ type Config struct {
 	StallTimeout   time.Duration // a pull that moves no bytes for so long is cancelled; default 30 s
 	MaxDownloads   int           // blobs fetched in parallel by one pull; default 3
 	MaxUnpacks     int           // layers unpacked in parallel by all pulls together, and as many more while they arrive; default CPUs, at least 2
-	Pinned         []string      // references whose images are reported as pinned
+	Pinned         []string      // names of images that are reported as pinned, see SetPinned
 	Step           func(name string)
 }
 
@@ -32,7 +34,7 @@ type Image struct {
 	RepoDigests []string      // fully qualified ("registry.k8s.io/pause@sha256:..."), sorted
 	Size        int64         // compressed bytes of this platform's manifest, config and layers; > 0
 	Config      ocispec.Image // the image's config; its maps and slices are shared and must not be changed
-	Pinned      bool          // named by Config.Pinned
+	Pinned      bool          // one of its names fits one given to SetPinned
 }
 
 // Images is the room. All methods may be called at the same time from anywhere.
@@ -46,6 +48,8 @@ type Images struct {
 	writer  slots // the one who may change records on disk: held across their fsync, never by readers
 	claims  claims
 	dead    deadHosts
+
+	pinNames atomic.Pointer[[]*regexp.Regexp]
 
 	mu       sync.Mutex
 	records  map[string]*record         // by image id
@@ -165,8 +169,6 @@ func (c *Images) Release(imageID, holder string) {
 		delete(c.holds, imageID)
 	}
 }
-
-func (c *Images) pinned(name string) bool { return slices.Contains(c.cfg.Pinned, name) }
 
 // knownBlob tells whether a record lists the blob: it was verified and synced. Under the lock.
 func (c *Images) knownBlob(d digest.Digest) bool {

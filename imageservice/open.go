@@ -53,6 +53,7 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 		records: map[string]*record{}, names: map[string]string{}, layers: map[string]*layer{}, holds: map[string]map[string]bool{},
 		pins: map[string]int{}, dying: map[string]chan struct{}{}, flights: map[string]*flight{},
 	}
+	s.SetPinned(c.Pinned)
 	if err := s.recover(ctx); err != nil {
 		return nil, fmt.Errorf("open image service: %w", err)
 	}

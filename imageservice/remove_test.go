@@ -116,6 +116,12 @@ func TestPinned(t *testing.T) {
 	if img := c.mustPull(t, r.ref("pause:1")); !img.Pinned {
 		t.Error("not pinned")
 	}
+	for pattern, want := range map[string]bool{"*": true, "*/app:*": true, r.ref("app:1"): true, r.ref("app"): false, "app:1": false, "*/app:": false, "*/ap.:1": false} {
+		c.SetPinned([]string{"nothing", pattern})
+		if list := c.List(); list[0].Pinned != want {
+			t.Errorf("pinned by %s: %v, want %v", pattern, !want, want)
+		}
+	}
 	must(t, c.Remove(t.Context(), id)) // to pin is a recommendation
 	c.wantNothing(t)
 }
