@@ -85,15 +85,16 @@ func countCgroups(parent string) (n int) {
 	return n
 }
 
-// TestImageGarbage: images that nobody uses for a while go, those that are used stay, and what is reported as used is what the disk has.
+// TestImageGarbage: images that nobody uses for a while go, those that are used or pinned stay, and what is reported as used is what the disk has.
 func TestImageGarbage(t *testing.T) {
 	s := newSpace(t)
 	last := *nodes // its kubelet removes images that were unused for two minutes
 	s.apply(pod("user", tools("c", "wait"), onNode(last)) + "---\n" +
-		pod("passer-by", image("c", "docker.io/library/scratch:1", `command: ["/toolbox", "exit", "0"]`), onNode(last), "restartPolicy: Never"))
+		pod("passer-by", image("c", "docker.io/library/scratch:1", `command: ["/toolbox", "exit", "0"]`), onNode(last), "restartPolicy: Never") +
+		"---\n" + pod("pinned", image("c", "docker.io/library/pause:1", `command: ["/toolbox", "exit", "0"]`), onNode(last), "restartPolicy: Never"))
 	s.ready("user")
-	s.wait("jsonpath={.status.phase}=Succeeded", "pod/passer-by")
-	s.kubectl("delete", "pod", "passer-by")
+	s.wait("jsonpath={.status.phase}=Succeeded", "pod/passer-by", "pod/pinned")
+	s.kubectl("delete", "pod", "passer-by", "pinned")
 	used := s.imageBytes(last)
 	s.awaitLong("the unused image's removal", func() error {
 		if images := s.crictl(last, "images"); strings.Contains(images, "library/scratch") {
@@ -102,5 +103,6 @@ func TestImageGarbage(t *testing.T) {
 		return nil
 	})
 	s.contains("images of the node", s.crictl(last, "images"), "library/tools")
+	s.contains("images of the node", s.crictl(last, "images"), "library/pause")
 	t.Logf("imageFs: %d bytes before, %d after", used, s.imageBytes(last))
 }

@@ -172,6 +172,7 @@ state = "$(node_state "$n")"
 
 [images]
 registry_config = "$kube/certs.d"
+pinned = ["*/pause:*"]
 
 [network]
 conf_dir = "$dir/net.d"
