@@ -23,6 +23,7 @@ packages=(
 kube_packages=(
 	openssl   # certificates of the cluster
 	conntrack # kube-proxy forgets connections with it
+	bsdutils  # script, which gives kubectl a terminal
 )
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }

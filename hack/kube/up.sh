@@ -117,7 +117,8 @@ start_control_plane() {
 		--kubelet-client-key "$pki/apiserver-kubelet.key" --kubelet-preferred-address-types InternalIP \
 		--service-account-issuer https://kubernetes.default.svc --service-account-key-file "$pki/sa.pub" \
 		--service-account-signing-key-file "$pki/sa.key" \
-		--authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction --allow-privileged
+		--authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction --allow-privileged \
+		--feature-gates ContainerStopSignals=true
 	await apiserver 120 kubectl get --raw /readyz
 	start controller-manager "$bin/kube/kube-controller-manager" --kubeconfig "$kube/controller-manager.kubeconfig" \
 		--allocate-node-cidrs --cluster-cidr "$pods_net" --service-cluster-ip-range "$services_net" \
@@ -200,15 +201,16 @@ staticPodPath: $dir/manifests
 podLogsDir: $dir/logs
 volumePluginDir: $dir/volume-plugins
 resolvConf: /etc/resolv.conf
+clusterDomain: cluster.local
 failCgroupV1: false
 failSwapOn: false
 cgroupRoot: $(node_cgroup "$n")
 enforceNodeAllocatable: []
 registerWithTaints: []
 evictionHard: {memory.available: 50Mi}
-featureGates: {PodAndContainerStatsFromCRI: true}
+featureGates: {PodAndContainerStatsFromCRI: true, ContainerStopSignals: true}
 nodeStatusUpdateFrequency: 5s
-$([ "$n" != "$nodes" ] || printf "imageMinimumGCAge: 1m0s\nimageMaximumGCAge: 2m0s\n")
+$([ "$n" != "$nodes" ] || tidy)
 END
 	cat >"$dir/proxy.yaml" <<END
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
@@ -221,6 +223,17 @@ bindAddress: $ip
 healthzBindAddress: $ip:10256
 metricsBindAddress: $ip:10249
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
+END
+}
+
+# tidy: the last node's kubelet removes images early, and rotates logs that are small.
+tidy() {
+	cat <<END
+imageMinimumGCAge: 1m0s
+imageMaximumGCAge: 2m0s
+containerLogMaxSize: 64Ki
+containerLogMaxFiles: 30
+containerLogMonitorInterval: 3s
 END
 }
 
