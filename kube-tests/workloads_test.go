@@ -11,18 +11,25 @@ func tools(name string, command ...string) string {
 	return fmt.Sprintf(`{name: %s, image: "docker.io/library/tools:1", command: ["/toolbox", "%s"]}`, name, strings.Join(command, `", "`))
 }
 
-// shell is a container that runs a line of shell.
-func shell(name, line string) string {
-	return fmt.Sprintf(`{name: %s, image: "docker.io/library/busybox:1", command: ["sh", "-c", %q]}`, name, line)
+// shell is a container that runs a line of shell; more are further fields.
+func shell(name, line string, more ...string) string {
+	return image(name, "docker.io/library/busybox:1", append([]string{fmt.Sprintf(`command: ["sh", "-c", %q]`, line)}, more...)...)
 }
 
-// pod is the manifest of a pod; more are further fields of its spec.
+// sleeper is a container that only is there.
+func sleeper(name string, more ...string) string { return shell(name, "exec sleep 1000000", more...) }
+
+// pod is the manifest of a pod; more are further fields of its spec. Unless they say otherwise it is killed a second after it was told
+// to end, so that a shell that does not listen delays nobody.
 func pod(name, containers string, more ...string) string {
-	return fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %s, labels: {app: %s}}, spec: {terminationGracePeriodSeconds: 5, %s containers: [%s]}}`+"\n",
-		name, name, strings.Join(append(more, ""), ", "), containers)
+	spec := strings.Join(append(more, "containers: ["+containers+"]"), ", ")
+	if !strings.Contains(spec, "terminationGracePeriodSeconds") {
+		spec += ", terminationGracePeriodSeconds: 1"
+	}
+	return fmt.Sprintf("{apiVersion: v1, kind: Pod, metadata: {name: %s, labels: {app: %s}}, spec: {%s}}\n", name, name, spec)
 }
 
-// TestDeployment: a rolling update replaces every pod, and the Service answers all the time.
+// TestDeployment: a rolling update replaces every pod while the Service answers all the time, and can be taken back.
 func TestDeployment(t *testing.T) {
 	s := newSpace(t)
 	s.apply(deployment("one", 2) + "---\n" + `{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}}` +
@@ -63,6 +70,17 @@ func TestDeployment(t *testing.T) {
 	if after := s.get("pods", `{range .items[?(@.metadata.labels.app=="web")]}{.metadata.name}{"\n"}{end}`); strings.Contains(after, strings.Fields(before)[0]) {
 		t.Errorf("a pod of the old release is left:\n%s", after)
 	}
+	s.contains("the new release", ask(), "two")
+	s.kubectl("rollout", "undo", "deployment/web")
+	s.kubectl("rollout", "status", "deployment/web", "--timeout=3m")
+	s.await("the old release", func() error {
+		for range 10 {
+			if answer := ask(); strings.TrimSpace(answer) != "one" {
+				return fmt.Errorf("answers %q", answer)
+			}
+		}
+		return nil
+	})
 }
 
 func deployment(release string, replicas int) string {
@@ -139,11 +157,9 @@ func TestStatefulSet(t *testing.T) {
 // TestInitContainers: they run one after another before the rest, and what they leave in a volume is there.
 func TestInitContainers(t *testing.T) {
 	s := newSpace(t)
-	volume := `volumeMounts: [{name: data, mountPath: /data}]}`
-	with := func(c string) string { return strings.TrimSuffix(c, "}") + ", " + volume }
-	s.apply(pod("ordered", with(shell("main", "cat /data/steps; exec sleep 1000000")),
-		"volumes: [{name: data, emptyDir: {}}]",
-		"initContainers: ["+with(shell("first", "echo first >>/data/steps"))+", "+with(shell("second", "echo second >>/data/steps"))+"]"))
+	data := "volumeMounts: [{name: data, mountPath: /data}]"
+	s.apply(pod("ordered", shell("main", "cat /data/steps; exec sleep 1000000", data), "volumes: [{name: data, emptyDir: {}}]",
+		"initContainers: ["+shell("first", "echo first >>/data/steps", data)+", "+shell("second", "echo second >>/data/steps", data)+"]"))
 	s.ready("ordered")
 	if got := s.kubectl("logs", "ordered", "-c", "main"); got != "first\nsecond\n" {
 		t.Errorf("the main container finds %q", got)
@@ -155,15 +171,22 @@ func TestInitContainers(t *testing.T) {
 	}
 }
 
-// TestSidecar: a restartable init container starts first, reads the main container's log through a shared volume, and ends with the pod.
-func TestSidecar(t *testing.T) {
+// TestSidecars: restartable init containers start first, see what the main container writes, and end after it in the opposite order.
+func TestSidecars(t *testing.T) {
 	s := newSpace(t)
-	mount := `, volumeMounts: [{name: logs, mountPath: /logs}]`
-	sidecar := strings.TrimSuffix(shell("tailer", "touch /logs/app; exec tail -f /logs/app"), "}") + mount + `, restartPolicy: Always}`
-	main := strings.TrimSuffix(shell("app", "for i in 1 2 3; do echo line $i >>/logs/app; done; sleep 3"), "}") + mount + "}"
-	s.apply(pod("pair", main, "restartPolicy: Never", "volumes: [{name: logs, emptyDir: {}}]", "initContainers: ["+sidecar+"]"))
-	s.awaitLog("pair", "tailer", "line 3")
-	s.wait("jsonpath={.status.phase}=Succeeded", "pod/pair")
+	logs := "volumeMounts: [{name: logs, mountPath: /logs}]"
+	sidecar := func(name, last string) string {
+		return shell(name, "touch /logs/app; trap 'echo "+name+" >>/logs/app; "+last+"exit 0' TERM; tail -f /logs/app & while true; do wait; done", logs, "restartPolicy: Always")
+	}
+	s.apply(pod("trio", shell("main", "for i in 1 2 3; do echo line $i >>/logs/app; done; until test -e /logs/seen; do sleep 0.2; done; echo main >>/logs/app", logs),
+		"restartPolicy: Never", "volumes: [{name: logs, emptyDir: {}}]", "initContainers: ["+sidecar("outer", "echo in order: $(cat /logs/app); ")+", "+sidecar("inner", "")+"]"))
+	s.awaitLog("trio", "outer", "line 3")
+	s.exec("trio", "inner", "touch", "/logs/seen")
+	s.wait("jsonpath={.status.phase}=Succeeded", "pod/trio")
+	s.contains("the log of the outer sidecar", s.kubectl("logs", "trio", "-c", "outer"), "in order: line 1 line 2 line 3 main inner outer\n")
+	if codes := s.get("pod/trio", "{.status.initContainerStatuses[*].state.terminated.exitCode}"); codes != "0 0" {
+		t.Errorf("the sidecars' exit codes are %q", codes)
+	}
 }
 
 // TestOneAddress: containers of a pod have one address, and reach each other's ports on localhost and a message queue.
