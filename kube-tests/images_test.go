@@ -1,6 +1,9 @@
 package kubetests
 
 import (
+	"fmt"
+	"os"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -38,20 +41,61 @@ func TestImageErrors(t *testing.T) {
 	}
 }
 
-// TestBrokenImages: an image that is not what its manifest says is refused, and the event says why.
+// TestBrokenImages: an image that is not what its manifest says, or not for this machine, is refused, and the event says why.
 func TestBrokenImages(t *testing.T) {
 	s := newSpace(t)
-	s.apply(pod("broken", image("c", "docker.io/library/broken:wrong-bytes")))
-	s.awaitValue("pod/broken", "{.status.containerStatuses[0].state.waiting.reason}", "ImagePullBackOff")
-	s.awaitEvent("broken", "digest")
+	refused := map[string]struct{ ref, why string }{
+		"other-bytes":      {"broken:wrong-bytes", "digest"},
+		"too-short":        {"broken:small-size", "arrives with 111 bytes, its descriptor says 110"},
+		"too-long":         {"broken:large-size", "arrives with 111 bytes, its descriptor says 1111"},
+		"not-a-manifest":   {"broken:not-json", "manifest is not an unambiguous JSON object"},
+		"not-a-config":     {"broken:config-no-json", "image config does not decode"},
+		"old-format":       {"broken:schema1", "manifest schema 1 is not supported"},
+		"no-layer":         {"broken:missing-layer", "404 Not Found for blob sha256:"},
+		"unknown-layer":    {"broken:layer-type", `layer of type "application/x-nonsense" is not supported`},
+		"unpacks-to-other": {"broken:diff-id", "the image config says sha256:"},
+		"link-outside":     {"hostile:hardlink-dotdot", `layer entry "stolen": hard link to`},
+		"other-machine":    {"busybox:foreign", "no image for linux/" + runtime.GOARCH},
+	}
+	var all strings.Builder
+	for name, r := range refused {
+		all.WriteString(pod(name, image("c", "docker.io/library/"+r.ref)) + "---\n")
+	}
+	s.apply(all.String())
+	for name, r := range refused {
+		s.awaitEvent(name, r.why)
+		s.awaitEvent(name, "Error: ErrImagePull")
+		s.awaitValue("pod/"+name, "{.status.containerStatuses[0].state.waiting.reason}", "ImagePullBackOff")
+	}
 }
 
-// TestPullSecret: a registry that wants a password gets the pod's, and no other pod uses the image without it.
+// TestEscapingLayers: what a layer writes outside of the root lands inside of it.
+func TestEscapingLayers(t *testing.T) {
+	s := newSpace(t)
+	for name, found := range map[string]string{"dotdot": "/tmp/cribox-escape/planted", "absolute": "/tmp/cribox-escape/planted", "symlink-parent": "/out/planted"} {
+		s.apply(pod(name, image("c", "docker.io/library/hostile:"+name, `command: ["cat", "`+found+`"]`), "restartPolicy: Never"))
+		s.wait("jsonpath={.status.phase}=Succeeded", "pod/"+name)
+		s.contains(name, s.kubectl("logs", name), "planted by a hostile layer")
+		if _, err := os.Stat("/tmp/cribox-escape/planted"); err == nil {
+			t.Fatalf("%s has written outside", name)
+		}
+	}
+}
+
+// TestPullSecret: a registry that wants a password gets the pod's, a wrong one is refused, and no other pod uses the image without it.
 func TestPullSecret(t *testing.T) {
 	s := newSpace(t)
-	s.kubectl("create", "secret", "docker-registry", "good", "--docker-server="+registry, "--docker-username=alice", "--docker-password=wonderland")
-	s.apply(pod("allowed", image("c", registry+"/library/private:1", `command: ["sleep", "1000000"]`), "imagePullSecrets: [{name: good}]"))
+	for name, password := range map[string]string{"good": "wonderland", "bad": "guessed"} {
+		s.kubectl("create", "secret", "docker-registry", name, "--docker-server="+registry, "--docker-username=alice", "--docker-password="+password)
+	}
+	private := image("c", registry+"/library/private:1", `command: ["sleep", "1000000"]`, "imagePullPolicy: IfNotPresent")
+	s.apply(pod("allowed", private, "imagePullSecrets: [{name: good}]", onNode(1)))
 	s.ready("allowed")
+	s.apply(pod("mistaken", private, "imagePullSecrets: [{name: bad}]", onNode(1)) + "---\n" + pod("stranger", private, onNode(1)))
+	for name, why := range map[string]string{"mistaken": "refuses user name or password", "stranger": "wants a user name and password"} {
+		s.awaitEvent(name, why)
+		s.awaitValue("pod/"+name, "{.status.containerStatuses[0].state.waiting.reason}", "ImagePullBackOff")
+	}
 }
 
 // TestPullPolicy: Always asks the registry each time, IfNotPresent does not, and says so.
@@ -63,4 +107,25 @@ func TestPullPolicy(t *testing.T) {
 	s.apply(pod("second", image("c", "docker.io/library/tools:1", `command: ["/toolbox", "wait"]`, "imagePullPolicy: IfNotPresent"), onNode(1)))
 	s.ready("second")
 	s.awaitEvent("second", "already present on machine")
+}
+
+// TestStartErrors: what keeps a container from being made or started is in its status and its event.
+func TestStartErrors(t *testing.T) {
+	s := newSpace(t)
+	for name, c := range map[string]struct{ container, reasons, message string }{
+		"no-program": {image("c", "docker.io/library/busybox:1", `command: ["/no/such/program"]`), "RunContainerError CrashLoopBackOff", "/no/such/program"},
+		"no-user":    {image("c", "docker.io/library/config:unknown-user"), "CreateContainerError", "nobody-here"},
+		"root-image": {image("c", "docker.io/library/busybox:1", "securityContext: {runAsNonRoot: true}"), "CreateContainerConfigError",
+			"container has runAsNonRoot and image will run as root"},
+	} {
+		s.apply(pod(name, c.container))
+		s.awaitEvent(name, c.message)
+		s.await("the reason of "+name, func() error {
+			reason, err := s.try("get", "pod", name, "-o", "jsonpath={.status.containerStatuses[0].state.waiting.reason}")
+			if err == nil && (reason == "" || !strings.Contains(c.reasons, reason)) {
+				err = fmt.Errorf("is %q, want %s", reason, c.reasons)
+			}
+			return err
+		})
+	}
 }
