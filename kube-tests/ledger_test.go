@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -45,15 +44,11 @@ func TestHundredPods(t *testing.T) {
 func ledger(t *testing.T, node int) string {
 	t.Helper()
 	inside := func(command string) string {
-		holder, err := os.ReadFile(filepath.Join(stateDir, fmt.Sprintf("holder%d.pid", node)))
+		out, err := onHost(node, "sh", "-c", command)
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := exec.Command("nsenter", "-t", strings.TrimSpace(string(holder)), "-m", "-n", "--", "sh", "-c", command).Output()
-		if err != nil {
-			t.Fatalf("%s: %v", command, err)
-		}
-		return strings.TrimSpace(string(out))
+		return strings.TrimSpace(out)
 	}
 	var b strings.Builder
 	state, root := fmt.Sprintf("%s/n%d", stateDir, node), fmt.Sprintf("%s/node%d", clusterDir, node)
