@@ -1,6 +1,7 @@
 package kubetests
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -23,36 +24,101 @@ func TestProbes(t *testing.T) {
 	s.ready("exec", "grpc")
 }
 
-// TestLiveness: a container that fails its liveness probe, by exit code or by taking too long, is restarted.
+// TestLiveness: a container that fails its liveness probe, by exit code, by HTTP status or by taking too long, is restarted.
 func TestLiveness(t *testing.T) {
 	s := newSpace(t)
-	s.apply(pod("fails", image("c", "docker.io/library/busybox:1", `command: ["sleep", "1000000"]`,
-		`livenessProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 2}`)))
-	s.apply(pod("hangs", image("c", "docker.io/library/busybox:1", `command: ["sleep", "1000000"]`,
-		`livenessProbe: {exec: {command: ["sleep", "1000"]}, periodSeconds: 1, timeoutSeconds: 1, failureThreshold: 1}`)))
-	for _, name := range []string{"fails", "hangs"} {
-		s.wait("jsonpath={.status.containerStatuses[0].restartCount}=1", "pod/"+name)
+	s.apply(pod("fails", sleeper("c", `livenessProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 2}`)) + "---\n" +
+		pod("hangs", sleeper("c", `livenessProbe: {exec: {command: ["sleep", "1000"]}, periodSeconds: 1, timeoutSeconds: 1, failureThreshold: 1}`)) + "---\n" +
+		pod("missing", image("c", "docker.io/library/web:1", "livenessProbe: {httpGet: {path: /nowhere, port: 8080}, periodSeconds: 1, failureThreshold: 2}")))
+	for name, why := range map[string]string{"fails": "", "hangs": "timed out", "missing": "statuscode: 404"} {
+		s.await("a restart of "+name, func() error {
+			count, err := s.try("get", "pod", name, "-o", "jsonpath={.status.containerStatuses[0].restartCount}")
+			if err == nil && (count == "" || count == "0") {
+				err = fmt.Errorf("it was restarted %q times", count)
+			}
+			return err
+		})
 		s.awaitEvent(name, "Unhealthy: Liveness probe")
+		s.awaitEvent(name, why)
 		s.awaitEvent(name, "Killing: ")
 	}
 }
 
-// TestHooks: postStart runs before the container counts as running, preStop before it is told to stop.
+// TestStartupProbe: liveness has to wait for it, and a container that never comes up is restarted.
+func TestStartupProbe(t *testing.T) {
+	s := newSpace(t)
+	s.apply(pod("slow", sleeper("c", `startupProbe: {exec: {command: ["cat", "/tmp/up"]}, periodSeconds: 1, failureThreshold: 1000}`,
+		`livenessProbe: {exec: {command: ["cat", "/tmp/up"]}, periodSeconds: 1, failureThreshold: 1}`)) + "---\n" +
+		pod("never", sleeper("c", `startupProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 2}`)))
+	s.awaitEvent("slow", "Unhealthy: Startup probe failed")
+	s.awaitEvent("never", "failed startup probe, will be restarted")
+	if started := s.get("pod/slow", "{.status.containerStatuses[0].started} {.status.containerStatuses[0].restartCount}"); started != "false 0" {
+		t.Errorf("a slow container: started and restarts are %s", started)
+	}
+	s.exec("slow", "c", "touch", "/tmp/up")
+	s.ready("slow")
+	s.awaitValue("pod/slow", "{.status.containerStatuses[0].started} {.status.containerStatuses[0].restartCount}", "true 0")
+}
+
+// TestHooks: postStart runs before the container counts as running, preStop before it is told to stop; as a command, or as a request.
 func TestHooks(t *testing.T) {
 	s := newSpace(t)
-	s.apply(pod("hooked", image("c", "docker.io/library/busybox:1", `command: ["sh", "-c", "exec sleep 1000000"]`,
-		`volumeMounts: [{name: notes, mountPath: /notes}]`,
-		`lifecycle: {postStart: {exec: {command: ["sh", "-c", "echo started >>/notes/a"]}}, preStop: {exec: {command: ["sh", "-c", "echo stopping >>/notes/a"]}}}`),
-		"volumes: [{name: notes, hostPath: {path: /var/lib/cribox-kube/hooks, type: DirectoryOrCreate}}]", onNode(1)) +
-		"---\n" + pod("reader", image("c", "docker.io/library/busybox:1", `command: ["sleep", "1000000"]`, `volumeMounts: [{name: notes, mountPath: /notes}]`),
-		"volumes: [{name: notes, hostPath: {path: /var/lib/cribox-kube/hooks, type: DirectoryOrCreate}}]", onNode(1)))
-	s.ready("hooked", "reader")
-	if got := s.exec("reader", "c", "cat", "/notes/a"); got != "started\n" {
-		t.Errorf("after the start the hooks have written %q", got)
+	s.apply(pod("recorder", image("c", "docker.io/library/web:1")))
+	s.ready("recorder")
+	ip := s.get("pod/recorder", "{.status.podIP}")
+	call := func(text string) string {
+		return "{httpGet: {host: " + ip + ", port: 8080, path: \"/print?text=" + text + "\"}}"
 	}
-	s.kubectl("delete", "pod", "hooked")
-	if got := s.exec("reader", "c", "cat", "/notes/a"); got != "started\nstopping\n" {
-		t.Errorf("after the end the hooks have written %q", got)
+	command := func(text string) string {
+		return `{exec: {command: ["sh", "-c", "wget -qO- http://` + ip + `:8080/print?text=` + text + `"]}}`
+	}
+	patient := "terminationGracePeriodSeconds: 60"
+	s.apply(pod("commands", shell("c", "trap 'exit 0' TERM; while true; do sleep 0.1; done", "lifecycle: {postStart: "+command("a-start")+", preStop: "+command("a-stop")+"}"), patient) + "---\n" +
+		pod("requests", shell("c", "trap 'exit 0' TERM; while true; do sleep 0.1; done", "lifecycle: {postStart: "+call("b-start")+", preStop: "+call("b-stop")+"}"), patient))
+	s.ready("commands", "requests")
+	log := s.kubectl("logs", "recorder")
+	for what, want := range map[string]bool{"a-start": true, "b-start": true, "a-stop": false, "b-stop": false} {
+		if strings.Contains(log, what) != want {
+			t.Errorf("after the start the recorder has heard %q", log)
+		}
+	}
+	s.kubectl("delete", "pod", "commands", "requests")
+	s.awaitLog("recorder", "c", "a-stop")
+	s.awaitLog("recorder", "c", "b-stop")
+}
+
+// TestFailingHook: a postStart that fails ends the container, and the event says so.
+func TestFailingHook(t *testing.T) {
+	s := newSpace(t)
+	s.apply(pod("unlucky", sleeper("c", `lifecycle: {postStart: {exec: {command: ["sh", "-c", "echo no luck; exit 6"]}}}`)))
+	s.awaitEvent("unlucky", "FailedPostStartHook: ")
+	s.awaitEvent("unlucky", "Killing: FailedPostStartHook")
+	s.await("a restart", func() error {
+		count, err := s.try("get", "pod", "unlucky", "-o", "jsonpath={.status.containerStatuses[0].restartCount}")
+		if err == nil && (count == "" || count == "0") {
+			err = fmt.Errorf("it was restarted %q times", count)
+		}
+		return err
+	})
+}
+
+// TestStops: a container is told to end with SIGTERM, or the signal that its image or its pod names, and killed when its time is over.
+func TestStops(t *testing.T) {
+	s := newSpace(t)
+	s.apply(pod("told", tools("term", "wait")+", "+image("int", "docker.io/library/config:int-signal")+", "+
+		image("usr1", "docker.io/library/tools:1", `command: ["/toolbox", "wait"]`, "lifecycle: {stopSignal: SIGUSR1}")+", "+tools("deaf", "ignore-term"),
+		"os: {name: linux}", "activeDeadlineSeconds: 30", "terminationGracePeriodSeconds: 5", onNode(1)))
+	s.ready("told")
+	s.kubectl("patch", "pod", "told", "--patch", `{"spec": {"activeDeadlineSeconds": 1}}`)
+	s.wait("jsonpath={.status.phase}=Failed", "pod/told")
+	s.awaitValue("pod/told", "{.status.reason}", "DeadlineExceeded")
+	for name, want := range map[string]string{"term": "got 15", "int": "got 2", "usr1": "got 10", "deaf": "ready"} {
+		s.contains("the log of "+name, s.kubectl("logs", "told", "-c", name), want+"\n")
+		code := "0"
+		if name == "deaf" {
+			code = "137"
+		}
+		s.awaitValue("pod/told", `{.status.containerStatuses[?(@.name=="`+name+`")].state.terminated.exitCode}`, code)
 	}
 }
 
