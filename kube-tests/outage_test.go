@@ -1,0 +1,189 @@
+package kubetests
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// kill ends a daemon of the cluster at once: "cribox2", "kubelet1". It returns when the process is gone.
+func (s *space) kill(daemon string) {
+	s.Helper()
+	text, err := os.ReadFile(filepath.Join(stateDir, daemon+".pid"))
+	if err != nil {
+		s.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err == nil {
+		err = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err != nil {
+		s.Fatalf("kill %s: %v", daemon, err)
+	}
+	s.Cleanup(s.revive)
+	s.await("the end of "+daemon, func() error {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err == nil && !strings.Contains(string(status), ") Z ") {
+			return fmt.Errorf("process %d is there", pid)
+		}
+		return nil
+	})
+}
+
+// revive starts whatever daemon of the cluster does not run.
+func (s *space) revive() {
+	s.Helper()
+	cmd := exec.Command("bash", filepath.Join("..", "hack", "kube", "up.sh"))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("NODES=%d", *nodes))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.Fatalf("start the cluster's daemons again: %v\n%s", err, out)
+	}
+}
+
+// life is what must not change of a pod that has nothing to do with an outage.
+func (s *space) life(pod string) string {
+	s.Helper()
+	return s.get("pod/"+pod, "{.metadata.uid} {.status.podIP} {.status.containerStatuses[*].containerID} {.status.containerStatuses[*].restartCount}")
+}
+
+// TestDaemonKilled: cribox is killed while pods run, start and stop. Those that run notice nothing, the others come and go as they were asked to.
+func TestDaemonKilled(t *testing.T) {
+	s := newSpaceAlone(t)
+	last := *nodes
+	daemon := fmt.Sprint("cribox", last)
+	s.apply(pod("steady", tools("idle", "wait")+", "+tools("counting", "print", "-lines", "0", "-every", "20ms"), onNode(last)))
+	s.ready("steady")
+	life := s.life("steady")
+	_, pid := s.pids(last, "steady", "counting")
+	appears := func(what string, args ...string) func() {
+		return func() {
+			s.await(what, func() error {
+				if s.crictl(last, args...) == "" {
+					return fmt.Errorf("there is none")
+				}
+				return nil
+			})
+		}
+	}
+	for i, moment := range []func(){
+		appears("a pod that starts", "pods", "-q", "--namespace", s.name, "--name", "^new-0-"),
+		appears("a container that starts", "ps", "-a", "-q", "--label", "io.kubernetes.pod.namespace="+s.name, "--name", "^c1$"),
+		func() { s.awaitLog("leaving-2", "c", "told to end") },
+	} {
+		leaving := fmt.Sprint("leaving-", i)
+		s.apply(pod(leaving, shell("c", "trap 'echo told to end; sleep 3; exit 0' TERM; while true; do sleep 0.1; done"), onNode(last), "terminationGracePeriodSeconds: 60"))
+		s.ready(leaving)
+		var starting strings.Builder
+		for k := range 3 {
+			starting.WriteString(pod(fmt.Sprintf("new-%d-%d", i, k), tools(fmt.Sprint("c", i), "wait"), onNode(last)) + "---\n")
+		}
+		s.kubectl("delete", "pod", leaving, "--wait=false")
+		s.apply(starting.String())
+		moment()
+		s.kill(daemon)
+		meanwhile := fmt.Sprint("meanwhile-", i)
+		s.apply(pod(meanwhile, tools("c", "wait"), onNode(last)))
+		s.revive()
+		s.ready(meanwhile, fmt.Sprintf("new-%d-0", i), fmt.Sprintf("new-%d-1", i), fmt.Sprintf("new-%d-2", i), "steady")
+		s.wait("delete", "pod/"+leaving)
+		if after := s.life("steady"); after != life {
+			t.Errorf("kill %d: the pod that runs was %s and is %s", i, life, after)
+		}
+		if _, again := s.pids(last, "steady", "counting"); again != pid {
+			t.Errorf("kill %d: its process was %d and is %d", i, pid, again)
+		}
+		if out := s.exec("steady", "idle", "echo", "well"); out != "well\n" {
+			t.Errorf("kill %d: exec says %q", i, out)
+		}
+	}
+	s.wantCounting("steady", "counting")
+	restarts := s.get("pods", "{.items[*].status.containerStatuses[*].restartCount}")
+	if strings.Trim(restarts, "0 ") != "" {
+		t.Errorf("containers were restarted: %s", restarts)
+	}
+}
+
+// wantCounting asserts that no line of "toolbox print" is missing in a log or there twice, as far as the kubelet has not rotated it away.
+func (s *space) wantCounting(pod, container string) {
+	s.Helper()
+	log := strings.TrimSpace(s.kubectl("logs", pod, "-c", container))
+	next := 0
+	for line := range strings.SplitSeq(log, "\n") {
+		n, err := strconv.Atoi(strings.TrimLeft(strings.TrimSpace(line), "0"))
+		if err != nil || next != 0 && n != next {
+			s.Fatalf("the log has %q where line %d should be", line, next)
+		}
+		next = n + 1
+	}
+	if next == 0 {
+		s.Error("the log has no line")
+	}
+}
+
+// TestNodeNotReady: a node whose cribox is gone says so, and is back when cribox is; its pods have not noticed.
+func TestNodeNotReady(t *testing.T) {
+	s := newSpaceAlone(t)
+	last := *nodes
+	node := fmt.Sprint("node/node", last)
+	s.apply(pod("steady", tools("c", "wait"), onNode(last)))
+	s.ready("steady")
+	life := s.life("steady")
+	s.kill(fmt.Sprint("cribox", last))
+	s.wait("condition=Ready=false", node)
+	s.contains("what the node says", s.get(node, `{.status.conditions[?(@.type=="Ready")].message}`), "container runtime is down")
+	s.revive()
+	s.wait("condition=Ready", node)
+	s.ready("steady")
+	if after := s.life("steady"); after != life {
+		t.Errorf("the pod was %s and is %s", life, after)
+	}
+	s.exec("steady", "c", "true")
+}
+
+// TestKubeletRestarted: a kubelet that comes back leaves pods as they are, and does what it was asked to meanwhile.
+func TestKubeletRestarted(t *testing.T) {
+	s := newSpaceAlone(t)
+	last := *nodes
+	s.apply(pod("steady", tools("c", "wait"), onNode(last)) + "---\n" + pod("leaving", tools("c", "wait"), onNode(last)))
+	s.ready("steady", "leaving")
+	life := s.life("steady")
+	s.kill(fmt.Sprint("kubelet", last))
+	s.kubectl("delete", "pod", "leaving", "--wait=false")
+	s.apply(pod("meanwhile", tools("c", "wait"), onNode(last)))
+	s.revive()
+	s.ready("meanwhile", "steady")
+	s.wait("delete", "pod/leaving")
+	if after := s.life("steady"); after != life {
+		t.Errorf("the pod was %s and is %s", life, after)
+	}
+	s.exec("steady", "c", "true")
+}
+
+// TestDrain: a node is emptied, one pod of a set after another, and takes pods again afterwards.
+func TestDrain(t *testing.T) {
+	if *nodes < 2 {
+		t.Skip("needs a second node")
+	}
+	s := newSpaceAlone(t)
+	t.Cleanup(func() { s.kubectl("uncordon", "node1", "node2") })
+	s.kubectl("cordon", "node1")
+	s.apply(deployment("one", 2) + "---\n{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: web}, spec: {minAvailable: 1, selector: {matchLabels: {app: web}}}}")
+	s.kubectl("rollout", "status", "deployment/web", "--timeout=3m")
+	s.kubectl("uncordon", "node1")
+	s.kubectl("drain", "node2", "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=3m")
+	s.kubectl("rollout", "status", "deployment/web", "--timeout=3m")
+	if on := s.get("pods", "{.items[*].spec.nodeName}"); on != "node1 node1" {
+		t.Errorf("after draining node2 the pods are on %q", on)
+	}
+	if left := s.crictl(2, "pods", "-q", "--state", "Ready"); left != "" {
+		t.Errorf("cribox of node2 still has %s", left)
+	}
+	s.apply(pod("back", tools("c", "wait"), "nodeSelector: {kubernetes.io/hostname: node2}"))
+	s.kubectl("uncordon", "node2")
+	s.ready("back")
+}
