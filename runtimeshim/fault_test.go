@@ -688,3 +688,39 @@ func daemonMain(state string) error {
 	_, err = c.Exec(context.Background(), Exec{ID: "c", Runtime: os.Getenv("CRIBOX_TEST_RUNC"), Process: raw, Stdout: os.Stdout})
 	return err
 }
+
+// TestShimLeavesWithTheMachine: whoever turns the machine off need not wait for the shim. Before, SIGTERM does nothing.
+func TestShimLeavesWithTheMachine(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "comm")
+	t.Setenv("CRIBOX_TEST_INIT_NAME", name)
+	first := func(says string) {
+		t.Helper()
+		if err := os.WriteFile(name, []byte(says), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first("systemd\n")
+	h := newHost(t)
+	h.client.Close() // else it starts another
+	shim := h.lockPid("shim.lock")
+	f, err := openPidfd(shim)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	signalPidfd(f, unix.SIGTERM)
+	for range 3 {
+		h.connect()
+		h.client.Close()
+	}
+	if now := h.lockPid("shim.lock"); now != shim {
+		t.Fatalf("shim %d ended at SIGTERM, and %d took its place", shim, now)
+	}
+	first("systemd-shutdow\n")
+	signalPidfd(f, unix.SIGTERM)
+	ctx, cancel := context.WithTimeout(context.Background(), testWait)
+	defer cancel()
+	if err := waitDead(ctx, f); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 		if d, bad := time.ParseDuration(os.Getenv("CRIBOX_TEST_RUNTIME_WAIT")); bad == nil {
 			startWait = d
 		}
+		if name := os.Getenv("CRIBOX_TEST_INIT_NAME"); name != "" {
+			initName = name
+		}
 		switch os.Args[1] {
 		case "shim":
 			err = ShimMain(context.Background(), os.Args[3], testStep())

@@ -63,8 +63,9 @@ type task struct {
 
 // ShimMain is the body of `cribox shim --state DIR`. It returns when it was
 // told to quit, or at once with nil when another shim serves the folder; the
-// end of ctx does not end it, because a signal to everybody must not either. It
-// may execute its own program again, to start from known limits and environment.
+// end of ctx does not end it, because a signal to everybody must not either
+// (but see leaveWithTheMachine). It may execute its own program again, to start
+// from known limits and environment.
 func ShimMain(ctx context.Context, state string, step func(string)) error {
 	s, err := newShim(state, step)
 	if s == nil || err != nil {
@@ -113,11 +114,30 @@ func (s *shim) settleIn() error {
 		return fmt.Errorf("become a subreaper in /: %w", err)
 	}
 	// Caught and dropped, because an ignored signal would stay ignored in children.
-	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
+	terminate := make(chan os.Signal, 1)
+	signal.Notify(terminate, unix.SIGTERM)
+	go leaveWithTheMachine(terminate)
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0) // needs CAP_SYS_RESOURCE; without it we stay as killable as we are
 	raw, _ := os.ReadFile("/proc/self/oom_score_adj")
 	s.ownOOM = strings.TrimSpace(string(raw)) != "0"
 	return nil
+}
+
+// initName is what the first process calls itself. The program that systemd becomes at the very end, when all units have ended, sends SIGTERM
+// to everybody and waits for up to 90 seconds until nobody is left.
+var initName = "/proc/1/comm"
+
+const lastInit = "systemd-shutdow" // cut to 15 bytes by the kernel
+
+// leaveWithTheMachine ends this process at the SIGTERM that everybody gets when the machine is turned off. Any other is dropped.
+func leaveWithTheMachine(terminate <-chan os.Signal) {
+	for range terminate {
+		name, err := os.ReadFile(initName)
+		if err == nil && strings.TrimSpace(string(name)) == lastInit {
+			os.Exit(0)
+		}
+	}
 }
 
 // resetOOMScore undoes in a child what settleIn did to us.
