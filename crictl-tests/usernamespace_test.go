@@ -2,6 +2,7 @@ package crictltests
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -442,4 +444,30 @@ func TestUserNamespaceRefused(t *testing.T) {
 	plain.stop()
 	plain.remove()
 	d.wantFlat(flat)
+}
+
+// TestStateWithoutPrograms: distributions mount /run noexec.
+func TestStateWithoutPrograms(t *testing.T) {
+	t.Parallel()
+	dir := shortFolder(t)
+	t.Cleanup(func() {
+		if err := errors.Join(unix.Unmount(dir, unix.MNT_DETACH), os.Remove(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+		t.Fatal(err)
+	}
+	d := prepareDaemon(t)
+	d.state = filepath.Join(dir, "run")
+	d.must(os.WriteFile(d.configFile(), []byte(d.configuration()), 0o600))
+	d.launch()
+	d.waitReady()
+	d.empty = d.ledger()
+	for _, of := range [][]podOption{nil, {inUserNamespace}} {
+		c := d.runPod(of...).run(idle())
+		if got := c.exec("id", "-u"); got != "0\n" {
+			t.Errorf("the process is user %q", got)
+		}
+	}
 }

@@ -182,6 +182,9 @@ func (m *Manager) pauseRoot(ctx context.Context, p *pod, image string) (root str
 		if err == nil {
 			err = selinux.Relabel(ctx, root, selinux.Shared(m.mountLabel(p)))
 		}
+		if err == nil {
+			root, err = m.executable(ctx, p, root)
+		}
 		return root, nil, err
 	}
 	if err := m.images.Hold(image, p.id); err != nil {
@@ -194,6 +197,35 @@ func (m *Manager) pauseRoot(ctx context.Context, p *pod, image string) (root str
 	args = slices.Concat(img.Config.Config.Entrypoint, img.Config.Config.Cmd)
 	root, err = m.mountRoot(ctx, p, p.id, imageservice.Rootfs{ImageID: image, Label: m.mountLabel(p)})
 	return root, args, err
+}
+
+// executable returns root, or where it is mounted once more, without noexec, for a pod with a user namespace: /run is often mounted so. For
+// other pods the OCI runtime does that itself, in making their root read-only; inside a user namespace nobody may.
+func (m *Manager) executable(ctx context.Context, p *pod, root string) (string, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(root, &fs); err != nil {
+		return "", err
+	}
+	if _, _, ok := spec.UserNamespace(p.config); !ok || fs.Flags&unix.ST_NOEXEC == 0 {
+		return root, nil
+	}
+	target := m.rootfs(p, p.id)
+	if err := errors.Join(m.images.Unmount(ctx, target), m.makePassage(p, filepath.Dir(target)), os.MkdirAll(target, 0o700)); err != nil {
+		return "", err
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, root, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return "", fmt.Errorf("clone mount of %s: %w", root, err)
+	}
+	defer unix.Close(fd)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Attr_clr: unix.MOUNT_ATTR_NOEXEC, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return "", fmt.Errorf("mount %s without noexec: %w", root, err)
+	}
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return "", fmt.Errorf("mount %s: %w", target, err)
+	}
+	return target, nil
 }
 
 // pauseImage returns the id of the configured pause image, or nothing when there is none.

@@ -99,7 +99,7 @@ func (m *Manager) teardown(ctx context.Context, p *pod) error {
 		return fmt.Errorf("disconnect pod %s: %w", p.id, err)
 	}
 	m.step("pod.unplugged")
-	if err := m.dropPauseImage(ctx, p.id); err != nil {
+	if err := m.dropPauseRoot(ctx, p.id); err != nil {
 		return err
 	}
 	return m.removePodFiles(p.id)
@@ -133,11 +133,11 @@ func (m *Manager) disconnect(ctx context.Context, p *pod) error {
 	return m.network.RemoveNetNS(m.netns(p.id))
 }
 
-// dropPauseImage is the opposite of pauseRoot for a pause image, and may be called at any time.
-func (m *Manager) dropPauseImage(ctx context.Context, id string) error {
+// dropPauseRoot is the opposite of pauseRoot, and may be called at any time.
+func (m *Manager) dropPauseRoot(ctx context.Context, id string) error {
 	r, ok := m.store.Get(id)
 	if !ok || r.PauseImage == "" {
-		return nil
+		return m.removeRoot(ctx, id)
 	}
 	if err := m.removeRoot(ctx, id); err != nil {
 		return err

@@ -28,12 +28,8 @@ func (m *Manager) tryUserNamespace() error {
 	if err := reachable(m.conf.State); err != nil {
 		return err
 	}
-	program, err := m.builtinPause()
-	if err != nil {
-		return err
-	}
 	ids := userns.IDs{First: 1, Length: 1}
-	ns, err := userns.New(filepath.Join(program, "pause"), ids, ids, true)
+	ns, err := userns.New(pause.Binary(), ids, ids, true)
 	if err != nil {
 		return err
 	}
@@ -43,21 +39,8 @@ func (m *Manager) tryUserNamespace() error {
 // CheckUserNamespaces tells whether pods can have user namespaces on this machine, with images below root, which exists. The error names what
 // is missing. Nothing is left.
 func CheckUserNamespaces(root string) error {
-	dir, err := os.MkdirTemp(root, ".check-") // nobody else's: a program that runs cannot be written
-	if err != nil {
-		return err
-	}
-	return errors.Join(checkUserNamespaces(root, dir), os.RemoveAll(dir))
-}
-
-// checkUserNamespaces keeps its program in dir.
-func checkUserNamespaces(root, dir string) error {
-	program := filepath.Join(dir, "pause")
-	if err := os.WriteFile(program, pause.Binary(), 0o700); err != nil {
-		return err
-	}
 	ids := userns.IDs{First: 1, Length: 1}
-	ns, err := userns.New(program, ids, ids, true)
+	ns, err := userns.New(pause.Binary(), ids, ids, true)
 	if err != nil {
 		return err
 	}
@@ -91,11 +74,7 @@ func (m *Manager) makeNamespaces(p *pod) error {
 		}
 		return m.network.NewNetNS(m.netns(p.id))
 	}
-	program, err := m.builtinPause()
-	if err != nil {
-		return err
-	}
-	ns, err := userns.New(filepath.Join(program, "pause"), userns.IDs(uids), userns.IDs(gids), !hostNetwork(p.config))
+	ns, err := userns.New(pause.Binary(), userns.IDs(uids), userns.IDs(gids), !hostNetwork(p.config))
 	if err != nil {
 		return err
 	}

@@ -35,12 +35,17 @@ func (s Set) Close() error {
 }
 
 // New makes a user namespace with these ids, and with net a network namespace that belongs to it: only whoever rules the one can rule the
-// other. program is the path of an executable that waits to be killed; it is gone when New returns, and it dies with this process.
-func New(program string, uids, gids IDs, net bool) (s Set, err error) {
+// other. program is an executable that waits to be killed; it is gone when New returns, and it dies with this process.
+func New(program []byte, uids, gids IDs, net bool) (s Set, err error) {
+	file, err := inMemory(program)
+	if err != nil {
+		return Set{}, err
+	}
+	defer file.Close()
 	// The kernel kills the helper when the thread ends that started it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	helper := exec.Cmd{Path: program, Args: []string{"cribox-userns"}, Dir: "/", Env: []string{}, SysProcAttr: &syscall.SysProcAttr{
+	helper := exec.Cmd{Path: fmt.Sprintf("/proc/self/fd/%d", file.Fd()), Args: []string{"cribox-userns"}, Dir: "/", Env: []string{}, SysProcAttr: &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWUSER, UidMappings: uids.mapping(), GidMappings: gids.mapping(), Pdeathsig: syscall.SIGKILL,
 		GidMappingsEnableSetgroups: true, // else no process in the namespace could ever choose its groups
 	}}
@@ -63,6 +68,26 @@ func New(program string, uids, gids IDs, net bool) (s Set, err error) {
 	}
 	s.Net, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", helper.Process.Pid))
 	return s, err
+}
+
+// inMemory makes a program a file that can be executed on every machine: /run, the best place for a state folder, is often mounted noexec.
+func inMemory(program []byte) (*os.File, error) {
+	// A child that inherits the writable descriptor, if only until it executes something, would make the file busy.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	fd, err := unix.MemfdCreate("cribox-userns", unix.MFD_CLOEXEC|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) { // Linux before 6.3, where every such file can be executed
+		fd, err = unix.MemfdCreate("cribox-userns", unix.MFD_CLOEXEC)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("program in memory: %w", err)
+	}
+	writable := os.NewFile(uintptr(fd), "cribox-userns")
+	defer writable.Close()
+	if _, err := writable.Write(program); err != nil {
+		return nil, fmt.Errorf("program in memory: %w", err)
+	}
+	return os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
 // CanMap tells whether what lies at path can be mounted with the ids of a user namespace: its file system may not be able to, which is

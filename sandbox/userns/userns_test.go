@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -75,23 +76,22 @@ func TestHelperIsGone(t *testing.T) {
 }
 
 func TestNoProgram(t *testing.T) {
-	if _, err := New("/no/such/program", IDs{0, 1}, IDs{0, 1}, true); !errors.Is(err, os.ErrNotExist) {
+	if _, err := New([]byte("no program"), IDs{0, 1}, IDs{0, 1}, true); !errors.Is(err, unix.ENOEXEC) {
 		t.Error(err)
 	}
 }
 
-// pausing writes a program that waits, into a folder that is closed to others.
-func pausing(t *testing.T) string {
+// pausing is a program that waits.
+func pausing(t *testing.T) []byte {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root")
 	}
-	dir := filepath.Join(t.TempDir(), "closed")
-	path := filepath.Join(dir, "wait")
-	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, []byte("#!/bin/sh\nexec sleep 60\n"), 0o700)); err != nil {
+	program, err := os.ReadFile("../pause/pause_" + runtime.GOARCH)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return path
+	return program
 }
 
 func inode(t *testing.T, fd int) uint64 {
