@@ -148,13 +148,12 @@ func TestNodeNotReady(t *testing.T) {
 // TestKubeletRestarted: a kubelet that comes back leaves pods as they are, and does what it was asked to meanwhile.
 func TestKubeletRestarted(t *testing.T) {
 	s := newSpaceAlone(t)
-	last := *nodes
-	s.apply(pod("steady", tools("c", "wait"), onNode(last)) + "---\n" + pod("leaving", tools("c", "wait"), onNode(last)))
+	s.apply(pod("steady", tools("c", "wait"), onNode(1)) + "---\n" + pod("leaving", tools("c", "wait"), onNode(1)))
 	s.ready("steady", "leaving")
 	life := s.life("steady")
-	s.kill(fmt.Sprint("kubelet", last))
+	s.kill("kubelet1")
 	s.kubectl("delete", "pod", "leaving", "--wait=false")
-	s.apply(pod("meanwhile", tools("c", "wait"), onNode(last)))
+	s.apply(pod("meanwhile", tools("c", "wait"), onNode(1)))
 	s.revive()
 	s.ready("meanwhile", "steady")
 	s.wait("delete", "pod/leaving")
@@ -171,19 +170,19 @@ func TestDrain(t *testing.T) {
 	}
 	s := newSpaceAlone(t)
 	t.Cleanup(func() { s.kubectl("uncordon", "node1", "node2") })
-	s.kubectl("cordon", "node1")
+	s.kubectl("cordon", "node2")
 	s.apply(deployment("one", 2) + "---\n{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: web}, spec: {minAvailable: 1, selector: {matchLabels: {app: web}}}}")
 	s.kubectl("rollout", "status", "deployment/web", "--timeout=3m")
-	s.kubectl("uncordon", "node1")
-	s.kubectl("drain", "node2", "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=3m")
-	s.kubectl("rollout", "status", "deployment/web", "--timeout=3m")
-	if on := s.get("pods", "{.items[*].spec.nodeName}"); on != "node1 node1" {
-		t.Errorf("after draining node2 the pods are on %q", on)
-	}
-	if left := s.crictl(2, "pods", "-q", "--state", "Ready"); left != "" {
-		t.Errorf("cribox of node2 still has %s", left)
-	}
-	s.apply(pod("back", tools("c", "wait"), "nodeSelector: {kubernetes.io/hostname: node2}"))
 	s.kubectl("uncordon", "node2")
+	s.kubectl("drain", "node1", "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=3m")
+	s.kubectl("rollout", "status", "deployment/web", "--timeout=3m")
+	if on := s.get("pods", "{.items[*].spec.nodeName}"); on != "node2 node2" {
+		t.Errorf("after draining node1 the pods are on %q", on)
+	}
+	if left := s.crictl(1, "pods", "-q", "--state", "Ready"); left != "" {
+		t.Errorf("cribox of node1 still has %s", left)
+	}
+	s.apply(pod("back", tools("c", "wait"), "nodeSelector: {kubernetes.io/hostname: node1}"))
+	s.kubectl("uncordon", "node1")
 	s.ready("back")
 }
