@@ -13,13 +13,15 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// cadvisorNames are what critest expects of a runtime: what a kubelet tells of containers without the runtime's help.
+// cadvisorNames are what critest and the kubelet's own suite expect of a runtime: what a kubelet tells of containers without the
+// runtime's help.
 var cadvisorNames = strings.Fields(`
 	container_blkio_device_usage_total container_cpu_cfs_periods_total container_cpu_cfs_throttled_periods_total
 	container_cpu_cfs_throttled_seconds_total container_cpu_system_seconds_total container_cpu_usage_seconds_total
 	container_cpu_user_seconds_total container_file_descriptors container_fs_inodes_free container_fs_inodes_total container_fs_limit_bytes
 	container_fs_reads_bytes_total container_fs_reads_total container_fs_usage_bytes container_fs_writes_bytes_total container_fs_writes_total
-	container_hugetlb_max_usage_bytes container_hugetlb_usage_bytes container_last_seen container_memory_cache container_memory_failcnt
+	container_hugetlb_max_usage_bytes container_hugetlb_usage_bytes container_last_seen container_memory_cache container_memory_events_high_total
+	container_memory_events_max_total container_memory_failcnt
 	container_memory_failures_total container_memory_kernel_usage container_memory_mapped_file container_memory_max_usage_bytes
 	container_memory_rss container_memory_swap container_memory_usage_bytes container_memory_working_set_bytes
 	container_network_receive_bytes_total container_network_receive_errors_total container_network_receive_packets_dropped_total
@@ -135,17 +137,18 @@ func TestMetrics(t *testing.T) {
 		return name + "{" + strings.Join(labels, ",") + "}"
 	}
 	for key, want := range map[string]uint64{
-		of("container_start_time_seconds"):      uint64(c.status().StartedAt / int64(time.Second)),
-		of("container_spec_cpu_period"):         100000,
-		of("container_spec_cpu_quota"):          50000,
-		of("container_spec_cpu_shares"):         512,
-		of("container_spec_memory_limit_bytes"): 64 << 20,
-		of("container_processes"):               1,
-		of("container_threads"):                 1,
-		of("container_oom_events_total"):        0,
-		of("container_sockets"):                 0,
-		of("container_memory_max_usage_bytes"):  c.kernelFigure("memory", "memory.max_usage_in_bytes", "memory.peak", "", 1),
-		of("container_file_descriptors"):        uint64(len(d.openFiles(c.pid()))),
+		of("container_start_time_seconds"):       uint64(c.status().StartedAt / int64(time.Second)),
+		of("container_spec_cpu_period"):          100000,
+		of("container_spec_cpu_quota"):           50000,
+		of("container_spec_cpu_shares"):          512,
+		of("container_spec_memory_limit_bytes"):  64 << 20,
+		of("container_processes"):                1,
+		of("container_threads"):                  1,
+		of("container_oom_events_total"):         0,
+		of("container_memory_events_high_total"): 0,
+		of("container_sockets"):                  0,
+		of("container_memory_max_usage_bytes"):   c.kernelFigure("memory", "memory.max_usage_in_bytes", "memory.peak", "", 1),
+		of("container_file_descriptors"):         uint64(len(d.openFiles(c.pid()))),
 		of("container_memory_failures_total", `failure_type="pgmajfault"`, `scope="hierarchy"`): ofContainer[of(
 			"container_memory_failures_total", `failure_type="pgmajfault"`, `scope="container"`)],
 	} {

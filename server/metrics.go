@@ -93,6 +93,10 @@ var memoryMetrics = []metric{
 		one: func(c *containerMetrics) *uint64 { return c.PeakMemory }},
 	{name: "container_memory_failcnt", help: "Number of memory usage hits limits",
 		one: func(c *containerMetrics) *uint64 { return c.LimitHits }},
+	{name: "container_memory_events_max_total", help: "Cumulative count of memory.max limit hit events for the container",
+		one: func(c *containerMetrics) *uint64 { return c.LimitHits }},
+	{name: "container_memory_events_high_total", help: "Cumulative count of memory.high throttle events for the container",
+		one: func(c *containerMetrics) *uint64 { return c.Slowdowns }},
 	{name: "container_memory_failures_total", help: "Cumulative count of memory allocation failures.", labels: []string{"failure_type", "scope"},
 		many: func(c *containerMetrics, r report) {
 			r(c.OwnFaults, "pgfault", "container")

@@ -58,6 +58,7 @@ type Detail struct {
 	Periods, Throttled, ThrottledTime         *uint64 // of the CPU quota: number, number, nanoseconds
 	PeakMemory                                *uint64 // bytes
 	LimitHits                                 *uint64 // how often memory was at its limit
+	Slowdowns                                 *uint64 // how often it was at the mark above which processes are slowed down; 0 with version 1, which has none
 	OOMKills                                  *uint64
 	OwnFaults, OwnMajorFaults                 *uint64 // of the cgroup without those below it
 	Threads, MaxThreads                       *uint64 // MaxThreads: 0 without a limit

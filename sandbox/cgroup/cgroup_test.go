@@ -93,6 +93,7 @@ func want() Detail {
 func TestDetail(t *testing.T) {
 	n := func(n uint64) *uint64 { return &n }
 	v1, v2 := want(), want()
+	v1.Slowdowns, v2.Slowdowns = n(0), n(9)
 	v1.CPU, v1.OwnFaults, v1.OwnMajorFaults, v1.HugePages = n(5123456789), n(5), n(6), []HugePages{{"2MB", n(2097152), n(4194304)}}
 	v2.CPU, v2.OwnFaults, v2.OwnMajorFaults, v2.HugePages = n(5123456000), n(900), n(90), []HugePages{{"2MB", n(2097152), nil}}
 	v2.CPUPressure = &Pressure{Some: &Stall{1.5, 0.75, 0.25, 4e6}, Full: &Stall{0.5, 0, 0, 3e6}}

@@ -53,7 +53,9 @@ func (r *reader) detailV1(root, path string, hugePages []string) Detail {
 	})
 	memory, leave := r.enter(filepath.Join(root, "memory", path))
 	d.PeakMemory = r.number(filepath.Join(memory, "memory.max_usage_in_bytes"))
-	d.LimitHits = r.number(filepath.Join(memory, "memory.failcnt"))
+	if d.LimitHits = r.number(filepath.Join(memory, "memory.failcnt")); d.LimitHits != nil {
+		d.Slowdowns = new(uint64(0))
+	}
 	d.Memory.Kernel = r.number(filepath.Join(memory, "memory.kmem.usage_in_bytes"))
 	r.keys(filepath.Join(memory, "memory.oom_control"), map[string]**uint64{"oom_kill": &d.OOMKills})
 	leave()

@@ -58,7 +58,7 @@ func (r *reader) detailV2(dir string, hugePages []string) Detail {
 	d.User, d.System, d.ThrottledTime = scale(d.User, 1000), scale(d.System, 1000), scale(d.ThrottledTime, 1000)
 	d.OwnFaults, d.OwnMajorFaults = d.Memory.Faults, d.Memory.MajorFaults // there is no other count
 	d.PeakMemory = r.number(filepath.Join(dir, "memory.peak"))
-	r.keys(filepath.Join(dir, "memory.events"), map[string]**uint64{"max": &d.LimitHits, "oom_kill": &d.OOMKills})
+	r.keys(filepath.Join(dir, "memory.events"), map[string]**uint64{"high": &d.Slowdowns, "max": &d.LimitHits, "oom_kill": &d.OOMKills})
 	d.Threads = r.number(filepath.Join(dir, "pids.current"))
 	d.MaxThreads = maxThreads(r.number(filepath.Join(dir, "pids.max")))
 	eachLine(r.read(filepath.Join(dir, "io.stat")), func(line []byte) {
