@@ -98,15 +98,30 @@ func TestPullSecret(t *testing.T) {
 	}
 }
 
-// TestPullPolicy: Always asks the registry each time, IfNotPresent does not, and says so.
+// TestPullPolicy: Always asks the registry each time, IfNotPresent and Never do not when the image is there.
 func TestPullPolicy(t *testing.T) {
 	s := newSpace(t)
-	s.apply(pod("first", image("c", "docker.io/library/tools:1", `command: ["/toolbox", "wait"]`, "imagePullPolicy: Always"), onNode(1)))
-	s.ready("first")
-	s.awaitEvent("first", "Successfully pulled image")
-	s.apply(pod("second", image("c", "docker.io/library/tools:1", `command: ["/toolbox", "wait"]`, "imagePullPolicy: IfNotPresent"), onNode(1)))
-	s.ready("second")
-	s.awaitEvent("second", "already present on machine")
+	const tag = "docker" // an image that no other test uses
+	asked := func() int {
+		return strings.Count(s.fetch("http://"+registry+"/requests"), " /v2/library/busybox/manifests/"+tag+" ")
+	}
+	for _, c := range []struct {
+		name, policy, event string
+		asks                bool
+	}{
+		{"first", "Always", "Successfully pulled image", true},
+		{"second", "Always", "Successfully pulled image", true},
+		{"third", "IfNotPresent", "already present on machine", false},
+		{"fourth", "Never", "already present on machine", false},
+	} {
+		before := asked()
+		s.apply(pod(c.name, image("c", "docker.io/library/busybox:"+tag, `command: ["sleep", "1000000"]`, "imagePullPolicy: "+c.policy), onNode(1)))
+		s.ready(c.name)
+		s.awaitEvent(c.name, c.event)
+		if asks := asked() > before; asks != c.asks {
+			t.Errorf("%s (%s): the registry was asked: %v, want %v", c.name, c.policy, asks, c.asks)
+		}
+	}
 }
 
 // TestStartErrors: what keeps a container from being made or started is in its status and its event.
