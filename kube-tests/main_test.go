@@ -31,7 +31,7 @@ func folder(variable, fallback string) string {
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
-		_ = f.Value.Set("6") // most of their time they wait
+		_ = f.Value.Set("8") // most of their time they wait
 	}
 	os.Exit(run(m))
 }

@@ -141,7 +141,8 @@ func TestHostPort(t *testing.T) {
 // TestHostIP: a port of one address of the node is not one of its others.
 func TestHostIP(t *testing.T) {
 	s := newSpace(t)
-	s.apply(pod("shy", image("web", "docker.io/library/web:1", `args: ["serve", "-name", "shy"]`, "ports: [{containerPort: 8080, hostPort: 18081, hostIP: 127.0.0.1}]"), onNode(1)))
+	s.apply(pod("shy", image("web", "docker.io/library/web:1", `args: ["serve", "-name", "shy"]`,
+		"ports: [{containerPort: 8080, hostPort: 18081, hostIP: 127.0.0.1}]"), onNode(1)))
 	s.ready("shy")
 	s.awaitAnswerOnNode(1, "127.0.0.1:18081", "shy")
 	if out, err := askOnNode(1, s.nodeAddress(1)+":18081"); err == nil {

@@ -72,9 +72,11 @@ func TestHooks(t *testing.T) {
 	command := func(text string) string {
 		return `{exec: {command: ["sh", "-c", "wget -qO- http://` + ip + `:8080/print?text=` + text + `"]}}`
 	}
-	patient := "terminationGracePeriodSeconds: 60"
-	s.apply(pod("commands", shell("c", "trap 'exit 0' TERM; while true; do sleep 0.1; done", "lifecycle: {postStart: "+command("a-start")+", preStop: "+command("a-stop")+"}"), patient) + "---\n" +
-		pod("requests", shell("c", "trap 'exit 0' TERM; while true; do sleep 0.1; done", "lifecycle: {postStart: "+call("b-start")+", preStop: "+call("b-stop")+"}"), patient))
+	hooked := func(name string, hook func(string) string, text string) string {
+		return pod(name, shell("c", "trap 'exit 0' TERM; while true; do sleep 0.1; done",
+			"lifecycle: {postStart: "+hook(text+"-start")+", preStop: "+hook(text+"-stop")+"}"), "terminationGracePeriodSeconds: 60")
+	}
+	s.apply(hooked("commands", command, "a") + "---\n" + hooked("requests", call, "b"))
 	s.ready("commands", "requests")
 	log := s.kubectl("logs", "recorder")
 	for what, want := range map[string]bool{"a-start": true, "b-start": true, "a-stop": false, "b-stop": false} {
@@ -107,7 +109,7 @@ func TestStops(t *testing.T) {
 	s := newSpace(t)
 	s.apply(pod("told", tools("term", "wait")+", "+image("int", "docker.io/library/config:int-signal")+", "+
 		image("usr1", "docker.io/library/tools:1", `command: ["/toolbox", "wait"]`, "lifecycle: {stopSignal: SIGUSR1}")+", "+tools("deaf", "ignore-term"),
-		"os: {name: linux}", "activeDeadlineSeconds: 30", "terminationGracePeriodSeconds: 5", onNode(1)))
+		"os: {name: linux}", "activeDeadlineSeconds: 3600", "terminationGracePeriodSeconds: 5", onNode(1)))
 	s.ready("told")
 	s.kubectl("patch", "pod", "told", "--patch", `{"spec": {"activeDeadlineSeconds": 1}}`)
 	s.wait("jsonpath={.status.phase}=Failed", "pod/told")

@@ -1,6 +1,7 @@
 package kubetests
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,10 +28,13 @@ func TestSecurityContexts(t *testing.T) {
 		{"one", "capabilities: {drop: [ALL], add: [NET_ADMIN]}", "grep CapEff /proc/self/status", "CapEff:\t0000000000001000"},
 		{"more", "capabilities: {add: [SYS_TIME]}", "grep CapEff /proc/self/status", "CapEff:\t00000000aa0425fb"},
 		{"no-gain", "allowPrivilegeEscalation: false", "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1"},
-		{"default-filter", "seccompProfile: {type: RuntimeDefault}", "grep Seccomp: /proc/self/status; unshare -U true 2>&1", "Seccomp:\t2\nunshare: unshare(0x10000000): Operation not permitted"},
+		{"default-filter", "seccompProfile: {type: RuntimeDefault}",
+			"grep Seccomp: /proc/self/status; unshare -U true 2>&1",
+			"Seccomp:\t2\nunshare: unshare(0x10000000): Operation not permitted"},
 		{"own-filter", "seccompProfile: {type: Localhost, localhostProfile: no-mkdir.json}", "mkdir /x 2>&1", "mkdir: can't create directory '/x': Operation not permitted"},
 		{"no-filter", "seccompProfile: {type: Unconfined}", "grep Seccomp: /proc/self/status", "Seccomp:\t0"},
-		{"privileged", "privileged: true", "grep -E 'Seccomp:' /proc/self/status; test -e /dev/loop-control -o -e /dev/kmsg && echo devices; mkdir /m && mount -t tmpfs tmpfs /m && echo mounts",
+		{"privileged", "privileged: true",
+			"grep Seccomp: /proc/self/status; test -e /dev/loop-control -o -e /dev/kmsg && echo devices; mkdir /m && mount -t tmpfs tmpfs /m && echo mounts",
 			"Seccomp:\t0\ndevices\nmounts"},
 		{"masked", "", "wc -c </proc/keys; echo 1 2>&1 >/proc/sys/vm/swappiness", "0\nsh: can't create /proc/sys/vm/swappiness: Read-only file system"},
 	}
@@ -51,8 +55,10 @@ func TestSecurityContexts(t *testing.T) {
 // TestSysctls: a safe one is set in the pod alone, one that the kubelet does not allow keeps the pod out.
 func TestSysctls(t *testing.T) {
 	s := newSpace(t)
-	s.apply(pod("tuned", sleeper("c"), "securityContext: {sysctls: [{name: net.ipv4.ip_unprivileged_port_start, value: \"80\"}, {name: kernel.shm_rmid_forced, value: \"1\"}]}", onNode(1)) +
-		"---\n" + pod("daring", sleeper("c"), "securityContext: {sysctls: [{name: kernel.msgmax, value: \"65536\"}]}", onNode(1)))
+	sysctl := func(name, value string) string { return fmt.Sprintf("{name: %s, value: %q}", name, value) }
+	s.apply(pod("tuned", sleeper("c"), "securityContext: {sysctls: ["+sysctl("net.ipv4.ip_unprivileged_port_start", "80")+", "+
+		sysctl("kernel.shm_rmid_forced", "1")+"]}", onNode(1)) +
+		"---\n" + pod("daring", sleeper("c"), "securityContext: {sysctls: ["+sysctl("kernel.msgmax", "65536")+"]}", onNode(1)))
 	s.ready("tuned")
 	if got := s.exec("tuned", "c", "sh", "-c", "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced"); got != "80\n1\n" {
 		t.Errorf("the pod has %q", got)

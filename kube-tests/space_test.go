@@ -41,7 +41,9 @@ func newSpaceAlone(t *testing.T) *space {
 		if t.Failed() {
 			s.show()
 		}
+		start := time.Now()
 		s.kubectl("delete", "namespace", s.name, "--timeout=3m")
+		s.Logf("the namespace was gone after %v", time.Since(start).Round(time.Second))
 	})
 	return s
 }

@@ -74,7 +74,8 @@ func TestHostPaths(t *testing.T) {
 	}
 	var mounts, volumes []string
 	for name, c := range map[string][2]string{
-		"made": {"/new/folder", "DirectoryOrCreate"}, "file": {"/file", "File"}, "new-file": {"/new-file", "FileOrCreate"}, "folder": {"", "Directory"}, "socket": {"/socket", "Socket"},
+		"made": {"/new/folder", "DirectoryOrCreate"}, "file": {"/file", "File"}, "new-file": {"/new-file", "FileOrCreate"},
+		"folder": {"", "Directory"}, "socket": {"/socket", "Socket"},
 	} {
 		mounts = append(mounts, "{name: "+name+", mountPath: /"+name+"}")
 		volumes = append(volumes, fmt.Sprintf("{name: %s, hostPath: {path: %s, type: %s}}", name, dir+c[0], c[1]))
