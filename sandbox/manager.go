@@ -129,7 +129,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 		return nil, err
 	}
 	host.SystemdCgroup, host.CgroupParent = c.SystemdCgroup, CgroupParent(c.Instance, c.SystemdCgroup)
-	host.SELinux = c.SELinux && selinux.Enabled()
+	host.SELinux, host.SELinuxOff = c.SELinux && selinux.Enabled(), !c.SELinux && selinux.Enabled()
 	m.host = host
 	m.loadProfile(ctx)
 	m.SetHandlers(ctx, c.Handlers, c.Default)

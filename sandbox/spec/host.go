@@ -35,6 +35,8 @@ type Host struct {
 
 	// Seccomp, AppArmor and SELinux tell what the kernel and the OCI runtime offer.
 	Seccomp, AppArmor, SELinux bool
+	// SELinuxOff: the kernel labels, and the configuration says that pods are not.
+	SELinuxOff bool
 	// AppArmorProfile is the name of the runtime's default profile, already
 	// loaded into the kernel; "" when there is none, and NoAppArmorProfile says why.
 	AppArmorProfile, NoAppArmorProfile string

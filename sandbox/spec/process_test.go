@@ -256,3 +256,15 @@ func TestAppArmorAndSELinux(t *testing.T) {
 	h = aHost()
 	mustContainer(t, h, p, c) // unconfined can be had everywhere
 }
+
+// TestLabelsWithoutSELinux: what is asked of SELinux means nothing where there is none.
+func TestLabelsWithoutSELinux(t *testing.T) {
+	h, p, c := aHost(), aPod(), aContainer()
+	options := &runtimeapi.SELinuxOption{User: "u", Role: "r", Type: "t", Level: "s0"}
+	p.Config.Linux.SecurityContext.SelinuxOptions, c.security().SelinuxOptions = options, options
+	for what, s := range map[string]*specs.Spec{"pod": mustPod(t, h, p), "container": mustContainer(t, h, p, c)} {
+		if s.Process.SelinuxLabel != "" || s.Linux.MountLabel != "" {
+			t.Errorf("%s: %q, %q", what, s.Process.SelinuxLabel, s.Linux.MountLabel)
+		}
+	}
+}

@@ -207,8 +207,8 @@ func TestWhatAMachineLacksForPods(t *testing.T) {
 		"apparmor": func(_ *Host, p *Pod) {
 			p.Config.Linux.SecurityContext.Apparmor = &runtimeapi.SecurityProfile{}
 		},
-		"selinux": func(_ *Host, p *Pod) {
-			p.Config.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0:c1"}
+		"selinux": func(h *Host, p *Pod) {
+			h.SELinuxOff, p.Config.Linux.SecurityContext.SelinuxOptions = true, &runtimeapi.SELinuxOption{Level: "s0:c1"}
 		},
 		"selinux without a label": func(h *Host, p *Pod) {
 			h.SELinux, p.Config.Linux.SecurityContext.SelinuxOptions = true, &runtimeapi.SELinuxOption{Role: "r"}
@@ -411,7 +411,9 @@ func TestWhatAMachineLacksForContainers(t *testing.T) {
 		"apparmor's default": func(h *Host, c *Container) {
 			h.AppArmor, c.security().Apparmor = true, &runtimeapi.SecurityProfile{}
 		},
-		"selinux": func(_ *Host, c *Container) { c.security().SelinuxOptions = &runtimeapi.SELinuxOption{Type: "t"} },
+		"selinux": func(h *Host, c *Container) {
+			h.SELinuxOff, c.security().SelinuxOptions = true, &runtimeapi.SELinuxOption{Type: "t"}
+		},
 		"selinux without a label": func(h *Host, c *Container) {
 			h.SELinux, c.security().SelinuxOptions = true, &runtimeapi.SELinuxOption{User: "u"}
 		},
