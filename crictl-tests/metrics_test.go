@@ -182,6 +182,11 @@ func TestMetrics(t *testing.T) {
 		return ofPod[fmt.Sprintf("%s{id=%q,image=\"\",namespace=%q,pod=%q,container=\"\",interface=\"eth0\"}", name, p.id,
 			p.config.Metadata.Namespace, p.config.Metadata.Name)]
 	}
+	for key := range ofPod {
+		if strings.Contains(key, `interface="lo"`) {
+			t.Errorf("%s: the loopback has figures", key)
+		}
+	}
 	if r, s := network("container_network_receive_bytes_total"), network("container_network_transmit_bytes_total"); r == 0 || s == 0 || r > rx || s > tx {
 		t.Errorf("received %d and sent %d bytes, ip says %d and %d\n%v", r, s, rx, tx, ofPod)
 	}

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"slices"
@@ -20,15 +21,18 @@ type Interface struct {
 // Traffic is counted since the interface was made.
 type Traffic struct{ Bytes, Packets, Errors, Dropped uint64 }
 
-// defaultInterface is what the network's first interface of a pod is called.
-const defaultInterface = "eth0"
+// defaultInterface is what the network's first interface of a pod is called, loopback the one that every pod has of its own.
+const defaultInterface, loopback = "eth0", "lo"
+
+// Loopback tells whether what goes through the interface stays in the pod.
+func (i Interface) Loopback() bool { return i.Name == loopback }
 
 // maxInterfaces is how many interfaces of a pod are told. A pod that may make interfaces may make thousands, and the figures of all pods have
 // to fit into one answer.
 const maxInterfaces = 64
 
-// interfacesOf returns at most maxInterfaces interfaces of a pod without the loopback, the default one first. Nil for a pod in the host's
-// network: what goes through the host's interfaces is not the pod's. Nothing enters the namespace: the kernel shows it through each process
+// interfacesOf returns at most maxInterfaces interfaces of a pod, the default one first and the loopback last. Nil for a pod in the host's
+// network, since what goes through the host's interfaces is not the pod's, and for one that has the loopback alone. Nothing enters the namespace: the kernel shows it through each process
 // in it.
 func interfacesOf(p Pod) []Interface {
 	if p.NetNS == "" {
@@ -69,15 +73,26 @@ func parseInterfaces(dev string) []Interface {
 		var rx, tx bool
 		i.Rx, rx = traffic(f)
 		i.Tx, tx = traffic(f[8:])
-		if rx && tx && i.Name != "lo" {
+		if rx && tx {
 			all = append(all, i)
 		}
 	}
-	if n := slices.IndexFunc(all, func(i Interface) bool { return i.Name == defaultInterface }); n > 0 {
-		first := all[n]
-		all = slices.Insert(slices.Delete(all, n, n+1), 0, first)
+	slices.SortStableFunc(all, func(a, b Interface) int { return cmp.Compare(a.place(), b.place()) })
+	if len(all) == 0 || all[0].Loopback() {
+		return nil
 	}
 	return all[:min(len(all), maxInterfaces)]
+}
+
+// place is where the interface stands among those of its pod.
+func (i Interface) place() int {
+	switch i.Name {
+	case defaultInterface:
+		return 0
+	case loopback:
+		return 2
+	}
+	return 1
 }
 
 // printable returns the name of an interface as a message can say it: whoever makes one may name it with any bytes.

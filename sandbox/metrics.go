@@ -22,8 +22,8 @@ type Metrics struct {
 // PodMetrics is all that is counted of a pod.
 type PodMetrics struct {
 	Pod
-	Interfaces []Interface
-	Containers []Metrics // those that run
+	Interfaces []Interface // as in PodStats
+	Containers []Metrics   // those that run
 }
 
 // Metrics returns what is counted of every pod in which something runs (CRI ListPodSandboxMetrics).

@@ -24,7 +24,7 @@ type PodStats struct {
 	cgroup.Usage
 	NanoCores    *uint64
 	Threads      *uint64     // of all processes: what the kernel limits, and what the kubelet evicts a pod for
-	Interfaces   []Interface // the default one first
+	Interfaces   []Interface // the default one first, the loopback last
 	InterfacesAt time.Time
 	Containers   []Stats // those that run
 }

@@ -58,14 +58,15 @@ func TestParseInterfaces(t *testing.T) {
 	eth0 := "  eth0: 1000       20    3    4    0     0          0         0  5000    60    7    8    0     0       0          0\n"
 	net1 := "veth_a.1:1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n"
 	first := Interface{"eth0", Traffic{1000, 20, 3, 4}, Traffic{5000, 60, 7, 8}}
+	loop := Interface{"lo", Traffic{3193, 29, 0, 0}, Traffic{3193, 29, 0, 0}}
 	other := Interface{"veth_a.1", Traffic{1, 2, 3, 4}, Traffic{5, 6, 7, 8}}
 	for _, c := range []struct {
 		dev  string
 		want []Interface
 	}{
-		{head + lo + eth0, []Interface{first}},
-		{head + lo + net1 + eth0, []Interface{first, other}},
-		{head + lo + net1, []Interface{other}},
+		{head + lo + eth0, []Interface{first, loop}},
+		{head + lo + net1 + eth0, []Interface{first, other, loop}},
+		{head + lo + net1, []Interface{other, loop}},
 		{head + lo, nil},
 		{"", nil},
 		{head + "e\xffh:1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n", []Interface{{`"e\xffh"`, other.Rx, other.Tx}}}, // a message is UTF-8

@@ -282,6 +282,9 @@ func ofPod(p sandbox.PodMetrics) []*runtimeapi.Metric {
 	base := []string{p.ID, "", d.GetNamespace(), d.GetName(), ""}
 	var all []*runtimeapi.Metric
 	for i := range p.Interfaces {
+		if p.Interfaces[i].Loopback() { // the kubelet's own pages have none, and sums over a pod would count it
+			continue
+		}
 		labels := slices.Concat(base, []string{p.Interfaces[i].Name})
 		for _, m := range networkMetrics {
 			all = append(all, &runtimeapi.Metric{Name: m.name, MetricType: m.kind, LabelValues: labels,
