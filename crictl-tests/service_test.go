@@ -20,6 +20,17 @@ type serviceManager struct {
 	conn *net.UnixConn
 }
 
+// serviceManager makes the socket and has the daemon told of it when it is started.
+func (d *daemon) serviceManager() *serviceManager {
+	d.Helper()
+	socket := filepath.Join(d.dir, "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	d.must(err)
+	d.Cleanup(func() { _ = conn.Close() })
+	d.env = append(d.env, "NOTIFY_SOCKET="+socket)
+	return &serviceManager{d, conn}
+}
+
 func (m *serviceManager) wantWord(want string) {
 	m.Helper()
 	buf := make([]byte, 4096)
@@ -36,21 +47,17 @@ func (m *serviceManager) wantWord(want string) {
 func TestServiceManagerDoesNotRead(t *testing.T) {
 	t.Parallel()
 	d := prepareDaemon(t)
-	socket := filepath.Join(d.dir, "notify")
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
-	d.must(err)
-	defer conn.Close()
+	full := d.serviceManager().conn.LocalAddr().String()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	d.must(err)
 	defer unix.Close(fd)
-	d.must(unix.Connect(fd, &unix.SockaddrUnix{Name: socket}))
+	d.must(unix.Connect(fd, &unix.SockaddrUnix{Name: full}))
 	for err == nil {
 		_, err = unix.Write(fd, []byte("full"))
 	}
 	if !errors.Is(err, unix.EAGAIN) {
 		t.Fatal(err)
 	}
-	d.env = append(d.env, "NOTIFY_SOCKET="+socket)
 	d.launch()
 	d.waitReady()
 	d.empty = d.ledger()
@@ -66,12 +73,7 @@ func TestServiceManagerDoesNotRead(t *testing.T) {
 func TestServiceManager(t *testing.T) {
 	t.Parallel()
 	d := prepareDaemon(t)
-	socket := filepath.Join(d.dir, "notify")
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
-	d.must(err)
-	defer conn.Close()
-	manager := &serviceManager{t, conn}
-	d.env = append(d.env, "NOTIFY_SOCKET="+socket)
+	manager := d.serviceManager()
 	d.launch()
 	manager.wantWord("READY=1")
 	d.waitReady()

@@ -30,18 +30,24 @@ func TestLiveness(t *testing.T) {
 	s.apply(pod("fails", sleeper("c", `livenessProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 2}`)) + "---\n" +
 		pod("hangs", sleeper("c", `livenessProbe: {exec: {command: ["sleep", "1000"]}, periodSeconds: 1, timeoutSeconds: 1, failureThreshold: 1}`)) + "---\n" +
 		pod("missing", image("c", "docker.io/library/web:1", "livenessProbe: {httpGet: {path: /nowhere, port: 8080}, periodSeconds: 1, failureThreshold: 2}")))
-	for name, why := range map[string]string{"fails": "", "hangs": "timed out", "missing": "statuscode: 404"} {
-		s.await("a restart of "+name, func() error {
-			count, err := s.try("get", "pod", name, "-o", "jsonpath={.status.containerStatuses[0].restartCount}")
-			if err == nil && (count == "" || count == "0") {
-				err = fmt.Errorf("it was restarted %q times", count)
-			}
-			return err
-		})
+	for name, why := range map[string]string{"fails": "Liveness probe failed", "hangs": "timed out", "missing": "statuscode: 404"} {
+		s.awaitRestart(name)
 		s.awaitEvent(name, "Unhealthy: Liveness probe")
 		s.awaitEvent(name, why)
 		s.awaitEvent(name, "Killing: ")
 	}
+}
+
+// awaitRestart waits until a pod's container was started again.
+func (s *space) awaitRestart(pod string) {
+	s.Helper()
+	s.await("a restart of "+pod, func() error {
+		count, err := s.try("get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].restartCount}")
+		if err == nil && (count == "" || count == "0") {
+			err = fmt.Errorf("it was restarted %q times", count)
+		}
+		return err
+	})
 }
 
 // TestStartupProbe: liveness has to wait for it, and a container that never comes up is restarted.
@@ -95,13 +101,7 @@ func TestFailingHook(t *testing.T) {
 	s.apply(pod("unlucky", sleeper("c", `lifecycle: {postStart: {exec: {command: ["sh", "-c", "echo no luck; exit 6"]}}}`)))
 	s.awaitEvent("unlucky", "FailedPostStartHook: ")
 	s.awaitEvent("unlucky", "Killing: FailedPostStartHook")
-	s.await("a restart", func() error {
-		count, err := s.try("get", "pod", "unlucky", "-o", "jsonpath={.status.containerStatuses[0].restartCount}")
-		if err == nil && (count == "" || count == "0") {
-			err = fmt.Errorf("it was restarted %q times", count)
-		}
-		return err
-	})
+	s.awaitRestart("unlucky")
 }
 
 // TestStops: a container is told to end with SIGTERM, or the signal that its image or its pod names, and killed when its time is over.
