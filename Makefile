@@ -56,8 +56,7 @@ test-crictl: tools build build-steps ## the real binaries over the socket, crite
 test-kube: build ## a Kubernetes cluster of two nodes on cribox, and what its users see (as root)
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-kube needs root" >&2; exit 1; }
 	@hack/tools.sh kube
-	@(cd kube-tests && ../hack/timed.sh "kube-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 25m -v .) || \
-		{ hack/kube/down.sh; exit 1; } # tests that ran out of time have left the cluster
+	@hack/kube/test.sh
 
 critest: tools build ## the CRI's validation suite, one by one three times, beside each other, and over WebSocket
 	@[ "$$(id -u)" = 0 ] || { echo "error: make critest needs root" >&2; exit 1; }
