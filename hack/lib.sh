@@ -53,3 +53,15 @@ quietly() {
 	rm -f "$out"
 	return 1
 }
+
+# patiently COMMAND... tries again after a while, twice, when the command fails: what
+# asks a server on the net may.
+patiently() {
+	local pause
+	for pause in 5 20; do
+		if "$@"; then return 0; fi
+		note "this failed; trying again in $pause s" >&2
+		sleep "$pause"
+	done
+	"$@"
+}

@@ -30,12 +30,12 @@ installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = i
 
 apt_install() {
 	DEBIAN_FRONTEND=noninteractive quietly apt-get -y -q --no-install-recommends \
-		-o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 install "$@"
+		-o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 install "$@"
 }
 
 apt_update_and_install() {
 	note "package lists are missing or old: apt-get update"
-	quietly apt-get -q update || note "apt-get update was not complete; trying with what it has"
+	quietly apt-get -q -o Acquire::Retries=3 update || note "apt-get update was not complete; trying with what it has"
 	apt_install "$@"
 }
 
@@ -58,15 +58,18 @@ install_missing() { apt_install "$@" 2>/dev/null || apt_update_and_install "$@";
 # go.mod, and the module cache is read-only.
 source_of() {
 	local json dir sum
-	json=$(cd / && go mod download -json "$1@v$2") || die "download $1: $(sed -n 's/^\t"Error": "\(.*\)",\{0,1\}$/\1/p' <<<"$json")"
+	patiently download "$1@v$2" || die "download $1: $(sed -n 's/^\t"Error": "\(.*\)",\{0,1\}$/\1/p' <<<"$json")"
 	dir=$(sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p' <<<"$json")
 	sum=$(sed -n 's/^\t"Sum": "\(.*\)",\{0,1\}$/\1/p' <<<"$json")
 	[ "$sum" = "$3" ] || die "$1 v$2 has checksum $sum, versions.env says $3"
 	cp -r --no-preserve=mode "$dir/." "$4"
 }
 
+# download MODULE sets json to what the go command says of it.
+download() { json=$(cd / && go mod download -json "$1"); }
+
 # go_here COMMAND... runs the go command in the current folder as its own main module.
-go_here() { GOWORK=off GOFLAGS="-buildvcs=false -mod=readonly -trimpath" quietly go "$@"; }
+go_here() { GOWORK=off GOFLAGS="-buildvcs=false -mod=readonly -trimpath" patiently quietly go "$@"; }
 go_build() { go_here build "$@"; }
 
 build_runc() {
@@ -120,7 +123,7 @@ build_kube() {
 	sed -i "s#^\t\(k8s.io/[a-z-]*\) => ./staging/src/.*#\t\1 => \1 v$KUBE_STAGING#" go.mod
 	mkdir -p out/kube
 	# mod: the sums of the published modules are not in Kubernetes' own go.sum.
-	CGO_ENABLED=0 GOWORK=off GOFLAGS="-buildvcs=false -mod=mod -trimpath" quietly go build -ldflags "-s -w \
+	CGO_ENABLED=0 GOWORK=off GOFLAGS="-buildvcs=false -mod=mod -trimpath" patiently quietly go build -ldflags "-s -w \
 		-X $version.gitVersion=v$KUBE_VERSION -X $version.gitMajor=1 -X $version.gitMinor=${minor%%.*}" \
 		-o "$1/out/kube/" "${programs[@]/#/./cmd/}" go.etcd.io/etcd/server/v3
 	mv out/kube/server out/kube/etcd
@@ -147,6 +150,12 @@ ensure() {
 
 in_subshell() { ("$@"); }
 
+# modules fetches what our own modules need.
+modules() {
+	local dir
+	for dir in . crictl-tests; do (cd "$top/$dir" && patiently quietly go mod download); done
+}
+
 command -v go >/dev/null || die "Go is not installed or not in PATH; cribox needs Go 1.26 or newer"
 mkdir -p "$bin"
 # Two people, or make -j, may ask at once: the second finds everything done.
@@ -161,6 +170,7 @@ if [ "${1:-}" = lint ]; then
 fi
 [ "${1:-}" != kube ] || packages+=("${kube_packages[@]}")
 ensure_packages
+timed "fetching Go modules" modules
 ensure runc "$RUNC_VERSION static seccomp"
 ensure cni "$CNI_VERSION $CNI_PLUGINS"
 ensure crictl "$CRICTL_VERSION"
