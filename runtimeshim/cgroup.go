@@ -67,9 +67,10 @@ func (s *shim) cgroupsOf(d taskDir, pid int) []string {
 	return slices.Compact(dirs)
 }
 
-// foreign takes the roots and our own cgroups out of dirs.
+// foreign takes the roots and our own cgroups out of dirs: those that we are in
+// now, and those that we were born in, which are the daemon's.
 func (s *shim) foreign(dirs []string) []string {
-	own := processCgroups(s.hierarchies, os.Getpid())
+	own := append(processCgroups(s.hierarchies, os.Getpid()), s.born...)
 	return slices.DeleteFunc(dirs, func(dir string) bool {
 		return slices.Contains(own, dir) ||
 			slices.ContainsFunc(s.hierarchies, func(h hierarchy) bool { return filepath.Clean(dir) == h.mount })

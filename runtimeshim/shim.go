@@ -29,7 +29,8 @@ type shim struct {
 	step        func(string)
 	reaper      *reaper
 	hierarchies []hierarchy
-	ownOOM      bool // our own oom_score_adj is not 0, so children need theirs reset
+	born        []string // the cgroups of this process when it began
+	ownOOM      bool     // our own oom_score_adj is not 0, so children need theirs reset
 	kills       *counterWatch
 	counter     atomic.Uint64
 	quit        context.CancelFunc
@@ -87,6 +88,7 @@ func newShim(state string, step func(string)) (*shim, error) {
 	}
 	s := &shim{state: stateDir(state), step: step, reaper: newReaper(), hierarchies: cgroupMounts(),
 		tasks: map[string]*task{}, watchers: map[*watcher]bool{}}
+	s.born = processCgroups(s.hierarchies, os.Getpid())
 	if err := fixLimits(); err != nil {
 		return nil, err
 	}

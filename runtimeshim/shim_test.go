@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -216,5 +217,19 @@ func TestLastLogError(t *testing.T) {
 	}
 	if got := lastLogError(name + "x"); got != "" {
 		t.Errorf("no log: %q", got)
+	}
+}
+
+// TestForeignCgroups: what a task is said to be in is killed with it, but never where the shim is, nor where it was born.
+func TestForeignCgroups(t *testing.T) {
+	all := cgroupMounts()
+	if len(all) == 0 {
+		t.Skip("no cgroups")
+	}
+	s := &shim{hierarchies: all, born: []string{"/sys/fs/cgroup/system.slice/cribox.service"}}
+	now := processCgroups(all, os.Getpid())
+	dirs := append(slices.Clone(now), s.born[0], all[0].mount, "/sys/fs/cgroup/pod/task")
+	if got := s.foreign(dirs); !slices.Equal(got, []string{"/sys/fs/cgroup/pod/task"}) {
+		t.Errorf("may be killed: %v", got)
 	}
 }
