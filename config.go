@@ -372,6 +372,18 @@ func (c *Config) instance() string {
 	return hex.EncodeToString(sum[:3])
 }
 
+// scopes names the scopes of what outlives the daemon, those of the default state folder without the instance. nil where no systemd makes any.
+func (c *Config) scopes(systemd bool) func(peer string) string {
+	if !systemd {
+		return nil
+	}
+	last := ".scope"
+	if filepath.Clean(c.State) != defaultConfig().State {
+		last = "-" + c.instance() + last
+	}
+	return func(peer string) string { return "cribox-" + peer + last }
+}
+
 func (c *Config) socket() string { return strings.TrimPrefix(c.Listen, "unix://") }
 
 // print returns the configuration as a file that can be used as it is, each key below its documentation.

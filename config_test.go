@@ -118,6 +118,25 @@ func TestInstancesDiffer(t *testing.T) {
 	}
 }
 
+func TestScopeNames(t *testing.T) {
+	c, other, third := defaultConfig(), defaultConfig(), defaultConfig()
+	c.State, other.State, third.State = c.State+"/", "/run/other", "/srv/run/other"
+	if c.scopes(false) != nil {
+		t.Error("scopes without systemd")
+	}
+	if name := c.scopes(true)("shim"); name != "cribox-shim.scope" {
+		t.Errorf("the default instance's shim is in %s", name)
+	}
+	names := map[string]bool{}
+	for _, c := range []Config{c, other, third} {
+		names[c.scopes(true)("shim")] = true
+		names[c.scopes(true)("logger")] = true
+	}
+	if name := other.scopes(true)("logger"); len(names) != 6 || name != "cribox-logger-"+other.instance()+".scope" {
+		t.Errorf("scopes of three instances: %v", names)
+	}
+}
+
 // The documentation shows the defaults as they are.
 func TestDocumentedConfig(t *testing.T) {
 	doc, err := os.ReadFile("docs/configuration.md")

@@ -94,7 +94,7 @@ func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.I
 	}
 	pods, err := sandbox.Open(ctx, sandbox.Config{
 		Root: c.Root, State: c.State, Instance: c.instance(), Images: images, Network: network,
-		Shim:     runtimeshim.Config{State: c.State, LogLevel: c.LogLevel, Step: step},
+		Shim:     runtimeshim.Config{State: c.State, LogLevel: c.LogLevel, Scope: c.scopes(sandbox.SystemdRuns()), Step: step},
 		Handlers: handlers(c), Default: c.DefaultRuntime, Pause: c.PauseImage, SystemdCgroup: systemd, Step: step,
 		CDISpecDirs: c.CDISpecDirs, SELinux: c.Containers.SELinux,
 	})

@@ -65,7 +65,8 @@ func (d *daemon) settled(l ledger.Ledger) ledger.Ledger {
 }
 
 var houseKeeping = map[string]*regexp.Regexp{
-	ledger.Cgroups: regexp.MustCompile(`^/sys/fs/cgroup(/[^/]+)?/cribox(-[0-9a-f]{6}|_[0-9a-f]{6}\.slice)$`), // the parent of pods that name none
+	// The parent of pods that name none, and the scopes of shim and logger.
+	ledger.Cgroups: regexp.MustCompile(`^/sys/fs/cgroup(/[^/]+)?/cribox(-[0-9a-f]{6}|_[0-9a-f]{6}\.slice)$|/cribox-(shim|logger)-[0-9a-f]{6}\.scope$`),
 	ledger.Links:   regexp.MustCompile(`^bridge `),
 	ledger.Rules:   regexp.MustCompile(`^nft: table inet cribox_`), // masquerading for the whole subnet
 	ledger.Files:   regexp.MustCompile(`/(last_reserved_ip\.\d+|lock|pause/pause|cni/pod-cidr)$|\.torn(/|$)|leases/[^/]+$|/test-leases$`),

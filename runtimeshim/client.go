@@ -23,6 +23,11 @@ type Config struct {
 	Executable string // program that answers `shim --state DIR` and `logger --state DIR`; "" = this program
 	LogLevel   string // log level of both, when we start them; "" = theirs
 
+	// Scope returns the name of the scope of systemd that "shim" and "logger"
+	// are moved into, away from the unit of whoever has started them. No two
+	// state folders have one of the same name. nil = they stay there.
+	Scope func(peer string) string
+
 	// OnExit is called from one goroutine, once per exited task and client,
 	// also for exits that happened while nobody watched: every watch begins
 	// with a snapshot. By then the log has everything the task printed, unless

@@ -29,6 +29,8 @@ type peer struct {
 	mu    sync.Mutex
 	pidfd *os.File // of the one that answered last
 	left  bool     // do not start it again
+
+	outside bool // the log says that it has no scope; of keep alone
 }
 
 func newPeer(name string, c Config, sock, lock, home, log string) *peer {
@@ -42,7 +44,7 @@ func (p *peer) keep(ctx context.Context, pidfd *os.File) {
 	for {
 		began := time.Now()
 		if pidfd != nil {
-			_ = waitDead(ctx, pidfd) // ensure finds out what is the matter
+			p.waitApart(ctx, pidfd)
 		}
 		if time.Since(began) > longest {
 			pause = shortest

@@ -17,8 +17,15 @@ import (
 )
 
 // TestMain makes the test binary answer as cribox does when it is executed as
-// shim or logger.
+// shim or logger, and as systemd does when it is executed as busctl.
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "busctl" {
+		if err := busctlMain(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if len(os.Args) == 4 && os.Args[2] == "--state" {
 		var err error
 		if d, bad := time.ParseDuration(os.Getenv("CRIBOX_TEST_RUNTIME_WAIT")); bad == nil {
