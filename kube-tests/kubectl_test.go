@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -73,13 +74,21 @@ func TestLogRotation(t *testing.T) {
 	s.apply(pod("chatter", tools("c", "print", "-lines", strconv.Itoa(lines), "-size", "100", "-every", "8ms"), onNode(last), "restartPolicy: Never"))
 	s.wait("jsonpath={.status.phase}=Succeeded", "pod/chatter")
 	dir := filepath.Join(clusterDir, fmt.Sprintf("node%d", last), "logs", s.name+"_chatter_"+s.get("pod/chatter", "{.metadata.uid}"), "c")
-	files, err := filepath.Glob(dir + "/0.log*")
-	if err != nil || len(files) < 2 {
-		t.Fatalf("the log was not rotated: %v, %v", files, err)
-	}
-	all, err := exec.Command("sh", "-c", "for f in "+dir+"/0.log*; do case $f in *.gz) gzip -dc $f;; *) cat $f;; esac; done | grep -oE ' F [0-9]{6} ' | sort | uniq -c").Output()
-	if err != nil {
-		t.Fatal(err)
+	var files []string
+	var all []byte
+	s.await("a rest of the kubelet, which may still rotate and compress what it saw running", func() (err error) {
+		files, _ = filepath.Glob(dir + "/0.log*")
+		all, err = exec.Command("sh", "-ec", "for f in "+dir+"/0.log*; do case $f in *.gz) gzip -dc $f;; *) cat $f;; esac; done | grep -oE ' F [0-9]{6} ' | sort | uniq -c").Output()
+		again, _ := filepath.Glob(dir + "/0.log*")
+		if err == nil && (!slices.Equal(files, again) || slices.ContainsFunc(files, func(f string) bool {
+			return strings.HasSuffix(f, ".tmp") || slices.Contains(files, f+".gz")
+		})) {
+			err = fmt.Errorf("there are %v, and then %v", files, again)
+		}
+		return err
+	})
+	if len(files) < 2 {
+		t.Fatalf("the log was not rotated: %v", files)
 	}
 	counted := strings.Split(strings.TrimSpace(string(all)), "\n")
 	for _, line := range counted {
@@ -169,7 +178,7 @@ func TestAttach(t *testing.T) {
 // TestRun: kubectl run with input is a command like any other: output, exit code, and nothing left.
 func TestRun(t *testing.T) {
 	s := newSpace(t)
-	run := []string{"run", "-i", "--rm", "--restart=Never", "--quiet", "--image=docker.io/library/busybox:1"}
+	run := []string{"run", "-i", "--rm", "--restart=Never", "--quiet", "--pod-running-timeout=3m", "--image=docker.io/library/busybox:1"}
 	out, err := s.feed("to be counted\n", append(run, "counter", "--", "wc", "-c")...)
 	if err != nil || strings.TrimSpace(out) != "14" {
 		t.Errorf("wc of 14 bytes says %q, %v", out, err)
@@ -208,7 +217,8 @@ func TestCopy(t *testing.T) {
 // TestPortForward: a local port leads into the pod, by its name or a service's.
 func TestPortForward(t *testing.T) {
 	s := newSpace(t)
-	s.apply(pod("web", image("c", "docker.io/library/web:1", `args: ["serve", "-name", "forwarded"]`)) +
+	s.apply(pod("web", image("c", "docker.io/library/web:1", `args: ["serve", "-name", "forwarded"]`,
+		"readinessProbe: {tcpSocket: {port: 8080}}")) + // kubectl ends when nobody listens yet
 		"---\n{apiVersion: v1, kind: Service, metadata: {name: front}, spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}}")
 	s.ready("web")
 	for _, to := range [][]string{{"pod/web", ":8080"}, {"service/front", ":80"}} {

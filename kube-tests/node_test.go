@@ -23,13 +23,21 @@ func (s *space) nodeOf(pod string) int {
 // crictl asks a node's cribox.
 func (s *space) crictl(node int, args ...string) string {
 	s.Helper()
+	out, err := s.tryCrictl(node, args...)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return out
+}
+
+func (s *space) tryCrictl(node int, args ...string) (string, error) {
 	socket := fmt.Sprintf("unix://%s/n%d/cribox.sock", stateDir, node)
 	cmd := exec.Command(filepath.Join(binFolder, "crictl"), append([]string{"--runtime-endpoint", socket, "--timeout", "60s"}, args...)...)
 	out, err := cmd.Output()
 	if err != nil {
-		s.Fatalf("crictl %s: %v", strings.Join(args, " "), err)
+		err = fmt.Errorf("crictl %s: %w", strings.Join(args, " "), err)
 	}
-	return strings.TrimSpace(string(out))
+	return strings.TrimSpace(string(out)), err
 }
 
 // pids returns the host's ids of a pod's pause process and of a container's first process.

@@ -76,8 +76,10 @@ func TestDaemonKilled(t *testing.T) {
 		func() { s.awaitLog("leaving-2", "c", "told to end") },
 	} {
 		leaving := fmt.Sprint("leaving-", i)
-		s.apply(pod(leaving, shell("c", "trap 'echo told to end; sleep 3; exit 0' TERM; while true; do sleep 0.1; done"), onNode(last), "terminationGracePeriodSeconds: 60"))
-		s.ready(leaving)
+		// Long enough to be caught in the act, the third time; but one that ends while the daemon is gone should be among them.
+		ending := fmt.Sprintf("trap 'echo told to end; sleep %d; exit 0' TERM; echo listens; while true; do sleep 0.1; done", 3+6*i)
+		s.apply(pod(leaving, shell("c", ending), onNode(last), "terminationGracePeriodSeconds: 60"))
+		s.awaitLog(leaving, "c", "listens")
 		var starting strings.Builder
 		for k := range 3 {
 			starting.WriteString(pod(fmt.Sprintf("new-%d-%d", i, k), tools(fmt.Sprint("c", i), "wait"), onNode(last)) + "---\n")
@@ -114,7 +116,14 @@ func TestDaemonKilled(t *testing.T) {
 // wantCounting asserts that no line of "toolbox print" is missing in a log or there twice, as far as the kubelet has not rotated it away.
 func (s *space) wantCounting(pod, container string) {
 	s.Helper()
-	log := strings.TrimSpace(s.kubectl("logs", pod, "-c", container))
+	var log string
+	s.await("a log that the kubelet has not just rotated", func() error {
+		out, err := s.try("logs", pod, "-c", container)
+		if log = strings.TrimSpace(out); err == nil && log == "" {
+			err = fmt.Errorf("it has no line")
+		}
+		return err
+	})
 	next := 0
 	for line := range strings.SplitSeq(log, "\n") {
 		n, err := strconv.Atoi(strings.TrimLeft(strings.TrimSpace(line), "0"))
@@ -122,9 +131,6 @@ func (s *space) wantCounting(pod, container string) {
 			s.Fatalf("the log has %q where line %d should be", line, next)
 		}
 		next = n + 1
-	}
-	if next == 0 {
-		s.Error("the log has no line")
 	}
 }
 

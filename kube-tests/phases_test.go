@@ -24,9 +24,7 @@ func TestPhases(t *testing.T) {
 		}
 	}
 	s.contains("message of a program that is not there", s.get("pod/nothing", "{.status.containerStatuses[0].state.terminated.message}"), "/no/such/program")
-	if got := s.get("pod/pending", `{.status.conditions[?(@.type=="PodScheduled")].reason}`); got != "Unschedulable" {
-		t.Errorf("the pending pod's reason is %q", got)
-	}
+	s.awaitValue("pod/pending", `{.status.conditions[?(@.type=="PodScheduled")].reason}`, "Unschedulable")
 	s.awaitValue("pod/looping", "{.status.containerStatuses[0].state.waiting.reason}", "CrashLoopBackOff")
 }
 

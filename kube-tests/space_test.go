@@ -111,7 +111,7 @@ func (s *space) await(what string, ask func() error) {
 	s.awaitFor(patience, what, ask)
 }
 
-// awaitLong is await for what the kubelet does every five minutes.
+// awaitLong is await for what the kubelet does every five minutes, and what a hundred pods do.
 func (s *space) awaitLong(what string, ask func() error) {
 	s.Helper()
 	s.awaitFor(9*time.Minute, what, ask)

@@ -14,7 +14,13 @@ func TestStats(t *testing.T) {
 		"resources: {limits: {cpu: 200m, memory: 64Mi}}"), onNode(1)))
 	s.ready("busy")
 	node := "/api/v1/nodes/node1/proxy"
-	s.await("stats/summary", func() error { return s.summaryHas(s.kubectl("get", "--raw", node+"/stats/summary"), "busy", "c") })
+	s.await("stats/summary", func() error {
+		summary, err := s.try("get", "--raw", node+"/stats/summary")
+		if err != nil {
+			return err
+		}
+		return s.summaryHas(summary, "busy", "c")
+	})
 	labels := `container="c"[^}]*namespace="` + s.name + `"[^}]*pod="busy"`
 	s.awaitMetrics(node+"/metrics/resource",
 		`container_cpu_usage_seconds_total\{`+labels, `container_memory_working_set_bytes\{`+labels,

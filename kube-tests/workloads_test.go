@@ -38,13 +38,13 @@ func TestDeployment(t *testing.T) {
 	s.ready("visitor")
 	ip := s.get("service/web", "{.spec.clusterIP}")
 	ask := func() string {
-		return s.exec("visitor", "c", "/toolbox", "get", "http://"+ip+"/env?k=RELEASE")
+		return s.exec("visitor", "c", "/toolbox", "get", "-timeout", "20s", "http://"+ip+"/env?k=RELEASE")
 	}
 	s.await("the service", func() error {
 		_, err := s.try("exec", "visitor", "--", "/toolbox", "get", "-timeout", "2s", "http://"+ip+"/")
 		return err
 	})
-	before := s.get("pods", `{range .items[?(@.metadata.labels.app=="web")]}{.metadata.name}{"\n"}{end}`)
+	before := strings.Fields(s.get("pods", `{range .items[?(@.metadata.labels.app=="web")]}pod/{.metadata.name} {end}`))
 	s.apply(deployment("two", 2))
 	done := make(chan struct{})
 	var out string
@@ -66,10 +66,7 @@ func TestDeployment(t *testing.T) {
 		t.Fatal(out, err)
 	}
 	t.Logf("the service answered %d times during the update", asked)
-	s.kubectl("wait", "--for=delete", "pod/"+strings.Fields(before)[0], "--timeout=2m")
-	if after := s.get("pods", `{range .items[?(@.metadata.labels.app=="web")]}{.metadata.name}{"\n"}{end}`); strings.Contains(after, strings.Fields(before)[0]) {
-		t.Errorf("a pod of the old release is left:\n%s", after)
-	}
+	s.wait("delete", before...)
 	s.contains("the new release", ask(), "two")
 	s.kubectl("rollout", "undo", "deployment/web")
 	s.kubectl("rollout", "status", "deployment/web", "--timeout=3m")
@@ -86,9 +83,9 @@ func TestDeployment(t *testing.T) {
 func deployment(release string, replicas int) string {
 	return fmt.Sprintf(`{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {replicas: %d, selector: {matchLabels: {app: web}},
 		strategy: {rollingUpdate: {maxUnavailable: 0, maxSurge: 1}},
-		template: {metadata: {labels: {app: web}}, spec: {terminationGracePeriodSeconds: 10, containers: [{name: web, image: "docker.io/library/web:1",
-			env: [{name: RELEASE, value: %s}], readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1},
-			lifecycle: {preStop: {sleep: {seconds: 3}}}}]}}}}`+"\n", replicas, release)
+		template: {metadata: {labels: {app: web}}, spec: {terminationGracePeriodSeconds: 30, containers: [{name: web, image: "docker.io/library/web:1",
+			env: [{name: RELEASE, value: %s}], readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 20},
+			lifecycle: {preStop: {sleep: {seconds: 10}}}}]}}}}`+"\n", replicas, release)
 }
 
 // TestJob: pods that end well are counted, and one that fails is tried again.
@@ -161,6 +158,7 @@ func TestInitContainers(t *testing.T) {
 	s.apply(pod("ordered", shell("main", "cat /data/steps; exec sleep 1000000", data), "volumes: [{name: data, emptyDir: {}}]",
 		"initContainers: ["+shell("first", "echo first >>/data/steps", data)+", "+shell("second", "echo second >>/data/steps", data)+"]"))
 	s.ready("ordered")
+	s.awaitLog("ordered", "main", "second\n")
 	if got := s.kubectl("logs", "ordered", "-c", "main"); got != "first\nsecond\n" {
 		t.Errorf("the main container finds %q", got)
 	}
@@ -179,7 +177,7 @@ func TestSidecars(t *testing.T) {
 		return shell(name, "touch /logs/app; trap 'echo "+name+" >>/logs/app; "+last+"exit 0' TERM; tail -f /logs/app & while true; do wait; done", logs, "restartPolicy: Always")
 	}
 	s.apply(pod("trio", shell("main", "for i in 1 2 3; do echo line $i >>/logs/app; done; until test -e /logs/seen; do sleep 0.2; done; echo main >>/logs/app", logs),
-		"restartPolicy: Never", "volumes: [{name: logs, emptyDir: {}}]", "initContainers: ["+sidecar("outer", "echo in order: $(cat /logs/app); ")+", "+sidecar("inner", "")+"]"))
+		"restartPolicy: Never", "terminationGracePeriodSeconds: 60", "volumes: [{name: logs, emptyDir: {}}]", "initContainers: ["+sidecar("outer", "echo in order: $(cat /logs/app); ")+", "+sidecar("inner", "")+"]"))
 	s.awaitLog("trio", "outer", "line 3")
 	s.exec("trio", "inner", "touch", "/logs/seen")
 	s.wait("jsonpath={.status.phase}=Succeeded", "pod/trio")
