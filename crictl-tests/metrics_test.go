@@ -2,11 +2,14 @@ package crictltests
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -116,6 +119,9 @@ func TestMetrics(t *testing.T) {
 		r.CpuPeriod, r.CpuQuota, r.CpuShares, r.MemorySwapLimitInBytes = 100000, 50000, 512, 64<<20
 	}))
 	c.waitLog("ready")
+	if _, err := net.DialTimeout("tcp", p.ip()+":9", patience); !errors.Is(err, syscall.ECONNREFUSED) { // so a packet came, and one went
+		t.Errorf("a port where nobody listens: %v", err)
+	}
 	p.create(idle()) // which has no metrics
 	all := d.metrics()
 	if len(all) != 1 || all[0].PodSandboxId != p.id || len(all[0].ContainerMetrics) != 1 || all[0].ContainerMetrics[0].ContainerId != c.id {

@@ -28,9 +28,9 @@ func TestSecondDaemon(t *testing.T) {
 		second := watch(cmd)
 		select {
 		case <-second.done:
-		case <-time.After(time.Second):
+		case <-time.After(patience):
 			_ = cmd.Process.Kill()
-			t.Errorf("%s: the second daemon still runs after a second", name)
+			t.Errorf("%s: the second daemon still runs after %s", name, patience)
 			second.wait(t)
 			continue
 		}

@@ -93,9 +93,10 @@ func TestSharedPidNamespace(t *testing.T) {
 	p := d.runPod(func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD })
 	a := p.run(running("sleep", "12345"))
 	b := p.run(idle())
-	if got := b.exec("ps"); !strings.Contains(got, "sleep 12345") {
-		t.Errorf("the other container's process is not seen:\n%s", got)
-	}
+	eventually(t, "the other container's process", func() error { // it is runc's init for a moment
+		got := b.exec("ps")
+		return unless(strings.Contains(got, "sleep 12345"), "it is not seen:\n%s", got)
+	})
 	b.exec("sh", "-c", "(sh -c 'exit 0' &) ; true")
 	eventually(t, "pause to reap what lost its parent", func() error {
 		got := b.exec("ps")

@@ -308,6 +308,10 @@ func TestPodStats(t *testing.T) {
 	figure := func(controller, v1, v2, name string, unit uint64) uint64 {
 		return p.parentFigure(parent, controller, v1, v2, name, unit)
 	}
+	eventually(t, "pause and two processes", func() error { // b's is runc's init for a moment, which has threads
+		n := figure("pids", "pids.current", "pids.current", "", 1)
+		return unless(n == 3, "the kernel counts %d", n)
+	})
 	before := figure("cpuacct", "cpuacct.usage", "cpu.stat", "usage_usec", 1000)
 	s := p.stats()
 	after := figure("cpuacct", "cpuacct.usage", "cpu.stat", "usage_usec", 1000)
