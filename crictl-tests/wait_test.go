@@ -11,8 +11,8 @@ import (
 // patience is how long a test waits for something that should be there soon. It bounds a hang; it measures nothing.
 const patience = 30 * time.Second
 
-// ledgerPatience is how long things may take to go away after the last request was answered.
-const ledgerPatience = 10 * time.Second
+// ledgerPatience is how long things may take to go away after the last request was answered; clients that say nothing have five seconds of it.
+const ledgerPatience = 30 * time.Second
 
 // eventually asks until check has nothing to complain about.
 func eventually(t testing.TB, what string, check func() error) {

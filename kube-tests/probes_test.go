@@ -69,7 +69,7 @@ func TestStartupProbe(t *testing.T) {
 // TestHooks: postStart runs before the container counts as running, preStop before it is told to stop; as a command, or as a request.
 func TestHooks(t *testing.T) {
 	s := newSpace(t)
-	s.apply(pod("recorder", image("c", "docker.io/library/web:1")))
+	s.apply(pod("recorder", image("c", "docker.io/library/web:1", "readinessProbe: {tcpSocket: {port: 8080}}"))) // a hook asks once
 	s.ready("recorder")
 	ip := s.get("pod/recorder", "{.status.podIP}")
 	call := func(text string) string {
