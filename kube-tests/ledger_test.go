@@ -14,19 +14,7 @@ import (
 func TestHundredPods(t *testing.T) {
 	last := *nodes
 	s := newSpaceAlone(t)
-	s.apply(pod("warm", tools("c", "wait"), onNode(last)))
-	s.ready("warm")
-	s.kubectl("delete", "pod", "warm")
-	for _, id := range strings.Fields(s.crictl(last, "pods", "-q", "--namespace", s.name)) { // sooner than the kubelet's next minute
-		_, _ = s.tryCrictl(last, "rmp", id) // unless that has just come
-	}
-	var before string
-	s.await("an empty node", func() error {
-		if before = ledger(t, last); occupied.MatchString(before) {
-			return fmt.Errorf("it has\n%s", before)
-		}
-		return nil
-	})
+	before := s.emptyLedger(last)
 	var all strings.Builder
 	for i := range 100 {
 		all.WriteString(pod(fmt.Sprint("p", i), tools("c", "wait"), onNode(last)) + "---\n")
@@ -38,12 +26,7 @@ func TestHundredPods(t *testing.T) {
 			return err
 		})
 	}
-	s.await("the ledger", func() error {
-		if after := ledger(t, last); after != before {
-			return fmt.Errorf("before:\n%s\nafter:\n%s", before, after)
-		}
-		return nil
-	})
+	s.awaitLedger(last, before)
 }
 
 // TestImageGarbage: images that nobody uses for a while go, those that are used or pinned stay, and what is reported as used is what the disk has.
@@ -67,6 +50,35 @@ func TestImageGarbage(t *testing.T) {
 	s.contains("images of the node", s.crictl(last, "images"), "library/tools")
 	s.contains("images of the node", s.crictl(last, "images"), "library/pause")
 	t.Logf("imageFs: %d bytes before, %d after", used, s.imageBytes(last))
+}
+
+// emptyLedger returns the ledger of a node without pods, on which there was one: some things are made for the first and stay.
+func (s *space) emptyLedger(node int) (ledgered string) {
+	s.Helper()
+	s.apply(pod("warm", tools("c", "wait"), onNode(node)))
+	s.ready("warm")
+	s.kubectl("delete", "pod", "warm")
+	for _, id := range strings.Fields(s.crictl(node, "pods", "-q", "--namespace", s.name)) { // sooner than the kubelet's next minute
+		_, _ = s.tryCrictl(node, "rmp", id) // unless that has just come
+	}
+	s.await("an empty node", func() error {
+		if ledgered = ledger(s.T, node); occupied.MatchString(ledgered) {
+			return fmt.Errorf("it has\n%s", ledgered)
+		}
+		return nil
+	})
+	return ledgered
+}
+
+// awaitLedger waits until a node has what it had before, and no more.
+func (s *space) awaitLedger(node int, before string) {
+	s.Helper()
+	s.await("the ledger", func() error {
+		if after := ledger(s.T, node); after != before {
+			return fmt.Errorf("before:\n%s\nafter:\n%s", before, after)
+		}
+		return nil
+	})
 }
 
 // occupied matches the ledger of a node that has pods, or something of one.
@@ -96,9 +108,12 @@ func ledger(t *testing.T, node int) string {
 		}
 		fmt.Fprintln(&b, filepath.Base(dir), len(entries))
 	}
-	fmt.Fprintln(&b, "cgroups", countCgroups(fmt.Sprintf("/cribox-kube/node%d", node)))
+	fmt.Fprintln(&b, "cgroups", countCgroups(nodeCgroup(node)))
 	return b.String()
 }
+
+// nodeCgroup returns the parent of the cgroups of a node's pods.
+func nodeCgroup(node int) string { return fmt.Sprintf("/%s/node%d", filepath.Base(clusterDir), node) }
 
 // countCgroups counts the cgroups of pods and what is in them, in every hierarchy.
 func countCgroups(parent string) (n int) {

@@ -11,28 +11,61 @@ import (
 	"testing"
 )
 
-// kill ends a daemon of the cluster at once: "cribox2", "kubelet1". It returns when the process is gone.
-func (s *space) kill(daemon string) {
+// kill ends processes of the cluster at once: "cribox2", "kubelet1", and what cribox itself starts, "shim2", "logger2". It returns when
+// they are gone.
+func (s *space) kill(names ...string) {
 	s.Helper()
-	text, err := os.ReadFile(filepath.Join(stateDir, daemon+".pid"))
-	if err != nil {
-		s.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err == nil {
-		err = syscall.Kill(pid, syscall.SIGKILL)
-	}
-	if err != nil {
-		s.Fatalf("kill %s: %v", daemon, err)
+	pids := map[string]int{}
+	for _, name := range names {
+		pids[name] = s.daemon(name)
 	}
 	s.Cleanup(s.revive)
-	s.await("the end of "+daemon, func() error {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err == nil && !strings.Contains(string(status), ") Z ") {
-			return fmt.Errorf("process %d is there", pid)
+	for name, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			s.Fatalf("kill %s: %v", name, err)
 		}
-		return nil
-	})
+	}
+	for name, pid := range pids {
+		s.await("the end of "+name, func() error {
+			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			if err == nil && !strings.Contains(string(status), ") Z ") {
+				return fmt.Errorf("process %d is there", pid)
+			}
+			return nil
+		})
+	}
+}
+
+// daemon returns the process of a name that kill takes.
+func (s *space) daemon(name string) (pid int) {
+	s.Helper()
+	text, err := os.ReadFile(filepath.Join(stateDir, name+".pid"))
+	if err == nil {
+		pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
+	} else {
+		i := strings.IndexAny(name, "0123456789")
+		pid, err = helper(name[:i], filepath.Join(stateDir, "n"+name[i:]))
+	}
+	if err != nil {
+		s.Fatalf("process of %s: %v", name, err)
+	}
+	return pid
+}
+
+// helper returns the process that cribox has started as "cribox ROLE --state DIR".
+func helper(role, state string) (int, error) {
+	want := role + "\x00--state\x00" + state + "\x00"
+	processes, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return 0, err
+	}
+	for _, dir := range processes {
+		line, err := os.ReadFile(dir + "/cmdline") // gone by now is no match
+		if program, rest, _ := strings.Cut(string(line), "\x00"); err == nil && filepath.Base(program) == "cribox" && rest == want {
+			return strconv.Atoi(filepath.Base(dir))
+		}
+	}
+	return 0, fmt.Errorf("no %s of %s runs", role, state)
 }
 
 // revive starts whatever daemon of the cluster does not run.
@@ -104,8 +137,8 @@ func TestDaemonKilled(t *testing.T) {
 		}
 	}
 	s.wantCounting("steady", "counting")
-	for pod := range strings.FieldsSeq(s.get("pods", `{range .items[*]}{.metadata.name}={.status.containerStatuses[*].restartCount}{"\n"}{end}`)) {
-		name, restarts, _ := strings.Cut(pod, "=")
+	for pod := range strings.Lines(s.get("pods", `{range .items[*]}{.metadata.name}={.status.containerStatuses[*].restartCount}{"\n"}{end}`)) {
+		name, restarts, _ := strings.Cut(strings.TrimSpace(pod), "=")
 		// A container that was made and whose maker got no answer is one start to the kubelet: it makes the next.
 		if strings.Trim(restarts, "0 ") != "" && (restarts != "1" || !strings.HasPrefix(name, "new-")) {
 			t.Errorf("containers of %s were restarted: %s", name, restarts)

@@ -65,7 +65,7 @@ func TestQoS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.contains("cgroups of "+name, string(table), "/cribox-kube/node1/"+c.cgroup+s.get("pod/"+name, "{.metadata.uid}")+"/")
+		s.contains("cgroups of "+name, string(table), nodeCgroup(1)+"/"+c.cgroup+s.get("pod/"+name, "{.metadata.uid}")+"/")
 		if score, err := strconv.Atoi(strings.TrimSpace(s.exec(name, "c", "cat", "/proc/1/oom_score_adj"))); err != nil || score < c.least || score > c.most {
 			t.Errorf("oom_score_adj of %s is %d, %v, want %d to %d", name, score, err, c.least, c.most)
 		}

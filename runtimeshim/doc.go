@@ -24,6 +24,8 @@
 //     pod's own process, which does not know of it (keeper).
 //   - A runtime in flight when the shim dies finishes; the successor takes the
 //     task over when its pid file names a process, and undoes the start otherwise.
+//     Nobody has a descriptor of that process before: when it ends earlier than
+//     the successor looks, its exit is not Known.
 //
 // The client starts the shim or the logger when its lock is free, that is, when
 // it is dead; one that is slow is ErrUnavailable.

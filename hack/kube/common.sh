@@ -12,6 +12,7 @@
 kube=${CRIBOX_KUBE:-/var/lib/cribox-kube}      # survives a reboot, as on a real node
 run=${CRIBOX_KUBE_STATE:-/run/cribox-kube}     # does not
 export KUBECONFIG=$kube/admin.kubeconfig
+cgroup=/${kube##*/}
 
 # What a cluster has of the host's network. The nodes' network is a bridge; the
 # API server and the first node are the host itself, with the bridge's address.
@@ -28,7 +29,7 @@ kubectl() { "$bin/kube/kubectl" "$@"; }
 # The folders, cgroups and addresses of node number N.
 node_dir() { echo "$kube/node$1"; }
 node_state() { echo "$run/n$1"; }
-node_cgroup() { echo "/cribox-kube/node$1"; }
+node_cgroup() { echo "$cgroup/node$1"; }
 node_ip() { echo "$nodes_net.$1"; }
 
 # nodes_made prints the numbers of the nodes that there are.

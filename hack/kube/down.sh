@@ -65,7 +65,7 @@ left_processes() {
 }
 left_cgroups() { # the deepest first
 	local dir
-	for dir in /sys/fs/cgroup/cribox-kube /sys/fs/cgroup/*/cribox-kube; do
+	for dir in "/sys/fs/cgroup$cgroup" /sys/fs/cgroup/*"$cgroup"; do
 		[ ! -d "$dir" ] || find "$dir" -depth -type d
 	done
 }

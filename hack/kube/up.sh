@@ -244,7 +244,7 @@ make_cgroups() {
 		[ -e "${dir%/}/cgroup.procs" ] || continue
 		[ ! -L "${dir%/}" ] || continue
 		mkdir -p "${dir%/}$(node_cgroup "$1")"
-		[ ! -e "${dir%/}/cpuset.cpus" ] || copy_cpuset "${dir%/}" "/cribox-kube" "$(node_cgroup "$1")"
+		[ ! -e "${dir%/}/cpuset.cpus" ] || copy_cpuset "${dir%/}" "$cgroup" "$(node_cgroup "$1")"
 	done
 }
 
