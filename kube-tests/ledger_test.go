@@ -96,7 +96,7 @@ func ledger(t *testing.T, node int) string {
 	}
 	var b strings.Builder
 	state, root := fmt.Sprintf("%s/n%d", stateDir, node), fmt.Sprintf("%s/node%d", clusterDir, node)
-	fmt.Fprintln(&b, "mounts", inside("grep -c -e ' "+state+"/' -e ' "+root+"/' -e ' /run/netns/' /proc/self/mountinfo || true"))
+	fmt.Fprintln(&b, "mounts", inside("grep -c -e ' "+state+"/' -e ' "+root+"/' /proc/self/mountinfo || true"))
 	fmt.Fprintln(&b, "namespaces", inside("ls /run/netns | wc -l"))
 	fmt.Fprintln(&b, "links", inside("ip -o link show type veth | wc -l"))
 	fmt.Fprintln(&b, "rules", inside("nft list ruleset | grep -c cribox || true"))
