@@ -14,7 +14,7 @@ func TestUnit(t *testing.T) {
 	}
 	for _, line := range []string{
 		"Type=notify", "ExecReload=/bin/kill -HUP $MAINPID", // before systemd 253 there is no notify-reload
-		"KillMode=process", "Delegate=yes", "OOMPolicy=continue", "Restart=always", "StartLimitIntervalSec=0",
+		"KillMode=process", "Delegate=yes", "OOMPolicy=continue", "Restart=always", "StartLimitIntervalSec=0", "TimeoutStartSec=infinity",
 	} {
 		if !strings.Contains(string(b), "\n"+line+"\n") {
 			t.Errorf("dist/cribox.service has no line %s", line)

@@ -10,7 +10,7 @@ log=$(mktemp)
 trap 'ended $?' EXIT
 
 scenarios() {
-	(cd "$top/kube-tests" && env CRIBOX_BIN="$bin" go test -count 1 -timeout 25m -v . 2>&1 | tee "$log")
+	(cd "$top/kube-tests" && env CRIBOX_BIN="$bin" go test -count 1 -timeout 28m -v . 2>&1 | tee "$log")
 }
 
 # failures prints what the failed ones said: the lines that name a file of the tests, each with a few that follow.
