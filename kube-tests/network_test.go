@@ -195,6 +195,9 @@ func TestHostNamespaces(t *testing.T) {
 		}
 	}
 	s.contains("processes seen by a", s.exec("shared", "a", "ps"), "sleep 1000002")
+	if _, shared := s.pids(1, "shared", "a"); namespace(t, shared, "pid") == namespace(t, os.Getpid(), "pid") {
+		t.Error("shareProcessNamespace: the pod's processes are in the host's PID namespace")
+	}
 	_, mapped := s.pids(1, "mapped", "sh")
 	if namespace(t, mapped, "user") == namespace(t, os.Getpid(), "user") {
 		t.Error("hostUsers: false: the pod is in the host's user namespace")

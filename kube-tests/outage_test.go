@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -220,6 +221,12 @@ func TestDrain(t *testing.T) {
 	s.kubectl("rollout", "status", "deployment/web", "--timeout=3m")
 	if on := s.get("pods", "{.items[*].spec.nodeName}"); on != "node2 node2" {
 		t.Errorf("after draining node1 the pods are on %q", on)
+	}
+	lives := strings.Split(strings.TrimSpace(s.get("pods", `{range .items[*]}{.metadata.creationTimestamp} {.status.conditions[?(@.type=="Ready")].lastTransitionTime}{"\n"}{end}`)), "\n")
+	slices.Sort(lives)
+	_, ready, _ := strings.Cut(lives[0], " ")
+	if made, _, _ := strings.Cut(lives[len(lives)-1], " "); made < ready { // the budget lets the second pod go when the first has a successor
+		t.Errorf("the last pod was made at %s, before the first one was ready at %s", made, ready)
 	}
 	if left := s.crictl(1, "pods", "-q", "--state", "Ready"); left != "" {
 		t.Errorf("cribox of node1 still has %s", left)

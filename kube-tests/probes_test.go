@@ -9,7 +9,7 @@ import (
 // TestProbes: each kind of probe makes a pod ready, unready when it fails, and restarts a container that is not alive.
 func TestProbes(t *testing.T) {
 	s := newSpace(t)
-	quick := "periodSeconds: 1, failureThreshold: 1"
+	quick := "periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 60" // what fails does so by its answer, not because the machine is slow
 	s.apply(pod("http", image("c", "docker.io/library/web:1", "readinessProbe: {httpGet: {path: /healthz, port: 8080}, "+quick+"}")))
 	s.apply(pod("tcp", image("c", "docker.io/library/web:1", "readinessProbe: {tcpSocket: {port: 8080}, "+quick+"}")))
 	s.apply(pod("exec", image("c", "docker.io/library/busybox:1", `command: ["sh", "-c", "touch /tmp/ok; exec sleep 1000000"]`,
@@ -27,7 +27,7 @@ func TestProbes(t *testing.T) {
 // TestLiveness: a container that fails its liveness probe, by exit code, by HTTP status or by taking too long, is restarted.
 func TestLiveness(t *testing.T) {
 	s := newSpace(t)
-	s.apply(pod("fails", sleeper("c", `livenessProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 2}`)) + "---\n" +
+	s.apply(pod("fails", sleeper("c", `livenessProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 2, timeoutSeconds: 60}`)) + "---\n" +
 		pod("hangs", sleeper("c", `livenessProbe: {exec: {command: ["sleep", "1000"]}, periodSeconds: 1, timeoutSeconds: 1, failureThreshold: 1}`)) + "---\n" +
 		pod("missing", image("c", "docker.io/library/web:1", "livenessProbe: {httpGet: {path: /nowhere, port: 8080}, periodSeconds: 1, failureThreshold: 2}")))
 	for name, why := range map[string]string{"fails": "Liveness probe failed", "hangs": "timed out", "missing": "statuscode: 404"} {
@@ -53,9 +53,9 @@ func (s *space) awaitRestart(pod string) {
 // TestStartupProbe: liveness has to wait for it, and a container that never comes up is restarted.
 func TestStartupProbe(t *testing.T) {
 	s := newSpace(t)
-	s.apply(pod("slow", sleeper("c", `startupProbe: {exec: {command: ["cat", "/tmp/up"]}, periodSeconds: 1, failureThreshold: 1000}`,
-		`livenessProbe: {exec: {command: ["cat", "/tmp/up"]}, periodSeconds: 1, timeoutSeconds: 60, failureThreshold: 1}`)) + "---\n" +
-		pod("never", sleeper("c", `startupProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 2}`)))
+	s.apply(pod("slow", sleeper("c", `startupProbe: {exec: {command: ["cat", "/tmp/up"]}, periodSeconds: 1, failureThreshold: 1000, timeoutSeconds: 60}`,
+		`livenessProbe: {exec: {command: ["cat", "/tmp/up"]}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 60}`)) + "---\n" +
+		pod("never", sleeper("c", `startupProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 2, timeoutSeconds: 60}`)))
 	s.awaitEvent("slow", "Unhealthy: Startup probe failed")
 	s.awaitEvent("never", "failed startup probe, will be restarted")
 	if started := s.get("pod/slow", "{.status.containerStatuses[0].started} {.status.containerStatuses[0].restartCount}"); started != "false 0" {

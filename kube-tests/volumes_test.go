@@ -33,6 +33,7 @@ func TestVolumes(t *testing.T) {
 		"cat /only/color":                               "blue",
 		"cat /secret/key":                               "opensesame",
 		"stat -L -c %a /secret/key":                     "400",
+		"touch /secret/x 2>&1 || true":                  "touch: /secret/x: Read-only file system",
 		"cat /all/sub/size":                             "large",
 		"cat /all/key":                                  "opensesame",
 		"test -s /all/token && echo there":              "there",

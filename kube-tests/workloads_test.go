@@ -130,7 +130,7 @@ func TestDaemonSet(t *testing.T) {
 	}
 }
 
-// TestStatefulSet: pods come in order, and one that is deleted comes back under its name with what it wrote down.
+// TestStatefulSet: pods come in order under the names of their set, and one that is deleted comes back under its own.
 func TestStatefulSet(t *testing.T) {
 	s := newSpace(t)
 	s.apply(`{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: db}, spec: {serviceName: db, replicas: 2, selector: {matchLabels: {app: db}},
@@ -138,6 +138,10 @@ func TestStatefulSet(t *testing.T) {
 	s.kubectl("rollout", "status", "statefulset/db", "--timeout=3m")
 	if host := strings.TrimSpace(s.exec("db-1", "db", "hostname")); host != "db-1" {
 		t.Errorf("the second pod's host name is %q", host)
+	}
+	ready := s.get("pod/db-0", `{.status.conditions[?(@.type=="Ready")].lastTransitionTime}`)
+	if made := s.get("pod/db-1", "{.metadata.creationTimestamp}"); made < ready {
+		t.Errorf("the second pod was made at %s, the first was ready at %s", made, ready)
 	}
 	before := s.get("pod/db-0", "{.metadata.uid}")
 	s.kubectl("delete", "pod", "db-0")
