@@ -142,7 +142,8 @@ func TestOOMKilledChild(t *testing.T) {
 	}
 }
 
-// TestResize: resources change in place, the container is not restarted, and the status has the new ones.
+// TestResize: resources change in place, the container is not restarted, and the status has the new ones. One that wants to be restarted
+// for less is, and nothing is refused meanwhile.
 func TestResize(t *testing.T) {
 	s := newSpace(t)
 	s.apply(pod("elastic", image("c", "docker.io/library/tools:1", `command: ["/toolbox", "wait"]`,
@@ -155,5 +156,16 @@ func TestResize(t *testing.T) {
 	wantLimits(t, pid, 96<<20, 40000)
 	if n := s.get("pod/elastic", "{.status.containerStatuses[0].restartCount}"); n != "0" {
 		t.Errorf("the container was restarted %s times", n)
+	}
+	s.apply(pod("again", image("c", "docker.io/library/tools:1", `command: ["/toolbox", "wait"]`,
+		"resizePolicy: [{resourceName: cpu, restartPolicy: RestartContainer}]", "resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {cpu: 300m, memory: 64Mi}}"),
+		onNode(1)))
+	s.ready("again")
+	s.kubectl("patch", "pod", "again", "--subresource", "resize", "--patch", `{"spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "100m"}}}]}}`)
+	s.awaitValue("pod/again", "{.status.containerStatuses[0].resources.limits.cpu} {.status.containerStatuses[0].restartCount}", "100m 1")
+	s.ready("again")
+	s.awaitEvent("again", "ResizeCompleted")
+	if events := s.get("events", `{.items[?(@.reason=="ResizeError")].message}`); events != "" {
+		t.Errorf("the resize was refused: %s", events)
 	}
 }

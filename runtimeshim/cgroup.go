@@ -247,6 +247,23 @@ func freezeCgroups(dirs []string, on bool) {
 	}
 }
 
+// liftQuota takes the CPU quota off the cgroups of a task that has ended. With
+// cgroups of version 1 a parent's quota cannot be less than a child's, and a
+// child counts for some 20 ms after its removal. Whoever lowers the pod's quota
+// as soon as the task is gone would be refused (the kubelet does so for a resize
+// in place whose policy is RestartContainer).
+func (s *shim) liftQuota(d taskDir) {
+	if !slices.ContainsFunc(s.hierarchies, func(h hierarchy) bool { return slices.Contains(h.names, "cpu") }) {
+		return
+	}
+	for _, dir := range s.cgroupsOf(d, 0) {
+		if f, err := os.OpenFile(filepath.Join(dir, "cpu.cfs_quota_us"), os.O_WRONLY, 0); err == nil {
+			_, _ = f.WriteString("-1") // else it is refused as before
+			f.Close()
+		}
+	}
+}
+
 // removeCgroups kills what is left in dirs and removes them with everything
 // below. Nothing there = nil. Bounded by ctx.
 func removeCgroups(ctx context.Context, dirs []string) error {

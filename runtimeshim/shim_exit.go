@@ -30,6 +30,7 @@ func (s *shim) ended(t *task, e exitRecord) {
 		log.L.WithError(err).WithField("container", rec.ID).Error("exit of task is not written")
 	}
 	s.step("shim.exit.written")
+	s.liftQuota(t.dir)
 	if pump != nil {
 		pump.finish(2 * time.Second)
 	}

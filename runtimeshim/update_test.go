@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -235,5 +236,28 @@ func TestHugepages(t *testing.T) {
 	want("9\n", "9\n", "9\n")
 	if err := setHugepages([]string{other}, limits); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("without a controller: %v", err)
+	}
+}
+
+// TestQuotaEndsWithTheTask: when an end is told, the quota of the parent can be less than the task's was, though nothing was deleted yet.
+func TestQuotaEndsWithTheTask(t *testing.T) {
+	h := newHost(t)
+	h.needsV1()
+	parent := filepath.Join("/sys/fs/cgroup/cpu", h.cgroup, "cpu.cfs_quota_us")
+	h.start(h.params("c", []string{"/bin/sleep", "1000000"}, func(spec map[string]any) {
+		spec["linux"].(map[string]any)["resources"] = map[string]any{"cpu": map[string]any{"quota": 30000, "period": 100000}}
+	}))
+	if got := h.limitFile("cpu", "c", "cpu.cfs_quota_us"); got != "30000" {
+		t.Fatalf("the quota is %s", got)
+	}
+	if err := os.WriteFile(parent, []byte("10000"), 0); err == nil {
+		t.Fatal("the kernel takes a parent's quota that is less than a child's: nothing to show")
+	}
+	if err := h.client.Kill(context.Background(), "c", syscall.SIGKILL, false); err != nil {
+		t.Fatal(err)
+	}
+	h.waitExit("c")
+	if err := os.WriteFile(parent, []byte("10000"), 0); err != nil {
+		t.Errorf("the task has ended: %v", err)
 	}
 }
