@@ -168,13 +168,16 @@ var quiet = map[string]bool{"Version": true, "Status": true, "ListPodSandbox": t
 	"PodSandboxStats": true, "ListPodSandboxStats": true, "ListPodSandboxMetrics": true, "ListMetricDescriptors": true,
 	"StreamContainerStats": true, "StreamPodSandboxStats": true, "StreamPodSandboxMetrics": true}
 
+// logCall writes the line of a call that is over. That something is not there is an answer like another to who only asks: a kubelet asks about
+// what it has just removed.
 func logCall(ctx context.Context, call string, took time.Duration, err error) {
 	l := log.G(ctx).WithField("took", took.Round(time.Millisecond).String())
-	switch {
-	case err != nil && status.Code(err) == codes.Unimplemented:
+	code := status.Code(err)
+	switch asks := quiet[call] && call != "ExecSync"; {
+	case code == codes.Unimplemented, code == codes.NotFound && asks:
 		l.Debug(status.Convert(err).Message())
 	case err != nil:
-		l.WithField("code", status.Code(err).String()).Warn(status.Convert(err).Message())
+		l.WithField("code", code.String()).Warn(status.Convert(err).Message())
 	case quiet[call]:
 		l.Debug("done")
 	default:

@@ -5,8 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/sirupsen/logrus"
+	logtest "github.com/sirupsen/logrus/hooks/test"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -98,6 +102,31 @@ func TestFilters(t *testing.T) {
 	}{{nil, true}, {map[string]string{"a": "1"}, true}, {map[string]string{"a": "1", "b": ""}, true}, {map[string]string{"a": "2"}, false}, {map[string]string{"c": ""}, false}} {
 		if hasLabels(c.asked, have) != c.want {
 			t.Errorf("labels %v in %v: want %v", c.asked, have, c.want)
+		}
+	}
+}
+
+// TestCallsInTheLog: what failed is a warning, what a kubelet asks all the time is silent, and so is that there is no such thing.
+func TestCallsInTheLog(t *testing.T) {
+	missing := status.Error(codes.NotFound, "no such container")
+	for _, c := range []struct {
+		call string
+		err  error
+		want logrus.Level
+	}{
+		{"StartContainer", nil, logrus.InfoLevel},
+		{"ContainerStatus", nil, logrus.DebugLevel},
+		{"ContainerStatus", missing, logrus.DebugLevel},
+		{"ContainerStatus", status.Error(codes.Unavailable, "starting"), logrus.WarnLevel},
+		{"ExecSync", missing, logrus.WarnLevel},
+		{"StartContainer", missing, logrus.WarnLevel},
+		{"CheckpointContainer", status.Error(codes.Unimplemented, "not yet"), logrus.DebugLevel},
+	} {
+		logger, lines := logtest.NewNullLogger()
+		logger.SetLevel(logrus.DebugLevel)
+		logCall(log.WithLogger(t.Context(), logrus.NewEntry(logger)), c.call, time.Second, c.err)
+		if got := lines.LastEntry(); len(lines.Entries) != 1 || got.Level != c.want {
+			t.Errorf("%s, %v: %d lines, the last is %v, want one, %v", c.call, c.err, len(lines.Entries), got.Level, c.want)
 		}
 	}
 }
