@@ -355,7 +355,7 @@ func TestScopeIsKept(t *testing.T) {
 
 // TestSystemdDoesNotAnswer: nobody waits for it, and the log has one line for each of the two until it has come to it.
 func TestSystemdDoesNotAnswer(t *testing.T) {
-	lasting(t, &scopeCall, 10*time.Millisecond)
+	lasting(t, &scopeCall, 2*time.Second)
 	lasting(t, &scopeQuiet, 0)
 	s := newSystemd(t)
 	s.is("deaf")

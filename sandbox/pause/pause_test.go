@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -98,6 +99,9 @@ func TestLeavesWithZero(t *testing.T) {
 
 // TestOtherSignalsStillKill: what it does not wait for keeps its default action.
 func TestOtherSignalsStillKill(t *testing.T) {
+	handled := make(chan os.Signal, 1) // so that it is not ignored, as it would be below nohup
+	signal.Notify(handled, syscall.SIGHUP)
+	defer signal.Stop(handled)
 	cmd := start(t, &syscall.SysProcAttr{})
 	_ = cmd.Process.Signal(syscall.SIGHUP)
 	err := cmd.Wait()
