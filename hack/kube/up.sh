@@ -170,6 +170,7 @@ write_node_files() {
 listen = "unix://$(node_state "$n")/cribox.sock"
 root = "$dir/root"
 state = "$(node_state "$n")"
+cgroup_driver = "cgroupfs" # below $cgroup, where kube-down looks, whoever else makes cgroups here
 
 [images]
 registry_config = "$kube/certs.d"
@@ -237,14 +238,24 @@ containerLogMonitorInterval: 3s
 END
 }
 
-# make_cgroups: the kubelet wants its root to be there, in every hierarchy.
+# make_cgroups: the kubelet wants its root to be there, in every hierarchy, with all controllers.
 make_cgroups() {
-	local dir
-	for dir in /sys/fs/cgroup /sys/fs/cgroup/*/; do
-		[ -e "${dir%/}/cgroup.procs" ] || continue
-		[ ! -L "${dir%/}" ] || continue
-		mkdir -p "${dir%/}$(node_cgroup "$1")"
-		[ ! -e "${dir%/}/cpuset.cpus" ] || copy_cpuset "${dir%/}" "$cgroup" "$(node_cgroup "$1")"
+	local root
+	awk '/ - cgroup2? / {print $5}' /proc/self/mountinfo | while read -r root; do
+		mkdir -p "$root$(node_cgroup "$1")"
+		[ ! -e "$root/cpuset.cpus" ] || copy_cpuset "$root" "$cgroup" "$(node_cgroup "$1")"
+	done
+	[ ! -e /sys/fs/cgroup/cgroup.controllers ] || hand_down "" "$cgroup" "$(node_cgroup "$1")"
+}
+
+# hand_down: on cgroup v2 a child has the controllers that its parent gives it.
+hand_down() {
+	local cg controller controllers
+	for cg; do
+		read -ra controllers <"/sys/fs/cgroup$cg/cgroup.controllers"
+		for controller in "${controllers[@]}"; do
+			echo "+$controller" >"/sys/fs/cgroup$cg/cgroup.subtree_control" || true # the kubelet says which it lacks
+		done
 	done
 }
 
