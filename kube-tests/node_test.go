@@ -1,6 +1,7 @@
 package kubetests
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os/exec"
@@ -30,12 +31,15 @@ func (s *space) crictl(node int, args ...string) string {
 	return out
 }
 
+// tryCrictl returns what crictl prints; an error has what it says.
 func (s *space) tryCrictl(node int, args ...string) (string, error) {
 	socket := fmt.Sprintf("unix://%s/n%d/cribox.sock", stateDir, node)
 	cmd := exec.Command(filepath.Join(binFolder, "crictl"), append([]string{"--runtime-endpoint", socket, "--timeout", "60s"}, args...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		err = fmt.Errorf("crictl %s: %w", strings.Join(args, " "), err)
+		err = fmt.Errorf("crictl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return strings.TrimSpace(string(out)), err
 }
