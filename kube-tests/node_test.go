@@ -34,7 +34,7 @@ func (s *space) crictl(node int, args ...string) string {
 // tryCrictl returns what crictl prints; an error has what it says.
 func (s *space) tryCrictl(node int, args ...string) (string, error) {
 	socket := fmt.Sprintf("unix://%s/n%d/cribox.sock", stateDir, node)
-	cmd := exec.Command(filepath.Join(binFolder, "crictl"), append([]string{"--runtime-endpoint", socket, "--timeout", "60s"}, args...)...)
+	cmd := exec.Command(filepath.Join(binFolder, "crictl"), append([]string{"--runtime-endpoint", socket, "--image-endpoint", socket, "--timeout", "60s"}, args...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

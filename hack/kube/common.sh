@@ -43,8 +43,11 @@ in_node() {
 	nsenter -t "$holder" -m -n -- "$@"
 }
 
+node_socket() { echo "unix://$(node_state "$1")/cribox.sock"; }
+
+# node_crictl N ARG...: both endpoints, since the host may have a crictl.yaml with one.
 node_crictl() {
 	local n=$1
 	shift
-	"$bin/crictl" --runtime-endpoint "unix://$(node_state "$n")/cribox.sock" --timeout 30s "$@"
+	"$bin/crictl" --runtime-endpoint "$(node_socket "$n")" --image-endpoint "$(node_socket "$n")" --timeout 30s "$@"
 }

@@ -28,7 +28,7 @@ empty_node() {
 	pid=$(holder "$n") || return 0
 	gone "$pid" && return 0
 	if node_crictl "$n" --timeout 3s version >/dev/null 2>&1; then
-		bounded "$bin/crictl" --runtime-endpoint "unix://$(node_state "$n")/cribox.sock" --timeout 60s rmp -fa
+		bounded "$bin/crictl" --runtime-endpoint "$(node_socket "$n")" --image-endpoint "$(node_socket "$n")" --timeout 60s rmp -fa
 	fi
 	stop "cribox$n"
 	bounded nsenter -t "$pid" -m -n -- "$bin/cribox" shutdown --config "$(node_dir "$n")/cribox.toml"
