@@ -239,11 +239,16 @@ func freezeCgroups(dirs []string, on bool) {
 	}
 	for _, dir := range dirs {
 		for name, value := range map[string]string{"freezer.state": v1, "cgroup.freeze": v2} {
-			if f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0); err == nil {
-				_, _ = f.WriteString(value) // the kill comes all the same
-				f.Close()
-			}
+			tryWrite(filepath.Join(dir, name), value) // the kill comes all the same
 		}
+	}
+}
+
+// tryWrite writes to a file of a cgroup, if there is one.
+func tryWrite(name, value string) {
+	if f, err := os.OpenFile(name, os.O_WRONLY, 0); err == nil {
+		_, _ = f.WriteString(value)
+		f.Close()
 	}
 }
 
@@ -257,10 +262,7 @@ func (s *shim) liftQuota(d taskDir) {
 		return
 	}
 	for _, dir := range s.cgroupsOf(d, 0) {
-		if f, err := os.OpenFile(filepath.Join(dir, "cpu.cfs_quota_us"), os.O_WRONLY, 0); err == nil {
-			_, _ = f.WriteString("-1") // else it is refused as before
-			f.Close()
-		}
+		tryWrite(filepath.Join(dir, "cpu.cfs_quota_us"), "-1") // else it is refused as before
 	}
 }
 
