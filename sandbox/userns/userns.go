@@ -45,7 +45,8 @@ func New(program []byte, uids, gids IDs, net bool) (s Set, err error) {
 	// The kernel kills the helper when the thread ends that started it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	helper := exec.Cmd{Path: fmt.Sprintf("/proc/self/fd/%d", file.Fd()), Args: []string{"cribox-userns"}, Dir: "/", Env: []string{}, SysProcAttr: &syscall.SysProcAttr{
+	// The program is the child's descriptor 0: of all other numbers, what starts it may make something else before it executes.
+	helper := exec.Cmd{Path: "/proc/self/fd/0", Stdin: file, Args: []string{"cribox-userns"}, Dir: "/", Env: []string{}, SysProcAttr: &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWUSER, UidMappings: uids.mapping(), GidMappings: gids.mapping(), Pdeathsig: syscall.SIGKILL,
 		GidMappingsEnableSetgroups: true, // else no process in the namespace could ever choose its groups
 	}}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -78,6 +79,42 @@ func TestHelperIsGone(t *testing.T) {
 func TestNoProgram(t *testing.T) {
 	if _, err := New([]byte("no program"), IDs{0, 1}, IDs{0, 1}, true); !errors.Is(err, unix.ENOEXEC) {
 		t.Error(err)
+	}
+}
+
+// TestDescriptorsMove: other goroutines open and close files meanwhile, so that the descriptors of the new process get any numbers.
+func TestDescriptorsMove(t *testing.T) {
+	program := pausing(t)
+	done := make(chan struct{})
+	var others sync.WaitGroup
+	defer others.Wait()
+	defer close(done)
+	for range 4 {
+		others.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				var held []*os.File
+				for range 8 {
+					if f, err := os.Open(os.DevNull); err == nil {
+						held = append(held, f)
+					}
+				}
+				for _, f := range held {
+					f.Close()
+				}
+			}
+		})
+	}
+	for range 200 {
+		s, err := New(program, IDs{100000, 1}, IDs{100000, 1}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
 	}
 }
 
