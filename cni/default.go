@@ -24,9 +24,11 @@ type bridgeNetwork struct {
 	cidrFile string
 	masq     *masquerade
 
-	mu     sync.Mutex
-	subnet []netip.Prefix // in force
-	told   bool           // subnet is the pod CIDR
+	mu       sync.Mutex
+	subnet   []netip.Prefix // in force
+	told     bool           // subnet is the pod CIDR
+	joining  int            // pods on their way into subnet: whether one is attached is not to be seen yet
+	changing bool           // nobody may set out for subnet
 }
 
 func newBridgeNetwork(c Config) (*bridgeNetwork, error) {
@@ -64,9 +66,46 @@ func (b *bridgeNetwork) podCIDR() []netip.Prefix {
 	return b.subnet
 }
 
-// setPodCIDR changes the subnet. Pods keep their addresses for life, so it is refused while some use another one.
+// join sets out for these subnets, until leave is called. False: they are not those in force, or are about to be others.
+func (b *bridgeNetwork) join(subnets []netip.Prefix) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.changing || joinPrefixes(subnets) != joinPrefixes(b.subnet) {
+		return false
+	}
+	b.joining++
+	return true
+}
+
+func (b *bridgeNetwork) leave() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.joining--
+}
+
+// hold keeps pods from setting out until release is called. ErrFailedPrecondition while one is on its way.
+func (b *bridgeNetwork) hold() (release func(), err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.changing || b.joining > 0 {
+		return nil, fmt.Errorf("%d pods are being attached to %s: %w", b.joining, joinPrefixes(b.subnet), errdefs.ErrFailedPrecondition)
+	}
+	b.changing = true
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.changing = false
+	}, nil
+}
+
+// setPodCIDR changes the subnet. Pods keep their addresses for life, so it is refused while some use another one, or are about to.
 func (b *bridgeNetwork) setPodCIDR(subnets []netip.Prefix) error {
 	if joinPrefixes(subnets) != joinPrefixes(b.subnets()) {
+		release, err := b.hold()
+		if err != nil {
+			return fmt.Errorf("pod CIDR %s: %w", joinPrefixes(subnets), err)
+		}
+		defer release()
 		busy, err := b.attached()
 		if err != nil {
 			return err

@@ -1,16 +1,20 @@
 package cni
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func TestDefaultNetwork(t *testing.T) {
@@ -215,7 +219,7 @@ func TestNetNSDeletedByHand(t *testing.T) {
 // useNft sets what the host can do.
 func (h *host) useNft(yes bool) {
 	h.n.own.masq.mu.Lock()
-	h.n.own.masq.known, h.n.own.masq.usable = true, yes
+	h.n.own.masq.usable, h.n.own.masq.asked = yes, time.Now()
 	h.n.own.masq.mu.Unlock()
 	h.n.folder.mu.Lock()
 	h.n.folder.seen = reading{}
@@ -428,6 +432,113 @@ func TestSetPodCIDR(t *testing.T) {
 	if err := h.n.RemoveDefault(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestPodCIDRWhileJoining: the subnet of a pod that is being attached stays, though nothing of it is to be seen on the bridge yet.
+func TestPodCIDRWhileJoining(t *testing.T) {
+	h := newHost(t, withDefault(t))
+	var once sync.Once
+	h.n.step = func(name string) {
+		if name == "cni.add" {
+			once.Do(func() { wantErr(t, h.n.SetPodCIDR("10.85.0.0/24"), errdefs.ErrFailedPrecondition, "10.83.0.0/16") })
+		}
+	}
+	first, second := h.pod("p1"), h.pod("p2")
+	h.setup(first)
+	h.setup(second)
+	h.teardown(first)
+	h.teardown(second)
+	if err := h.n.SetPodCIDR("10.85.0.0/24"); err != nil {
+		t.Fatal(err)
+	}
+	if ip := h.setup(first).IPs[0]; !netip.MustParsePrefix("10.85.0.0/24").Contains(ip) {
+		t.Errorf("address %v", ip)
+	}
+	h.teardown(first)
+}
+
+// TestUplinkMTU: the default route may come after the daemon, as with DHCP, and change later.
+func TestUplinkMTU(t *testing.T) {
+	h := newHost(t, withDefault(t))
+	wantMTU := func(want int) {
+		t.Helper()
+		p := h.pod("p1")
+		h.setup(p)
+		insideNetNS(t, p.NetNS, func() error {
+			l, err := netlink.LinkByName("eth0")
+			if err == nil && l.Attrs().MTU != want {
+				err = fmt.Errorf("a pod's MTU is %d, want %d", l.Attrs().MTU, want)
+			}
+			return err
+		})
+		h.teardown(p)
+		if err := RemoveNetNS(p.NetNS); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantMTU(1500)
+	uplink := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "up0", MTU: 1400}}
+	if err := netlink.LinkAdd(uplink); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = netlink.LinkDel(uplink) })
+	address(t, "up0", "198.51.100.1/24")
+	route := netlink.Route{LinkIndex: uplink.Attrs().Index, Gw: net.IPv4(198, 51, 100, 2)}
+	if err := netlink.RouteAdd(&route); err != nil {
+		t.Fatal(err)
+	}
+	wantMTU(1400)
+	if err := netlink.RouteDel(&route); err != nil {
+		t.Fatal(err)
+	}
+	wantMTU(1500)
+}
+
+// TestNftLater: an nft that fails when the daemon starts is asked again.
+func TestNftLater(t *testing.T) {
+	h := newHost(t, withDefault(t))
+	if !h.n.own.masq.works(t.Context()) {
+		t.Skip("nft does not work here")
+	}
+	nft := program(t, "nft")
+	if err := unix.Mount(program(t, "false"), nft, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(nft, unix.MNT_DETACH) })
+	h.reopen()
+	if err := unix.Unmount(nft, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	masquerades := func() (byPlugin bool) {
+		w, err := h.n.current(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var list struct{ Plugins []struct{ IPMasq bool } }
+		if err := json.Unmarshal(w.chains[0].Bytes, &list); err != nil {
+			t.Fatal(err)
+		}
+		return list.Plugins[0].IPMasq
+	}
+	if !masquerades() {
+		t.Error("without nft nobody masquerades")
+	}
+	masq := h.n.own.masq
+	masq.mu.Lock()
+	masq.asked = masq.asked.Add(-askNftAgain)
+	masq.mu.Unlock()
+	if masquerades() {
+		t.Error("nft is there again, and is not used")
+	}
+}
+
+func program(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 func TestBandwidth(t *testing.T) {

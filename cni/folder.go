@@ -46,7 +46,7 @@ func (f *folder) read(ctx context.Context) (*network, error) {
 	number, seen := f.began, f.seen
 	f.mu.Unlock()
 
-	files, mark, fresh, err := f.look()
+	files, mark, fresh, err := f.look(ctx)
 	if err == nil && seen.number > 0 && !seen.fresh && seen.mark == mark {
 		return seen.net, seen.err
 	}
@@ -93,9 +93,9 @@ func (f *folder) choose(ctx context.Context, files []string, before *network) (*
 }
 
 // look lists the configuration files, in order, and fingerprints everything a network could be made of.
-func (f *folder) look() (files []string, mark string, fresh bool, err error) {
+func (f *folder) look(ctx context.Context) (files []string, mark string, fresh bool, err error) {
 	var m strings.Builder
-	fmt.Fprintf(&m, "%v\n", f.own.subnets())
+	fmt.Fprintf(&m, "%v %t %d\n", f.own.subnets(), f.own.masq.works(ctx), uplinkMTU())
 	entries, err := readNames(f.dir)
 	if err != nil {
 		return nil, "", false, err

@@ -41,6 +41,15 @@ func (b *bridgeNetwork) link() (netlink.Link, error) {
 	return l, nil
 }
 
+// index returns that of the bridge, -1 when there is none.
+func (b *bridgeNetwork) index() (int, error) {
+	l, err := b.link()
+	if l == nil || err != nil {
+		return -1, err
+	}
+	return l.Attrs().Index, nil
+}
+
 // attached counts the ports of the bridge.
 func (b *bridgeNetwork) attached() (int, error) {
 	l, err := b.link()
@@ -116,21 +125,21 @@ func isGateway(p netip.Prefix, subnets []netip.Prefix) bool {
 
 // overlap names a route, not of our bridge, that shares addresses with subnets.
 func (b *bridgeNetwork) overlap(subnets []netip.Prefix) error {
-	l, err := b.link()
+	before, err := b.index()
 	if err != nil {
 		return err
-	}
-	own := -1
-	if l != nil {
-		own = l.Attrs().Index
 	}
 	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
+	after, err := b.index() // the first pods come side by side: one of them may have made the bridge meanwhile
+	if err != nil {
+		return err
+	}
 	for _, r := range routes {
 		p, ok := prefixOf(r.Dst)
-		if !ok || p.Bits() == 0 || r.LinkIndex == own || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() {
+		if !ok || p.Bits() == 0 || r.LinkIndex == before || r.LinkIndex == after || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() {
 			continue
 		}
 		for _, s := range subnets {
@@ -167,18 +176,21 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 
 // uplinkMTU is the MTU of the default route's link where it is below Ethernet's (a cloud's tunnel), else 0: pods that
 // send larger packets would depend on ICMP coming back.
+//
+// The kernel is asked for the way to an address of the world, not for all routes: whoever looks at the network does so, and the route may come
+// or change long after the daemon has started.
 func uplinkMTU() int {
-	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
+	routes, err := netlink.RouteGet(world)
 	if err != nil {
 		return 0
 	}
 	for _, r := range routes {
-		if r.Dst != nil && r.Dst.IP != nil && !r.Dst.IP.IsUnspecified() {
-			continue
-		}
 		if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil && l.Attrs().MTU >= 576 && l.Attrs().MTU < 1500 {
 			return l.Attrs().MTU
 		}
 	}
 	return 0
 }
+
+// world is an address that nobody has (RFC 5737), and to which nobody has a route of its own: no packet is sent there.
+var world = net.IPv4(192, 0, 2, 1)

@@ -21,8 +21,8 @@ type masquerade struct {
 	keep  []netip.Prefix // packets to these keep the pod's address: pods of other nodes
 
 	mu     sync.Mutex
-	known  bool // usable is
 	usable bool
+	asked  time.Time     // when it was not, last
 	turn   chan struct{} // one writer of the table
 }
 
@@ -33,18 +33,26 @@ func newMasquerade(table string, keep []netip.Prefix) *masquerade {
 // nftTimeout bounds one run of nft: a millisecond of work, more under a large ruleset.
 const nftTimeout = 10 * time.Second
 
-// works tells, once found out, whether nft and the kernel accept such a table.
+// askNftAgain is how long a no counts: nft may be being replaced, or the machine out of memory for a moment.
+const askNftAgain = time.Minute
+
+// works tells whether nft and the kernel accept such a table: a yes counts for ever.
 func (m *masquerade) works(ctx context.Context) bool {
 	m.mu.Lock()
-	known, usable := m.known, m.usable
+	usable, lately := m.usable, time.Since(m.asked) < askNftAgain
 	m.mu.Unlock()
-	if known {
+	if usable || lately {
 		return usable
 	}
 	err := m.nft(ctx, m.script([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/30")}), "--check")
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.known, m.usable = ctx.Err() == nil, err == nil
+	switch {
+	case err == nil:
+		m.usable = true
+	case ctx.Err() == nil:
+		m.asked = time.Now()
+	}
 	return m.usable
 }
 

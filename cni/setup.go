@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -36,10 +37,11 @@ func (n *Networks) Setup(ctx context.Context, pod Pod) (Result, error) {
 	if err := n.clearEarlier(ctx, r, pod); err != nil {
 		return Result{}, err
 	}
-	list, err := n.prepare(ctx, &r)
+	list, arrived, err := n.prepare(ctx, &r)
 	if err != nil {
 		return Result{}, err
 	}
+	defer arrived()
 	if err := n.debts.begin(ctx, r); err != nil {
 		return Result{}, err
 	}
@@ -92,29 +94,54 @@ func (n *Networks) clearEarlier(ctx context.Context, r record, pod Pod) error {
 	return nil
 }
 
-// prepare chooses the network and completes the record with it.
-func (n *Networks) prepare(ctx context.Context, r *record) (*libcni.NetworkConfigList, error) {
-	w, err := n.current(ctx)
-	if err != nil {
-		return nil, err
+// prepare chooses the network and completes the record with it. The network stays what it is until arrived is called.
+func (n *Networks) prepare(ctx context.Context, r *record) (list *libcni.NetworkConfigList, arrived func(), err error) {
+	var has map[string]json.RawMessage
+	if err := json.Unmarshal(r.Capabilities, &has); err != nil {
+		return nil, nil, err
 	}
-	if err := n.complete(w); err != nil {
-		return nil, err
+	w, arrived, err := n.choose(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
 	if w.ours {
 		if err := n.own.prepare(ctx, w.subnets); err != nil {
-			return nil, fmt.Errorf("network %s: %w: %w", w.name, err, errdefs.ErrUnavailable)
+			arrived()
+			return nil, nil, fmt.Errorf("network %s: %w: %w", w.name, err, errdefs.ErrUnavailable)
 		}
 	}
-	var has map[string]json.RawMessage
-	if err := json.Unmarshal(r.Capabilities, &has); err != nil {
-		return nil, err
-	}
 	_, noShaper := findPlugin("bandwidth", n.c.BinDirs)
-	list := w.chains[chainIndex(has["portMappings"] != nil, has["bandwidth"] != nil && noShaper == nil)]
+	list = w.chains[chainIndex(has["portMappings"] != nil, has["bandwidth"] != nil && noShaper == nil)]
 	r.Network, r.Conf, r.Default = list.Name, list.Bytes, !w.foreign
-	return list, nil
+	return list, arrived, nil
 }
+
+// choose returns the network as it is now, and keeps its subnets, if it is ours, until arrived is called.
+func (n *Networks) choose(ctx context.Context) (w *network, arrived func(), err error) {
+	for range joinTries {
+		if w, err = n.current(ctx); err != nil {
+			return nil, nil, err
+		}
+		if err := n.complete(w); err != nil {
+			return nil, nil, err
+		}
+		if !w.ours {
+			return w, func() {}, nil
+		}
+		if n.own.join(w.subnets) {
+			return w, n.own.leave, nil
+		}
+		if within(ctx.Done(), joinPause) { // they are being changed, which takes no longer
+			return nil, nil, ctx.Err()
+		}
+	}
+	return nil, nil, fmt.Errorf("network %s: what is known of it is of another subnet than %s: %w", w.name, joinPrefixes(n.own.subnets()), errdefs.ErrUnavailable)
+}
+
+const (
+	joinPause = 5 * time.Millisecond
+	joinTries = 200
+)
 
 // add runs the chain.
 func (n *Networks) add(ctx context.Context, list *libcni.NetworkConfigList, r record, pod Pod) (Result, error) {
