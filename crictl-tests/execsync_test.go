@@ -2,6 +2,7 @@ package crictltests
 
 import (
 	"context"
+	"math"
 	"os"
 	"strings"
 	"syscall"
@@ -54,7 +55,24 @@ func TestExecSyncTimeout(t *testing.T) {
 	_, err := c.tryExec(1, "sh", "-c", "trap '' TERM; sleep 4321 & wait; sleep 4321")
 	wantCode(t, err, codes.DeadlineExceeded)
 	d.wantNoProcess(c, "4321")
-	c.exec("true")
+	_, err = c.tryExec(math.MaxInt64, "true")
+	d.must(err)
+}
+
+// TestExecSyncSlowStart: the time that a busy machine takes to start a command is not the command's, or a probe fails for it.
+func TestExecSyncSlowStart(t *testing.T) {
+	t.Parallel()
+	d := withWrappers(t, map[string]string{"slow": `case " $* " in *" exec "*) sleep 2;; esac`})
+	d.start()
+	d.empty = d.ledger()
+	p, err := d.inHandler("slow")
+	d.must(err)
+	c := p.run(idle())
+	_, err = c.tryExec(1, "true")
+	d.must(err)
+	_, err = c.tryExec(1, "sleep", "4321")
+	wantCode(t, err, codes.DeadlineExceeded)
+	d.wantNoProcess(c, "4321")
 }
 
 // TestExecSyncClientLeaves: a process that nobody waits for any more ends.

@@ -6,25 +6,42 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// withRuntimes prepares a daemon that has, beside runc, handlers with runtimes that are runc but for what they do when they are asked for
-// their features: a script in sh.
-func withRuntimes(t *testing.T, features map[string]string) *daemon {
+// withWrappers prepares a daemon that has, beside runc, handlers with runtimes that are runc but for what a script in sh does before.
+func withWrappers(t *testing.T, scripts map[string]string) *daemon {
 	t.Helper()
 	d := prepareDaemon(t)
 	config := d.configuration()
-	for name, script := range features {
+	for name, script := range scripts {
 		path := filepath.Join(d.dir, name)
-		d.must(os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\nrunc=%s dir=%s\nif [ \"$1\" = features ]; then\n%s\nfi\nexec $runc \"$@\"\n", binary("runc"), d.dir, script), 0o755))
+		d.must(writeProgram(path, fmt.Sprintf("#!/bin/sh\nrunc=%s dir=%s\n%s\nexec $runc \"$@\"\n", binary("runc"), d.dir, script)))
 		config += fmt.Sprintf("\n[runtimes.%s]\npath = %q\n", name, path)
 	}
 	d.must(os.WriteFile(d.configFile(), []byte(config), 0o600))
 	return d
+}
+
+// writeProgram writes a file that can be executed at once: no process that is being started beside has it open for writing.
+func writeProgram(path, text string) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return os.WriteFile(path, []byte(text), 0o755)
+}
+
+// withRuntimes is withWrappers for scripts that run only when a runtime is asked for its features.
+func withRuntimes(t *testing.T, features map[string]string) *daemon {
+	t.Helper()
+	scripts := map[string]string{}
+	for name, script := range features {
+		scripts[name] = "if [ \"$1\" = features ]; then\n" + script + "\nfi"
+	}
+	return withWrappers(t, scripts)
 }
 
 // handlers returns the features of every handler by its name.

@@ -59,6 +59,9 @@ type Exec struct {
 	// stay the caller's to close. Not used when the process has a terminal.
 	Stdin, Stdout, Stderr *os.File
 
+	// OnStarted, unless nil, is called once the process runs, before OnTerminal.
+	OnStarted func()
+
 	// OnTerminal gets the terminal's master, its to close, once the process
 	// runs. Required if and only if process.terminal is true.
 	OnTerminal func(master *os.File)

@@ -40,6 +40,9 @@ func (k *Client) Exec(ctx context.Context, e Exec) (int32, error) {
 	k.c.Step("client.exec")
 	err := k.whileNobody(ctx, k.shim, "exec", func() error {
 		_, err := stream(ctx, k.shim.sock, "exec", body, files, &done, func(_ json.RawMessage, got []*os.File) error {
+			if e.OnStarted != nil {
+				e.OnStarted()
+			}
 			if e.OnTerminal != nil && len(got) == 1 {
 				e.OnTerminal(got[0])
 				return nil

@@ -26,9 +26,14 @@ type ExecResult struct {
 	ExitCode       int32
 }
 
-// ExecSync runs a command in a container and waits for it (CRI ExecSync). A timeout of 0 is none. After the timeout the command is killed
-// and the error is context.DeadlineExceeded, by which a kubelet knows a failed probe. A command that cannot be started is an exit code of
-// 126 or 127 with the reason on stderr, as a shell has it. Output of a child that the command left behind is not waited for.
+// execStartGrace is how much longer than its timeout a command may take whose process does not come to run: what a busy machine makes of a
+// start is no failed probe.
+const execStartGrace = 10 * time.Second
+
+// ExecSync runs a command in a container and waits for it (CRI ExecSync). A timeout of 0 is none; it begins when the command runs, and after
+// it the command is killed and the error is context.DeadlineExceeded, by which a kubelet knows a failed probe. A command that cannot be
+// started is an exit code of 126 or 127 with the reason on stderr, as a shell has it. Output of a child that the command left behind is not
+// waited for.
 func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (ExecResult, error) {
 	if timeout < 0 {
 		return ExecResult{}, fmt.Errorf("timeout %v is negative: %w", timeout, errdefs.ErrInvalidArgument)
@@ -42,9 +47,14 @@ func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout
 		return ExecResult{}, err
 	}
 	if timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("command %q in container %s timed out after %v: %w", cmd[0], c.id, timeout, context.DeadlineExceeded))
-		defer cancel()
+		var cancel context.CancelCauseFunc
+		ctx, cancel = context.WithCancelCause(ctx)
+		defer cancel(nil)
+		over := time.AfterFunc(max(timeout, timeout+execStartGrace), func() {
+			cancel(fmt.Errorf("command %q in container %s timed out after %v: %w", cmd[0], c.id, timeout, context.DeadlineExceeded))
+		})
+		defer over.Stop()
+		request.OnStarted = func() { over.Reset(timeout) }
 	}
 	return m.execSync(ctx, request)
 }
