@@ -112,6 +112,29 @@ func TestStartError(t *testing.T) {
 	wantCode(t, c.tryStart(), codes.FailedPrecondition, c.id)
 }
 
+// TestStartUnanswered: what passes, here a disk that keeps the logger waiting, does not make an exited container of one that never ran.
+func TestStartUnanswered(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	c := p.create(shell("echo ran; exit 4"))
+	logger := d.waitRole("logger", 0)
+	d.must(syscall.Kill(logger, syscall.SIGSTOP))
+	err := c.tryStart()
+	d.must(syscall.Kill(logger, syscall.SIGCONT))
+	wantCode(t, err, codes.Unavailable)
+	if s := c.status(); s.State != cri.ContainerState_CONTAINER_CREATED {
+		t.Errorf("status: %v", s)
+	}
+	c.start()
+	if s := c.waitExit(); s.ExitCode != 4 {
+		t.Errorf("status: %v", s)
+	}
+	if got := text(c.finalLog(), "stdout"); got != "ran\n" {
+		t.Errorf("log %q", got)
+	}
+}
+
 func TestStopGivesGrace(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -139,14 +140,19 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 	}
 }
 
-// resolveStart finds out what became of a start that a restart interrupted, waiting for a runtime that is still at work: a container with a
-// process is adopted, one without is created again, so that it can be started.
+// resolveStart is resolve for a start that a restart interrupted.
 func (m *Manager) resolveStart(ctx context.Context, c *container) error {
 	done, err := m.turns.take(ctx, c.id)
 	if err != nil {
 		return err
 	}
 	defer done()
+	return m.resolve(ctx, c)
+}
+
+// resolve finds out, in the container's turn, what became of a start, waiting for a runtime that is still at work: a container with a process
+// is adopted, one without is created again, so that it can be started.
+func (m *Manager) resolve(ctx context.Context, c *container) error {
 	task, found, err := m.settled(ctx, c.id)
 	switch {
 	case err != nil:
@@ -168,25 +174,27 @@ func (m *Manager) resolveStart(ctx context.Context, c *container) error {
 	})
 }
 
-// settled returns the task once the shim's runtime has come to an end with it.
+// settled returns the task once the shim's runtime has come to an end with it. A shim that has just died is asked again.
 func (m *Manager) settled(ctx context.Context, id string) (task runtimeshim.Task, found bool, err error) {
 	again := time.NewTicker(50 * time.Millisecond)
 	defer again.Stop()
 	for {
 		tasks, err := m.shim.Tasks(ctx)
-		if err != nil {
-			return task, false, err
-		}
 		i := slices.IndexFunc(tasks, func(t runtimeshim.Task) bool { return t.ID == id })
-		if i < 0 {
+		switch {
+		case errors.Is(err, errdefs.ErrUnavailable):
+		case err != nil:
+			return task, false, err
+		case i < 0:
 			return task, false, nil
-		}
-		if tasks[i].State != "starting" {
+		case tasks[i].State != "starting":
 			return tasks[i], true, nil
+		default:
+			err = errors.New("the runtime is still starting it")
 		}
 		select {
 		case <-ctx.Done():
-			return task, false, fmt.Errorf("the runtime is still starting task %s: %w", id, ctx.Err())
+			return task, false, fmt.Errorf("what became of task %s: %w: %w", id, err, ctx.Err())
 		case <-again.C:
 		}
 	}

@@ -20,7 +20,8 @@ const startLimit = 2 * time.Minute
 const startError = "StartError"
 
 // StartContainer starts a created container (CRI StartContainer). A start that fails leaves a container that has exited with code 128 and
-// reason StartError, as the kubelet expects to find it. ErrFailedPrecondition when the container is not in state created.
+// reason StartError, as the kubelet expects to find it. ErrUnavailable leaves it created, so that it can be started again.
+// ErrFailedPrecondition when the container is not in state created.
 func (m *Manager) StartContainer(ctx context.Context, id string) error {
 	c, err := m.findContainer(id)
 	if err != nil {
@@ -43,16 +44,39 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 	}
 	m.step("container.starting")
 	task, err := m.launch(ctx, c)
-	if err != nil {
-		m.recordStartError(ctx, c, err)
-		if errors.Is(err, errdefs.ErrUnavailable) { // the shim may still come to it
-			go m.finish(m.background, "starting", func(ctx context.Context) error { return m.shim.Delete(ctx, c.id) })
-		}
-		m.release(ctx, c)
-		return err
+	switch {
+	case err == nil:
+		m.step("container.started")
+		return m.declareRunning(ctx, c, task)
+	case errors.Is(err, errdefs.ErrUnavailable):
+		return m.startUnanswered(ctx, c, err)
 	}
-	m.step("container.started")
-	return m.declareRunning(ctx, c, task)
+	m.startFailed(ctx, c, err)
+	return err
+}
+
+// resolveLimit is how long a start that nobody answered may take to be found out.
+const resolveLimit = 30 * time.Second
+
+// startUnanswered returns what became of a start for which shim or logger had no answer. One of them died, or is kept waiting by a disk: were the
+// container an exited one for that, a pod that restarts nothing had failed.
+func (m *Manager) startUnanswered(ctx context.Context, c *container, cause error) error {
+	err := clean(ctx, resolveLimit, func(ctx context.Context) error { return m.resolve(ctx, c) })
+	if err != nil {
+		m.startFailed(ctx, c, cause)
+		go m.finish(m.background, "starting", func(ctx context.Context) error { return m.shim.Delete(ctx, c.id) }) // the shim may still come to it
+		return cause
+	}
+	if r, ok := m.record(c); ok && r.State == store.ContainerCreated {
+		return cause
+	}
+	return nil
+}
+
+// startFailed records it, and gives up what the container held.
+func (m *Manager) startFailed(ctx context.Context, c *container, cause error) {
+	m.recordStartError(ctx, c, cause)
+	_ = clean(ctx, settleLimit, func(ctx context.Context) error { m.release(ctx, c); return nil })
 }
 
 func (m *Manager) declareStarting(c *container) error {
@@ -74,7 +98,7 @@ func (m *Manager) declareStarting(c *container) error {
 	return err
 }
 
-// launch asks the shim. A shim that died meanwhile may have left a container that runs: then that is the one.
+// launch asks the shim.
 func (m *Manager) launch(ctx context.Context, c *container) (runtimeshim.Task, error) {
 	p, ok := m.store.Get(c.podID)
 	if !ok {
@@ -95,28 +119,10 @@ func (m *Manager) launch(ctx context.Context, c *container) (runtimeshim.Task, e
 	root := m.rootIn(c.podID)
 	start.OwnerUID, start.OwnerGID = root.uid, root.gid
 	task, err := m.shim.Start(ctx, start)
-	if errors.Is(err, errdefs.ErrUnavailable) {
-		if found, ok := m.adopted(ctx, c.id); ok {
-			return found, nil
-		}
-	}
 	if err != nil {
 		return task, fmt.Errorf("start container %s: %w", c.id, err)
 	}
 	return task, nil
-}
-
-func (m *Manager) adopted(ctx context.Context, id string) (runtimeshim.Task, bool) {
-	tasks, err := m.shim.Tasks(ctx)
-	if err != nil {
-		return runtimeshim.Task{}, false
-	}
-	for _, t := range tasks {
-		if t.ID == id && t.Pid > 0 {
-			return t, true
-		}
-	}
-	return runtimeshim.Task{}, false
 }
 
 func (m *Manager) recordStartError(ctx context.Context, c *container, cause error) {
