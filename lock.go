@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 )
@@ -57,7 +58,7 @@ func lockFolder(kind string, path *string, mode os.FileMode) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s folder: %w", kind, err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := lockSoon(f); err != nil {
 		defer f.Close()
 		pid, readErr := io.ReadAll(io.LimitReader(f, 32))
 		if readErr != nil || len(pid) == 0 {
@@ -72,6 +73,17 @@ func lockFolder(kind string, path *string, mode os.FileMode) (*os.File, error) {
 		return nil, fmt.Errorf("%s folder: %w", kind, err)
 	}
 	return f, nil
+}
+
+// lockSoon locks f. What a killed daemon was just starting has its descriptors until it executes something, so it is tried for a moment.
+func lockSoon(f *os.File) (err error) {
+	for range 50 {
+		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
 }
 
 // emptyAfterReboot empties a state folder from before a reboot: nothing that it speaks of runs any more. Where it lies on a tmpfs the reboot

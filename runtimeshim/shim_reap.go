@@ -111,12 +111,16 @@ func (r *reaper) claim(pid int) (child, error) {
 }
 
 // start executes a program of ours, claimed from birth. A fork or exec that
-// fails for want of memory or a busy text file is tried once more.
+// fails for want of memory, or of a program that is just being written, is
+// tried again for a while.
 func (r *reaper) start(argv []string, attr *syscall.ProcAttr) (child, error) {
 	release := r.hold()
 	defer release()
 	pid, err := syscall.ForkExec(argv[0], argv, attr)
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ETXTBSY) {
+	for range 20 {
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.ETXTBSY) {
+			break
+		}
 		time.Sleep(50 * time.Millisecond)
 		pid, err = syscall.ForkExec(argv[0], argv, attr)
 	}

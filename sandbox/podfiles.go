@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -251,17 +252,25 @@ func (m *Manager) builtinPause() (string, error) {
 			return "", err
 		}
 	}
+	name, err := writeProgram(dir, pause.Binary())
+	if err == nil {
+		err = os.Rename(name, filepath.Join(dir, "pause"))
+	}
+	if err != nil {
+		return "", errors.Join(err, removeDir(name))
+	}
+	return dir, nil
+}
+
+// writeProgram writes a file that can be executed. A child that inherits the writable descriptor, if only until it executes something, would
+// make it busy.
+func writeProgram(dir string, program []byte) (name string, err error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	f, err := os.CreateTemp(dir, ".pause-")
 	if err != nil {
 		return "", err
 	}
-	_, err = f.Write(pause.Binary())
-	err = errors.Join(err, f.Chmod(0o755), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, "pause"))
-	}
-	if err != nil {
-		return "", errors.Join(err, os.Remove(f.Name()))
-	}
-	return dir, nil
+	_, err = f.Write(program)
+	return f.Name(), errors.Join(err, f.Chmod(0o755), f.Close())
 }

@@ -181,6 +181,9 @@ func (m *Manager) removePod(ctx context.Context, p *pod) error {
 			return fmt.Errorf("remove pod %s: %w", p.id, err)
 		}
 	}
+	if err := m.removePodFiles(p.id); err != nil { // again: a container that was still being made, or updated, has written its spec there
+		return err
+	}
 	var labels selinux.Labels
 	if r, ok := m.store.Get(p.id); ok {
 		labels = labelsOf(r)
