@@ -84,7 +84,7 @@ func TestAddCancelled(t *testing.T) {
 }
 
 func TestAddDeadline(t *testing.T) {
-	h, f := fakeHost(t, func(c *Config) { c.Timeout = time.Second })
+	h, f := fakeHost(t, func(c *Config) { c.Timeout = 3 * time.Second })
 	f.behave(fakeLease+"sleep 1000", "")
 	p := h.pod("p1")
 	_, err := h.n.Setup(t.Context(), p)

@@ -2,7 +2,6 @@ package crictltests
 
 import (
 	"context"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -120,11 +119,8 @@ func TestBadRegistries(t *testing.T) {
 			t.Errorf("%s: want %s and a message that begins with %q, got: %v", row.name, row.code, row.start, err)
 		}
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	d.must(err)
-	dead := l.Addr().String()
-	d.must(l.Close())
-	_, err = d.tryPull(dead+"/library/busybox:1", nil)
+	dead := deadAddress(t)
+	_, err := d.tryPull(dead+"/library/busybox:1", nil)
 	wantCode(t, err, codes.Unknown, dead)
 	if !strings.HasPrefix(status.Convert(err).Message(), away) {
 		t.Errorf("nobody listens: a kubelet wants the prefix: %v", err)

@@ -40,7 +40,7 @@ func steppedDaemon(t *testing.T, options ...option) (d *daemon, log string) {
 
 // moment is how long a caller waits here for what takes longer.
 func moment(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	t.Cleanup(cancel)
 	return ctx
 }

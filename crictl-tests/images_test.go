@@ -3,7 +3,6 @@ package crictltests
 import (
 	"context"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -278,15 +277,12 @@ func TestDeadMirror(t *testing.T) {
 	d := newDaemon(t)
 	dir := filepath.Join(d.registryConfig(), "registry.test")
 	d.must(os.MkdirAll(dir, 0o755))
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	d.must(err)
-	dead := l.Addr().String()
-	d.must(l.Close())
+	dead := deadAddress(t)
 	d.must(os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(`server = "http://`+d.registry().Addr+`"
 [host."http://`+dead+`"]
 capabilities = ["pull", "resolve"]
 `), 0o600))
-	_, err = d.tryPull("registry.test/library/busybox:1", nil)
+	_, err := d.tryPull("registry.test/library/busybox:1", nil)
 	d.must(err)
 }
 

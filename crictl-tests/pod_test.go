@@ -1,15 +1,19 @@
 package crictltests
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/crictl-tests/ledger"
 )
 
 var names atomic.Int64
@@ -231,7 +235,7 @@ func (c *container) waitExit() *cri.ContainerStatus {
 	return s
 }
 
-// pid is the first process of the container, as the host sees it: the one whose parent is not in the container.
+// pid is the first process of the container, as the host sees it: the oldest whose parent is not in the container, for so is an exec's.
 func (c *container) pid() int {
 	c.Helper()
 	inside := map[int]bool{}
@@ -239,13 +243,11 @@ func (c *container) pid() int {
 	for _, p := range all {
 		inside[p.Pid] = true
 	}
-	for _, p := range all {
-		if !inside[p.Parent] {
-			return p.Pid
-		}
+	all = slices.DeleteFunc(all, func(p ledger.Process) bool { return inside[p.Parent] })
+	if len(all) == 0 {
+		c.Fatalf("container %s has no process", c.id)
 	}
-	c.Fatalf("container %s has no process", c.id)
-	return 0
+	return slices.MinFunc(all, func(a, b ledger.Process) int { return cmp.Compare(a.Began, b.Began) }).Pid
 }
 
 type execResult struct {

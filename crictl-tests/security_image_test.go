@@ -475,13 +475,13 @@ func TestSEC19Masks(t *testing.T) {
 // TestSEC20CgroupPlacement: every process of a pod, those of an exec included, is below the kubelet's cgroup, and cannot write there.
 func TestSEC20CgroupPlacement(t *testing.T) {
 	t.Parallel()
-	newDaemon(t).wantBelowItsCgroup(10)
+	newDaemon(t).wantBelowItsCgroup(20)
 }
 
 // TestSEC20UserNamespace: the same for a pod whose root is nobody on the host.
 func TestSEC20UserNamespace(t *testing.T) {
 	t.Parallel()
-	newDaemon(t).wantBelowItsCgroup(10, inUserNamespace)
+	newDaemon(t).wantBelowItsCgroup(20, inUserNamespace)
 }
 
 // wantBelowItsCgroup runs a pod in a cgroup of the kubelet's that holds so many processes, and looks where they are and what stops them.

@@ -17,7 +17,7 @@ func TestSEC24Status(t *testing.T) {
 	old := filepath.Join(t.TempDir(), "runc")
 	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = features ] || exec %[1]s \"$@\"\n"+
 		"%[1]s features | sed 's/\\(runc.version\": \"\\)[^\"]*/\\11.2.7/'\n", binary("runc"))
-	if err := os.WriteFile(old, []byte(script), 0o700); err != nil {
+	if err := writeProgram(old, script); err != nil {
 		t.Fatal(err)
 	}
 	if c := newDaemon(t).conditions(); !c["RuntimeHasNoKnownFlaws"].GetStatus() {

@@ -26,6 +26,16 @@ func (c *container) stats() *cri.ContainerStats {
 	return r.Stats
 }
 
+// measured returns the stats once the writable layer is in them: it is measured beside the answer, which does not wait for a slow disk.
+func (c *container) measured() (s *cri.ContainerStats) {
+	c.Helper()
+	eventually(c, "the writable layer's size", func() error {
+		s = c.stats()
+		return unless(s.WritableLayer.GetUsedBytes() != nil, "it is not there yet: %v", s)
+	})
+	return s
+}
+
 func (p *pod) stats() *cri.PodSandboxStats {
 	p.Helper()
 	r, err := p.runtime.PodSandboxStats(context.Background(), &cri.PodSandboxStatsRequest{PodSandboxId: p.id})
@@ -190,12 +200,12 @@ func TestStatsOfWhatDoesNotRun(t *testing.T) {
 	ended.waitExit()
 	runs := p.run(idle())
 	for _, c := range []*container{made, ended} {
-		s := c.stats()
+		s := c.measured()
 		if s.Attributes.GetId() != c.id || s.Cpu != nil || s.Memory != nil || s.Swap != nil || s.Io != nil || s.WritableLayer.GetUsedBytes() == nil {
 			t.Errorf("of a container that does not run: %v", s)
 		}
 	}
-	if used := ended.stats().WritableLayer.UsedBytes.Value; used < 1<<20 {
+	if used := ended.stats().WritableLayer.GetUsedBytes().GetValue(); used < 1<<20 {
 		t.Errorf("it has written 1 MiB, and its layer has %d bytes", used)
 	}
 	if got := statsIDs(d.listStats(nil)); !slices.Equal(got, []string{runs.id}) {

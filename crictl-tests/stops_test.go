@@ -168,7 +168,7 @@ func TestUnkillable(t *testing.T) {
 	c.waitLog("ready")
 	thaw := c.freeze()
 	impatient := func() context.Context {
-		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		t.Cleanup(cancel)
 		return ctx
 	}

@@ -363,13 +363,13 @@ func TestUserNamespaceLacking(t *testing.T) {
 	}{
 		"runtime without id-mapped mounts": {func(d *daemon) {
 			old := filepath.Join(d.dir, "old-runc")
-			d.must(os.WriteFile(old, fmt.Appendf(nil, "#!/bin/sh\n[ \"$1\" != features ] || { echo '{\"linux\": {\"namespaces\": [\"user\"]}}'; exit; }\nexec %s \"$@\"\n", binary("runc")), 0o755))
+			d.must(writeProgram(old, fmt.Sprintf("#!/bin/sh\n[ \"$1\" != features ] || { echo '{\"linux\": {\"namespaces\": [\"user\"]}}'; exit; }\nexec %s \"$@\"\n", binary("runc"))))
 			config := strings.Replace(d.configuration(), fmt.Sprintf("%q", binary("runc")), fmt.Sprintf("%q", old), 1)
 			d.must(os.WriteFile(d.configFile(), []byte(config), 0o600))
 		}, "old-runc"},
 		"runtime that does not say": {func(d *daemon) {
 			old := filepath.Join(d.dir, "mute-runc")
-			d.must(os.WriteFile(old, fmt.Appendf(nil, "#!/bin/sh\n[ \"$1\" != features ] || exit 1\nexec %s \"$@\"\n", binary("runc")), 0o755))
+			d.must(writeProgram(old, fmt.Sprintf("#!/bin/sh\n[ \"$1\" != features ] || exit 1\nexec %s \"$@\"\n", binary("runc"))))
 			config := strings.Replace(d.configuration(), fmt.Sprintf("%q", binary("runc")), fmt.Sprintf("%q", old), 1)
 			d.must(os.WriteFile(d.configFile(), []byte(config), 0o600))
 		}, "mute-runc features"},

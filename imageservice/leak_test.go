@@ -35,14 +35,14 @@ func TestNothingLeaks(t *testing.T) {
 		}
 		return false
 	})
-	c := newImages(t, func(c *Config) { c.StallTimeout = 200 * time.Millisecond })
+	c, hasty := newImages(t, nil), newImages(t, func(c *Config) { c.StallTimeout = 200 * time.Millisecond })
 	round := func() {
 		c.mustPull(t, r.ref("app:good"))
 		mounted := filepath.Join(t.TempDir(), "m")
 		must(t, c.Mount(t.Context(), Rootfs{ImageID: id, Dir: filepath.Join(t.TempDir(), "c"), Target: mounted}))
 		must(t, c.Unmount(t.Context(), mounted))
-		for _, tag := range []string{"bad", "slow", "none"} {
-			if _, err := c.Pull(t.Context(), r.ref("app:"+tag), nil); err == nil {
+		for tag, images := range map[string]*Images{"bad": c, "slow": hasty, "none": c} {
+			if _, err := images.Pull(t.Context(), r.ref("app:"+tag), nil); err == nil {
 				t.Errorf("%s is pulled", tag)
 			}
 		}

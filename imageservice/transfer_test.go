@@ -350,7 +350,7 @@ func TestStallIsCancelled(t *testing.T) {
 					}
 				}
 			})
-			images := newImages(t, func(c *Config) { c.StallTimeout = 300 * time.Millisecond })
+			images := newImages(t, func(c *Config) { c.StallTimeout = time.Second })
 			_, err := images.Pull(t.Context(), r.ref("app:1"), nil)
 			text := fmt.Sprint(err)
 			if !strings.HasPrefix(text, "RegistryUnavailable: ") || !strings.Contains(text, "layer 1/1") || !strings.Contains(text, fmt.Sprintf("of %d bytes", len(l.blob))) {
@@ -358,6 +358,7 @@ func TestStallIsCancelled(t *testing.T) {
 			}
 			// The next try goes on where this one stood.
 			r.intercept(nil)
+			images.cfg.StallTimeout = time.Minute
 			before := r.blobBytes.Load()
 			images.mustPull(t, r.ref("app:1"))
 			if n := r.blobBytes.Load() - before; n > 110_000+10_000 {

@@ -16,6 +16,7 @@ import (
 type Process struct {
 	Pid, Parent int
 	State       byte     // as in /proc/PID/stat: R, S, Z …
+	Began       uint64   // in clock ticks since the boot
 	Args        []string // empty for a zombie
 	Cgroup      string   // the text of /proc/PID/cgroup
 }
@@ -60,14 +61,18 @@ func Look(pid int) (Process, error) {
 	}
 	// The second field is the name in brackets, and may hold anything, brackets and spaces included.
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	if len(fields) < 2 {
+	if len(fields) < 20 {
 		return Process{}, fmt.Errorf("process %d: short stat %q", pid, stat)
 	}
 	parent, err := strconv.Atoi(fields[1])
 	if err != nil {
 		return Process{}, fmt.Errorf("process %d: parent: %w", pid, err)
 	}
-	p := Process{Pid: pid, Parent: parent, State: fields[0][0]}
+	began, err := strconv.ParseUint(fields[19], 10, 64)
+	if err != nil {
+		return Process{}, fmt.Errorf("process %d: start time: %w", pid, err)
+	}
+	p := Process{Pid: pid, Parent: parent, State: fields[0][0], Began: began}
 	if args, err := os.ReadFile(folder + "cmdline"); err == nil && len(args) > 0 {
 		p.Args = strings.Split(strings.TrimSuffix(string(args), "\x00"), "\x00")
 	}
