@@ -83,7 +83,7 @@ func crowd(round, node int) string {
 		return strings.Replace(manifest, "labels: {", fmt.Sprintf(`labels: {round: "%d", `, round), 1)
 	}
 	name := func(what string) string { return fmt.Sprint(what, "-", round) }
-	probe := `{exec: {command: ["/toolbox", "exit", "0"]}, periodSeconds: 1}`
+	probe := `{exec: {command: ["/toolbox", "exit", "0"]}, periodSeconds: 1, timeoutSeconds: 60}`
 	server := strings.Replace(tools("c", "serve"), "}", ", readinessProbe: "+probe+", livenessProbe: "+probe+", volumeMounts: [{name: v, mountPath: /v}]}", 1)
 	return strings.Join([]string{
 		label(pod(name("serves"), server, onNode(node), "volumes: [{name: v, emptyDir: {medium: Memory}}]",

@@ -42,6 +42,7 @@ func TestJourney(t *testing.T) {
 	_, digest, _ := strings.Cut(s.get("pod/traveller", "{.status.containerStatuses[0].imageID}"), "@")
 	requests := strings.SplitAfter(s.fetch("http://"+registry+"/requests"), "\n")
 	s.wantPulled("whiteouts", digest, strings.Join(requests[asked:], ""))
+	s.awaitLog("traveller", "web", "opaque\n")
 	if got := s.kubectl("logs", "traveller"); got != "again\ndir\nkept\nopaque\n" {
 		t.Errorf("the layers together have %q", got)
 	}

@@ -24,7 +24,7 @@ func TestPhases(t *testing.T) {
 	}
 	s.contains("message of a program that is not there", s.get("pod/nothing", "{.status.containerStatuses[0].state.terminated.message}"), "/no/such/program")
 	s.awaitValue("pod/pending", `{.status.conditions[?(@.type=="PodScheduled")].reason}`, "Unschedulable")
-	s.awaitValue("pod/looping", "{.status.containerStatuses[0].state.waiting.reason}", "CrashLoopBackOff")
+	s.wait("jsonpath={.status.containerStatuses[0].state.waiting.reason}=CrashLoopBackOff", "pod/looping") // watched: at first it lasts a second
 }
 
 // TestStaticPod: a manifest in the kubelet's folder is a pod without any API server's doing, and goes with its file.

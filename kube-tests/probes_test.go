@@ -29,7 +29,7 @@ func TestLiveness(t *testing.T) {
 	s := newSpace(t)
 	s.apply(pod("fails", sleeper("c", `livenessProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 2, timeoutSeconds: 60}`)) + "---\n" +
 		pod("hangs", sleeper("c", `livenessProbe: {exec: {command: ["sleep", "1000"]}, periodSeconds: 1, timeoutSeconds: 1, failureThreshold: 1}`)) + "---\n" +
-		pod("missing", image("c", "docker.io/library/web:1", "livenessProbe: {httpGet: {path: /nowhere, port: 8080}, periodSeconds: 1, failureThreshold: 2}")))
+		pod("missing", image("c", "docker.io/library/web:1", "livenessProbe: {httpGet: {path: /nowhere, port: 8080}, periodSeconds: 1, failureThreshold: 2, timeoutSeconds: 60}")))
 	for name, why := range map[string]string{"fails": "Liveness probe failed", "hangs": "timed out", "missing": "statuscode: 404"} {
 		s.awaitRestart(name)
 		s.awaitEvent(name, "Unhealthy: Liveness probe")

@@ -64,7 +64,7 @@ func (s *space) summaryHas(summary, pod, container string) error {
 			continue
 		}
 		switch {
-		case p.CPU == nil || p.CPU.UsageNanoCores == nil || *p.CPU.UsageNanoCores < 50_000_000:
+		case p.CPU == nil || p.CPU.UsageNanoCores == nil || *p.CPU.UsageNanoCores < 10_000_000:
 			return fmt.Errorf("the pod's CPU is %+v", p.CPU)
 		case p.Memory == nil || p.Memory.WorkingSetBytes == nil || *p.Memory.WorkingSetBytes == 0:
 			return fmt.Errorf("the pod's memory is %+v", p.Memory)

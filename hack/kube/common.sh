@@ -24,6 +24,19 @@ api=https://$nodes_net.1:6443
 etcd_port=22379
 registry=$nodes_net.1:5000
 
+# What the cluster asks itself is no business of a proxy's.
+no_proxy=${NO_PROXY:-${no_proxy:-}}
+export NO_PROXY=${no_proxy:+$no_proxy,}127.0.0.1,localhost,$nodes_net.0/24,$pods_net,$services_net
+export no_proxy=$NO_PROXY
+
+# accepts prints, one per line, the rules of the chain FORWARD without which a firewall (Docker's, for one) would part the nodes.
+accepts() {
+	local net
+	for net in "$nodes_net.0/24" "$pods_net"; do
+		printf '%s -m comment --comment cribox-kube -j ACCEPT\n' "-s $net" "-d $net"
+	done
+}
+
 kubectl() { "$bin/kube/kubectl" "$@"; }
 
 # The folders, cgroups and addresses of node number N.

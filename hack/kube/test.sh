@@ -10,7 +10,7 @@ log=$(mktemp)
 trap 'ended $?' EXIT
 
 scenarios() {
-	(cd "$top/kube-tests" && env CRIBOX_BIN="$bin" go test -count 1 -timeout 28m -v . 2>&1 | tee "$log")
+	(cd "$top/kube-tests" && env CRIBOX_BIN="$bin" go test -count 1 -timeout 45m -v . 2>&1 | tee "$log")
 }
 
 # failures prints what the failed ones said: the lines that name a file of the tests, each with a few that follow.
@@ -36,4 +36,6 @@ ended() {
 	rm -f "$log"
 }
 
+# A run that was cut off has left its cluster, with the programs of its day.
+[ ! -e "$kube" ] && [ ! -e "$run" ] || "$top/hack/kube/down.sh"
 timed "kube-tests" scenarios

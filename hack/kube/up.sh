@@ -26,12 +26,14 @@ running() {
 
 # await NAME SECONDS COMMAND... until the command succeeds; with the daemon's log when it ends first or never comes to it.
 await() {
-	local name=$1 seconds=$2
+	local name=$1 seconds=$2 came=
 	shift 2
 	# shellcheck disable=SC2317,SC2329 # called by within
-	come_or_gone() { "$@" || ! running "$name"; }
+	come_or_gone() {
+		if "$@"; then came=yes; else ! running "$name"; fi
+	}
 	within "$seconds" come_or_gone "$@" || true
-	"$@" >/dev/null 2>&1 && return
+	[ -z "$came" ] || return 0
 	show_log "$kube/log/$name.log"
 	die "$name did not come up"
 }
@@ -97,6 +99,17 @@ make_network() {
 	}
 	ip addr replace "$nodes_net.1/24" dev "$bridge"
 	ip link set "$bridge" up
+	accept_forwarding
+}
+
+# accept_forwarding where the host drops what it is not told to forward.
+accept_forwarding() {
+	local rule
+	[[ $(iptables -S FORWARD 2>/dev/null) == "-P FORWARD DROP"* ]] || return 0
+	note "letting the host forward what is the cluster's (make kube-down takes the rules away)"
+	while read -ra rule; do
+		iptables -w -C FORWARD "${rule[@]}" 2>/dev/null || iptables -w -I FORWARD "${rule[@]}"
+	done < <(accepts)
 }
 
 # --- control plane ----------------------------------------------------------
@@ -109,6 +122,7 @@ start_control_plane() {
 		--client-cert-auth --trusted-ca-file "$pki/ca.crt" --cert-file "$pki/apiserver.crt" --key-file "$pki/apiserver.key" \
 		--listen-peer-urls "https://127.0.0.1:$((etcd_port + 1))" \
 		--peer-client-cert-auth --peer-trusted-ca-file "$pki/ca.crt" --peer-cert-file "$pki/apiserver.crt" --peer-key-file "$pki/apiserver.key"
+	await etcd 60 bash -c "exec 3<>/dev/tcp/127.0.0.1/$etcd_port" # the API server waits for it for 20 seconds only
 	start apiserver "$bin/kube/kube-apiserver" --etcd-servers "https://127.0.0.1:$etcd_port" \
 		--etcd-cafile "$pki/ca.crt" --etcd-certfile "$pki/apiserver.crt" --etcd-keyfile "$pki/apiserver.key" \
 		--bind-address "$nodes_net.1" --advertise-address "$nodes_net.1" --secure-port 6443 --service-cluster-ip-range "$services_net" \
@@ -157,7 +171,7 @@ join_network() {
 	in_node "$n" ip addr add "$(node_ip "$n")/24" dev eth0
 	in_node "$n" ip link set eth0 up
 	in_node "$n" ip route add default via "$nodes_net.1"
-	in_node "$n" sysctl -q -w net.ipv4.ip_forward=1
+	in_node "$n" sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'
 }
 
 write_node_files() {
@@ -284,7 +298,7 @@ start_node() {
 }
 
 node_ready() {
-	kubectl wait --for=condition=Ready "node/node$1" --timeout=1s && [ -n "$(pod_cidr "$1")" ]
+	kubectl wait --for=condition=Ready "node/node$1" --timeout=10s && [ -n "$(pod_cidr "$1")" ]
 }
 pod_cidr() { kubectl get node "node$1" -o 'jsonpath={.spec.podCIDR}'; }
 
