@@ -138,7 +138,7 @@ func (k *Client) Shutdown(ctx context.Context) error {
 		k.logger.leave(false)
 		return fmt.Errorf("end the shim: %w", err)
 	}
-	err := k.askLogger(ctx, quickLimit, "quit", "")
+	err := k.askLogger(ctx, quickLimit, "quit", loggerTask{})
 	k.Close()
 	ctx, cancel := context.WithTimeout(ctx, quickLimit)
 	defer cancel()
@@ -168,7 +168,7 @@ func (k *Client) Start(ctx context.Context, st Start) (Task, error) {
 		return Task{}, fmt.Errorf("prepare task %s: %w", st.ID, err)
 	}
 	k.c.Step("client.start.folder")
-	if err := k.askLogger(ctx, quickLimit, "open", st.ID); err != nil {
+	if err := k.askLogger(ctx, quickLimit, "open", loggerTask{ID: st.ID}); err != nil {
 		return Task{}, fmt.Errorf("open the log of task %s: %w", st.ID, err)
 	}
 	k.c.Step("client.start.log")
@@ -217,7 +217,7 @@ func prepare(d taskDir, st Start) error {
 			return fmt.Errorf("label FIFO %s: %w", name, err)
 		}
 	}
-	return writeJSON(d.log(), logRecord{Format: recordFormat, Path: st.LogPath, Limit: st.LogLimit, Terminal: st.Terminal})
+	return writeJSON(d.log(), logRecord{Format: recordFormat, Path: st.LogPath, Limit: st.LogLimit, Terminal: st.Terminal, Start: time.Now().UnixNano()})
 }
 
 // mountLabel returns the SELinux label of a task's files (linux.mountLabel of its spec), which its streams have too; "" for none.
@@ -327,7 +327,9 @@ func (k *Client) finishLog(ctx context.Context, id string) {
 		limit = time.Second
 	}
 	k.mu.Unlock()
-	if k.askLogger(ctx, limit, "finish", id) != nil && k.ctx.Err() == nil {
+	var rec logRecord
+	_ = readJSON(k.state.task(id).log(), &rec) // of a task without one there is nothing to finish, which the logger sees
+	if k.askLogger(ctx, limit, "finish", loggerTask{ID: id, Start: rec.Start}) != nil && k.ctx.Err() == nil {
 		k.mu.Lock()
 		k.late[id] = true
 		k.mu.Unlock()
@@ -347,7 +349,7 @@ func (k *Client) ReopenLog(ctx context.Context, id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
-	return k.askLogger(ctx, quickLimit, "reopen", id)
+	return k.askLogger(ctx, quickLimit, "reopen", loggerTask{ID: id})
 }
 
 // askShim is ask for calls that may be repeated when the shim dies over them.
@@ -357,10 +359,10 @@ func (k *Client) askShim(ctx context.Context, limit time.Duration, verb string, 
 	return k.ask(ctx, k.shim, verb, body, out, true)
 }
 
-func (k *Client) askLogger(ctx context.Context, limit time.Duration, verb, id string) error {
+func (k *Client) askLogger(ctx context.Context, limit time.Duration, verb string, body loggerTask) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return k.ask(ctx, k.logger, verb, idBody{id}, nil, true)
+	return k.ask(ctx, k.logger, verb, body, nil, true)
 }
 
 // ask does one call without descriptors. While nobody listens it waits for

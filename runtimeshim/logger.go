@@ -193,7 +193,8 @@ func (l *logger) unwatch(fd int) {
 
 // loggerTask is the body of open, reopen and finish.
 type loggerTask struct {
-	ID string `json:"id"`
+	ID    string `json:"id"`
+	Start int64  `json:"start,omitempty"` // of a task of that id, the one with this in its log.json
 }
 
 type loggerVersion struct {
@@ -206,12 +207,12 @@ type loggerVersion struct {
 //	version         -> loggerVersion
 //	open   {id}     the task folder exists: begin to read; its log exists afterwards. Twice is fine
 //	reopen {id}     the log was renamed: go on in a new file. On error there is no new file
-//	finish {id}     the task has ended: returns when all it has printed is in the log. Twice is fine
+//	finish {id,start} the task has ended: returns when all it has printed is in the log. Twice is fine
 //	attach {id,have} a copy of what the task prints from now on goes to the pipes
 //	                that come with it. One empty reply when that is so, one when the task has ended
 //	quit            the logger ends
 func (l *logger) handlers(quit func()) map[string]handler {
-	verb := func(f func(context.Context, string) error) handler {
+	verb := func(f func(context.Context, loggerTask) error) handler {
 		return func(ctx context.Context, in *inbound) (any, error) {
 			var body loggerTask
 			if err := in.decode(&body); err != nil {
@@ -220,7 +221,7 @@ func (l *logger) handlers(quit func()) map[string]handler {
 			if err := checkID(body.ID); err != nil {
 				return nil, err
 			}
-			return nil, f(ctx, body.ID)
+			return nil, f(ctx, body)
 		}
 	}
 	return map[string]handler{
@@ -239,9 +240,9 @@ func (l *logger) handlers(quit func()) map[string]handler {
 }
 
 // asked makes f a verb that is not begun when its caller has given up.
-func (l *logger) asked(f func(*logTask) error) func(context.Context, string) error {
-	return func(ctx context.Context, id string) error {
-		return l.on(ctx, id, func(t *logTask) error {
+func (l *logger) asked(f func(*logTask) error) func(context.Context, loggerTask) error {
+	return func(ctx context.Context, one loggerTask) error {
+		return l.on(ctx, one.ID, func(t *logTask) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -267,10 +268,10 @@ func (l *logger) on(ctx context.Context, id string, f func(*logTask) error) erro
 
 // finish waits, as long as ctx allows, for a log that cannot be written at
 // present; the work goes on when the caller has given up.
-func (l *logger) finish(ctx context.Context, id string) error {
+func (l *logger) finish(ctx context.Context, one loggerTask) error {
 	var finished chan struct{}
-	err := l.on(ctx, id, func(t *logTask) (err error) {
-		finished, err = t.finish()
+	err := l.on(ctx, one.ID, func(t *logTask) (err error) {
+		finished, err = t.finish(one.Start)
 		return err
 	})
 	if err != nil {
@@ -280,6 +281,6 @@ func (l *logger) finish(ctx context.Context, id string) error {
 	case <-finished:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("log of %s cannot be written now: %w", id, errdefs.ErrUnavailable)
+		return fmt.Errorf("log of %s cannot be written now: %w", one.ID, errdefs.ErrUnavailable)
 	}
 }

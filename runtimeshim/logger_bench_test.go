@@ -79,7 +79,7 @@ func benchmarkLogger(b *testing.B, parent string, size, total int) {
 	if out, err := writer.CombinedOutput(); err != nil {
 		b.Fatal(err, string(out))
 	}
-	if _, err := call(context.Background(), state.loggerSock(), "finish", loggerTask{"c"}, nil, nil); err != nil {
+	if _, err := call(context.Background(), state.loggerSock(), "finish", loggerTask{ID: "c"}, nil, nil); err != nil {
 		b.Fatal(err)
 	}
 	took := time.Since(begin).Seconds()

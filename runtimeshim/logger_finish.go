@@ -2,6 +2,7 @@ package runtimeshim
 
 import (
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/containerd/errdefs"
@@ -9,9 +10,16 @@ import (
 )
 
 // finish begins the end of a task that prints no more, and returns a channel
-// that is closed when all of its output is in the log. ErrNotFound: no such task. ErrInvalidArgument:
-// what it calls its log cannot be one.
-func (t *logTask) finish() (chan struct{}, error) {
+// that is closed when all of its output is in the log. ErrNotFound: no such
+// task, or its id is that of a later start by now; start 0 is any.
+// ErrInvalidArgument: what it calls its log cannot be one.
+func (t *logTask) finish(start int64) (chan struct{}, error) {
+	if t.startedAfter(start) {
+		if !t.attached && t.stuck == 0 {
+			t.release()
+		}
+		return nil, fmt.Errorf("log of %s: it was started again meanwhile: %w", t.id, errdefs.ErrNotFound)
+	}
 	if t.finished == nil {
 		t.finished = make(chan struct{})
 	}
@@ -25,6 +33,13 @@ func (t *logTask) finish() (chan struct{}, error) {
 	}
 	t.wake(tick)
 	return done, nil
+}
+
+// startedAfter tells whether the task folder is that of another start than the
+// one that was meant, 0 for any: who asked to finish that one may have given up.
+func (t *logTask) startedAfter(start int64) bool {
+	var rec logRecord
+	return start != 0 && readJSON(t.dir().log(), &rec) == nil && rec.Start != 0 && rec.Start != start
 }
 
 // drain writes everything and marks the task as done.

@@ -47,7 +47,7 @@ func TestLoggerDiskHangs(t *testing.T) {
 	n.must("finish")
 	for _, verb := range []string{"finish", "reopen"} {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		_, err := call(ctx, n.state.loggerSock(), verb, loggerTask{"slow"}, nil, nil)
+		_, err := call(ctx, n.state.loggerSock(), verb, loggerTask{ID: "slow"}, nil, nil)
 		if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errdefs.ErrUnavailable) {
 			t.Errorf("%s on a disk that hangs: %v", verb, err)
 		}

@@ -213,7 +213,7 @@ func (n *node) ask(verb, id string) error {
 	ctx, cancel := context.WithTimeout(n.t.Context(), 30*time.Second)
 	defer cancel()
 	for {
-		_, err := call(ctx, n.state.loggerSock(), verb, loggerTask{id}, nil, nil)
+		_, err := call(ctx, n.state.loggerSock(), verb, loggerTask{ID: id}, nil, nil)
 		if err == nil || !errors.Is(err, errNobody) && !errors.Is(err, errBroken) {
 			return err
 		}

@@ -228,6 +228,31 @@ func TestLoggerTerminal(t *testing.T) {
 	n.wantLogs("$ ls\r\n", "", path)
 }
 
+// Whoever asked to finish an earlier start, and gave up, does not finish this one.
+func TestLoggerEarlierStart(t *testing.T) {
+	n := newNode(t)
+	if err := writeJSON(n.state.task("c").log(), logRecord{Format: recordFormat, Path: n.log, Start: 2}); err != nil {
+		t.Fatal(err)
+	}
+	n.startLogger("")
+	finish := func(start int64) error {
+		_, err := call(t.Context(), n.state.loggerSock(), "finish", loggerTask{ID: "c", Start: start}, nil, nil)
+		return err
+	}
+	for range 2 { // before it is read, and while it is
+		n.must("version")
+		if err := finish(1); !errdefs.IsNotFound(err) {
+			t.Error(err)
+		}
+		n.must("open")
+		n.print(0, "line\n")
+	}
+	if err := finish(2); err != nil {
+		t.Error(err)
+	}
+	n.wantLogs("line\nline\n", "")
+}
+
 // The same id with another folder is another task.
 func TestLoggerTaskReplaced(t *testing.T) {
 	n := newNode(t)

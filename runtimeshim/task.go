@@ -59,6 +59,7 @@ type logRecord struct {
 	Path     string `json:"path"`            // absolute path of the CRI log; "" = read and drop
 	Limit    int64  `json:"limit,omitempty"` // bytes that the log takes until it is rotated; 0 = any number
 	Terminal bool   `json:"terminal"`        // only the FIFO stdout is used, raw bytes of a tty
+	Start    int64  `json:"start,omitempty"` // tells one start of a task from the next of the same id
 }
 
 // exitRecord is the file exit.
