@@ -133,6 +133,9 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 		}
 	case store.ContainerExited:
 		c.markExited()
+		if running { // its start was given up
+			go m.finish(ctx, "clearing", func(ctx context.Context) error { return m.shim.Delete(ctx, cid) })
+		}
 		go m.settle(ctx, c)
 	}
 	if r.Updating != nil {

@@ -63,9 +63,9 @@ const resolveLimit = 30 * time.Second
 func (m *Manager) startUnanswered(ctx context.Context, c *container, cause error) error {
 	err := clean(ctx, resolveLimit, func(ctx context.Context) error { return m.resolve(ctx, c) })
 	if err != nil {
-		m.startFailed(ctx, c, cause)
 		go m.finish(m.background, "starting", func(ctx context.Context) error { return m.shim.Delete(ctx, c.id) }) // the shim may still come to it
-		return cause
+		m.startFailed(ctx, c, cause)
+		return fmt.Errorf("%v; nor could be found out what became of it: %v: %w", cause, err, errdefs.ErrInternal)
 	}
 	if r, ok := m.record(c); ok && r.State == store.ContainerCreated {
 		return cause
