@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -23,6 +24,7 @@ type bridgeNetwork struct {
 	leaseDir string
 	cidrFile string
 	masq     *masquerade
+	wanted   atomic.Bool // a configuration names it, or none does and it is the default
 
 	mu       sync.Mutex
 	subnet   []netip.Prefix // in force
@@ -87,7 +89,10 @@ func (b *bridgeNetwork) leave() {
 func (b *bridgeNetwork) hold() (release func(), err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.changing || b.joining > 0 {
+	switch {
+	case b.changing:
+		return nil, fmt.Errorf("it is being changed already: %w", errdefs.ErrFailedPrecondition)
+	case b.joining > 0:
 		return nil, fmt.Errorf("%d pods are being attached to %s: %w", b.joining, joinPrefixes(b.subnet), errdefs.ErrFailedPrecondition)
 	}
 	b.changing = true
@@ -143,6 +148,7 @@ func (b *bridgeNetwork) network(ctx context.Context) (*network, error) {
 // translate puts the standard plugins in the place of our own type. The network takes our name: leases and rules are
 // found by it.
 func (b *bridgeNetwork) translate(ctx context.Context, file string, list *libcni.NetworkConfigList) (*network, error) {
+	b.wanted.Store(true)
 	subnets := b.subnets()
 	w := &network{name: b.name, file: file, version: list.CNIVersion, ours: true, subnets: subnets, needs: []string{"bridge", "host-local", "portmap"}}
 	if n := count(list, ownType); n > 1 {

@@ -51,13 +51,13 @@ func (f *folder) read(ctx context.Context) (*network, error) {
 		return seen.net, seen.err
 	}
 	now := reading{number: number, mark: mark, fresh: fresh}
-	if err != nil {
-		now.net, now.err, now.fresh = seen.net, fmt.Errorf("network folder %s: %w", f.dir, err), true
-		if now.net != nil {
-			now.err = nil // unreadable now, known before
-		}
-	} else {
+	switch {
+	case err == nil:
 		now.net, now.err = f.choose(ctx, files, seen.net)
+	case f.stands(seen.net): // unreadable now, known before
+		now.net, now.fresh = seen.net, true
+	default:
+		now.err, now.fresh = fmt.Errorf("network folder %s: %w", f.dir, err), true
 	}
 	f.mu.Lock()
 	if number > f.seen.number {
@@ -65,6 +65,11 @@ func (f *folder) read(ctx context.Context) (*network, error) {
 	}
 	f.mu.Unlock()
 	return now.net, now.err
+}
+
+// stands tells whether a network that was read earlier can still be the one: ours may have another subnet by now.
+func (f *folder) stands(before *network) bool {
+	return before != nil && (!before.ours || joinPrefixes(before.subnets) == joinPrefixes(f.own.subnets()))
 }
 
 // choose takes the first valid file. The file that was the network keeps it while it is there and cannot be parsed.
@@ -78,7 +83,7 @@ func (f *folder) choose(ctx context.Context, files []string, before *network) (*
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		if before != nil && before.file == name {
+		if f.stands(before) && before.file == name {
 			return before, nil
 		}
 		refused = append(refused, fmt.Errorf("%s: %w", name, err))
@@ -95,7 +100,10 @@ func (f *folder) choose(ctx context.Context, files []string, before *network) (*
 // look lists the configuration files, in order, and fingerprints everything a network could be made of.
 func (f *folder) look(ctx context.Context) (files []string, mark string, fresh bool, err error) {
 	var m strings.Builder
-	fmt.Fprintf(&m, "%v %t %d\n", f.own.subnets(), f.own.masq.works(ctx), uplinkMTU())
+	fmt.Fprintf(&m, "%v\n", f.own.subnets())
+	if f.own.wanted.Load() { // nft is not touched on a host whose network is another's
+		fmt.Fprintf(&m, "%t %d\n", f.own.masq.works(ctx), uplinkMTU())
+	}
 	entries, err := readNames(f.dir)
 	if err != nil {
 		return nil, "", false, err

@@ -59,6 +59,37 @@ func TestFolder(t *testing.T) {
 	h.teardown(p)
 }
 
+// Where the network is another's, nft, which loads modules of the kernel, is not asked anything.
+func TestForeignNetworkWithoutNft(t *testing.T) {
+	h := newHost(t)
+	h.fake("fakenet", "", "")
+	h.conf("10-a.conflist", list("a", "fakenet"))
+	h.reopen()
+	for range 2 {
+		h.wantNetwork("a")
+	}
+	if m := h.n.own.masq; m.usable || !m.asked.IsZero() {
+		t.Error("nft was asked")
+	}
+}
+
+// Our own network does not stay with a subnet that is not in force any more.
+func TestHalfWrittenOwn(t *testing.T) {
+	h := newHost(t, withDefault(t), func(c *Config) { c.Default = false })
+	h.conf("10-own.conflist", list("own", ownType))
+	if err := h.n.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	h.conf("10-own.conflist", "{")
+	if err := h.n.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.n.SetPodCIDR("10.86.0.0/24"); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, h.n.Ready(), errdefs.ErrUnavailable, "10-own.conflist")
+}
+
 // While the network's file is being rewritten the network stays.
 func TestHalfWritten(t *testing.T) {
 	h := newHost(t)

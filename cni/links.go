@@ -180,9 +180,10 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 // The kernel is asked for the way to an address of the world, not for all routes: whoever looks at the network does so, and the route may come
 // or change long after the daemon has started.
 func uplinkMTU() int {
-	routes, err := netlink.RouteGet(world)
-	if err != nil {
-		return 0
+	var routes []netlink.Route
+	for _, address := range world {
+		way, _ := netlink.RouteGet(address) // none, or the host drops what goes to it
+		routes = append(routes, way...)
 	}
 	for _, r := range routes {
 		if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil && l.Attrs().MTU >= 576 && l.Attrs().MTU < 1500 {
@@ -192,5 +193,6 @@ func uplinkMTU() int {
 	return 0
 }
 
-// world is an address that nobody has (RFC 5737), and to which nobody has a route of its own: no packet is sent there.
-var world = net.IPv4(192, 0, 2, 1)
+// world is addresses far away: one that nobody has (RFC 5737), and to which hardly anybody has a route of its own, and an ordinary one. No
+// packet is sent there.
+var world = []net.IP{net.IPv4(192, 0, 2, 1), net.IPv4(1, 1, 1, 1)}
