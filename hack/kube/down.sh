@@ -11,9 +11,13 @@ stop() {
 	pid=$(cat "$run/$1.pid" 2>/dev/null) || return 0
 	exe=$(readlink "/proc/$pid/exe" 2>/dev/null) || return 0
 	case ${exe% (deleted)} in
-	*/bin/kube/* | */bin/cribox | */bin/fixture | */sleep | */bash | */unshare | */nsenter) end "$pid" "$1" ;;
+	*/bin/kube/* | */bin/cribox | */bin/fixture) ! is_ours "$pid" || end "$pid" "$1" ;;
+	*/sleep | */bash | */unshare | */nsenter) end "$pid" "$1" ;;
 	esac
 }
+
+# is_ours PID: what it was started with lies in the cluster's folders.
+is_ours() { tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null | grep -qF -e "$kube/" -e "$run/"; }
 
 # bounded COMMAND... gives it two minutes; what it leaves, force takes away.
 bounded() { quietly timeout -k 5 120 "$@" || note "not complete: ${*: -2}"; }
@@ -56,9 +60,9 @@ end_control_plane() {
 # Each of the following prints what there is of one kind, one name per line.
 left_processes() {
 	local exe dir
-	find /proc -maxdepth 2 -path '/proc/[0-9]*/exe' '(' -lname '*/bin/kube/*' -o -lname '*/bin/cribox*' -o -lname '*/bin/fixture*' ')' 2>/dev/null | while read -r exe; do
+	find /proc -maxdepth 2 -path '/proc/[0-9]*/exe' '(' -lname '*/bin/kube/*' -o -lname '*/bin/cribox*' -o -lname '*/bin/fixture*' -o -lname '*/bin/runc*' -o -lname '*/bin/crictl*' ')' 2>/dev/null | while read -r exe; do
 		dir=${exe%/exe}
-		if tr '\0' ' ' <"$dir/cmdline" 2>/dev/null | grep -qF -e "$kube/" -e "$run/"; then basename "$dir"; fi
+		if is_ours "${dir##*/}"; then basename "$dir"; fi
 	done || true
 	left_cgroups | sed 's|$|/cgroup.procs|' | xargs -r cat 2>/dev/null || true
 	for n in $(nodes_made); do if pid=$(holder "$n") && ! gone "$pid"; then echo "$pid"; fi; done
@@ -83,7 +87,7 @@ left_rules() {
 	nft list tables 2>/dev/null | sed -n 's/^table \(.* kube-proxy\)$/\1/p'
 	for n in $(nodes_made); do nft list tables 2>/dev/null | sed -n "s/^table \(.*cribox_$(instance "$n")\)\$/\1/p"; done
 }
-left_accepts() { iptables -w -S FORWARD 2>/dev/null | sed -n 's/^-A FORWARD \(.*--comment "\?cribox-kube"\? .*\)/\1/p'; }
+left_accepts() { iptables -w -S FORWARD 2>/dev/null | sed -n 's/^-A FORWARD \(.*--comment "\?cribox-kube"\? .*\)/\1/p' || true; }
 left_folders() { for dir in "$kube" "$run"; do [ ! -e "$dir" ] || echo "$dir"; done; }
 
 kinds=(processes mounts links rules accepts cgroups folders)
