@@ -52,6 +52,7 @@ func (h *host) send(id, text string) {
 
 // A client that does not read makes the task wait, and is cut off: the task goes on, and its log has every line.
 func TestAttachedButNotReading(t *testing.T) {
+	t.Setenv("CRIBOX_TEST_TAP_PATIENCE", "1s")
 	h := newHost(t)
 	st := h.params("a", sh("read go; exec seq 100000"))
 	st.Stdin = true
@@ -69,6 +70,7 @@ func TestAttachedButNotReading(t *testing.T) {
 
 // A client that reads one of its two streams is cut off for the other, and told at once: not when the task has ended.
 func TestAttachedHalfReading(t *testing.T) {
+	t.Setenv("CRIBOX_TEST_TAP_PATIENCE", "1s")
 	h := newHost(t)
 	st := h.params("a", sh("read go; seq 100000 >&2; echo over; read go"))
 	st.Stdin = true

@@ -37,6 +37,8 @@ func newSystemd(t *testing.T) *systemd {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
+	lasting(t, &scopeCall, testWait)
+	lasting(t, &scopeQuiet, testWait)
 	s := &systemd{t: t, dir: t.TempDir()}
 	all := cgroupMounts()
 	home := slices.IndexFunc(all, func(h hierarchy) bool { return slices.Contains(h.names, "name=systemd") })
@@ -327,6 +329,7 @@ func TestScopes(t *testing.T) {
 
 // TestScopeNameIsTaken: as long as systemd has not collected a dead peer's scope, its successor waits outside.
 func TestScopeNameIsTaken(t *testing.T) {
+	lasting(t, &scopeJoin, testWait)
 	s := newSystemd(t)
 	s.is("box-shim.scope.taken")
 	h := newHost(t)
@@ -355,9 +358,9 @@ func TestScopeIsKept(t *testing.T) {
 
 // TestSystemdDoesNotAnswer: nobody waits for it, and the log has one line for each of the two until it has come to it.
 func TestSystemdDoesNotAnswer(t *testing.T) {
+	s := newSystemd(t)
 	lasting(t, &scopeCall, 2*time.Second)
 	lasting(t, &scopeQuiet, 0)
-	s := newSystemd(t)
 	s.is("deaf")
 	h := newHost(t)
 	s.connect(h)

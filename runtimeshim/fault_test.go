@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -136,7 +137,8 @@ func TestShimDies(t *testing.T) {
 func TestShimDiesAgainAndAgain(t *testing.T) {
 	h := newHost(t)
 	h.pod("pod")
-	st := h.params("c", sh("trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; done"))
+	// It pauses now and then: who reads a log that grows faster than that comes to no end.
+	st := h.params("c", sh("trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; [ $((i % 100)) != 0 ] || sleep 0.01; done"))
 	st.Pod = "pod"
 	task := h.start(st)
 	for range 5 {
@@ -240,11 +242,19 @@ func TestShimDiesAtEveryStep(t *testing.T) {
 func (h *host) slowRuntime(name string) (path, working, word string) {
 	dir := filepath.Dir(h.state)
 	path, working, word = filepath.Join(dir, name), filepath.Join(dir, name+".working"), filepath.Join(dir, name+".go")
-	script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *\" run \"*) echo > %s; while ! [ -e %s ]; do sleep 0.02; done;; esac\nexec %s \"$@\"\n", working, word, h.runc)
-	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+	h.writeScript(path, fmt.Sprintf("case \"$*\" in *\" run \"*) echo > %s; while ! [ -e %s ]; do sleep 0.02; done;; esac\nexec %s \"$@\"\n", working, word, h.runc))
+	return path, working, word
+}
+
+// writeScript makes a program while nothing is forked: a child that has not executed anything yet would hold it open for writing.
+func (h *host) writeScript(path, script string) {
+	h.t.Helper()
+	syscall.ForkLock.RLock()
+	err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		h.t.Fatal(err)
 	}
-	return path, working, word
 }
 
 func exists(path string) bool {
@@ -487,9 +497,7 @@ func TestRuntimeFaults(t *testing.T) {
 	} {
 		st := h.params(name, []string{"/bin/true"})
 		st.Runtime = filepath.Join(filepath.Dir(h.state), name)
-		if err := os.WriteFile(st.Runtime, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		h.writeScript(st.Runtime, script+"\n")
 		_, err := h.client.Start(context.Background(), st)
 		if err == nil {
 			t.Errorf("%s: started", name)
@@ -510,10 +518,7 @@ func TestRuntimeHangs(t *testing.T) {
 	st := h.params("c", []string{"/bin/true"})
 	st.Runtime = filepath.Join(filepath.Dir(h.state), "hangs")
 	mark := filepath.Join(filepath.Dir(h.state), "pids")
-	script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *\" run \"*) ;; *) exec %s \"$@\";; esac\nsetsid sleep 1000000 & echo $! >> %s\necho $$ >> %s\nsleep 1000000\n", h.runc, mark, mark)
-	if err := os.WriteFile(st.Runtime, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	h.writeScript(st.Runtime, fmt.Sprintf("case \"$*\" in *\" run \"*) ;; *) exec %s \"$@\";; esac\nsetsid sleep 1000000 & echo $! >> %s\necho $$ >> %s\nsleep 1000000\n", h.runc, mark, mark))
 	if _, err := h.client.Start(context.Background(), st); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a runtime that hangs: %v", err)
 	}
@@ -528,8 +533,8 @@ func TestRuntimeHangs(t *testing.T) {
 
 // The runtime is in flight when the shim dies, and never ends.
 func TestShimDiesWhileTheRuntimeHangs(t *testing.T) {
-	t.Setenv("CRIBOX_TEST_RUNTIME_WAIT", "300ms")
 	h := newHost(t)
+	t.Setenv("CRIBOX_TEST_RUNTIME_WAIT", "300ms") // of the next shim
 	st := h.params("c", counter)
 	var working string
 	st.Runtime, working, _ = h.slowRuntime("hangs")

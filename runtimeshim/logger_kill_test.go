@@ -57,9 +57,6 @@ func (p *printing) stop() (stdout, stderr string) {
 	if _, err := fmt.Sscan(p.out.String(), &lines[1], &lines[0]); err != nil {
 		p.node.t.Fatal(err)
 	}
-	if lines[1] > lines[0] { // the channel of counts does not tell the streams apart: stderr is the quieter
-		lines[0], lines[1] = lines[1], lines[0]
-	}
 	var text [2]strings.Builder
 	for i := range text {
 		for o := newOutput(int64(i)); o.n < lines[i]; {

@@ -80,12 +80,13 @@ func (o *output) line() []byte {
 }
 
 // printer is the container: it holds its FIFOs open for reading and writing
-// and prints until its stdin is closed, then tells how many lines there were.
+// and prints until its stdin is closed, then tells how many lines there were:
+// those of stderr first, as deferred calls go.
 func printer(dir string) {
 	stop := make(chan struct{})
 	go func() { io.Copy(io.Discard, os.Stdin); close(stop) }()
-	lines := make(chan int, 2)
 	for i, name := range streamNames {
+		lines := make(chan int, 1)
 		fifo, err := unix.Open(filepath.Join(dir, name), unix.O_RDWR, 0)
 		if err != nil {
 			panic(err)

@@ -38,7 +38,9 @@ func TestMain(m *testing.M) {
 		case "shim":
 			err = ShimMain(context.Background(), os.Args[3], testStep())
 		case "logger":
-			tapPatience = time.Second
+			if d, bad := time.ParseDuration(os.Getenv("CRIBOX_TEST_TAP_PATIENCE")); bad == nil {
+				tapPatience = d
+			}
 			err = LoggerMain(context.Background(), os.Args[3], testStep())
 		case "daemon":
 			err = daemonMain(os.Args[3])
@@ -49,6 +51,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	connectWait, quickLimit = testWait, testWait // that a machine is slow fails no test
 	os.Exit(m.Run())
 }
 
@@ -232,7 +235,7 @@ func (h *host) wantNothingLeft() {
 		}
 	}
 	left := h.processes()
-	for deadline := time.Now().Add(5 * time.Second); len(left) > 0 && time.Now().Before(deadline); left = h.processes() {
+	for deadline := time.Now().Add(testWait); len(left) > 0 && time.Now().Before(deadline); left = h.processes() {
 		time.Sleep(5 * time.Millisecond) // the lock is free a little before the process is gone
 	}
 	if len(left) > 0 {

@@ -54,11 +54,15 @@ func TestSignals(t *testing.T) {
 }
 
 func TestManyShortTasks(t *testing.T) {
+	lasting(t, &finishLimit, testWait)
 	h := newHost(t)
-	const n = 200
+	const n, atATime = 200, 50 // a slow machine would be over the limit of a start with all of them
+	turns := make(chan struct{}, atATime)
 	var all sync.WaitGroup
 	for i := range n {
 		all.Go(func() {
+			turns <- struct{}{}
+			defer func() { <-turns }()
 			id := fmt.Sprintf("t%d", i)
 			if _, err := h.client.Start(context.Background(), h.params(id, sh(fmt.Sprintf("echo %d; exit %d", i, i)))); err != nil {
 				t.Errorf("start %s: %v", id, err)
