@@ -47,11 +47,11 @@ build-steps: ## build bin/cribox-steps, which a crash test can end at a named st
 test: test-unit test-crictl ## unit tests and crictl-tests (as root)
 
 test-unit: tools ## unit tests, with the race detector
-	@hack/timed.sh "unit tests" env CRIBOX_BIN=$(BIN) CGO_ENABLED=1 go test -race -timeout 10m ./...
+	@hack/timed.sh "unit tests" env CRIBOX_BIN=$(BIN) CGO_ENABLED=1 go test -race -timeout 20m ./...
 
 test-crictl: tools build build-steps ## the real binaries over the socket, critest among them
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-crictl needs root" >&2; exit 1; }
-	@cd crictl-tests && ../hack/timed.sh "crictl-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 15m ./...
+	@cd crictl-tests && ../hack/timed.sh "crictl-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 25m ./...
 
 test-kube: build ## a Kubernetes cluster of two nodes on cribox, and what its users see (as root)
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-kube needs root" >&2; exit 1; }
