@@ -16,6 +16,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/runtimeshim"
 )
 
@@ -51,7 +52,7 @@ type NetworkConfig struct {
 	ConfDir      string   `toml:"conf_dir" comment:"Folder of CNI network configurations. The first one by name is used, and changes are seen at once."`
 	BinDirs      []string `toml:"bin_dirs" comment:"Folders of CNI plugins, searched in this order."`
 	Default      bool     `toml:"default" comment:"Use a bridge network of cribox's own while conf_dir holds no configuration. Leave it off where a network add-on will write one."`
-	Subnet       string   `toml:"subnet" comment:"Range of the default network, where the kubelet names none (pod CIDR). Empty: 10.83.0.0/16."`
+	Subnet       string   `toml:"subnet" comment:"Range of the default network, where the kubelet names none (pod CIDR). Empty: 10.83.0.0/16. pod-cidr: there is no network until the kubelet has named one."`
 	NoMasquerade []string `toml:"no_masquerade" comment:"Ranges that pods of the default network reach with their own address instead of the node's: the pods of other nodes, where routes lead to them."`
 }
 
@@ -214,10 +215,10 @@ var checks = []check{
 	{"network.conf_dir", func(c *Config) error { return absolute(c.Network.ConfDir) }},
 	{"network.bin_dirs", func(c *Config) error { return allAbsolute(c.Network.BinDirs) }},
 	{"network.subnet", func(c *Config) error {
+		if c.Network.Subnet == "" || c.Network.Subnet == cni.PodCIDR {
+			return nil
+		}
 		for s := range strings.SplitSeq(c.Network.Subnet, ",") {
-			if c.Network.Subnet == "" {
-				return nil
-			}
 			if _, err := netip.ParsePrefix(strings.TrimSpace(s)); err != nil {
 				return err
 			}

@@ -27,7 +27,7 @@ type bridgeNetwork struct {
 	wanted   atomic.Bool // a configuration names it, or none does and it is the default
 
 	mu       sync.Mutex
-	subnet   []netip.Prefix // in force
+	subnet   []netip.Prefix // in force; none as long as it is the kubelet's to name and it has not
 	told     bool           // subnet is the pod CIDR
 	joining  int            // pods on their way into subnet: whether one is attached is not to be seen yet
 	changing bool           // nobody may set out for subnet
@@ -39,13 +39,15 @@ func newBridgeNetwork(c Config) (*bridgeNetwork, error) {
 		leaseDir: c.leaseDir(), cidrFile: filepath.Join(c.stateDir(), "pod-cidr"),
 		masq: newMasquerade("cribox_"+c.Instance, c.NoMasquerade),
 	}
-	subnet, err := parseSubnets(c.Subnet)
-	if err != nil {
-		return nil, err
+	if c.Subnet != PodCIDR {
+		subnet, err := parseSubnets(c.Subnet)
+		if err != nil {
+			return nil, err
+		}
+		b.subnet = subnet
 	}
-	b.subnet = subnet
 	if saved, err := os.ReadFile(b.cidrFile); err == nil {
-		if subnet, err = parseSubnets(strings.TrimSpace(string(saved))); err == nil {
+		if subnet, err := parseSubnets(strings.TrimSpace(string(saved))); err == nil {
 			b.subnet, b.told = subnet, true
 		}
 	}
@@ -150,6 +152,9 @@ func (b *bridgeNetwork) network(ctx context.Context) (*network, error) {
 func (b *bridgeNetwork) translate(ctx context.Context, file string, list *libcni.NetworkConfigList) (*network, error) {
 	b.wanted.Store(true)
 	subnets := b.subnets()
+	if len(subnets) == 0 {
+		return nil, errors.New("the kubelet has not named the pod CIDR of this node yet")
+	}
 	w := &network{name: b.name, file: file, version: list.CNIVersion, ours: true, subnets: subnets, needs: []string{"bridge", "host-local", "portmap"}}
 	if n := count(list, ownType); n > 1 {
 		return nil, fmt.Errorf("plugin type %s %d times", ownType, n)

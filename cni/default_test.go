@@ -434,6 +434,32 @@ func TestSetPodCIDR(t *testing.T) {
 	}
 }
 
+// TestNoNetworkBeforePodCIDR: where the kubelet names the subnet, no pod comes before it.
+func TestNoNetworkBeforePodCIDR(t *testing.T) {
+	h := newHost(t, withDefault(t), func(c *Config) { c.Subnet = PodCIDR })
+	p := h.pod("p1")
+	for range 2 {
+		wantErr(t, h.n.Ready(), errdefs.ErrUnavailable, "the kubelet has not named the pod CIDR")
+		_, err := h.n.Setup(t.Context(), p)
+		wantErr(t, err, errdefs.ErrUnavailable, "the kubelet has not named the pod CIDR")
+		h.reopen()
+	}
+	if d := h.n.Debts(); len(d) != 0 {
+		t.Errorf("debts %v", d)
+	}
+	if err := h.n.SetPodCIDR("10.85.0.0/24"); err != nil {
+		t.Fatal(err)
+	}
+	h.reopen()
+	if err := h.n.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	if ip := h.setup(p).IPs[0]; !netip.MustParsePrefix("10.85.0.0/24").Contains(ip) {
+		t.Errorf("address %v", ip)
+	}
+	h.teardown(p)
+}
+
 // TestPodCIDRWhileJoining: the subnet of a pod that is being attached stays, though nothing of it is to be seen on the bridge yet.
 func TestPodCIDRWhileJoining(t *testing.T) {
 	h := newHost(t, withDefault(t))

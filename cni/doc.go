@@ -19,7 +19,8 @@
 //	leases            <state>/cni/leases
 //	masquerading      one rule for the whole subnet, nftables table "inet cribox_<instance>";
 //	                  without a usable nft the bridge plugin's own ipMasq, a rule per pod
-//	subnet            the pod CIDR, else the configured one, else 10.83.0.0/16
+//	subnet            the pod CIDR, else the configured one, else 10.83.0.0/16; configured as
+//	                  "pod-cidr" there is no network before the kubelet has named it
 //
 // A pod without host ports and bandwidth costs bridge and host-local, once for ADD and once for DEL, and no firewall
 // program. The MTU is that of the default route's link where that is below 1500.

@@ -19,7 +19,7 @@ type Config struct {
 	ConfDir string   // folder of network configurations, normally /etc/cni/net.d
 	BinDirs []string // folders of plugins, searched in order; normally /opt/cni/bin
 	Default bool     // use the default network while ConfDir names none
-	Subnet  string   // of the default network, a CIDR or a comma separated pair; "" = 10.83.0.0/16
+	Subnet  string   // of the default network, a CIDR or a comma separated pair; "" = 10.83.0.0/16, PodCIDR = none until SetPodCIDR
 	// NoMasquerade are ranges that pods of the default network reach with their own address.
 	NoMasquerade []netip.Prefix
 	Instance     string        // six hex digits that tell this daemon's names from another's
@@ -28,6 +28,10 @@ type Config struct {
 	Timeout      time.Duration // of one chain of plugins, ADD or DEL; zero = 60 s
 	Step         func(string)  // told every side effect by name; nil = nobody listens
 }
+
+// PodCIDR is a subnet of the default network that only the kubelet names: as long as it has not, no pod can be connected. A pod that came
+// before would keep a subnet that nobody else in the cluster knows.
+const PodCIDR = "pod-cidr"
 
 const (
 	defaultTimeout = 60 * time.Second

@@ -194,6 +194,7 @@ pinned = ["*/pause:*"]
 conf_dir = "$dir/net.d"
 bin_dirs = ["$bin/cni"]
 default = true
+subnet = "pod-cidr"
 no_masquerade = ["$pods_net"]
 
 [runtimes.runc]
