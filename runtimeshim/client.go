@@ -176,9 +176,9 @@ func (k *Client) Start(ctx context.Context, st Start) (Task, error) {
 	delete(k.told, st.ID)
 	delete(k.late, st.ID)
 	k.mu.Unlock()
-	t, err := k.startTask(ctx, st)
+	t, never, err := k.startTask(ctx, st)
 	k.c.Step("client.start.done")
-	if err != nil && !errdefs.IsAlreadyExists(err) {
+	if never || err != nil && !errdefs.IsAlreadyExists(err) && !errdefs.IsUnavailable(err) { // else it may run
 		k.finishLog(ctx, st.ID)
 	}
 	return t, err
@@ -237,23 +237,22 @@ func mountLabel(spec []byte) (string, error) {
 }
 
 // startTask asks the shim. When that dies meanwhile, its successor knows what
-// came of the start.
-func (k *Client) startTask(ctx context.Context, st Start) (Task, error) {
+// came of the start; never: nothing did.
+func (k *Client) startTask(ctx context.Context, st Start) (t Task, never bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	p := taskParams{ID: st.ID, Pod: st.Pod, Runtime: st.Runtime, Terminal: st.Terminal, Stdin: st.Stdin,
 		StdinOnce: st.StdinOnce, OOMFile: st.OOMFile, LockFile: st.LockFile, Keeper: st.Keeper,
 		OwnerUID: st.OwnerUID, OwnerGID: st.OwnerGID, Systemd: st.SystemdCgroup}
-	var t Task
-	err := k.ask(ctx, k.shim, "start", p, &t, false)
+	err = k.ask(ctx, k.shim, "start", p, &t, false)
 	if !errors.Is(err, errBroken) {
-		return t, err
+		return t, false, err
 	}
 	err = k.ask(ctx, k.shim, "settle", idBody{st.ID}, &t, true)
 	if errdefs.IsNotFound(err) {
-		err = fmt.Errorf("start task %s: the shim died: %w", st.ID, errdefs.ErrUnavailable)
+		return t, true, fmt.Errorf("start task %s: the shim died: %w", st.ID, errdefs.ErrUnavailable)
 	}
-	return t, err
+	return t, false, err
 }
 
 // Kill sends a signal to a task's first process; with all, to every process

@@ -114,8 +114,7 @@ func (l *logger) resumeAll() error {
 		for _, e := range entries {
 			if e.IsDir() && checkID(e.Name()) == nil && l.ctx.Err() == nil {
 				ctx, cancel := context.WithTimeout(l.ctx, slowDisk)
-				t := l.task(e.Name())
-				_ = t.do(ctx, func() error { t.resume(); return nil })
+				_ = l.on(ctx, e.Name(), func(t *logTask) error { t.resume(); return nil })
 				cancel()
 			}
 		}

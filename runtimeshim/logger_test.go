@@ -231,16 +231,20 @@ func TestLoggerTerminal(t *testing.T) {
 // Whoever asked to finish an earlier start, and gave up, does not finish this one.
 func TestLoggerEarlierStart(t *testing.T) {
 	n := newNode(t)
-	if err := writeJSON(n.state.task("c").log(), logRecord{Format: recordFormat, Path: n.log, Start: 2}); err != nil {
+	log := n.state.task("c").log()
+	if err := os.Remove(log); err != nil { // so that the logger does not take the task up when it starts
 		t.Fatal(err)
 	}
 	n.startLogger("")
+	n.must("version")
+	if err := writeJSON(log, logRecord{Format: recordFormat, Path: n.log, Start: 2}); err != nil {
+		t.Fatal(err)
+	}
 	finish := func(start int64) error {
 		_, err := call(t.Context(), n.state.loggerSock(), "finish", loggerTask{ID: "c", Start: start}, nil, nil)
 		return err
 	}
 	for range 2 { // before it is read, and while it is
-		n.must("version")
 		if err := finish(1); !errdefs.IsNotFound(err) {
 			t.Error(err)
 		}
