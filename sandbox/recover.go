@@ -38,6 +38,7 @@ import (
 //	container running     no process is known        exited, Unknown
 //	container stopping    a process runs             stopped with what is left of the grace
 //	container updating    it can be updated          updated, or what fails is undone
+//	container exited      a start given up goes on   taken away
 //	container removing    -                          removed to the end
 func (m *Manager) recover(ctx context.Context) error {
 	list, err := m.shim.Tasks(ctx)
@@ -133,7 +134,7 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 		}
 	case store.ContainerExited:
 		c.markExited()
-		if running { // its start was given up
+		if found && task.Exit == nil {
 			go m.finish(ctx, "clearing", func(ctx context.Context) error { return m.shim.Delete(ctx, cid) })
 		}
 		go m.settle(ctx, c)

@@ -127,6 +127,9 @@ func (m *Manager) launch(ctx context.Context, c *container) (runtimeshim.Task, e
 
 func (m *Manager) recordStartError(ctx context.Context, c *container, cause error) {
 	err := m.insist(c, func(r *store.Container) error {
+		if r.State == store.ContainerExited {
+			return nil // it ran, and its end is told
+		}
 		r.State, r.ExitCode, r.Reason, r.Message = store.ContainerExited, 128, startError, cause.Error()
 		r.Started = m.now()
 		r.Finished = m.now()
