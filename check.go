@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox"
@@ -256,12 +257,19 @@ func lookNetwork(ctx context.Context, c Config) []finding {
 	all = append(all, lookPlugins(ctx, c.Network.BinDirs)...)
 	if err := networkReady(ctx, c); err != nil {
 		return append(all, finding{what: "no network for pods yet: " + err.Error(),
-			remedy: "a network add-on will write one to " + c.Network.ConfDir + ", or set network.default = true"})
+			remedy: remedyNetwork(c)})
 	}
 	return append(all, finding{what: "network for pods"})
 }
 
-// networkReady looks at the network through folders of its own: a daemon may be using the configured ones.
+func remedyNetwork(c Config) string {
+	if c.Network.Default && c.Network.Subnet == cni.PodCIDR {
+		return "the kubelet names the range when the cluster has given the node one"
+	}
+	return "a network add-on will write one to " + c.Network.ConfDir + ", or set network.default = true"
+}
+
+// networkReady looks at the network through folders of its own, with the pod CIDR that was named: a daemon may be using the configured ones.
 func networkReady(ctx context.Context, c Config) error {
 	scratch, err := os.MkdirTemp("", "cribox-check-")
 	if err != nil {
@@ -269,7 +277,14 @@ func networkReady(ctx context.Context, c Config) error {
 	}
 	defer os.RemoveAll(scratch)
 	instance := c.instance()
+	named := cni.PodCIDRFile(c.State)
 	c.Root, c.State = filepath.Join(scratch, "root"), filepath.Join(scratch, "state")
+	if b, err := os.ReadFile(named); err == nil {
+		mine := cni.PodCIDRFile(c.State)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(mine), 0o700), os.WriteFile(mine, b, 0o600)); err != nil {
+			return err
+		}
+	}
 	network, err := openNetwork(ctx, c, instance)
 	if err != nil {
 		return err

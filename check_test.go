@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/cribox/cribox/cni"
 )
 
 // TestSEC24OldRunc: a runc that is known to let containers out is named by `cribox check`, in every series that was repaired.
@@ -50,6 +52,30 @@ func TestSEC67OldPlugins(t *testing.T) {
 	found := lookPlugins(t.Context(), []string{filepath.Join(dir, "none"), dir})
 	if len(found) != 1 || !strings.Contains(found[0].what, "portmap plugin v1.8.0") || !strings.Contains(found[0].remedy, "1.9.0") || found[0].fatal {
 		t.Errorf("found %+v", found)
+	}
+}
+
+// TestCheckPodCIDR: what the kubelet has named to the daemon counts for a check beside it.
+func TestCheckPodCIDR(t *testing.T) {
+	plugins, err := filepath.Abs(filepath.Join("bin", "cni"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(plugins); err != nil {
+		t.Skip(err)
+	}
+	c := defaultConfig()
+	c.State, c.Network.ConfDir, c.Network.BinDirs = t.TempDir(), t.TempDir(), []string{plugins}
+	c.Network.Default, c.Network.Subnet = true, cni.PodCIDR
+	if err := networkReady(t.Context(), c); err == nil || !strings.Contains(err.Error(), "has not named the pod CIDR") {
+		t.Error(err)
+	}
+	named := cni.PodCIDRFile(c.State)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(named), 0o700), os.WriteFile(named, []byte("10.199.87.0/24\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := networkReady(t.Context(), c); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -118,7 +118,7 @@ func (f *folder) parseFile(ctx context.Context, name string) (*network, error) {
 	}
 	for _, p := range list.Plugins {
 		if p.Network.Type == ownType {
-			return f.own.translate(ctx, name, list)
+			return f.own.translate(ctx, name, list, f.own.subnets())
 		}
 	}
 	return newNetwork(name, list)

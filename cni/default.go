@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,7 +37,7 @@ type bridgeNetwork struct {
 func newBridgeNetwork(c Config) (*bridgeNetwork, error) {
 	b := &bridgeNetwork{
 		name: "cribox-" + c.Instance, bridge: "cbr" + c.Instance,
-		leaseDir: c.leaseDir(), cidrFile: filepath.Join(c.stateDir(), "pod-cidr"),
+		leaseDir: c.leaseDir(), cidrFile: PodCIDRFile(c.State),
 		masq: newMasquerade("cribox_"+c.Instance, c.NoMasquerade),
 	}
 	if c.Subnet != PodCIDR {
@@ -118,7 +119,7 @@ func (b *bridgeNetwork) setPodCIDR(subnets []netip.Prefix) error {
 			return err
 		}
 		if busy > 0 {
-			return fmt.Errorf("pod CIDR %s: %d pods are attached to %s: %w", joinPrefixes(subnets), busy, joinPrefixes(b.subnets()), errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("pod CIDR %s: %d pods are attached to %s: %w", joinPrefixes(subnets), busy, cmp.Or(joinPrefixes(b.subnets()), "another"), errdefs.ErrFailedPrecondition)
 		}
 	}
 	if err := writeFile(b.cidrFile, []byte(joinPrefixes(subnets)+"\n")); err != nil {
@@ -139,21 +140,28 @@ func joinPrefixes(ps []netip.Prefix) string {
 }
 
 // network is the default network by itself.
-func (b *bridgeNetwork) network(ctx context.Context) (*network, error) {
+func (b *bridgeNetwork) network(ctx context.Context, subnets []netip.Prefix) (*network, error) {
 	list, err := parseList([]byte(`{"cniVersion":"1.0.0","name":"` + b.name + `","plugins":[{"type":"` + ownType + `"}]}`))
 	if err != nil {
 		return nil, err
 	}
-	return b.translate(ctx, "", list)
+	return b.translate(ctx, "", list, subnets)
+}
+
+// unnamed says why there is no subnet.
+func (b *bridgeNetwork) unnamed() error {
+	if busy, err := b.attached(); err == nil && busy > 0 {
+		return fmt.Errorf("%d pods have addresses of an earlier range on %s, and have to go before the kubelet's can be used", busy, b.bridge)
+	}
+	return errors.New("the kubelet has not named the pod CIDR of this node yet")
 }
 
 // translate puts the standard plugins in the place of our own type. The network takes our name: leases and rules are
 // found by it.
-func (b *bridgeNetwork) translate(ctx context.Context, file string, list *libcni.NetworkConfigList) (*network, error) {
+func (b *bridgeNetwork) translate(ctx context.Context, file string, list *libcni.NetworkConfigList, subnets []netip.Prefix) (*network, error) {
 	b.wanted.Store(true)
-	subnets := b.subnets()
 	if len(subnets) == 0 {
-		return nil, errors.New("the kubelet has not named the pod CIDR of this node yet")
+		return nil, b.unnamed()
 	}
 	w := &network{name: b.name, file: file, version: list.CNIVersion, ours: true, subnets: subnets, needs: []string{"bridge", "host-local", "portmap"}}
 	if n := count(list, ownType); n > 1 {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -458,6 +459,26 @@ func TestNoNetworkBeforePodCIDR(t *testing.T) {
 		t.Errorf("address %v", ip)
 	}
 	h.teardown(p)
+}
+
+// TestPodCIDRAfterAnotherRange: pods that were there before keep theirs, and the node says what stands in the way. They can be taken away,
+// also by a record that a power cut has emptied.
+func TestPodCIDRAfterAnotherRange(t *testing.T) {
+	h := newHost(t, withDefault(t))
+	p := h.pod("p1")
+	h.setup(p)
+	h.c.Subnet = PodCIDR
+	h.reopen()
+	wantErr(t, h.n.Ready(), errdefs.ErrUnavailable, "1 pods have addresses of an earlier range")
+	wantErr(t, h.n.SetPodCIDR("10.85.0.0/24"), errdefs.ErrFailedPrecondition, "1 pods are attached to another")
+	if err := os.Truncate(filepath.Join(h.c.recordDir(), p.ID), 0); err != nil {
+		t.Fatal(err)
+	}
+	h.reopen()
+	h.teardown(p)
+	if d := h.n.Debts(); len(d) != 0 {
+		t.Errorf("debts %v", d)
+	}
 }
 
 // TestPodCIDRWhileJoining: the subnet of a pod that is being attached stays, though nothing of it is to be seen on the bridge yet.

@@ -92,7 +92,7 @@ func (f *folder) choose(ctx context.Context, files []string, before *network) (*
 		return nil, fmt.Errorf("no usable network in %s: %w", f.dir, errors.Join(refused...))
 	}
 	if f.fallback {
-		return f.own.network(ctx)
+		return f.own.network(ctx, f.own.subnets())
 	}
 	return nil, fmt.Errorf("no network configuration in %s", f.dir)
 }

@@ -101,6 +101,9 @@ func (c *Config) complete() error {
 	return nil
 }
 
+// PodCIDRFile returns where, in a state folder, the pod CIDR is remembered.
+func PodCIDRFile(state string) string { return filepath.Join(state, "cni", "pod-cidr") }
+
 func (c *Config) debtsFile() string { return filepath.Join(c.Root, "cni.debts") }
 func (c *Config) recordDir() string { return filepath.Join(c.Root, "cni") }
 func (c *Config) stateDir() string  { return filepath.Join(c.State, "cni") }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net/netip"
 
 	"github.com/containerd/log"
 	"github.com/containernetworking/cni/libcni"
@@ -76,7 +77,11 @@ func (n *Networks) listOf(ctx context.Context, d *debt) (*libcni.NetworkConfigLi
 	var w *network
 	var err error
 	if d.Default {
-		w, err = n.own.network(ctx)
+		subnets := n.own.subnets()
+		if len(subnets) == 0 { // the kubelet has not named it yet, and a DEL goes by the pod alone
+			subnets = []netip.Prefix{netip.MustParsePrefix(defaultSubnet)}
+		}
+		w, err = n.own.network(ctx, subnets)
 	} else {
 		w, err = n.current(ctx)
 	}
