@@ -379,9 +379,7 @@ func TestSubnetOverlap(t *testing.T) {
 	if err := h.n.Ready(); err != nil {
 		t.Fatal(err)
 	}
-	if ip := h.setup(p).IPs[0]; !netip.MustParsePrefix("10.84.0.0/24").Contains(ip) {
-		t.Fatalf("address %v", ip)
-	}
+	h.setupIn("10.84.0.0/24", p)
 	// What comes later does not take the network from pods that have it.
 	address(t, "other0", "10.84.0.129/25")
 	if err := h.n.Ready(); err != nil {
@@ -390,6 +388,14 @@ func TestSubnetOverlap(t *testing.T) {
 	h.teardown(p)
 	if err := h.n.RemoveDefault(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// setupIn connects a pod, which must get an address of this subnet.
+func (h *host) setupIn(subnet string, p Pod) {
+	h.t.Helper()
+	if ip := h.setup(p).IPs[0]; !netip.MustParsePrefix(subnet).Contains(ip) {
+		h.t.Errorf("address %v is not in %s", ip, subnet)
 	}
 }
 
@@ -455,9 +461,7 @@ func TestNoNetworkBeforePodCIDR(t *testing.T) {
 	if err := h.n.Ready(); err != nil {
 		t.Fatal(err)
 	}
-	if ip := h.setup(p).IPs[0]; !netip.MustParsePrefix("10.85.0.0/24").Contains(ip) {
-		t.Errorf("address %v", ip)
-	}
+	h.setupIn("10.85.0.0/24", p)
 	h.teardown(p)
 }
 
@@ -498,9 +502,7 @@ func TestPodCIDRWhileJoining(t *testing.T) {
 	if err := h.n.SetPodCIDR("10.85.0.0/24"); err != nil {
 		t.Fatal(err)
 	}
-	if ip := h.setup(first).IPs[0]; !netip.MustParsePrefix("10.85.0.0/24").Contains(ip) {
-		t.Errorf("address %v", ip)
-	}
+	h.setupIn("10.85.0.0/24", first)
 	h.teardown(first)
 }
 

@@ -180,19 +180,20 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 // The kernel is asked for the way to an address of the world, not for all routes: whoever looks at the network does so, and the route may come
 // or change long after the daemon has started.
 func uplinkMTU() int {
-	var routes []netlink.Route
 	for _, address := range world {
-		way, _ := netlink.RouteGet(address) // none, or the host drops what goes to it
-		routes = append(routes, way...)
-	}
-	for _, r := range routes {
-		if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil && l.Attrs().MTU >= 576 && l.Attrs().MTU < 1500 {
+		routes, err := netlink.RouteGet(address)
+		if err != nil || len(routes) == 0 { // no route, or the host drops what goes there
+			continue
+		}
+		l, err := netlink.LinkByIndex(routes[0].LinkIndex)
+		if err == nil && l.Attrs().MTU >= 576 && l.Attrs().MTU < 1500 {
 			return l.Attrs().MTU
 		}
+		return 0
 	}
 	return 0
 }
 
-// world is addresses far away: one that nobody has (RFC 5737), and to which hardly anybody has a route of its own, and an ordinary one. No
-// packet is sent there.
+// world is addresses far away: one that nobody has (RFC 5737), and to which hardly anybody has a route of its own, and an ordinary one
+// for a host that drops what goes to the first. No packet is sent there.
 var world = []net.IP{net.IPv4(192, 0, 2, 1), net.IPv4(1, 1, 1, 1)}

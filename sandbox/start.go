@@ -58,8 +58,8 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 // resolveLimit is how long a start that nobody answered may take to be found out.
 const resolveLimit = 30 * time.Second
 
-// startUnanswered returns what became of a start for which shim or logger had no answer. One of them died, or is kept waiting by a disk: were the
-// container an exited one for that, a pod that restarts nothing had failed.
+// startUnanswered returns what became of a start for which shim or logger had no answer. One of them died, or is kept waiting by a disk: were
+// the container an exited one for that, a pod that restarts nothing had failed.
 func (m *Manager) startUnanswered(ctx context.Context, c *container, cause error) error {
 	err := clean(ctx, resolveLimit, func(ctx context.Context) error { return m.resolve(ctx, c) })
 	if err != nil {
