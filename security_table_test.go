@@ -11,7 +11,7 @@ import (
 )
 
 // rows is how many ways into a runtime docs/security.md knows.
-const rows = 68
+const rows = 75
 
 var (
 	tableRow = regexp.MustCompile(`(?m)^\| SEC-(\d\d) \| [^|]+ \| (tested: |n/a: |open: )([^|]+) \|$`)
@@ -49,7 +49,7 @@ func TestSecurityTableIsHeld(t *testing.T) {
 	for name, bad := range map[string]string{
 		"a row is missing":     strings.Replace(table, "SEC-33", "SEC-333", 1),
 		"a row is there twice": table + "| SEC-05 | a trick | open: all |\n",
-		"one too many":         table + "| SEC-69 | a trick | open: all |\n",
+		"one too many":         table + "| SEC-76 | a trick | open: all |\n",
 		"no such test":         strings.Replace(table, "TestOther", "TestNowhere", 1),
 		"a test is not named":  strings.Replace(table, "TestSEC01A, ", "", 1),
 		"named by another":     strings.Replace(strings.Replace(table, "TestSEC01A, ", "", 1), "not here", "see TestSEC01A", 1),
