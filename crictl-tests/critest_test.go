@@ -32,7 +32,7 @@ var (
 )
 
 // critestLeast is less than the number of specs that a host without any special ability runs.
-const critestLeast = 100
+const critestLeast = 106
 
 // TestCritest is the validation suite of the CRI, in random order. A spec may be left out only because this host lacks
 // what it needs, which is looked for here, not asked of cribox.
@@ -193,6 +193,7 @@ func (d *daemon) needs(leftOut *missing) []missing {
 		{` UserNamespaces .* NamespaceMode_POD$`, func() string { return lacksIDMappedMounts("/var/lib") }},
 		{` UserNamespaces `, func() string { return lacksIDMappedMounts(d.root) }},
 		{` recursive readonly mount`, lacksMountSetattr},
+		{`^\[k8s\.io\] NRI `, d.lacksNRI},
 	}
 	if leftOut != nil {
 		needs = append(needs, *leftOut)
@@ -218,6 +219,15 @@ func lacksAppArmor() string {
 		return "this kernel has no AppArmor"
 	}
 	return ""
+}
+
+// lacksNRI looks for the socket that plugins of the Node Resource Interface connect to. It is a
+// probe of the daemon, not of the host: once cribox has NRI, these specs have to run.
+func (d *daemon) lacksNRI() string {
+	if _, err := os.Stat(filepath.Join(d.state, "nri.sock")); err == nil {
+		return ""
+	}
+	return "cribox has no NRI socket in its state folder yet"
 }
 
 func lacksMountSetattr() string {

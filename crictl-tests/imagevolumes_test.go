@@ -109,6 +109,7 @@ func TestImageVolumes(t *testing.T) {
 			if i == 1 {
 				want.Image.Image = many
 			}
+			want.Image.ImageRef = want.Image.Image
 		}
 		wantEqual(t, "a mount of the status", told[i], want)
 	}

@@ -99,7 +99,8 @@ func (c Container) CRIState() runtimeapi.ContainerState {
 	return runtimeapi.ContainerState_CONTAINER_UNKNOWN
 }
 
-// Mounts returns the mounts as asked, each image by its id: by that the kubelet knows which images are in use.
+// Mounts returns the mounts as asked. Image and image_ref of an image volume are the id of the image that is mounted:
+// the kubelet learns from it which images are in use, and which image a tag meant (CRI ImageSpec.image_ref, KEP-5365).
 func (c Container) Mounts() []*runtimeapi.Mount {
 	if c.MountImages == nil {
 		return c.Config.GetMounts()
@@ -108,7 +109,7 @@ func (c Container) Mounts() []*runtimeapi.Mount {
 	for i, id := range c.MountImages {
 		if id != "" && i < len(all) { // a request that cannot be read any more has none
 			all[i] = proto.CloneOf(all[i])
-			all[i].Image.Image = id
+			all[i].Image.Image, all[i].Image.ImageRef = id, id
 		}
 	}
 	return all
