@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -72,7 +72,7 @@ func (m *Manager) quiesce(ctx context.Context, id string) error {
 			return fmt.Errorf("lock of pod %s: %w", id, err)
 		}
 		if time.Now().After(kill) {
-			killHolders(ctx, m.lockPath(id))
+			m.killHolders(ctx, id)
 			kill = time.Now().Add(time.Second)
 		}
 		if time.Since(start) > lockLimit {
@@ -93,30 +93,95 @@ func (m *Manager) dropLock(id string) error {
 	return nil
 }
 
-// killHolders ends every process that has path open, except cribox's own: daemon and shim open it for the moment of starting a child.
-func killHolders(ctx context.Context, path string) {
-	links, err := filepath.Glob("/proc/[0-9]*/fd/*")
+// killHolders ends every process that has the pod's lock file open, except cribox's own: daemon and shim open it for the moment of starting
+// a child. When it cannot be told which process is the shim, nobody is ended.
+func (m *Manager) killHolders(ctx context.Context, id string) {
+	ours, err := m.ourProcesses(ctx)
 	if err != nil {
+		log.G(ctx).WithError(err).Warn("a plugin or runtime process that outlived its request is left alone for now")
 		return
 	}
-	own, err := os.Readlink("/proc/self/exe")
+	lock, err := os.Stat(m.lockPath(id))
 	if err != nil {
+		log.G(ctx).WithError(err).Warn("cannot tell who has the pod's lock")
 		return
 	}
-	for _, link := range links {
-		if to, err := os.Readlink(link); err != nil || to != path {
-			continue
+	for _, pid := range numbersIn("/proc") {
+		if err := endHolder(ctx, pid, lock, ours); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) {
+			log.G(ctx).WithField("pid", pid).WithError(err).Warn("cannot end a process that has the pod's lock")
 		}
-		pid, err := strconv.Atoi(strings.Split(link, "/")[2])
+	}
+}
+
+// family is what cribox itself consists of: the daemon, shim and logger, and the programs that they execute. A child of one of them has the
+// same program, and all of its descriptors, until it executes another.
+type family struct {
+	pids     []int
+	programs []os.FileInfo
+}
+
+func (m *Manager) ourProcesses(ctx context.Context) (f family, err error) {
+	if f.pids, err = m.shim.Peers(ctx); err != nil {
+		return f, err
+	}
+	f.pids = append(f.pids, os.Getpid())
+	for _, pid := range f.pids {
+		program, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // it has ended since
+		}
 		if err != nil {
-			continue
+			return f, err
 		}
-		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil || strings.TrimSuffix(exe, " (deleted)") == strings.TrimSuffix(own, " (deleted)") {
-			continue
-		}
-		log.G(ctx).WithField("pid", pid).Warn("ending a plugin or runtime process that outlived its request")
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			log.G(ctx).WithError(err).Warn("cannot end it")
+		f.programs = append(f.programs, program)
+	}
+	return f, nil
+}
+
+func (f family) has(pid int, program os.FileInfo) bool {
+	return slices.Contains(f.pids, pid) || slices.ContainsFunc(f.programs, func(own os.FileInfo) bool { return os.SameFile(own, program) })
+}
+
+// endHolder kills the process if it has the file open and is none of ours. The handle comes first: what is found out by the number afterwards
+// is true of the process behind the handle, or that one is gone and gets no signal.
+func endHolder(ctx context.Context, pid int, lock os.FileInfo, ours family) error {
+	if !holds(pid, lock) {
+		return nil
+	}
+	handle, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(handle)
+	program, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return err
+	}
+	if ours.has(pid, program) || !holds(pid, lock) {
+		return nil
+	}
+	log.G(ctx).WithField("pid", pid).Warn("ending a plugin or runtime process that outlived its request")
+	return unix.PidfdSendSignal(handle, unix.SIGKILL, nil, 0)
+}
+
+// holds says whether the process has the file open.
+func holds(pid int, file os.FileInfo) bool {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	for _, fd := range numbersIn(dir) {
+		open, err := os.Stat(filepath.Join(dir, strconv.Itoa(fd)))
+		if err == nil && os.SameFile(open, file) {
+			return true
 		}
 	}
+	return false
+}
+
+// numbersIn returns the names in a folder of /proc that are numbers; none when the process is gone.
+func numbersIn(dir string) (all []int) {
+	for _, name := range namesIn(dir) {
+		if n, err := strconv.Atoi(name); err == nil {
+			all = append(all, n)
+		}
+	}
+	return all
 }
