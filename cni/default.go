@@ -257,7 +257,8 @@ func (b *bridgeNetwork) check(subnets []netip.Prefix) error {
 	return b.overlap(subnets)
 }
 
-// prepare makes the host ready for an ADD: a bridge left over from another subnet goes, masquerading comes.
+// prepare makes the host ready for an ADD: a bridge left over from another subnet goes, IPv6 gateways and masquerading
+// come.
 func (b *bridgeNetwork) prepare(ctx context.Context, subnets []netip.Prefix) error {
 	serving, stale, err := b.survey(subnets)
 	if err != nil {
@@ -272,6 +273,9 @@ func (b *bridgeNetwork) prepare(ctx context.Context, subnets []netip.Prefix) err
 		if err := b.overlap(subnets); err != nil {
 			return err
 		}
+	}
+	if err := b.raise(subnets); err != nil {
+		return err
 	}
 	if b.masq.works(ctx) {
 		return b.masq.ensure(ctx, subnets)

@@ -19,6 +19,7 @@
 //	leases            <state>/cni/leases
 //	masquerading      one rule for the whole subnet, nftables table "inet cribox_<instance>";
 //	                  without a usable nft the bridge plugin's own ipMasq, a rule per pod
+//	IPv6 gateway      an address of the bridge, added before the first pod, without the kernel's search for duplicates
 //	subnet            the pod CIDR, else the configured one, else 10.83.0.0/16; configured as
 //	                  "pod-cidr" there is no network before the kubelet has named it
 //
@@ -46,6 +47,10 @@
 // What a plugin starts inherits it as long as nobody closes it on the way: Go's os/exec passes on what came in without
 // close-on-exec, so does a shell (bridge to host-local to nft is covered); a program that closes all descriptors or
 // puts its own extra file at 3 is not.
+//
+// With a configuration of CNI 1.1.0 or later plugins are asked for their STATUS, in the background, when somebody looks
+// at the network and the last answer is old. Their words are the reason of Ready. CHECK is never called: nobody would
+// know what to do with a pod that runs and whose plugin finds fault with it.
 //
 // Minimum plugin version for hostPort with nftables is 1.9.0, before it forwards foreign traffic (CVE-2025-67499).
 //

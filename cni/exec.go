@@ -211,18 +211,26 @@ func (r *run) failure(err error) error {
 	case errors.Is(err, exec.ErrWaitDelay):
 		return errors.New("a process that it left behind keeps its output open")
 	}
-	said := toldError(r.stdout.bytes())
-	if said == "" {
-		said = strings.TrimSpace(strings.ToValidUTF8(r.stderr.String(), "?"))
-	}
-	if said == "" {
+	if told, ok := decodeError(r.stdout.bytes()); ok {
+		err = fmt.Errorf("%w: %w", err, &refusal{code: told.Code, text: toldError(r.stdout.bytes())})
+		if told.Code == types.ErrTryAgainLater {
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+		}
 		return err
 	}
-	if told, ok := decodeError(r.stdout.bytes()); ok && told.Code == types.ErrTryAgainLater {
-		return fmt.Errorf("%w: %s: %w", err, said, errdefs.ErrUnavailable)
+	if said := strings.TrimSpace(strings.ToValidUTF8(r.stderr.String(), "?")); said != "" {
+		return fmt.Errorf("%w: %s", err, said)
 	}
-	return fmt.Errorf("%w: %s", err, said)
+	return err
 }
+
+// refusal is an error that a plugin printed.
+type refusal struct {
+	code uint
+	text string
+}
+
+func (r *refusal) Error() string { return r.text }
 
 func decodeError(stdout []byte) (types.Error, bool) {
 	var e types.Error

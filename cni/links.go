@@ -113,10 +113,10 @@ func (b *bridgeNetwork) survey(subnets []netip.Prefix) (serving bool, stale netl
 	return serving, nil, nil
 }
 
-// isGateway tells whether p is the address that host-local gives the gateway of one of subnets: the first.
+// isGateway tells whether p is the address of the gateway of one of subnets.
 func isGateway(p netip.Prefix, subnets []netip.Prefix) bool {
 	for _, s := range subnets {
-		if p == netip.PrefixFrom(s.Addr().Next(), s.Bits()) {
+		if p == gateway(s) {
 			return true
 		}
 	}

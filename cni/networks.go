@@ -53,6 +53,7 @@ type Networks struct {
 	debts   *ledger
 	turns   turns
 	probe   *prober
+	asker   *asker
 	failure atomic.Pointer[Failure] // the last one
 }
 
@@ -71,6 +72,7 @@ func Open(ctx context.Context, c Config) (*Networks, error) {
 		return nil, err
 	}
 	n := &Networks{c: c, step: c.Step, debts: debts, probe: newProber()}
+	n.asker = &asker{ask: n.askStatus}
 	n.own, err = newBridgeNetwork(c)
 	if err != nil {
 		return nil, err
@@ -111,7 +113,8 @@ func (c *Config) cacheDir() string  { return filepath.Join(c.State, "cni", "cach
 func (c *Config) leaseDir() string  { return filepath.Join(c.State, "cni", "leases") }
 
 // Ready returns nil when a pod could be connected now, else a reason for the node's condition, of class ErrUnavailable.
-// It looks at the folder, the plugins and the routes as they are, and runs no plugin.
+// It looks at the folder, the plugins and the routes as they are, and at what the plugins last said of themselves. It
+// waits for no plugin but a moment for the first answer after a change of the network.
 func (n *Networks) Ready() error {
 	w, err := n.current(context.Background())
 	if err != nil {
@@ -135,10 +138,12 @@ func (n *Networks) usable(w *network) error {
 	if err := n.complete(w); err != nil {
 		return err
 	}
-	if !w.ours {
-		return nil
+	if w.ours {
+		if err := n.own.check(w.subnets); err != nil {
+			return fmt.Errorf("network %s: %w: %w", w.name, err, errdefs.ErrUnavailable)
+		}
 	}
-	if err := n.own.check(w.subnets); err != nil {
+	if err := n.asker.verdict(w); err != nil {
 		return fmt.Errorf("network %s: %w: %w", w.name, err, errdefs.ErrUnavailable)
 	}
 	return nil

@@ -11,7 +11,9 @@ type Status struct {
 	File    string   `json:"file,omitempty"` // empty: the default network
 	Plugins []string `json:"plugins,omitempty"`
 	Error   string   `json:"error,omitempty"` // why no pod can be connected now
-	Debts   int      `json:"debts"`           // pods that are connected, or owe a DEL
+	// PluginStatus is the plugins' last answer to STATUS, empty where the configuration is older than CNI 1.1.0.
+	PluginStatus string `json:"pluginStatus,omitempty"`
+	Debts        int    `json:"debts"` // pods that are connected, or owe a DEL
 	// LastFailure stays until the next one.
 	LastFailure *Failure `json:"lastFailure,omitempty"`
 }
@@ -31,6 +33,7 @@ func (n *Networks) Status(ctx context.Context) Status {
 	if err == nil {
 		s.Network, s.File, s.Plugins = w.name, w.file, w.needs
 		err = n.usable(w)
+		s.PluginStatus = n.asker.last(w)
 	}
 	if err != nil {
 		s.Error = err.Error()

@@ -1,0 +1,150 @@
+package cni
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// statusHost is a host with one network of CNI 1.1.0, whose plugin answers STATUS with what status does.
+func statusHost(t *testing.T, status string) (*host, *fake) {
+	h := newHost(t)
+	f := h.fake("fakenet", "", "")
+	f.status(status)
+	h.conf("10-x.conflist", strings.Replace(list("x", "fakenet"), `"1.0.0"`, `"1.1.0"`, 1))
+	return h, f
+}
+
+// status makes the plugin one of CNI 1.1.0 with an answer to STATUS.
+func (f *fake) status(does string) {
+	f.t.Helper()
+	script := fmt.Sprintf(`#!/bin/sh
+D=%s
+case $CNI_COMMAND in
+VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}'; exit 0 ;;
+esac
+cat > $D/stdin.$CNI_COMMAND
+env > $D/env.$CNI_COMMAND
+echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS" >> $D/calls
+case $CNI_COMMAND in
+STATUS) %s ;;
+ADD) %s ;;
+DEL) %s ;;
+esac
+`, f.dir, does, fakeLease+fakeResult, fakeRelease)
+	writeTestFile(f.t, f.path+".new", script, 0o755)
+	if err := unix.Rename(f.path+".new", f.path); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// cniError is a plugin that prints an error and fails.
+func cniError(code int, msg, details string) string {
+	return fmt.Sprintf(`echo '{"cniVersion":"1.1.0","code":%d,"msg":"%s","details":"%s"}'; exit 1`, code, msg, details)
+}
+
+// settled waits until Ready says what ok wants to hear: the answers come in the background.
+func (h *host) settled(ok func(error) bool) error {
+	h.t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		err := h.n.Ready()
+		if ok(err) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			h.t.Fatalf("ready says %v", err)
+		}
+	}
+}
+
+// What a plugin says of itself is the reason of the node, and a pod is refused with it. The plugin is asked again.
+func TestStatusIsTheReason(t *testing.T) {
+	for _, code := range []int{50, 51, 7, 999} {
+		t.Run(fmt.Sprint(code), func(t *testing.T) {
+			h, f := statusHost(t, cniError(code, "the agent is away", "no socket"))
+			err := h.settled(func(err error) bool { return err != nil })
+			wantErr(t, err, errdefs.ErrUnavailable, "network x", "plugin fakenet is not ready", "the agent is away", "no socket", fmt.Sprint("code ", code))
+			if s := h.n.Status(t.Context()); !strings.Contains(s.PluginStatus, "the agent is away") || !strings.Contains(s.Error, "the agent is away") {
+				t.Errorf("status %+v", s)
+			}
+			if env := f.read("env.STATUS"); !strings.Contains(env, "CNI_PATH="+h.c.BinDirs[0]) {
+				t.Errorf("the plugin was asked with %s", env)
+			}
+			if in := f.read("stdin.STATUS"); !strings.Contains(in, `"name":"x"`) || !strings.Contains(in, `"cniVersion":"1.1.0"`) {
+				t.Errorf("the plugin was asked %s", in)
+			}
+			f.status("true")
+			h.settled(func(err error) bool { return err == nil })
+			if s := h.n.Status(t.Context()); s.PluginStatus != "ready" || s.Error != "" {
+				t.Errorf("status %+v", s)
+			}
+			h.setup(h.pod("p1"))
+		})
+	}
+}
+
+// The second plugin of a chain is asked as well.
+func TestStatusOfTheChain(t *testing.T) {
+	h, _ := statusHost(t, "true")
+	h.fake("other", "", "").status(cniError(50, "no route server", ""))
+	h.conf("10-x.conflist", strings.Replace(list("x", "fakenet", "other"), `"1.0.0"`, `"1.1.0"`, 1))
+	wantErr(t, h.settled(func(err error) bool { return err != nil }), errdefs.ErrUnavailable, "plugin other is not ready", "no route server")
+}
+
+// A plugin that does not know STATUS, or belongs to an older configuration, is taken as ready.
+func TestStatusUnknown(t *testing.T) {
+	h, f := statusHost(t, cniError(4, "unknown CNI_COMMAND: STATUS", ""))
+	h.settled(func(error) bool { return strings.HasPrefix(h.n.asker.last(mustNetwork(h)), "no answer: ") })
+	h.setup(h.pod("p1"))
+	before := f.calls("STATUS")
+	f.status(cniError(50, "must not be asked", ""))
+	h.conf("10-x.conflist", list("x", "fakenet"))
+	if err := h.n.Ready(); err != nil || f.calls("STATUS") != before {
+		t.Errorf("asked although the configuration is of CNI 1.0.0: %v", err)
+	}
+	if s := h.n.Status(t.Context()); s.PluginStatus != "" {
+		t.Errorf("status %+v", s)
+	}
+}
+
+func mustNetwork(h *host) *network {
+	h.t.Helper()
+	w, err := h.n.current(h.t.Context())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return w
+}
+
+// A plugin that hangs in STATUS holds nobody up, and is asked by one process at a time.
+func TestStatusHangs(t *testing.T) {
+	h := newHost(t)
+	f := h.fake("fakenet", "", "")
+	fifo := filepath.Join(f.dir, "hang")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.status("cat " + fifo)
+	h.conf("10-x.conflist", strings.Replace(list("x", "fakenet"), `"1.0.0"`, `"1.1.0"`, 1))
+	for range 50 {
+		if err := h.n.Ready(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.setup(h.pod("p1"))
+	if n := f.calls("STATUS"); n > 1 {
+		t.Errorf("asked %d times at once", n)
+	}
+	if s := h.n.Status(t.Context()); s.PluginStatus != "not answered yet" || s.Error != "" {
+		t.Errorf("status %+v", s)
+	}
+	// Another network takes its place: the question about this one ends, and the new one's plugin is asked.
+	h.fake("other", "", "").status(cniError(50, "not yet", ""))
+	h.conf("05-y.conflist", strings.Replace(list("y", "other"), `"1.0.0"`, `"1.1.0"`, 1))
+	wantErr(t, h.settled(func(err error) bool { return err != nil }), errdefs.ErrUnavailable, "network y", "not yet")
+}

@@ -1,0 +1,77 @@
+package cni
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// gateway is the address that host-local gives the gateway of a subnet: the first.
+func gateway(subnet netip.Prefix) netip.Prefix {
+	return netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits())
+}
+
+// raise makes the bridge with its IPv6 gateway addresses before the bridge plugin does. The kernel looks for duplicates
+// of an address that the plugin adds, for up to two seconds, and the first pods would have no IPv6 meanwhile. Nobody
+// else can have these addresses on our own bridge, so they are added without that. The plugin takes a bridge and an
+// address that are there as they are. Pods that come side by side may all do this.
+func (b *bridgeNetwork) raise(subnets []netip.Prefix) error {
+	for _, s := range subnets {
+		if !s.Addr().Is6() {
+			continue
+		}
+		l, err := b.makeBridge()
+		if err != nil {
+			return err
+		}
+		if err := addGateway(l, gateway(s)); err != nil {
+			return fmt.Errorf("address %s of bridge %s: %w", gateway(s), b.bridge, err)
+		}
+	}
+	return nil
+}
+
+// makeBridge returns the bridge, made as the plugin makes it. Its hardware address is fixed: the kernel would choose
+// another with each pod that comes or goes.
+func (b *bridgeNetwork) makeBridge() (netlink.Link, error) {
+	l, err := b.link()
+	if l != nil || err != nil {
+		return l, err
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = b.bridge, uplinkMTU(), newHardwareAddr()
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("make bridge %s: %w", b.bridge, err)
+	}
+	l, err = b.link()
+	if err == nil && l == nil {
+		err = fmt.Errorf("bridge %s vanished: %w", b.bridge, unix.ENODEV)
+	}
+	return l, err
+}
+
+// newHardwareAddr returns a random unicast address that is marked as assigned locally.
+func newHardwareAddr() net.HardwareAddr {
+	mac := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(mac) // never fails
+	mac[0] = mac[0]&^1 | 2
+	return mac
+}
+
+// addGateway gives the bridge an IPv6 address that is usable at once. One that is there is left alone.
+func addGateway(l netlink.Link, p netip.Prefix) error {
+	addr := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}
+	if err := netlink.AddrAdd(l, addr); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

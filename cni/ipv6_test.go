@@ -1,0 +1,107 @@
+package cni
+
+import (
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const dualSubnet = "10.85.0.0/24,fd85::/64"
+
+// dualStack makes the default network one with IPv4 and IPv6.
+func dualStack(c *Config) { c.Subnet = dualSubnet }
+
+// dialOnce connects a single time from the calling thread's namespace.
+func dialOnce(addr string) error {
+	c, err := net.DialTimeout("tcp", addr, 30*time.Second)
+	if err == nil {
+		c.Close()
+	}
+	return err
+}
+
+// The kernel looks for duplicates of a new IPv6 address for one or two seconds, and does not use it meanwhile. Pods of
+// the first moment do not wait for that: neither the host nor a pod nor the gateway is out of reach.
+func TestIPv6AtOnce(t *testing.T) {
+	h := newHost(t, withDefault(t), dualStack)
+	before := h.snapshot()
+	p := h.pod("p1")
+	res := h.setup(p)
+	if tentative := tentativeAddresses(t, h.n.own.bridge); tentative != "" {
+		t.Errorf("the bridge cannot use %s yet", tentative)
+	}
+	insideNetNS(t, p.NetNS, func() error {
+		if tentative := tentativeAddresses(t, ifName); tentative != "" {
+			t.Errorf("the pod cannot use %s yet", tentative)
+		}
+		return nil
+	})
+	ip := res.IPs[1].String()
+	serve(t, p.NetNS, ":80")
+	if err := dialOnce("[" + ip + "]:80"); err != nil {
+		t.Errorf("from the host to the pod: %v", err)
+	}
+	serve(t, "/proc/thread-self/ns/net", "[fd85::1]:80")
+	insideNetNS(t, p.NetNS, func() error {
+		if err := dialOnce("[fd85::1]:80"); err != nil {
+			t.Errorf("from the pod to its gateway: %v", err)
+		}
+		return nil
+	})
+	q := h.pod("p2")
+	h.setup(q)
+	insideNetNS(t, q.NetNS, func() error {
+		if err := dialOnce("[" + ip + "]:80"); err != nil {
+			t.Errorf("from pod to pod: %v", err)
+		}
+		return nil
+	})
+	for _, pod := range []Pod{p, q} {
+		h.teardown(pod)
+		if err := h.n.RemoveNetNS(pod.NetNS); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.n.RemoveDefault(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.wantSnapshot(before)
+}
+
+// tentativeAddresses lists IPv6 addresses, other than link-local ones, that the kernel still looks for elsewhere.
+func tentativeAddresses(t *testing.T, name string) string {
+	t.Helper()
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, a := range addrs {
+		if a.Flags&unix.IFA_F_TENTATIVE != 0 && !a.IP.IsLinkLocalUnicast() {
+			found = append(found, a.IP.String())
+		}
+	}
+	return strings.Join(found, " ")
+}
+
+// All interfaces of the host look for duplicates: it makes no difference.
+func TestIPv6AtOnceWhereAllLook(t *testing.T) {
+	h := newHost(t, withDefault(t), dualStack)
+	writeTestFile(t, "/proc/sys/net/ipv6/conf/all/accept_dad", "1", 0)
+	t.Cleanup(func() { writeTestFile(t, "/proc/sys/net/ipv6/conf/all/accept_dad", "0", 0) })
+	p := h.pod("p1")
+	ip := h.setup(p).IPs[1].String()
+	serve(t, p.NetNS, ":80")
+	if err := dialOnce("[" + ip + "]:80"); err != nil {
+		t.Errorf("from the host to the pod: %v", err)
+	}
+	h.teardown(p)
+}
