@@ -49,6 +49,43 @@ func TestCodes(t *testing.T) {
 	}
 }
 
+// TestOutermostClass: what a stray cause inside is never decides the code, and least of all makes a failed stop look like a
+// success.
+func TestOutermostClass(t *testing.T) {
+	wrap := func(err error) error { return fmt.Errorf("going on: %w", err) }
+	both := func(cause, class error) error { return fmt.Errorf("act: %w: %w", cause, class) }
+	missing := wrap(errdefs.ErrNotFound)
+	plain := errors.New("the disk burns")
+	for name, c := range map[string]struct {
+		err  error
+		want codes.Code
+	}{
+		"a NotFound inside an Internal":          {both(missing, errdefs.ErrInternal), codes.Internal},
+		"a NotFound inside an Unavailable":       {wrap(both(wrap(missing), errdefs.ErrUnavailable)), codes.Unavailable},
+		"an InvalidArgument inside a NotFound":   {both(wrap(errdefs.ErrInvalidArgument), errdefs.ErrNotFound), codes.NotFound},
+		"the class before its cause":             {fmt.Errorf("%w: %w", errdefs.ErrAborted, missing), codes.Aborted},
+		"the class said twice":                   {both(both(missing, errdefs.ErrAborted), errdefs.ErrDataLoss), codes.DataLoss},
+		"beside a failure without a class":       {errors.Join(plain, missing), codes.Internal},
+		"before a failure without a class":       {wrap(errors.Join(missing, plain)), codes.Internal},
+		"beside a failure with a class":          {errors.Join(missing, wrap(errdefs.ErrUnavailable)), codes.Unavailable},
+		"nothing else":                           {wrap(errors.Join(missing, wrap(missing))), codes.NotFound},
+		"the first of several":                   {errors.Join(wrap(errdefs.ErrAborted), wrap(errdefs.ErrDataLoss)), codes.Aborted},
+		"a full disk inside a class":             {both(wrap(unix.ENOSPC), errdefs.ErrUnavailable), codes.Unavailable},
+		"a full disk beside a missing thing":     {errors.Join(unix.ENOSPC, missing), codes.ResourceExhausted},
+		"a deadline without a class":             {wrap(both(plain, context.DeadlineExceeded)), codes.DeadlineExceeded},
+		"a bare class":                           {errdefs.ErrNotFound, codes.NotFound},
+		"an error that cannot be the key of map": {uncomparable{"a"}, codes.Internal},
+	} {
+		if got := status.Code(withCode("StopContainer", c.err)); got != c.want {
+			t.Errorf("%s (%v) has code %s, want %s", name, c.err, got, c.want)
+		}
+	}
+}
+
+type uncomparable []string
+
+func (u uncomparable) Error() string { return u[0] }
+
 // A request before the rooms are open is told to come again; a panic costs one request.
 func TestGateAndPanic(t *testing.T) {
 	streams, err := ListenStreams()
