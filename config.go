@@ -58,11 +58,13 @@ type NetworkConfig struct {
 
 // ContainersConfig is the table [containers].
 type ContainersConfig struct {
-	Ulimits    []string `toml:"ulimits" comment:"Limits of every process: NAME=SOFT:HARD or NAME=BOTH, numbers or unlimited, the names of prlimit(1). nofile is 1024:524288 unless named here."`
-	PidsLimit  int64    `toml:"pids_limit" comment:"Most processes and threads of a container. 0: no limit of its own; the kubelet limits the pod (podPidsLimit)."`
-	LogSizeMax size     `toml:"log_size_max" comment:"What the log of a container takes until the kubelet rotates it; what is printed beyond is left out, and counted in a line. 0: any size; else more than the kubelet's containerLogMaxSize."`
-	SELinux    bool     `toml:"selinux" comment:"Label pods and what they may touch, on a host with SELinux. Off: nothing is labelled, and requests for a label are refused."`
-	ShmSize    size     `toml:"shm_size" comment:"What the /dev/shm of a pod holds: bytes, Ki, Mi or Gi. It counts as memory of the containers that write there."`
+	Ulimits         []string `toml:"ulimits" comment:"Limits of every process: NAME=SOFT:HARD or NAME=BOTH, numbers or unlimited, the names of prlimit(1). nofile is 1024:524288 unless named here."`
+	PidsLimit       int64    `toml:"pids_limit" comment:"Most processes and threads of a container. 0: no limit of its own; the kubelet limits the pod (podPidsLimit)."`
+	LogSizeMax      size     `toml:"log_size_max" comment:"What the log of a container takes until the kubelet rotates it; what is printed beyond is left out, and counted in a line. 0: any size; else more than the kubelet's containerLogMaxSize."`
+	HostPathMissing string   `toml:"host_path_missing" comment:"What happens to a mount whose host_path does not exist: create makes a folder there, root's and with mode 0755, as other runtimes do; refuse makes the container fail."`
+	HostPathNever   []string `toml:"host_path_never_created" comment:"Host paths at and below which no folder is ever made, such as a disk that may not be mounted yet: a container that mounts one that does not exist fails."`
+	SELinux         bool     `toml:"selinux" comment:"Label pods and what they may touch, on a host with SELinux. Off: nothing is labelled, and requests for a label are refused."`
+	ShmSize         size     `toml:"shm_size" comment:"What the /dev/shm of a pod holds: bytes, Ki, Mi or Gi. It counts as memory of the containers that write there."`
 }
 
 // Runtime is a table [runtimes.NAME].
@@ -79,7 +81,7 @@ func defaultConfig() Config {
 		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		Images:      ImagesConfig{RegistryConfig: "/etc/cribox/certs.d", Pinned: []string{}},
 		Network:     NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, NoMasquerade: []string{}},
-		Containers:  ContainersConfig{Ulimits: []string{}, SELinux: true, ShmSize: 64 << 20},
+		Containers:  ContainersConfig{Ulimits: []string{}, HostPathMissing: pathCreate, HostPathNever: []string{}, SELinux: true, ShmSize: 64 << 20},
 		Runtimes:    map[string]Runtime{"runc": {Path: "runc", Ulimits: []string{}}},
 	}
 }
@@ -232,6 +234,13 @@ var checks = []check{
 		}
 		return nil
 	}},
+	{"containers.host_path_missing", func(c *Config) error {
+		if c.Containers.HostPathMissing != pathCreate && c.Containers.HostPathMissing != pathRefuse {
+			return fmt.Errorf("%q is neither %s nor %s", c.Containers.HostPathMissing, pathCreate, pathRefuse)
+		}
+		return nil
+	}},
+	{"containers.host_path_never_created", func(c *Config) error { return allAbsolute(c.Containers.HostPathNever) }},
 	{"containers.shm_size", func(c *Config) error { return atLeast(c.Containers.ShmSize, leastShm) }},
 	{"network.no_masquerade", func(c *Config) error {
 		_, err := c.Network.noMasquerade()
@@ -261,6 +270,9 @@ var checks = []check{
 		return nil
 	}},
 }
+
+// Values of host_path_missing.
+const pathCreate, pathRefuse = "create", "refuse"
 
 const leastShm = 4 << 10 // a tmpfs of size 0 would have no limit
 

@@ -47,6 +47,8 @@ func TestConfigErrorsNameKeyAndLine(t *testing.T) {
 		{"size beyond 63 bits", "[containers]\nshm_size = '9999999999Gi'\n", `line 2`},
 		{"negative size", "[containers]\nshm_size = -1\n", `line 2`},
 		{"shm without a limit", "[containers]\nshm_size = 0\n", `line 2: key "containers.shm_size"`},
+		{"missing paths", "[containers]\nhost_path_missing = 'mkdir'\n", `line 2: key "containers.host_path_missing": "mkdir" is neither create nor refuse`},
+		{"relative path", "[containers]\nhost_path_never_created = ['/a', 'b']\n", `line 2: key "containers.host_path_never_created"`},
 		{"log too small", "[containers]\nlog_size_max = '1Ki'\n", `line 2: key "containers.log_size_max"`},
 		{"negative pids", "[containers]\npids_limit = -1\n", `line 2: key "containers.pids_limit"`},
 		{"state too long for sockets", "state = '/run/" + strings.Repeat("long", 30) + "'\n", `key "state"`},

@@ -23,6 +23,7 @@ func handlers(c Config) map[string]sandbox.Handler {
 		all[name] = sandbox.Handler{Path: program(r.Path), Rlimits: c.ulimits(r), PidsLimit: c.Containers.PidsLimit,
 			LogLimit:      int64(c.Containers.LogSizeMax),
 			ShmSize:       int64(cmp.Or(r.ShmSize, c.Containers.ShmSize)),
+			MissingPaths:  sandbox.MissingPaths{Refuse: c.Containers.HostPathMissing == pathRefuse, Never: c.Containers.HostPathNever},
 			NoHostDevices: r.PrivilegedWithoutHostDevices}
 	}
 	return all

@@ -100,8 +100,9 @@ func badPaths(d *daemon) []bad[createRequest] {
 			field: "mounts.container_path"},
 		{name: "relative host path", change: mounting(&cri.Mount{ContainerPath: "/data", HostPath: "tmp"}), field: "mounts.host_path"},
 		{name: "no host path", change: mounting(&cri.Mount{ContainerPath: "/data"}), field: "mounts.host_path"},
-		// A kubelet makes the folder of a hostPath volume that wants one; what is still missing then is an error.
-		{name: "host path is not there", change: mounting(&cri.Mount{ContainerPath: "/d", HostPath: "/no/such/folder"}), field: "mounts.host_path"},
+		{name: "host path in a file", change: mounting(&cri.Mount{ContainerPath: "/d", HostPath: "/etc/passwd/folder"}), field: "mounts.host_path"},
+		{name: "host path where none can be made", change: mounting(&cri.Mount{ContainerPath: "/d", HostPath: "/proc/no-such"}), field: "mounts.host_path",
+			code: codes.FailedPrecondition},
 		{name: "host path up", change: mounting(&cri.Mount{ContainerPath: "/d", HostPath: "/tmp/../etc"}), field: "mounts.host_path"},
 		{name: "host path of a descriptor", change: mounting(&cri.Mount{ContainerPath: "/d", HostPath: "/proc/self/root"}), field: "mounts.host_path"},
 		{name: "host path and image", change: mounting(&cri.Mount{ContainerPath: "/d", HostPath: "/tmp", Image: &cri.ImageSpec{Image: d.pulled(busybox)}}),

@@ -25,12 +25,16 @@ const createLimit = 3 * time.Minute
 // CreateContainer prepares a container in a pod and returns its id (CRI CreateContainer): its root filesystem is mounted and its spec is
 // written when it returns. The same request again joins the first or returns its result. ErrNotFound for pod or image, ErrFailedPrecondition
 // when the pod is not ready, ErrInvalidArgument names the field. A failure leaves nothing behind.
-func (m *Manager) CreateContainer(ctx context.Context, podID string, config *runtimeapi.ContainerConfig) (string, error) {
+//
+// sandboxConfig says whether the container may be privileged: a kubelet adds such a container to a pod that began without one
+// (kubectl debug --profile=sysadmin). In all else the pod is what it was made as.
+func (m *Manager) CreateContainer(ctx context.Context, podID string, config *runtimeapi.ContainerConfig, sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
 	p, err := m.findPod(podID)
 	if err != nil {
 		return "", err
 	}
-	if err := spec.ValidateContainer(p.config, config, m.hostOf(p)); err != nil {
+	podConfig := spec.WithPrivilege(p.config, sandboxConfig)
+	if err := spec.ValidateContainer(podConfig, config, m.hostOf(p)); err != nil {
 		return "", err
 	}
 	config = proto.CloneOf(config)
@@ -42,7 +46,7 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, config *run
 				return id, err
 			}
 		}
-		return m.createContainer(withPod(ctx, p.id), p, config)
+		return m.createContainer(withPod(ctx, p.id), p, config, podConfig)
 	})
 	if err != nil {
 		return "", err
@@ -75,7 +79,7 @@ func (m *Manager) yield(ctx context.Context, id string, config *runtimeapi.Conta
 	return false, m.removeContainer(ctx, c)
 }
 
-func (m *Manager) createContainer(ctx context.Context, p *pod, config *runtimeapi.ContainerConfig) (string, error) {
+func (m *Manager) createContainer(ctx context.Context, p *pod, config *runtimeapi.ContainerConfig, podConfig *runtimeapi.PodSandboxConfig) (string, error) {
 	img, err := m.images.Lookup(config.GetImage().GetImage())
 	if err != nil {
 		return "", fmt.Errorf("image %q of container %s: %w", short(config.GetImage().GetImage()), config.GetMetadata().GetName(), err)
@@ -98,7 +102,7 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, config *runtimeap
 		m.undoContainer(ctx, c)
 		return "", err
 	}
-	err = m.prepare(ctx, p, c, img)
+	err = m.prepare(ctx, p, c, img, podConfig)
 	if err == nil {
 		err = m.declareCreated(c)
 	}
@@ -160,7 +164,11 @@ func imageRef(img imageservice.Image) string {
 }
 
 // prepare mounts the root filesystem and the image volumes, and writes the spec that StartContainer hands to the runtime.
-func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imageservice.Image) error {
+// podConfig is the pod's, with the privilege that the request gives it.
+func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imageservice.Image, podConfig *runtimeapi.PodSandboxConfig) error {
+	if err := m.makeLogFolder(p, c); err != nil {
+		return err
+	}
 	labels, err := m.containerLabels(p, c)
 	if err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
@@ -189,6 +197,7 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 	if err != nil {
 		return err
 	}
+	in.Config = podConfig
 	if err := m.awaitProfile(ctx); err != nil {
 		return err
 	}
@@ -238,7 +247,11 @@ func (m *Manager) specContainer(ctx context.Context, p *pod, c *container, root 
 	if in.Volumes, err = m.makeVolumes(ctx, p, c, root, img); err != nil {
 		return in, err
 	}
-	if in.Mounts, err = m.resolveMounts(c); err != nil {
+	h, err := m.handlerOf(p)
+	if err != nil {
+		return in, err
+	}
+	if in.Mounts, err = m.resolveMounts(ctx, h.MissingPaths, c); err != nil {
 		return in, err
 	}
 	if err := m.canMap(p, c.config.GetMounts(), in.Mounts); err != nil {

@@ -16,7 +16,7 @@
 // held while anything outside memory is touched.
 //
 // Steps, where crash tests may end the process: pod.recorded, pod.files, pod.userns, pod.started, pod.ready, pod.stopping, pod.unplugged, pod.removing,
-// pod.forgotten, container.recorded, container.mounted, container.volume, container.prepared, container.created, container.starting,
+// pod.forgotten, container.recorded, container.mounted, container.volume, container.hostpath, container.prepared, container.created, container.starting,
 // container.started, container.running, container.updating, container.limited, container.updated, container.stopping, container.exited,
 // container.removing, container.forgotten; and those of the rooms below.
 package sandbox

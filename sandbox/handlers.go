@@ -21,6 +21,7 @@ type Handler struct {
 	PidsLimit     int64               // most processes and threads of a container; 0: no limit of its own
 	ShmSize       int64               // bytes that the /dev/shm of a pod holds
 	LogLimit      int64               // bytes that a container's log takes until it is rotated; 0: any number
+	MissingPaths  MissingPaths        // what happens to mounts of such host paths
 	NoHostDevices bool                // a privileged container has the devices that it asks for, and not all of the host's
 }
 

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,12 +19,12 @@ import (
 )
 
 // resolveMounts finds, for each mount of a request, what is really bound: a part of a mounted image, or the host path with its links
-// resolved, and how the mount it lies on propagates. A host path that does not exist is an error, as the CRI asks (Mount.host_path).
-func (m *Manager) resolveMounts(c *container) ([]spec.Mount, error) {
+// resolved, and how the mount it lies on propagates. A host path that does not exist is made, see hostPath.
+func (m *Manager) resolveMounts(ctx context.Context, missing MissingPaths, c *container) ([]spec.Mount, error) {
 	var table []*mountinfo.Info
 	resolved := make([]spec.Mount, 0, len(c.config.GetMounts()))
 	for i, asked := range c.config.GetMounts() {
-		source, err := m.mountSource(c, i)
+		source, err := m.mountSource(ctx, missing, c, i)
 		if err != nil {
 			return nil, err
 		}
@@ -41,14 +42,14 @@ func (m *Manager) resolveMounts(c *container) ([]spec.Mount, error) {
 	return resolved, nil
 }
 
-func (m *Manager) mountSource(c *container, i int) (string, error) {
+func (m *Manager) mountSource(ctx context.Context, missing MissingPaths, c *container, i int) (string, error) {
 	asked := c.config.GetMounts()[i]
 	if asked.GetImage() != nil {
 		return m.volumeSource(c, i)
 	}
-	source, err := filepath.EvalSymlinks(asked.GetHostPath())
+	source, err := m.hostPath(ctx, missing, asked.GetHostPath())
 	if err != nil {
-		return "", fmt.Errorf("mounts.host_path: %s of %s: %w: %w", asked.GetHostPath(), asked.GetContainerPath(), err, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("mounts.host_path: %s of %s: %w", asked.GetHostPath(), asked.GetContainerPath(), err)
 	}
 	return source, nil
 }

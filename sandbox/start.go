@@ -39,6 +39,11 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 		return err
 	}
 	defer done()
+	if p, err := m.findPod(c.podID); err == nil {
+		if err := m.makeLogFolder(p, c); err != nil { // made at its creation, and taken away since
+			return fmt.Errorf("start container %s: %w", c.id, err)
+		}
+	}
 	if err := m.declareStarting(c); err != nil {
 		return err
 	}

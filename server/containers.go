@@ -19,7 +19,7 @@ func (s *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.Cr
 	if req.GetSandboxConfig() == nil {
 		return nil, fmt.Errorf("sandbox_config is missing: %w", errdefs.ErrInvalidArgument)
 	}
-	id, err := s.pods().CreateContainer(ctx, req.GetPodSandboxId(), req.GetConfig())
+	id, err := s.pods().CreateContainer(ctx, req.GetPodSandboxId(), req.GetConfig(), req.GetSandboxConfig())
 	if err != nil {
 		return nil, err
 	}

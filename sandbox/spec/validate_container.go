@@ -6,6 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -35,9 +36,27 @@ var containerChecks = []struct {
 	{"windows", checkContainerWindows},
 }
 
+// WithPrivilege returns the request that made a pod with the privilege that asked, the
+// sandbox_config beside a container's request, gives it. Both stay as they are.
+func WithPrivilege(pod, asked *runtimeapi.PodSandboxConfig) *runtimeapi.PodSandboxConfig {
+	privileged := asked.GetLinux().GetSecurityContext().GetPrivileged()
+	if pod.GetLinux().GetSecurityContext().GetPrivileged() == privileged {
+		return pod
+	}
+	pod = proto.CloneOf(pod)
+	if pod.Linux == nil {
+		pod.Linux = &runtimeapi.LinuxPodSandboxConfig{}
+	}
+	if pod.Linux.SecurityContext == nil {
+		pod.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{}
+	}
+	pod.Linux.SecurityContext.Privileged = privileged
+	return pod
+}
+
 // ValidateContainer returns ErrInvalidArgument naming the field that no
 // machine could serve, or ErrFailedPrecondition naming what this one lacks.
-// pod is the request that made the pod.
+// pod is the request that made the pod; see WithPrivilege.
 func ValidateContainer(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
 	if c == nil {
 		return invalid("config", "is missing")
@@ -245,7 +264,7 @@ func checkStopSignal(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConf
 
 func checkPrivileged(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
 	if c.GetLinux().GetSecurityContext().GetPrivileged() && !pod.GetLinux().GetSecurityContext().GetPrivileged() {
-		return invalid("linux.security_context.privileged", "is set although the pod is not privileged")
+		return invalid("linux.security_context.privileged", "is set, and the sandbox_config of the request is not privileged")
 	}
 	return nil
 }

@@ -1,0 +1,176 @@
+package crictltests
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Requests that are odd by the letter, which people send and every other runtime serves.
+
+// TestHostPathIsMade: flannel's /run/flannel, kube-proxy's /lib/modules: a hostPath volume without a type, on a fresh node.
+func TestHostPathIsMade(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	there := filepath.Join(d.dir, "there")
+	d.must(os.Mkdir(there, 0o700))
+	d.must(os.Symlink(there, filepath.Join(d.dir, "link")))
+	missing := []string{
+		filepath.Join(d.dir, "node/flannel/deep"), filepath.Join(d.dir, "link/of/a/link"), filepath.Join(d.dir, "slash") + "/",
+	}
+	var mounts []*cri.Mount
+	for i, path := range missing {
+		mounts = append(mounts, &cri.Mount{HostPath: path, ContainerPath: "/v" + string(rune('0'+i))})
+	}
+	c := d.runPod().run(idle(), mounted(mounts...))
+	c.exec("sh", "-c", "for v in /v0 /v1 /v2; do echo x >$v/file || exit 1; done")
+	for _, path := range append(missing, filepath.Join(d.dir, "node"), filepath.Join(there, "of/a/link")) {
+		info, err := os.Stat(path)
+		if err != nil || info.Mode() != os.ModeDir|0o755 {
+			t.Errorf("%s: %v, %v", path, info, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(there, "of/a/link/file")); err != nil {
+		t.Error(err)
+	}
+	if log := lastLines(d.logFile(), 10000); !strings.Contains(log, missing[0]) {
+		t.Errorf("the log does not tell that %s was made", missing[0])
+	}
+	c.remove()
+	if _, err := os.Stat(filepath.Join(missing[0], "file")); err != nil {
+		t.Errorf("it went with the container: %v", err)
+	}
+}
+
+// TestHostPathStaysMissing: what is never made, and where nothing can be made.
+func TestHostPathStaysMissing(t *testing.T) {
+	t.Parallel()
+	d := prepareDaemon(t)
+	disk := filepath.Join(d.dir, "disk")
+	d.must(os.MkdirAll(d.configFile()+".d", 0o755))
+	extra := filepath.Join(d.configFile()+".d", "10.toml")
+	d.must(os.WriteFile(extra, []byte("[containers]\nhost_path_never_created = [\""+disk+"/\"]\n"), 0o600))
+	d.start()
+	d.empty = d.ledger()
+	d.pulled(busybox)
+	p := d.runPod()
+	file := filepath.Join(d.dir, "file")
+	d.must(os.WriteFile(file, nil, 0o600))
+	d.must(os.Symlink(filepath.Join(d.dir, "nowhere"), filepath.Join(d.dir, "dangling")))
+	refused := func(path string, code codes.Code, words ...string) {
+		t.Helper()
+		_, err := p.tryCreate(p.containerConfig(idle(), mounted(&cri.Mount{HostPath: path, ContainerPath: "/v"})))
+		wantCode(t, err, code, append(words, "mounts.host_path", path)...)
+		if _, err := os.Lstat(path); err == nil && !strings.HasSuffix(path, "dangling") {
+			t.Errorf("%s was made", path)
+		}
+	}
+	before := d.ledger()
+	refused(disk, codes.InvalidArgument, "host_path_never_created")
+	refused(disk+"/data", codes.InvalidArgument, "host_path_never_created")
+	refused(filepath.Join(d.dir, "dangling"), codes.FailedPrecondition, "a link to")
+	refused(filepath.Join(d.dir, "dangling/x"), codes.FailedPrecondition, "a link to")
+	refused(file+"/x", codes.InvalidArgument, "not a directory")
+	refused("/proc/sys/nothing", codes.FailedPrecondition)
+	refused("/sys/nothing/here", codes.FailedPrecondition)
+	if _, err := os.Lstat(filepath.Join(d.dir, "nowhere")); err == nil {
+		t.Error("a folder was made through a dangling link")
+	}
+	c := p.create(idle(), mounted(&cri.Mount{HostPath: disk + "s", ContainerPath: "/v"})) // another name
+	c.remove()
+	d.must(os.WriteFile(extra, []byte("[containers]\nhost_path_missing = \"refuse\"\n"), 0o600))
+	d.hangup("the configuration was read again")
+	refused(filepath.Join(d.dir, "any"), codes.InvalidArgument, "host_path_missing")
+	d.wantFlat(before)
+}
+
+// TestLogPathInAMissingFolder: made below the log directory, at the start too.
+func TestLogPathInAMissingFolder(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	for _, lost := range []bool{false, true} {
+		path := filepath.Join("app", "deep", map[bool]string{false: "0.log", true: "1.log"}[lost])
+		c := p.create(shell("echo hello"), with(func(c *cri.ContainerConfig) { c.LogPath = path }))
+		if lost {
+			d.must(os.RemoveAll(filepath.Join(p.config.LogDirectory, "app")))
+		}
+		c.start()
+		if s := c.waitExit(); s.ExitCode != 0 || s.LogPath != filepath.Join(p.config.LogDirectory, path) {
+			t.Errorf("%v", s)
+		}
+		eventually(t, "the line in the log", func() error {
+			b, err := os.ReadFile(c.logPath())
+			return unless(err == nil && strings.Contains(string(b), "hello"), "%q, %v", b, err)
+		})
+	}
+}
+
+// TestSEC17LogFolderIsNoLink: nothing is made, and no log is written, through a link below the log directory.
+func TestSEC17LogFolderIsNoLink(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	d.pulled(busybox)
+	away := filepath.Join(d.dir, "away")
+	d.must(os.Mkdir(away, 0o755))
+	d.must(os.Symlink(away, filepath.Join(p.config.LogDirectory, "app")))
+	d.must(os.WriteFile(filepath.Join(p.config.LogDirectory, "file"), nil, 0o644))
+	before := d.ledger()
+	for _, path := range []string{"app/0.log", "app/new/0.log", "file/0.log"} {
+		_, err := p.tryCreate(p.containerConfig(idle(), with(func(c *cri.ContainerConfig) { c.LogPath = path })))
+		wantCode(t, err, codes.FailedPrecondition, "log_path")
+	}
+	c := p.create(idle(), with(func(c *cri.ContainerConfig) { c.LogPath = "later/0.log" }))
+	d.must(os.Remove(filepath.Join(p.config.LogDirectory, "later")))
+	d.must(os.Symlink(away, filepath.Join(p.config.LogDirectory, "later")))
+	wantCode(t, c.tryStart(), codes.FailedPrecondition, "log_path")
+	if s := c.status(); s.State != cri.ContainerState_CONTAINER_CREATED {
+		t.Errorf("after a start that could not begin it is %s", s.State)
+	}
+	c.remove()
+	if left, err := os.ReadDir(away); err != nil || len(left) > 0 {
+		t.Errorf("behind the link: %v, %v", left, err)
+	}
+	d.wantFlat(before)
+}
+
+// TestPrivilegedEphemeral: kubectl debug --profile=sysadmin in an ordinary pod. The kubelet sends a sandbox_config with privileged at that
+// moment, and it alone says whether the container may be.
+func TestPrivilegedEphemeral(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	first := p.run(idle())
+	config := p.containerConfig(idle(), secured(func(s *cri.LinuxContainerSecurityContext) {
+		s.Privileged, s.MaskedPaths, s.ReadonlyPaths = true, nil, nil
+		s.NamespaceOptions = &cri.NamespaceOption{Pid: cri.NamespaceMode_TARGET, TargetId: first.id}
+	}))
+	asked := d.podConfig(func(c *cri.PodSandboxConfig) {
+		*c = cri.PodSandboxConfig{Metadata: p.config.Metadata, Hostname: "other", LogDirectory: "/nowhere", Linux: &cri.LinuxPodSandboxConfig{
+			CgroupParent: "/other", SecurityContext: &cri.LinuxSandboxSecurityContext{Privileged: true}}}
+	})
+	create := func(sandbox *cri.PodSandboxConfig) (*cri.CreateContainerResponse, error) {
+		return d.runtime.CreateContainer(context.Background(), &cri.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: sandbox})
+	}
+	_, err := create(p.config)
+	wantCode(t, err, codes.InvalidArgument, "privileged")
+	r, err := create(asked)
+	d.must(err)
+	c := &container{pod: p, id: r.ContainerId, config: config}
+	c.start()
+	if got := c.exec("grep", "CapEff", "/proc/1/status", "/proc/self/status"); !strings.Contains(got, "self/status:CapEff:\t000001ff") {
+		t.Errorf("its capabilities are %q", got)
+	}
+	if got := c.exec("hostname"); strings.TrimSpace(got) != p.config.Hostname {
+		t.Errorf("its host name is %q: the pod is what it was made as", got)
+	}
+	if got := c.status().LogPath; !strings.HasPrefix(got, p.config.LogDirectory) {
+		t.Errorf("its log is %q", got)
+	}
+}

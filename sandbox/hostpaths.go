@@ -1,0 +1,157 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+)
+
+// MissingPaths says what happens to a mount whose host path does not exist.
+type MissingPaths struct {
+	Refuse bool     // it is refused; otherwise a folder is made there
+	Never  []string // paths at and below which none is ever made
+}
+
+// hostPath returns a mount's host path with its links resolved. One that does not exist is made, as every runtime does:
+// add-ons count on it, and a kubelet has checked those whose volume has a type. ErrInvalidArgument, or
+// ErrFailedPrecondition where it may not or cannot be made.
+func (m *Manager) hostPath(ctx context.Context, missing MissingPaths, path string) (string, error) {
+	real, err := filepath.EvalSymlinks(path)
+	if err == nil {
+		return real, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	path = filepath.Clean(path)
+	if missing.Refuse {
+		return "", fmt.Errorf("%s does not exist, and host_path_missing in the configuration says that such a mount is refused: %w",
+			path, errdefs.ErrInvalidArgument)
+	}
+	if never := missing.never(path); never != "" {
+		return "", fmt.Errorf("%s does not exist, and host_path_never_created in the configuration names %s: %w",
+			path, never, errdefs.ErrInvalidArgument)
+	}
+	real, err = makeHostPath(path)
+	if err != nil {
+		return "", fmt.Errorf("%s does not exist and cannot be made: %w", path, fault(err, errdefs.ErrFailedPrecondition))
+	}
+	log.G(ctx).Infof("made the folder %s: it is mounted into a container and did not exist", path)
+	m.step("container.hostpath")
+	return real, nil
+}
+
+// never returns the entry that forbids to make path, "" for none.
+func (p MissingPaths) never(path string) string {
+	i := slices.IndexFunc(p.Never, func(never string) bool {
+		never = filepath.Clean(never)
+		return never == "/" || path == never || strings.HasPrefix(path, never+"/")
+	})
+	if i < 0 {
+		return ""
+	}
+	return p.Never[i]
+}
+
+// makeHostPath makes the folders that are missing of a clean path. Links in the part that exists are what the path means; in
+// the rest there is none, or nothing is made.
+func makeHostPath(path string) (string, error) {
+	base := path
+	for {
+		up := filepath.Dir(base)
+		if up == base {
+			return "", fmt.Errorf("%s: %w", path, fs.ErrNotExist)
+		}
+		base = up
+		real, err := filepath.EvalSymlinks(base)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		rest := strings.TrimPrefix(strings.TrimPrefix(path, base), "/")
+		dir, err := openReal(real)
+		if err != nil {
+			return "", err
+		}
+		return filepath.Join(real, rest), makeBelow(dir, rest)
+	}
+}
+
+// openReal opens a folder whose links have been resolved. One that has become a link meanwhile is an error.
+func openReal(path string) (*os.File, error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
+	fd, err := unix.Openat2(unix.AT_FDCWD, path, &how)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// makeBelow makes the folders of a clean relative path that are missing below dir, which it closes. Nothing is made through
+// a link, and one on the way is an error.
+func makeBelow(dir *os.File, rest string) error {
+	for part := range strings.SplitSeq(rest, "/") {
+		next, err := makeIn(dir, part)
+		dir.Close()
+		if err != nil {
+			return err
+		}
+		dir = next
+	}
+	return dir.Close()
+}
+
+func makeIn(dir *os.File, name string) (*os.File, error) {
+	path := filepath.Join(dir.Name(), name)
+	if err := unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("mkdir %s: %w", path, err)
+	}
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err == nil {
+		return os.NewFile(uintptr(fd), path), nil
+	}
+	if to, notALink := os.Readlink(path); notALink == nil {
+		return nil, fmt.Errorf("%s is a link to %s", path, to)
+	}
+	return nil, fmt.Errorf("open %s: %w", path, err)
+}
+
+// makeLogFolder makes the folders of a container's log that are missing below the log directory of its pod, where a kubelet
+// has one for each container and others put logs deeper. ErrFailedPrecondition for a link on the way: who may write there
+// would send the log, which root writes, to any file of the host.
+func (m *Manager) makeLogFolder(p *pod, c *container) error {
+	path, directory := c.config.GetLogPath(), p.config.GetLogDirectory()
+	folder := filepath.Dir(filepath.Clean(path))
+	if path == "" || directory == "" || folder == "." {
+		return nil
+	}
+	dir, err := os.Open(directory)
+	if err != nil {
+		return fmt.Errorf("log_path: log directory of the pod: %w", fault(err, errdefs.ErrFailedPrecondition))
+	}
+	if err := makeBelow(dir, folder); err != nil {
+		return fmt.Errorf("log_path: folder of %s: %w", path, fault(err, errdefs.ErrFailedPrecondition))
+	}
+	return nil
+}
+
+// fault gives an error a class, unless it is a want of space or descriptors, which is nobody's mistake.
+func fault(err, class error) error {
+	for _, want := range []error{unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
+		if errors.Is(err, want) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w", err, class)
+}
