@@ -97,8 +97,8 @@ func (m *Manager) relabel(ctx context.Context, c *container, in *spec.Container)
 	return nil
 }
 
-// writePodFile writes a file of the pod, with the pod's label, that belongs to root in the pod.
+// writePodFile writes one of etcFiles, with the pod's label; it belongs to root in the pod.
 func (m *Manager) writePodFile(p *pod, name string, b []byte) error {
-	path := m.podFile(p.id, name)
+	path := m.etcFile(p.id, name)
 	return errors.Join(writeFor(p.config, path, b), selinux.SetLabel(path, m.mountLabel(p)))
 }

@@ -33,6 +33,42 @@ func hostIPC(c *runtimeapi.PodSandboxConfig) bool {
 	return c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetIpc() == runtimeapi.NamespaceMode_NODE
 }
 
+// etcFiles are the files that every container of a pod has in its /etc, where root in the pod may write to them.
+var etcFiles = []string{"hosts", "hostname", "resolv.conf"}
+
+// etcSize is how much a pod's etcFiles can grow to together, beside what the host's own take.
+const etcSize = 1 << 20
+
+// etcFile is where one of etcFiles lies: in a small file system of the pod's own, so that a container that writes to it without end
+// fills that and not the state folder. A pod that an earlier version made has it directly in its folder.
+func (m *Manager) etcFile(id, name string) string {
+	if old := m.podFile(id, name); exists(old) {
+		return old
+	}
+	return filepath.Join(m.podFile(id, "etc"), name)
+}
+
+// mountEtc mounts the file system for etcFiles, unless it is there. Nothing but these files can be made in it.
+func mountEtc(dir string) error {
+	size := int64(etcSize)
+	for _, name := range []string{"/etc/hosts", "/etc/resolv.conf"} { // a pod in the host's network has a copy of them, however large
+		if info, err := os.Stat(name); err == nil {
+			size += info.Size()
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
+		return err
+	}
+	options := fmt.Sprintf("mode=0700,size=%d,nr_inodes=%d", size, 2+2*len(etcFiles))
+	if err := unix.Mount("cribox-etc", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
+	return nil
+}
+
 // makePodFiles writes hostname and resolv.conf and mounts /dev/shm; what exists already is kept. The folder of the logs is made too: a kubelet
 // does that itself, a person with crictl does not.
 func (m *Manager) makePodFiles(p *pod) error {
@@ -42,6 +78,9 @@ func (m *Manager) makePodFiles(p *pod) error {
 		}
 	}
 	if err := os.MkdirAll(m.statePath("pods", p.id), 0o700); err != nil {
+		return err
+	}
+	if err := mountEtc(m.podFile(p.id, "etc")); err != nil {
 		return err
 	}
 	name, err := podHostname(p.config)
@@ -137,9 +176,11 @@ func (m *Manager) writeHosts(p *pod, ips []netip.Addr) error {
 
 // removePodFiles is the opposite of makePodFiles and may be called at any time.
 func (m *Manager) removePodFiles(id string) error {
-	shm := m.podFile(id, "shm")
-	if err := unix.Unmount(shm, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount %s: %w", shm, err)
+	for _, dir := range []string{m.podFile(id, "shm"), m.podFile(id, "etc")} {
+		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
 	}
 	if err := userns.Unpin(m.userns(id)); err != nil {
 		return err
@@ -154,8 +195,8 @@ func (m *Manager) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
 		return spec.Pod{}, err
 	}
 	s := spec.Pod{ID: p.id, Config: p.config, RuntimeHandler: r.Handler, NetNS: r.NetNS, PausePID: r.PausePID,
-		Hostname: name, ShmPath: m.podFile(p.id, "shm"), HostsPath: m.podFile(p.id, "hosts"),
-		HostnamePath: m.podFile(p.id, "hostname"), ResolvConfPath: m.podFile(p.id, "resolv.conf"), ProcessLabel: r.ProcessLabel, MountLabel: r.MountLabel}
+		Hostname: name, ShmPath: m.podFile(p.id, "shm"), HostsPath: m.etcFile(p.id, "hosts"),
+		HostnamePath: m.etcFile(p.id, "hostname"), ResolvConfPath: m.etcFile(p.id, "resolv.conf"), ProcessLabel: r.ProcessLabel, MountLabel: r.MountLabel}
 	if hostIPC(p.config) {
 		s.ShmPath = ""
 	}

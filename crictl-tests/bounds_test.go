@@ -1,0 +1,89 @@
+package crictltests
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// etcFiles are the files that every container of a pod has from the state folder.
+var etcFiles = []string{"hosts", "hostname", "resolv.conf"}
+
+// fill writes to a file until it takes no more, and prints how large it has become.
+func fill(path string) string {
+	return fmt.Sprintf("cat /dev/zero >>%s 2>/dev/null; wc -c <%s", path, path)
+}
+
+// TestSEC69EtcFiles: a container that writes to the files of its pod without end fills a megabyte of its own, and nobody else notices.
+func TestSEC69EtcFiles(t *testing.T) {
+	t.Parallel()
+	for name, options := range map[string][]podOption{"plain": nil, "user namespace": {inUserNamespace}, "host network": {onHostNetwork}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDaemon(t)
+			p := d.runPod(options...)
+			c := p.run(idle())
+			var total int64
+			for _, file := range etcFiles {
+				var size int64
+				if _, err := fmt.Sscan(c.exec("sh", "-c", fill("/etc/"+file)), &size); err != nil {
+					t.Fatal(err)
+				}
+				total += size
+			}
+			if total < 1<<19 || total > 2<<20 {
+				t.Errorf("the files took %d bytes, want about a megabyte", total)
+			}
+			d.restart()
+			p.run(idle()).exec("true")
+			d.runPod().run(idle()).exec("true")
+			c.exec("sh", "-c", "echo 127.0.0.1 again >/etc/hosts && grep again /etc/hosts")
+		})
+	}
+}
+
+// TestSEC69NothingWritable: no file that a container can write to lies on the file system of the state folder.
+func TestSEC69NothingWritable(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	var state unix.Stat_t
+	d.must(unix.Stat(d.state, &state))
+	device := fmt.Sprintf("%d:%d", unix.Major(state.Dev), unix.Minor(state.Dev))
+	for name, options := range map[string][]podOption{"plain": nil, "user namespace": {inUserNamespace}} {
+		c := d.runPod(options...).run(idle())
+		for line := range strings.Lines(c.exec("cat", "/proc/self/mountinfo")) {
+			f := strings.Fields(line)
+			if f[2] == device && !strings.HasPrefix(f[5], "ro") {
+				t.Errorf("%s: %s is writable and lies on the state folder's file system: %s", name, f[4], line)
+			}
+		}
+	}
+}
+
+// TestSEC69OldPod: a pod whose files lie directly in its folder, as the version before made them, takes more containers, and goes without a rest.
+func TestSEC69OldPod(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	d.kill()
+	folder := filepath.Join(d.state, "pods", p.id)
+	etc := filepath.Join(folder, "etc")
+	for _, file := range etcFiles {
+		text, err := os.ReadFile(filepath.Join(etc, file))
+		d.must(err)
+		d.must(os.WriteFile(filepath.Join(folder, file), append(text, "# of the old version\n"...), 0o644))
+	}
+	d.must(unix.Unmount(etc, unix.MNT_DETACH))
+	d.must(os.Remove(etc))
+	d.start()
+	c := p.run(idle())
+	if hosts := c.exec("cat", "/etc/hosts"); !strings.Contains(hosts, "# of the old version") {
+		t.Errorf("/etc/hosts of a container in an old pod is %q", hosts)
+	}
+	p.stop()
+	p.remove()
+}
