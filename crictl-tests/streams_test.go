@@ -372,7 +372,7 @@ func TestAttachLastWords(t *testing.T) {
 	for name, option := range map[string]containerOption{
 		"with a log": func(*cri.ContainerConfig) {}, "without": func(c *cri.ContainerConfig) { c.LogPath = "" },
 	} {
-		c := d.runPod().run(shell("read go; seq 1 50000; exit 3"), option, with(func(c *cri.ContainerConfig) { c.Stdin = true }))
+		c := d.runPod().run(shell("read go; seq 1 50000; exit 3"), option, with(func(c *cri.ContainerConfig) { c.Stdin, c.StdinOnce = true, true }))
 		s := &session{stdin: strings.NewReader("go\n")}
 		ended, _ := c.attach("SPDY", s)
 		if err := await(t, "the client", ended); err != nil {
@@ -402,18 +402,58 @@ func TestAttachStdin(t *testing.T) {
 	}
 	open := p.run(shell("cat; echo end of stdin"), with(func(c *cri.ContainerConfig) { c.Stdin = true }))
 	for i, word := range []string{"first\n", "second\n", "third\n"} {
-		s := &session{stdin: strings.NewReader(word)}
-		ended, leave := open.attach(endingInput[i%len(endingInput)], s)
+		typed, keyboard := io.Pipe()
+		s := &session{stdin: typed}
+		ended, _ := open.attach(endingInput[i%len(endingInput)], s)
+		fmt.Fprint(keyboard, word)
 		s.stdout.wait(t, word)
+		keyboard.Close()
+		if err := await(t, "the client", ended); err != nil {
+			t.Errorf("%s: %v", word, err)
+		}
 		if strings.Contains(s.stdout.String(), "end of stdin") {
 			t.Errorf("stdin ended with a client: %q", s.stdout.String())
 		}
-		leave()
-		await(t, "the client", ended)
 	}
 	if st := open.status(); st.State != cri.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("the container is %s", st.State)
 	}
+}
+
+// TestAttachLeaveStdinOpen: `kubectl run --attach --stdin --leave-stdin-open` ends when the client's input has, with all that was printed
+// until then; a session at a terminal goes on.
+func TestAttachLeaveStdinOpen(t *testing.T) {
+	t.Parallel()
+	p := newDaemon(t).runPod()
+	for name, option := range map[string]containerOption{
+		"with a log": func(*cri.ContainerConfig) {}, "without": func(c *cri.ContainerConfig) { c.LogPath = "" },
+	} {
+		c := p.run(shell("read go; seq 1 20000; echo printed >/printed; read more; echo never"), option, with(func(c *cri.ContainerConfig) { c.Stdin = true }))
+		typed, keyboard := io.Pipe()
+		s := &session{stdin: typed}
+		ended, _ := c.attach("SPDY", s)
+		fmt.Fprintln(keyboard, "go")
+		c.waitFile("/printed")
+		keyboard.Close()
+		if err := await(t, "the client", ended); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := strings.Count(s.stdout.String(), "\n"); n != 20000 {
+			t.Errorf("%s: %d lines of 20000", name, n)
+		}
+		if st := c.status(); st.State != cri.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("%s: the container is %s", name, st.State)
+		}
+	}
+	tty := p.run(shell("cat; echo over"), with(func(c *cri.ContainerConfig) { c.Tty, c.Stdin = true, true }))
+	s := &session{tty: true, stdin: strings.NewReader("word\n")}
+	ended, leave := tty.attach("SPDY", s)
+	s.stdout.wait(t, "word")
+	tty.stop(0)
+	if err := await(t, "the client", ended); err != nil {
+		t.Errorf("the session at a terminal: %v", err)
+	}
+	leave()
 }
 
 func TestAttachTerminal(t *testing.T) {

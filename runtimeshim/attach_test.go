@@ -28,7 +28,7 @@ func (h *host) attach(id string, out, errs *os.File) <-chan error {
 	attached, ended := make(chan struct{}), make(chan error, 1)
 	ctx, cancel := context.WithTimeout(context.Background(), testWait)
 	h.t.Cleanup(cancel)
-	go func() { ended <- h.client.Attach(ctx, id, out, errs, func() { close(attached) }) }()
+	go func() { ended <- h.client.Attach(ctx, nil, id, out, errs, func() { close(attached) }) }()
 	select {
 	case <-attached:
 	case err := <-ended:
@@ -124,7 +124,7 @@ func TestAttachedTwice(t *testing.T) {
 		t.Errorf("attach ended: %v", err)
 	}
 	h.wantExit("a", 0)
-	if err := h.client.Attach(context.Background(), "a", w3, nil, func() {}); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+	if err := h.client.Attach(context.Background(), nil, "a", w3, nil, func() {}); !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		t.Errorf("attach to an ended task: %v", err)
 	}
 }

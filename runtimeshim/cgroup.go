@@ -3,7 +3,6 @@ package runtimeshim
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,11 +23,17 @@ type hierarchy struct {
 	names []string // v1: its controllers, or "name=systemd"; nil = v2
 }
 
-// cgroupMounts reads the cgroup file systems from /proc/self/mountinfo (proc(5)).
+// cgroupMounts returns what readCgroupMounts finds.
 func cgroupMounts() []hierarchy {
+	found, _ := readCgroupMounts()
+	return found
+}
+
+// readCgroupMounts reads the cgroup file systems from /proc/self/mountinfo (proc(5)).
+func readCgroupMounts() ([]hierarchy, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("look for cgroups: %w", err)
 	}
 	defer f.Close()
 	var found []hierarchy
@@ -47,43 +52,60 @@ func cgroupMounts() []hierarchy {
 			found = append(found, hierarchy{mount: l[4], names: strings.Split(r[2], ",")})
 		}
 	}
-	return found
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("look for cgroups: %w", err)
+	}
+	return found, nil
 }
 
 // cgroupsOf lists the cgroup directories of a task: what the runtime recorded,
 // else those that its spec asks for and its process is in. The roots and
 // the shim's own cgroups are never in the list: everything in it may be killed.
-func (s *shim) cgroupsOf(d taskDir, pid int) []string {
-	dirs := s.foreign(runtimeCgroups(filepath.Join(s.state.runcRoot(), d.id(), "state.json")))
-	if len(dirs) > 0 {
-		return dirs
+// An error means that they cannot be known now.
+func (s *shim) cgroupsOf(d taskDir, pid int) ([]string, error) {
+	dirs, err := runtimeCgroups(filepath.Join(s.state.runcRoot(), d.id(), "state.json"))
+	if err == nil {
+		dirs, err = s.foreign(dirs)
 	}
-	dirs = specCgroups(s.hierarchies, d.config())
+	if err != nil || len(dirs) > 0 {
+		return dirs, err
+	}
+	if dirs, err = specCgroups(s.hierarchies, d.config()); err != nil {
+		return nil, err
+	}
 	if pid > 0 {
-		dirs = append(dirs, processCgroups(s.hierarchies, pid)...) // of a zombie: some are roots already
+		in, err := processCgroups(s.hierarchies, pid) // of a zombie: some are roots already
+		if err != nil && !isGone(err) {
+			return nil, err
+		}
+		dirs = append(dirs, in...)
 	}
-	dirs = s.foreign(dirs)
+	dirs, err = s.foreign(dirs)
 	slices.Sort(dirs)
-	return slices.Compact(dirs)
+	return slices.Compact(dirs), err
 }
 
 // foreign takes the roots and our own cgroups out of dirs: those that we are in
 // now, and those that we were born in, which are the daemon's.
-func (s *shim) foreign(dirs []string) []string {
-	own := append(processCgroups(s.hierarchies, os.Getpid()), s.born...)
+func (s *shim) foreign(dirs []string) ([]string, error) {
+	own, err := processCgroups(s.hierarchies, os.Getpid())
+	if err != nil {
+		return nil, err
+	}
+	own = append(own, s.born...)
 	return slices.DeleteFunc(dirs, func(dir string) bool {
 		return slices.Contains(own, dir) ||
 			slices.ContainsFunc(s.hierarchies, func(h hierarchy) bool { return filepath.Clean(dir) == h.mount })
-	})
+	}), nil
 }
 
-// runtimeCgroups reads runc's state file.
-func runtimeCgroups(name string) []string {
+// runtimeCgroups reads runc's state file; nothing of another runtime's.
+func runtimeCgroups(name string) ([]string, error) {
 	var st struct {
 		Paths map[string]string `json:"cgroup_paths"`
 	}
-	if readJSON(name, &st) != nil {
-		return nil
+	if err := readJSON(name, &st); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsDataLoss(err) {
+		return nil, err
 	}
 	var dirs []string
 	for _, dir := range st.Paths {
@@ -91,13 +113,19 @@ func runtimeCgroups(name string) []string {
 			dirs = append(dirs, filepath.Clean(dir))
 		}
 	}
-	return dirs
+	return dirs, nil
 }
 
 // processCgroups reads /proc/PID/cgroup (cgroups(7)).
-func processCgroups(all []hierarchy, pid int) []string {
-	raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	return cgroupsIn(all, raw)
+func processCgroups(all []hierarchy, pid int) ([]string, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	return cgroupsIn(all, raw), err
+}
+
+// inCgroups tells whether a process is in one of dirs or below.
+func inCgroups(all []hierarchy, pid int, dirs []string) (bool, error) {
+	in, err := processCgroups(all, pid)
+	return slices.ContainsFunc(in, func(at string) bool { return within(dirs, at) }), err
 }
 
 func cgroupsIn(all []hierarchy, raw []byte) []string {
@@ -159,23 +187,22 @@ func expandSlice(name string) (path string, ok bool) {
 }
 
 // specCgroups guesses from linux.cgroupsPath.
-func specCgroups(all []hierarchy, config string) []string {
+func specCgroups(all []hierarchy, config string) ([]string, error) {
 	var spec struct {
 		Linux struct{ CgroupsPath string }
 	}
-	raw, err := os.ReadFile(config)
-	if err != nil || json.Unmarshal(raw, &spec) != nil {
-		return nil
+	if err := readJSON(config, &spec); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsDataLoss(err) {
+		return nil, err
 	}
 	path := CgroupOf(spec.Linux.CgroupsPath)
 	if path == "" || path == "/" {
-		return nil
+		return nil, nil
 	}
 	var dirs []string
 	for _, h := range all {
 		dirs = append(dirs, filepath.Join(h.mount, path))
 	}
-	return dirs
+	return dirs, nil
 }
 
 // signalCgroups sends sig to every process in dirs and below and returns how
@@ -183,23 +210,44 @@ func specCgroups(all []hierarchy, config string) []string {
 func signalCgroups(dirs []string, sig unix.Signal) int {
 	sent := map[int]bool{}
 	for _, dir := range dirs {
+		listed := cgroupProcs(dir)
 		if sig == unix.SIGKILL && os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0) == nil {
-			for _, pid := range cgroupProcs(dir) {
+			for _, pid := range listed {
 				sent[pid] = true
 			}
 			continue
 		}
-		for _, pid := range cgroupProcs(dir) {
-			if sent[pid] || pid == os.Getpid() {
-				continue
-			}
-			if f, err := openPidfd(pid); err == nil {
-				sent[pid] = signalPidfd(f, sig) == nil
-				f.Close()
+		listed = slices.DeleteFunc(listed, func(pid int) bool { return sent[pid] || pid == os.Getpid() })
+		for some := range slices.Chunk(listed, signalChunk) {
+			for _, pid := range signalListed(dir, some, sig) {
+				sent[pid] = true
 			}
 		}
 	}
 	return len(sent)
+}
+
+const signalChunk = 256 // descriptors at a time
+
+// afterListing is called between the two looks at a cgroup, by tests.
+var afterListing = func() {}
+
+// signalListed sends sig to the processes of a list that are in dir, and returns which got it. By the
+// time that a number is opened it may be a stranger's, so the cgroup is asked again afterwards.
+func signalListed(dir string, pids []int, sig unix.Signal) (sent []int) {
+	afterListing()
+	opened := openAll(pids)
+	still := map[int]bool{}
+	for _, pid := range cgroupProcs(dir) {
+		still[pid] = true
+	}
+	for pid, f := range opened {
+		if still[pid] && signalPidfd(f, sig) == nil {
+			sent = append(sent, pid)
+		}
+		f.Close()
+	}
+	return sent
 }
 
 // cgroupProcs lists the processes in dir and below; zombies count in v1.
@@ -261,7 +309,8 @@ func (s *shim) liftQuota(d taskDir) {
 	if !slices.ContainsFunc(s.hierarchies, func(h hierarchy) bool { return slices.Contains(h.names, "cpu") }) {
 		return
 	}
-	for _, dir := range s.cgroupsOf(d, 0) {
+	dirs, _ := s.cgroupsOf(d, 0) // best effort
+	for _, dir := range dirs {
 		tryWrite(filepath.Join(dir, "cpu.cfs_quota_us"), "-1") // else it is refused as before
 	}
 }

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -97,7 +99,10 @@ func (k *Client) Streams(ctx context.Context, id string) (Streams, error) {
 // ended and both have everything, ErrUnavailable when the logger died (attach
 // again), ErrFailedPrecondition when the task had ended before,
 // ErrAborted when a reader was cut off because it took nothing for ten seconds.
-func (k *Client) Attach(ctx context.Context, id string, out, errs *os.File, attached func()) error {
+//
+// When leave ends, unless it is nil, both get what the task has printed until
+// then, and Attach returns nil.
+func (k *Client) Attach(ctx, leave context.Context, id string, out, errs *os.File, attached func()) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
@@ -109,14 +114,34 @@ func (k *Client) Attach(ctx context.Context, id string, out, errs *os.File, atta
 		}
 	}
 	return k.whileNobody(ctx, k.logger, "attach", func() error {
-		_, err := stream(ctx, k.logger.sock, "attach", body, files, nil, func(_ json.RawMessage, got []*os.File) error {
+		conn, err := dial(ctx, k.logger.sock)
+		if err != nil {
+			return fmt.Errorf("attach to task %s: %w", id, err)
+		}
+		defer conn.Close()
+		_, err = converse(ctx, conn, "attach", body, files, nil, func(_ json.RawMessage, got []*os.File) error {
 			closeAll(got)
 			attached()
+			if leave != nil {
+				context.AfterFunc(leave, func() { hangUp(conn) })
+			}
 			return nil
 		})
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		if errors.Is(err, errBroken) {
 			err = fmt.Errorf("attach to task %s: %v: %w", id, err, errdefs.ErrUnavailable)
 		}
 		return err
 	})
+}
+
+// leaveWait is how long the logger may take to hand over what was printed before an attached client left.
+const leaveWait = 30 * time.Second
+
+// hangUp tells the peer that nothing more is asked of it; its answer is still read, for a while.
+func hangUp(conn *net.UnixConn) {
+	_ = conn.CloseWrite()
+	conn.SetReadDeadline(time.Now().Add(leaveWait))
 }

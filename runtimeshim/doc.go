@@ -38,7 +38,8 @@
 // client.delete.
 //
 // Shim: shim.adopt, shim.adopt.start, shim.start.intent (record written),
-// shim.start.runc (runtime ended well), shim.start.started, shim.exit.seen,
+// shim.start.runc (runtime ended well), shim.start.kept (its pod keeps what must
+// survive), shim.start.started, shim.exit.seen,
 // shim.exit.written, shim.exec.intent, shim.exec.runc, shim.update.intent (what
 // was before is written), shim.update.runc, shim.delete.kill, shim.delete
 // (before the runtime's delete), shim.delete.cleared.

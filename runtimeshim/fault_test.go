@@ -197,7 +197,7 @@ func TestStdinSurvives(t *testing.T) {
 // The shim dies at each of its steps; the client sees one answer and there is
 // never more than one process.
 func TestShimDiesAtEveryStep(t *testing.T) {
-	for _, step := range []string{"shim.start.intent", "shim.start.runc", "shim.start.started", "shim.exit.seen", "shim.exit.written",
+	for _, step := range []string{"shim.start.intent", "shim.start.runc", "shim.start.kept", "shim.start.started", "shim.exit.seen", "shim.exit.written",
 		"shim.delete.kill", "shim.delete", "shim.delete.cleared"} {
 		t.Run(step, func(t *testing.T) {
 			t.Setenv("CRIBOX_TEST_KILL_AT", step)
@@ -727,5 +727,78 @@ func TestShimLeavesWithTheMachine(t *testing.T) {
 	defer cancel()
 	if err := waitDead(ctx, f); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestStdinOnceSurvives: the shim dies before anybody was attached, and the container does not meet the end of its input; it dies after
+// the first client had it, and the container does when that client goes.
+func TestStdinOnceSurvives(t *testing.T) {
+	h := newHost(t)
+	h.pod("pod")
+	for _, id := range []string{"before", "after"} {
+		st := h.params(id, sh("cat; exit 9"))
+		st.Pod, st.Stdin, st.StdinOnce = "pod", true, true
+		h.start(st)
+		if id == "before" {
+			h.kill9("shim.lock")
+			h.task(id)
+		}
+		s, err := h.client.Streams(context.Background(), id)
+		if err != nil || s.Stdin == nil {
+			t.Fatalf("%s: streams: %+v %v", id, s, err)
+		}
+		defer s.Close()
+		s.Stdin.WriteString("1\n")
+		h.eventually("line is printed", func() bool { return len(h.logLines(id)) == 1 })
+		if id == "after" {
+			h.kill9("shim.lock")
+		}
+		if got := h.task(id); got.State != stateRunning {
+			t.Errorf("%s: task is %+v", id, got)
+		}
+		again, err := h.client.Streams(context.Background(), id)
+		if err != nil || again.Stdin != nil {
+			t.Errorf("%s: a second client has stdin: %+v %v", id, again, err)
+		}
+		s.Close()
+		h.wantExit(id, 9)
+	}
+}
+
+// TestTerminalWhoseMasterIsGone: the shim dies over the start of a task with a terminal. Nobody could read what it prints, so it was not started.
+func TestTerminalWhoseMasterIsGone(t *testing.T) {
+	for _, step := range []string{"shim.start.runc", "shim.start.kept"} {
+		t.Run(step, func(t *testing.T) {
+			t.Setenv("CRIBOX_TEST_KILL_AT", step)
+			h := newHost(t)
+			st := h.params("pod", []string{"/bin/sleep", "1000000"})
+			st.Keeper, st.LogPath = true, ""
+			if _, err := h.client.Start(context.Background(), st); err != nil {
+				t.Fatal(err)
+			}
+			must(t, os.Remove(filepath.Join(h.state, "killed-at-step"))) // that was the pod; the next one is meant
+			h.kill9("shim.lock")
+			st = h.params("tty", sh("seq 1 10; read x; exit 3"), withTerminal)
+			st.Terminal, st.Pod = true, "pod"
+			task, err := h.client.Start(context.Background(), st)
+			if step == "shim.start.runc" {
+				if !errdefs.IsUnavailable(err) {
+					t.Fatalf("start: %+v %v", task, err)
+				}
+				if got := h.task("tty"); got.State != stateCreated {
+					t.Errorf("task is %+v", got)
+				}
+				if left := h.procs("tty"); len(left) != 0 {
+					t.Errorf("processes are left: %v", left)
+				}
+				task, err = h.client.Start(context.Background(), st)
+			}
+			if err != nil || task.State != stateRunning {
+				t.Fatalf("start: %+v %v", task, err)
+			}
+			h.eventually("what it prints is in the log", func() bool { return len(h.logLines("tty")) >= 10 })
+			h.typeLine("tty", "go\n")
+			h.wantExit("tty", 3)
+		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -20,7 +21,8 @@ type attachBody struct {
 
 // attach gives a copy of what a task prints from now on to the caller's pipes.
 // It sends one reply when they are in place and returns when the task has
-// ended and they have everything, or when the caller goes.
+// ended and they have everything, or when the caller goes. A caller that has
+// only closed its writing half gets what the task has printed until then first.
 //
 // A caller that does not read makes the task wait, as a terminal does; one that
 // reads nothing for tapPatience is cut off, and the task goes on.
@@ -60,6 +62,9 @@ func (l *logger) attach(ctx context.Context, in *inbound) (any, error) {
 		return nil, err
 	}
 	err = awaitTaps(ctx, taps)
+	if ctx.Err() != nil && l.ctx.Err() == nil { // the caller has hung up, or gone: then it reads nothing and is cut off at once
+		err = l.leave(task, taps)
+	}
 	if err != nil && l.ctx.Err() != nil { // it is we who leave: the next logger is to be asked
 		err = fmt.Errorf("logger ends: %w", errdefs.ErrUnavailable)
 	}
@@ -67,6 +72,18 @@ func (l *logger) attach(ctx context.Context, in *inbound) (any, error) {
 		return nil, fmt.Errorf("attached to task %s: %w", body.ID, err)
 	}
 	return nil, nil
+}
+
+// leave gives the taps what the task has printed until now, and ends them.
+func (l *logger) leave(task *logTask, taps [2]*tap) error {
+	task.post(func() {
+		if !task.gone {
+			task.lastCopy(taps)
+		}
+	})
+	ctx, cancel := context.WithTimeout(l.ctx, 2*tapPatience)
+	defer cancel()
+	return awaitTaps(ctx, taps)
 }
 
 // awaitTaps returns when both have ended, when the first was cut off
@@ -202,6 +219,24 @@ func (t *logTask) tap(taps [2]*tap) error {
 		}
 	}
 	return nil
+}
+
+// lastCopy takes what the task's FIFOs hold now and no more, and lets the taps end when they have it.
+func (t *logTask) lastCopy(taps [2]*tap) {
+	for i, p := range taps {
+		if p == nil || p.fd < 0 || t.streams[i] == nil {
+			continue
+		}
+		left, err := unix.IoctlGetInt(t.streams[i].fifo, unix.TIOCINQ)
+		for n := 0; left > 0 && err == nil; left -= n {
+			if n, err = t.fill(i); n == 0 {
+				break
+			}
+		}
+		t.taps[i] = slices.DeleteFunc(t.taps[i], func(other *tap) bool { return other == p })
+		go p.finish()
+		t.wake(1 << i) // what was taken belongs into the log
+	}
 }
 
 // untap closes the taps; those that are closed already are fine.

@@ -2,8 +2,11 @@ package runtimeshim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,6 +28,115 @@ func openPidfd(pid int) (*os.File, error) {
 func pidfdFile(fd int) *os.File {
 	_ = unix.SetNonblock(fd, true) // fails for what is no descriptor only
 	return os.NewFile(uintptr(fd), "pidfd")
+}
+
+// isGone tells the errors of a process that is not there (any more) from those of a look that failed.
+func isGone(err error) bool { return errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrNotExist) }
+
+// openSame opens a pidfd of the process that has this number and start time. unix.ESRCH when it is
+// gone; any other error says nothing about it.
+func openSame(pid int, ticks uint64) (*os.File, error) {
+	if pid <= 1 {
+		return nil, unix.ESRCH
+	}
+	f, err := openPidfd(pid)
+	if err != nil {
+		return nil, err
+	}
+	// In this order: while we hold the pidfd of a process that is not reaped
+	// after the comparison, the number was its own throughout.
+	st, err := readProcStat(pid)
+	if err == nil && st.StartTicks != ticks || isGone(err) {
+		err = unix.ESRCH
+	}
+	if err == nil {
+		err = stillHas(f, pid)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// stillHas returns nil while the process behind f is not reaped, so that its number is its own:
+// what was read by that number after f was opened is about it. unix.ESRCH afterwards.
+func stillHas(f *os.File, pid int) error {
+	now, err := pidfdPid(f)
+	if err == nil && now != pid {
+		err = unix.ESRCH
+	}
+	return err
+}
+
+// killDescendants sends SIGKILL to the children of a process, to theirs and so on. The runtime's own
+// helper leaves the process group early.
+func killDescendants(parent *os.File) {
+	for range killRounds { // one may have been in the middle of a fork
+		for _, kid := range childrenOf(parent) {
+			_ = signalPidfd(kid, unix.SIGSTOP)
+			killDescendants(kid)
+			_ = signalPidfd(kid, unix.SIGKILL)
+			kid.Close()
+		}
+	}
+}
+
+const killRounds = 2
+
+// childrenOf returns pidfds of the children of a process that live, the caller's to close.
+//
+// A number from a list may be somebody else's when it is opened: only who is in a second list too,
+// of a parent that has kept its own number, is meant.
+func childrenOf(parent *os.File) []*os.File {
+	pid, err := pidfdPid(parent)
+	if err != nil || pid <= 0 {
+		return nil
+	}
+	opened := openAll(listChildren(pid))
+	still := listChildren(pid)
+	if stillHas(parent, pid) != nil {
+		still = nil
+	}
+	return pick(opened, still)
+}
+
+// openAll opens a pidfd for each number of a list, as far as there is such a process.
+func openAll(pids []int) map[int]*os.File {
+	opened := map[int]*os.File{}
+	for _, pid := range pids {
+		if f, err := openPidfd(pid); err == nil {
+			opened[pid] = f
+		}
+	}
+	return opened
+}
+
+// pick returns those of opened that are in the list and live, and closes the others.
+func pick(opened map[int]*os.File, list []int) []*os.File {
+	var found []*os.File
+	for pid, f := range opened {
+		if slices.Contains(list, pid) && !readable(fdOf(f)) {
+			found = append(found, f)
+		} else {
+			f.Close()
+		}
+	}
+	return found
+}
+
+func listChildren(pid int) []int {
+	var kids []int
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, name := range files {
+		raw, _ := os.ReadFile(name)
+		for _, w := range strings.Fields(string(raw)) {
+			if n, err := strconv.Atoi(w); err == nil {
+				kids = append(kids, n)
+			}
+		}
+	}
+	return kids
 }
 
 // signalPidfd sends sig to the process. unix.ESRCH once it is reaped.
@@ -110,6 +222,7 @@ func pidfdExit(f *os.File) (unix.WaitStatus, bool) {
 type procStat struct {
 	State      byte
 	Exiting    bool            // PF_EXITING of field 9
+	Session    int             // field 6
 	StartTicks uint64          // field 22, clock ticks since boot
 	ExitCode   unix.WaitStatus // field 52, of a zombie
 }
@@ -130,6 +243,9 @@ func readProcStat(pid int) (procStat, error) {
 		return procStat{}, err
 	}
 	st := procStat{State: f[0][0], Exiting: flags&4 != 0}
+	if st.Session, err = strconv.Atoi(f[6-3]); err != nil {
+		return procStat{}, err
+	}
 	if st.StartTicks, err = strconv.ParseUint(f[22-3], 10, 64); err != nil {
 		return procStat{}, err
 	}

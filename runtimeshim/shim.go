@@ -54,6 +54,7 @@ type task struct {
 	pidfd   *os.File
 	fifos   []*os.File // kept open so that unread output survives the logger
 	stdin   *os.File
+	giving  *os.File // the stdin that is being sent to its only user
 	tty     *os.File
 	pump    *pump
 	keeper  *keeper // of a pod task
@@ -77,7 +78,9 @@ func ShimMain(ctx context.Context, state string, step func(string)) error {
 	s.kills = newCounterWatch(oomKills)
 	go s.kills.run(ctx)
 	go s.reaper.run(ctx)
-	s.adopt(ctx)
+	if err := s.adopt(ctx); err != nil {
+		return fmt.Errorf("take over the tasks of the shim before: %w", err)
+	}
 	return serveAt(ctx, s.state.shimSock(), s.handlers())
 }
 
@@ -86,9 +89,15 @@ func newShim(state string, step func(string)) (*shim, error) {
 	if step == nil {
 		step = func(string) {}
 	}
-	s := &shim{state: stateDir(state), step: step, reaper: newReaper(), hierarchies: cgroupMounts(),
+	s := &shim{state: stateDir(state), step: step, reaper: newReaper(),
 		tasks: map[string]*task{}, watchers: map[*watcher]bool{}}
-	s.born = processCgroups(s.hierarchies, os.Getpid())
+	var err error
+	if s.hierarchies, err = readCgroupMounts(); err != nil {
+		return nil, err
+	}
+	if s.born, err = processCgroups(s.hierarchies, os.Getpid()); err != nil {
+		return nil, err
+	}
 	if err := fixLimits(); err != nil {
 		return nil, err
 	}
@@ -261,7 +270,7 @@ func (s *shim) handlers() map[string]handler {
 		"release": withID(func(ctx context.Context, id string) (any, error) { return nil, s.release(ctx, id) }),
 		"delete":  withID(func(ctx context.Context, id string) (any, error) { return nil, s.delete(ctx, id) }),
 		"end":     withID(func(ctx context.Context, id string) (any, error) { return nil, s.endTask(ctx, id) }),
-		"tasks":   func(context.Context, *inbound) (any, error) { return s.list(), nil },
+		"tasks":   func(context.Context, *inbound) (any, error) { return s.list() },
 		"kill":    s.kill,
 		"exec":    s.exec,
 		"update":  s.update,
@@ -289,10 +298,16 @@ func (s *shim) quitVerb(context.Context, *inbound) (any, error) {
 	s.mu.Lock()
 	s.quitting = true
 	s.mu.Unlock()
-	if left := s.list(); len(left) > 0 {
+	left, err := s.list()
+	if err != nil || len(left) > 0 {
 		s.mu.Lock()
 		s.quitting = false
 		s.mu.Unlock()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(left) > 0 {
 		return nil, fmt.Errorf("%d tasks are left, %s is %s: %w", len(left), left[0].ID, left[0].State, errdefs.ErrFailedPrecondition)
 	}
 	time.AfterFunc(50*time.Millisecond, s.quit) // the reply goes first

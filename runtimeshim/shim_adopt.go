@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,26 +16,30 @@ import (
 )
 
 // adopt takes over the tasks of a shim that is dead. A folder that cannot be
-// read costs that task only. What needs waiting (a runtime still at work) is
-// left to goroutines that hold the task's op.
-func (s *shim) adopt(ctx context.Context) {
+// read costs that task only. What needs waiting (a runtime still at work, a file
+// that cannot be read now) is left to goroutines that hold the task's op. An
+// error means that it is not known what there is: then this must not be the shim.
+func (s *shim) adopt(ctx context.Context) error {
 	if err := os.RemoveAll(s.state.gone()); err != nil {
 		log.G(ctx).WithError(err).Warn("what a shim before left half removed stays")
 	}
-	entries, _ := os.ReadDir(s.state.tasks())
+	entries, err := os.ReadDir(s.state.tasks())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("look for tasks: %w", err)
+	}
 	for _, e := range entries {
 		if checkID(e.Name()) == nil {
-			s.load(s.state.task(e.Name()))
+			s.load(ctx, s.state.task(e.Name()))
 		}
 	}
 	s.step("shim.adopt")
-	saved := s.recallAll()
-	all := slices.Collect(maps.Values(s.tasks))
+	all := s.loaded()
+	saved, err := s.recallAll(all)
+	if err != nil {
+		return err
+	}
 	for _, t := range all {
 		s.adoptTask(ctx, t, saved[t.dir.id()])
-	}
-	for _, k := range saved {
-		closeAll(k.files)
 	}
 	for _, t := range all {
 		s.refreshKeeper(t.dir.id())
@@ -46,154 +48,259 @@ func (s *shim) adopt(ctx context.Context) {
 	for _, name := range stale {
 		os.Remove(name)
 	}
+	return nil
 }
 
-// load puts the task of a folder into the table, locked.
-func (s *shim) load(d taskDir) {
-	var rec taskRecord
-	err := readJSON(d.record(), &rec)
-	if errdefs.IsNotFound(err) {
+// load puts the task of a folder into the table, locked. One whose record cannot be read now is
+// "starting" until it can.
+func (s *shim) load(ctx context.Context, d taskDir) {
+	t := newTask(d, taskRecord{taskParams: taskParams{ID: d.id()}, State: stateStarting})
+	rec, err := loadRecord(d)
+	switch {
+	case err == nil:
+		t.rec = rec
+	case errdefs.IsNotFound(err):
 		return // never started
-	}
-	if err == nil && (rec.ID != d.id() || rec.Format > recordFormat+1) {
-		err = fmt.Errorf("record of task %q in format %d: %w", rec.ID, rec.Format, errdefs.ErrDataLoss)
-	}
-	if err != nil {
+	case errdefs.IsDataLoss(err):
 		log.L.WithError(err).WithField("container", d.id()).Error("task is not adopted")
 		return
+	default:
+		log.L.WithError(err).WithField("container", d.id()).Error("record of task cannot be read now; will try again")
+		go s.loadLater(ctx, t)
 	}
-	rec.OOMBase = oomBase(rec, d)
-	s.tasks[rec.ID] = newTask(d, rec)
+	s.mu.Lock()
+	s.tasks[d.id()] = t
+	s.mu.Unlock()
+}
+
+// loaded lists the tasks whose records are read.
+func (s *shim) loaded() []*task {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []*task
+	for _, t := range s.tasks {
+		if t.rec.Format != 0 {
+			all = append(all, t)
+		}
+	}
+	return all
+}
+
+// loadRecord reads a task's record. ErrNotFound: it was never started; ErrDataLoss: the record is
+// none of ours.
+func loadRecord(d taskDir) (taskRecord, error) {
+	var rec taskRecord
+	err := readJSON(d.record(), &rec)
+	if err == nil && (rec.ID != d.id() || rec.Format < 1 || rec.Format > recordFormat+1) {
+		err = fmt.Errorf("record of task %q in format %d: %w", rec.ID, rec.Format, errdefs.ErrDataLoss)
+	}
+	if err == nil {
+		rec.OOMBase, err = oomBase(rec, d)
+	}
+	return rec, err
+}
+
+// lookAgain is how long a file that cannot be read now is left alone.
+const lookAgain = 200 * time.Millisecond
+
+// loadLater adopts a task as soon as its record can be read.
+func (s *shim) loadLater(ctx context.Context, t *task) {
+	for ctx.Err() == nil {
+		pauseFor(ctx, lookAgain)
+		rec, err := loadRecord(t.dir)
+		if err == nil {
+			s.mu.Lock()
+			t.rec = rec
+			s.mu.Unlock()
+			s.adoptTask(ctx, t, nil)
+			return
+		}
+		if errdefs.IsNotFound(err) || errdefs.IsDataLoss(err) {
+			log.L.WithError(err).WithField("container", t.dir.id()).Error("task is not adopted")
+			s.forget(t)
+			t.unlock()
+			return
+		}
+	}
 }
 
 // recallAll finds the pods' keepers and what is in flight in them, by task.
-func (s *shim) recallAll() map[string]*kept {
+func (s *shim) recallAll(all []*task) (map[string]*kept, error) {
 	saved := map[string]*kept{}
-	for _, t := range s.tasks {
+	for _, t := range all {
 		if !t.rec.Keeper || t.rec.State != stateRunning {
 			continue
 		}
 		pidfd, err := openSame(t.rec.Pid, t.rec.StartTicks)
-		if err != nil {
+		if isGone(err) {
 			continue
 		}
-		k, err := findKeeper(t.dir, pidfd)
-		pidfd.Close()
+		var k *keeper
+		if err == nil {
+			k, err = findKeeper(t.dir, pidfd)
+			pidfd.Close()
+		}
+		if err != nil && outOfResources(err) { // the next shim may have some
+			return nil, fmt.Errorf("find what pod %s keeps: %w", t.rec.ID, err)
+		}
 		if err != nil {
 			log.L.WithError(err).WithField("pod", t.rec.ID).Warn("pod has no keeper")
 			continue
 		}
 		t.keeper = k
-		for _, it := range k.recall() {
-			if other := s.tasks[it.ID]; other == nil || other.rec.Pod != t.rec.ID {
-				closeAll(it.files)
-				continue
-			}
-			if old := saved[it.ID]; old != nil {
-				closeAll(old.files)
-			}
-			saved[it.ID] = &it
-		}
+		s.recall(k, t.rec.ID, saved)
 	}
-	return saved
+	return saved, nil
 }
 
-// openSame opens a pidfd of the process that has this number and start time.
-// unix.ESRCH when it is gone.
-func openSame(pid int, ticks uint64) (*os.File, error) {
-	if pid <= 1 {
-		return nil, unix.ESRCH
+// recall adds what a pod's keeper has in flight.
+func (s *shim) recall(k *keeper, pod string, saved map[string]*kept) {
+	for _, it := range k.recall() {
+		s.mu.Lock()
+		other := s.tasks[it.ID]
+		s.mu.Unlock()
+		if other == nil || other.rec.Pod != pod {
+			it.close()
+			continue
+		}
+		saved[it.ID].close()
+		saved[it.ID] = &it
 	}
-	f, err := openPidfd(pid)
+}
+
+// adoptTask continues one task; saved is what its pod kept of it, nil for nothing, and is the
+// function's to close. Where something cannot be read now, it goes on when it can.
+func (s *shim) adoptTask(ctx context.Context, t *task, saved *kept) {
+	wait, err := s.takeOver(ctx, t, saved)
+	if err == nil && wait == nil {
+		saved.close()
+		t.unlock()
+		return
+	}
+	go func() {
+		defer t.unlock()
+		defer saved.close()
+		if err != nil {
+			log.L.WithError(err).WithField("container", t.rec.ID).Error("task cannot be adopted now; will try again")
+		}
+		for err != nil && ctx.Err() == nil {
+			pauseFor(ctx, lookAgain)
+			wait, err = s.takeOver(ctx, t, saved)
+		}
+		if err == nil && wait != nil {
+			wait()
+		}
+	}()
+}
+
+// takeOver finds out what has become of a task and goes on from there. wait, unless nil, is what is
+// left to do and may take long. It may be called again after an error.
+func (s *shim) takeOver(ctx context.Context, t *task, saved *kept) (wait func(), err error) {
+	var e exitRecord
+	switch err := readJSON(t.dir.exit(), &e); {
+	case err == nil:
+		return nil, s.adoptExit(t, e, saved)
+	case !errdefs.IsNotFound(err) && !errdefs.IsDataLoss(err):
+		return nil, err
+	}
+	if t.rec.State != stateRunning {
+		return func() { s.adoptStart(ctx, t, saved) }, nil
+	}
+	if err := s.reopen(t, saved); err != nil {
+		return nil, err
+	}
+	stale, err := staleExecs(t.dir) // now: later there may be execs of our own
 	if err != nil {
 		return nil, err
 	}
-	// In this order: while we hold the pidfd of a process that is not reaped
-	// after the comparison, the number was its own throughout.
-	if st, err := readProcStat(pid); err != nil || st.StartTicks != ticks {
-		f.Close()
-		return nil, unix.ESRCH
+	if err := s.adoptProcess(ctx, t, saved); err != nil || len(stale) == 0 {
+		return nil, err
 	}
-	if now, err := pidfdPid(f); err != nil || now != pid {
-		f.Close()
-		return nil, unix.ESRCH
-	}
-	return f, nil
+	return func() { s.endStaleExecs(ctx, t, stale) }, nil
 }
 
-// adoptTask continues one task; saved is what its pod kept of it, nil for nothing.
-func (s *shim) adoptTask(ctx context.Context, t *task, saved *kept) {
-	var e exitRecord
-	switch {
-	case readJSON(t.dir.exit(), &e) == nil:
-		t.exit = &e
-		close(t.exited)
-		if !t.rec.Released {
-			s.reopen(t, saved)
+// adoptExit takes over a task whose end is written down. What its terminal has not given yet comes
+// before anybody is told.
+func (s *shim) adoptExit(t *task, e exitRecord, saved *kept) error {
+	if !t.rec.Released {
+		if err := s.reopen(t, saved); err != nil {
+			return err
 		}
-		t.unlock()
-	case t.rec.State == stateRunning:
-		s.reopen(t, saved)
-		s.adoptProcess(ctx, t, saved)
-		stale, _ := filepath.Glob(t.dir.at("exec-*.json")) // now: later there may be execs of our own
-		go func() {
-			defer t.unlock()
-			s.endStaleExecs(ctx, t, stale)
-		}()
-	default:
-		go func() {
-			defer t.unlock()
-			s.adoptStart(ctx, t)
-		}()
 	}
+	s.finishTerminal(t)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.exit = &e
+	close(t.exited)
+	for w := range s.watchers { // there are some when the file could not be read at once
+		w.add(t.view())
+	}
+	return nil
 }
 
-// reopen opens the task's streams again.
-func (s *shim) reopen(t *task, saved *kept) {
-	var fifos []*os.File
-	for _, name := range []string{t.dir.stdout(), t.dir.stderr()} {
-		if f, err := openTaskFIFO(name); err == nil {
-			fifos = append(fifos, f)
+// reopen opens the task's streams again. What is open already stays.
+func (s *shim) reopen(t *task, saved *kept) error {
+	if t.fifos == nil {
+		fifos, err := reopenFIFOs(t.dir)
+		if err != nil {
+			return err
 		}
+		s.mu.Lock()
+		t.fifos = fifos
+		s.mu.Unlock()
 	}
 	s.mu.Lock()
-	t.fifos = fifos
-	s.mu.Unlock()
-	if saved == nil {
-		return
+	if t.stdin == nil {
+		t.stdin = saved.take("stdin")
 	}
-	s.mu.Lock()
-	t.stdin = saved.take("stdin")
+	if t.tty == nil {
+		t.tty = saved.take("tty")
+	}
+	tty, pumping := t.tty, t.pump != nil
 	s.mu.Unlock()
-	tty := saved.take("tty")
-	if tty == nil {
-		return
+	if tty == nil || pumping {
+		return nil
 	}
 	p, err := newPump(tty, t.dir.stdout())
 	if err != nil {
-		log.L.WithError(err).WithField("container", t.rec.ID).Error("terminal is not read")
+		return fmt.Errorf("terminal is not read: %w", err)
 	}
 	s.mu.Lock()
-	t.tty, t.pump = tty, p
+	t.pump = p
 	s.mu.Unlock()
+	return nil
 }
 
-// adoptProcess begins to wait for a process that is no child of ours.
-func (s *shim) adoptProcess(ctx context.Context, t *task, saved *kept) {
+// reopenFIFOs opens those that are there.
+func reopenFIFOs(d taskDir) ([]*os.File, error) {
+	var fifos []*os.File
+	for _, name := range []string{d.stdout(), d.stderr()} {
+		f, err := openTaskFIFO(name)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			closeAll(fifos)
+			return nil, err
+		}
+		if err == nil {
+			fifos = append(fifos, f)
+		}
+	}
+	return fifos, nil
+}
+
+// adoptProcess begins to wait for a process that is no child of ours. An error says nothing about it.
+func (s *shim) adoptProcess(ctx context.Context, t *task, saved *kept) error {
 	pidfd, err := openSame(t.rec.Pid, t.rec.StartTicks)
-	if err != nil && saved != nil {
-		// Gone, but the pod kept a descriptor that knows how it went. One that
-		// is still alive under another number is not ours.
-		if f := saved.take("pidfd"); f != nil {
-			if pid, err := pidfdPid(f); err == nil && pid == -1 {
-				pidfd = pidfdFile(dupFD(f))
-			}
-			f.Close()
+	if err != nil && !isGone(err) {
+		return err
+	}
+	if err != nil {
+		if pidfd, err = saved.ended(); err != nil {
+			return err
 		}
 	}
 	if pidfd == nil {
 		s.ended(t, unknownExit)
-		return
+		return nil
 	}
 	s.mu.Lock()
 	t.pidfd = pidfd
@@ -209,74 +316,83 @@ func (s *shim) adoptProcess(ctx context.Context, t *task, saved *kept) {
 		}
 		s.ended(t, e)
 	}()
-}
-
-func dupFD(f *os.File) int {
-	fd, err := unix.FcntlInt(uintptr(fdOf(f)), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return -1
-	}
-	return fd
+	return nil
 }
 
 // lastStatus finds out how a process that is not our child has ended: from the
 // kernel's record once it is reaped, from /proc while it is a zombie. It may
 // be reaped between the two looks.
 func lastStatus(t *task, pidfd *os.File) (unix.WaitStatus, bool) {
-	for range 2 {
+	for looks := 0; looks < 2; {
 		if ws, ok := pidfdExit(pidfd); ok {
 			return ws, true
 		}
-		if st, err := readProcStat(t.rec.Pid); err == nil && st.StartTicks == t.rec.StartTicks && st.State == 'Z' {
+		st, err := readProcStat(t.rec.Pid)
+		if err == nil && st.StartTicks == t.rec.StartTicks && st.State == 'Z' {
 			return st.ExitCode, true
 		}
+		if err != nil && outOfResources(err) {
+			time.Sleep(lookAgain)
+			continue
+		}
+		looks++
 	}
 	return 0, false
 }
 
 // adoptStart finishes a start whose shim died: when the runtime that was in
-// flight has brought the task up, it runs; otherwise it was never started.
-func (s *shim) adoptStart(ctx context.Context, t *task) {
+// flight has brought the task up, it runs; otherwise it was never started. So
+// is a task whose terminal has gone with the shim: nobody could read it again.
+func (s *shim) adoptStart(ctx context.Context, t *task, saved *kept) {
 	s.outlast(ctx, t.lockFile(), startWait)
-	ended, err := s.adoptPid(ctx, t)
-	if err == nil {
-		s.step("shim.adopt.start")
-		if ended {
-			s.ended(t, unknownExit)
+	for said := false; ctx.Err() == nil; pauseFor(ctx, lookAgain) {
+		err := s.adoptPid(ctx, t, saved)
+		if err == nil {
+			s.step("shim.adopt.start")
+			return
 		}
-		return
-	}
-	if err := s.abandon(context.WithoutCancel(ctx), t); err != nil {
-		log.L.WithError(err).WithField("container", t.rec.ID).Error("start cut short is not cleaned up")
+		if errors.Is(err, errNotStarted) {
+			log.L.WithError(err).WithField("container", t.rec.ID).Warn("start cut short is undone")
+			err = s.abandon(context.WithoutCancel(ctx), t)
+			if err != nil {
+				log.L.WithError(err).WithField("container", t.rec.ID).Error("start cut short is not cleaned up")
+			}
+			return
+		}
+		if !said {
+			said = true
+			log.L.WithError(err).WithField("container", t.rec.ID).Error("start cut short cannot be taken over now; will try again")
+		}
 	}
 }
 
-// adoptPid takes the process of the runtime's pid file for the task's. True
-// when there was one and it has ended.
-func (s *shim) adoptPid(ctx context.Context, t *task) (bool, error) {
-	pid, err := readPid(t.dir.pid())
+// adoptPid takes the process of the runtime's pid file for the task's. errNotStarted: it is not to
+// be taken over, and what there is of it must go; after any other error it may be called again.
+func (s *shim) adoptPid(ctx context.Context, t *task, saved *kept) error {
+	p, err := s.identify(t)
 	if err != nil {
-		return false, err
+		return err
 	}
-	written, err := os.Stat(t.dir.pid())
-	if err != nil {
-		return false, err
+	if err := s.reopen(t, saved); err != nil {
+		return err
 	}
-	ended, ticks := true, uint64(0)
-	if st, err := readProcStat(pid); err == nil && !startedAfter(st, written.ModTime()) {
-		ended, ticks = false, st.StartTicks
+	if p.ticks != 0 && t.rec.Terminal && t.tty == nil {
+		return fmt.Errorf("its terminal has gone with the shim that began it: %w", errNotStarted)
+	}
+	rec := t.rec
+	rec.Pid, rec.StartTicks, rec.StartedAt, rec.State = p.pid, p.ticks, time.Now(), stateRunning
+	if st, err := os.Stat(t.dir.pid()); err == nil {
+		rec.StartedAt = st.ModTime()
+	}
+	if err := writeJSON(t.dir.record(), rec); err != nil {
+		return err
 	}
 	s.mu.Lock()
-	t.rec.Pid, t.rec.StartedAt, t.rec.StartTicks, t.rec.State = pid, written.ModTime(), ticks, stateRunning
+	t.rec = rec
 	s.mu.Unlock()
-	if err := writeJSON(t.dir.record(), t.rec); err != nil {
-		return false, err
+	if err := s.adoptProcess(ctx, t, saved); err != nil {
+		return err
 	}
-	if ended {
-		return true, nil
-	}
-	s.reopen(t, nil)
-	s.adoptProcess(ctx, t, nil)
 	if t.rec.Keeper && t.pidfd != nil {
 		if k, err := findKeeper(t.dir, t.pidfd); err == nil {
 			s.mu.Lock()
@@ -286,34 +402,13 @@ func (s *shim) adoptPid(ctx context.Context, t *task) (bool, error) {
 	}
 	s.refreshKeeper(t.rec.Pod)
 	s.refreshKeeper(t.rec.ID)
-	return false, nil
+	return nil
 }
-
-// startedAfter: the process is younger than at, so it only has the number of
-// the one that was written down then.
-func startedAfter(st procStat, at time.Time) bool {
-	var now unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
-		return false
-	}
-	age := time.Duration(now.Nano()) - time.Duration(st.StartTicks)*(time.Second/clockTicks)
-	return time.Since(at)-age > time.Second/clockTicks
-}
-
-const clockTicks = 100 // sysconf(_SC_CLK_TCK), the same on every Linux
 
 // outlast waits until no process holds the lock file, and kills the runtimes
 // that still do after limit.
 func (s *shim) outlast(ctx context.Context, path string, limit time.Duration) {
-	free := func() bool {
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			return true
-		}
-		defer f.Close()
-		return !errors.Is(unix.Flock(fdOf(f), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
-	}
-	for end := time.Now().Add(limit); !free() && ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(limit); !unlocked(path) && ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end.Add(killedWait)) {
 			return
 		}
@@ -323,60 +418,137 @@ func (s *shim) outlast(ctx context.Context, path string, limit time.Duration) {
 	}
 }
 
+// unlocked: nobody holds the lock file. One that cannot be opened now may be held.
+func unlocked(path string) bool {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist)
+	}
+	defer f.Close()
+	return unix.Flock(fdOf(f), unix.LOCK_EX|unix.LOCK_NB) == nil
+}
+
 // killHolders sends SIGKILL to the runtimes of ours that have path open, and
 // to what they have started. Others may hold it too, the daemon for one.
 func (s *shim) killHolders(path string) {
-	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	for _, name := range fds {
-		// The link is read, not followed: the file may be on a disk that hangs.
-		if to, err := os.Readlink(name); err != nil || filepath.Base(to) != filepath.Base(path) {
-			continue
-		}
-		pid, _ := strconv.Atoi(strings.Split(name, "/")[2])
-		f, err := openPidfd(pid)
-		if err != nil {
-			continue
-		}
-		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if strings.Contains(string(cmdline), "\x00--root\x00"+s.state.runcRoot()+"\x00") {
-			killDescendants(pid)
-			_ = signalPidfd(f, unix.SIGKILL)
-		}
-		f.Close()
-	}
-}
-
-// endStaleExecs kills what a dead shim had executed in the task: its callers
-// are gone.
-func (s *shim) endStaleExecs(ctx context.Context, t *task, files []string) {
-	if len(files) == 0 {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
 		return
 	}
-	s.outlast(ctx, t.lockFile(), requestWait)
-	for _, name := range files {
-		e := execution{s: s, t: t, name: strings.TrimSuffix(name, ".json")}
-		if pid, err := readPid(e.pidFile()); err == nil {
-			killStale(pid, e.pidFile())
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fdOf(f)))
+	f.Close()
+	if err != nil {
+		return
+	}
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, fd := range fds {
+		// The link is read, not followed: the file may be on a disk that hangs.
+		if to, err := os.Readlink(fd); err == nil && to == name {
+			s.killHolder(fd, name)
 		}
-		e.cleanup()
 	}
 }
 
-// killStale kills the process group of the process that a pid file was written for.
-func killStale(pid int, pidFile string) {
+// killHolder kills the runtime whose descriptor fd, a link in /proc, is the file name.
+func (s *shim) killHolder(fd, name string) {
+	pid, _ := strconv.Atoi(strings.Split(fd, "/")[2])
 	f, err := openPidfd(pid)
 	if err != nil {
 		return
 	}
 	defer f.Close()
-	written, err := os.Stat(pidFile)
-	if err != nil {
+	to, err := os.Readlink(fd) // again: by now the number cannot become another's unseen
+	if err != nil || to != name || !s.isRuntime(pid) || stillHas(f, pid) != nil {
 		return
 	}
-	if st, err := readProcStat(pid); err != nil || startedAfter(st, written.ModTime()) {
-		return
+	_ = signalPidfd(f, unix.SIGSTOP)
+	killDescendants(f)
+	_ = signalPidfd(f, unix.SIGKILL)
+}
+
+// isRuntime: the process runs a runtime's command that is about our tasks.
+func (s *shim) isRuntime(pid int) bool {
+	cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return strings.Contains(string(cmdline), "\x00--root\x00"+s.state.runcRoot()+"\x00")
+}
+
+// staleExecs lists the execs that a dead shim had under way in a task: the path that the files of
+// each begin with.
+func staleExecs(d taskDir) ([]string, error) {
+	entries, err := os.ReadDir(string(d))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	var found []string
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".json"); ok && strings.HasPrefix(name, "exec-") {
+			found = append(found, d.at(name))
+		}
+	}
+	return found, nil
+}
+
+// endStaleExecs kills what a dead shim had executed in the task: its callers
+// are gone.
+func (s *shim) endStaleExecs(ctx context.Context, t *task, names []string) {
+	s.outlast(ctx, t.lockFile(), requestWait)
+	for _, name := range names {
+		e := execution{s: s, t: t, name: name}
+		for ctx.Err() == nil {
+			err := s.killStale(e)
+			if err == nil {
+				e.cleanup()
+				break
+			}
+			log.L.WithError(err).WithField("container", t.rec.ID).Warn("exec that lost its caller cannot be ended now; will try again")
+			pauseFor(ctx, 5*time.Second)
+		}
+	}
+}
+
+// killStale kills the process group of the process that an exec's pid file was written for. It leads
+// a session, and it is in the task's cgroup, or a runtime of ours; the task's own process is not it.
+func (s *shim) killStale(e execution) error {
+	pid, err := readPid(e.pidFile())
+	if isGone(err) || errdefs.IsDataLoss(err) || err == nil && pid == e.t.rec.Pid {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	f, err := openPidfd(pid)
+	if err == nil {
+		defer f.Close()
+		err = s.isExec(e, pid)
+	}
+	if err == nil {
+		err = stillHas(f, pid)
+	}
+	if isGone(err) {
+		return nil
+	}
+	if err != nil {
+		return err
 	}
 	if unix.PidfdSendSignal(fdOf(f), unix.SIGKILL, nil, unix.PIDFD_SIGNAL_PROCESS_GROUP) != nil {
 		_ = signalPidfd(f, unix.SIGKILL)
 	}
+	return nil
+}
+
+// isExec: the process is one that was executed in the task. os.ErrNotExist when it is not.
+func (s *shim) isExec(e execution, pid int) error {
+	st, err := readProcStat(pid)
+	if err != nil {
+		return err
+	}
+	dirs, err := s.cgroupsOf(e.t.dir, 0)
+	if err != nil {
+		return err
+	}
+	in, err := inCgroups(s.hierarchies, pid, dirs)
+	if err == nil && (!in && !s.isRuntime(pid) || st.Session != pid) {
+		err = os.ErrNotExist
+	}
+	return err
 }

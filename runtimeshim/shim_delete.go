@@ -111,10 +111,12 @@ func (s *shim) endTask(ctx context.Context, id string) error {
 	if err := s.end(ctx, t); err != nil {
 		return fmt.Errorf("end task %s: %w", id, err)
 	}
-	if !t.rec.Released {
-		signalCgroups(s.cgroupsOf(t.dir, 0), unix.SIGKILL)
+	if t.rec.Released {
+		return nil
 	}
-	return nil
+	dirs, err := s.cgroupsOf(t.dir, 0)
+	signalCgroups(dirs, unix.SIGKILL)
+	return err
 }
 
 // end kills the task's process and waits until its exit is written.
@@ -135,7 +137,8 @@ func (s *shim) end(ctx context.Context, t *task) error {
 	case <-t.exited:
 		return nil
 	case <-time.After(thawWait):
-		freezeCgroups(s.cgroupsOf(t.dir, t.rec.Pid), false) // a frozen process does not die (v1)
+		dirs, _ := s.cgroupsOf(t.dir, t.livePid())
+		freezeCgroups(dirs, false) // a frozen process does not die (v1)
 	}
 	select {
 	case <-t.exited:
@@ -155,9 +158,12 @@ func (s *shim) clear(ctx context.Context, t *task) error {
 		return nil
 	}
 	home := filepath.Join(s.state.runcRoot(), t.rec.ID)
-	dirs := s.cgroupsOf(t.dir, t.livePid())
+	dirs, err := s.cgroupsOf(t.dir, t.livePid())
+	if err != nil {
+		return err
+	}
 	var failed error
-	if _, err := os.Lstat(home); err == nil && t.rec.Runtime != "" {
+	if _, err := os.Lstat(home); !errors.Is(err, os.ErrNotExist) && t.rec.Runtime != "" {
 		s.step("shim.delete")
 		failed = s.runDelete(ctx, t)
 	}
@@ -235,8 +241,12 @@ func (s *shim) kill(_ context.Context, in *inbound) (any, error) {
 		return nil, fmt.Errorf("send signal %d to task %s: %w", b.Signal, b.ID, err)
 	}
 	reached := err == nil
-	if b.All && signalCgroups(s.cgroupsOf(t.dir, pid), unix.Signal(b.Signal)) > 0 {
-		reached = true
+	if b.All {
+		dirs, err := s.cgroupsOf(t.dir, pid)
+		if err != nil {
+			return nil, fmt.Errorf("send signal %d to all of task %s: %w", b.Signal, b.ID, err)
+		}
+		reached = signalCgroups(dirs, unix.Signal(b.Signal)) > 0 || reached
 	}
 	if !reached {
 		return nil, fmt.Errorf("process of task %s: %w", b.ID, errdefs.ErrNotFound)

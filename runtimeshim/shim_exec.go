@@ -145,7 +145,7 @@ func (e *execution) begin(ctx context.Context, in *inbound) (child, []*os.File, 
 		err = e.s.run(ctx, c)
 	}
 	if err != nil {
-		return child{}, nil, err
+		return child{}, nil, errors.Join(err, e.undo())
 	}
 	e.s.step("shim.exec.runc")
 	proc, err := e.claim()
@@ -155,12 +155,35 @@ func (e *execution) begin(ctx context.Context, in *inbound) (child, []*os.File, 
 	return proc, tty, err
 }
 
-func (e *execution) claim() (child, error) {
-	pid, err := readPid(e.pidFile())
-	if err != nil {
-		return child{}, err
+// undo kills the process of an exec that has failed, if it has come to that: the runtime may have
+// started it, and not have ended before it was killed itself.
+func (e *execution) undo() error {
+	proc, err := e.claim()
+	if isGone(err) {
+		return nil
 	}
-	return e.s.reaper.claim(pid)
+	if err != nil {
+		return fmt.Errorf("a process of it may be left: %w", err)
+	}
+	if proc.pidfd != nil {
+		defer proc.pidfd.Close()
+	}
+	return e.kill(proc)
+}
+
+// claim takes the process that the runtime has named, while the caller's hold lasts. A pid file that
+// cannot be read just now is read again: without it the process would be left to itself.
+func (e *execution) claim() (child, error) {
+	for tries := 0; ; tries++ {
+		pid, err := readPid(e.pidFile())
+		if err == nil {
+			return e.s.reaper.claim(pid)
+		}
+		if isGone(err) || errdefs.IsDataLoss(err) || tries == 50 {
+			return child{}, err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // kill ends the process group, which the process leads: the runtime made it a
@@ -203,11 +226,31 @@ func (s *shim) fds(_ context.Context, in *inbound) (any, error) {
 		kinds = append(kinds, kind)
 		in.attach(os.NewFile(uintptr(fd), kind))
 	}
-	var once *os.File
-	if t.rec.StdinOnce {
-		once, t.stdin = t.stdin, nil
+	if t.rec.StdinOnce && t.stdin != nil {
+		given := t.stdin
+		t.stdin, t.giving = nil, given
+		in.afterwards(func(sent error) { s.giveAway(t, given, sent) })
 	}
 	s.mu.Unlock()
-	closeAll([]*os.File{once})
 	return kinds, nil
+}
+
+// giveAway lets go of the stdin that has been sent to its only user, here and in the pod's keeper. It
+// comes after the reply: a shim that dies in between leaves it to its successor. What could not be
+// sent waits for the next who asks.
+func (s *shim) giveAway(t *task, stdin *os.File, sent error) {
+	s.mu.Lock()
+	if t.giving != stdin {
+		s.mu.Unlock()
+		return // the task's streams are closed
+	}
+	t.giving = nil
+	if sent != nil {
+		t.stdin = stdin
+	}
+	s.mu.Unlock()
+	if sent == nil {
+		s.refreshKeeper(t.rec.Pod)
+		stdin.Close()
+	}
 }

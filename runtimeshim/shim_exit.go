@@ -17,7 +17,7 @@ func exitOf(ws unix.WaitStatus) exitRecord { return exitRecord{Code: exitCode(ws
 func (s *shim) ended(t *task, e exitRecord) {
 	s.step("shim.exit.seen")
 	s.mu.Lock()
-	rec, told, pump := t.rec, t.exit != nil, t.pump
+	rec, told := t.rec, t.exit != nil
 	s.mu.Unlock()
 	if told {
 		return
@@ -31,9 +31,7 @@ func (s *shim) ended(t *task, e exitRecord) {
 	}
 	s.step("shim.exit.written")
 	s.liftQuota(t.dir)
-	if pump != nil {
-		pump.finish(2 * time.Second)
-	}
+	s.finishTerminal(t)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t.exit = &e
@@ -43,6 +41,16 @@ func (s *shim) ended(t *task, e exitRecord) {
 	}
 	for w := range s.watchers {
 		w.add(t.view())
+	}
+}
+
+// finishTerminal moves what a task's terminal still has to where the logger finds it.
+func (s *shim) finishTerminal(t *task) {
+	s.mu.Lock()
+	pump := t.pump
+	s.mu.Unlock()
+	if pump != nil && !pump.finish(lastOutput) {
+		log.L.WithField("container", t.dir.id()).Error("the end of the output of a terminal is lost: nobody has read what came before")
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -52,6 +53,9 @@ func (k *kept) add(kind string, f *os.File) {
 
 // take hands out the file of a kind, nil for none.
 func (k *kept) take(kind string) *os.File {
+	if k == nil {
+		return nil
+	}
 	for i, name := range k.Kinds {
 		if name == kind && i < len(k.files) {
 			f := k.files[i]
@@ -60,6 +64,35 @@ func (k *kept) take(kind string) *os.File {
 		}
 	}
 	return nil
+}
+
+// ended takes the descriptor of a process that is gone, and that knows how it went; nil for none. One
+// that is still alive, under another number, is not the task's.
+func (k *kept) ended() (*os.File, error) {
+	if k == nil {
+		return nil, nil
+	}
+	i := slices.Index(k.Kinds, "pidfd")
+	if i < 0 || i >= len(k.files) || k.files[i] == nil {
+		return nil, nil
+	}
+	pid, err := pidfdPid(k.files[i])
+	if err != nil || pid != -1 {
+		return nil, err
+	}
+	fd, err := unix.FcntlInt(uintptr(fdOf(k.files[i])), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, err
+	}
+	return pidfdFile(fd), nil
+}
+
+// close closes what nobody has taken.
+func (k *kept) close() {
+	if k != nil {
+		closeAll(k.files)
+		k.Kinds, k.files = nil, nil
+	}
 }
 
 // newKeeper makes the socket of a pod task.

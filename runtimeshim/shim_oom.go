@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
@@ -39,12 +40,12 @@ func (s *shim) markOOM(t *task) {
 }
 
 // oomBase returns the count from which on a kill is the reason of a task's end.
-func oomBase(rec taskRecord, d taskDir) uint64 {
+func oomBase(rec taskRecord, d taskDir) (uint64, error) {
 	var m oomMark
-	if readJSON(d.oom(), &m) != nil {
-		return rec.OOMBase
+	if err := readJSON(d.oom(), &m); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsDataLoss(err) {
+		return 0, err
 	}
-	return max(rec.OOMBase, m.Kills)
+	return max(rec.OOMBase, m.Kills), nil
 }
 
 // dying tells whether somebody has sent SIGKILL to a process, or it ends for

@@ -64,8 +64,9 @@ func TestMarkOOM(t *testing.T) {
 		task := newTask(d, taskRecord{taskParams: taskParams{OOMFile: file}, OOMBase: 2})
 		task.pidfd = pidfd
 		s.markOOM(task)
-		if task.rec.OOMBase != row.want || oomBase(taskRecord{OOMBase: 2}, d) != row.want {
-			t.Errorf("%s: the count begins at %d, and for the next shim at %d; want %d", name, task.rec.OOMBase, oomBase(taskRecord{OOMBase: 2}, d), row.want)
+		next, err := oomBase(taskRecord{OOMBase: 2}, d)
+		if err != nil || task.rec.OOMBase != row.want || next != row.want {
+			t.Errorf("%s: the count begins at %d, and for the next shim at %d (%v); want %d", name, task.rec.OOMBase, next, err, row.want)
 		}
 	}
 }

@@ -96,6 +96,10 @@ func (r *reaper) claim(pid int) (child, error) {
 	defer r.mu.Unlock()
 	done := make(chan unix.WaitStatus, 1)
 	pidfd, err := openPidfd(pid)
+	if err == nil && !isChild(pidfd) {
+		pidfd.Close()
+		pidfd, err = nil, unix.ESRCH // the number is a stranger's by now
+	}
 	switch ws, early := r.early[pid]; {
 	case err == nil:
 		// Not reaped, so an early status under this number is of an older process.
@@ -108,6 +112,17 @@ func (r *reaper) claim(pid int) (child, error) {
 		return child{}, fmt.Errorf("process %d: %w", pid, err)
 	}
 	return child{pid, pidfd, done}, nil
+}
+
+// isChild: it is a child of ours that is not reaped. Nothing is taken from the kernel by asking.
+func isChild(pidfd *os.File) bool {
+	const ask = unix.WEXITED | unix.WNOHANG | unix.WNOWAIT | unix.WALL
+	for {
+		err := unix.Waitid(unix.P_PIDFD, fdOf(pidfd), nil, ask, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return err == nil
+		}
+	}
 }
 
 // start executes a program of ours, claimed from birth. A fork or exec that

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -101,8 +100,12 @@ func (s *shim) awaitCommand(ctx context.Context, proc child, c ociCommand) (unix
 	case <-over:
 		why = context.Cause(ctx)
 	}
-	killDescendants(proc.pid)
-	s.reaper.killGroup(proc.pid)
+	select {
+	case ws := <-proc.done: // just now
+		return ws, nil
+	default:
+	}
+	s.killCommand(proc)
 	select {
 	case <-proc.done:
 	case <-time.After(killedWait):
@@ -111,31 +114,26 @@ func (s *shim) awaitCommand(ctx context.Context, proc child, c ociCommand) (unix
 	return 0, why
 }
 
-// killDescendants sends SIGKILL to the children of a process of ours that is
-// still unreaped, to theirs and so on. The runtime's own helper leaves the
-// process group early.
-func killDescendants(pid int) {
-	for _, kid := range children(pid) {
-		killDescendants(kid)
-		if f, err := openPidfd(kid); err == nil {
-			_ = signalPidfd(f, unix.SIGKILL)
-			f.Close()
-		}
+// killCommand ends a command of ours and everything that it has started. It is stopped first, so that
+// it starts nothing more while we look for what it has.
+func (s *shim) killCommand(proc child) {
+	if proc.pidfd != nil {
+		_ = signalPidfd(proc.pidfd, unix.SIGSTOP)
+		awaitStopped(proc.pid)
+		killDescendants(proc.pidfd)
 	}
+	s.reaper.killGroup(proc.pid)
 }
 
-func children(pid int) []int {
-	var kids []int
-	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	for _, name := range files {
-		raw, _ := os.ReadFile(name)
-		for _, w := range strings.Fields(string(raw)) {
-			if n, err := strconv.Atoi(w); err == nil {
-				kids = append(kids, n)
-			}
+// awaitStopped waits until a process that was sent SIGSTOP has stopped, or ended, for a while: one
+// that is stuck in the kernel does neither.
+func awaitStopped(pid int) {
+	for range 100 {
+		if st, err := readProcStat(pid); err != nil || strings.IndexByte("TtZX", st.State) >= 0 {
+			return
 		}
+		time.Sleep(time.Millisecond)
 	}
-	return kids
 }
 
 func startError(runtime string, err error) error {

@@ -93,9 +93,12 @@ func (s *shim) running(t *task, proc child) error {
 	t.rec.Pid, t.rec.StartTicks, t.rec.StartedAt, t.rec.State = proc.pid, st.StartTicks, time.Now(), stateRunning
 	rec := t.rec // a kill may change it from here on
 	s.mu.Unlock()
+	// First what must survive us, then the record that relies on it: a terminal without its master is
+	// lost, and then this was no start.
+	s.refreshKeeper(t.rec.Pod)
+	s.step("shim.start.kept")
 	err := writeJSON(t.dir.record(), rec)
 	s.kills.add(t.rec.OOMFile)
-	s.refreshKeeper(t.rec.Pod)
 	go func() {
 		s.ended(t, exitOf(<-proc.done))
 	}()

@@ -2,6 +2,7 @@ package runtimeshim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -88,9 +89,9 @@ func (s *shim) forget(t *task) {
 // nothing sends a number that has become somebody else's.
 func (s *shim) letGo(t *task) {
 	s.mu.Lock()
-	files := append(t.fifos, t.stdin, t.tty)
+	files := append(t.fifos, t.stdin, t.giving, t.tty)
 	pump := t.pump
-	t.fifos, t.stdin, t.tty, t.pump = nil, nil, nil, nil
+	t.fifos, t.stdin, t.giving, t.tty, t.pump = nil, nil, nil, nil, nil
 	s.mu.Unlock()
 	s.refreshKeeper(t.rec.Pod)
 	if pump != nil {
@@ -132,7 +133,9 @@ func (t *task) toKeep() kept {
 		it.add("fifo", f)
 	}
 	it.add("tty", t.tty)
-	if !t.rec.StdinOnce {
+	if t.giving != nil {
+		it.add("stdin", t.giving)
+	} else {
 		it.add("stdin", t.stdin)
 	}
 	return it
@@ -150,9 +153,15 @@ func (t *task) view() Task {
 
 // list returns by id every task, and as "created" everything of that name which
 // is none: a folder not started yet, a runtime's state without a folder.
-func (s *shim) list() []Task {
-	entries, _ := os.ReadDir(s.state.tasks())
-	orphans, _ := os.ReadDir(s.state.runcRoot())
+func (s *shim) list() ([]Task, error) {
+	var entries []os.DirEntry
+	for _, dir := range []string{s.state.tasks(), s.state.runcRoot()} {
+		found, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("list tasks: %v: %w", err, errdefs.ErrUnavailable)
+		}
+		entries = append(entries, found...)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := []Task{}
@@ -160,14 +169,14 @@ func (s *shim) list() []Task {
 		all = append(all, t.view())
 	}
 	seen := map[string]bool{}
-	for _, e := range append(entries, orphans...) {
+	for _, e := range entries {
 		if _, known := s.tasks[e.Name()]; !known && !seen[e.Name()] && checkID(e.Name()) == nil {
 			seen[e.Name()] = true
 			all = append(all, Task{ID: e.Name(), State: stateCreated})
 		}
 	}
 	slices.SortFunc(all, func(a, b Task) int { return strings.Compare(a.ID, b.ID) })
-	return all
+	return all, nil
 }
 
 // settle waits for the operation in flight and returns what came of it.

@@ -124,20 +124,35 @@ func (p *pump) splice(fd int) (int64, error) {
 	return n, err
 }
 
+const (
+	terminalHolds = 64 << 10        // more than a terminal has in its buffers (pty: 8 KiB and 4 KiB)
+	widerPipe     = 1 << 20         // for what a terminal had, however little the logger has taken
+	lastOutput    = 2 * time.Second // where the FIFO cannot be widened: for the logger to make room
+)
+
 // finish is for after the end of the task: it moves what the terminal still
-// has, waiting at most limit for room in the FIFO, and stops.
-func (p *pump) finish(limit time.Duration) {
+// has, and stops. Nobody need read the FIFO meanwhile: it is given room for all
+// of that. False when something is left behind.
+func (p *pump) finish(limit time.Duration) bool {
 	p.stop()
-	for end := time.Now().Add(limit); ; {
+	_, _ = unix.FcntlInt(uintptr(fdOf(p.fifo)), unix.F_SETPIPE_SZ, widerPipe) // else there is what there is
+	moved := int64(0)
+	for end := time.Now().Add(limit); moved < terminalHolds; {
 		n, err := p.splice(fdOf(p.tty))
 		switch {
-		case n > 0, errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EAGAIN) && readable(fdOf(p.tty)) && time.Now().Before(end):
+		case n > 0:
+			moved += n
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN) && readable(fdOf(p.tty)):
+			if time.Now().After(end) {
+				return false
+			}
 			time.Sleep(2 * time.Millisecond) // the FIFO is full
 		default:
-			return
+			return true
 		}
 	}
+	return true // what goes on to print has outlived the task
 }
 
 // stop ends the goroutine; nothing is moved after it.

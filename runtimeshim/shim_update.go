@@ -60,7 +60,10 @@ func (s *shim) update(ctx context.Context, in *inbound) (any, error) {
 // updateTask notes the limits, changes them, and puts back what it noted when
 // that fails: a runtime that fails has changed what came before.
 func (s *shim) updateTask(ctx context.Context, t *task, b updateBody, r specs.LinuxResources) error {
-	dirs := s.cgroupsOf(t.dir, t.livePid())
+	dirs, err := s.cgroupsOf(t.dir, t.livePid())
+	if err != nil {
+		return err
+	}
 	was, err := noteLimits(t.dir.limits(), dirs, limitNames(r))
 	if err != nil {
 		return err

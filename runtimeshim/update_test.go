@@ -43,7 +43,7 @@ func TestSpecCgroups(t *testing.T) {
 		if err != nil || os.WriteFile(file, raw, 0o600) != nil {
 			t.Fatal(err)
 		}
-		if got := specCgroups(all, file); !reflect.DeepEqual(got, want) {
+		if got, err := specCgroups(all, file); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q lies at %q, want %q", path, got, want)
 		}
 	}

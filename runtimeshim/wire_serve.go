@@ -28,6 +28,7 @@ type inbound struct {
 	body     json.RawMessage
 	conn     *net.UnixConn
 	attached []*os.File
+	after    func(sent error)
 }
 
 // decode fills v with the body of the request. ErrInvalidArgument.
@@ -51,6 +52,9 @@ func (in *inbound) send(body any, files ...*os.File) error {
 // attach adds descriptors to the last reply and gives them away: they are
 // closed once the reply is written, also when it is an error.
 func (in *inbound) attach(files ...*os.File) { in.attached = append(in.attached, files...) }
+
+// afterwards has f called once the last reply is written, or cannot be.
+func (in *inbound) afterwards(f func(sent error)) { in.after = f }
 
 // listen makes a 0600 socket at path, replacing what is there: the caller
 // holds the lock that makes the name its own.
@@ -174,7 +178,10 @@ func answer(ctx context.Context, conn *net.UnixConn, handlers map[string]handler
 	if err != nil {
 		out = reply{Error: toWire(err)}
 	}
-	_ = writeFrame(conn, out, in.attached)
+	sent := writeFrame(conn, out, in.attached)
+	if in.after != nil {
+		in.after(sent)
+	}
 	closeAll(in.Files)
 	closeAll(in.attached)
 }

@@ -244,7 +244,8 @@ func resize(ctx context.Context, tty *os.File, sizes <-chan Size) {
 
 // Attach connects the client's streams with those of a running container, and returns when the container has ended or the client has left
 // (CRI Attach). Output begins now. What the client does with its input is what the container was made for: with stdin_once the container's
-// stdin ends with the first client's, otherwise it stays open for the next one; without stdin the client's is not read.
+// stdin ends with the first client's, otherwise it stays open for the next one; without stdin the client's is not read. A client whose
+// own input has ended leaves an open stdin that is no terminal: it has what was printed until then, and the container goes on.
 func (m *Manager) Attach(ctx context.Context, id string, client Streams) error {
 	c, err := m.findContainer(id)
 	if err != nil {
@@ -264,7 +265,9 @@ func (m *Manager) Attach(ctx context.Context, id string, client Streams) error {
 		return err
 	}
 	defer out.close()
-	return m.follow(ctx, c, out, func() error { return m.talk(ctx, c, client) })
+	leave, ended := context.WithCancel(ctx)
+	defer ended()
+	return m.follow(ctx, leave, c, out, func() error { return m.talk(ctx, c, client, ended) })
 }
 
 // CheckAttach says why nobody can attach to a container now: ErrNotFound, ErrFailedPrecondition, ErrInvalidArgument when the client means to
@@ -284,13 +287,13 @@ func (m *Manager) CheckAttach(id string, tty bool) error {
 }
 
 // follow copies a container's output until it ends. begun is called once, when the output that an input causes will be seen. A logger that
-// died is asked again: the next one knows of nobody who was attached.
-func (m *Manager) follow(ctx context.Context, c *container, out pair, begun func() error) error {
+// died is asked again: the next one knows of nobody who was attached. When leave ends it is over, too.
+func (m *Manager) follow(ctx, leave context.Context, c *container, out pair, begun func() error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	first := true
 	for {
-		err := m.shim.Attach(ctx, c.id, out.stdout(), out.stderr(), func() {
+		err := m.shim.Attach(ctx, leave, c.id, out.stdout(), out.stderr(), func() {
 			if first {
 				first = false
 				if err := begun(); err != nil {
@@ -301,6 +304,9 @@ func (m *Manager) follow(ctx context.Context, c *container, out pair, begun func
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case leave.Err() != nil && !errors.Is(err, errdefs.ErrAborted): // also when the logger did not live to hand over the last words
+			out.finish()
+			return nil
 		case errors.Is(err, errdefs.ErrUnavailable) && m.mustRun(c) == nil:
 			select {
 			case <-ctx.Done():
@@ -316,8 +322,9 @@ func (m *Manager) follow(ctx context.Context, c *container, out pair, begun func
 	}
 }
 
-// talk gives the container what the client types, and its terminal the client's size.
-func (m *Manager) talk(ctx context.Context, c *container, client Streams) error {
+// talk gives the container what the client types, and its terminal the client's size. over is called when the client's input has ended
+// and the container's stays open for another.
+func (m *Manager) talk(ctx context.Context, c *container, client Streams, over func()) error {
 	if client.Stdin == nil && !c.config.GetTty() {
 		return nil
 	}
@@ -340,9 +347,13 @@ func (m *Manager) talk(ctx context.Context, c *container, client Streams) error 
 	}
 	if client.Stdin != nil && to != nil {
 		go func() {
-			_, _ = io.Copy(to, client.Stdin)
-			if to != ends.Terminal {
-				to.Close()
+			_, err := io.Copy(to, client.Stdin)
+			if to == ends.Terminal {
+				return
+			}
+			to.Close()
+			if !c.config.GetStdinOnce() && !errors.Is(err, unix.EPIPE) { // EPIPE: it is the container that wants no more
+				over()
 			}
 		}()
 	}
