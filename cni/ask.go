@@ -39,6 +39,7 @@ const (
 	firstPatience = 500 * time.Millisecond
 )
 
+// hasStatus tells whether the network's plugins know STATUS and GC.
 func hasStatus(w *network) bool {
 	has, err := version.GreaterThanOrEqualTo(w.version, "1.1.0")
 	return has && err == nil
@@ -124,8 +125,13 @@ func changed(before, now error) bool {
 
 // notAnswered tells whether the plugin was killed at the deadline, or does not know the question.
 func notAnswered(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || unknownQuestion(err)
+}
+
+// unknownQuestion tells whether a plugin does not know the CNI_COMMAND.
+func unknownQuestion(err error) bool {
 	var said *refusal
-	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &said) && said.code == types.ErrInvalidEnvironmentVariables
+	return errors.As(err, &said) && said.code == types.ErrInvalidEnvironmentVariables
 }
 
 // last is the last answer, for people.

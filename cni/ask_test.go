@@ -2,6 +2,7 @@ package cni
 
 import (
 	"fmt"
+	"maps"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,8 +22,17 @@ func statusHost(t *testing.T, status string) (*host, *fake) {
 }
 
 // status makes the plugin one of CNI 1.1.0 with an answer to STATUS.
-func (f *fake) status(does string) {
+func (f *fake) status(does string) { f.does(map[string]string{"STATUS": does}) }
+
+// does makes the plugin one of CNI 1.1.0 that does this for these commands, and what is good for the others.
+func (f *fake) does(verbs map[string]string) {
 	f.t.Helper()
+	all := map[string]string{"ADD": fakeLease + fakeResult, "DEL": fakeRelease}
+	maps.Copy(all, verbs)
+	cases := ""
+	for verb, does := range all {
+		cases += fmt.Sprintf("%s) %s ;;\n", verb, does)
+	}
 	script := fmt.Sprintf(`#!/bin/sh
 D=%s
 case $CNI_COMMAND in
@@ -32,11 +42,8 @@ cat > $D/stdin.$CNI_COMMAND
 env > $D/env.$CNI_COMMAND
 echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS" >> $D/calls
 case $CNI_COMMAND in
-STATUS) %s ;;
-ADD) %s ;;
-DEL) %s ;;
-esac
-`, f.dir, does, fakeLease+fakeResult, fakeRelease)
+%sesac
+`, f.dir, cases)
 	writeTestFile(f.t, f.path+".new", script, 0o755)
 	if err := unix.Rename(f.path+".new", f.path); err != nil {
 		f.t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 // holds a lock meanwhile. Lines begin and end with a line feed, so that a torn one spoils no other.
 type book struct {
 	path string
+	odd  error // the file held lines that cannot be read; nil = none
 
 	mu      sync.Mutex
 	queue   []*entry
@@ -78,6 +79,9 @@ func (b *book) parse(ctx context.Context, data []byte) (debts []*debt, replaced 
 		}
 		whole := data[offset : offset+end]
 		text := trimHole(whole)
+		if len(text) < len(whole) {
+			b.odd = fmt.Errorf("%s has a hole", b.path)
+		}
 		start := offset + len(whole) - len(text)
 		offset += end + 1
 		if len(text) == 0 || text[0] != owes {
@@ -94,6 +98,7 @@ func (b *book) parse(ctx context.Context, data []byte) (debts []*debt, replaced 
 		if err := d.parse(string(pod), rest); err != nil {
 			log.G(ctx).WithError(err).WithField("pod", string(pod)).Warn("network debt is damaged; will be cleared by the current network")
 			d.record = record{Pod: string(pod)}
+			b.odd = fmt.Errorf("the network debt of pod %s is damaged", pod)
 		}
 		if earlier := byPod[d.Pod]; earlier != nil {
 			replaced = append(replaced, earlier.line)
@@ -101,6 +106,7 @@ func (b *book) parse(ctx context.Context, data []byte) (debts []*debt, replaced 
 		byPod[d.Pod] = d
 	}
 	if garbage > 0 {
+		b.odd = fmt.Errorf("%d lines of %s name no pod", garbage, b.path)
 		log.G(ctx).WithField("file", b.path).Warnf("%d lines of the network debts name no pod; skipped", garbage)
 	}
 	b.size = int64(len(data))

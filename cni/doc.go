@@ -49,12 +49,14 @@
 // puts its own extra file at 3 is not.
 //
 // With a configuration of CNI 1.1.0 or later plugins are asked for their STATUS, in the background, when somebody looks
-// at the network and the last answer is old. Their words are the reason of Ready. CHECK is never called: nobody would
-// know what to do with a pod that runs and whose plugin finds fault with it.
+// at the network and the last answer is old. Their words are the reason of Ready. After a start they are told which
+// attachments are in use (GC), when that is certain: see CollectGarbage. CHECK is never called: nobody would know what
+// to do with a pod that runs and whose plugin finds fault with it.
 //
 // Minimum plugin version for hostPort with nftables is 1.9.0, before it forwards foreign traffic (CVE-2025-67499).
 //
 // # Steps
 //
-// cni.netns.created, cni.debt.written, cni.add, cni.added, cni.del, cni.deleted, cni.debt.cleared, netns.removed.
+// cni.netns.created, cni.debt.written, cni.add, cni.added, cni.del, cni.deleted, cni.debt.cleared, cni.gc,
+// netns.removed.
 package cni

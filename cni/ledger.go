@@ -2,6 +2,7 @@ package cni
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -46,6 +47,7 @@ type debt struct {
 type ledger struct {
 	dir  string // of the files of the default network
 	book *book
+	odd  error // why an attachment may be missing here, or be another than it seems; nil = none is
 
 	mu   sync.Mutex
 	owed map[string]*debt
@@ -62,7 +64,7 @@ func openLedger(ctx context.Context, file, dir string) (*ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.book = b
+	l.book, l.odd = b, cmp.Or(l.odd, b.odd)
 	for _, d := range debts {
 		if before := l.owed[d.Pod]; before != nil && before.line == nil {
 			_ = os.Remove(l.file(d.Pod)) // an older attachment of the same id, cleared before the line was written
@@ -80,6 +82,7 @@ func (l *ledger) readFiles(ctx context.Context) error {
 	for _, e := range entries {
 		if !podID.MatchString(e.Name()) || !e.Type().IsRegular() {
 			log.G(ctx).WithField("file", filepath.Join(l.dir, e.Name())).Warn("not a network record; left alone")
+			l.odd = fmt.Errorf("%s is no network record", filepath.Join(l.dir, e.Name()))
 			continue
 		}
 		d := &debt{}
@@ -90,6 +93,7 @@ func (l *ledger) readFiles(ctx context.Context) error {
 		if err != nil {
 			log.G(ctx).WithError(err).WithField("pod", e.Name()).Warn("network record is damaged; taken for one of the default network")
 			d.record = record{Pod: e.Name(), Default: true}
+			l.odd = fmt.Errorf("the network record of pod %s is damaged", e.Name())
 		}
 		l.owed[d.Pod] = d
 	}
@@ -159,6 +163,9 @@ func (l *ledger) clear(ctx context.Context, pod string) error {
 	}
 	return nil
 }
+
+// doubt tells why an attachment may be missing from the ledger.
+func (l *ledger) doubt() error { return l.odd }
 
 // get returns a copy of the pod's debt.
 func (l *ledger) get(pod string) (debt, bool) {

@@ -54,6 +54,8 @@ type Networks struct {
 	turns   turns
 	probe   *prober
 	asker   *asker
+	gate    gate
+	others  string                  // folder of other runtimes' results
 	failure atomic.Pointer[Failure] // the last one
 }
 
@@ -71,7 +73,7 @@ func Open(ctx context.Context, c Config) (*Networks, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Networks{c: c, step: c.Step, debts: debts, probe: newProber()}
+	n := &Networks{c: c, step: c.Step, debts: debts, probe: newProber(), others: othersResults}
 	n.asker = &asker{ask: n.askStatus}
 	n.own, err = newBridgeNetwork(c)
 	if err != nil {

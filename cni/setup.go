@@ -42,6 +42,10 @@ func (n *Networks) Setup(ctx context.Context, pod Pod) (Result, error) {
 		return Result{}, err
 	}
 	defer arrived()
+	if err := n.gate.enter(ctx); err != nil {
+		return Result{}, fmt.Errorf("network %s: wait for the end of a GC: %w", r.Network, err)
+	}
+	defer n.gate.leave()
 	if err := n.debts.begin(ctx, r); err != nil {
 		return Result{}, err
 	}

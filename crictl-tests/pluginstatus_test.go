@@ -34,10 +34,11 @@ func (d *daemon) writePlugin(path, status string) {
 	script := fmt.Sprintf(`#!/bin/sh
 case $CNI_COMMAND in
 VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}' ;;
-STATUS) %s ;;
+STATUS) %[1]s ;;
 ADD) echo '{"cniVersion":"1.1.0","ips":[{"address":"192.0.2.7/24"}]}' ;;
+GC) cat >%[2]s.gc.new && mv %[2]s.gc.new %[2]s.gc ;;
 esac
-`, status)
+`, status, path)
 	d.must(os.WriteFile(path+".new", []byte(script), 0o755))
 	d.must(os.Rename(path+".new", path))
 }
@@ -83,4 +84,30 @@ func TestNetworkPluginStatusHangs(t *testing.T) {
 	if s := info.Network.PluginStatus; s != "not answered yet" && !strings.HasPrefix(s, "no answer: ") {
 		t.Errorf("crictl info says of the plugins' status: %q", s)
 	}
+}
+
+// TestNetworkGarbage: after a start the plugins are told which pods are connected, so that they can give back what was
+// leaked; a pod that runs is among them, whoever was killed in between.
+func TestNetworkGarbage(t *testing.T) {
+	t.Parallel()
+	d, plugin := withPlugin(t, "exit 0")
+	d.start()
+	d.empty = d.ledger()
+	p, gone := d.runPod(), d.runPod()
+	gone.stop()
+	gone.remove()
+	d.kill()
+	d.must(os.RemoveAll(plugin + ".gc"))
+	d.start()
+	eventually(t, "the plugin to be told", func() error {
+		told, err := os.ReadFile(plugin + ".gc")
+		if err != nil {
+			return err
+		}
+		want := fmt.Sprintf(`"cni.dev/valid-attachments":[{"containerID":%q,"ifname":"eth0"}]`, p.id)
+		if !strings.Contains(string(told), want) {
+			t.Errorf("it was told %s, want %s", told, want)
+		}
+		return nil
+	})
 }

@@ -61,7 +61,10 @@ func (m *Manager) recover(ctx context.Context) error {
 		}
 		m.recoverPod(ctx, p, r, known, tasks)
 	}
-	go m.collectOrphans(ctx, tasks)
+	go func() {
+		m.collectOrphans(ctx, tasks)
+		m.collectGarbage(ctx)
+	}()
 	m.lookAgain()
 	return nil
 }
