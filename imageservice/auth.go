@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -58,8 +59,11 @@ func (c credentials) told() string {
 	return "the request brought no credentials"
 }
 
-// secrets lists what must never be seen in an error.
-func (c credentials) secrets() []string { return []string{c.secret, c.registryToken} }
+// secrets lists what must never be seen in an error, in every form in which a server gets to see it.
+func (c credentials) secrets() []string {
+	pair := c.username + ":" + c.secret
+	return []string{pair, base64.StdEncoding.EncodeToString([]byte(pair)), c.secret, c.registryToken}
+}
 
 // key tells pulls with different credentials apart without keeping them around.
 func (c credentials) key() string {
@@ -102,7 +106,7 @@ func credentialsFor(a *Auth, t target) (credentials, error) {
 		}
 		c.username, c.secret = user, password
 	}
-	if a.ServerAddress != "" && serverOf(a.ServerAddress) != t.domain {
+	if a.ServerAddress != "" && !sameServer(schemeOf(a.ServerAddress), serverOf(a.ServerAddress), t.domain) {
 		return credentials{withheld: namedServer(a.ServerAddress)}, nil
 	}
 	return c, nil
@@ -118,6 +122,14 @@ func namedServer(address string) string {
 		return "another server"
 	}
 	return strconv.Quote(clip(serverOf(address)))
+}
+
+// schemeOf is the scheme of a server_address, which need not have one.
+func schemeOf(address string) string {
+	if scheme, _, ok := strings.Cut(address, "://"); ok {
+		return scheme
+	}
+	return "https"
 }
 
 // serverOf reduces the server_address of a docker config ("https://index.docker.io/v1/") to the domain of a reference.
@@ -138,19 +150,21 @@ func serverOf(address string) string {
 
 // authorizer answers the challenges of one registry host during one pull.
 type authorizer struct {
-	server string // origin that may see the answers: scheme://host
-	scope  string
-	creds  credentials
-	client *http.Client // for the token server; the host's TLS policy
+	server   string // origin that may see the answers: scheme://host
+	scope    string
+	creds    credentials
+	settings registrySettings
+	client   *http.Client // for the token server; the host's TLS policy
 
 	turn slots // one challenge is answered at a time, so that parallel blobs ask for one token
 
-	mu     sync.Mutex
-	header string
+	mu       sync.Mutex
+	header   string
+	withheld string // a token server that was not shown the credentials
 }
 
-func newAuthorizer(server, scope string, creds credentials, client *http.Client) *authorizer {
-	a := &authorizer{server: server, scope: scope, creds: creds, turn: make(slots, 1)}
+func newAuthorizer(server, scope string, creds credentials, client *http.Client, settings registrySettings) *authorizer {
+	a := &authorizer{server: server, scope: scope, creds: creds, settings: settings, turn: make(slots, 1)}
 	c := *client
 	c.Transport = cappedReplies{client.Transport}
 	c.CheckRedirect = func(req *http.Request, via []*http.Request) error {
@@ -164,6 +178,23 @@ func newAuthorizer(server, scope string, creds credentials, client *http.Client)
 		a.header = "Bearer " + creds.registryToken
 	}
 	return a
+}
+
+// secrets is what the host, or its token server, was told or has told us.
+func (a *authorizer) secrets() []string {
+	_, token, _ := strings.Cut(a.current(), " ")
+	return append(a.creds.secrets(), token)
+}
+
+// hint says what to do when credentials were not shown to a token server.
+func (a *authorizer) hint() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.withheld == "" {
+		return ""
+	}
+	return fmt.Sprintf("token server %s is on another domain than the registry and was not shown the credentials; if it is the registry's, "+
+		"name it in token_servers of %s", a.withheld, a.settings.file)
 }
 
 // current is the value of the Authorization header to send, "" for none.
@@ -192,7 +223,7 @@ func (a *authorizer) challenge(ctx context.Context, resp http.Header, used strin
 	return nil
 }
 
-// answer makes the Authorization header for the best of the offered challenges.
+// answer makes the Authorization header for the best of the offered challenges, an empty one where the host should be asked without.
 func (a *authorizer) answer(ctx context.Context, resp http.Header, used string) (string, error) {
 	if a.creds.registryToken != "" {
 		return "", fmt.Errorf("%s refuses the registry token: %w", a.server, errdefs.ErrUnauthenticated)
@@ -216,6 +247,9 @@ func (a *authorizer) answer(ctx context.Context, resp http.Header, used string) 
 			return header, nil
 		}
 	}
+	if used != "" {
+		return "", nil // the token has expired, and without one the host may name a challenge
+	}
 	return "", fmt.Errorf("%s answers 401 without a challenge we know: %w", a.server, errdefs.ErrUnauthenticated)
 }
 
@@ -226,9 +260,15 @@ func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error
 		return "", fmt.Errorf("%s names a token server that is no url: %w", a.server, errdefs.ErrUnauthenticated)
 	}
 	server, _ := url.Parse(a.server)
-	related, err := trustRealm(server, realm)
+	related, err := trustRealm(server, realm, a.settings.TokenServers)
 	if err != nil {
-		return "", fmt.Errorf("%s names token server %s: %v: %w", a.server, redact(origin(realm)), err, errdefs.ErrUnauthenticated)
+		return "", fmt.Errorf("%s names token server %s: %v (if it is the registry's, name it in token_servers of %s): %w", a.server,
+			redact(origin(realm), a.creds.secrets()...), err, a.settings.file, errdefs.ErrUnauthenticated)
+	}
+	if !related && a.creds.secret != "" {
+		a.mu.Lock()
+		a.withheld = redact(origin(realm), a.creds.secrets()...)
+		a.mu.Unlock()
 	}
 	opts := auth.TokenOptions{Realm: realm.String(), Service: c.Parameters["service"], Scopes: []string{a.scope}}
 	if s := c.Parameters["scope"]; s != "" {
@@ -240,21 +280,21 @@ func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error
 	if opts.Secret != "" && opts.Username == "" {
 		reply, err := auth.FetchTokenWithOAuth(ctx, a.client, nil, "cribox", opts)
 		if err != nil {
-			return "", tokenError(realm, err)
+			return "", a.tokenError(realm, err)
 		}
 		return reply.AccessToken, nil
 	}
 	reply, err := auth.FetchToken(ctx, a.client, nil, opts)
 	if err != nil {
-		return "", tokenError(realm, err)
+		return "", a.tokenError(realm, err)
 	}
 	return reply.Token, nil
 }
 
-func tokenError(realm *url.URL, err error) error {
+func (a *authorizer) tokenError(realm *url.URL, err error) error {
 	var status remoteerrors.ErrUnexpectedStatus
 	if errors.As(err, &status) {
-		se := &statusError{code: status.StatusCode, server: origin(realm), what: "a token", detail: errorDetail(status.Body)}
+		se := &statusError{code: status.StatusCode, server: origin(realm), what: "a token", detail: redact(errorDetail(status.Body), a.secrets()...)}
 		if status.StatusCode == http.StatusBadRequest {
 			// What ACR and others say to credentials they do not like.
 			return fmt.Errorf("%w: %w", se, errdefs.ErrUnauthenticated)
@@ -266,17 +306,21 @@ func tokenError(realm *url.URL, err error) error {
 	}
 	var netErr net.Error
 	if errors.As(err, &netErr) || errors.Is(err, io.EOF) {
-		return unavailable{fmt.Errorf("ask %s for a token: %w", origin(realm), err)}
+		return unavailable{heard{"ask " + origin(realm) + " for a token: " + redact(err.Error(), a.secrets()...), err}}
 	}
-	return fmt.Errorf("ask %s for a token: %v: %w", origin(realm), err, errdefs.ErrUnauthenticated)
+	return fmt.Errorf("ask %s for a token: %v: %w", origin(realm), redact(err.Error(), a.secrets()...), errdefs.ErrUnauthenticated)
 }
 
-// trustRealm decides about a token server. related: it may see credentials, because it is the registry's own host (any port) or shares
-// its registrable domain. A stranger is asked anonymously, over https, and only by name: never an address of the node's network.
-func trustRealm(registry, realm *url.URL) (related bool, err error) {
+// trustRealm decides about a token server. related: it may see credentials, because it is the registry's own host (any port), shares its
+// registrable domain, or is named by the administrator. A stranger is asked anonymously, over https, and only by name: never an address of
+// the node's network.
+func trustRealm(registry, realm *url.URL, named []string) (related bool, err error) {
 	host, own := realm.Hostname(), registry.Hostname()
 	if host == "" || realm.Opaque != "" || realm.User != nil {
 		return false, errors.New("not a plain url")
+	}
+	if slices.ContainsFunc(named, func(name string) bool { u := parseTokenServer(name); return u != nil && origin(u) == origin(realm) }) {
+		return true, nil
 	}
 	related = strings.EqualFold(host, own) || sameDomain(host, own)
 	switch realm.Scheme {
@@ -306,8 +350,10 @@ func sameDomain(a, b string) bool {
 	return err == nil && da == db
 }
 
-// origin is what "the same server" means: scheme and authority.
-func origin(u *url.URL) string { return strings.ToLower(u.Scheme + "://" + u.Host) }
+// origin is what "the same server" means: scheme and authority, without the default port.
+func origin(u *url.URL) string {
+	return strings.ToLower(u.Scheme + "://" + withoutPort(u.Scheme, u.Host))
+}
 
 // cappedReplies ends the body of every reply at maxToken.
 type cappedReplies struct{ http.RoundTripper }

@@ -110,6 +110,9 @@ func (c *Images) delete(keys []string) {
 
 func (c *Images) deleteOne(key string) error {
 	if d, ok := strings.CutPrefix(key, blobPrefix); ok {
+		c.mu.Lock()
+		delete(c.diffIDs, digest.Digest(d))
+		c.mu.Unlock()
 		err := ignoreNotFound(c.content.Delete(context.Background(), digest.Digest(d)))
 		c.step("remove.blob.gone")
 		return err

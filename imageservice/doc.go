@@ -6,7 +6,8 @@
 //
 // # Files
 //
-//	content/          containerd's local content store below an OCI layout file: blobs/sha256/<hex>, ingest/ (partial downloads)
+//	content/          containerd's local content store below an OCI layout file: blobs/sha256/<hex>, ingest/ (partial downloads). A blob's file
+//	                  has the repositories that sent it in an extended attribute
 //	layers/<n>/fs     one unpacked layer, whiteouts in overlay form; <n> is a short number because mount(2) takes one page of options
 //	layers/<n>/implied  directories that the layer's tar did not name although it put something into them (see link.go)
 //	layers/empty      the lower directory of an image without layers
@@ -27,9 +28,13 @@
 // Blobs and layers first, one syncfs, then the record: written, fsynced, renamed, its directory fsynced. Only then a name is listed.
 // Removing goes the other way: the record is unlinked and its directory fsynced before the first byte of data goes. What Open finds
 // without a record is debris: layers are deleted at once, as they were never proven; whole blobs were fsynced by the content store,
-// are hashed again when somebody wants them, and are deleted when nobody did for a while.
+// are hashed again when somebody wants them, and are deleted when nobody did for a while. So are partial downloads, which are gone on with.
 //
 // A sync that fails takes every layer with it that no record lists: the kernel tells a write error once, to who synced first.
+//
+// # Proof
+//
+// Blobs and layers are shared by all images, but a digest in a document is not yet a right to what is here under that digest: see proof.go.
 //
 // # Strangers' pace
 //
@@ -39,10 +44,11 @@
 //
 // # Credentials
 //
-// What comes with a pull goes to the registry of the reference and to its own token server, and nowhere else: not to mirrors (a mirror
-// that wants credentials gets them as a header in hosts.toml), not over redirects to another origin, not to a token server that shares
-// neither host nor registrable domain with the registry, not when server_address names another registry. A foreign token server over
-// https is asked anonymously, because public registries with vanity names need that.
+// What comes with a pull goes to the registry of the reference (or what hosts.toml names as its server) and to its own token server, and
+// nowhere else: not to mirrors (a mirror that wants credentials gets them as a header in hosts.toml), not over redirects to another
+// origin, not to a token server that shares neither host nor registrable domain with the registry unless cribox.toml in the registry's
+// folder names it, not when server_address names another registry. A foreign token server over https is asked anonymously, because public
+// registries with vanity names need that.
 //
 // # Steps
 //

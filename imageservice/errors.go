@@ -82,7 +82,8 @@ var (
 )
 
 // redact takes the secrets out of a text that goes to a caller or a log: query strings and user info of URLs, and whatever of the
-// pull's own credentials a server may have echoed.
+// pull's own credentials a server may have echoed. Secrets are looked for in a server's words only: in ours they would tell what
+// the password is not.
 func redact(s string, secrets ...string) string {
 	for _, secret := range secrets {
 		if len(secret) >= 4 {
@@ -102,8 +103,8 @@ var classes = []error{
 
 // pullError is the error a caller of Pull sees: redacted, and with exactly one class. The kubelet recognises an unavailable registry by
 // the text's first word and only under gRPC code Unknown, so that one carries no class at all.
-func pullError(ref string, err error, secrets []string) error {
-	text := redact(err.Error(), secrets...)
+func pullError(ref string, err error) error {
+	text := redact(err.Error())
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) { // our own want of descriptors, also where a registry could not be dialled
 		return &classed{text: "pull " + ref + ": " + text + ": " + errdefs.ErrResourceExhausted.Error(), class: errdefs.ErrResourceExhausted}
 	}

@@ -23,13 +23,16 @@ import (
 // and cannot spoil.
 func (t target) ingestRef(d digest.Digest) string { return t.domain + " " + string(d) }
 
+// documentPrefix begins the name of a document that is being written.
+const documentPrefix = "document "
+
 // ingestFile is where the content store keeps the bytes of a partial download.
 func (c *Images) ingestFile(ref string) string {
 	return filepath.Join(c.cfg.Root, "content", "ingest", digest.FromString(ref).Encoded(), "data")
 }
 
-// root asks the registry what the reference points to. Where we have an idea already, a HEAD will do: it is cheap, it still proves that
-// the caller may have the image, and Docker Hub does not count it.
+// root asks the registry what the reference points to. Where this repository has served what a HEAD answers, that will do: it is cheap, it
+// still proves that the caller may have the image, and Docker Hub does not count it.
 func (p *pull) root(ctx context.Context) ([]byte, ocispec.Descriptor, error) {
 	q := request{method: http.MethodGet, kind: "manifests", object: p.object(), accept: acceptManifests, resolve: p.target.digest == ""}
 	if p.maybeKnown() {
@@ -55,7 +58,8 @@ func (p *pull) root(ctx context.Context) ([]byte, ocispec.Descriptor, error) {
 				return refuse(errdefs.ErrDataLoss, "manifest has digest %s, not %s", desc.Digest, clip(string(want)))
 			}
 		}
-		return nil
+		_, err := decodeDocument(raw, desc.MediaType)
+		return err
 	})
 	if err != nil {
 		return nil, ocispec.Descriptor{}, err
@@ -82,7 +86,7 @@ func (p *pull) unchanged(ctx context.Context, header http.Header) ([]byte, bool)
 	if d == "" {
 		d = digest.Digest(header.Get("Docker-Content-Digest"))
 	}
-	if checkDigest(d) != nil || p.hold(ctx, blobKey(d)) != nil {
+	if checkDigest(d) != nil || !p.served(d) || p.hold(ctx, blobKey(d)) != nil {
 		return nil, false
 	}
 	raw, err := p.readDocument(d)
@@ -113,7 +117,7 @@ func (p *pull) get(ctx context.Context, q request, most int64, verify func([]byt
 			} else {
 				err = verify(raw, resp.Header)
 			}
-			again = err != nil && p.reg.blame(resp.host)
+			again = err != nil && p.reg.blame(resp.host, err)
 		}
 		switch {
 		case err == nil:
@@ -129,14 +133,17 @@ func (p *pull) get(ctx context.Context, q request, most int64, verify func([]byt
 	}
 }
 
-// document returns a manifest or config by its descriptor, from content/ or from the registry. kind is where the registry has it.
+// document returns a manifest or config by its descriptor, from content/ where this repository has served it before, else from the registry.
+// kind is where the registry has it.
 func (p *pull) document(ctx context.Context, desc ocispec.Descriptor, kind string) ([]byte, error) {
 	if err := p.hold(ctx, blobKey(desc.Digest)); err != nil {
 		return nil, err
 	}
 	p.note(desc)
-	if raw, err := p.readDocument(desc.Digest); err == nil && int64(len(raw)) == desc.Size {
-		return raw, nil
+	if p.recorded(desc.Digest) {
+		if raw, err := p.readDocument(desc.Digest); err == nil && int64(len(raw)) == desc.Size {
+			return raw, nil
+		}
 	}
 	accept := "*/*"
 	if kind == "manifests" {
@@ -177,7 +184,7 @@ func (p *pull) keep(ctx context.Context, raw []byte, desc ocispec.Descriptor) er
 		return err
 	}
 	err = p.prog.waiting(func() error { // it syncs
-		return content.WriteBlob(ctx, p.content, "document "+p.ingestRef(desc.Digest), bytes.NewReader(raw), desc)
+		return content.WriteBlob(ctx, p.content, documentPrefix+p.ingestRef(desc.Digest), bytes.NewReader(raw), desc)
 	})
 	if err != nil {
 		return fmt.Errorf("write blob %s: %w", desc.Digest, diskError(err))
@@ -197,12 +204,17 @@ func (p *pull) layer(ctx context.Context, downloads slots, desc ocispec.Descript
 	if err := p.fetch(ctx, downloads, desc, diffID, name); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	if l := p.anyLayer(diffID); l != nil && p.hold(ctx, layerPrefix+l.key()) == nil && p.layerByKey(l.key()) == l {
-		return l, nil
+	l := p.anyLayer(diffID)
+	if l == nil || p.hold(ctx, layerPrefix+l.key()) != nil || p.layerByKey(l.key()) != l {
+		var err error
+		if l, err = p.unpackBlob(ctx, desc, diffID, nil); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
 	}
-	l, err := p.unpackBlob(ctx, desc, diffID, nil)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+	if !p.proved {
+		if err := p.match(ctx, desc, diffID); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
 	}
 	return l, nil
 }
@@ -215,7 +227,7 @@ func (p *pull) fetch(ctx context.Context, downloads slots, desc ocispec.Descript
 		return err
 	}
 	defer release()
-	if ok, err := p.haveBlob(ctx, desc); ok || err != nil {
+	if ok, err := p.present(ctx, desc); ok || err != nil {
 		return err
 	}
 	if err := p.prog.waiting(func() error { return downloads.take(ctx) }); err != nil {
@@ -225,13 +237,8 @@ func (p *pull) fetch(ctx context.Context, downloads slots, desc ocispec.Descript
 	it := p.prog.item(name, desc.Size)
 	defer p.prog.finish(name)
 	along := p.unpackAlong(ctx, desc, diffID)
-	err = p.download(ctx, desc, it, along)
-	if errdefs.IsAlreadyExists(err) { // from another registry, meanwhile
-		along.abandon()
-		var ok bool
-		if ok, err = p.haveBlob(ctx, desc); !ok && err == nil {
-			err = fmt.Errorf("blob %s came and went: %w", desc.Digest, errdefs.ErrAborted)
-		}
+	if err = p.download(ctx, desc, it, along); err == nil {
+		err = p.noteSender(ctx, desc.Digest)
 	}
 	return along.end(err)
 }
@@ -332,6 +339,7 @@ func (p *pull) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diffID d
 	if err != nil {
 		return nil, err
 	}
+	p.noteUnpacked(desc.Digest, diffID)
 	return p.list(l), nil
 }
 
@@ -354,11 +362,12 @@ func (c *Images) list(l *layer) *layer {
 	return l
 }
 
-// download fetches a blob into content/, from where an earlier attempt stopped.
+// download fetches a blob into content/, from where an earlier attempt stopped. It may be there already: then its bytes are the proof that the
+// repository has it.
 func (p *pull) download(ctx context.Context, desc ocispec.Descriptor, it *item, along *alongside) error {
 	var w content.Writer
 	err := p.prog.waiting(func() (err error) { // it hashes what is there
-		w, err = content.OpenWriter(ctx, p.content, content.WithRef(p.ingestRef(desc.Digest)), content.WithDescriptor(desc))
+		w, err = content.OpenWriter(ctx, p.content, content.WithRef(p.ingestRef(desc.Digest)), content.WithDescriptor(ocispec.Descriptor{Size: desc.Size}))
 		return err
 	})
 	if err != nil {
@@ -371,6 +380,15 @@ func (p *pull) download(ctx context.Context, desc ocispec.Descriptor, it *item, 
 	}
 	d := &transfer{pull: p, desc: desc, w: w, offset: status.Offset, item: it, along: along}
 	d.pieces = d.offset > 0
+	if d.offset == desc.Size { // nothing is left to ask for, and another repository may have sent it
+		ok, err := p.reg.has(ctx, desc.Digest)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			d.offset++
+		}
+	}
 	if d.offset > desc.Size {
 		if err := d.restart(); err != nil {
 			return err

@@ -39,25 +39,26 @@ type Image struct {
 
 // Images is the room. All methods may be called at the same time from anywhere.
 type Images struct {
-	cfg     Config
-	content content.Store
-	step    func(string)
-	syncfs  func(fd int) error
-	unpacks slots // of blobs that are here: each is given back as soon as our own disk and CPU allow
-	alongs  slots // of blobs that are arriving: nobody waits for one
-	writer  slots // the one who may change records on disk: held across their fsync, never by readers
-	claims  claims
-	dead    deadHosts
+	cfg      Config
+	content  content.Store
+	step     func(string)
+	syncfs   func(fd int) error
+	unpacks  slots // of blobs that are here: each is given back as soon as our own disk and CPU allow
+	alongs   slots // of blobs that are arriving: nobody waits for one
+	writer   slots // the one who may change records on disk: held across their fsync, never by readers
+	claims   claims
+	troubled troubledHosts
 
 	pinNames atomic.Pointer[[]*regexp.Regexp]
 
 	mu       sync.Mutex
-	records  map[string]*record         // by image id
-	names    map[string]string          // tag -> image id
-	layers   map[string]*layer          // by layerKey: unpacked and verified, listed in a record or not
-	holds    map[string]map[string]bool // image id -> holders
-	pins     map[string]int             // data keys (see data.go) in use by pulls
-	dying    map[string]chan struct{}   // data keys being deleted
+	records  map[string]*record              // by image id
+	names    map[string]string               // tag -> image id
+	layers   map[string]*layer               // by layerKey: unpacked and verified, listed in a record or not
+	diffIDs  map[digest.Digest]digest.Digest // what blobs that are here were seen to unpack to
+	holds    map[string]map[string]bool      // image id -> holders
+	pins     map[string]int                  // data keys (see data.go) in use by pulls
+	dying    map[string]chan struct{}        // data keys being deleted
 	flights  map[string]*flight
 	serial   uint64 // of the latest tag
 	lastDir  uint64 // of the latest layer directory

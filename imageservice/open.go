@@ -13,16 +13,18 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/log"
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
 
 // Open takes possession of content/, images/ and layers/ below c.Root and recovers: every record that proves itself is listed again, one
-// that does not is renamed to *.torn and logged and costs that image only; partial downloads and layers without a record are deleted.
+// that does not is renamed to *.torn and logged and costs that image only; layers without a record are deleted. Partial downloads stay for the next try.
 func Open(ctx context.Context, c Config) (*Images, error) {
 	if c.Root == "" || !filepath.IsAbs(c.Root) {
 		return nil, fmt.Errorf("open image service: root folder %q is not absolute", c.Root)
@@ -43,7 +45,7 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 	if err := makeFolders(c.Root); err != nil {
 		return nil, fmt.Errorf("open image service: %w", err)
 	}
-	store, err := local.NewStore(filepath.Join(c.Root, "content"))
+	store, err := newStore(filepath.Join(c.Root, "content"))
 	if err != nil {
 		return nil, fmt.Errorf("open image service: %w", err)
 	}
@@ -51,7 +53,7 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 		cfg: c, content: store, step: c.Step, syncfs: unix.Syncfs,
 		unpacks: make(slots, c.MaxUnpacks), alongs: make(slots, c.MaxUnpacks), writer: make(slots, 1),
 		records: map[string]*record{}, names: map[string]string{}, layers: map[string]*layer{}, holds: map[string]map[string]bool{},
-		pins: map[string]int{}, dying: map[string]chan struct{}{}, flights: map[string]*flight{},
+		diffIDs: map[digest.Digest]digest.Digest{}, pins: map[string]int{}, dying: map[string]chan struct{}{}, flights: map[string]*flight{},
 	}
 	s.SetPinned(c.Pinned)
 	if err := s.recover(ctx); err != nil {
@@ -59,6 +61,14 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 	}
 	s.step("open.recovered")
 	return s, nil
+}
+
+// newStore opens the content store without its warning that the file system has no fs-verity, which few have and nobody misses.
+func newStore(path string) (content.Store, error) {
+	level := log.L.Logger.GetLevel()
+	log.L.Logger.SetLevel(min(level, logrus.ErrorLevel))
+	defer log.L.Logger.SetLevel(level)
+	return local.NewStore(path)
 }
 
 // makeFolders creates what is missing. 0700 keeps the setuid files of images away from the node's users.
@@ -85,9 +95,7 @@ func makeFolders(root string) error {
 }
 
 func (c *Images) recover(ctx context.Context) error {
-	if err := removeTree(filepath.Join(c.cfg.Root, "content", "ingest")); err != nil {
-		log.G(ctx).WithError(err).Warn("partial downloads could not be deleted")
-	}
+	c.dropBrokenDownloads(ctx)
 	if err := os.MkdirAll(filepath.Join(c.cfg.Root, "content", "ingest"), 0o700); err != nil {
 		return err
 	}
@@ -100,6 +108,23 @@ func (c *Images) recover(ctx context.Context) error {
 	}
 	c.sweepLater(debrisRetention)
 	return nil
+}
+
+// dropBrokenDownloads deletes what is below ingest/ and is no partial download. The others are gone on with, or swept when nobody does.
+func (c *Images) dropBrokenDownloads(ctx context.Context) {
+	dir := filepath.Join(c.cfg.Root, "content", "ingest")
+	entries, _ := os.ReadDir(dir) // it is made when it is missing
+	for _, e := range entries {
+		ref, err := readCapped(filepath.Join(dir, e.Name(), "ref"), maxName)
+		if err == nil && digest.FromBytes(ref).Encoded() == e.Name() {
+			if _, err = c.content.Status(ctx, string(ref)); err == nil && !strings.HasPrefix(string(ref), documentPrefix) {
+				continue
+			}
+		}
+		if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
+			log.G(ctx).WithError(err).WithField("download", e.Name()).Warn("partial download could not be deleted")
+		}
+	}
 }
 
 func (c *Images) loadRecords(ctx context.Context) error {
@@ -131,6 +156,11 @@ func (c *Images) loadRecords(ctx context.Context) error {
 		c.records[r.ID] = r
 		for i := range r.Layers {
 			c.layers[r.Layers[i].key()] = &r.Layers[i]
+		}
+		for _, b := range r.Blobs {
+			if b.DiffID != "" {
+				c.diffIDs[b.Digest] = b.DiffID
+			}
 		}
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 func reopen(t testing.TB, root string) *Images {
@@ -277,6 +278,7 @@ func TestDebris(t *testing.T) {
 	blob := func(l testLayer) string { return c.blobPath(digest.FromBytes(l.blob)) }
 	must(t, os.MkdirAll(filepath.Dir(blob(good)), 0o755))
 	must(t, os.WriteFile(blob(good), good.blob, 0o400))
+	must(t, unix.Lsetxattr(blob(good), senderAttribute, []byte(r.ref("app")), 0))
 	must(t, os.WriteFile(blob(bad), bytes.Repeat([]byte("x"), len(bad.blob)), 0o400))
 	c.mustPull(t, r.ref("app:1"))
 	if n := r.count("GET /v2/app/blobs/" + digest.FromBytes(good.blob).String()); n != 0 {

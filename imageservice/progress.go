@@ -11,8 +11,8 @@ import (
 // progress knows how far a pull is. A pull that moves (nearly) nothing for the stall time is cancelled; waiting on purpose (for another
 // pull, a slot, or the time a registry asked us to wait) does not count.
 type progress struct {
-	moved  atomic.Int64 // bytes read from the network or out of a decompressor
-	paused atomic.Int32
+	moved atomic.Int64 // bytes read from the network or out of a decompressor
+	busy  atomic.Int32 // parts of the pull that ought to move; the stall clock stands only while there are none
 
 	mu    sync.Mutex
 	items map[string]*item
@@ -62,10 +62,17 @@ func (p *progress) where() string {
 	return "resolving the reference"
 }
 
-// waiting runs f with the stall clock stopped.
+// working runs a part of the pull.
+func (p *progress) working(f func() error) error {
+	p.busy.Add(1)
+	defer p.busy.Add(-1)
+	return f()
+}
+
+// waiting runs f, of a part that waits on purpose. The stall clock stands while all parts do.
 func (p *progress) waiting(f func() error) error {
-	p.paused.Add(1)
-	defer p.paused.Add(-1)
+	p.busy.Add(-1)
+	defer p.busy.Add(1)
 	return f()
 }
 
@@ -88,7 +95,7 @@ func (p *progress) watch(ctx context.Context, limit time.Duration, stalled func(
 		switch {
 		case moved-seen >= minMove:
 			seen, idle = moved, 0
-		case p.paused.Load() == 0:
+		case p.busy.Load() > 0:
 			idle += now.Sub(last)
 		}
 		last = now

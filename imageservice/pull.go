@@ -108,7 +108,6 @@ func (c *Images) await(ctx context.Context, t target, f *flight) (Image, error) 
 func (c *Images) fly(ctx context.Context, f *flight, t target, creds credentials) {
 	p := &pull{Images: c, target: t, creds: creds, want: platforms.Only(platforms.DefaultSpec())}
 	p.read.most, p.written.most = c.cfg.Limits.ImageBytes, c.cfg.Limits.ImageBytes
-	secrets := append(creds.secrets(), creds.username+":"+creds.secret)
 	f.err = errdefs.ErrAborted // what remains if the goroutine is ended from within
 	watch, unwatch := context.WithCancel(ctx)
 	p.moved = unwatch
@@ -128,7 +127,7 @@ func (c *Images) fly(ctx context.Context, f *flight, t target, creds credentials
 		err := unavailable{fmt.Errorf("nothing moved for %s at %s", c.cfg.StallTimeout, p.prog.where())}
 		c.mu.Lock()
 		f.leaving = true
-		f.stallErr = pullError(t.String(), err, secrets)
+		f.stallErr = pullError(t.String(), err)
 		c.mu.Unlock()
 		close(f.stalled)
 		f.cancel(err)
@@ -141,7 +140,7 @@ func (c *Images) fly(ctx context.Context, f *flight, t target, creds credentials
 		if errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) {
 			err = fmt.Errorf("%w (%s)", err, creds.told())
 		}
-		err = pullError(t.String(), err, secrets)
+		err = pullError(t.String(), err)
 	}
 	f.img, f.err = img, err
 }
@@ -156,6 +155,7 @@ type pull struct {
 	moved func() // ends the stall watch
 	reg   *registry
 
+	proved        bool   // the whole image is recorded for this repository
 	looks         int    // into layers, for directories that were made up
 	read, written budget // by the unpackers: bytes of tars, and of files, whose holes are in no tar
 
@@ -190,10 +190,15 @@ func (p *pull) run(ctx context.Context) (img Image, err error) {
 		return Image{}, err
 	}
 	defer p.reg.close()
-	got, err := p.documents(ctx)
+	var got contents
+	err = p.prog.working(func() (err error) {
+		got, err = p.documents(ctx)
+		return err
+	})
 	if err != nil {
 		return Image{}, err
 	}
+	p.proved = p.pulledBefore(got)
 	if err := p.fetchLayers(ctx, &got); err != nil {
 		return Image{}, err
 	}
@@ -238,21 +243,28 @@ func (p *pull) documents(ctx context.Context) (contents, error) {
 	return got, err
 }
 
-// fetchLayers downloads and unpacks, several layers at a time, then settles what made-up directories look like, bottom up.
+// fetchLayers downloads and unpacks, several layers at a time.
 func (p *pull) fetchLayers(ctx context.Context, got *contents) error {
 	got.layers = make([]*layer, len(got.doc.Layers))
 	g, gctx := errgroup.WithContext(ctx)
 	downloads := make(slots, p.cfg.MaxDownloads)
 	for i := range got.doc.Layers {
-		g.Go(func() (err error) {
+		g.Go(func() error {
 			name := fmt.Sprintf("layer %d/%d %s", i+1, len(got.layers), short(got.doc.Layers[i].Digest))
-			got.layers[i], err = p.layer(gctx, downloads, got.doc.Layers[i], got.config.RootFS.DiffIDs[i], name)
-			return err
+			return p.prog.working(func() (err error) {
+				got.layers[i], err = p.layer(gctx, downloads, got.doc.Layers[i], got.config.RootFS.DiffIDs[i], name)
+				return err
+			})
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	return p.prog.working(func() error { return p.fixLayers(ctx, got) })
+}
+
+// fixLayers settles what made-up directories look like, bottom up.
+func (p *pull) fixLayers(ctx context.Context, got *contents) error {
 	var total uint64
 	var below []*layer // topmost first
 	for i, l := range got.layers {
@@ -307,7 +319,7 @@ func (p *pull) commit(ctx context.Context, got contents, disk *disk) (Image, err
 	if lost := p.forgotten(got); lost != nil {
 		return Image{}, fmt.Errorf("layer %s went with a sync that failed, pull again: %w", short(lost.DiffID), errdefs.ErrAborted)
 	}
-	r, old, changed := p.newRecord(got)
+	r, old, changed, garbage := p.newRecord(got)
 	if !changed {
 		return r.image(p.pinned), nil
 	}
@@ -331,6 +343,7 @@ func (p *pull) commit(ctx context.Context, got contents, disk *disk) (Image, err
 		}
 		p.step("pull.moved")
 	}
+	p.dropBlobs(garbage)
 	return r.image(p.pinned), nil
 }
 
@@ -384,9 +397,9 @@ func (p *pull) proven(got contents) bool {
 	return true
 }
 
-// newRecord merges what we have with the record there may be. old is the record, without the tag, of the image that loses it. The caller
-// has the writer's right, so that records do not change meanwhile.
-func (p *pull) newRecord(got contents) (r, old *record, changed bool) {
+// newRecord merges what we have with the record there may be. old is the record, without the tag, of the image that loses it. garbage are
+// blobs that the image does not need any more. The caller has the writer's right, so that records do not change meanwhile.
+func (p *pull) newRecord(got contents) (r, old *record, changed bool, garbage []blob) {
 	p.Images.mu.Lock()
 	defer p.Images.mu.Unlock()
 	id := string(got.doc.Config.Digest)
@@ -403,26 +416,50 @@ func (p *pull) newRecord(got contents) (r, old *record, changed bool) {
 	}
 	have := p.records[id]
 	if have != nil {
-		r.Tags, r.Digests, r.Blobs = slices.Clone(have.Tags), slices.Clone(have.Digests), slices.Clone(have.Blobs)
+		r.Tags, r.Digests, r.ByDigest, r.Blobs = slices.Clone(have.Tags), slices.Clone(have.Digests), slices.Clone(have.ByDigest), slices.Clone(have.Blobs)
 	}
 	changed = have == nil || !slices.Equal(have.Layers, r.Layers)
-	for _, b := range p.blobs {
-		if !slices.Contains(r.Blobs, b) {
-			r.Blobs, changed = append(r.Blobs, b), true
+	for i := range p.blobs {
+		p.blobs[i].DiffID = p.diffIDs[p.blobs[i].Digest]
+		if r.addBlob(p.blobs[i]) {
+			changed = true
 		}
 	}
-	if d := p.repository() + "@" + got.root.Digest.String(); !slices.Contains(r.Digests, d) {
-		r.Digests, changed = append(r.Digests, d), true
+	if r.addDigest(p.repository()+"@"+got.root.Digest.String(), p.tag == "") {
+		changed = true
 	}
-	if p.tag == "" || p.names[p.String()] == id {
-		return r, nil, changed
+	if p.tag == "" {
+		return r, nil, changed, nil
 	}
-	p.serial++
-	r.Tags = append(r.Tags, tag{Name: p.String(), Serial: p.serial})
-	if loser := p.records[p.names[p.String()]]; loser != nil {
-		old = loser.withoutTag(p.String())
+	if r.setRoot(p.String(), got.root.Digest) {
+		changed = true
+	} else if !r.hasTag(p.String()) {
+		p.serial++
+		r.Tags = append(r.Tags, tag{Name: p.String(), Serial: p.serial, Root: got.root.Digest})
+		if loser := p.records[p.names[p.String()]]; loser != nil && loser.ID != id {
+			old = loser.withoutTag(p.String())
+		}
+		changed = true
 	}
-	return r, old, true
+	if garbage = r.forgetRoots(p.repository(), got.root.Digest, p.blobs); len(garbage) > 0 {
+		changed = true
+	}
+	return r, old, changed, garbage
+}
+
+// dropBlobs deletes what a record no longer lists and nobody else needs.
+func (c *Images) dropBlobs(blobs []blob) {
+	if len(blobs) == 0 {
+		return
+	}
+	var keys []string
+	for _, b := range blobs {
+		keys = append(keys, blobKey(b.Digest))
+	}
+	c.mu.Lock()
+	garbage := c.condemn(keys)
+	c.mu.Unlock()
+	c.delete(garbage)
 }
 
 // String keeps target's method in front of the others'.

@@ -23,10 +23,13 @@ const recordFormat = 1
 type record struct {
 	ID      string        `json:"id"`
 	Tags    []tag         `json:"tags,omitempty"`
-	Digests []string      `json:"digests,omitempty"` // repository@digest of every root document it was pulled by
+	Digests []string      `json:"digests,omitempty"` // repository@digest of the root documents that name it
 	Blobs   []blob        `json:"blobs"`             // every blob that exists because of this image
 	Layers  []layerRecord `json:"layers"`            // bottom first, as in the config
 	Size    int64         `json:"size"`              // manifest, config and layers of this platform, compressed bytes
+
+	// ByDigest are those of Digests that somebody has pulled by digest. Older versions did not write it.
+	ByDigest []string `json:"by_digest,omitempty"`
 
 	config ocispec.Image
 }
@@ -35,11 +38,15 @@ type record struct {
 type tag struct {
 	Name   string `json:"name"`
 	Serial uint64 `json:"serial"`
+	// Root is what the tag pointed to when it was pulled last. Older versions did not write it.
+	Root digest.Digest `json:"root,omitempty"`
 }
 
 type blob struct {
 	Digest digest.Digest `json:"digest"`
 	Size   int64         `json:"size"`
+	// DiffID is the digest of what a layer's blob was seen to unpack to. Older versions did not write it.
+	DiffID digest.Digest `json:"diff_id,omitempty"`
 }
 
 type layerRecord struct {
@@ -130,6 +137,80 @@ func (r *record) image(pinned func(string) bool) Image {
 	slices.Sort(img.RepoTags)
 	slices.Sort(img.RepoDigests)
 	return img
+}
+
+// addBlob lists a blob, or what is known of it now. It returns whether that changes anything.
+func (r *record) addBlob(b blob) bool {
+	i := slices.IndexFunc(r.Blobs, func(have blob) bool { return have.Digest == b.Digest })
+	switch {
+	case i < 0:
+		r.Blobs = append(r.Blobs, b)
+	case b.DiffID == "" || r.Blobs[i] == b:
+		return false
+	default:
+		r.Blobs[i] = b
+	}
+	return true
+}
+
+// addDigest lists a digest reference. It returns whether that changes anything.
+func (r *record) addDigest(reference string, byDigest bool) (changed bool) {
+	if r.unexplained() {
+		// Of a record of an older version nobody knows which were pulled by digest: all of them stay.
+		r.ByDigest = slices.Clone(r.Digests)
+	}
+	if !slices.Contains(r.Digests, reference) {
+		r.Digests, changed = append(r.Digests, reference), true
+	}
+	if byDigest && !slices.Contains(r.ByDigest, reference) {
+		r.ByDigest, changed = append(r.ByDigest, reference), true
+	}
+	return changed
+}
+
+// unexplained tells whether it has digest references of which nothing says why they are there.
+func (r *record) unexplained() bool {
+	return len(r.Digests) > 0 && len(r.ByDigest) == 0 && !slices.ContainsFunc(r.Tags, func(t tag) bool { return t.Root != "" })
+}
+
+// setRoot says what a tag points to now. It returns whether that changes anything.
+func (r *record) setRoot(name string, root digest.Digest) bool {
+	i := slices.IndexFunc(r.Tags, func(t tag) bool { return t.Name == name })
+	if i < 0 || r.Tags[i].Root == root {
+		return false
+	}
+	r.Tags[i].Root = root
+	return true
+}
+
+// forgetRoots drops the digest references of a repository that no tag points to any more and nobody has pulled by digest: a tag that was
+// pushed again for other platforms. It returns the blobs that only they needed. current are the blobs of the image as root names it.
+func (r *record) forgetRoots(repository string, root digest.Digest, current []blob) (garbage []blob) {
+	stays := func(reference string) bool {
+		return repositoryOf(reference) != repository || slices.Contains(r.ByDigest, reference) || reference == repository+"@"+string(root) ||
+			slices.ContainsFunc(r.Tags, func(t tag) bool {
+				return t.Root != "" && strings.HasPrefix(t.Name, repository+":") && reference == repository+"@"+string(t.Root)
+			})
+	}
+	kept := slices.DeleteFunc(slices.Clone(r.Digests), func(d string) bool { return !stays(d) })
+	if len(kept) == len(r.Digests) {
+		return nil
+	}
+	dropped := slices.DeleteFunc(r.Digests, stays)
+	r.Digests = kept
+	needed := func(b blob) bool {
+		if slices.ContainsFunc(current, func(c blob) bool { return c.Digest == b.Digest }) {
+			return true
+		}
+		names := func(reference string) bool { return strings.HasSuffix(reference, "@"+string(b.Digest)) }
+		if slices.ContainsFunc(kept, func(d string) bool { return !strings.HasSuffix(d, "@"+string(root)) }) {
+			return !slices.ContainsFunc(dropped, names) || slices.ContainsFunc(kept, names) // others may need the rest
+		}
+		return false
+	}
+	garbage = slices.DeleteFunc(slices.Clone(r.Blobs), needed)
+	r.Blobs = slices.DeleteFunc(r.Blobs, func(b blob) bool { return !needed(b) })
+	return garbage
 }
 
 func (r *record) hasTag(name string) bool {

@@ -11,33 +11,39 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 )
 
 const (
 	maxAttempts    = 5 // per request and host
 	maxRedirects   = 10
 	maxRetryAfter  = 60 * time.Second
-	mirrorPatience = 4 * time.Second  // to the first byte of a host that has another behind it
-	deadFor        = 30 * time.Second // a mirror that could not be reached is left out for so long
+	mirrorPatience = 4 * time.Second  // to the first byte of a host while there are others to ask
+	troubledFor    = 30 * time.Second // a host that was dead or slow is asked after the others for so long
 )
 
 // registry asks the hosts that serve one repository, mirrors first, the registry itself last, as hosts.toml says.
 type registry struct {
 	target
-	hosts []*host
-	conns []*http.Transport
-	prog  *progress
-	idle  time.Duration // a connection that moves nothing for so long is dropped; the request is tried again
-	dead  *deadHosts
+	settings registrySettings
+	creds    credentials // never for mirrors; what of them a server repeats is taken out of errors
+	hosts    []*host
+	conns    []*http.Transport
+	prog     *progress
+	stall    time.Duration // the most to the first byte of an answer
+	idle     time.Duration // a connection that moves nothing for so long is dropped; the request is tried again
+	troubled *troubledHosts
 }
 
 // request is one GET or HEAD below a repository.
@@ -52,65 +58,188 @@ type request struct {
 
 func (q request) String() string { return strings.TrimSuffix(q.kind, "s") + " " + q.object }
 
-// do sends q to the hosts in turn and returns the first good answer. The caller closes its body. The error is that of the last host
-// asked, which is the registry itself, with what the mirrors said added to its text.
-func (r *registry) do(ctx context.Context, q request) (*reply, error) {
+// able returns the hosts that may be asked for q.
+func (r *registry) able(q request) (hosts []*host) {
 	need := docker.HostCapabilityPull
 	if q.resolve {
 		need |= docker.HostCapabilityResolve
 	}
-	var hosts []*host
-	for i, h := range r.hosts {
-		if h.Capabilities.Has(need) && (i == len(r.hosts)-1 || !r.failing(h)) {
+	for _, h := range r.hosts {
+		if h.Capabilities.Has(need) && h.lie.Load() == nil {
 			hosts = append(hosts, h)
 		}
 	}
-	var asides []string
-	for i, h := range hosts {
-		last := i == len(hosts)-1
-		resp, err := r.ask(ctx, h, q, last)
+	return hosts
+}
+
+// do sends q to the hosts in turn and returns the first good answer. The caller closes its body.
+//
+// While there is somebody else to ask, a host has one try and little time. Those that had no time or no luck, and those that are known to
+// be slow or dead, are asked again when all others are out, with patience. See failures.join for the error.
+func (r *registry) do(ctx context.Context, q request) (*reply, error) {
+	hosts := r.able(q)
+	var fails failures
+	var later []*host
+	for _, h := range hosts {
+		if len(hosts) == 1 || r.trouble(h) != noTrouble {
+			later = append(later, h)
+			continue
+		}
+		resp, err := r.ask(ctx, h, q, false)
 		switch {
 		case err == nil:
 			return resp, nil
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
-		case !last:
-			asides = append(asides, err.Error())
-		case len(asides) > 0:
-			return nil, fmt.Errorf("%w (before that: %s)", err, strings.Join(asides, "; "))
-		default:
-			return nil, err
+		}
+		fails.set(h, err)
+		if transient(err) {
+			later = append(later, h)
 		}
 	}
-	return nil, fmt.Errorf("no host is configured to serve %s of %s: %w", q, r.repository(), errdefs.ErrNotFound)
+	for _, h := range r.hopeful(later, fails) {
+		resp, err := r.ask(ctx, h, q, r.trouble(h) != dead || !fails.definite())
+		switch {
+		case err == nil:
+			return resp, nil
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		}
+		fails.set(h, err)
+	}
+	return nil, r.join(q, fails)
 }
 
-// failing tells mirrors that are left out for a while.
-func (r *registry) failing(h *host) bool {
-	return h.failures.Load() >= 2 || r.dead.is(h.origin())
+// trouble tells which hosts are asked after the others.
+func (r *registry) trouble(h *host) trouble {
+	if t := r.troubled.of(h.name); t != noTrouble || h.failures.Load() < 2 {
+		return t
+	}
+	return slow
 }
 
-// ask tries one host, the last one patiently, the others only as long as there is no sign of trouble.
-func (r *registry) ask(ctx context.Context, h *host, q request, last bool) (*reply, error) {
+// hopeful returns whom to ask again, those without a connection last. When the registry itself has said no, only those are asked who had
+// no chance to answer yet.
+func (r *registry) hopeful(later []*host, fails failures) (hosts []*host) {
+	later = slices.DeleteFunc(later, func(h *host) bool {
+		err := fails.of(h)
+		return err != nil && fails.definite() && !errors.Is(err, errSilent)
+	})
+	for _, h := range later {
+		if r.trouble(h) != dead {
+			hosts = append(hosts, h)
+		}
+	}
+	for _, h := range later {
+		if r.trouble(h) == dead {
+			hosts = append(hosts, h)
+		}
+	}
+	return hosts
+}
+
+// failures are the last words of the hosts that were asked for one thing, in the order of asking.
+type failures []hostError
+
+type hostError struct {
+	*host
+	error
+}
+
+func (f *failures) set(h *host, err error) {
+	*f = append(slices.DeleteFunc(*f, func(e hostError) bool { return e.host == h }), hostError{h, err})
+}
+
+func (f failures) of(h *host) error {
+	for _, e := range f {
+		if e.host == h {
+			return e.error
+		}
+	}
+	return nil
+}
+
+// definite tells whether the registry itself has given an answer, and it is no.
+func (f failures) definite() bool {
+	return slices.ContainsFunc(f, func(e hostError) bool { return e.own && answered(e.error) })
+}
+
+func answered(err error) bool {
+	var u unavailable
+	return !errors.As(err, &u)
+}
+
+// join makes one error of all. What the registry itself answers stands before what a connection to it met, and both before what mirrors say,
+// whose words are added.
+func (r *registry) join(q request, fails failures) error {
+	rank := func(e hostError) int {
+		switch {
+		case e.own && answered(e.error):
+			return 3
+		case e.own:
+			return 2
+		case answered(e.error):
+			return 1
+		}
+		return 0
+	}
+	var best *hostError
+	for i := range fails {
+		if best == nil || rank(fails[i]) >= rank(*best) {
+			best = &fails[i]
+		}
+	}
+	if best == nil {
+		best = &hostError{nil, fmt.Errorf("no host is configured to serve %s of %s: %w", q, r.repository(), errdefs.ErrNotFound)}
+	}
+	var asides []string
+	for _, h := range r.hosts {
+		if lie := h.lie.Load(); lie != nil {
+			asides = append(asides, fmt.Sprintf("%s: %v", h.origin(), *lie))
+		}
+	}
+	for _, e := range fails {
+		if e.host != best.host && !(e.own && best.own && e.origin() == best.origin()) {
+			asides = append(asides, e.Error())
+		}
+	}
+	if len(asides) > 0 {
+		return fmt.Errorf("%w (before that: %s)", best.error, strings.Join(asides, "; "))
+	}
+	return best.error
+}
+
+// has asks with a HEAD whether the repository has a blob.
+func (r *registry) has(ctx context.Context, d digest.Digest) (bool, error) {
+	resp, err := r.do(ctx, request{method: http.MethodHead, kind: "blobs", object: d.String(), accept: "*/*"})
+	if err != nil {
+		return false, ctx.Err()
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusOK, nil
+}
+
+// ask tries one host, patiently or only as long as there is no sign of trouble.
+func (r *registry) ask(ctx context.Context, h *host, q request, patient bool) (*reply, error) {
 	var err error
 	for attempt := 1; ; attempt++ {
 		var resp *reply
-		resp, err = r.authorized(ctx, h, q, last)
+		resp, err = r.authorized(ctx, h, q, r.patience(h, patient))
 		if err == nil && resp.StatusCode < 300 {
 			return resp, nil
 		}
 		wait := backoff(attempt)
 		if err == nil {
-			err, wait = failure(h, q, resp, wait)
+			err, wait = r.failure(h, q, resp, wait)
 		} else if transport(err) {
 			h.failures.Add(1)
-			r.dead.add(h.origin())
+			r.remember(h, err)
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if !last || attempt == maxAttempts || wait > maxRetryAfter || !transient(err) {
-			return nil, err
+		if !patient || attempt == maxAttempts || wait > maxRetryAfter || !transient(err) || errors.Is(err, errSilent) {
+			return nil, h.explain(err)
 		}
 		if err := r.prog.waiting(func() error { return sleep(ctx, wait) }); err != nil {
 			return nil, err
@@ -118,11 +247,41 @@ func (r *registry) ask(ctx context.Context, h *host, q request, last bool) (*rep
 	}
 }
 
+// patience is the time that a host has to its first byte. Who has set a dial_timeout has decided that a connection may take so long.
+func (r *registry) patience(h *host, patient bool) time.Duration {
+	if patient {
+		return max(r.stall, h.dial)
+	}
+	return max(min(r.idle, mirrorPatience), h.dial)
+}
+
+// remember notes who is dead or slow. A bad certificate, say, is neither: the next try costs no time.
+func (r *registry) remember(h *host, err error) {
+	var op *net.OpError
+	switch {
+	case errors.Is(err, errNoConnection), errors.As(err, &op) && op.Op == "dial":
+		r.troubled.add(h.name, dead)
+	case errors.Is(err, errSilent):
+		r.troubled.add(h.name, slow)
+	}
+}
+
+// explain adds to a refusal of credentials why they may not have been seen.
+func (h *host) explain(err error) error {
+	if !errdefs.IsUnauthorized(err) && !errdefs.IsPermissionDenied(err) && !errdefs.IsNotFound(err) {
+		return err
+	}
+	if hint := h.auth.hint(); hint != "" {
+		return fmt.Errorf("%w (%s)", err, hint)
+	}
+	return err
+}
+
 // failure turns a bad answer into an error and the time to wait before another try.
-func failure(h *host, q request, resp *reply, wait time.Duration) (error, time.Duration) {
+func (r *registry) failure(h *host, q request, resp *reply, wait time.Duration) (error, time.Duration) {
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
-	se := &statusError{code: resp.StatusCode, server: h.origin(), what: q.String(), detail: errorDetail(body)}
+	se := &statusError{code: resp.StatusCode, server: h.origin(), what: q.String(), detail: redact(errorDetail(body), h.auth.secrets()...)}
 	if !busy(resp.StatusCode) {
 		return se, wait
 	}
@@ -149,20 +308,31 @@ func transport(err error) bool {
 }
 
 // authorized sends q with what authorization there is and answers challenges of the host itself: twice at most, the first because we
-// came without, the second because a token may have expired.
-func (r *registry) authorized(ctx context.Context, h *host, q request, last bool) (*reply, error) {
-	for try := 0; ; try++ {
+// came without, the second because a token may have expired. A host that refuses a token without a new challenge is asked once without.
+func (r *registry) authorized(ctx context.Context, h *host, q request, patience time.Duration) (*reply, error) {
+	for tries, without := 0, false; ; {
 		used := h.auth.current()
-		resp, err := r.follow(ctx, h, q, used, last)
+		resp, err := r.follow(ctx, h, q, used, patience)
 		if err != nil {
 			return nil, err
 		}
-		if resp.StatusCode != http.StatusUnauthorized || try == 2 || resp.foreign {
+		if resp.StatusCode != http.StatusUnauthorized || tries == 2 || resp.foreign {
 			return resp, nil
 		}
 		resp.Body.Close()
-		if err := h.auth.challenge(ctx, resp.Header, used); err != nil {
+		asking, cancel := context.WithTimeoutCause(ctx, patience, errSilent)
+		err = h.auth.challenge(asking, resp.Header, used)
+		cause := context.Cause(asking)
+		cancel()
+		switch {
+		case err != nil && ctx.Err() == nil && cause == errSilent:
+			return nil, unavailable{fmt.Errorf("token server of %s: %w", h.origin(), errSilent)}
+		case err != nil:
 			return nil, err
+		case used != "" && h.auth.current() == "" && !without:
+			without = true
+		default:
+			tries++
 		}
 	}
 }
@@ -174,19 +344,20 @@ type reply struct {
 	foreign bool // it came over a redirect to another origin
 }
 
-// blame notes that a mirror's answer was no good. It returns whether there is somebody else to ask.
-func (r *registry) blame(h *host) bool {
-	if h == nil || h == r.hosts[len(r.hosts)-1] {
+// blame leaves a mirror out whose answer was no good, for the rest of the pull. It returns whether there is somebody else to ask.
+func (r *registry) blame(h *host, err error) bool {
+	if h == nil || h.own {
 		return false
 	}
-	h.failures.Add(2)
-	return true
+	h.lie.Store(&err)
+	return len(r.able(request{})) > 0
 }
 
-// follow sends q and follows redirects: never from https to http, and to another origin only with the headers that any server may see.
-func (r *registry) follow(ctx context.Context, h *host, q request, authorization string, last bool) (*reply, error) {
+// follow sends q and follows redirects: from https to http only blobs and only where that is set, and to another origin only with the headers that any server may see.
+func (r *registry) follow(ctx context.Context, h *host, q request, authorization string, patience time.Duration) (*reply, error) {
 	u := &url.URL{Scheme: h.Scheme, Host: h.Host, Path: path.Join("/", h.Path, r.path, q.kind, q.object)}
-	if h.Host != r.domain && !(r.domain == "docker.io" && h.Host == "registry-1.docker.io") {
+	until := time.Now().Add(patience) // for all redirects together
+	if h.proxies {
 		u.RawQuery = url.Values{"ns": {r.domain}}.Encode()
 	}
 	foreign := false
@@ -205,7 +376,7 @@ func (r *registry) follow(ctx context.Context, h *host, q request, authorization
 		} else {
 			foreign = true
 		}
-		resp, err := r.send(ctx, h, q.method, u, header, last)
+		resp, err := r.send(ctx, h, q.method, u, header, time.Until(until))
 		if err != nil {
 			return nil, err
 		}
@@ -218,7 +389,13 @@ func (r *registry) follow(ctx context.Context, h *host, q request, authorization
 			return nil, fmt.Errorf("%s redirects %s to something that is not a web address", origin(u), q)
 		}
 		if next.Scheme == "http" && resp.Request.URL.Scheme == "https" { // what was really spoken
-			return nil, fmt.Errorf("%s redirects %s from https to plain http at %s", origin(u), q, next.Host)
+			if q.kind != "blobs" {
+				return nil, fmt.Errorf("%s redirects %s from https to plain http at %s", origin(u), q, next.Host)
+			}
+			if !r.settings.RedirectToHTTP {
+				return nil, fmt.Errorf("%s redirects %s from https to plain http at %s; to allow it, set redirect_to_http = true in %s",
+					origin(u), q, next.Host, r.settings.file)
+			}
 		}
 		next.User = nil
 		u = next
@@ -234,32 +411,42 @@ func redirects(code int) bool {
 	return false
 }
 
-var errSilent = errors.New("no bytes for too long")
+var (
+	errSilent = errors.New("no bytes for too long")
+	// errNoConnection comes with errSilent where there was nobody to be silent.
+	errNoConnection = errors.New("no connection")
+)
 
-// send does one round trip. The connection is given up when it is silent for too long, before and after the headers.
-func (r *registry) send(ctx context.Context, h *host, method string, u *url.URL, header http.Header, last bool) (*http.Response, error) {
+// send does one round trip. The connection is given up when it is silent for too long, before and after the headers. The stall clock stands
+// until the headers are here: patience is the limit.
+func (r *registry) send(ctx context.Context, h *host, method string, u *url.URL, header http.Header, patience time.Duration) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	patience := r.idle
-	if !last {
-		patience = min(patience, mirrorPatience)
-	}
 	timer := time.AfterFunc(patience, func() { cancel(errSilent) })
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
+	var connected atomic.Bool
+	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
+	req, err := http.NewRequestWithContext(traced, method, u.String(), nil)
 	if err != nil {
 		timer.Stop()
 		cancel(nil)
 		return nil, err
 	}
 	req.Header = header
-	// Not Client.Do: redirects are ours to follow, and its errors quote the Location.
-	resp, err := h.Client.Transport.RoundTrip(req)
+	var resp *http.Response
+	err = r.prog.waiting(func() (err error) {
+		// Not Client.Do: redirects are ours to follow, and its errors quote the Location.
+		resp, err = h.Client.Transport.RoundTrip(req)
+		return err
+	})
 	timer.Stop()
 	if err != nil {
 		cause := context.Cause(ctx)
 		cancel(nil)
-		return nil, transportError(u, err, cause)
+		if cause == errSilent && !connected.Load() {
+			return nil, unavailable{fmt.Errorf("%s: %w for %s: %w", origin(u), errNoConnection, patience.Round(time.Second), errSilent)}
+		}
+		return nil, r.transportError(h, u, err, cause)
 	}
-	resp.Body = &body{ReadCloser: resp.Body, reg: r, timer: timer, ctx: ctx, cancel: cancel, from: u}
+	resp.Body = &body{ReadCloser: resp.Body, reg: r, host: h, timer: timer, ctx: ctx, cancel: cancel, from: u}
 	return resp, nil
 }
 
@@ -267,6 +454,7 @@ func (r *registry) send(ctx context.Context, h *host, method string, u *url.URL,
 type body struct {
 	io.ReadCloser
 	reg    *registry
+	host   *host
 	timer  *time.Timer
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -279,7 +467,7 @@ func (b *body) Read(p []byte) (int, error) {
 	b.timer.Stop()
 	b.reg.prog.moved.Add(int64(n))
 	if err != nil && err != io.EOF {
-		err = transportError(b.from, err, context.Cause(b.ctx))
+		err = b.reg.transportError(b.host, b.from, err, context.Cause(b.ctx))
 	}
 	return n, err
 }
@@ -292,7 +480,7 @@ func (b *body) Close() error {
 }
 
 // transportError names the server and decides whether trying again makes sense.
-func transportError(u *url.URL, err, cause error) error {
+func (r *registry) transportError(h *host, u *url.URL, err, cause error) error {
 	if errors.Is(cause, errSilent) {
 		return unavailable{fmt.Errorf("%s: %w", origin(u), errSilent)}
 	}
@@ -303,8 +491,17 @@ func transportError(u *url.URL, err, cause error) error {
 	if errors.As(err, &plain) && string(plain.RecordHeader[:]) == "HTTP/" {
 		return unavailable{fmt.Errorf("%s speaks plain http, which its hosts.toml does not say: %w", origin(u), err)}
 	}
-	return unavailable{fmt.Errorf("%s: %w", origin(u), err)}
+	return unavailable{heard{origin(u) + ": " + redact(err.Error(), h.auth.secrets()...), err}}
 }
+
+// heard is an error whose words may be a server's.
+type heard struct {
+	text string
+	err  error
+}
+
+func (h heard) Error() string { return h.text }
+func (h heard) Unwrap() error { return h.err }
 
 // hopeless are transport errors that no second try will heal.
 func hopeless(err error) bool {

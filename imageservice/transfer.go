@@ -29,6 +29,15 @@ type transfer struct {
 	along  *alongside
 }
 
+// wrong says that what a host sends is not the blob. From a mirror it is thrown away, and somebody else is asked.
+func (t *transfer) wrong(h *host, format string, args ...any) error {
+	err := refuse(errdefs.ErrDataLoss, format, args...)
+	if t.pull.reg.blame(h, err) {
+		return errNoRange
+	}
+	return err
+}
+
 // errNoRange says that the server does not continue where we asked it to.
 var errNoRange = errors.New("the server does not continue a download")
 
@@ -93,9 +102,14 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	defer resp.Body.Close()
 	t.from = resp.host
 	switch {
-	case t.offset == 0 && resp.StatusCode == http.StatusOK:
+	case t.offset == 0 && resp.StatusCode != http.StatusOK:
+		if err := t.wrong(resp.host, "%s is answered with %d", t.desc.Digest, resp.StatusCode); err != errNoRange {
+			return true, err
+		}
+		return true, errNoRange
+	case t.offset == 0:
 		if resp.ContentLength >= 0 && resp.ContentLength != t.desc.Size {
-			return true, refuse(errdefs.ErrDataLoss, "%s arrives with %d bytes, its descriptor says %d", t.desc.Digest, resp.ContentLength, t.desc.Size)
+			return true, t.wrong(resp.host, "%s arrives with %d bytes, its descriptor says %d", t.desc.Digest, resp.ContentLength, t.desc.Size)
 		}
 	case t.offset > 0 && resp.StatusCode == http.StatusPartialContent:
 		if !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", t.offset)) {
@@ -104,19 +118,19 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	default:
 		return true, errNoRange
 	}
-	err = t.copy(resp.Body)
+	err = t.copy(resp)
 	if transient(err) {
 		resp.host.failures.Add(1) // a mirror that breaks off twice is left out
 	}
 	return true, err
 }
 
-func (t *transfer) copy(body io.Reader) error {
+func (t *transfer) copy(from *reply) error {
 	buf := make([]byte, 256<<10)
 	for {
-		n, err := body.Read(buf)
+		n, err := from.Body.Read(buf)
 		if int64(n) > t.desc.Size-t.offset {
-			return refuse(errdefs.ErrDataLoss, "%s arrives longer than the %d bytes its descriptor says", t.desc.Digest, t.desc.Size)
+			return t.wrong(from.host, "%s arrives longer than the %d bytes its descriptor says", t.desc.Digest, t.desc.Size)
 		}
 		if n > 0 {
 			if _, err := t.w.Write(buf[:n]); err != nil {
@@ -127,6 +141,8 @@ func (t *transfer) copy(body io.Reader) error {
 			t.along.advance(t.offset)
 		}
 		switch {
+		case err == io.EOF && t.offset < t.desc.Size && !from.host.own: // not broken off: that is all
+			return t.wrong(from.host, "%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size)
 		case err == io.EOF && t.offset < t.desc.Size:
 			return unavailable{fmt.Errorf("%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size)}
 		case err == io.EOF:
@@ -141,10 +157,11 @@ func (t *transfer) copy(body io.Reader) error {
 // where they were put together from several answers.
 func (t *transfer) commit(ctx context.Context) (done bool, err error) {
 	if got := t.w.Digest(); got != t.desc.Digest {
-		if t.pull.reg.blame(t.from) || t.pieces {
+		err := refuse(errdefs.ErrDataLoss, "blob arrives with digest %s, not %s", got, t.desc.Digest)
+		if t.pull.reg.blame(t.from, err) || t.pieces {
 			return false, t.restart()
 		}
-		return true, refuse(errdefs.ErrDataLoss, "blob arrives with digest %s, not %s", got, t.desc.Digest)
+		return true, err
 	}
 	err = t.pull.prog.waiting(func() error { return t.w.Commit(ctx, t.desc.Size, t.desc.Digest) }) // it syncs
 	if err != nil && !errdefs.IsAlreadyExists(err) {
@@ -157,6 +174,7 @@ func (t *transfer) commit(ctx context.Context) (done bool, err error) {
 // before the blob is verified, and nobody waits for it: it moves at a stranger's pace. A nil alongside does nothing.
 type alongside struct {
 	pull   *pull
+	blob   digest.Digest
 	file   *os.File
 	result chan error
 	layer  *layer
@@ -187,7 +205,7 @@ func (p *pull) unpackAlong(ctx context.Context, desc ocispec.Descriptor, diffID 
 		release()
 		return nil
 	}
-	a := &alongside{pull: p, result: make(chan error, 1), finish: func() { p.alongs.give(); release() }}
+	a := &alongside{pull: p, blob: desc.Digest, result: make(chan error, 1), finish: func() { p.alongs.give(); release() }}
 	a.more = sync.NewCond(&a.mu)
 	go func() {
 		stop := context.AfterFunc(ctx, func() { a.close(context.Cause(ctx)) })
@@ -300,6 +318,7 @@ func (a *alongside) end(download error) error {
 	if err != nil {
 		return err
 	}
+	a.pull.noteUnpacked(a.blob, a.layer.DiffID)
 	a.pull.list(a.layer)
 	return nil
 }
