@@ -6,12 +6,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/distribution/reference"
 	"github.com/pelletier/go-toml/v2"
@@ -45,6 +47,12 @@ type Config struct {
 type ImagesConfig struct {
 	RegistryConfig string   `toml:"registry_config" comment:"Folder of registries' hosts.toml files (mirrors, certificates), laid out as containerd's certs.d."`
 	Pinned         []string `toml:"pinned" comment:"Images that a kubelet's garbage collection leaves: names as in a pod, or fully qualified ones in which * stands for any characters."`
+	Downloads      int64    `toml:"downloads" comment:"Layers that one pull downloads at once."`
+	Unpacks        int64    `toml:"unpacks" comment:"Layers that all pulls together unpack at once. 0: as many as there are processors, at least 2."`
+	StallTime      duration `toml:"stall_time" comment:"A pull that moves nearly nothing for so long ends, and a registry has so long to begin an answer: 30s, 2m."`
+	LayerSizeMax   size     `toml:"layer_size_max" comment:"Most bytes that one layer unpacks to; a larger one is refused."`
+	ImageSizeMax   size     `toml:"image_size_max" comment:"Most bytes that the layers of an image have together, packed and unpacked; a larger one is refused."`
+	LayerFilesMax  int64    `toml:"layer_files_max" comment:"Most files and folders of one layer; a layer with more is refused."`
 }
 
 // NetworkConfig is the table [network].
@@ -79,10 +87,11 @@ func defaultConfig() Config {
 	return Config{
 		Listen: "unix:///run/cribox/cribox.sock", Root: "/var/lib/cribox", State: "/run/cribox", LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: driverAuto,
 		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
-		Images:      ImagesConfig{RegistryConfig: "/etc/cribox/certs.d", Pinned: []string{}},
-		Network:     NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, NoMasquerade: []string{}},
-		Containers:  ContainersConfig{Ulimits: []string{}, HostPathMissing: pathCreate, HostPathNever: []string{}, SELinux: true, ShmSize: 64 << 20},
-		Runtimes:    map[string]Runtime{"runc": {Path: "runc", Ulimits: []string{}}},
+		Images: ImagesConfig{RegistryConfig: "/etc/cribox/certs.d", Pinned: []string{}, Downloads: 3, StallTime: duration(30 * time.Second),
+			LayerSizeMax: 64 << 30, ImageSizeMax: 256 << 30, LayerFilesMax: 1_000_000},
+		Network:    NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, NoMasquerade: []string{}},
+		Containers: ContainersConfig{Ulimits: []string{}, HostPathMissing: pathCreate, HostPathNever: []string{}, SELinux: true, ShmSize: 64 << 20},
+		Runtimes:   map[string]Runtime{"runc": {Path: "runc", Ulimits: []string{}}},
 	}
 }
 
@@ -214,6 +223,17 @@ var checks = []check{
 		}
 		return nil
 	}},
+	{"images.downloads", func(c *Config) error { return between(c.Images.Downloads, 1, 64) }},
+	{"images.unpacks", func(c *Config) error { return between(c.Images.Unpacks, 0, 1024) }},
+	{"images.stall_time", func(c *Config) error {
+		if c.Images.StallTime < duration(time.Second) {
+			return fmt.Errorf("%s is less than a second", time.Duration(c.Images.StallTime))
+		}
+		return nil
+	}},
+	{"images.layer_size_max", func(c *Config) error { return atLeast(c.Images.LayerSizeMax, leastImage) }},
+	{"images.image_size_max", func(c *Config) error { return atLeast(c.Images.ImageSizeMax, leastImage) }},
+	{"images.layer_files_max", func(c *Config) error { return between(c.Images.LayerFilesMax, 1000, math.MaxInt32) }},
 	{"network.conf_dir", func(c *Config) error { return absolute(c.Network.ConfDir) }},
 	{"network.bin_dirs", func(c *Config) error { return allAbsolute(c.Network.BinDirs) }},
 	{"network.subnet", func(c *Config) error {
@@ -273,6 +293,15 @@ var checks = []check{
 
 // Values of host_path_missing.
 const pathCreate, pathRefuse = "create", "refuse"
+
+const leastImage = 1 << 20 // less is a mistake in the unit
+
+func between(n, least, most int64) error {
+	if n < least || n > most {
+		return fmt.Errorf("%d is not between %d and %d", n, least, most)
+	}
+	return nil
+}
 
 const leastShm = 4 << 10 // a tmpfs of size 0 would have no limit
 

@@ -80,7 +80,13 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 
 // openRooms wires the rooms together.
 func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.Images, error) {
-	images, err := imageservice.Open(ctx, imageservice.Config{Root: c.Root, RegistryConfig: c.Images.RegistryConfig, Pinned: pinned(c), Step: step})
+	images, err := imageservice.Open(ctx, imageservice.Config{
+		Root: c.Root, RegistryConfig: c.Images.RegistryConfig, Pinned: pinned(c), Step: step,
+		MaxDownloads: int(c.Images.Downloads), MaxUnpacks: int(c.Images.Unpacks), StallTimeout: time.Duration(c.Images.StallTime),
+		Limits: imageservice.Limits{
+			LayerBytes: int64(c.Images.LayerSizeMax), ImageBytes: int64(c.Images.ImageSizeMax), Entries: c.Images.LayerFilesMax,
+		},
+	})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -42,6 +43,30 @@ func (s size) MarshalText() ([]byte, error) {
 		}
 	}
 	return []byte("0"), nil
+}
+
+// duration is a time, written as 500ms, 30s, 2m or 1h30m.
+type duration time.Duration
+
+// UnmarshalText reads a duration. An error names what was written.
+func (d *duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err != nil {
+		return fmt.Errorf("%q is no time such as 30s", b)
+	}
+	*d = duration(v)
+	return nil
+}
+
+// MarshalText writes the shortest form: 2m, not 2m0s.
+func (d duration) MarshalText() ([]byte, error) {
+	text := time.Duration(d).String()
+	for _, zero := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(text, zero) {
+			text = strings.TrimSuffix(text, zero[1:])
+		}
+	}
+	return []byte(text), nil
 }
 
 // rlimitNames are the limits that an OCI runtime sets, by the names of prlimit(1).
