@@ -1,0 +1,543 @@
+package imageservice
+
+import (
+	"bytes"
+	"context"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+)
+
+// folder writes a file of a registry's folder.
+func folder(t testing.TB, certs, registry, name, text string) {
+	t.Helper()
+	dir := filepath.Join(certs, registry)
+	must(t, os.MkdirAll(dir, 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+}
+
+// secure serves r by TLS, and writes its certificate into a file.
+func (s *registryServer) secure(t testing.TB) (server *httptest.Server, ca string) {
+	t.Helper()
+	server = httptest.NewUnstartedServer(s)
+	server.Config.ErrorLog = nil
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	ca = filepath.Join(t.TempDir(), "ca.pem")
+	must(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o644))
+	return server, ca
+}
+
+// TestOwnEntry: an entry with the registry's own address says how to connect to it. What the registry answers is the answer, and one bad
+// pull is in nobody's way.
+func TestOwnEntry(t *testing.T) {
+	r := newRegistry(t)
+	r.build("1", []testLayer{gzipLayer(noise(t, 1000))}, nil)
+	server, ca := r.secure(t)
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		switch {
+		case strings.Contains(q.URL.Path, "/private/"):
+			return q.Header.Get("Authorization") != basic("user", "wonderland") && unauthorized(w, `Basic realm="x"`)
+		case strings.Contains(q.URL.Path, "/forbidden/"):
+			w.WriteHeader(http.StatusForbidden)
+			return true
+		}
+		return false
+	})
+	for name, text := range map[string]string{
+		"ca":                fmt.Sprintf("server = %[1]q\n[host.%[1]q]\nca = %[2]q\n", server.URL, ca),
+		"skip_verify":       fmt.Sprintf("server = %[1]q\n[host.%[1]q]\nskip_verify = true\n", server.URL),
+		"only to pull":      fmt.Sprintf("server = %[1]q\n[host.%[1]q]\nskip_verify = true\ncapabilities = ['pull']\n", server.URL),
+		"a twin of its own": fmt.Sprintf("server = %[1]q\ndial_timeout = '5s'\n[host.%[1]q]\nskip_verify = true\n", server.URL),
+		"before a mirror":   fmt.Sprintf("server = %[1]q\n[host.%[1]q]\nskip_verify = true\n[host.'http://127.0.0.1:1']\n", server.URL),
+		"behind a mirror":   fmt.Sprintf("server = %[1]q\n[host.'http://127.0.0.1:1']\n[host.%[1]q]\nskip_verify = true\n", server.URL),
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
+			folder(t, c.cfg.RegistryConfig, "reg.test", "hosts.toml", text)
+			for range 2 {
+				if _, err := c.Pull(t.Context(), "reg.test/app:none", nil); !errdefs.IsNotFound(err) || strings.Contains(err.Error(), "x509") {
+					t.Errorf("a tag that does not exist: %v", err)
+				}
+				if _, err := c.Pull(t.Context(), "reg.test/private:1", nil); !errdefs.IsUnauthorized(err) {
+					t.Errorf("without credentials: %v", err)
+				}
+				if _, err := c.Pull(t.Context(), "reg.test/forbidden:1", nil); !errdefs.IsPermissionDenied(err) {
+					t.Errorf("forbidden: %v", err)
+				}
+			}
+			c.mustPull(t, "reg.test/app:1")
+			_, err := c.Pull(t.Context(), "reg.test/private:1", &Auth{Username: "user", Password: "wonderland"})
+			must(t, err)
+		})
+	}
+}
+
+// TestOnlyDialErrorsAreRemembered: a certificate that was bad a moment ago does not keep anybody from asking.
+func TestOnlyDialErrorsAreRemembered(t *testing.T) {
+	origin, mirror := newRegistry(t), newRegistry(t)
+	l := gzipLayer(noise(t, 1000))
+	origin.build("1", []testLayer{l}, nil)
+	mirror.build("1", []testLayer{l}, nil)
+	server, ca := mirror.secure(t)
+	c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
+	text := fmt.Sprintf("server = %q\n[host.%q]\n", origin.URL, server.URL)
+	folder(t, c.cfg.RegistryConfig, "reg.test", "hosts.toml", text)
+	c.mustPull(t, "reg.test/app:1")
+	if mirror.count("") > 0 {
+		t.Fatal("a mirror without a good certificate was asked")
+	}
+	folder(t, c.cfg.RegistryConfig, "reg.test", "hosts.toml", text+fmt.Sprintf("ca = %q\n", ca))
+	c.mustPull(t, "reg.test/app:1")
+	if mirror.count("") == 0 {
+		t.Error("the mirror was not asked again")
+	}
+	for err, want := range map[error]trouble{
+		errors.New("x509"): noTrouble, errSilent: slow, fmt.Errorf("%w: %w", errNoConnection, errSilent): dead,
+	} {
+		h := &host{name: fmt.Sprint(err)}
+		r := &registry{troubled: &troubledHosts{}}
+		if r.remember(h, err); r.trouble(h) != want {
+			t.Errorf("%v: trouble %d, want %d", err, r.trouble(h), want)
+		}
+	}
+}
+
+// TestSlowMirrorAlone: a mirror that needs longer than it has while there are others serves the pull when they are out, and is named when
+// it does not.
+func TestSlowMirrorAlone(t *testing.T) {
+	const stall = 4500 * time.Millisecond // so it has 1.5 s while there are others
+	mirror, closed := newRegistry(t), newRegistry(t)
+	mirror.build("1", []testLayer{gzipLayer(noise(t, 1000))}, nil)
+	closed.Close()
+	silent := atomic.Bool{}
+	mirror.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		cold := time.After(2 * time.Second)
+		if silent.Load() {
+			cold = nil
+		}
+		select {
+		case <-cold:
+			return false
+		case <-q.Context().Done():
+			return true
+		}
+	})
+	for name, upstream := range map[string]string{"unreachable": closed.URL, "without the image": newRegistry(t).URL} {
+		t.Run(name, func(t *testing.T) {
+			silent.Store(false)
+			c := newImages(t, func(c *Config) { c.RegistryConfig, c.StallTimeout = t.TempDir(), stall })
+			folder(t, c.cfg.RegistryConfig, "reg.test", "hosts.toml", fmt.Sprintf("server = %q\n[host.%q]\n", upstream, mirror.URL))
+			c.mustPull(t, "reg.test/app:1")
+			silent.Store(true)
+			_, err := c.Pull(t.Context(), "reg.test/app:2", nil)
+			for _, part := range []string{mirror.URL, upstream} {
+				if !strings.Contains(fmt.Sprint(err), part) {
+					t.Errorf("the error does not name %s: %v", part, err)
+				}
+			}
+		})
+	}
+}
+
+func TestPatience(t *testing.T) {
+	for _, row := range []struct {
+		stall, dial, others, alone time.Duration
+	}{
+		{30 * time.Second, 0, 4 * time.Second, 30 * time.Second},
+		{30 * time.Second, time.Second, 4 * time.Second, 30 * time.Second},
+		{30 * time.Second, 10 * time.Second, 10 * time.Second, 30 * time.Second},
+		{30 * time.Second, time.Minute, time.Minute, time.Minute},
+		{3 * time.Second, 0, time.Second, 3 * time.Second},
+	} {
+		r, h := &registry{stall: row.stall, idle: row.stall / 3}, &host{dial: row.dial}
+		if others, alone := r.patience(h, false), r.patience(h, true); others != row.others || alone != row.alone {
+			t.Errorf("stall time %s, dial_timeout %s: %s and %s", row.stall, row.dial, others, alone)
+		}
+	}
+}
+
+// TestCredentialsOfHosts: which hosts of a registry get the credentials of a pull.
+func TestCredentialsOfHosts(t *testing.T) {
+	for _, row := range []struct {
+		domain, hosts string
+		want          []bool // by host, the registry itself last
+	}{
+		{"reg.example", "", []bool{true}},
+		{"reg.example", "server = 'https://reg.example:443'", []bool{true}},
+		{"reg.example:443", "server = 'https://reg.example'", []bool{true}},
+		{"reg.example", "server = 'http://reg.example:80'", []bool{true}},
+		{"reg.example", "server = 'http://other.example:5000'", []bool{true}},
+		{"reg.example", "server = 'https://other.example'\n[host.'https://mirror.example']\n[host.'https://reg.example:443']", []bool{false, true, true}},
+		{"reg.example", "[host.'https://mirror.example']\n[host.'https://reg.example:8443']", []bool{false, false, true}},
+		{"reg.example", "[host.'https://REG.example']\nskip_verify = true\n[host.'http://mirror.example']", []bool{true, false}},
+		{"reg.example:443", "[host.'https://reg.example']\nskip_verify = true", []bool{true}},
+		{"docker.io", "[host.'https://registry-1.docker.io']\n[host.'https://mirror.example']", []bool{true, false}},
+	} {
+		c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
+		folder(t, c.cfg.RegistryConfig, strings.Replace(row.domain, ":443", "_443_", 1), "hosts.toml", row.hosts)
+		r, err := c.openRegistry(t.Context(), target{domain: row.domain, path: "app"}, credentials{username: "user", secret: "secret"}, &progress{})
+		must(t, err)
+		var got []bool
+		for _, h := range r.hosts {
+			got = append(got, h.auth.creds.username != "")
+		}
+		if fmt.Sprint(got) != fmt.Sprint(row.want) {
+			t.Errorf("%s with %q: %v, want %v", row.domain, row.hosts, got, row.want)
+		}
+	}
+	for _, row := range []struct {
+		domain, address string
+		shown           bool
+	}{
+		{"reg.example", "https://reg.example:443", true}, {"reg.example:443", "https://reg.example/v2/", true}, {"reg.example", "reg.example:443", true},
+		{"reg.example", "REG.example", true}, {"reg.example", "http://reg.example:80", true}, {"docker.io", "https://index.docker.io/v1/", true},
+		{"reg.example", "reg.example:8443", false}, {"reg.example", "https://evil-reg.example", false}, {"reg.example:80", "https://reg.example", false},
+	} {
+		got, err := credentialsFor(&Auth{Username: "user", Password: "secret", ServerAddress: row.address}, target{domain: row.domain})
+		if err != nil || (got.username != "") != row.shown {
+			t.Errorf("%s with the address %s: %+v, %v", row.domain, row.address, got, err)
+		}
+	}
+}
+
+// TestServerOfAnotherName: the server of hosts.toml is the registry, and gets what is for the registry.
+func TestServerOfAnotherName(t *testing.T) {
+	r := newRegistry(t)
+	r.build("1", nil, nil)
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		return q.Header.Get("Authorization") != basic("user", "wonderland") && unauthorized(w, `Basic realm="x"`)
+	})
+	c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
+	folder(t, c.cfg.RegistryConfig, "other.test", "hosts.toml", fmt.Sprintf("server = %q\n", r.URL))
+	_, err := c.Pull(t.Context(), "other.test/app:1", &Auth{Username: "user", Password: "wonderland"})
+	must(t, err)
+}
+
+// TestTokenServers: one on another domain is shown the credentials when the registry's folder names it; else the error says how.
+func TestTokenServers(t *testing.T) {
+	r, tokens := newRegistry(t), newTokenServer(t)
+	r.build("1", nil, nil)
+	elsewhere := strings.Replace(tokens.URL, "127.0.0.1", "localhost", 1)
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		return q.Header.Get("Authorization") != "Bearer token-1" && unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token",service="reg"`, elsewhere))
+	})
+	c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
+	name := strings.Replace(r.host(), ":", "_", 1) + "_"
+	folder(t, c.cfg.RegistryConfig, name, "hosts.toml", fmt.Sprintf("server = %q\n", r.URL))
+	alice := &Auth{Username: "alice", Password: "wonderland"}
+	_, err := c.Pull(t.Context(), r.ref("app:1"), alice)
+	if text := fmt.Sprint(err); !errdefs.IsUnauthorized(err) || !strings.Contains(text, "token_servers of "+filepath.Join(c.cfg.RegistryConfig, name, "cribox.toml")) {
+		t.Error(err)
+	}
+	if len(tokens.seen) > 0 {
+		t.Errorf("it was asked: %q", tokens.seen)
+	}
+	for text, want := range map[string]string{
+		"token_server = []": "strict mode", "token_servers = ['https://a/b']": `"https://a/b" is neither`, "token_servers = 1": "cribox.toml",
+	} {
+		folder(t, c.cfg.RegistryConfig, name, "cribox.toml", text)
+		if _, err := c.Pull(t.Context(), r.ref("app:1"), alice); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	folder(t, c.cfg.RegistryConfig, name, "cribox.toml", fmt.Sprintf("token_servers = [%q]\n", elsewhere))
+	_, err = c.Pull(t.Context(), r.ref("app:1"), alice)
+	must(t, err)
+	if len(tokens.seen) != 1 || !strings.Contains(tokens.seen[0], basic("alice", "wonderland")) {
+		t.Errorf("token server saw %q", tokens.seen)
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(q *http.Request) (*http.Response, error) { return f(q) }
+
+// TestForeignTokenServer: over https it is asked without credentials, and a refusal says that they were withheld.
+func TestForeignTokenServer(t *testing.T) {
+	for _, named := range []string{"", "api.scaleway.com", "https://api.scaleway.com", "https://api.scaleway.com:443/", "http://api.scaleway.com", "api.scaleway.com:444"} {
+		var seen string
+		client := &http.Client{Transport: roundTripper(func(q *http.Request) (*http.Response, error) {
+			seen = q.URL.Host + " " + q.Header.Get("Authorization")
+			return &http.Response{StatusCode: http.StatusUnauthorized, Body: io.NopCloser(strings.NewReader("no")), Request: q}, nil
+		})}
+		settings := registrySettings{file: "/etc/cribox/certs.d/rg.fr-par.scw.cloud/cribox.toml"}
+		if named != "" {
+			settings.TokenServers = []string{named}
+		}
+		a := newAuthorizer("https://rg.fr-par.scw.cloud", "repository:app:pull", credentials{username: "nologin", secret: "wonderland"}, client, settings)
+		header := http.Header{"Www-Authenticate": {`Bearer realm="https://api.scaleway.com/registry-internal/v1/token",service="registry"`}}
+		err := (&host{auth: a}).explain(a.challenge(t.Context(), header, ""))
+		trusted := named != "" && !strings.HasPrefix(named, "http:") && !strings.HasSuffix(named, ":444")
+		want, hinted := "api.scaleway.com ", true
+		if trusted {
+			want, hinted = want+basic("nologin", "wonderland"), false
+		}
+		if !errdefs.IsUnauthorized(err) || seen != want || strings.Contains(err.Error(), "token_servers of "+settings.file) != hinted {
+			t.Errorf("named %q: it saw %q, the error is %v", named, seen, err)
+		}
+	}
+}
+
+// TestRedirectToHTTP: blobs may be redirected from https to plain http where that is set, and nothing else ever.
+func TestRedirectToHTTP(t *testing.T) {
+	store := newRegistry(t)
+	l := gzipLayer(noise(t, 1000))
+	_, m := store.build("1", []testLayer{l}, nil)
+	front := newRegistry(t)
+	front.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if strings.Contains(q.URL.Path, "/manifests/1") {
+			return false
+		}
+		w.Header().Set("Location", store.URL+q.URL.Path+"?X-Amz-Signature=SECRET")
+		w.WriteHeader(http.StatusTemporaryRedirect)
+		return true
+	})
+	front.manifests["1"] = store.manifests["1"]
+	server, ca := front.secure(t)
+	c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
+	folder(t, c.cfg.RegistryConfig, "reg.test", "hosts.toml", fmt.Sprintf("server = %q\nca = %q\n", server.URL, ca))
+	_, err := c.Pull(t.Context(), "reg.test/app:1", nil)
+	file := filepath.Join(c.cfg.RegistryConfig, "reg.test", "cribox.toml")
+	if !strings.Contains(fmt.Sprint(err), "set redirect_to_http = true in "+file) || strings.Contains(fmt.Sprint(err), "SECRET") {
+		t.Error(err)
+	}
+	folder(t, c.cfg.RegistryConfig, "reg.test", "cribox.toml", "redirect_to_http = true\n")
+	c.mustPull(t, "reg.test/app:1")
+	if _, err := c.Pull(t.Context(), "reg.test/other@"+m.Digest.String(), nil); err == nil || !strings.Contains(err.Error(), "from https to plain http") {
+		t.Errorf("a manifest by plain http: %v", err)
+	}
+}
+
+// TestMirrorSendsPages: a mirror that sends something else than was asked for is left out, and the registry is asked.
+func TestMirrorSendsPages(t *testing.T) {
+	l := gzipLayer(noise(t, 50_000))
+	page := []byte("<html>" + strings.Repeat("please log in ", 100) + "</html>")
+	write := func(chunked bool, b []byte) http.HandlerFunc {
+		return func(w http.ResponseWriter, q *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			if chunked {
+				w.(http.Flusher).Flush()
+			}
+			w.Write(b)
+		}
+	}
+	for name, page := range map[string]http.HandlerFunc{
+		"nothing":          write(false, nil),
+		"nothing, chunked": write(true, nil),
+		"a page":           write(false, page),
+		"a page, chunked":  write(true, page),
+		"too long":         write(true, bytes.Repeat(page, 1000)),
+		"half":             write(true, l.blob[:20_000]),
+		"no content":       func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) },
+		"an error, as 200": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"errors":[{"code":"DENIED"}]}`) },
+		"a part, unasked": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(l.blob[:100])
+		},
+	} {
+		for _, what := range []string{"/manifests/", "/blobs/"} {
+			t.Run(name+" for"+what, func(t *testing.T) {
+				origin, mirror := newRegistry(t), newRegistry(t)
+				for _, r := range []*registryServer{origin, mirror} {
+					r.build("1", []testLayer{l, gzipLayer(noise(t, 40_000))}, nil)
+				}
+				mirror.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+					if !strings.Contains(q.URL.Path, what) {
+						return false
+					}
+					page(w, q)
+					return true
+				})
+				c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
+				folder(t, c.cfg.RegistryConfig, "reg.test", "hosts.toml", fmt.Sprintf("server = %q\n[host.%q]\n", origin.URL, mirror.URL))
+				img := c.mustPull(t, "reg.test/app:1")
+				if info, err := os.Stat(mounted(t, c, img.ID)("noise")); err != nil || info.Size() != 40_000 {
+					t.Error(info, err)
+				}
+				if n := mirror.count("GET"); n == 0 || n > 4 { // manifest, config, two layers
+					t.Errorf("the mirror was asked %d times", n)
+				}
+			})
+		}
+	}
+}
+
+// TestManyDrips: the stall clock stands only while all layers wait for their turn.
+func TestManyDrips(t *testing.T) {
+	r := newRegistry(t)
+	var layers []testLayer
+	for n := range 5 {
+		layers = append(layers, plainLayer(noise(t, 100_000+n)))
+	}
+	r.build("1", layers, nil)
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		for _, l := range layers {
+			if !isBlobGet(q, digest.FromBytes(l.blob)) {
+				continue
+			}
+			w.Header().Set("Content-Length", fmt.Sprint(len(l.blob)))
+			for i := range l.blob {
+				if _, err := w.Write(l.blob[i : i+1]); err != nil {
+					return true
+				}
+				w.(http.Flusher).Flush()
+				select {
+				case <-q.Context().Done():
+					return true
+				case <-time.After(20 * time.Millisecond):
+				}
+			}
+			return true
+		}
+		return false
+	})
+	c := newImages(t, func(c *Config) { c.StallTimeout = time.Second })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := c.Pull(ctx, r.ref("app:1"), nil); !strings.HasPrefix(fmt.Sprint(err), "RegistryUnavailable: ") {
+		t.Error(err)
+	}
+	c.waitFor(t, func() bool { return len(c.flights) == 0 })
+}
+
+// TestExpiredWithoutAChallenge: a registry that refuses an old token without saying how to get a new one is asked once without a token.
+func TestExpiredWithoutAChallenge(t *testing.T) {
+	r, tokens := newRegistry(t), newTokenServer(t)
+	l := gzipLayer(noise(t, 100_000))
+	r.build("1", []testLayer{l}, nil)
+	var silent atomic.Int32
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		want := "Bearer token-1"
+		if isBlobGet(q, digest.FromBytes(l.blob)) {
+			want = "Bearer token-2"
+		}
+		switch got := q.Header.Get("Authorization"); {
+		case got == want:
+			return false
+		case got != "":
+			silent.Add(1)
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		}
+		return unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token",service="reg"`, tokens.URL))
+	})
+	c := newImages(t, nil)
+	c.mustPull(t, r.ref("app:1"))
+	if silent.Load() != 1 {
+		t.Errorf("%d requests with an old token", silent.Load())
+	}
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool { w.WriteHeader(http.StatusUnauthorized); return true })
+	before := r.count("")
+	if _, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{RegistryToken: "old"}); !errdefs.IsUnauthorized(err) {
+		t.Error(err)
+	}
+	if n := r.count("") - before; n > 2 {
+		t.Errorf("%d requests for one refusal", n)
+	}
+}
+
+// TestOwnWordsAreNotRedacted: a password that is a word of ours cannot be read off an error, and one that a server repeats does not stand in it.
+func TestOwnWordsAreNotRedacted(t *testing.T) {
+	r := newRegistry(t)
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprintf(w, `{"errors":[{"code":"DENIED","message":"you are %s"}]}`, strings.TrimPrefix(q.Header.Get("Authorization"), "Basic "))
+		return true
+	})
+	for _, password := range []string{"pass", "user", "name", "manifest", "Forbidden"} {
+		_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{Username: "alice", Password: password})
+		text := fmt.Sprint(err)
+		if !strings.Contains(text, "403 Forbidden for manifest 1") || !strings.Contains(text, "the request brought a user name and password") {
+			t.Errorf("password %q: %v", password, err)
+		}
+	}
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		given := q.Header.Get("Authorization")
+		if given == "" {
+			return unauthorized(w, `Basic realm="x"`)
+		}
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprintf(w, `{"errors":[{"code":"DENIED","message":"%s is wrong, wonderland too, %s"}]}`, given, strings.TrimPrefix(given, "Basic "))
+		return true
+	})
+	_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{Username: "alice", Password: "wonderland"})
+	given := strings.TrimPrefix(basic("alice", "wonderland"), "Basic ")
+	if text := fmt.Sprint(err); strings.Contains(text, "wonderland") || strings.Contains(text, given) || !strings.Contains(text, "is wrong") {
+		t.Error(err)
+	}
+}
+
+// TestPartialDownloadsOutliveARestart: the next daemon goes on where the last one stood, and what nobody goes on with is swept.
+func TestPartialDownloadsOutliveARestart(t *testing.T) {
+	r := newRegistry(t)
+	l := plainLayer(noise(t, 400_000))
+	r.build("1", []testLayer{l}, nil)
+	blob := digest.FromBytes(l.blob)
+	arrived := make(chan struct{}, 1)
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if !isBlobGet(q, blob) {
+			return false
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(len(l.blob)))
+		w.Write(l.blob[:300_000])
+		w.(http.Flusher).Flush()
+		arrived <- struct{}{}
+		<-q.Context().Done()
+		return true
+	})
+	c := newImages(t, nil)
+	partial := c.ingestFile(target{domain: r.host()}.ingestRef(blob))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { c.Pull(ctx, r.ref("app:1"), nil); close(done) }()
+	<-arrived
+	c.waitFor(t, func() bool { info, err := os.Stat(partial); return err == nil && info.Size() == 300_000 })
+	cancel()
+	<-done
+	c.waitFor(t, func() bool { return len(c.flights) == 0 })
+	r.intercept(nil)
+	must(t, os.MkdirAll(filepath.Join(c.cfg.Root, "content", "ingest", "junk"), 0o700))
+	c = reopen(t, c.cfg.Root)
+	if exists(filepath.Join(c.cfg.Root, "content", "ingest", "junk")) {
+		t.Error("what is no download stays")
+	}
+	before := r.blobBytes.Load()
+	c.mustPull(t, r.ref("app:1"))
+	if n := r.blobBytes.Load() - before; n > 110_000+10_000 {
+		t.Errorf("%d bytes fetched after the restart", n)
+	}
+	if exists(partial) {
+		t.Error("the partial download stays")
+	}
+}
+
+// TestSilentStart: a file system without fs-verity is nothing to warn of.
+func TestSilentStart(t *testing.T) {
+	var out bytes.Buffer
+	was := log.L.Logger.Out
+	log.L.Logger.SetOutput(&out)
+	defer log.L.Logger.SetOutput(was)
+	level := log.L.Logger.GetLevel()
+	newImages(t, nil)
+	if out.Len() > 0 {
+		t.Errorf("the start says %s", out.String())
+	}
+	if log.L.Logger.GetLevel() != level {
+		t.Error("the level of the log has changed")
+	}
+}
