@@ -17,7 +17,7 @@ const module = "github.com/cribox/cribox"
 var mayImport = map[string][]string{
 	"":                 {"server", "sandbox", "imageservice", "cni", "runtimeshim"},
 	"server":           {"sandbox", "imageservice"},
-	"sandbox":          {"sandbox/spec", "sandbox/store", "sandbox/pause", "sandbox/userns", "sandbox/cgroup", "sandbox/apparmor", "sandbox/selinux", "imageservice", "cni", "runtimeshim"},
+	"sandbox":          {"sandbox/spec", "sandbox/store", "sandbox/pause", "sandbox/userns", "sandbox/cgroup", "sandbox/apparmor", "sandbox/selinux", "imageservice", "cni", "runtimeshim", "tree"},
 	"sandbox/spec":     {},
 	"sandbox/store":    {},
 	"sandbox/pause":    {},
@@ -25,9 +25,10 @@ var mayImport = map[string][]string{
 	"sandbox/cgroup":   {},
 	"sandbox/apparmor": {},
 	"sandbox/selinux":  {},
-	"imageservice":     {},
+	"imageservice":     {"tree"},
 	"cni":              {},
 	"runtimeshim":      {},
+	"tree":             {},
 }
 
 // onlyIn says where a library may be met, tests included: rooms, and single files.

@@ -1,12 +1,12 @@
 package sandbox
 
 import (
-	"math"
-	"os"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/tree"
 )
 
 // Layer is the size of a writable layer, and of the filesystem that it lies on, when they were last measured. Nil is not known (yet).
@@ -116,71 +116,8 @@ func measureLayer(dir string) Layer {
 	if unix.Statfs(dir, &fs) != nil {
 		return l
 	}
-	bytes, inodes := diskUsage(dir)
+	bytes, inodes, _ := tree.Usage(dir) // of what cannot be read, the rest
 	l.Bytes, l.Inodes = &bytes, &inodes
 	l.Capacity, l.InodesTotal, l.InodesFree = new(fs.Blocks*uint64(fs.Bsize)), &fs.Files, &fs.Ffree
 	return l
-}
-
-// diskUsage counts the blocks and inodes of dir and below; what goes away meanwhile is not counted. What is in a layer is a container's doing:
-// no link is followed, and however much there is, it is looked at in parts.
-func diskUsage(dir string) (bytes, inodes uint64) {
-	fd, err := unix.Open(dir, openFolder, 0)
-	if err != nil {
-		return 0, 0
-	}
-	var u diskCount
-	var st unix.Stat_t
-	if unix.Fstat(fd, &st) == nil {
-		u.add(&st)
-	}
-	u.walk(os.NewFile(uintptr(fd), dir), 1)
-	return uint64(math.Round(u.bytes)), uint64(math.Round(u.inodes))
-}
-
-const (
-	openFolder  = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	namesAtOnce = 1024
-	// deepest is how many folders may lie in each other, and stay open on the way down. What is below is not counted.
-	deepest = 1000
-)
-
-// diskCount adds up in parts: a file with several names, all of which are in the layer, counts once when all of them were seen.
-type diskCount struct{ bytes, inodes float64 }
-
-func (u *diskCount) add(st *unix.Stat_t) {
-	names := 1.0
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		names = max(1, float64(st.Nlink))
-	}
-	u.bytes += float64(st.Blocks) * 512 / names
-	u.inodes += 1 / names
-}
-
-// walk counts what is in dir, which it closes.
-func (u *diskCount) walk(dir *os.File, depth int) {
-	defer dir.Close()
-	for {
-		names, err := dir.Readdirnames(namesAtOnce)
-		for _, name := range names {
-			u.look(int(dir.Fd()), name, depth)
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
-func (u *diskCount) look(dir int, name string, depth int) {
-	var st unix.Stat_t
-	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
-		return
-	}
-	u.add(&st)
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR || depth == deepest {
-		return
-	}
-	if fd, err := unix.Openat(dir, name, openFolder, 0); err == nil {
-		u.walk(os.NewFile(uintptr(fd), name), depth+1)
-	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/tree"
 )
 
 // Config is what a Manager needs from the root of the program.
@@ -59,6 +60,7 @@ type Manager struct {
 	turns   turns
 	events  events
 	layers  layers
+	trash   *tree.Trash // of what containers wrote
 	rates   rates
 	collect chan struct{} // asks the collector to look again
 	open    chan struct{} // closed when recovery has made the records true
@@ -106,6 +108,9 @@ func newContainer(podID string, r store.Container, c *runtimeapi.ContainerConfig
 func (c *container) markExited() { c.once.Do(func() { close(c.exited) }) }
 func (p *pod) markPaused()       { p.once.Do(func() { close(p.paused) }) }
 
+// trashName is the folder, beside those of the containers, in which they wait to be deleted. No container has such an id.
+const trashName = ".trash"
+
 // Open loads the records, finds the shim and logger or starts them, and brings what was interrupted to an end in the background. When it
 // returns, lists and statuses tell the truth. ctx ends the background work.
 func Open(ctx context.Context, c Config) (*Manager, error) {
@@ -139,6 +144,10 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	m.reserveLabels()
 	ctx, m.stopped = context.WithCancel(ctx)
 	m.background = ctx
+	if m.trash, err = tree.OpenTrash(ctx, m.rootPath("containers", trashName)); err != nil {
+		m.stopped()
+		return nil, fmt.Errorf("open pods: %w", err)
+	}
 	shim := c.Shim
 	shim.OnExit = func(t runtimeshim.Task) { m.onExit(ctx, t) }
 	if m.shim, err = connect(ctx, shim); err != nil {

@@ -261,14 +261,14 @@ func (m *Manager) collectOrphans(ctx context.Context, tasks map[string]runtimesh
 		{slices.Collect(maps.Keys(tasks)), m.shim.Delete},
 		{namesIn(m.statePath("pods")), func(_ context.Context, id string) error { return m.removePodFiles(id) }},
 		{slices.Concat(namesIn(m.statePath("rootfs")), namesIn(m.statePath("userns")), namesIn(m.statePath("volumes"))), m.removeRoot},
-		{namesIn(m.rootPath("containers")), func(_ context.Context, id string) error { return os.RemoveAll(m.rootPath("containers", id)) }},
+		{namesIn(m.rootPath("containers")), func(ctx context.Context, id string) error { return m.trash.Put(ctx, m.rootPath("containers", id)) }},
 		{namesIn(m.statePath("locks")), func(ctx context.Context, id string) error { return errors.Join(m.quiesce(ctx, id), m.dropLock(id)) }},
 		{networks, func(ctx context.Context, id string) error {
 			return errors.Join(m.network.Teardown(ctx, cni.Pod{ID: id, NetNS: m.netns(id)}), m.network.RemoveNetNS(m.netns(id)))
 		}},
 	} {
 		for _, id := range kind.ids {
-			if m.knows(id) {
+			if m.knows(id) || id == trashName {
 				continue
 			}
 			remove := func(ctx context.Context) error { return kind.remove(ctx, id) }

@@ -57,11 +57,12 @@ func (m *Manager) discard(ctx context.Context, c *container) error {
 	if err := m.removeRoot(ctx, c.id); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
-	err = errors.Join(os.RemoveAll(m.rootPath("containers", c.id)), os.RemoveAll(m.statePath("pods", c.podID, c.id)),
+	err = errors.Join(m.trash.Put(ctx, m.rootPath("containers", c.id)), os.RemoveAll(m.statePath("pods", c.podID, c.id)),
 		m.store.DropAsked(c.podID, c.id))
 	if err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
+	m.step("container.trashed")
 	_, err = m.store.Insist(c.podID, func(p *store.Pod) error { delete(p.Containers, c.id); return nil })
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("removed although it cannot be recorded; a restart removes it again")

@@ -161,7 +161,8 @@ func TestDiskUsage(t *testing.T) {
 	for name := at.Name(); name != dir; name = filepath.Dir(name) {
 		folders++
 	}
-	if bytes, inodes := diskUsage(dir); bytes < 1<<20 || bytes >= 2<<20 || inodes != folders+2 {
-		t.Errorf("1 MiB with three names in %d folders, and a link, are %d bytes in %d inodes", folders, bytes, inodes)
+	l := measureLayer(dir)
+	if *l.Bytes < 1<<20 || *l.Bytes >= 2<<20 || *l.Inodes != folders+2 {
+		t.Errorf("1 MiB with three names in %d folders, and a link, are %d bytes in %d inodes", folders, *l.Bytes, *l.Inodes)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -143,7 +142,7 @@ func (m *Manager) dropPauseRoot(ctx context.Context, id string) error {
 		return err
 	}
 	m.images.Release(r.PauseImage, id)
-	return os.RemoveAll(m.rootPath("containers", id))
+	return m.trash.Put(ctx, m.rootPath("containers", id))
 }
 
 // RemovePod stops the pod if it must, and forgets it and its containers (CRI RemovePodSandbox). An unknown pod is no error.

@@ -1,0 +1,114 @@
+package crictltests
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// nested is deeper than fewDescriptors allows with a descriptor a folder, and than a path can say.
+const nested = 2500
+
+func (d *daemon) trash() string { return filepath.Join(d.root, "containers", ".trash") }
+
+// waitNoTrash waits until all that was removed is deleted.
+func (d *daemon) waitNoTrash() {
+	d.Helper()
+	eventually(d, "what was removed to be deleted", func() error {
+		entries, err := os.ReadDir(d.trash())
+		if err != nil {
+			return err
+		}
+		return unless(len(entries) == 0, "%d things are in the trash", len(entries))
+	})
+}
+
+// fewDescriptors takes the daemon all but so many descriptors.
+func (d *daemon) fewDescriptors(n uint64) {
+	d.Helper()
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.process.pid()))
+	d.must(err)
+	most := unix.Rlimit{Cur: uint64(len(open)) + n, Max: uint64(len(open)) + n}
+	d.must(unix.Prlimit(d.process.pid(), unix.RLIMIT_NOFILE, &most, nil))
+}
+
+// TestSEC71NestedFolders: however deep the folders are that a container has made, in its writable layer, in a VOLUME of its image or in
+// /dev/shm, container and pod can be removed, with few descriptors.
+func TestSEC71NestedFolders(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	c := p.run(d.tool("nest", "/", fmt.Sprint(nested)))
+	shm := p.run(d.tool("nest", "/dev/shm", fmt.Sprint(nested)))
+	again := p.run(d.tool("nest", "/", fmt.Sprint(nested)))
+	for _, c := range []*container{c, shm, again} {
+		if s := c.waitExit(); s.ExitCode != 0 {
+			t.Fatalf("the folders are not made: %v", s)
+		}
+	}
+	d.fewDescriptors(200)
+	c.remove()
+	if _, err := os.Lstat(filepath.Join(d.root, "containers", c.id)); !os.IsNotExist(err) {
+		t.Errorf("the writable layer is still there: %v", err)
+	}
+	p.stop()
+	p.remove()
+	d.waitNoTrash()
+}
+
+// TestSEC71TrashOutlivesTheDaemon: what a daemon that was killed had not deleted yet, the next one deletes.
+func TestSEC71TrashOutlivesTheDaemon(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	d.stop()
+	left := filepath.Join(d.trash(), "left")
+	d.must(os.Mkdir(left, 0o700))
+	nest(t, left, 3000)
+	d.start()
+	d.waitNoTrash()
+}
+
+func nest(t testing.TB, dir string, depth int) {
+	t.Helper()
+	fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	for range depth {
+		if err == nil {
+			err = unix.Mkdirat(fd, "d", 0o755)
+		}
+		var below int
+		if err == nil {
+			below, err = unix.Openat(fd, "d", unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(fd)
+		fd = below
+	}
+	unix.Close(fd)
+}
+
+// TestSEC72DeepLayer: what a container writes counts, however deep it lies.
+func TestSEC72DeepLayer(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	c := p.run(d.tool("nest", "/", "3000", "5"))
+	if s := c.waitExit(); s.ExitCode != 0 {
+		t.Fatalf("the folders are not made: %v", s)
+	}
+	var l *cri.FilesystemUsage
+	eventually(t, "the writable layer to be measured", func() error {
+		l = c.stats().WritableLayer
+		return unless(l.GetUsedBytes() != nil, "%v", l)
+	})
+	if l.UsedBytes.Value < 5<<20 || l.InodesUsed.Value < 3000 {
+		t.Errorf("3000 folders and 5 MiB in the deepest one count as %v", l)
+	}
+	c.remove()
+	d.waitNoTrash()
+}

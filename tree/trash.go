@@ -1,0 +1,100 @@
+package tree
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+)
+
+// Trash is a folder for what is to be deleted. Putting something in takes one rename, however much it is; deleting goes on in the
+// background. What a process that was killed left there is deleted by the next one that opens the folder.
+type Trash struct {
+	dir  string
+	wake chan struct{}
+}
+
+// Pauses of the background between two tries when something cannot be deleted.
+const (
+	againAfter  = 10 * time.Second
+	againAtMost = 5 * time.Minute
+)
+
+// OpenTrash makes the folder dir if it is missing, and deletes what lies in it until ctx ends. What is put there must be on the same filesystem.
+func OpenTrash(ctx context.Context, dir string) (*Trash, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("trash folder: %w", err)
+	}
+	t := &Trash{dir: dir, wake: make(chan struct{}, 1)}
+	go t.run(ctx)
+	return t, nil
+}
+
+// Put takes path out of the way at once: when it returns nil, path does not exist any more. A path that does not exist is no error. Where it
+// cannot be renamed (a full disk, another filesystem), it is deleted before Put returns.
+func (t *Trash) Put(ctx context.Context, path string) error {
+	err := unix.Rename(path, filepath.Join(t.dir, rand.Text()))
+	switch {
+	case err == nil:
+		t.look()
+		return nil
+	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR):
+		if _, serr := os.Lstat(path); errors.Is(serr, unix.ENOENT) || errors.Is(serr, unix.ENOTDIR) {
+			return nil
+		}
+	}
+	return Remove(ctx, path)
+}
+
+func (t *Trash) look() {
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run empties the trash, then waits for more. What stays is tried again, ever more seldom until something new is put in.
+func (t *Trash) run(ctx context.Context) {
+	wait := againAfter
+	for {
+		var again <-chan time.Time
+		if err := t.empty(ctx); err != nil && ctx.Err() == nil {
+			log.G(ctx).WithError(err).WithField("step", "trash").Warn("what was removed still takes space; will be tried again")
+			again = time.After(wait)
+			wait = min(2*wait, againAtMost)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+		case <-t.wake:
+			wait = againAfter
+		}
+	}
+}
+
+// empty deletes what lies in the trash now.
+func (t *Trash) empty(ctx context.Context) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+		}
+	}()
+	f, err := os.Open(t.dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	for _, name := range names {
+		err = first(err, Remove(ctx, filepath.Join(t.dir, name)))
+	}
+	return err
+}
