@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -13,6 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/tree"
 )
 
 // A data key names what takes space: blobKey a blob of content/, a layer key with its prefix a directory of layers/, an ingest reference with
@@ -140,14 +141,8 @@ func ignoreNotFound(err error) error {
 	return err
 }
 
-// removeTree is RemoveAll for trees with directories deeper than a path may be long, too.
-func removeTree(path string) error {
-	err := os.RemoveAll(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
+// removeTree deletes a tree, whatever its shape. It goes on to the end: what is left over is found by the next Open only.
+func removeTree(path string) error { return tree.Remove(context.Background(), path) }
 
 func (c *Images) layerDir(dir string) string { return filepath.Join(c.cfg.Root, "layers", dir) }
 

@@ -20,6 +20,7 @@ import (
 //
 // Whiteouts come out the way overlayfs wants them: a character device 0/0 for a name, trusted.overlay.opaque for a directory.
 type extractor struct {
+	ctx     context.Context
 	root    int // O_PATH descriptor of the layer's root
 	most    caps
 	entries int64
@@ -36,10 +37,12 @@ type extractor struct {
 // caps bounds what a layer can make of its tar.
 type caps struct {
 	entries int64
-	names   int64  // bytes of the names of its directories, each time they are mentioned: they are kept until the end
-	implied int    // directories that it does not name although it puts something into them
+	names   int64  // bytes of its directories' names and times, each time they are mentioned: they are kept until the end
 	files   *meter // of what is written
 }
+
+// bytesOfTimes is what a directory takes beside its name.
+const bytesOfTimes = 64
 
 // dirTime is set last: putting something into a directory changes it.
 type dirTime struct {
@@ -56,7 +59,7 @@ type entry struct {
 // extract unpacks the tar r into the directory that root is open on (O_PATH is enough). It returns the directories it had to make up.
 // Errors about the tar are ErrInvalidArgument or ErrResourceExhausted; the tree is then half done and the caller's to delete.
 func extract(ctx context.Context, r io.Reader, root int, most caps) (implied []string, err error) {
-	x := &extractor{root: root, most: most, buf: make([]byte, 256<<10), parent: -1, implied: map[string]bool{}}
+	x := &extractor{ctx: ctx, root: root, most: most, buf: make([]byte, 256<<10), parent: -1, implied: map[string]bool{}}
 	defer x.forget()
 	tr := tar.NewReader(r)
 	for {
@@ -74,10 +77,10 @@ func extract(ctx context.Context, r io.Reader, root int, most caps) (implied []s
 			return nil, fmt.Errorf("layer entry %q: %w", clip(h.Name), err)
 		}
 	}
-	for name := range x.implied {
-		implied = append(implied, name)
+	if err := x.settleTimes(); err != nil {
+		return nil, err
 	}
-	return implied, x.settleTimes()
+	return x.madeUpNames()
 }
 
 // streamError gives errors of the tar format their class and lets those of the stream below pass.
@@ -97,8 +100,8 @@ func (x *extractor) count() error {
 
 // remember counts a name that is kept until the end: there may be as many as entries, each of the length of a path.
 func (x *extractor) remember(name string) error {
-	if x.names += int64(len(name)); x.names > x.most.names {
-		return refuse(errdefs.ErrResourceExhausted, "more than %d bytes of directories' names in one layer", x.most.names)
+	if x.names += int64(len(name)) + bytesOfTimes; x.names > x.most.names {
+		return refuse(errdefs.ErrResourceExhausted, "more than %d bytes of directories' names and times in one layer", x.most.names)
 	}
 	return nil
 }
@@ -151,11 +154,6 @@ func split(h *tar.Header) (entry, error) {
 		return entry{}, refuse(errdefs.ErrInvalidArgument, "owner %d:%d", h.Uid, h.Gid)
 	}
 	dir, base := splitName(h.Name)
-	for c := range strings.SplitSeq(dir, "/") {
-		if strings.HasPrefix(c, whiteoutPrefix) {
-			return entry{}, refuse(errdefs.ErrInvalidArgument, "entry below a whiteout")
-		}
-	}
 	return entry{Header: h, dir: dir, base: base}, nil
 }
 
@@ -164,11 +162,13 @@ func splitName(name string) (dir, base string) {
 	return strings.Trim(dir, "/"), base
 }
 
-// rootEntry is "./": it gives the root its owner and mode. It can be nothing but a directory.
+// rootEntry is "./": it gives the root its owner and mode, but everybody may pass through and look. Image builders work in folders that only
+// they may enter. The root is a directory whatever the tar says.
 func (x *extractor) rootEntry(e entry) error {
 	if e.Typeflag != tar.TypeDir {
-		return refuse(errdefs.ErrInvalidArgument, "the root of a layer must be a directory")
+		return nil
 	}
+	e.Mode |= rootMode
 	fd, err := x.in(".", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
@@ -180,6 +180,9 @@ func (x *extractor) rootEntry(e entry) error {
 	x.dirs = append(x.dirs, dirTime{".", e.times()})
 	return x.dress(fd, e)
 }
+
+// rootMode is what the root of every layer allows.
+const rootMode = 0o555
 
 func (x *extractor) directory(parent int, e entry) error {
 	opaque := false
@@ -207,7 +210,11 @@ func (x *extractor) directory(parent int, e entry) error {
 	}
 	defer unix.Close(fd)
 	if len(x.implied) > 0 {
-		delete(x.implied, x.realName(fd))
+		name, err := x.realName(fd)
+		if err != nil {
+			return err
+		}
+		delete(x.implied, name)
 	}
 	if opaque {
 		if err := setOpaque(fd); err != nil {
@@ -397,21 +404,20 @@ func xattrAllowed(k string) bool {
 	return strings.HasPrefix(k, "user.") && !strings.HasPrefix(k, "user.overlay.")
 }
 
-// settleTimes sets the directories' times, deepest last touched first. Whatever is no directory any more is skipped.
+// settleTimes sets the directories' times, in the order of the tar: the last header of a name counts, as for mode and owner. What is no
+// directory any more is skipped.
 func (x *extractor) settleTimes() error {
-	for i := len(x.dirs) - 1; i >= 0; i-- {
-		d := x.dirs[i]
-		dir, base := splitName(d.name)
-		if base == "" {
-			dir, base = ".", "."
+	for _, d := range x.dirs {
+		if x.ctx.Err() != nil {
+			return context.Cause(x.ctx)
 		}
-		fd, err := x.in(orDot(dir), unix.O_PATH|unix.O_DIRECTORY)
+		fd, err := x.in(d.name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 		if err != nil {
 			continue
 		}
-		err = unix.UtimesNanoAt(fd, base, d.times[:], unix.AT_SYMLINK_NOFOLLOW)
+		err = unix.UtimesNanoAt(fd, "", d.times[:], unix.AT_EMPTY_PATH)
 		unix.Close(fd)
-		if err != nil && err != unix.ENOENT {
+		if err != nil {
 			return err
 		}
 	}

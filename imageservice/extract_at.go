@@ -1,14 +1,16 @@
 package imageservice
 
 import (
+	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/tree"
 )
 
 const whiteoutPrefix = ".wh."
@@ -91,10 +93,10 @@ func (x *extractor) openParent(dir string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	// Not the name's depth: links may have made it longer.
-	if strings.Count(x.realName(fd), "/") >= maxDepth {
+	// Not the name's length: links may have made it longer.
+	if _, err := x.realName(fd); err != nil {
 		unix.Close(fd)
-		return -1, tooDeep()
+		return -1, err
 	}
 	x.parentName, x.parent = dir, fd
 	return fd, nil
@@ -108,50 +110,62 @@ func (x *extractor) forget() {
 	x.parent = -1
 }
 
-const (
-	maxLinks = 40
-	// maxDepth keeps trees removable: removing holds a descriptor per level.
-	maxDepth = 256
-)
+const maxLinks = 40
 
 func tooDeep() error {
-	return refuse(errdefs.ErrResourceExhausted, "directories more than %d deep", maxDepth)
+	return refuse(errdefs.ErrResourceExhausted, "directories so deep that their path has more than the %d bytes that the kernel takes", maxName)
 }
 
+// openOrMake opens directory dir and makes what is missing of it, from the top. It holds two descriptors, however deep dir is.
 func (x *extractor) openOrMake(dir string, links int) (int, error) {
 	fd, err := x.in(orDot(dir), unix.O_PATH|unix.O_DIRECTORY)
-	if err == nil || err != unix.ENOENT {
-		return fd, parentError(dir, err)
+	var missing []string // deepest first
+	for up, base := dir, ""; err == unix.ENOENT && up != ""; {
+		up, base = splitName(up)
+		missing = append(missing, base)
+		fd, err = x.in(orDot(up), unix.O_PATH|unix.O_DIRECTORY)
 	}
-	up, base := splitName(dir)
-	above, err := x.openOrMake(up, links)
+	for len(missing) > 0 && err == nil {
+		above := fd
+		fd, err = x.make(above, missing[len(missing)-1], links)
+		unix.Close(above)
+		missing = missing[:len(missing)-1]
+	}
+	if err != nil {
+		return -1, parentError(dir, err)
+	}
+	return fd, nil
+}
+
+// make makes the directory base, or what a link of that name leads to: something that this layer does not have. The layers below may, so it
+// is made here as well.
+func (x *extractor) make(above int, base string, links int) (int, error) {
+	err := unix.Mkdirat(above, base, 0o755)
+	if err == nil {
+		return x.madeUp(above, base)
+	}
+	if err != unix.EEXIST {
+		return -1, err
+	}
+	if links == maxLinks {
+		return -1, refuse(errdefs.ErrInvalidArgument, "too many links in parent %q", clip(base))
+	}
+	to, err := readlinkAt(above, base)
 	if err != nil {
 		return -1, err
 	}
-	defer unix.Close(above)
-	switch err := unix.Mkdirat(above, base, 0o755); err {
-	case nil:
-		return x.madeUp(above, base)
-	case unix.EEXIST:
-		// A link to something that this layer does not have. The layers below may: make it here as well.
-		if links == maxLinks {
-			return -1, refuse(errdefs.ErrInvalidArgument, "too many links in parent %q", clip(dir))
-		}
-		to, err := readlinkAt(above, base)
+	if !path.IsAbs(to) {
+		name, err := x.realName(above)
 		if err != nil {
-			return -1, parentError(dir, err)
+			return -1, err
 		}
-		if !path.IsAbs(to) {
-			to = path.Join("/", x.realName(above), to)
-		}
-		to = strings.Trim(path.Clean(to), "/")
-		if len(to) > maxName || strings.Count(to, "/") >= maxDepth {
-			return -1, tooDeep()
-		}
-		return x.openOrMake(to, links+1)
-	default:
-		return -1, parentError(dir, err)
+		to = path.Join("/", name, to)
 	}
+	to = strings.Trim(path.Clean(to), "/")
+	if len(to) > maxName {
+		return -1, tooDeep()
+	}
+	return x.openOrMake(to, links+1)
 }
 
 // madeUp opens a directory that the tar did not name so far and remembers it.
@@ -163,14 +177,9 @@ func (x *extractor) madeUp(above int, base string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	name := x.realName(fd)
-	if name == "" || strings.Count(name, "/") >= maxDepth {
-		unix.Close(fd)
-		return -1, tooDeep()
-	}
-	err = x.remember(name)
-	if err == nil && len(x.implied) >= x.most.implied {
-		err = refuse(errdefs.ErrResourceExhausted, "more than %d directories that the layer does not name", x.most.implied)
+	name, err := x.realName(fd)
+	if err == nil {
+		err = x.remember(name)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -196,66 +205,43 @@ func readlinkAt(dir int, base string) (string, error) {
 	return string(b[:max(n, 0)]), err
 }
 
-// realName is the path below the root of an open directory, "" for the root and for what has no name of a sane length.
-func (x *extractor) realName(fd int) string {
+// realName is the path below the root of an open directory, "" for the root. ErrResourceExhausted when it is longer than a path can be.
+func (x *extractor) realName(fd int) (string, error) {
 	root, err := os.Readlink(fdPath(x.root))
 	if err != nil {
-		return ""
+		return "", err
 	}
 	name, err := os.Readlink(fdPath(fd))
-	if err != nil {
-		return ""
+	if errors.Is(err, unix.ENAMETOOLONG) {
+		return "", tooDeep()
 	}
-	return strings.Trim(strings.TrimPrefix(name, root), "/")
+	if err != nil {
+		return "", err
+	}
+	return strings.Trim(strings.TrimPrefix(name, root), "/"), nil
 }
 
 func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
-// remove deletes what a later entry of the same name replaces, trees included.
+// remove deletes what a later entry of the same name replaces, trees included. Which of its folders were made up is not looked for: see
+// madeUpNames.
 func (x *extractor) remove(parent int, base string) error {
 	x.parentName = "\x00" // the cached directory's name may go through what is removed; it stays open for our caller
-	err := unix.Unlinkat(parent, base, 0)
-	if err != unix.EISDIR {
-		return err
-	}
-	dup, err := unix.FcntlInt(uintptr(parent), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	return x.removeAll(dup, base, strings.Trim(path.Join(x.realName(parent), base), "/"))
+	return tree.RemoveAt(x.ctx, parent, base)
 }
 
-// removeAll deletes a tree below parent, which it closes, and forgets which of its directories were made up; name is its path below the root.
-// It holds one descriptor per level. What it does is proportional to the tree: a layer may replace directories as often as it has entries.
-func (x *extractor) removeAll(parent int, base, name string) error {
-	defer unix.Close(parent)
-	fd, err := unix.Openat(parent, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	d := os.NewFile(uintptr(fd), base)
-	defer d.Close()
-	for {
-		names, err := d.Readdirnames(256)
-		for _, n := range names {
-			err := unix.Unlinkat(fd, n, 0)
-			if err == unix.EISDIR {
-				sub, derr := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-				if derr != nil {
-					return derr
-				}
-				err = x.removeAll(sub, n, name+"/"+n)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		if err == io.EOF {
-			delete(x.implied, name)
-			return unix.Unlinkat(parent, base, unix.AT_REMOVEDIR)
-		}
-		if err != nil {
-			return err
+// madeUpNames returns the directories that were made up and are still there: a later entry may have replaced some.
+func (x *extractor) madeUpNames() (names []string, err error) {
+	for name := range x.implied {
+		fd, err := openIn(x.root, name, unix.O_PATH|unix.O_DIRECTORY, insideNoLinks)
+		switch err {
+		case nil:
+			unix.Close(fd)
+			names = append(names, name)
+		case unix.ENOENT, unix.ENOTDIR, unix.ELOOP:
+		default:
+			return nil, err
 		}
 	}
+	return names, nil
 }

@@ -76,7 +76,7 @@ func (y *yard) unpack(tarball []byte) ([]string, error) {
 	root, err := unix.Open(y.layer, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	must(y.t, err)
 	defer unix.Close(root)
-	implied, err := extract(y.t.Context(), bytes.NewReader(tarball), root, caps{10_000, 1 << 20, 1000, anything()})
+	implied, err := extract(y.t.Context(), bytes.NewReader(tarball), root, caps{10_000, 8 << 20, anything()})
 	if after := y.outside(); after != y.before {
 		y.t.Errorf("the layer changed what is outside:\n%s\nwas\n%s", after, y.before)
 	}
@@ -123,9 +123,9 @@ func TestHostileLayers(t *testing.T) {
 		"link over full directory": {entries: func(y *yard) []any {
 			return []any{dir("d", 0o755), reg("d/file"), "mine", dir("d/e", 0o755), reg("d/e/x"), "mine", link("d", abs(y, "canary")), reg("d/file"), "dead"}
 		}},
-		"root is a link":            {entries: func(y *yard) []any { return []any{link("./", abs(y, "canary")), reg("file"), "dead"} }, class: errdefs.IsInvalidArgument},
-		"root is a file":            {entries: func(y *yard) []any { return []any{tar.Header{Name: ".", Typeflag: tar.TypeFifo}} }, class: errdefs.IsInvalidArgument},
-		"root by dotdot is a link":  {entries: func(y *yard) []any { return []any{link("x/..", abs(y, "canary"))} }, class: errdefs.IsInvalidArgument},
+		"root is a link":            {entries: func(y *yard) []any { return []any{link("./", abs(y, "canary")), reg("file"), "mine"} }, check: func(t *testing.T, y *yard) { wantFile(t, y.at("file"), "mine") }},
+		"root is a file":            {entries: func(y *yard) []any { return []any{reg("."), "x", tar.Header{Name: ".", Typeflag: tar.TypeFifo}} }},
+		"root by dotdot is a link":  {entries: func(y *yard) []any { return []any{link("x/..", abs(y, "canary"))} }},
 		"hard link to absolute":     {entries: func(y *yard) []any { return []any{suid(hard("h", abs(y, "canary/file"))), reg("h"), "dead"} }, class: errdefs.IsInvalidArgument},
 		"hard link by dotdot":       {entries: func(y *yard) []any { return []any{suid(hard("h", "../canary/file"))} }, class: errdefs.IsInvalidArgument},
 		"hard link to a later file": {entries: func(y *yard) []any { return []any{hard("h", "later"), reg("later"), "x"} }, class: errdefs.IsInvalidArgument},
@@ -141,8 +141,8 @@ func TestHostileLayers(t *testing.T) {
 		"whiteout of nothing":           {entries: func(y *yard) []any { return []any{reg(".wh.")} }, class: errdefs.IsInvalidArgument},
 		"whiteout of dot":               {entries: func(y *yard) []any { return []any{reg(".wh..")} }, class: errdefs.IsInvalidArgument},
 		"whiteout of dotdot":            {entries: func(y *yard) []any { return []any{reg("d/.wh...")} }, class: errdefs.IsInvalidArgument},
-		"below a whiteout":              {entries: func(y *yard) []any { return []any{reg(".wh.a/b"), "x"} }, class: errdefs.IsInvalidArgument},
-		"below an empty whiteout":       {entries: func(y *yard) []any { return []any{reg("x/.wh./etc"), "x"} }, class: errdefs.IsInvalidArgument},
+		"below a whiteout":              {entries: func(y *yard) []any { return []any{reg(".wh.a/b"), "x"} }, check: func(t *testing.T, y *yard) { wantFile(t, y.at(".wh.a/b"), "x") }},
+		"below an empty whiteout":       {entries: func(y *yard) []any { return []any{reg("x/.wh./etc"), "x"} }},
 		"whiteout through a link":       {entries: func(y *yard) []any { return []any{link("d", abs(y, "canary")), reg("d/.wh.file")} }},
 		"opaque through a link":         {entries: func(y *yard) []any { return []any{link("d", "../canary"), reg("d/.wh..wh..opq")} }},
 		"aufs names": {entries: func(y *yard) []any { return []any{reg(".wh..wh.plnk"), "x", reg(".wh..wh.aufs"), "x"} }, check: func(t *testing.T, y *yard) {
@@ -163,15 +163,19 @@ func TestHostileLayers(t *testing.T) {
 		}},
 		"component too long": {entries: func(y *yard) []any { return []any{reg(strings.Repeat("a", 300)), "x"} }, class: func(err error) bool { return err != nil }},
 		"name too long":      {entries: func(y *yard) []any { return []any{reg(strings.Repeat("a/", 2100) + "f"), "x"} }, class: errdefs.IsInvalidArgument},
-		"too deep":           {entries: func(y *yard) []any { return []any{reg(strings.Repeat("a/", 400) + "f"), "x"} }, class: errdefs.IsResourceExhausted},
-		"too deep, step by step": {entries: func(y *yard) (all []any) {
-			for i := range 300 {
+		"deep":               {entries: func(y *yard) []any { return []any{reg(strings.Repeat("a/", 1900) + "f"), "x"} }},
+		"deep, step by step": {entries: func(y *yard) (all []any) {
+			for i := range 600 {
 				all = append(all, dir(strings.Repeat("a/", i+1), 0o755))
 			}
 			return all
-		}, class: errdefs.IsResourceExhausted},
+		}},
+		"deep and replaced": {entries: func(y *yard) []any {
+			return []any{reg("d/" + strings.Repeat("a/", 1900) + "f"), "x", reg("d"), "mine"}
+		}, check: func(t *testing.T, y *yard) { wantFile(t, y.at("d"), "mine") }},
+		"too deep": {entries: func(y *yard) []any { return []any{reg(strings.Repeat("a/", 2047) + "f"), "x"} }, class: errdefs.IsResourceExhausted},
 		"too deep through links": {entries: func(y *yard) []any {
-			long := strings.TrimSuffix(strings.Repeat("a/", 200), "/")
+			long := strings.TrimSuffix(strings.Repeat("a/", 1500), "/")
 			return []any{dir(long, 0o755), link("l", long), dir("l/"+long, 0o755), reg("l/" + long + "/f"), "x"}
 		}, class: errdefs.IsResourceExhausted},
 		"owner minus one": {entries: func(y *yard) []any { return []any{tar.Header{Name: "x", Uid: 1<<32 - 1, Format: tar.FormatPAX}} }, class: errdefs.IsInvalidArgument},
@@ -343,17 +347,48 @@ func TestReplacedDirectoriesAreForgotten(t *testing.T) {
 	}
 }
 
+// TestDirectoryTwice: the last header of a directory counts, in everything; a name that is no directory in the end has its own times.
+func TestDirectoryTwice(t *testing.T) {
+	at := func(h tar.Header, mode, seconds int64) tar.Header {
+		h.Mode, h.ModTime, h.AccessTime = mode, time.Unix(seconds, 0), time.Unix(seconds, 0)
+		return h
+	}
+	y := newYard(t)
+	_, err := y.unpack(tarOf(t, at(dir("d", 0), 0o700, 1000), reg("d/f"), "x", at(dir("./d/", 0), 0o751, 2000), reg("d/g"), "x",
+		at(dir("e", 0), 0o700, 1000), at(reg("e"), 0o600, 2000), "x"))
+	must(t, err)
+	for name, mode := range map[string]os.FileMode{"d": os.ModeDir | 0o751, "e": 0o600} {
+		info, err := os.Stat(y.at(name))
+		must(t, err)
+		if info.Mode() != mode || !info.ModTime().Equal(time.Unix(2000, 0)) {
+			t.Errorf("%s has %s and %s, want %s and 2000 seconds", name, info.Mode(), info.ModTime(), mode)
+		}
+	}
+}
+
+// TestRootMode: everybody may pass through the root, whatever its header says.
+func TestRootMode(t *testing.T) {
+	for mode, want := range map[int64]os.FileMode{0o700: 0o755, 0o111: 0o555, 0o1733: 0o777 | os.ModeSticky, 0o755: 0o755} {
+		y := newYard(t)
+		_, err := y.unpack(tarOf(t, dir("./", mode), reg("f"), "x"))
+		must(t, err)
+		if info, err := os.Stat(y.layer); err != nil || info.Mode() != want|os.ModeDir {
+			t.Errorf("root of mode %o: %v, %v, want %s", mode, info.Mode(), err, want)
+		}
+	}
+}
+
 // TestTooManyNames: what is kept in memory until the end of a layer is bounded, repeated names and made-up directories too.
 func TestTooManyNames(t *testing.T) {
 	long := strings.TrimSuffix(strings.Repeat(strings.Repeat("n", 200)+"/", 15), "/")
 	for name, entry := range map[string]func(i int) tar.Header{
 		"repeated":                    func(int) tar.Header { return dir(long, 0o755) },
-		"made up":                     func(i int) tar.Header { return reg(fmt.Sprint("made-up-", i, "/f")) },
+		"made up":                     func(i int) tar.Header { return reg(fmt.Sprint("made-up-", i, long, "/f")) },
 		"below a directory of a name": func(i int) tar.Header { return reg(fmt.Sprint(long, "/", i, "/f")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			var all []any
-			for i := range 2000 {
+			for i := range 4000 {
 				all = append(all, entry(i))
 			}
 			y := newYard(t)

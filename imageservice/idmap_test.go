@@ -73,7 +73,7 @@ func TestMountMapped(t *testing.T) {
 				if name == "none" {
 					return
 				}
-				if info, _ := os.Stat(target); info.Mode().Perm() != 0o711 {
+				if info, _ := os.Stat(target); info.Mode().Perm() != 0o755 {
 					t.Error(info.Mode())
 				}
 				wantFile(t, filepath.Join(target, "f"), "x")

@@ -108,7 +108,7 @@ func (p *pull) newLayer(ctx context.Context, src source, diffID digest.Digest, f
 	}
 	defer unix.Close(root)
 	tarball := &counted{ctx: ctx, hash: sha256.New(), meter: read, item: it, prog: &p.prog}
-	implied, err := unpack(ctx, src, tarball, root, caps{p.cfg.Limits.Entries, maxNames, maxImplied, written})
+	implied, err := unpack(ctx, src, tarball, root, caps{p.cfg.Limits.Entries, maxNames, written})
 	if err != nil {
 		return nil, err
 	}

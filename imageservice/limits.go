@@ -22,8 +22,7 @@ const (
 	maxIndexDepth   = 3         // indexes in indexes
 	maxOverlay      = 500       // lower directories of one overlay mount
 	maxName         = 4096      // bytes of a path in a layer
-	maxNames        = 64 << 20  // bytes of names of directories, see caps
-	maxImplied      = 50_000    // directories that had to be made up, see caps
+	maxNames        = 128 << 20 // bytes of names and times of directories, see caps
 	maxWindow       = 128 << 20 // bytes of a zstd window, the most that zstd makes without --ultra --long
 	debrisRetention = 10 * time.Minute
 )

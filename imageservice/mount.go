@@ -155,7 +155,7 @@ func (o *overlay) adoptRoot() error {
 	if err := os.Lchown(o.upper, int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
-	return unix.Chmod(o.upper, st.Mode&0o7777)
+	return unix.Chmod(o.upper, st.Mode&0o7777|rootMode)
 }
 
 // isMountpoint compares the device and the mount id with the parent's.

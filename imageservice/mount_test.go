@@ -54,7 +54,7 @@ func TestMount(t *testing.T) {
 					switch name {
 					case "one":
 						wantFile(t, at("f"), "x")
-						if info, _ := os.Stat(target); info.Mode().Perm() != 0o711 {
+						if info, _ := os.Stat(target); info.Mode().Perm() != 0o755 {
 							t.Error(info.Mode())
 						}
 					case "twice":

@@ -190,6 +190,8 @@ func (c *Images) loadRecord(path, id string) (*record, error) {
 			return nil, err
 		} else if !info.IsDir() {
 			return nil, fmt.Errorf("layer %s is not a directory", l.Dir)
+		} else if err := openRoot(filepath.Join(c.layerDir(l.Dir), "fs"), info); err != nil {
+			return nil, err
 		}
 	}
 	config, err := c.readDocument(digest.Digest(id))
@@ -197,6 +199,14 @@ func (c *Images) loadRecord(path, id string) (*record, error) {
 		return nil, err
 	}
 	return r, json.Unmarshal(config, &r.config)
+}
+
+// openRoot gives the root of a layer that an older version unpacked the mode that it has now, see rootMode.
+func openRoot(path string, info os.FileInfo) error {
+	if info.Mode()&rootMode == rootMode {
+		return nil
+	}
+	return os.Chmod(path, info.Mode()|rootMode)
 }
 
 // damaged says whether what cannot be read can never be read again. A failing disk or a lack of descriptors is something else, and so is a

@@ -312,3 +312,18 @@ func TestShowsLayer(t *testing.T) {
 		}
 	}
 }
+
+// TestRootModeOfOlderLayers: a root that an older version left closed is opened.
+func TestRootModeOfOlderLayers(t *testing.T) {
+	r := newRegistry(t)
+	id, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "one"))}, nil)
+	c := newImages(t, nil)
+	c.mustPull(t, r.ref("app:1"))
+	layers, err := c.Layers(id)
+	must(t, err)
+	must(t, os.Chmod(layers[0], 0o700))
+	reopen(t, c.cfg.Root)
+	if info, err := os.Stat(layers[0]); err != nil || info.Mode().Perm() != 0o755 {
+		t.Error(info.Mode(), err)
+	}
+}

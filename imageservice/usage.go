@@ -3,11 +3,11 @@ package imageservice
 import (
 	"context"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
+
+	"github.com/cribox/cribox/tree"
 )
 
 // Usage is what image data takes on disk.
@@ -44,32 +44,7 @@ func (c *Images) Usage(ctx context.Context) (Usage, error) {
 	return u, nil
 }
 
-// diskUsage walks a tree. Names that go away meanwhile are left out.
 func diskUsage(dir string) (Usage, error) {
-	var u Usage
-	linked := map[[2]uint64]bool{}
-	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return ignoreGone(err)
-		}
-		info, err := e.Info()
-		if err != nil {
-			return ignoreGone(err)
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return nil
-		}
-		if st.Nlink > 1 && !e.IsDir() {
-			id := [2]uint64{st.Dev, st.Ino}
-			if linked[id] {
-				return nil
-			}
-			linked[id] = true
-		}
-		u.Bytes += uint64(st.Blocks) * 512
-		u.Inodes++
-		return nil
-	})
-	return u, err
+	bytes, inodes, err := tree.Usage(dir)
+	return Usage{Bytes: bytes, Inodes: inodes}, err
 }
