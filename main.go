@@ -47,6 +47,7 @@ var commands = map[string]func(context.Context, Config, io.Writer) error{
 }
 
 func main() {
+	closeInherited()
 	if err := run(os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "cribox:", err)
 		os.Exit(1)

@@ -37,10 +37,11 @@ type shim struct {
 
 	keeping sync.Mutex // over a change of a keeper; before mu
 
-	mu       sync.Mutex
-	tasks    map[string]*task
-	watchers map[*watcher]bool
-	quitting bool
+	mu            sync.Mutex
+	noPreserveFDs map[string]bool // runtimes whose run has no --preserve-fds
+	tasks         map[string]*task
+	watchers      map[*watcher]bool
+	quitting      bool
 }
 
 // task is one entry of the table.
@@ -90,7 +91,7 @@ func newShim(state string, step func(string)) (*shim, error) {
 		step = func(string) {}
 	}
 	s := &shim{state: stateDir(state), step: step, reaper: newReaper(),
-		tasks: map[string]*task{}, watchers: map[*watcher]bool{}}
+		noPreserveFDs: map[string]bool{}, tasks: map[string]*task{}, watchers: map[*watcher]bool{}}
 	var err error
 	if s.hierarchies, err = readCgroupMounts(); err != nil {
 		return nil, err

@@ -194,11 +194,11 @@ func (s *shim) runDelete(ctx context.Context, t *task) error {
 	s.mu.Lock()
 	ended := t.exit != nil
 	s.mu.Unlock()
-	if ended && s.run(ctx, c) == nil {
+	if ended && s.runQuietly(ctx, c) == nil {
 		return nil
 	}
 	c.args = []string{"delete", "--force", t.rec.ID}
-	return s.run(ctx, c)
+	return s.runQuietly(ctx, c)
 }
 
 // livePid is the number of the task's process if that is still its own.

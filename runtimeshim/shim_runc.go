@@ -32,11 +32,12 @@ var runtimeEnv = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 // ociCommand is one execution of an OCI command line runtime.
 type ociCommand struct {
 	runtime string
-	log     string      // file for its JSON log, removed before; the last error in it is the error returned
-	systemd bool        // makes the task's cgroup
-	args    []string    // after the global options
-	stdio   [3]*os.File // nil = /dev/null
-	extra   []*os.File  // descriptors 3 and up
+	log     string        // file for its JSON log, removed before; the last error in it is the error returned
+	systemd bool          // makes the task's cgroup
+	args    []string      // after the global options
+	stdio   [3]*os.File   // nil = /dev/null
+	extra   []*os.File    // descriptors 3 and up
+	said    func() string // what the command has printed, for a reason that is not in its log; nil = nobody knows
 	wait    time.Duration
 	grace   time.Duration // how long the command may still run after ctx has ended
 }
@@ -74,7 +75,7 @@ func (s *shim) run(ctx context.Context, c ociCommand) error {
 	if ws.Exited() && ws.ExitStatus() == 0 {
 		return nil
 	}
-	return commandError(name, ws, c.log)
+	return commandError(name, ws, c)
 }
 
 // argv is the whole command line.
@@ -147,13 +148,18 @@ func startError(runtime string, err error) error {
 }
 
 // commandError makes the error of a command that did not end with 0 from the
-// last error of its log, at most 4 KiB of it.
-func commandError(name string, ws unix.WaitStatus, logFile string) error {
+// last error of its log, at most 4 KiB of it, or else from what it has printed.
+func commandError(name string, ws unix.WaitStatus, c ociCommand) error {
 	end := fmt.Sprintf("exit status %d", ws.ExitStatus())
 	if ws.Signaled() {
 		end = "killed by " + unix.SignalName(ws.Signal())
 	}
-	msg := lastLogError(logFile)
+	msg := lastLogError(c.log)
+	if msg == "" && c.said != nil {
+		if msg = lastWords(c.said()); msg != "" {
+			msg = end + ": " + msg
+		}
+	}
 	if msg == "" {
 		return fmt.Errorf("%s: %s", name, end)
 	}

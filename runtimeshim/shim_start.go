@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
 
@@ -105,16 +106,31 @@ func (s *shim) running(t *task, proc child) error {
 	return err
 }
 
-// runTask opens the task's streams and executes the runtime's run.
+// runTask executes the runtime's run, and once more without the option that not every runtime has.
 func (s *shim) runTask(ctx context.Context, t *task) error {
 	lock, err := s.lockShared(ctx, t.lockFile())
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
+	keeper := t.rec.Keeper && !s.lacksPreserveFDs(t.rec.Runtime)
+	err = s.runTaskOnce(ctx, t, lock, keeper)
+	if keeper && errors.Is(err, errNoPreserveFDs) {
+		log.L.WithField("runtime", t.rec.Runtime).Warn("runtime has no run --preserve-fds: what a pod's containers print, and how they end, is lost when all of cribox is killed at once")
+		s.mu.Lock()
+		s.noPreserveFDs[t.rec.Runtime] = true
+		s.mu.Unlock()
+		s.dropKeeper(t)
+		err = s.runTaskOnce(ctx, t, lock, false)
+	}
+	return err
+}
+
+// runTaskOnce opens the task's streams and executes the runtime's run.
+func (s *shim) runTaskOnce(ctx context.Context, t *task, lock *os.File, keeper bool) error {
 	c := ociCommand{runtime: t.rec.Runtime, systemd: t.rec.Systemd, log: t.dir.runtimeLog(), wait: startWait,
 		args: []string{"run", "--detach", "--bundle", t.dir.bundle(), "--pid-file", t.dir.pid()}}
-	if t.rec.Keeper {
+	if keeper {
 		f, err := s.giveKeeper(t)
 		if err != nil {
 			return err
@@ -135,7 +151,43 @@ func (s *shim) runTask(ctx context.Context, t *task) error {
 	}
 	c.stdio = [3]*os.File{stdin, t.fifos[0], t.fifos[1]}
 	c.args = append(c.args, t.rec.ID)
-	return s.run(ctx, c)
+	if !t.rec.Keeper {
+		c.said = func() string { return spooled(t.dir, t.fifos[1]) }
+		return s.run(ctx, c)
+	}
+	errs, err := newErrPipe(t.rec.OwnerUID, t.rec.OwnerGID) // a pod's own process prints nothing
+	if err != nil {
+		return err
+	}
+	defer errs.close()
+	c.stdio[2], c.said = errs.w, errs.text
+	err = s.run(ctx, c)
+	if err != nil && strings.Contains(errs.text()+err.Error(), "preserve-fds") {
+		err = fmt.Errorf("%w: %w", err, errNoPreserveFDs)
+	}
+	return err
+}
+
+// errNoPreserveFDs: the runtime does not know the option.
+var errNoPreserveFDs = errors.New("no option --preserve-fds")
+
+// lacksPreserveFDs: this runtime has refused the option before.
+func (s *shim) lacksPreserveFDs(runtime string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.noPreserveFDs[runtime]
+}
+
+// dropKeeper takes back what a failed attempt to start a pod has opened.
+func (s *shim) dropKeeper(t *task) {
+	s.mu.Lock()
+	keeper, files := t.keeper, append(t.fifos, t.stdin)
+	t.keeper, t.fifos, t.stdin = nil, nil, nil
+	s.mu.Unlock()
+	if keeper != nil {
+		keeper.close()
+	}
+	closeAll(files)
 }
 
 func (s *shim) giveKeeper(t *task) (*os.File, error) {
@@ -226,7 +278,7 @@ func (s *shim) runWithConsole(ctx context.Context, c ociCommand) (*os.File, erro
 	}()
 	last := len(c.args) - 1
 	c.args = append(c.args[:last:last], "--console-socket", console.path, c.args[last])
-	if err := s.run(ctx, c); err != nil {
+	if err := s.runQuietly(ctx, c); err != nil {
 		cancel()
 		if r := <-got; r.tty != nil {
 			r.tty.Close()

@@ -143,7 +143,7 @@ func (s *shim) runUpdate(ctx context.Context, t *task, resources []byte, lockFil
 		return err
 	}
 	defer os.Remove(t.dir.resources())
-	return classOfRefusal(s.run(ctx, ociCommand{runtime: t.rec.Runtime, systemd: t.rec.Systemd, log: t.dir.runtimeLog(), wait: updateWait,
+	return classOfRefusal(s.runQuietly(ctx, ociCommand{runtime: t.rec.Runtime, systemd: t.rec.Systemd, log: t.dir.runtimeLog(), wait: updateWait,
 		extra: []*os.File{lock}, args: []string{"update", "--resources", t.dir.resources(), t.rec.ID}}))
 }
 
