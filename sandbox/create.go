@@ -34,6 +34,9 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, config *run
 		return "", err
 	}
 	podConfig := spec.WithPrivilege(p.config, sandboxConfig)
+	if err := known(p.lacks); err != nil {
+		return "", fmt.Errorf("create a container in pod %s: %w", p.id, err)
+	}
 	if err := spec.ValidateContainer(podConfig, config, m.hostOf(p)); err != nil {
 		return "", err
 	}

@@ -12,7 +12,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/cni"
@@ -73,6 +72,7 @@ type Manager struct {
 	containers map[string]*container
 	names      map[string]string // podKey or containerKey to id
 	stops      map[string]*stop  // running StopContainer, by container id
+	unread     map[string]error  // pods whose record cannot be read now, see unread.go
 	lastTime   int64
 }
 
@@ -81,8 +81,9 @@ type pod struct {
 	id     string
 	config *runtimeapi.PodSandboxConfig
 	told   Told
+	lacks  error         // why config cannot be read now, and is empty
 	paused chan struct{} // closed when the pause process is known to have ended
-	once   sync.Once
+	once   *sync.Once
 }
 
 type container struct {
@@ -92,17 +93,18 @@ type container struct {
 	mountImages []string // held as well: see store.Container
 	config      *runtimeapi.ContainerConfig
 	told        Told
+	lacks       error         // why config cannot be read now, and is empty
 	exited      chan struct{} // closed after the exit is recorded
 	settling    atomic.Bool   // see settleLater
-	once        sync.Once
+	once        *sync.Once
 }
 
 func newPod(id string, c *runtimeapi.PodSandboxConfig) *pod {
-	return &pod{id: id, config: c, paused: make(chan struct{})}
+	return &pod{id: id, config: c, paused: make(chan struct{}), once: &sync.Once{}}
 }
 
 func newContainer(podID string, r store.Container, c *runtimeapi.ContainerConfig) *container {
-	return &container{id: r.ID, podID: podID, imageID: r.ImageID, mountImages: r.MountImages, config: c, exited: make(chan struct{})}
+	return &container{id: r.ID, podID: podID, imageID: r.ImageID, mountImages: r.MountImages, config: c, exited: make(chan struct{}), once: &sync.Once{}}
 }
 
 func (c *container) markExited() { c.once.Do(func() { close(c.exited) }) }
@@ -119,7 +121,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		conf: c, images: c.Images, network: c.Network, step: c.Step, collect: make(chan struct{}, 1), open: make(chan struct{}),
-		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]string{}, stops: map[string]*stop{},
+		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]string{}, stops: map[string]*stop{}, unread: map[string]error{},
 	}
 	for _, dir := range []string{m.statePath("pods"), m.statePath("rootfs"), m.statePath("volumes"), m.statePath("locks"), m.rootPath("containers")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -232,59 +234,6 @@ func podKey(c *runtimeapi.PodSandboxConfig) string {
 func containerKey(podID string, c *runtimeapi.ContainerConfig) string {
 	d := c.GetMetadata()
 	return fmt.Sprintf("container %s of pod %s attempt %d", d.GetName(), podID, d.GetAttempt())
-}
-
-// load puts every record and its request into memory. A record whose request cannot be read is set aside with it.
-func (m *Manager) load(ctx context.Context) error {
-	var torn []store.Torn
-	var err error
-	if m.store, torn, err = store.Open(m.rootPath("pods")); err != nil {
-		return err
-	}
-	m.store.Observe(m.changed)
-	for _, t := range torn {
-		warnTorn(ctx, t.ID, t.Err)
-	}
-	for _, r := range m.store.List() {
-		if err := m.remember(r); err != nil {
-			warnTorn(ctx, r.ID, err)
-		}
-	}
-	return nil
-}
-
-// remember fills memory from one record. What it cannot read is left for recover to discard.
-func (m *Manager) remember(r *store.Pod) error {
-	config := &runtimeapi.PodSandboxConfig{}
-	asked, err := m.store.Asked(r.ID, "")
-	if err == nil {
-		err = proto.Unmarshal(asked, config)
-	}
-	if err != nil {
-		return err
-	}
-	containers := map[string]*runtimeapi.ContainerConfig{}
-	for cid := range r.Containers {
-		c := &runtimeapi.ContainerConfig{}
-		if asked, err := m.store.Asked(r.ID, cid); err != nil || proto.Unmarshal(asked, c) != nil {
-			continue // interrupted between record and request; recover discards it
-		}
-		containers[cid] = c
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.lastTime = max(m.lastTime, r.Created)
-	m.pods[r.ID] = newPod(r.ID, config)
-	m.names[podKey(config)] = r.ID
-	for cid, c := range containers {
-		m.lastTime = max(m.lastTime, r.Containers[cid].Created)
-		m.containers[cid] = newContainer(r.ID, r.Containers[cid], c)
-		m.names[containerKey(r.ID, c)] = cid
-		if r.Containers[cid].State == store.ContainerExited {
-			m.containers[cid].markExited()
-		}
-	}
-	return nil
 }
 
 // clean runs an act that must finish whether or not anybody still waits for it.

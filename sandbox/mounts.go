@@ -162,9 +162,3 @@ func hostDevices() ([]spec.Device, error) {
 	}
 	return all, nil
 }
-
-func sameDevice(a, b fs.FileInfo) bool {
-	x, ok1 := a.Sys().(*syscall.Stat_t)
-	y, ok2 := b.Sys().(*syscall.Stat_t)
-	return ok1 && ok2 && x.Dev == y.Dev
-}

@@ -67,6 +67,9 @@ func newestPodFirst(a, b *store.Pod) int {
 }
 
 func (m *Manager) findPod(id string) (*pod, error) {
+	if err := m.recordUnread(id); err != nil {
+		return nil, err
+	}
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	full, err := expand("pod", id, m.pods)

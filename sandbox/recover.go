@@ -13,7 +13,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/runtimeshim"
@@ -41,35 +40,44 @@ import (
 //	container exited      a start given up goes on   taken away
 //	container removing    -                          removed to the end
 func (m *Manager) recover(ctx context.Context) error {
-	list, err := m.shim.Tasks(ctx)
+	tasks, err := m.tasks(ctx)
 	if err != nil {
 		return fmt.Errorf("what runs already: %w", err)
+	}
+	for _, r := range m.store.List() {
+		m.recoverPod(ctx, r, tasks)
+	}
+	if pods, containers := m.lacking(); len(m.unread)+len(pods)+len(containers) > 0 {
+		go m.readAgain(ctx)
+	} else {
+		go m.collectAll(ctx, tasks)
+	}
+	m.lookAgain()
+	return nil
+}
+
+// collectAll takes away what belongs to nobody, once after a start, when every record and request is in memory.
+func (m *Manager) collectAll(ctx context.Context, tasks map[string]runtimeshim.Task) {
+	m.collectOrphans(ctx, tasks)
+	m.collectGarbage(ctx)
+}
+
+func (m *Manager) tasks(ctx context.Context) (map[string]runtimeshim.Task, error) {
+	list, err := m.shim.Tasks(ctx)
+	if err != nil {
+		return nil, err
 	}
 	tasks := map[string]runtimeshim.Task{}
 	for _, t := range list {
 		tasks[t.ID] = t
 	}
-	for _, r := range m.store.List() {
-		m.mu.RLock()
-		p, known := m.pods[r.ID]
-		m.mu.RUnlock()
-		if !known {
-			p = newPod(r.ID, &runtimeapi.PodSandboxConfig{}) // its request cannot be read: only good for taking away
-			m.mu.Lock()
-			m.pods[r.ID] = p
-			m.mu.Unlock()
-		}
-		m.recoverPod(ctx, p, r, known, tasks)
-	}
-	go func() {
-		m.collectOrphans(ctx, tasks)
-		m.collectGarbage(ctx)
-	}()
-	m.lookAgain()
-	return nil
+	return tasks, nil
 }
 
-func (m *Manager) recoverPod(ctx context.Context, p *pod, r *store.Pod, known bool, tasks map[string]runtimeshim.Task) {
+func (m *Manager) recoverPod(ctx context.Context, r *store.Pod, tasks map[string]runtimeshim.Task) {
+	m.mu.RLock()
+	p := m.pods[r.ID]
+	m.mu.RUnlock()
 	ctx = withPod(ctx, p.id)
 	for cid, c := range r.Containers {
 		m.recoverContainer(ctx, r, c, cid, tasks)
@@ -77,7 +85,7 @@ func (m *Manager) recoverPod(ctx context.Context, p *pod, r *store.Pod, known bo
 	m.holdPauseImage(ctx, r)
 	task, ok := tasks[p.id]
 	switch {
-	case !known || r.State == store.PodCreating || r.State == store.PodRemoving:
+	case r.State == store.PodCreating || r.State == store.PodRemoving:
 		go m.finish(ctx, "removing", func(ctx context.Context) error { return m.RemovePod(ctx, p.id) })
 	case r.State == store.PodStopping:
 		go m.finish(ctx, "stopping", func(ctx context.Context) error { return m.StopPod(ctx, p.id) })
@@ -87,13 +95,9 @@ func (m *Manager) recoverPod(ctx context.Context, p *pod, r *store.Pod, known bo
 }
 
 func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Container, cid string, tasks map[string]runtimeshim.Task) {
-	m.mu.Lock()
-	c, known := m.containers[cid]
-	if !known {
-		c = newContainer(p.ID, r, &runtimeapi.ContainerConfig{})
-		m.containers[cid] = c
-	}
-	m.mu.Unlock()
+	m.mu.RLock()
+	c := m.containers[cid]
+	m.mu.RUnlock()
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", cid))
 	for _, id := range append([]string{r.ImageID}, r.MountImages...) {
 		if id == "" {
@@ -103,17 +107,13 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 			log.G(ctx).WithError(err).Warn("an image of a container is gone")
 		}
 	}
-	if !known { // without its request it is good for nothing but removal
-		go m.finish(ctx, "removing", func(ctx context.Context) error { return m.removeContainer(ctx, c) })
-		return
-	}
 	task, found := tasks[cid]
 	running := found && task.Pid > 0 && task.Exit == nil
 	switch r.State {
 	case store.ContainerCreating, store.ContainerRemoving:
 		go m.finish(ctx, "removing", func(ctx context.Context) error { return m.removeContainer(ctx, c) })
 	case store.ContainerCreated:
-		if !exists(m.statePath("pods", p.ID, cid, "config.json")) || !m.mounted(cid) {
+		if !m.startable(ctx, c) {
 			m.lost(ctx, c)
 		}
 	case store.ContainerStarting:
@@ -142,9 +142,19 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 		}
 		go m.settle(ctx, c)
 	}
-	if r.Updating != nil {
+	if r.Updating != nil && c.lacks == nil {
 		m.settleLater(c)
 	}
+}
+
+// startable says whether a created container has what a start needs. One of which that cannot be told now has it: the start will tell.
+func (m *Manager) startable(ctx context.Context, c *container) bool {
+	has, err := isThere(m.statePath("pods", c.podID, c.id, "config.json"))
+	if err == nil && has {
+		has, err = m.mounted(c.id)
+	}
+	m.log(ctx, err)
+	return has || err != nil
 }
 
 // resolveStart is resolve for a start that a restart interrupted.
@@ -300,8 +310,4 @@ func namesIn(dir string) []string {
 		names = append(names, e.Name())
 	}
 	return names
-}
-
-func warnTorn(ctx context.Context, id string, err error) {
-	log.G(ctx).WithField("pod", id).WithError(err).Error("the record of a pod cannot be read; it was set aside and the pod is lost")
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/moby/sys/mountinfo"
+
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/sandbox/spec"
 )
@@ -67,24 +69,19 @@ func (m *Manager) removeRoot(ctx context.Context, id string) error {
 
 // rootPlaces returns every place where the root filesystem can be: what a pod asked for may be lost.
 func (m *Manager) rootPlaces(id string) []string {
-	places := []string{m.statePath("rootfs", id)}
-	if dir := m.statePath("userns", id); exists(dir) {
-		places = append(places, filepath.Join(dir, "root"))
-	}
-	return places
+	return []string{m.statePath("rootfs", id), filepath.Join(m.statePath("userns", id), "root")}
 }
 
-// mounted says whether the root filesystem is there.
-func (m *Manager) mounted(id string) bool {
+// mounted says whether the root filesystem is there. An error means that it cannot be told now.
+func (m *Manager) mounted(id string) (bool, error) {
 	for _, target := range m.rootPlaces(id) {
-		dir, err := os.Stat(target)
-		if err != nil {
-			continue
+		is, err := mountinfo.Mounted(target)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return false, err
 		}
-		parent, err := os.Stat(filepath.Dir(target))
-		if err == nil && !sameDevice(dir, parent) {
-			return true
+		if is {
+			return true, nil
 		}
 	}
-	return false
+	return false, nil
 }

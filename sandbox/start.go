@@ -44,6 +44,9 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 			return fmt.Errorf("start container %s: %w", c.id, err)
 		}
 	}
+	if err := errors.Join(known(c.lacks), m.knownPod(c.podID)); err != nil {
+		return fmt.Errorf("start container %s: %w", c.id, err)
+	}
 	if err := m.declareStarting(c); err != nil {
 		return err
 	}

@@ -115,7 +115,7 @@ func (m *Manager) stopAll(ctx context.Context, p *pod) error {
 // disconnect gives the pod's addresses back and removes its network namespace. A plugin that fails is no error: it is asked again, without the
 // namespace, until it has given back what it owes.
 func (m *Manager) disconnect(ctx context.Context, p *pod) error {
-	if hostNetwork(p.config) {
+	if r, ok := m.store.Get(p.id); ok && r.NetNS == "" { // the host's; the request may not be readable
 		return nil
 	}
 	lock, err := m.podLock(ctx, p.id)
@@ -233,7 +233,7 @@ func (m *Manager) lookAgain() {
 func (m *Manager) collectOnce(ctx context.Context) bool {
 	done := true
 	for _, id := range m.network.Debts() {
-		if r, ok := m.store.Get(id); ok && r.State != store.PodNotReady {
+		if r, ok := m.store.Get(id); ok && r.State != store.PodNotReady || m.recordUnread(id) != nil {
 			continue // its processes may still use the address
 		}
 		if err := m.network.Teardown(ctx, cni.Pod{ID: id, NetNS: m.netns(id)}); err != nil {

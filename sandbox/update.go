@@ -29,7 +29,7 @@ func (m *Manager) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 	if err != nil {
 		return err
 	}
-	if err := m.mayUpdate(c); err != nil {
+	if err := errors.Join(m.mayUpdate(c), known(c.lacks)); err != nil {
 		return err
 	}
 	if err := spec.ValidateResources(r, m.host); err != nil {

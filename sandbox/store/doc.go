@@ -10,5 +10,6 @@
 //	pods/<id>/state          the record: the pod and its containers, rewritten as a whole
 //
 // Writes are write-and-rename without fsync: a power cut ends the processes that a record speaks of, so the record need not survive it. A
-// folder that cannot be read costs one pod: it is set aside under a name that ends in ".torn" and reported, and start-up goes on.
+// record that is damaged costs one pod: it is set aside under a name that ends in ".torn" and reported, and start-up goes on. One that cannot
+// be read now costs nothing: a second folder, in memory, has a copy of each file, and without that the record waits until it can be read.
 package store

@@ -22,6 +22,7 @@ const (
 // Store is the set of all records. Reads come from memory and never wait for the disk.
 type Store struct {
 	dir  string
+	copy string // a second copy of each file, by the same names; "" for none
 	seen func(old, next *Pod)
 
 	mu   sync.RWMutex // guards pods; never held across I/O
@@ -34,16 +35,22 @@ type entry struct {
 	record  *Pod       // guarded by Store.mu
 }
 
-// Torn is a folder that could not be read and was set aside.
+// Torn is a folder that could not be read.
 type Torn struct {
 	ID  string
 	Err error
+	// Copied: the record comes from the copy. Unread: it stays where it is, and Again may find it readable. Neither: it was damaged and has
+	// been set aside.
+	Copied, Unread bool
 }
 
-// Open reads every record below dir, which it makes when it is missing. A record that is damaged is renamed to *.torn and returned. What a
-// crash left of a record that was not written yet, or was being forgotten, is removed. An error means that records are there and cannot be
-// read: the disk fails, or a newer version wrote them. Then nothing may be concluded from what is missing.
-func Open(dir string) (*Store, []Torn, error) {
+// Open reads every record below dir, which it makes when it is missing. What is written from then on is written to the folder named copy as
+// well, which need not survive a reboot ("" for none): it is read where dir cannot be, by a disk that fails.
+//
+// A record that is damaged is renamed to *.torn and returned. One that cannot be read is returned too, and nothing of it is touched. What a
+// crash left of a record that was not written yet, or was being forgotten, is removed. An error means that this machine lacks what is needed
+// to read, or that a newer version wrote the records. Then nothing may be concluded from what is missing.
+func Open(dir, copy string) (*Store, []Torn, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("open pod records: %w", err)
 	}
@@ -51,32 +58,96 @@ func Open(dir string) (*Store, []Torn, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("open pod records: %w", err)
 	}
-	s := &Store{dir: dir, pods: map[string]*entry{}, seen: func(_, _ *Pod) {}}
+	s := &Store{dir: dir, copy: copy, pods: map[string]*entry{}, seen: func(_, _ *Pod) {}}
 	var torn []Torn
+	keep := map[string]bool{}
 	for _, f := range found {
 		if strings.HasSuffix(f.Name(), tornSuffix) {
 			continue
 		}
-		p, err := s.read(f.Name())
-		switch {
-		case err == nil:
-			s.pods[p.ID] = &entry{record: p}
-		case errors.Is(err, os.ErrNotExist):
-			if err := os.RemoveAll(filepath.Join(dir, f.Name())); err != nil {
-				return nil, nil, fmt.Errorf("open pod records: %w", err)
-			}
-		case errors.Is(err, errdefs.ErrDataLoss):
-			torn = append(torn, Torn{ID: f.Name(), Err: errors.Join(err, s.setAside(f.Name()))})
-		default:
+		t, err := s.load(f.Name())
+		if err != nil {
 			return nil, nil, fmt.Errorf("open pod records: %w", err)
 		}
+		if t.Err != nil {
+			torn = append(torn, t)
+		}
+		keep[f.Name()] = t.Unread || s.pods[f.Name()] != nil
 	}
-	return s, torn, nil
+	return s, torn, s.dropCopies(keep)
 }
 
-// read returns the record of one folder. os.ErrNotExist when there is none, ErrDataLoss when it is damaged.
-func (s *Store) read(id string) (*Pod, error) {
-	b, err := os.ReadFile(filepath.Join(s.dir, id, stateFile))
+// load puts one record into memory, or says why that cannot be.
+func (s *Store) load(id string) (Torn, error) {
+	p, err := s.read(s.dir, id)
+	switch {
+	case err == nil:
+		s.add(p)
+		return Torn{}, nil
+	case errors.Is(err, os.ErrNotExist):
+		return Torn{}, os.RemoveAll(filepath.Join(s.dir, id))
+	case errors.Is(err, errdefs.ErrDataLoss):
+		return Torn{ID: id, Err: errors.Join(err, s.setAside(id))}, nil
+	case errors.Is(err, errNewer) || errors.Is(classify(err), errdefs.ErrResourceExhausted):
+		return Torn{}, err
+	}
+	if s.copy != "" {
+		if p, copyErr := s.read(s.copy, id); copyErr == nil {
+			s.add(p)
+			return Torn{ID: id, Err: err, Copied: true}, nil
+		}
+	}
+	return Torn{ID: id, Err: err, Unread: true}, nil
+}
+
+func (s *Store) add(p *Pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pods[p.ID] = &entry{record: p}
+}
+
+// Again reads a record that Open could not. It returns nil when there is none any more.
+func (s *Store) Again(id string) (*Pod, error) {
+	if _, ok := s.Get(id); !ok {
+		p, err := s.read(s.dir, id)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		s.add(p)
+	}
+	p, _ := s.Get(id)
+	return p, nil
+}
+
+// dropCopies removes the copies of what is not there any more.
+func (s *Store) dropCopies(keep map[string]bool) error {
+	if s.copy == "" {
+		return nil
+	}
+	if err := os.MkdirAll(s.copy, 0o700); err != nil {
+		return fmt.Errorf("open pod records: %w", err)
+	}
+	found, err := os.ReadDir(s.copy)
+	if err != nil {
+		return fmt.Errorf("open pod records: %w", err)
+	}
+	for _, f := range found {
+		if !keep[f.Name()] {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(s.copy, f.Name())))
+		}
+	}
+	return err
+}
+
+// errNewer: a newer version wrote the record.
+var errNewer = errors.New("use the version that wrote it")
+
+// read returns the record of one folder in dir. os.ErrNotExist when there is none, ErrDataLoss when it is damaged.
+func (s *Store) read(dir, id string) (*Pod, error) {
+	b, err := os.ReadFile(filepath.Join(dir, id, stateFile))
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +156,7 @@ func (s *Store) read(id string) (*Pod, error) {
 		return nil, fmt.Errorf("record of pod %s: %w: %w", id, err, errdefs.ErrDataLoss)
 	}
 	if p.Format > Format {
-		return nil, fmt.Errorf("record of pod %s has format %d, this version reads up to %d: use the version that wrote it", id, p.Format, Format)
+		return nil, fmt.Errorf("record of pod %s has format %d, this version reads up to %d: %w", id, p.Format, Format, errNewer)
 	}
 	if p.Format < 1 || p.ID != id {
 		return nil, fmt.Errorf("record of pod %s says it is pod %q in format %d: %w", id, p.ID, p.Format, errdefs.ErrDataLoss)
@@ -97,7 +168,7 @@ func (s *Store) read(id string) (*Pod, error) {
 // setAside keeps what could not be read for whoever wants to look, in place of an earlier one of the same name.
 func (s *Store) setAside(id string) error {
 	to := filepath.Join(s.dir, id+tornSuffix)
-	return errors.Join(os.RemoveAll(to), os.Rename(filepath.Join(s.dir, id), to))
+	return errors.Join(os.RemoveAll(to), os.Rename(filepath.Join(s.dir, id), to), s.removeCopy(id))
 }
 
 // Observe makes the store call seen after every change that it shows from now on, with the record before and after: nil before the first and
@@ -113,12 +184,15 @@ func (s *Store) Create(p Pod, asked []byte) error {
 	if err := os.Mkdir(folder, 0o700); err != nil {
 		return fmt.Errorf("record pod %s: %w", p.ID, classify(err))
 	}
+	if s.copy != "" {
+		_ = os.MkdirAll(filepath.Join(s.copy, p.ID), 0o700) // without it there is no copy, and the pod runs all the same
+	}
 	err := s.writeFile(p.ID, askedFile, asked)
 	if err == nil {
 		err = s.write(&p)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("record pod %s: %w", p.ID, err), os.RemoveAll(folder))
+		return errors.Join(fmt.Errorf("record pod %s: %w", p.ID, err), os.RemoveAll(folder), s.removeCopy(p.ID))
 	}
 	e := &entry{record: &p}
 	e.writing.Lock()
@@ -211,7 +285,7 @@ func (s *Store) Remove(id string) error {
 	defer e.writing.Unlock()
 	// The record goes first: what a crash leaves of the folder then is no record, and Open removes it.
 	folder := filepath.Join(s.dir, id)
-	if err := errors.Join(removeIfThere(filepath.Join(folder, stateFile)), os.RemoveAll(folder)); err != nil {
+	if err := errors.Join(removeIfThere(filepath.Join(folder, stateFile)), os.RemoveAll(folder), s.removeCopy(id)); err != nil {
 		return fmt.Errorf("forget pod %s: %w", id, err)
 	}
 	s.mu.Lock()
@@ -226,13 +300,18 @@ func (s *Store) Remove(id string) error {
 	return nil
 }
 
-// Asked returns the request of the pod, or of its container cid when that is not empty.
+// Asked returns the request of the pod, or of its container cid when that is not empty, from the copy where it cannot be read otherwise.
 func (s *Store) Asked(id, cid string) ([]byte, error) {
 	b, err := os.ReadFile(filepath.Join(s.dir, id, askedName(cid)))
-	if err != nil {
-		return nil, fmt.Errorf("request of pod %s %s: %w", id, cid, err)
+	if err == nil {
+		return b, nil
 	}
-	return b, nil
+	if s.copy != "" {
+		if b, copyErr := os.ReadFile(filepath.Join(s.copy, id, askedName(cid))); copyErr == nil {
+			return b, nil
+		}
+	}
+	return nil, fmt.Errorf("request of pod %s %s: %w", id, cid, err)
 }
 
 // SetAsked keeps a container's request.
@@ -245,7 +324,11 @@ func (s *Store) SetAsked(id, cid string, asked []byte) error {
 
 // DropAsked forgets a container's request. A missing one is no error.
 func (s *Store) DropAsked(id, cid string) error {
-	if err := os.Remove(filepath.Join(s.dir, id, askedName(cid))); err != nil && !errors.Is(err, os.ErrNotExist) {
+	err := removeIfThere(filepath.Join(s.dir, id, askedName(cid)))
+	if s.copy != "" {
+		err = errors.Join(err, removeIfThere(filepath.Join(s.copy, id, askedName(cid))))
+	}
+	if err != nil {
 		return fmt.Errorf("forget container %s: %w", cid, err)
 	}
 	return nil
@@ -266,17 +349,37 @@ func (s *Store) write(p *Pod) error {
 	return s.writeFile(p.ID, stateFile, b)
 }
 
-// writeFile replaces a file as a whole: a reader after a crash finds the old bytes or the new ones.
+// writeFile replaces a file as a whole: a reader after a crash finds the old bytes or the new ones. The copy has the same bytes, or is not
+// there.
 func (s *Store) writeFile(id, name string, b []byte) error {
-	path := filepath.Join(s.dir, id, name)
+	if err := replace(filepath.Join(s.dir, id, name), b); err != nil {
+		return classify(err)
+	}
+	if s.copy != "" {
+		path := filepath.Join(s.copy, id, name)
+		if err := replace(path, b); err != nil {
+			_ = os.Remove(path) // an old one is worse than none
+		}
+	}
+	return nil
+}
+
+func replace(path string, b []byte) error {
 	err := os.WriteFile(path+".tmp", b, 0o600)
 	if err == nil {
 		err = os.Rename(path+".tmp", path)
 	}
 	if err != nil {
-		return errors.Join(classify(err), removeIfThere(path+".tmp"))
+		return errors.Join(err, removeIfThere(path+".tmp"))
 	}
 	return nil
+}
+
+func (s *Store) removeCopy(id string) error {
+	if s.copy == "" {
+		return nil
+	}
+	return os.RemoveAll(filepath.Join(s.copy, id))
 }
 
 func removeIfThere(path string) error {

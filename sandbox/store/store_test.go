@@ -12,7 +12,7 @@ import (
 
 func open(t *testing.T, dir string) (*Store, []Torn) {
 	t.Helper()
-	s, torn, err := Open(dir)
+	s, torn, err := Open(dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestNewerRecordRefusesToOpen(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "a", stateFile), []byte(`{"format":99,"id":"a"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, torn, err := Open(dir); err == nil || len(torn) != 0 {
+	if _, torn, err := Open(dir, ""); err == nil || len(torn) != 0 {
 		t.Fatalf("opened with %v set aside", torn)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "a", stateFile)); err != nil {

@@ -1,0 +1,144 @@
+package crictltests
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// unreadable makes reading a file fail, but not for want of it, until back is called: a folder stands in its place.
+func (d *daemon) unreadable(path string) (back func()) {
+	d.Helper()
+	d.must(os.Rename(path, path+".away"))
+	d.must(os.Mkdir(path, 0o700))
+	return func() {
+		d.Helper()
+		d.must(os.Remove(path))
+		d.must(os.Rename(path+".away", path))
+	}
+}
+
+func (d *daemon) recordOf(p *pod, name string) string {
+	return filepath.Join(d.root, "pods", p.id, name)
+}
+
+// dropCopies is what a pod of an earlier version has of copies.
+func (d *daemon) dropCopies(p *pod) {
+	d.Helper()
+	d.must(os.RemoveAll(filepath.Join(d.state, "records", p.id)))
+}
+
+func (d *daemon) wantLogged(words ...string) {
+	d.Helper()
+	text, err := os.ReadFile(d.logFile())
+	d.must(err)
+	for line := range strings.Lines(string(text)) {
+		all := true
+		for _, w := range words {
+			all = all && strings.Contains(line, w)
+		}
+		if all {
+			return
+		}
+	}
+	d.Errorf("the daemon's log has no line with %q", words)
+}
+
+// TestUnreadableRequest: a disk that cannot give back what a container, or its pod, was asked for ends nothing: the copy of it is used.
+func TestUnreadableRequest(t *testing.T) {
+	t.Parallel()
+	for name, files := range map[string]func(c *container) []string{
+		"container": func(c *container) []string { return []string{c.id + ".asked"} },
+		"pod":       func(*container) []string { return []string{"asked"} },
+		"record":    func(*container) []string { return []string{"state"} },
+		"all":       func(c *container) []string { return []string{"asked", c.id + ".asked", "state"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDaemon(t)
+			c := d.runPod().run(idle())
+			pid, before, podBefore := c.pid(), c.status(), c.pod.status()
+			d.kill()
+			for _, file := range files(c) {
+				d.unreadable(d.recordOf(c.pod, file))
+			}
+			d.start()
+			if now := c.pid(); now != pid {
+				t.Fatalf("the container's process was %d and is %d", pid, now)
+			}
+			wantEqual(t, "container status", c.status(), before)
+			wantEqual(t, "pod status", c.pod.status(), podBefore)
+			c.exec("true")
+			c.stop(0)
+			c.waitExit()
+			c.pod.stop()
+			c.pod.remove()
+		})
+	}
+}
+
+// TestUnreadableRequestWithoutCopy: nothing is known of a request. What runs goes on, is listed by its id, and is what it was once the
+// request can be read.
+func TestUnreadableRequestWithoutCopy(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod().run(idle())
+	pid, before, podBefore := c.pid(), c.status(), c.pod.status()
+	d.kill()
+	d.dropCopies(c.pod)
+	backPod, backContainer := d.unreadable(d.recordOf(c.pod, "asked")), d.unreadable(d.recordOf(c.pod, c.id+".asked"))
+	d.start()
+	if now := c.pid(); now != pid {
+		t.Fatalf("the container's process was %d and is %d", pid, now)
+	}
+	if s := c.status(); s.State != cri.ContainerState_CONTAINER_RUNNING || s.Metadata.GetName() == "" {
+		t.Errorf("the container is listed as %v", s)
+	}
+	d.wantLogged("cannot be read", c.id)
+	_, err := c.pod.tryCreate(c.pod.containerConfig(idle()))
+	wantCode(t, err, codes.Unavailable, "read again")
+	c.exec("true")
+	backPod()
+	backContainer()
+	eventually(t, "the requests to be read", func() error {
+		return unless(c.status().Metadata.GetName() == before.Metadata.Name && c.pod.status().Metadata.Name == podBefore.Metadata.Name, "not yet")
+	})
+	wantEqual(t, "container status", c.status(), before)
+	wantEqual(t, "pod status", c.pod.status(), podBefore)
+	c.pod.run(idle())
+	c.kill()
+	c.waitExit()
+}
+
+// TestUnreadableRecord: of a pod whose record cannot be read nothing is taken away, and the others do not notice.
+func TestUnreadableRecord(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c, other := d.runPod().run(idle()), d.runPod().run(idle())
+	pid, before := c.pid(), c.status()
+	d.kill()
+	d.dropCopies(c.pod)
+	back := d.unreadable(d.recordOf(c.pod, "state"))
+	d.start()
+	d.wantLogged("cannot be read", c.pod.id)
+	_, err := d.runtime.StopPodSandbox(context.Background(), &cri.StopPodSandboxRequest{PodSandboxId: c.pod.id})
+	wantCode(t, err, codes.Unavailable, c.pod.id)
+	other.exec("true")
+	other.pod.stop()
+	other.pod.remove()
+	if now := c.pid(); now != pid {
+		t.Fatalf("the container's process was %d and is %d", pid, now)
+	}
+	back()
+	eventually(t, "the record to be read", func() error {
+		_, err := d.runtime.ContainerStatus(context.Background(), &cri.ContainerStatusRequest{ContainerId: c.id})
+		return err
+	})
+	wantEqual(t, "container status", c.status(), before)
+	c.exec("true")
+}
