@@ -45,8 +45,6 @@ func badPods() []bad[*cri.RunPodSandboxRequest] {
 		{name: "no config", change: func(r request) { r.Config = nil }, field: "config"},
 		{name: "no metadata", change: func(r request) { r.Config.Metadata = nil }, field: "metadata"},
 		{name: "no name", change: metadata(func(m *cri.PodSandboxMetadata) { m.Name = "" }), field: "metadata.name"},
-		{name: "no namespace", change: metadata(func(m *cri.PodSandboxMetadata) { m.Namespace = "" }), field: "metadata.namespace"},
-		{name: "no uid", change: metadata(func(m *cri.PodSandboxMetadata) { m.Uid = "" }), field: "metadata.uid"},
 		{name: "long name", change: metadata(func(m *cri.PodSandboxMetadata) { m.Name = long }), field: "metadata.name"},
 		{name: "long namespace", change: metadata(func(m *cri.PodSandboxMetadata) { m.Namespace = long }), field: "metadata.namespace"},
 		{name: "long uid", change: metadata(func(m *cri.PodSandboxMetadata) { m.Uid = long }), field: "metadata.uid"},
@@ -64,9 +62,8 @@ func badPods() []bad[*cri.RunPodSandboxRequest] {
 
 		{name: "server of two lines", change: dns(&cri.DNSConfig{Servers: []string{"192.0.2.1\nnameserver 192.0.2.2"}}), field: "dns_config.servers"},
 		{name: "server is no address", change: dns(&cri.DNSConfig{Servers: []string{"dns.example"}}), field: "dns_config.servers"},
-		{name: "thousand servers", change: dns(&cri.DNSConfig{Servers: slices.Repeat([]string{"192.0.2.1"}, 1000)}), field: "dns_config.servers"},
 		{name: "search of two words", change: dns(&cri.DNSConfig{Searches: []string{"a b"}}), field: "dns_config.searches"},
-		{name: "thousand searches", change: dns(&cri.DNSConfig{Searches: slices.Repeat([]string{"a"}, 1000)}), field: "dns_config.searches"},
+		{name: "a megabyte of searches", change: dns(&cri.DNSConfig{Searches: slices.Repeat([]string{strings.Repeat("a", 200)}, 5000)}), field: "dns_config.searches"},
 		{name: "option of two lines", change: dns(&cri.DNSConfig{Options: []string{"ndots:5\nsearch x"}}), field: "dns_config.options"},
 
 		{name: "host port too large", change: ports(&cri.PortMapping{HostPort: 65536, ContainerPort: 80}), field: "port_mappings.host_port"},

@@ -51,9 +51,21 @@ func TestPodIsToldBack(t *testing.T) {
 	}
 	verbose, err := d.runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
 	d.must(err)
-	var info struct{ Pid int }
+	var info struct {
+		Pid         int
+		Netns       string
+		RuntimeSpec struct {
+			Linux struct{ Namespaces []map[string]string }
+		}
+	}
 	if d.must(json.Unmarshal([]byte(verbose.Info["info"]), &info)); info.Pid != d.processesOf(p.id)[0].Pid {
 		t.Errorf("info %s, want the pid of pause, %d", verbose.Info["info"], d.processesOf(p.id)[0].Pid)
+	}
+	// Multus' dynamic networks and every recipe for crictl inspectp look for the network namespace here.
+	if !slices.ContainsFunc(info.RuntimeSpec.Linux.Namespaces, func(n map[string]string) bool {
+		return n["type"] == "network" && n["path"] != "" && n["path"] == info.Netns
+	}) {
+		t.Errorf("runtimeSpec.linux.namespaces is %v, the network namespace %q", info.RuntimeSpec.Linux.Namespaces, info.Netns)
 	}
 }
 

@@ -2,10 +2,14 @@ package crictltests
 
 import (
 	"context"
+	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -173,4 +177,139 @@ func TestPrivilegedEphemeral(t *testing.T) {
 	if got := c.status().LogPath; !strings.HasPrefix(got, p.config.LogDirectory) {
 		t.Errorf("its log is %q", got)
 	}
+}
+
+// TestSameMountTwice: the later one is made, at a volumeMount that is the terminationMessagePath too.
+func TestSameMountTwice(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	var mounts []*cri.Mount
+	for _, m := range [][2]string{{"a", "/data"}, {"b", "/data/"}, {"c", "/data/../data/sub"}, {"volume", "/dev/termination-log"}, {"kubelet", "/dev/termination-log"}} {
+		dir := filepath.Join(d.dir, m[0])
+		d.must(os.MkdirAll(filepath.Join(dir, "sub"), 0o755))
+		d.must(os.WriteFile(filepath.Join(dir, "name"), []byte(m[0]+"\n"), 0o644))
+		mounts = append(mounts, &cri.Mount{HostPath: dir, ContainerPath: m[1]})
+	}
+	c := d.runPod().run(idle(), mounted(mounts...))
+	if got := c.exec("cat", "/data/name", "/data/sub/name", "/dev/termination-log/name"); got != "b\nc\nkubelet\n" {
+		t.Errorf("%q", got)
+	}
+	if len(c.status().Mounts) != len(mounts) {
+		t.Errorf("the status tells %v", c.status().Mounts)
+	}
+	if log := lastLines(d.logFile(), 10000); strings.Count(log, "occurs more than once") != 2 {
+		t.Error("the log does not tell which mounts are hidden")
+	}
+}
+
+// TestMountsOnProc: what the OCI runtime lets through, and a real proc over /proc.
+func TestMountsOnProc(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	one := filepath.Join(d.dir, "one")
+	d.must(os.WriteFile(one, []byte("1\n"), 0o644))
+	p := d.runPod()
+	mounts := []*cri.Mount{{HostPath: one, ContainerPath: "/proc/meminfo"}}
+	for _, path := range []string{"/proc/sys/crypto/fips_enabled", "/proc/sys/kernel/ns_last_pid"} {
+		if _, err := os.Stat(path); err == nil {
+			mounts = append(mounts, &cri.Mount{HostPath: one, ContainerPath: path, Readonly: true})
+		}
+	}
+	c := p.run(idle(), mounted(mounts...))
+	for _, m := range mounts {
+		if got := c.exec("cat", m.ContainerPath); got != "1\n" {
+			t.Errorf("%s holds %q", m.ContainerPath, got)
+		}
+	}
+	c = p.run(idle(), mounted(&cri.Mount{HostPath: "/proc", ContainerPath: "/proc/"}))
+	if got := c.exec("cat", "/proc/1/comm"); got == "sleep\n" {
+		t.Errorf("/proc is not the host's: %q", got)
+	}
+	_, err := p.tryCreate(p.containerConfig(idle(), mounted(&cri.Mount{HostPath: "/tmp", ContainerPath: "/proc"})))
+	wantCode(t, err, codes.InvalidArgument, "mounts.container_path")
+}
+
+// TestManyVariables: a namespace with 5,200 services has 36,400 variables of 1.2 MB.
+func TestManyVariables(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.runPod().run(idle(), with(func(c *cri.ContainerConfig) {
+		for i := range 36_400 {
+			c.Envs = append(c.Envs, &cri.KeyValue{Key: fmt.Sprintf("SERVICE_%d_PORT", i), Value: []byte("tcp://10.1.2.3:80")})
+		}
+		c.Envs = append(c.Envs, &cri.KeyValue{Key: "KEYSTORE", Value: []byte{0xff, 'k'}})
+	}))
+	if got := c.exec("sh", "-c", "env | grep -c ^SERVICE_; tr '\\0' '\\n' </proc/1/environ | grep -c ^SERVICE_; echo $KEYSTORE"); got != "36400\n36400\n\ufffdk\n" {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestHostPortOfBothFamilies: 0.0.0.0 is all of IPv4, :: all of IPv6, and addresses may lie in each other.
+func TestHostPortOfBothFamilies(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod(func(c *cri.PodSandboxConfig) {
+		c.Metadata.Namespace, c.Metadata.Uid = "", "" // as a person writes it for crictl
+		c.PortMappings = []*cri.PortMapping{
+			{HostPort: 18089, ContainerPort: 80, HostIp: "0.0.0.0"}, {HostPort: 18089, ContainerPort: 80, HostIp: "::"}, {HostPort: 18089, ContainerPort: 80},
+		}
+	})
+	c := p.run(shell("while echo hello | nc -l -p 80; do :; done"))
+	eventually(t, "an answer", func() error {
+		conn, err := net.DialTimeout("tcp4", "127.0.0.1:18089", time.Second)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		b, err := io.ReadAll(conn)
+		return unless(string(b) == "hello\n", "%q, %v", b, err)
+	})
+	c.remove()
+}
+
+// TestUnknownCapabilities: CAP_BPF on an old kernel, a word that is none. The container has what there is.
+func TestUnknownCapabilities(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	c := p.run(idle(), secured(func(s *cri.LinuxContainerSecurityContext) {
+		s.Capabilities = &cri.Capability{AddCapabilities: []string{"FLY", "CAP_CAP_KILL", "NET_ADMIN"}, AddAmbientCapabilities: []string{"FLY"}, DropCapabilities: []string{"ALL"}}
+	}))
+	if got := c.exec("grep", "Cap", "/proc/1/status"); !strings.Contains(got, "CapBnd:\t0000000000001000") || !strings.Contains(got, "CapAmb:\t0000000000000000") {
+		t.Errorf("%s", got)
+	}
+	if log := lastLines(d.logFile(), 10000); !strings.Contains(log, "CAP_FLY is not known to the kernel") {
+		t.Error("the log does not tell what was left out")
+	}
+}
+
+// TestSEC75DockerProfile: a Localhost profile in Docker's form has the effect that it has there.
+func TestSEC75DockerProfile(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	profile := filepath.Join(d.dir, "docker.json")
+	d.must(os.WriteFile(profile, []byte(`{"defaultAction": "SCMP_ACT_ALLOW", "archMap": [{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]},
+		{"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]}], "syscalls": [
+		{"name": "mkdirat", "action": "SCMP_ACT_ERRNO", "args": []}, {"name": "mkdir", "action": "SCMP_ACT_ERRNO"},
+		{"names": ["symlink", "symlinkat"], "action": "SCMP_ACT_ERRNO", "excludes": {"caps": ["CAP_SYS_ADMIN"]}},
+		{"names": ["link", "linkat"], "action": "SCMP_ACT_ERRNO", "includes": {"caps": ["CAP_SYS_ADMIN"]}}]}`), 0o600))
+	for _, admin := range []bool{false, true} {
+		c := p.run(idle(), secured(func(s *cri.LinuxContainerSecurityContext) {
+			s.Seccomp = localhost(profile)
+			if admin {
+				s.Capabilities = &cri.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
+			}
+		}))
+		for command, want := range map[string]bool{"mkdir /tmp/x": false, "ln -s a /tmp/s": admin, "touch /tmp/f && ln /tmp/f /tmp/l": !admin} {
+			if r := c.mayFail("sh", "-c", command); (r.code == 0) != want {
+				t.Errorf("with SYS_ADMIN %t, %s: %+v, want it to work: %t", admin, command, r, want)
+			}
+		}
+	}
+	d.must(os.WriteFile(profile, []byte(`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"nams": ["mkdir"], "action": "SCMP_ACT_ERRNO"}]}`), 0o600))
+	before := d.ledger()
+	_, err := p.tryCreate(p.containerConfig(idle(), secured(func(s *cri.LinuxContainerSecurityContext) { s.Seccomp = localhost(profile) })))
+	wantCode(t, err, codes.InvalidArgument, "seccomp.localhost_ref", "rule 0")
+	d.wantFlat(before)
 }

@@ -306,11 +306,14 @@ func (m *Manager) saveSpec(c *container, s *specs.Spec) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, "config.json")
-	if err := os.WriteFile(path+".new", whole, 0o600); err != nil {
+	return replaceFile(filepath.Join(dir, "config.json"), whole) // an exec reads the old one or the new one
+}
+
+func replaceFile(path string, b []byte) error {
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(path+".new", path) // an exec reads the old one or the new one
+	return os.Rename(path+".new", path)
 }
 
 func (m *Manager) specFile(c *container) ([]byte, error) {

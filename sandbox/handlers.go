@@ -59,7 +59,7 @@ func (m *Manager) HostOf(handler string) spec.Host {
 }
 
 func (m *Manager) hostBy(now *handlers, handler string) spec.Host {
-	h := m.host
+	h := withHardware(m.host)
 	if handler == "" {
 		handler = now.byDefault
 	}

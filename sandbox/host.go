@@ -30,6 +30,7 @@ func ReadHost() (spec.Host, error) {
 	if err != nil {
 		return spec.Host{}, fmt.Errorf("this machine's capabilities: %w", err)
 	}
+	kernel := kernelVersion()
 	h := spec.Host{
 		CgroupV2:             unifiedCgroups(),
 		Capabilities:         spec.KnownCapabilities(int(last)),
@@ -39,21 +40,38 @@ func ReadHost() (spec.Host, error) {
 		AppArmor:             apparmor.Enabled(),
 		Compat32:             runtime.GOARCH != "amd64" || exists("/proc/sys/abi/vsyscall32"),
 		X32:                  x32(),
-		RecursiveReadOnly:    kernelAtLeast(5, 12),
-		HugePageSizes:        hugePageSizes(),
+		RecursiveReadOnly:    atLeast(kernel, [2]int{5, 12}),
+		Kernel:               kernel,
 		MemorySwapAccounting: exists(cgroupRoot+"/memory/memory.memsw.limit_in_bytes") || unifiedCgroups(),
-		CPUs:                 readString("/sys/devices/system/cpu/online"),
-		Mems:                 readString("/sys/devices/system/node/online"),
+		StackLimit:           stackLimit(),
 		RlimitHard:           map[string]uint64{},
 	}
 	if most, err := readInt("/proc/sys/fs/nr_open"); err == nil {
 		h.RlimitHard["RLIMIT_NOFILE"] = uint64(most) // whoever asks
 	}
+	h = withHardware(h)
 	if mask&(1<<capSysResource) == 0 {
 		err = limitHost(&h)
-		return h, err
 	}
-	return h, nil
+	return h, err
+}
+
+// withHardware reads what can change while the daemon runs, for one request. A cpuset is compared with what the machine can
+// have: of what is not plugged in the kernel decides.
+func withHardware(h spec.Host) spec.Host {
+	h.HugePageSizes = hugePageSizes()
+	h.CPUs = readString("/sys/devices/system/cpu/possible")
+	h.Mems = readString("/sys/devices/system/node/possible")
+	return h
+}
+
+// stackLimit is the soft limit that processes inherit; 0 is unknown.
+func stackLimit() uint64 {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_STACK, &l) != nil {
+		return 0
+	}
+	return l.Cur
 }
 
 // limitHost notes what cannot be given without CAP_SYS_RESOURCE: a lower oom_score_adj and higher hard limits than ours.
@@ -123,17 +141,19 @@ func hugePageSizes() []string {
 	return sizes
 }
 
-func kernelAtLeast(major, minor int) bool {
+// kernelVersion is zero when it cannot be told.
+func kernelVersion() (v [2]int) {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
-		return false
+		return v
 	}
-	var a, b int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b); err != nil {
-		return false
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &v[0], &v[1]); err != nil {
+		return [2]int{}
 	}
-	return a > major || a == major && b >= minor
+	return v
 }
+
+func atLeast(v, least [2]int) bool { return v[0] > least[0] || v[0] == least[0] && v[1] >= least[1] }
 
 func readString(path string) string {
 	b, err := os.ReadFile(path)

@@ -29,6 +29,9 @@ func (m *Manager) resolveMounts(ctx context.Context, missing MissingPaths, c *co
 			return nil, err
 		}
 		r := spec.Mount{Source: source}
+		if filepath.Clean(asked.GetContainerPath()) == "/proc" {
+			r.Proc = onProc(source)
+		}
 		if asked.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 			if table == nil {
 				if table, err = mountinfo.GetMounts(nil); err != nil {
@@ -52,6 +55,12 @@ func (m *Manager) mountSource(ctx context.Context, missing MissingPaths, c *cont
 		return "", fmt.Errorf("mounts.host_path: %s of %s: %w", asked.GetHostPath(), asked.GetContainerPath(), err)
 	}
 	return source, nil
+}
+
+// onProc says whether path is on a proc filesystem.
+func onProc(path string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(path, &fs) == nil && fs.Type == unix.PROC_SUPER_MAGIC
 }
 
 // propagation tells about the mount that path lies on, which is the last one of those with the longest mountpoint.

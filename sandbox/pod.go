@@ -3,6 +3,7 @@ package sandbox
 import (
 	"cmp"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -92,3 +93,9 @@ func (m *Manager) forgetPod(p *pod) {
 func hostNetwork(c *runtimeapi.PodSandboxConfig) bool {
 	return c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE
 }
+
+// podSpecFile is the OCI spec of the pause process, among the pod's files.
+const podSpecFile = "config.json"
+
+// PodSpec returns the OCI spec of a pod, which names its namespaces, as long as the pod is not stopped.
+func (m *Manager) PodSpec(p Pod) ([]byte, error) { return os.ReadFile(m.podFile(p.ID, podSpecFile)) }

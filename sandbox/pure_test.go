@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
 
@@ -194,5 +196,16 @@ func TestMountsWithoutRequest(t *testing.T) {
 	c := Container{Container: store.Container{MountImages: []string{"", "image"}}, Config: &runtimeapi.ContainerConfig{}}
 	if all := c.Mounts(); len(all) != 0 {
 		t.Errorf("it has %v", all)
+	}
+}
+
+// TestCPUsThatCanBe: what is plugged in is read when it is asked for, and what the machine can have counts.
+func TestCPUsThatCanBe(t *testing.T) {
+	h := withHardware(spec.Host{CPUs: "77", Mems: "77", HugePageSizes: []string{"77MB"}})
+	if h.CPUs == "77" || h.Mems == "77" || slices.Contains(h.HugePageSizes, "77MB") {
+		t.Errorf("what was read before stays: %v", h)
+	}
+	if want := readString("/sys/devices/system/cpu/possible"); h.CPUs != want {
+		t.Errorf("the processors are %q, want %q", h.CPUs, want)
 	}
 }

@@ -251,6 +251,9 @@ func (m *Manager) startPause(ctx context.Context, p *pod) (runtimeshim.Task, err
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
+	if err := replaceFile(m.podFile(p.id, podSpecFile), b); err != nil {
+		return runtimeshim.Task{}, fmt.Errorf("spec of pod %s: %w", p.id, err)
+	}
 	if _, err := m.store.Update(p.id, func(r *store.Pod) error { r.Cgroup = cgroupPath(s); return nil }); err != nil {
 		return runtimeshim.Task{}, err
 	}

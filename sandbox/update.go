@@ -32,7 +32,7 @@ func (m *Manager) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 	if err := errors.Join(m.mayUpdate(c), known(c.lacks)); err != nil {
 		return err
 	}
-	if err := spec.ValidateResources(r, m.host); err != nil {
+	if err := spec.ValidateResources(r, withHardware(m.host)); err != nil {
 		return err
 	}
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.id))
@@ -134,7 +134,7 @@ func (m *Manager) planUpdate(ctx context.Context, c *container, r *runtimeapi.Li
 	if err != nil {
 		return nil, nil, fmt.Errorf("spec of container %s: %w", c.id, err)
 	}
-	now, notes, err := spec.Update(m.host, was, r)
+	now, notes, err := spec.Update(withHardware(m.host), was, r)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -18,7 +18,7 @@ import (
 func (m *Manager) hostOf(p *pod) spec.Host {
 	r, ok := m.store.Get(p.id)
 	if !ok {
-		return m.host
+		return withHardware(m.host)
 	}
 	return m.HostOf(r.Handler)
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 
 	"google.golang.org/grpc"
@@ -38,9 +39,13 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtimeapi.Pod
 	}
 	r := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(p), ContainersStatuses: s.containerStatuses(s.pods().ContainersOf(p)), Timestamp: at}
 	if req.GetVerbose() {
+		spec, err := s.pods().PodSpec(p)
+		if err != nil {
+			spec = []byte("null") // of a pod that has ended, or was made before it was kept
+		}
 		r.Info, err = info(map[string]any{"info": map[string]any{"pid": p.PausePID, "netns": p.NetNS, "cgroup": p.Cgroup, "state": p.State, "ips": p.IPs,
 			"runtimeHandler": p.Handler, "pauseImage": p.PauseImage, "config": asJSON{p.Config},
-			"overhead": asJSON{p.Overhead()}, "resources": asJSON{p.Resources()}}})
+			"overhead": asJSON{p.Overhead()}, "resources": asJSON{p.Resources()}, "runtimeSpec": json.RawMessage(spec)}})
 		if err != nil {
 			return nil, err
 		}

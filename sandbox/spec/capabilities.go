@@ -61,11 +61,16 @@ func (d *draft) capabilities() error {
 	return nil
 }
 
-// addNamed refuses what this machine cannot give: the container would start without it.
+// addNamed refuses what this machine does not let the daemon give. What the kernel does not know (CAP_BPF before Linux 5.8) is
+// left out: nothing there asks for it.
 func (d *draft) addNamed(s capSet, field string, names []string) error {
 	for _, n := range names {
 		n = capabilityName(n)
 		if n == allCapabilities {
+			continue
+		}
+		if !slices.Contains(d.host.Capabilities, n) {
+			d.note("capabilities."+field, "%s is not known to the kernel and was left out", truncate(n))
 			continue
 		}
 		if !slices.Contains(d.host.grantable(), n) {
@@ -124,17 +129,12 @@ func intersect(a, b []string) []string {
 	return both
 }
 
-func checkCapabilities(c *runtimeapi.Capability, h Host) error {
-	for field, names := range map[string][]string{
-		"add_capabilities":         c.GetAddCapabilities(),
-		"drop_capabilities":        c.GetDropCapabilities(),
-		"add_ambient_capabilities": c.GetAddAmbientCapabilities(),
-	} {
-		for _, n := range names {
-			full := capabilityName(n)
-			if full != allCapabilities && !slices.Contains(h.Capabilities, full) {
-				return invalid("security_context.capabilities."+field, "%q is not a capability that the kernel knows", truncate(n))
-			}
+// checkCapabilities refuses to drop what no kernel has: whoever wrote that has misspelt what he wants the container to lose.
+func checkCapabilities(c *runtimeapi.Capability) error {
+	for _, n := range c.GetDropCapabilities() {
+		full := capabilityName(n)
+		if full != allCapabilities && !slices.Contains(capabilityNames, full) {
+			return invalid("security_context.capabilities.drop_capabilities", "%q is no capability, and would not be dropped", truncate(n))
 		}
 	}
 	return nil

@@ -4,7 +4,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Host is what the caller found out about this machine, once.
+// Host is what the caller found out about this machine.
 type Host struct {
 	// CgroupV2 tells that the unified hierarchy is in charge.
 	CgroupV2 bool
@@ -27,12 +27,16 @@ type Host struct {
 	// RlimitHard holds, by name ("RLIMIT_NOFILE"), hard limits that cannot be
 	// raised. A limit that is not in it may be.
 	RlimitHard map[string]uint64
+	// StackLimit is the soft limit of the stack, in bytes, that a process has unless Rlimits has another; 0 is the kernel's.
+	StackLimit uint64
 	// PidsLimit of every container that asks for none; 0 means unlimited.
 	PidsLimit int64
 	// NoHostDevices: a privileged container has the devices that it asks for,
 	// not all of the host's.
 	NoHostDevices bool
 
+	// Kernel is the version of the kernel: 6, 1.
+	Kernel [2]int
 	// Seccomp, AppArmor and SELinux tell what the kernel and the OCI runtime offer.
 	Seccomp, AppArmor, SELinux bool
 	// SELinuxOff: the kernel labels, and the configuration says that pods are not.
@@ -57,9 +61,9 @@ type Host struct {
 	HugePageSizes []string
 	// MemorySwapAccounting tells that a memory cgroup can limit swap.
 	MemorySwapAccounting bool
-	// CPUs and Mems are the lists of online processors and memory nodes as
-	// the kernel prints them ("0-3,8"); "" means unknown, and a cpuset is not
-	// compared with it.
+	// CPUs and Mems are the lists of processors and memory nodes that this
+	// machine can have, plugged in or not, as the kernel prints them
+	// ("0-3,8"); "" means unknown, and a cpuset is not compared with it.
 	CPUs, Mems string
 }
 

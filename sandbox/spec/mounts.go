@@ -96,8 +96,21 @@ func (d *draft) sys(access string) specs.Mount {
 func (d *draft) askedMounts() ([]specs.Mount, error) {
 	d.spec.Linux.RootfsPropagation = "rslave"
 	var asked []specs.Mount
+	last := map[string]int{} // of two at one place the later one hides the other
+	for i, m := range d.c.Config.GetMounts() {
+		last[path.Clean(m.GetContainerPath())] = i
+	}
 	for i, m := range d.c.Config.GetMounts() {
 		resolved := d.c.Mounts[i]
+		place := path.Clean(m.GetContainerPath())
+		if last[place] != i {
+			d.note("mounts.container_path", "%s occurs more than once: the last mount there is made, %s is not",
+				truncate(place), truncate(m.GetHostPath()))
+			continue
+		}
+		if place == "/proc" && !resolved.Proc {
+			return nil, invalid("mounts.container_path", "/proc can be hidden by a proc filesystem only, such as the host's /proc")
+		}
 		propagation, err := propagationOf(m, resolved)
 		if err != nil {
 			return nil, err
@@ -115,7 +128,7 @@ func (d *draft) askedMounts() ([]specs.Mount, error) {
 		case m.GetReadonly():
 			access = "ro"
 		}
-		b := bind(resolved.Source, path.Clean(m.GetContainerPath()), propagation, append([]string{access}, m.GetMountOptions()...)...)
+		b := bind(resolved.Source, place, propagation, append([]string{access}, m.GetMountOptions()...)...)
 		if m.GetImage() == nil { // the caller has mounted an image with the pod's ids
 			b.UIDMappings, b.GIDMappings = ociMappings(m.GetUidMappings()), ociMappings(m.GetGidMappings())
 		}

@@ -1,12 +1,14 @@
 package spec
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -32,6 +34,11 @@ func (d *draft) process() error {
 	}
 	if err := checkStrings("command", argv); err != nil {
 		return err
+	}
+	if s := image.StopSignal; s != "" && config.GetStopSignal() == 0 {
+		if _, ok := parseSignal(s); !ok {
+			d.note("stop_signal", "%q of the image is no signal, SIGTERM stands in", truncate(s))
+		}
 	}
 	cwd, err := workingDir(config.GetWorkingDir(), image.WorkingDir)
 	if err != nil {
@@ -91,10 +98,20 @@ func (d *draft) environment() error {
 		env.set(name + "=" + value)
 	}
 	for _, e := range d.c.Config.GetEnvs() {
-		env.set(e.GetKey() + "=" + string(e.GetValue()))
+		env.set(e.GetKey() + "=" + d.asUTF8(e.GetKey(), string(e.GetValue())))
 	}
 	d.spec.Process.Env = env.list
-	return checkExecSize("command, args, envs", d.spec.Process.Args, env.list)
+	return checkExecSize("command, args, envs", d.host.execLimit(), d.spec.Process.Args, env.list)
+}
+
+// asUTF8 is the value of a variable. It is bytes to the CRI (a key of a secret that is no text, by envFrom), but JSON to the
+// OCI runtime.
+func (d *draft) asUTF8(name, value string) string {
+	if utf8.ValidString(value) {
+		return value
+	}
+	d.note("envs.value", "of %s is not UTF-8: what is not was replaced by U+FFFD", truncate(name))
+	return strings.ToValidUTF8(value, "\ufffd")
 }
 
 // environ is a list of NAME=VALUE in which every name occurs once, at the
@@ -117,20 +134,32 @@ func (e *environ) set(pair string) {
 	e.list = append(e.list, pair)
 }
 
-// What execve(2) takes: one string is at most 32 pages, everything together
-// at most a quarter of the stack, which is 8 MiB.
+// What execve(2) takes: one string is at most 32 pages (MAX_ARG_STRLEN), everything together, with a pointer for each, at
+// most a quarter of the stack, but not less than 32 pages and not more than 6 MiB. How many strings there are is all one.
 const (
-	maxExecString  = 128<<10 - 1
-	maxExecTotal   = 2 << 20
-	maxExecStrings = 1 << 15
+	maxExecString              = 128<<10 - 1
+	minExecTotal, maxExecTotal = 128 << 10, 6 << 20
+	// defaultStack is the kernel's own soft limit of the stack.
+	defaultStack = 8 << 20
 )
+
+// execLimit is how many bytes of arguments and environment a program can be started with here.
+func (h Host) execLimit() int { return execLimit(h.Rlimits, cmp.Or(h.StackLimit, defaultStack)) }
+
+func execLimit(limits []specs.POSIXRlimit, stack uint64) int {
+	for _, l := range limits {
+		if l.Type == "RLIMIT_STACK" {
+			stack = l.Soft
+		}
+	}
+	return int(min(max(stack/4, minExecTotal), maxExecTotal))
+}
 
 // checkExecSize foresees E2BIG, which would otherwise come from the OCI
 // runtime after everything else has been done.
-func checkExecSize(field string, lists ...[]string) error {
-	total, n := 0, 0
+func checkExecSize(field string, limit int, lists ...[]string) error {
+	total := 0
 	for _, s := range lists {
-		n += len(s)
 		for _, v := range s {
 			if len(v) > maxExecString {
 				return invalid(field, "%q is %d bytes long, the kernel takes %d", truncate(v), len(v), maxExecString)
@@ -138,11 +167,8 @@ func checkExecSize(field string, lists ...[]string) error {
 			total += len(v) + 1 + 8
 		}
 	}
-	if n > maxExecStrings {
-		return invalid(field, "are %d strings, at most %d are taken", n, maxExecStrings)
-	}
-	if total > maxExecTotal {
-		return invalid(field, "are %d bytes together, the kernel takes %d", total, maxExecTotal)
+	if total > limit {
+		return invalid(field, "are %d bytes together, the kernel takes %d, a quarter of the limit \"stack\" (see ulimits)", total, limit)
 	}
 	return nil
 }
@@ -240,7 +266,7 @@ func ExecProcess(s *specs.Spec, cmd []string, tty bool) (*specs.Process, error) 
 	if err := checkStrings("cmd", cmd); err != nil {
 		return nil, err
 	}
-	if err := checkExecSize("cmd", cmd, s.Process.Env); err != nil {
+	if err := checkExecSize("cmd", execLimit(s.Process.Rlimits, defaultStack), cmd, s.Process.Env); err != nil {
 		return nil, err
 	}
 	p := clone(s.Process)

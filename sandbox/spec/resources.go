@@ -282,12 +282,12 @@ func checkHugePages(r *runtimeapi.LinuxContainerResources, h Host) error {
 
 // unifiedKey is the name of a file in which a controller takes a limit: no
 // path, and none of the files that make up the hierarchy itself.
-var unifiedKey = regexp.MustCompile(`^(pids\.max|(cpu|cpuset|hugetlb|io|memory)(\.[A-Za-z0-9_-]+)+)$`)
+var unifiedKey = regexp.MustCompile(`^(pids\.max|(cpu|cpuset|dmem|hugetlb|io|memory|misc|rdma)(\.[A-Za-z0-9_-]+)+)$`)
 
 func checkUnified(r *runtimeapi.LinuxContainerResources, _ Host) error {
 	for key, value := range r.GetUnified() {
 		if len(key) > maxName || !unifiedKey.MatchString(key) {
-			return invalid("resources.unified", "%q is not a limit of cpu, cpuset, hugetlb, io, memory or pids", truncate(key))
+			return invalid("resources.unified", "%q is not a limit of cpu, cpuset, dmem, hugetlb, io, memory, misc, pids or rdma", truncate(key))
 		}
 		if len(value) > maxPath || strings.ContainsFunc(value, control) {
 			return invalid("resources.unified", "the value of %s holds a control character or is too long", key)

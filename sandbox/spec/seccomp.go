@@ -1,8 +1,6 @@
 package spec
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"path"
 	"slices"
@@ -132,8 +130,11 @@ func (d *draft) applySeccomp(p *runtimeapi.SecurityProfile, file []byte) error {
 		d.spec.Linux.Seccomp = defaultSeccomp(d.spec, d.host)
 		return nil
 	}
-	var err error
-	d.spec.Linux.Seccomp, err = parseSeccomp(p.GetLocalhostRef(), file)
+	profile, unknown, err := parseSeccomp(p.GetLocalhostRef(), file, d.host, d.spec.Process.Capabilities.Bounding)
+	if unknown != "" {
+		d.note("security_context.seccomp", "the profile %s has the field %s, which means nothing here", p.GetLocalhostRef(), unknown)
+	}
+	d.spec.Linux.Seccomp = profile
 	return err
 }
 
@@ -155,32 +156,32 @@ func defaultSeccomp(s *specs.Spec, h Host) *specs.LinuxSeccomp {
 }
 
 // parseSeccomp never returns a profile that lets everything through because
-// its file was empty or of another format.
-func parseSeccomp(name string, file []byte) (*specs.LinuxSeccomp, error) {
+// its file was empty or of another format. unknown is a field of it that was
+// not read. caps are the capabilities of the process.
+func parseSeccomp(name string, file []byte, h Host, caps []string) (profile *specs.LinuxSeccomp, unknown string, err error) {
 	const field = "security_context.seccomp.localhost_ref"
 	if len(file) == 0 {
-		return nil, invalid(field, "%s is empty", name)
+		return nil, "", invalid(field, "%s is empty", name)
 	}
 	if len(file) > MaxSeccompProfile {
-		return nil, invalid(field, "%s is larger than %d bytes", name, MaxSeccompProfile)
+		return nil, "", invalid(field, "%s is larger than %d bytes", name, MaxSeccompProfile)
 	}
-	var profile specs.LinuxSeccomp
-	dec := json.NewDecoder(bytes.NewReader(file))
-	if err := dec.Decode(&profile); err != nil {
-		return nil, invalid(field, "%s is not a seccomp profile: %v", name, err)
+	read, unknown, err := decodeSeccomp(file)
+	if err != nil {
+		return nil, "", invalid(field, "%s %v", name, err)
 	}
-	if dec.More() {
-		return nil, invalid(field, "%s holds more than one JSON value", name)
+	if profile, err = read.evaluate(h, caps); err != nil {
+		return nil, "", invalid(field, "%s %v", name, err)
 	}
 	if !slices.Contains(seccompActions, profile.DefaultAction) {
-		return nil, invalid(field, "%s has the unknown default action %q", name, truncate(string(profile.DefaultAction)))
+		return nil, "", invalid(field, "%s has the unknown default action %q", name, truncate(string(profile.DefaultAction)))
 	}
-	for _, s := range profile.Syscalls {
+	for _, s := range read.Syscalls {
 		if !slices.Contains(seccompActions, s.Action) {
-			return nil, invalid(field, "%s has the unknown action %q", name, truncate(string(s.Action)))
+			return nil, "", invalid(field, "%s has the unknown action %q", name, truncate(string(s.Action)))
 		}
 	}
-	return &profile, nil
+	return profile, unknown, nil
 }
 
 var seccompActions = []specs.LinuxSeccompAction{

@@ -27,7 +27,8 @@ const criRTMin, criRTMax = 35, 65
 
 // StopSignal returns what asks the container to leave: the signal of the
 // request, else of the image ("SIGQUIT", "QUIT", "3", "SIGRTMIN+3"), else
-// SIGTERM. A number or name that is unknown is ErrInvalidArgument.
+// SIGTERM. A number of the request that is unknown is ErrInvalidArgument. A
+// name of the image that is unknown is as none, and ForContainer has a note.
 func StopSignal(c *runtimeapi.ContainerConfig, image string) (syscall.Signal, error) {
 	if n := c.GetStopSignal(); n != runtimeapi.Signal(0) {
 		sig, ok := fromCRI(int(n))
@@ -39,11 +40,10 @@ func StopSignal(c *runtimeapi.ContainerConfig, image string) (syscall.Signal, er
 	if image == "" {
 		return syscall.SIGTERM, nil
 	}
-	sig, ok := parseSignal(image)
-	if !ok {
-		return 0, invalid("stop_signal", "%q of the image is unknown", truncate(image))
+	if sig, ok := parseSignal(image); ok {
+		return sig, nil
 	}
-	return sig, nil
+	return syscall.SIGTERM, nil
 }
 
 // CRISignal is the number of the CRI's enum for a signal; 0 when it has none.

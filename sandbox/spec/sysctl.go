@@ -43,6 +43,10 @@ func checkSysctls(p *runtimeapi.PodSandboxConfig, _ Host) error {
 			if o.GetNetwork() == runtimeapi.NamespaceMode_NODE {
 				return invalid(field, "%s: the pod uses the network of the host", name)
 			}
+		case name == "kernel.domainname":
+			if o.GetNetwork() == runtimeapi.NamespaceMode_NODE {
+				return invalid(field, "%s: the pod uses the host name of the host", name)
+			}
 		default:
 			return invalid(field, "%s belongs to no namespace of the pod", name)
 		}

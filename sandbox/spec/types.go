@@ -87,6 +87,8 @@ type Mount struct {
 	// Shared and Slave tell about the mount that Source lies on: whether
 	// mounts go from it to its peers, and whether they come to it from a master.
 	Shared, Slave bool
+	// Proc tells that Source is on a proc filesystem.
+	Proc bool
 }
 
 // Volume is a directory of the host that stands for a VOLUME of the image.

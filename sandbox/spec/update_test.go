@@ -132,20 +132,19 @@ func TestLift(t *testing.T) {
 func TestUnifiedKeys(t *testing.T) {
 	key := func(k string) *figures { return &figures{Unified: map[string]string{k: "1"}} }
 	for _, good := range []string{"memory.high", "memory.oom.group", "memory.swap.max", "cpu.weight.nice", "cpu.idle", "cpuset.cpus.partition", "io.max", "io.bfq.weight",
-		"pids.max", "hugetlb.2MB.max", "hugetlb.1GB.rsvd.max"} {
+		"pids.max", "misc.max", "rdma.max", "hugetlb.2MB.max", "hugetlb.1GB.rsvd.max"} {
 		if err := ValidateResources(key(good), aHost()); err != nil {
 			t.Error(err)
 		}
 	}
-	for _, bad := range []string{"cgroup.procs", "cgroup.kill", "pids.current", "pids.max.x", "misc.max", "memory", "memory.", ".memory", "memory..high", "memory.high/", "memory.\x00",
+	for _, bad := range []string{"cgroup.procs", "cgroup.kill", "pids.current", "pids.max.x", "miscmax", "memory", "memory.", ".memory", "memory..high", "memory.high/", "memory.\x00",
 		"../memory.max", "memory.max/../cgroup.kill", "memory/max", "Memory.max", "xmemory.max", "memory.max\n", " memory.max", "devices.allow", "irq.pressure", "freezer.state"} {
 		wantInvalid(t, ValidateResources(key(bad), aHost()), "unified")
 	}
 }
 
 func TestPodFigures(t *testing.T) {
-	many := make([]*runtimeapi.HugepageLimit, 1000)
-	for _, bad := range []*figures{{CpuShares: -1}, {CpuPeriod: -1}, {CpuQuota: -2}, {MemoryLimitInBytes: -2}, {MemorySwapLimitInBytes: -2}, {HugepageLimits: many}} {
+	for _, bad := range []*figures{{CpuShares: -1}, {CpuPeriod: -1}, {CpuQuota: -2}, {MemoryLimitInBytes: -2}, {MemorySwapLimitInBytes: -2}} {
 		wantInvalid(t, ValidatePodResources(bad, nil), "overhead")
 		wantInvalid(t, ValidatePodResources(nil, bad), "resources")
 	}

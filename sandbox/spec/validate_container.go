@@ -4,7 +4,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -86,7 +85,7 @@ func checkImage(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _
 	return checkText("image.image", c.GetImage().GetImage(), maxPath)
 }
 
-func checkCommand(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+func checkCommand(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
 	if err := checkStrings("command", c.GetCommand()); err != nil {
 		return err
 	}
@@ -96,7 +95,7 @@ func checkCommand(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig,
 	if len(c.GetCommand()) > 0 && c.GetCommand()[0] == "" {
 		return invalid("command", "begins with an empty string")
 	}
-	return checkExecSize("command, args", slices.Concat(c.GetCommand(), c.GetArgs()))
+	return checkExecSize("command, args", h.execLimit(), slices.Concat(c.GetCommand(), c.GetArgs()))
 }
 
 func checkWorkingDir(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
@@ -104,9 +103,7 @@ func checkWorkingDir(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConf
 	return err
 }
 
-// checkEnvs: a value is bytes to the CRI, but JSON to the OCI runtime, which
-// would replace what is not UTF-8 without a word.
-func checkEnvs(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+func checkEnvs(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
 	pairs := make([]string, 0, len(c.GetEnvs()))
 	for _, e := range c.GetEnvs() {
 		name, value := e.GetKey(), string(e.GetValue())
@@ -116,25 +113,16 @@ func checkEnvs(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ 
 		if strings.ContainsRune(value, 0) {
 			return invalid("envs.value", "of %s holds a NUL byte", truncate(name))
 		}
-		if !utf8.ValidString(name) || !utf8.ValidString(value) {
-			return invalid("envs.value", "of %q is not UTF-8, which the OCI runtime spec cannot carry", truncate(name))
-		}
 		pairs = append(pairs, name+"="+value)
 	}
-	return checkExecSize("envs", pairs)
+	return checkExecSize("envs", h.execLimit(), pairs)
 }
 
 func checkMounts(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
-	seen := map[string]bool{}
 	for _, m := range c.GetMounts() {
 		if err := checkMountPlace(m.GetContainerPath()); err != nil {
 			return err
 		}
-		place := path.Clean(m.GetContainerPath())
-		if seen[place] {
-			return invalid("mounts.container_path", "%q occurs twice", truncate(place))
-		}
-		seen[place] = true
 		for _, check := range []func(*runtimeapi.Mount, Host) error{checkMountSource, checkMountAccess, checkMountOptions} {
 			if err := check(m, h); err != nil {
 				return err
@@ -147,22 +135,25 @@ func checkMounts(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig
 	return nil
 }
 
-// procPlaces are the files below /proc that something may be bound to, as lxcfs does.
+// procPlaces are the files below /proc that something may be bound to, as lxcfs does: those that runc lets through.
 var procPlaces = []string{
-	"/proc/cpuinfo", "/proc/diskstats", "/proc/loadavg", "/proc/meminfo",
-	"/proc/slabinfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
+	"/proc/cpuinfo", "/proc/diskstats", "/proc/loadavg", "/proc/meminfo", "/proc/slabinfo", "/proc/stat", "/proc/swaps",
+	"/proc/uptime", "/proc/sys/crypto/fips_enabled", "/proc/sys/kernel/ns_last_pid",
 }
 
-// checkMountPlace: /sys and /dev may be replaced, which monitoring and storage
-// agents do; the root and /proc may not.
+// checkMountPlace: /sys and /dev may be replaced, which monitoring and storage agents do. The root may not, /proc only by
+// another proc (see askedMounts), and below /proc there are few places.
 func checkMountPlace(place string) error {
 	const field = "mounts.container_path"
 	if err := checkContainerPath(field, place); err != nil {
 		return err
 	}
 	clean := path.Clean(place)
-	if clean == "/" || (below(clean, "/proc") && !slices.Contains(procPlaces, clean)) {
-		return invalid(field, "nothing can be mounted at %q", truncate(clean))
+	switch {
+	case clean == "/":
+		return invalid(field, "nothing can be mounted at the root of the container")
+	case strings.HasPrefix(clean, "/proc/") && !slices.Contains(procPlaces, clean):
+		return invalid(field, "nothing can be mounted at %q, below /proc only at %s", truncate(clean), strings.Join(procPlaces, ", "))
 	}
 	return nil
 }
@@ -269,8 +260,8 @@ func checkPrivileged(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerCo
 	return nil
 }
 
-func checkContainerCapabilities(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
-	return checkCapabilities(c.GetLinux().GetSecurityContext().GetCapabilities(), h)
+func checkContainerCapabilities(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	return checkCapabilities(c.GetLinux().GetSecurityContext().GetCapabilities())
 }
 
 func checkContainerUser(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {

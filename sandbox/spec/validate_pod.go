@@ -48,9 +48,13 @@ func checkPodMetadata(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	if m == nil {
 		return invalid("metadata", "is missing")
 	}
-	for _, f := range []struct{ field, value string }{
-		{"metadata.name", m.GetName()}, {"metadata.namespace", m.GetNamespace()}, {"metadata.uid", m.GetUid()},
-	} {
+	if err := checkName("metadata.name", m.GetName()); err != nil {
+		return err
+	}
+	for _, f := range []struct{ field, value string }{{"metadata.namespace", m.GetNamespace()}, {"metadata.uid", m.GetUid()}} {
+		if f.value == "" {
+			continue // a person with crictl writes what is needed
+		}
 		if err := checkName(f.field, f.value); err != nil {
 			return err
 		}
@@ -75,25 +79,24 @@ func checkLogDirectory(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	return checkHostPath("log_directory", p.GetLogDirectory())
 }
 
-// The resolver of every C library reads three servers and six or more
-// domains; kubelet sends at most 3 and 32.
-const maxServers, maxSearches, maxOptions = 32, 64, 64
+// maxResolv is how many bytes of names and addresses a resolv.conf is made of. How many a resolver reads is its own affair.
+const maxResolv = 256 << 10
 
 func checkDNS(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	d := p.GetDnsConfig()
+	total := 0
 	for _, f := range []struct {
 		field string
 		list  []string
-		limit int
 	}{
-		{"dns_config.servers", d.GetServers(), maxServers},
-		{"dns_config.searches", d.GetSearches(), maxSearches},
-		{"dns_config.options", d.GetOptions(), maxOptions},
+		{"dns_config.servers", d.GetServers()},
+		{"dns_config.searches", d.GetSearches()},
+		{"dns_config.options", d.GetOptions()},
 	} {
-		if len(f.list) > f.limit {
-			return invalid(f.field, "are %d, at most %d are taken", len(f.list), f.limit)
-		}
 		for _, s := range f.list {
+			if total += len(s) + 1; total > maxResolv {
+				return invalid(f.field, "make a resolv.conf of more than %d bytes", maxResolv)
+			}
 			if err := checkText(f.field, s, 255); err != nil {
 				return err
 			}
@@ -112,7 +115,9 @@ func checkDNS(p *runtimeapi.PodSandboxConfig, _ Host) error {
 
 const maxPort = 65535
 
-// checkPorts: host port 0 means that there is no mapping, whatever else it says.
+// checkPorts: host port 0 means that there is no mapping, whatever else it says. An address is one of the host, 0.0.0.0 is
+// every IPv4 address, :: every IPv6 address, and none is every address. A port may be asked for at addresses that lie in each
+// other: network plugins give it to the mapping that comes first.
 func checkPorts(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	type place struct {
 		ip       string
@@ -137,13 +142,11 @@ func checkPorts(p *runtimeapi.PodSandboxConfig, _ Host) error {
 			if err != nil {
 				return invalid("port_mappings.host_ip", "%q is not an address", truncate(ip))
 			}
-			if ip = addr.Unmap().String(); addr.IsUnspecified() {
-				ip = ""
-			}
+			ip = addr.Unmap().String()
 		}
 		at := place{ip, host, m.GetProtocol()}
 		if host != 0 && used[at] {
-			return invalid("port_mappings.host_port", "%d/%s occurs twice", host, m.GetProtocol())
+			return invalid("port_mappings.host_port", "%d/%s occurs twice at address %q", host, m.GetProtocol(), ip)
 		}
 		used[at] = true
 	}
@@ -212,17 +215,11 @@ func ValidatePodResources(overhead, resources *runtimeapi.LinuxContainerResource
 }
 
 func checkFigures(field string, r *runtimeapi.LinuxContainerResources) error {
-	switch {
-	case r.GetCpuShares() < 0, r.GetCpuPeriod() < 0, r.GetCpuQuota() < -1, r.GetMemoryLimitInBytes() < -1, r.GetMemorySwapLimitInBytes() < -1:
+	if r.GetCpuShares() < 0 || r.GetCpuPeriod() < 0 || r.GetCpuQuota() < -1 || r.GetMemoryLimitInBytes() < -1 || r.GetMemorySwapLimitInBytes() < -1 {
 		return invalid(field, "holds a negative figure")
-	case len(r.GetHugepageLimits()) > maxFigures, len(r.GetUnified()) > maxFigures:
-		return invalid(field, "holds more than %d figures of one kind", maxFigures)
 	}
 	return nil
 }
-
-// maxFigures is beyond what a kernel has page sizes or files of a cgroup.
-const maxFigures = 256
 
 func checkPodWindows(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	return checkNotWindows(p.GetWindows() != nil)

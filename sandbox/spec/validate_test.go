@@ -2,6 +2,7 @@ package spec
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -57,7 +58,10 @@ func TestRefusesPods(t *testing.T) {
 	rows := []row{
 		{"metadata", func(p *runtimeapi.PodSandboxConfig) { p.Metadata = nil }},
 		{"dns_config.servers", func(p *runtimeapi.PodSandboxConfig) {
-			p.DnsConfig = &runtimeapi.DNSConfig{Servers: make([]string, 1000)}
+			p.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{""}}
+		}},
+		{"dns_config.searches", func(p *runtimeapi.PodSandboxConfig) {
+			p.DnsConfig = &runtimeapi.DNSConfig{Searches: slices.Repeat([]string{strings.Repeat("x", 200)}, 2000)}
 		}},
 		{"dns_config.servers", func(p *runtimeapi.PodSandboxConfig) {
 			p.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"dns.example"}}
@@ -100,11 +104,12 @@ func TestRefusesPods(t *testing.T) {
 	for _, name := range hostileNames {
 		rows = append(rows,
 			row{"metadata.name", func(p *runtimeapi.PodSandboxConfig) { p.Metadata.Name = name }},
-			row{"metadata.namespace", func(p *runtimeapi.PodSandboxConfig) { p.Metadata.Namespace = name }},
-			row{"metadata.uid", func(p *runtimeapi.PodSandboxConfig) { p.Metadata.Uid = name }},
 		)
 		if name != "" {
-			rows = append(rows, row{"hostname", func(p *runtimeapi.PodSandboxConfig) { p.Hostname = name }})
+			rows = append(rows,
+				row{"metadata.namespace", func(p *runtimeapi.PodSandboxConfig) { p.Metadata.Namespace = name }},
+				row{"metadata.uid", func(p *runtimeapi.PodSandboxConfig) { p.Metadata.Uid = name }},
+				row{"hostname", func(p *runtimeapi.PodSandboxConfig) { p.Hostname = name }})
 		}
 	}
 	for _, dir := range []string{"relative", "/var/log/../../etc", "/a\x00b", "/a\nb", "/" + strings.Repeat("x", 5000), "/proc/self/cwd", "/proc/1/root/x"} {
@@ -143,7 +148,7 @@ func TestRefusesPods(t *testing.T) {
 		rows = append(rows, row{"port_mappings", func(p *runtimeapi.PodSandboxConfig) { p.PortMappings = []*runtimeapi.PortMapping{m} }})
 	}
 	rows = append(rows, row{"port_mappings.host_port", func(p *runtimeapi.PodSandboxConfig) {
-		p.PortMappings = []*runtimeapi.PortMapping{{HostPort: 80, ContainerPort: 1}, {HostPort: 80, ContainerPort: 2, HostIp: "0.0.0.0"}}
+		p.PortMappings = []*runtimeapi.PortMapping{{HostPort: 80, ContainerPort: 1, HostIp: "::"}, {HostPort: 80, ContainerPort: 2, HostIp: "0:0::0"}}
 	}})
 	for _, u := range []*runtimeapi.UserNamespace{
 		{Mode: runtimeapi.NamespaceMode_CONTAINER}, {Mode: runtimeapi.NamespaceMode_NODE, Uids: []*runtimeapi.IDMapping{{Length: 1}}},
@@ -257,18 +262,21 @@ func TestRefusesContainers(t *testing.T) {
 		}
 	})
 	add("envs", func(c *runtimeapi.ContainerConfig) {
-		for i := range 100000 {
+		for i := range 200000 {
 			c.Envs = append(c.Envs, &runtimeapi.KeyValue{Key: fmt.Sprint(i)})
 		}
 	})
-	for _, e := range []*runtimeapi.KeyValue{nil, {}, {Key: "A=B"}, {Key: "A\x00"}, {Key: "A", Value: []byte("\x00")}, {Key: "A", Value: []byte{0xff}}} {
+	add("envs", func(c *runtimeapi.ContainerConfig) {
+		c.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: make([]byte, 128<<10-2)}}
+	})
+	for _, e := range []*runtimeapi.KeyValue{nil, {}, {Key: "A=B"}, {Key: "A\x00"}, {Key: "A", Value: []byte("\x00")}} {
 		add("envs", func(c *runtimeapi.ContainerConfig) { c.Envs = []*runtimeapi.KeyValue{e} })
 	}
 	image := &runtimeapi.ImageSpec{Image: "sha256:1"}
 	for field, list := range map[string][]*runtimeapi.Mount{
 		"mounts.container_path": {
 			nil, {HostPath: "/a"}, {HostPath: "/a", ContainerPath: "rel"}, {HostPath: "/a", ContainerPath: "/"}, {HostPath: "/a", ContainerPath: "/x/.."},
-			{HostPath: "/a", ContainerPath: "/proc"}, {HostPath: "/a", ContainerPath: "/proc/sys"}, {HostPath: "/a", ContainerPath: "/x/../proc/1"}, {HostPath: "/a", ContainerPath: "/a\x00"},
+			{HostPath: "/a", ContainerPath: "/proc/cpuinfo/x"}, {HostPath: "/a", ContainerPath: "/proc/sys"}, {HostPath: "/a", ContainerPath: "/x/../proc/1"}, {HostPath: "/a", ContainerPath: "/a\x00"},
 		},
 		"mounts.host_path": {
 			{ContainerPath: "/a"}, {ContainerPath: "/a", HostPath: "rel"}, {ContainerPath: "/a", HostPath: "/proc/self/fd/5"}, {ContainerPath: "/a", HostPath: "/proc/1/root"},
@@ -298,9 +306,6 @@ func TestRefusesContainers(t *testing.T) {
 			add(field, func(c *runtimeapi.ContainerConfig) { c.Mounts = []*runtimeapi.Mount{m} })
 		}
 	}
-	add("mounts.container_path", func(c *runtimeapi.ContainerConfig) {
-		c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/a", HostPath: "/b"}, {ContainerPath: "/x/../a/", HostPath: "/c"}}
-	})
 	for _, d := range []*runtimeapi.Device{
 		nil, {ContainerPath: "/a", HostPath: "/dev/a", Permissions: "xyz"}, {ContainerPath: "/a", HostPath: "/dev/a"}, {ContainerPath: "/a", HostPath: "/dev/a", Permissions: "rr"},
 		{ContainerPath: "a", HostPath: "/dev/a", Permissions: "r"}, {ContainerPath: "/a", HostPath: "a", Permissions: "r"}, {ContainerPath: "/a", HostPath: "/proc/self/fd/1", Permissions: "r"},
@@ -313,7 +318,7 @@ func TestRefusesContainers(t *testing.T) {
 	}
 	add("privileged", func(c *runtimeapi.ContainerConfig) { sc(c).Privileged = true })
 	for _, caps := range []*runtimeapi.Capability{
-		{AddCapabilities: []string{"NONSENSE"}}, {DropCapabilities: []string{"CAP_"}}, {AddAmbientCapabilities: []string{""}}, {AddCapabilities: []string{"ALL", "x"}}, {DropCapabilities: []string{"CAP_CAP_KILL"}},
+		{DropCapabilities: []string{"NONSENSE"}}, {DropCapabilities: []string{"CAP_"}}, {DropCapabilities: []string{""}}, {DropCapabilities: []string{"ALL", "x"}}, {DropCapabilities: []string{"CAP_CAP_KILL"}},
 	} {
 		add("capabilities", func(c *runtimeapi.ContainerConfig) { sc(c).Capabilities = caps })
 	}
