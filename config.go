@@ -52,6 +52,7 @@ type ImagesConfig struct {
 	StallTime      duration `toml:"stall_time" comment:"A pull that moves nearly nothing for so long ends, and a registry has so long to begin an answer: 30s, 2m."`
 	LayerSizeMax   size     `toml:"layer_size_max" comment:"Most bytes that one layer unpacks to; a larger one is refused."`
 	ImageSizeMax   size     `toml:"image_size_max" comment:"Most bytes that the layers of an image have together, packed and unpacked; a larger one is refused."`
+	DiskReserve    int64    `toml:"disk_reserve" comment:"Percent of the disk that stay free while a layer is unpacked to more than 200 times its packed size, and more than 256Mi; zeros take no space. 0: any layer may fill the disk."`
 	LayerFilesMax  int64    `toml:"layer_files_max" comment:"Most files and folders of one layer; a layer with more is refused."`
 }
 
@@ -88,7 +89,7 @@ func defaultConfig() Config {
 		Listen: "unix:///run/cribox/cribox.sock", Root: "/var/lib/cribox", State: "/run/cribox", LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: driverAuto,
 		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		Images: ImagesConfig{RegistryConfig: "/etc/cribox/certs.d", Pinned: []string{}, Downloads: 3, StallTime: duration(30 * time.Second),
-			LayerSizeMax: 64 << 30, ImageSizeMax: 256 << 30, LayerFilesMax: 1_000_000},
+			LayerSizeMax: 64 << 30, ImageSizeMax: 256 << 30, DiskReserve: 15, LayerFilesMax: 5_000_000},
 		Network:    NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, NoMasquerade: []string{}},
 		Containers: ContainersConfig{Ulimits: []string{}, HostPathMissing: pathCreate, HostPathNever: []string{}, SELinux: true, ShmSize: 64 << 20},
 		Runtimes:   map[string]Runtime{"runc": {Path: "runc", Ulimits: []string{}}},
@@ -233,6 +234,7 @@ var checks = []check{
 	}},
 	{"images.layer_size_max", func(c *Config) error { return atLeast(c.Images.LayerSizeMax, leastImage) }},
 	{"images.image_size_max", func(c *Config) error { return atLeast(c.Images.ImageSizeMax, leastImage) }},
+	{"images.disk_reserve", func(c *Config) error { return between(c.Images.DiskReserve, 0, 99) }},
 	{"images.layer_files_max", func(c *Config) error { return between(c.Images.LayerFilesMax, 1000, math.MaxInt32) }},
 	{"network.conf_dir", func(c *Config) error { return absolute(c.Network.ConfDir) }},
 	{"network.bin_dirs", func(c *Config) error { return allAbsolute(c.Network.BinDirs) }},

@@ -85,6 +85,7 @@ func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.I
 		MaxDownloads: int(c.Images.Downloads), MaxUnpacks: int(c.Images.Unpacks), StallTimeout: time.Duration(c.Images.StallTime),
 		Limits: imageservice.Limits{
 			LayerBytes: int64(c.Images.LayerSizeMax), ImageBytes: int64(c.Images.ImageSizeMax), Entries: c.Images.LayerFilesMax,
+			Reserve: int(c.Images.DiskReserve),
 		},
 	})
 	if err != nil {

@@ -74,7 +74,7 @@ func badPulls(d *daemon) []bad[pullRequest] {
 
 func TestBadPulls(t *testing.T) {
 	t.Parallel()
-	d := newDaemon(t, keepsBlobs)
+	d := newDaemon(t, keepsBlobs, withImages(`layer_size_max = "512Mi"`))
 	before := d.ledger()
 	wantRefused(t, badPulls(d), func() pullRequest { return &cri.PullImageRequest{Image: &cri.ImageSpec{Image: d.ref(busybox)}} },
 		d.askForImage, func(id string) { d.must(d.removeImage(id)) })

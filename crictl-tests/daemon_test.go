@@ -52,6 +52,7 @@ type settings struct {
 	env     []string
 	network string // the [network] section, without subnet
 	subnet  string
+	limits  string   // goes on in [images]
 	config  string   // goes on in [runtimes.runc], where the configuration ends
 	blobs   bool     // blobs and downloads may stay
 	mayLeak bool     // the test leaves something on purpose
@@ -64,6 +65,9 @@ func withEnv(env ...string) option { return func(s *settings) { s.env = append(s
 
 // withOwnNetwork leaves the network to what the test writes into d.confDir().
 func withOwnNetwork() option { return func(s *settings) { s.network = "default = false" } }
+
+// withImages adds to the table [images].
+func withImages(text string) option { return func(s *settings) { s.limits += text } }
 
 // withConfig adds to the configuration, whose end is the table [runtimes.runc].
 func withConfig(text string) option { return func(s *settings) { s.config += text } }
@@ -133,6 +137,7 @@ cdi_spec_dirs = [%q, %q]
 
 [images]
 registry_config = %q
+%s
 
 [network]
 conf_dir = %q
@@ -142,7 +147,7 @@ subnet = %q
 
 [runtimes.runc]
 path = %q
-%s`, d.socket, d.root, d.state, d.cdiDirs()[0], d.cdiDirs()[1], d.registryConfig(), d.confDir(), binary("cni"), d.subnet, d.network, binary("runc"), d.config)
+%s`, d.socket, d.root, d.state, d.cdiDirs()[0], d.cdiDirs()[1], d.registryConfig(), d.limits, d.confDir(), binary("cni"), d.subnet, d.network, binary("runc"), d.config)
 }
 
 func (d *daemon) must(err error) {

@@ -4,10 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/crictl-tests/fixture"
 )
 
 // nested is deeper than fewDescriptors allows with a descriptor a folder, and than a path can say.
@@ -110,5 +114,24 @@ func TestSEC72DeepLayer(t *testing.T) {
 		t.Errorf("3000 folders and 5 MiB in the deepest one count as %v", l)
 	}
 	c.remove()
+	d.waitNoTrash()
+}
+
+// TestDeepImage: an image with folders as deep as a path can say is pulled, run with a VOLUME there, and removed with few descriptors.
+func TestDeepImage(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, keepsBlobs)
+	p := d.runPod()
+	d.pulled(busybox)
+	d.fewDescriptors(200)
+	id := d.hostile("deep:1", v1.Config{Volumes: map[string]struct{}{"/d": {}}}, []fixture.Entry{
+		{Name: strings.Repeat("d/", 1500) + "file", Data: []byte("deep\n")},
+	})
+	c := p.run(ofImage(id), shell("cat /"+strings.Repeat("d/", 1500)+"file"))
+	if s, got := c.waitExit(), text(c.finalLog(), "stdout"); s.ExitCode != 0 || got != "deep\n" {
+		t.Errorf("%v, prints %q", s, got)
+	}
+	c.remove()
+	d.must(d.removeImage(id))
 	d.waitNoTrash()
 }

@@ -215,11 +215,18 @@ func unpacked(t testing.TB, d *daemon) []string {
 	return all
 }
 
-// TestSEC62Bombs: what unpacks to too much is refused, nothing of it stays, and the daemon stays small.
+// TestSEC62Bombs: what is packed small and would fill the disk is refused, and so is what is larger than allowed. Nothing of it stays, and the
+// daemon stays small.
 func TestSEC62Bombs(t *testing.T) {
-	d := newDaemon(t, keepsBlobs)
+	for name, limit := range map[string]string{"disk": "disk_reserve = 99", "size": `layer_size_max = "512Mi"`} {
+		t.Run(name, func(t *testing.T) { bombsRefused(t, limit) })
+	}
+}
+
+func bombsRefused(t *testing.T, limit string) {
+	d := newDaemon(t, keepsBlobs, withImages(limit))
 	before := d.ledger()
-	for _, name := range []string{"hostile:bomb", "hostile:bomb-zstd", "hostile:deep"} {
+	for _, name := range []string{"hostile:bomb", "hostile:bomb-zstd"} {
 		var err error
 		grown := d.peakOf(func() { _, err = d.tryPull(d.ref(name), nil) })
 		wantCode(t, err, codes.ResourceExhausted)

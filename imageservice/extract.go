@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -93,7 +94,7 @@ func streamError(err error) error {
 
 func (x *extractor) count() error {
 	if x.entries++; x.entries > x.most.entries {
-		return refuse(errdefs.ErrResourceExhausted, "more than %d entries in one layer", x.most.entries)
+		return refuse(errdefs.ErrResourceExhausted, "more than %d entries in one layer (layer_files_max)", x.most.entries)
 	}
 	return x.most.files.entry()
 }
@@ -254,30 +255,70 @@ func (x *extractor) file(parent int, e entry, r io.Reader) error {
 	return unix.UtimesNanoAt(parent, e.base, times[:], unix.AT_SYMLINK_NOFOLLOW)
 }
 
+// holeSize is the piece of a file that is left out when it is all zeros. Smaller holes would only tear files into pieces.
+const holeSize = 64 << 10
+
+var zeros [holeSize]byte
+
+// copy writes the file that r has. Long runs of zeros become holes: disk images and databases of logins are mostly that.
 func (x *extractor) copy(fd int, r io.Reader) error {
+	var at, end int64 // what was read; what is written
 	for {
-		n, err := r.Read(x.buf)
-		// A tar's holes are many bytes of a file and none of the tar.
+		if x.ctx.Err() != nil {
+			return context.Cause(x.ctx)
+		}
+		n, err := fill(r, x.buf)
+		// A tar's own holes are many bytes of a file and none of the tar.
 		if over := x.most.files.add(int64(n)); over != nil {
 			return over
 		}
 		for b := x.buf[:n]; len(b) > 0; {
-			w, werr := unix.Write(fd, b)
-			if werr == unix.EINTR {
-				continue
+			piece := b[:min(len(b), holeSize)]
+			b = b[len(piece):]
+			if !bytes.Equal(piece, zeros[:len(piece)]) {
+				if werr := x.write(fd, piece, at); werr != nil {
+					return werr
+				}
+				end = at + int64(len(piece))
 			}
-			if werr != nil {
-				return diskError(werr)
-			}
-			b = b[w:]
+			at += int64(len(piece))
 		}
-		if err == io.EOF {
+		switch {
+		case err == io.EOF && end < at:
+			return diskError(unix.Ftruncate(fd, at))
+		case err == io.EOF:
 			return nil
-		}
-		if err != nil {
+		case err != nil:
 			return streamError(err)
 		}
 	}
+}
+
+// fill reads until b is full. Unlike io.ReadFull it passes every error on as it is.
+func fill(r io.Reader, b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var more int
+		more, err = r.Read(b[n:])
+		n += more
+	}
+	return n, err
+}
+
+func (x *extractor) write(fd int, b []byte, at int64) error {
+	if over := x.most.files.wrote(int64(len(b)), fd); over != nil {
+		return over
+	}
+	for len(b) > 0 {
+		n, err := unix.Pwrite(fd, b, at)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return diskError(err)
+		}
+		b, at = b[n:], at+int64(n)
+	}
+	return nil
 }
 
 // node makes what has no content of its own, by mk.

@@ -45,6 +45,8 @@ type meter struct {
 	limits Limits
 	image  *budget
 	n      int64 // bytes
+	real   int64 // of them, those that take space on the disk
+	look   int64 // the disk is looked at when real has come so far
 	spent  int64 // of the budget
 }
 
@@ -56,13 +58,38 @@ func (m *meter) add(n int64) error {
 	m.n += n
 	switch {
 	case m.n > m.limits.LayerBytes:
-		return refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d bytes", m.limits.LayerBytes)
-	case m.n > m.limits.RatioFloor && m.n/m.limits.Ratio > m.src.size:
-		return refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d times its %d bytes", m.limits.Ratio, m.src.size)
-	case m.n > m.limits.RatioFloor && m.src.arrived != nil && m.n/m.limits.Ratio > m.src.arrived():
+		return refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d bytes (layer_size_max)", m.limits.LayerBytes)
+	case m.src.arrived != nil && m.beyond(m.src.arrived()):
 		return errAhead
 	}
 	return m.spend(n)
+}
+
+// beyond says whether so much comes out of so many bytes that hardly anybody would pack it for use.
+func (m *meter) beyond(packed int64) bool {
+	return m.n > m.limits.RatioFloor && m.n/m.limits.Ratio > packed
+}
+
+// lookEvery is how many bytes are written between two looks at the disk.
+const lookEvery = 4 << 20
+
+// wrote counts bytes that are about to be written to the file fd. A layer that is small when packed may fill a part of the disk only: that it is
+// large has cost nobody anything. The limits of what is wrong on purpose are those of add.
+func (m *meter) wrote(n int64, fd int) error {
+	m.real += n
+	if m.real < m.look || !m.beyond(m.src.size) {
+		return nil
+	}
+	m.look = m.real + lookEvery
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return err
+	}
+	if fs.Bavail*100 < fs.Blocks*uint64(m.limits.Reserve) {
+		return refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d times its %d bytes, and less than %d %% of the disk are free (disk_reserve)",
+			m.limits.Ratio, m.src.size, m.limits.Reserve)
+	}
+	return nil
 }
 
 // entry counts an entry: the smallest file takes a block.
@@ -71,7 +98,7 @@ func (m *meter) entry() error { return m.spend(4096) }
 func (m *meter) spend(n int64) error {
 	m.spent += n
 	if m.image.used.Add(n) > m.image.most {
-		return refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes", m.image.most)
+		return refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes (image_size_max)", m.image.most)
 	}
 	return nil
 }

@@ -6,9 +6,10 @@ import "time"
 type Limits struct {
 	LayerBytes int64 // uncompressed bytes of one layer's tar; default 64 GiB
 	ImageBytes int64 // bytes of all layers of an image, compressed, uncompressed and as files, each by itself; default 256 GiB
-	Entries    int64 // tar entries of one layer, directories that had to be made up included; default 1,000,000
-	Ratio      int64 // uncompressed bytes per compressed byte of one layer; default 200
-	RatioFloor int64 // uncompressed bytes up to which the ratio does not matter, since sparse files are legal; default 256 MiB
+	Entries    int64 // tar entries of one layer, directories that had to be made up included; default 5,000,000
+	Ratio      int64 // uncompressed bytes per compressed byte of one layer, beyond which Reserve counts; default 200
+	RatioFloor int64 // uncompressed bytes up to which the ratio does not matter; default 256 MiB
+	Reserve    int   // percent of the disk that a layer beyond Ratio must leave free; default 0
 	Layers     int   // layers of one image; default and most 500, which is what overlayfs stacks
 }
 
@@ -35,7 +36,7 @@ func (l Limits) withDefaults() Limits {
 	}
 	def(&l.LayerBytes, 64<<30)
 	def(&l.ImageBytes, 256<<30)
-	def(&l.Entries, 1_000_000)
+	def(&l.Entries, 5_000_000)
 	def(&l.Ratio, 200)
 	def(&l.RatioFloor, 256<<20)
 	if l.Layers <= 0 || l.Layers > maxOverlay {

@@ -49,8 +49,7 @@ func TestBombs(t *testing.T) {
 		layer  testLayer
 		limits Limits
 	}{
-		"gzip ratio":  {bomb(t, 20<<20, gz, ocispec.MediaTypeImageLayerGzip), Limits{RatioFloor: 10 << 20}},
-		"zstd ratio":  {bomb(t, 20<<20, zs, ocispec.MediaTypeImageLayerZstd), Limits{RatioFloor: 10 << 20}},
+		"zstd bytes":  {bomb(t, 20<<20, zs, ocispec.MediaTypeImageLayerZstd), Limits{LayerBytes: 10 << 20}},
 		"layer bytes": {bomb(t, 20<<20, gz, ocispec.MediaTypeImageLayerGzip), Limits{LayerBytes: 10 << 20}},
 		"concatenated": {func() testLayer {
 			l := bomb(t, 8<<20, gz, ocispec.MediaTypeImageLayerGzip)
@@ -176,7 +175,7 @@ func TestHoles(t *testing.T) {
 	r := newRegistry(t)
 	small, _ := r.build("small", []testLayer{gzipLayer(sparse(1 << 20))}, nil)
 	r.build("large", []testLayer{gzipLayer(sparse(1 << 32))}, nil)
-	for _, limits := range []Limits{{LayerBytes: 4 << 20}, {ImageBytes: 4 << 20}, {RatioFloor: 4 << 20}} {
+	for _, limits := range []Limits{{LayerBytes: 4 << 20}, {ImageBytes: 4 << 20}} {
 		images := newImages(t, func(c *Config) { c.Root, c.Limits = smallDisk(t, 12), limits })
 		if _, err := images.Pull(t.Context(), r.ref("app:large"), nil); !errdefs.IsResourceExhausted(err) || strings.Contains(err.Error(), "no space") {
 			t.Error(err)
@@ -185,6 +184,41 @@ func TestHoles(t *testing.T) {
 		images.mustPull(t, r.ref("app:small"))
 		if info, err := os.Stat(mounted(t, images, small)("hole")); err != nil || info.Size() != 1<<20 {
 			t.Error(info, err)
+		}
+	}
+}
+
+// TestZeros: a layer of zeros, as disk images and databases of logins are, unpacks however small it is packed, and takes no space.
+func TestZeros(t *testing.T) {
+	tarball := tarOf(t, reg("disk"), "begin"+strings.Repeat("\x00", 40<<20)+"end", reg("zeros"), strings.Repeat("\x00", 20<<20+5), reg("short"), "\x00")
+	r := newRegistry(t)
+	id, _ := r.build("1", []testLayer{gzipLayer(tarball)}, nil)
+	images := newImages(t, func(c *Config) { c.Root, c.Limits = smallDisk(t, 12), Limits{RatioFloor: 10 << 20, Reserve: 50} })
+	images.mustPull(t, r.ref("app:1"))
+	file := mounted(t, images, id)
+	for name, want := range map[string]string{"disk": "begin" + strings.Repeat("\x00", 40<<20) + "end", "zeros": strings.Repeat("\x00", 20<<20+5), "short": "\x00"} {
+		if got, err := os.ReadFile(file(name)); err != nil || string(got) != want {
+			t.Errorf("%s has %d bytes, %v", name, len(got), err)
+		}
+	}
+}
+
+// TestDiskReserve: what is packed small cannot fill the disk; what is packed large, or what an administrator allows, can.
+func TestDiskReserve(t *testing.T) {
+	letters := gzipLayer(tarOf(t, reg("x"), strings.Repeat("x", 40<<20)))
+	for _, c := range []struct {
+		limits Limits
+		refuse bool
+	}{{Limits{RatioFloor: 10 << 20, Reserve: 50}, true}, {Limits{RatioFloor: 10 << 20}, false}, {Limits{Reserve: 50}, false}, {Limits{RatioFloor: 10 << 20, Ratio: 5000, Reserve: 50}, false}} {
+		r := newRegistry(t)
+		r.build("1", []testLayer{letters}, nil)
+		images := newImages(t, func(cfg *Config) { cfg.Root, cfg.Limits = smallDisk(t, 60), c.limits })
+		_, err := images.Pull(t.Context(), r.ref("app:1"), nil)
+		if !c.refuse && err != nil || c.refuse && (!errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "disk_reserve")) {
+			t.Errorf("%+v: %v", c.limits, err)
+		}
+		if c.refuse {
+			images.wantNothing(t)
 		}
 	}
 }

@@ -269,7 +269,7 @@ func (p *pull) fixLayers(ctx context.Context, got *contents) error {
 	var below []*layer // topmost first
 	for i, l := range got.layers {
 		if total += l.Bytes; total > uint64(p.cfg.Limits.ImageBytes) {
-			return refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes", p.cfg.Limits.ImageBytes)
+			return refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes (image_size_max)", p.cfg.Limits.ImageBytes)
 		}
 		implied, err := p.readImplied(l.Dir)
 		if err != nil {
