@@ -156,8 +156,11 @@ func wrapSingle(single *libcni.PluginConfig) (*libcni.NetworkConfigList, error) 
 func (f *folder) addSidePlugins(list *libcni.NetworkConfigList) (*libcni.NetworkConfigList, error) {
 	dir := filepath.Join(f.dir, list.Name)
 	files, err := libcni.ConfFiles(dir, []string{".conf"})
-	if err != nil || len(files) == 0 {
-		return list, notFolder(err)
+	if err = notFolder(err); err != nil {
+		return nil, unreadableNow(err)
+	}
+	if len(files) == 0 {
+		return list, nil
 	}
 	var plugins []json.RawMessage
 	for _, p := range list.Plugins {
@@ -165,6 +168,9 @@ func (f *folder) addSidePlugins(list *libcni.NetworkConfigList) (*libcni.Network
 	}
 	for _, file := range files {
 		data, err := readConf(file)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("%w: %s has just gone", errUnreadable, file) // the list is there
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -199,23 +205,36 @@ func withPlugins(list *libcni.NetworkConfigList, name string, plugins []json.Raw
 	return libcni.NetworkConfFromBytes(data)
 }
 
+// errUnreadable is the class of a file that is there and cannot be read at this moment.
+var errUnreadable = errors.New("cannot be read now")
+
+// unreadableNow gives err that class, unless it says what the path is: nothing, or no file.
+func unreadableNow(err error) error {
+	for _, said := range []error{os.ErrNotExist, unix.ENOTDIR, unix.ELOOP, unix.ENXIO, unix.ENAMETOOLONG} {
+		if errors.Is(err, said) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w", errUnreadable, err)
+}
+
 // readConf reads a regular file of bounded size; a FIFO of that name does not hold us.
 func readConf(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil, unreadableNow(err)
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, unreadableNow(err)
 	}
 	if !st.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not a regular file", path)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxConfBytes+1))
 	if err != nil {
-		return nil, err
+		return nil, unreadableNow(err)
 	}
 	if len(data) > maxConfBytes {
 		return nil, fmt.Errorf("%s is longer than %d bytes", path, maxConfBytes)

@@ -25,7 +25,8 @@ type bridgeNetwork struct {
 	leaseDir string
 	cidrFile string
 	masq     *masquerade
-	wanted   atomic.Bool // a configuration names it, or none does and it is the default
+	wanted   atomic.Bool  // a configuration names it, or none does and it is the default
+	mtu      atomic.Int64 // of the uplink, as the kernel said last
 
 	mu       sync.Mutex
 	subnet   []netip.Prefix // in force; none as long as it is the kubelet's to name and it has not
@@ -47,10 +48,12 @@ func newBridgeNetwork(c Config) (*bridgeNetwork, error) {
 		}
 		b.subnet = subnet
 	}
-	if saved, err := os.ReadFile(b.cidrFile); err == nil {
-		if subnet, err := parseSubnets(strings.TrimSpace(string(saved))); err == nil {
-			b.subnet, b.told = subnet, true
-		}
+	saved, err := readOptional(b.cidrFile)
+	if err != nil {
+		return nil, fmt.Errorf("read pod CIDR: %w", err)
+	}
+	if subnet, err := parseSubnets(strings.TrimSpace(string(saved))); err == nil {
+		b.subnet, b.told = subnet, true
 	}
 	return b, nil
 }
@@ -226,7 +229,7 @@ func (b *bridgeNetwork) bridgeConf(subnets []netip.Prefix, nft bool) json.RawMes
 		"ipMasq": !nft, // with nft one rule of ours serves the whole subnet
 		"ipam":   map[string]any{"type": "host-local", "dataDir": b.leaseDir, "ranges": ranges, "routes": routes},
 	}
-	if mtu := uplinkMTU(); mtu > 0 {
+	if mtu := b.uplinkMTU(); mtu > 0 {
 		conf["mtu"] = mtu
 	}
 	return mustJSON(conf)

@@ -55,17 +55,24 @@ func (*executor) FindInPath(plugin string, dirs []string) (string, error) {
 	return findPlugin(plugin, dirs)
 }
 
+// errNoPlugin is the class of a plugin that is in none of the folders.
+var errNoPlugin = errors.New("is not")
+
 func findPlugin(plugin string, dirs []string) (string, error) {
 	if err := checkPluginName(plugin); err != nil {
 		return "", err
 	}
 	for _, dir := range dirs {
 		path := filepath.Join(dir, plugin)
-		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+		st, err := os.Stat(path)
+		switch {
+		case err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0:
 			return path, nil
+		case err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR):
+			return "", fmt.Errorf("plugin %s: %w", plugin, err)
 		}
 	}
-	return "", fmt.Errorf("plugin %s is not in %s", plugin, strings.Join(dirs, ":"))
+	return "", fmt.Errorf("plugin %s %w in %s", plugin, errNoPlugin, strings.Join(dirs, ":"))
 }
 
 // ExecPlugin runs one plugin to its end or to the context's, whichever is first, and returns what it printed.

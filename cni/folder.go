@@ -54,6 +54,7 @@ func (f *folder) read(ctx context.Context) (*network, error) {
 	switch {
 	case err == nil:
 		now.net, now.err = f.choose(ctx, files, seen.net)
+		now.fresh = now.fresh || errors.Is(now.err, errUnreadable)
 	case f.stands(seen.net): // unreadable now, known before
 		now.net, now.fresh = seen.net, true
 	default:
@@ -83,8 +84,12 @@ func (f *folder) choose(ctx context.Context, files []string, before *network) (*
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		if f.stands(before) && before.file == name {
+		unreadable := errors.Is(err, errUnreadable)
+		if f.stands(before) && (unreadable || before.file == name) {
 			return before, nil
+		}
+		if unreadable { // it may be the network: what comes behind it is another one
+			return nil, fmt.Errorf("network folder %s: %s: %w", f.dir, name, err)
 		}
 		refused = append(refused, fmt.Errorf("%s: %w", name, err))
 	}
@@ -102,7 +107,7 @@ func (f *folder) look(ctx context.Context) (files []string, mark string, fresh b
 	var m strings.Builder
 	fmt.Fprintf(&m, "%v\n", f.own.subnets())
 	if f.own.wanted.Load() { // nft is not touched on a host whose network is another's
-		fmt.Fprintf(&m, "%t %d\n", f.own.masq.works(ctx), uplinkMTU())
+		fmt.Fprintf(&m, "%t %d\n", f.own.masq.works(ctx), f.own.uplinkMTU())
 	}
 	entries, err := readNames(f.dir)
 	if err != nil {

@@ -44,7 +44,7 @@ func (b *bridgeNetwork) makeBridge() (netlink.Link, error) {
 		return l, err
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = b.bridge, uplinkMTU(), newHardwareAddr()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = b.bridge, b.uplinkMTU(), newHardwareAddr()
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, fmt.Errorf("make bridge %s: %w", b.bridge, err)
 	}

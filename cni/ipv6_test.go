@@ -1,6 +1,8 @@
 package cni
 
 import (
+	"fmt"
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -104,4 +106,72 @@ func TestIPv6AtOnceWhereAllLook(t *testing.T) {
 		t.Errorf("from the host to the pod: %v", err)
 	}
 	h.teardown(p)
+}
+
+// A port on 0.0.0.0 is one of all IPv4 addresses of the host, a port on :: one of all IPv6 addresses, and a port without
+// an address one of both: the same number may lead to two ports of a pod.
+func TestHostPortOfAFamily(t *testing.T) {
+	for _, nft := range []bool{true, false} {
+		t.Run(fmt.Sprintf("nft=%v", nft), func(t *testing.T) {
+			h := newHost(t, withDefault(t), dualStack)
+			h.useNft(nft)
+			p := h.pod("p1")
+			p.Ports = []Port{
+				{HostPort: 18080, ContainerPort: 80, HostIP: "0.0.0.0"}, {HostPort: 18080, ContainerPort: 81, HostIP: "::"},
+				{HostPort: 18081, ContainerPort: 80, HostIP: "0.0.0.0"}, {HostPort: 18082, ContainerPort: 81, HostIP: "::"},
+				{HostPort: 18083, ContainerPort: 80}, {HostPort: 18083, ContainerPort: 80},
+				{HostPort: 18084, ContainerPort: 81, HostIP: "::ffff:0.0.0.0"},
+			}
+			h.setup(p)
+			greet(t, p.NetNS, ":80", "eighty")
+			greet(t, p.NetNS, ":81", "eighty-one")
+			for _, c := range []struct {
+				port   string
+				v4, v6 string // "" = nobody answers
+			}{
+				{"18080", "eighty", "eighty-one"}, {"18081", "eighty", ""}, {"18082", "", "eighty-one"}, {"18083", "eighty", "eighty"}, {"18084", "eighty-one", ""},
+			} {
+				for addr, want := range map[string]string{"10.85.0.1:": c.v4, "[fd85::1]:": c.v6} {
+					got, err := askOnce(addr + c.port)
+					if got != want || (err != nil) != (want == "") {
+						t.Errorf("%s%s answers %q, want %q: %v", addr, c.port, got, want, err)
+					}
+				}
+			}
+			h.teardown(p)
+		})
+	}
+}
+
+// greet answers every connection to addr in the namespace with a text.
+func greet(t *testing.T, netns, addr, text string) {
+	t.Helper()
+	insideNetNS(t, netns, func() error {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				fmt.Fprint(c, text)
+				c.Close()
+			}
+		}()
+		return nil
+	})
+}
+
+func askOnce(addr string) (string, error) {
+	c, err := net.DialTimeout("tcp", addr, 30*time.Second)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	data, err := io.ReadAll(c)
+	return string(data), err
 }

@@ -40,6 +40,7 @@ type debt struct {
 	record
 	line     *line // in the book; nil = a file of its own
 	attached bool  // the ADD succeeded, and this process saw it
+	unread   bool  // the file could not be read yet: the record is a guess
 	failed   bool  // the ADD failed, and this process saw it: nobody uses the attachment
 }
 
@@ -47,9 +48,9 @@ type debt struct {
 type ledger struct {
 	dir  string // of the files of the default network
 	book *book
-	odd  error // why an attachment may be missing here, or be another than it seems; nil = none is
 
 	mu   sync.Mutex
+	odd  error // why an attachment may be missing here, or be another than it seems; nil = none is
 	owed map[string]*debt
 }
 
@@ -64,7 +65,8 @@ func openLedger(ctx context.Context, file, dir string) (*ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.book, l.odd = b, cmp.Or(l.odd, b.odd)
+	l.book = b
+	l.suspect(b.odd)
 	for _, d := range debts {
 		if before := l.owed[d.Pod]; before != nil && before.line == nil {
 			_ = os.Remove(l.file(d.Pod)) // an older attachment of the same id, cleared before the line was written
@@ -82,20 +84,31 @@ func (l *ledger) readFiles(ctx context.Context) error {
 	for _, e := range entries {
 		if !podID.MatchString(e.Name()) || !e.Type().IsRegular() {
 			log.G(ctx).WithField("file", filepath.Join(l.dir, e.Name())).Warn("not a network record; left alone")
-			l.odd = fmt.Errorf("%s is no network record", filepath.Join(l.dir, e.Name()))
+			l.suspect(fmt.Errorf("%s is no network record", filepath.Join(l.dir, e.Name())))
 			continue
 		}
-		d := &debt{}
-		data, err := os.ReadFile(filepath.Join(l.dir, e.Name()))
-		if err == nil {
-			err = d.parse(e.Name(), data)
-		}
-		if err != nil {
-			log.G(ctx).WithError(err).WithField("pod", e.Name()).Warn("network record is damaged; taken for one of the default network")
-			d.record = record{Pod: e.Name(), Default: true}
-			l.odd = fmt.Errorf("the network record of pod %s is damaged", e.Name())
+		d := &debt{record: record{Pod: e.Name(), Default: true}}
+		if err := l.load(ctx, d); err != nil {
+			log.G(ctx).WithError(err).WithField("pod", d.Pod).Warn("network record cannot be read now; it will be read again for its DEL")
+			d.unread = true
+			l.suspect(err)
 		}
 		l.owed[d.Pod] = d
+	}
+	return nil
+}
+
+// load reads the record of a debt that has a file of its own. A damaged one is taken for one of the default network.
+func (l *ledger) load(ctx context.Context, d *debt) error {
+	data, err := os.ReadFile(l.file(d.Pod))
+	if err != nil {
+		return fmt.Errorf("network record of pod %s: %w: %w", d.Pod, err, errdefs.ErrUnavailable)
+	}
+	pod := d.Pod
+	if err := d.parse(pod, data); err != nil {
+		log.G(ctx).WithError(err).WithField("pod", pod).Warn("network record is damaged; taken for one of the default network")
+		d.record = record{Pod: pod, Default: true}
+		l.suspect(fmt.Errorf("the network record of pod %s is damaged", pod))
 	}
 	return nil
 }
@@ -164,8 +177,29 @@ func (l *ledger) clear(ctx context.Context, pod string) error {
 	return nil
 }
 
+// read is get for who needs the record: one that could not be read at the start is read now.
+func (l *ledger) read(ctx context.Context, pod string) (debt, bool, error) {
+	d, ok := l.get(pod)
+	if !d.unread {
+		return d, ok, nil
+	}
+	err := l.load(ctx, &d)
+	return d, ok, err
+}
+
 // doubt tells why an attachment may be missing from the ledger.
-func (l *ledger) doubt() error { return l.odd }
+func (l *ledger) doubt() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.odd
+}
+
+// suspect remembers the first reason for doubt.
+func (l *ledger) suspect(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.odd = cmp.Or(l.odd, err)
+}
 
 // get returns a copy of the pod's debt.
 func (l *ledger) get(pod string) (debt, bool) {

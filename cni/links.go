@@ -179,19 +179,44 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 //
 // The kernel is asked for the way to an address of the world, not for all routes: whoever looks at the network does so, and the route may come
 // or change long after the daemon has started.
-func uplinkMTU() int {
+func (b *bridgeNetwork) uplinkMTU() int {
+	mtu, err := askUplinkMTU()
+	if err != nil { // it cannot be asked now: what it said before still holds
+		return int(b.mtu.Load())
+	}
+	b.mtu.Store(int64(mtu))
+	return mtu
+}
+
+func askUplinkMTU() (int, error) {
 	for _, address := range world {
 		routes, err := netlink.RouteGet(address)
+		if isShortage(err) {
+			return 0, err
+		}
 		if err != nil || len(routes) == 0 { // no route, or the host drops what goes there
 			continue
 		}
 		l, err := netlink.LinkByIndex(routes[0].LinkIndex)
-		if err == nil && l.Attrs().MTU >= 576 && l.Attrs().MTU < 1500 {
-			return l.Attrs().MTU
+		if isShortage(err) {
+			return 0, err
 		}
-		return 0
+		if err == nil && l.Attrs().MTU >= 576 && l.Attrs().MTU < 1500 {
+			return l.Attrs().MTU, nil
+		}
+		return 0, nil
 	}
-	return 0
+	return 0, nil
+}
+
+// isShortage tells an error that says nothing of what was asked.
+func isShortage(err error) bool {
+	for _, short := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.EINTR, unix.EAGAIN} {
+		if errors.Is(err, short) {
+			return true
+		}
+	}
+	return false
 }
 
 // world is addresses far away: one that nobody has (RFC 5737), and to which hardly anybody has a route of its own, and an ordinary one

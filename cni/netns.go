@@ -161,7 +161,14 @@ func RemoveNetNS(path string) error {
 }
 
 // isNetNS tells whether path is a pinned namespace now; an ordinary file left of one is not.
-func isNetNS(path string) bool {
+func isNetNS(path string) (bool, error) {
 	var fs unix.Statfs_t
-	return path != "" && unix.Statfs(path, &fs) == nil && fs.Type == unix.NSFS_MAGIC
+	err := unix.Statfs(path, &fs)
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("network namespace %s: %w: %w", path, err, errdefs.ErrUnavailable)
+	}
+	return fs.Type == unix.NSFS_MAGIC, nil
 }

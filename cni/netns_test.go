@@ -20,7 +20,7 @@ func TestNetNS(t *testing.T) {
 	if err := NewNetNS(path); err != nil {
 		t.Fatal(err)
 	}
-	if !isNetNS(path) {
+	if !pinnedNow(path) {
 		t.Fatal("not a namespace")
 	}
 	insideNetNS(t, path, func() error {
@@ -41,7 +41,7 @@ func TestNetNS(t *testing.T) {
 		return nil
 	})
 	wantErr(t, NewNetNS(path), errdefs.ErrAlreadyExists)
-	if !isNetNS(path) {
+	if !pinnedNow(path) {
 		t.Fatal("a second call took the namespace away")
 	}
 	for range 2 {
@@ -160,4 +160,9 @@ func TestNetNSFails(t *testing.T) {
 	if err := NewNetNS(filepath.Join(dir, "file", "a")); err == nil {
 		t.Fatal("no error")
 	}
+}
+
+func pinnedNow(path string) bool {
+	pinned, err := isNetNS(path)
+	return pinned && err == nil
 }

@@ -33,7 +33,7 @@ type Port struct {
 	Protocol      string // tcp, udp or sctp, in any case; "" = tcp
 	HostPort      int32
 	ContainerPort int32
-	HostIP        string // "" = every address of the host
+	HostIP        string // "" = every address of the host, 0.0.0.0 every one of IPv4, :: every one of IPv6
 }
 
 // Result is what the network gave a pod.
@@ -117,7 +117,7 @@ type portMapping struct {
 // portMappings checks what a plugin pastes into firewall rules.
 func (p *Pod) portMappings() ([]portMapping, error) {
 	var all []portMapping
-	taken := map[portMapping]bool{}
+	taken := map[portMapping]int32{} // by everything but the port of the pod
 	for _, port := range p.Ports {
 		if port.HostPort == 0 {
 			continue
@@ -127,11 +127,15 @@ func (p *Pod) portMappings() ([]portMapping, error) {
 			return nil, err
 		}
 		key := m
-		if key.ContainerPort = 0; taken[key] {
-			return nil, fmt.Errorf("host port %d is asked for twice: %w", m.HostPort, errdefs.ErrInvalidArgument)
+		key.ContainerPort = 0
+		switch taken[key] {
+		case 0:
+			taken[key] = m.ContainerPort
+			all = append(all, m)
+		case m.ContainerPort: // the same once more
+		default:
+			return nil, fmt.Errorf("host port %d is asked for twice, for ports %d and %d: %w", m.HostPort, taken[key], m.ContainerPort, errdefs.ErrInvalidArgument)
 		}
-		taken[key] = true
-		all = append(all, m)
 	}
 	return all, nil
 }

@@ -14,7 +14,7 @@ import (
 func removePodRules(ctx context.Context, network, pod string) error {
 	var errs []error
 	for _, family := range []string{"iptables", "ip6tables"} {
-		if _, err := findPlugin(family+"-save", strings.Split(toolPath, ":")); err != nil {
+		if _, err := findPlugin(family+"-save", strings.Split(toolPath, ":")); errors.Is(err, errNoPlugin) {
 			continue // the plugin had nothing to write rules with either
 		}
 		saved, err := runTool(ctx, family+"-save", "", "-t", "nat")

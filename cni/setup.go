@@ -115,6 +115,10 @@ func (n *Networks) prepare(ctx context.Context, r *record) (list *libcni.Network
 		}
 	}
 	_, noShaper := findPlugin("bandwidth", n.c.BinDirs)
+	if has["bandwidth"] != nil && noShaper != nil && !errors.Is(noShaper, errNoPlugin) {
+		arrived()
+		return nil, nil, fmt.Errorf("network %s: %w: %w", w.name, noShaper, errdefs.ErrUnavailable)
+	}
 	list = w.chains[chainIndex(has["portMappings"] != nil, has["bandwidth"] != nil && noShaper == nil)]
 	r.Network, r.Conf, r.Default = list.Name, list.Bytes, !w.foreign
 	return list, arrived, nil

@@ -28,9 +28,9 @@ func (n *Networks) Teardown(ctx context.Context, pod Pod) error {
 
 // disconnect is Teardown for who has the pod's turn.
 func (n *Networks) disconnect(ctx context.Context, pod Pod) error {
-	d, ok := n.debts.get(pod.ID)
-	if !ok {
-		return nil
+	d, ok, err := n.debts.read(ctx, pod.ID)
+	if err != nil || !ok {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.c.Timeout)
 	defer cancel()
@@ -51,8 +51,12 @@ func (n *Networks) del(ctx context.Context, d *debt, pod Pod) error {
 	if err != nil {
 		return err
 	}
+	pinned, err := isNetNS(d.NetNS)
+	if err != nil {
+		return err
+	}
 	netns := ""
-	if isNetNS(d.NetNS) {
+	if pinned {
 		netns = d.NetNS
 	}
 	rt, err := d.runtimeConf(netns)
