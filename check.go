@@ -255,6 +255,7 @@ func lookNetwork(ctx context.Context, c Config) []finding {
 		}
 	}
 	all = append(all, lookPlugins(ctx, c.Network.BinDirs)...)
+	all = append(all, lookAdvertisements(ipv6Pods(c), cni.DeafUplinks)...)
 	if err := networkReady(ctx, c); err != nil {
 		return append(all, finding{what: "no network for pods yet: " + err.Error(),
 			remedy: remedyNetwork(c)})
@@ -279,7 +280,11 @@ func networkReady(ctx context.Context, c Config) error {
 	instance := c.instance()
 	named := cni.PodCIDRFile(c.State)
 	c.Root, c.State = filepath.Join(scratch, "root"), filepath.Join(scratch, "state")
-	if b, err := os.ReadFile(named); err == nil {
+	b, err := os.ReadFile(named)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err == nil {
 		mine := cni.PodCIDRFile(c.State)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(mine), 0o700), os.WriteFile(mine, b, 0o600)); err != nil {
 			return err
@@ -294,10 +299,39 @@ func networkReady(ctx context.Context, c Config) error {
 
 func lookForwarding(path string) finding {
 	b, err := os.ReadFile(path)
-	if err != nil || strings.TrimSpace(string(b)) != "1" {
+	if err != nil {
+		return finding{what: "whether the host forwards IPv4 cannot be read: " + err.Error(), remedy: "mount /proc"}
+	}
+	if strings.TrimSpace(string(b)) != "1" {
 		return finding{what: "the host does not forward IPv4: pods reach each other but not beyond", remedy: "sysctl -w net.ipv4.ip_forward=1"}
 	}
 	return finding{what: "IPv4 forwarding"}
+}
+
+// ipv6Pods tells whether the host forwards IPv6, or will do so for the default network.
+func ipv6Pods(c Config) bool {
+	named, err := os.ReadFile(cni.PodCIDRFile(c.State))
+	return cni.ForwardsIPv6() || strings.Contains(c.Network.Subnet, ":") || err == nil && strings.Contains(string(named), ":")
+}
+
+// lookAdvertisements names uplinks whose IPv6 router is forgotten once the host forwards IPv6 for pods.
+func lookAdvertisements(forwards bool, deaf func() ([]string, error)) []finding {
+	if !forwards {
+		return nil
+	}
+	links, err := deaf()
+	if err != nil {
+		return []finding{{what: "how this host learns its IPv6 router cannot be read: " + err.Error(), remedy: "mount /proc, and run as root"}}
+	}
+	var all []finding
+	for _, link := range links {
+		key := "net.ipv6.conf." + strings.ReplaceAll(link, ".", "/") + ".accept_ra"
+		all = append(all, finding{
+			what:   link + " learns its IPv6 router from advertisements; a host that forwards IPv6 for pods ignores them, and loses the router some minutes later",
+			remedy: "sysctl -w " + key + "=2, and the same in /etc/sysctl.d; a program that listens in the kernel's place sets it to 0",
+		})
+	}
+	return all
 }
 
 // pluginFloors are the first versions of the plugins of the CNI project without a known flaw that pods can make use of.

@@ -55,6 +55,25 @@ func TestSEC67OldPlugins(t *testing.T) {
 	}
 }
 
+// TestCheckAdvertisements: who has pods with IPv6 is told, before it happens, which uplink loses its router.
+func TestCheckAdvertisements(t *testing.T) {
+	deaf := func() ([]string, error) { return []string{"eth0", "eth0.5"}, nil }
+	if found := lookAdvertisements(false, deaf); len(found) > 0 {
+		t.Errorf("nobody forwards: %+v", found)
+	}
+	found := lookAdvertisements(true, deaf)
+	if len(found) != 2 || found[0].fatal || !strings.Contains(found[0].remedy, "net.ipv6.conf.eth0.accept_ra=2") || !strings.Contains(found[1].remedy, "net.ipv6.conf.eth0/5.accept_ra=2") {
+		t.Errorf("found %+v", found)
+	}
+	found = lookAdvertisements(true, func() ([]string, error) { return nil, errors.New("no answer") })
+	if len(found) != 1 || !strings.Contains(found[0].what, "no answer") || found[0].remedy == "" {
+		t.Errorf("found %+v", found)
+	}
+	if !ipv6Pods(Config{Network: NetworkConfig{Subnet: "10.1.0.0/16,fd00::/64"}}) {
+		t.Error("an IPv6 subnet does not count")
+	}
+}
+
 // TestCheckPodCIDR: what the kubelet has named to the daemon counts for a check beside it.
 func TestCheckPodCIDR(t *testing.T) {
 	plugins, err := filepath.Abs(filepath.Join("bin", "cni"))

@@ -1,0 +1,42 @@
+package cni
+
+import (
+	"fmt"
+	"net"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// A host that learns its IPv6 router from advertisements is named while it would not listen to them any more.
+func TestDeafUplinks(t *testing.T) {
+	newHost(t, withDefault(t))
+	wantDeaf := func(want string) {
+		t.Helper()
+		links, err := DeafUplinks()
+		if got := fmt.Sprint(links); err != nil || got != want {
+			t.Errorf("deaf are %s, want %s: %v", got, want, err)
+		}
+	}
+	for _, name := range []string{"up6", "up6.5", "quiet6"} {
+		l := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
+		wantNil(t, netlink.LinkAdd(l))
+		t.Cleanup(func() { _ = netlink.LinkDel(l) })
+		address(t, name, "fd00:1::1/64")
+		writeTestFile(t, "/proc/sys/net/ipv6/conf/"+name+"/accept_ra", "1", 0)
+		if name == "quiet6" { // its router was named by hand
+			continue
+		}
+		for _, far := range []string{"fd00:2::/64", "fd00:3::/64"} {
+			_, dst, err := net.ParseCIDR(far)
+			wantNil(t, err)
+			wantNil(t, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Index, Dst: dst, Protocol: unix.RTPROT_RA, Priority: l.Index}))
+		}
+	}
+	wantDeaf("[up6 up6.5]")
+	writeTestFile(t, "/proc/sys/net/ipv6/conf/up6/accept_ra", "2", 0)
+	wantDeaf("[up6.5]")
+	writeTestFile(t, "/proc/sys/net/ipv6/conf/up6.5/accept_ra", "0", 0) // a program listens in the kernel's place
+	wantDeaf("[]")
+}
