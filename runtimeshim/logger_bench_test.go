@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,4 +103,120 @@ func cpu(b *testing.B, pid int) float64 {
 		b.Fatal(err)
 	}
 	return float64(ts.Sec) + float64(ts.Nsec)/1e9
+}
+
+func init() {
+	if spec := os.Getenv("CRIBOX_TEST_DRIP"); spec != "" {
+		var lines int
+		var every time.Duration
+		var pause, fifo string
+		if _, err := fmt.Sscan(spec, &lines, &pause, &fifo); err != nil {
+			panic(err)
+		}
+		every, _ = time.ParseDuration(pause)
+		drip(fifo, lines, every)
+		os.Exit(0)
+	}
+}
+
+// drip writes single lines of 80 bytes with a pause after each.
+func drip(fifo string, lines int, every time.Duration) {
+	fd, err := unix.Open(fifo, unix.O_RDWR, 0)
+	if err != nil {
+		panic(err)
+	}
+	line := append(bytes.Repeat([]byte("x"), 79), '\n')
+	for range lines {
+		if err := writeFull(fd, line); err != nil {
+			panic(err)
+		}
+		time.Sleep(every)
+	}
+}
+
+// BenchmarkLoggerLines: a container that prints single lines, as most do. CPU is the logger's alone; a line is one wake-up at least.
+func BenchmarkLoggerLines(b *testing.B) {
+	for _, every := range []string{"100ms", "5ms", "1ms"} {
+		b.Run("every="+every, func(b *testing.B) {
+			for b.Loop() {
+				benchmarkLines(b, every)
+			}
+		})
+	}
+}
+
+func benchmarkLines(b *testing.B, every string) {
+	dir, err := os.MkdirTemp("", "logger")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	state, path := stateDir(dir), filepath.Join(b.TempDir(), "0.log")
+	addTask(b, state, "c", path)
+	openFIFO(b, state.task("c").stdout())
+	logger := exec.Command("/proc/self/exe")
+	logger.Env = append(os.Environ(), "CRIBOX_TEST_LOGGER="+dir)
+	logger.Stderr = os.Stderr
+	if err := logger.Start(); err != nil {
+		b.Fatal(err)
+	}
+	defer logger.Wait()
+	defer logger.Process.Kill()
+	waitFor(b, "log", func() bool { _, err := os.Stat(path); return err == nil })
+	pause, _ := time.ParseDuration(every)
+	lines := int(3 * time.Second / pause)
+	before, woken := cpu(b, logger.Process.Pid), wakeUps(b, logger.Process.Pid)
+	writer := exec.Command("/proc/self/exe")
+	writer.Env = append(os.Environ(), fmt.Sprintf("CRIBOX_TEST_DRIP=%d %s %s", lines, every, state.task("c").stdout()))
+	if out, err := writer.CombinedOutput(); err != nil {
+		b.Fatal(err, string(out))
+	}
+	used := cpu(b, logger.Process.Pid) - before
+	b.ReportMetric(used/float64(lines)*1e3, "cpu-ms/line")
+	b.ReportMetric(float64(wakeUps(b, logger.Process.Pid)-woken)/float64(lines), "switches/line")
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkIdle: how often shim and logger wake when nothing happens.
+func BenchmarkIdle(b *testing.B) {
+	dir, err := os.MkdirTemp("", "crb")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	client, err := Connect(context.Background(), Config{State: filepath.Join(dir, "s"), Executable: "/proc/self/exe"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer client.Shutdown(context.Background())
+	for b.Loop() {
+		for _, role := range []string{"shim", "logger"} {
+			raw, _ := os.ReadFile(filepath.Join(dir, "s", role+".lock"))
+			pid, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+			if err != nil {
+				b.Fatal(err)
+			}
+			const interval = 20 * time.Second
+			before := wakeUps(b, pid)
+			time.Sleep(interval)
+			b.ReportMetric(float64(wakeUps(b, pid)-before)/interval.Seconds(), role+"-switches/s")
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// wakeUps counts how often the threads of a process have slept.
+func wakeUps(b *testing.B, pid int) (n int) {
+	b.Helper()
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, name := range files {
+		raw, _ := os.ReadFile(name)
+		for line := range strings.Lines(string(raw)) {
+			if rest, ok := strings.CutPrefix(line, "voluntary_ctxt_switches:"); ok {
+				one, _ := strconv.Atoi(strings.TrimSpace(rest))
+				n += one
+			}
+		}
+	}
+	return n
 }

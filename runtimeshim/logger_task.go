@@ -39,6 +39,7 @@ type logTask struct {
 	unarmed  uint8     // streams nobody watches: the next tick looks at them
 	last     time.Time // of the last batch
 	timer    *time.Timer
+	due      time.Time     // of the timer; zero = it does not run
 	stuck    time.Duration // pause until the next try; 0 = all is well
 	finished chan struct{} // not nil: to be finished; closed when that is done
 	taps     [2][]*tap     // who else gets a copy of each stream, see logger_attach.go
@@ -49,9 +50,11 @@ const (
 	anybody uint8 = 1<<0 | 1<<1
 
 	// A container that prints all the time is read in batches: a writer of
-	// single lines would otherwise wake us for each.
-	pace   = time.Millisecond
-	recent = 10 * time.Millisecond
+	// single lines would otherwise wake us for each. Who is attached sees
+	// everything at the shortest pace.
+	shortestPace = time.Millisecond
+	longestPace  = 40 * time.Millisecond
+	recent       = 50 * time.Millisecond
 
 	firstRetry = 50 * time.Millisecond
 	lastRetry  = 5 * time.Second
@@ -137,7 +140,7 @@ func (t *logTask) pump(ready uint8) {
 		return
 	}
 	if ready&tick != 0 {
-		ready = t.unarmed
+		ready, t.due = t.unarmed, time.Time{}
 	}
 	err := t.work(ready)
 	if err == nil && t.finished != nil {
@@ -161,7 +164,7 @@ func (t *logTask) work(ready uint8) error {
 		return err
 	}
 	now := time.Now()
-	busy := now.Sub(t.last) < recent
+	since := now.Sub(t.last)
 	for i, s := range t.streams {
 		if s == nil || (ready&(1<<i) == 0 && !retrying) {
 			continue
@@ -185,7 +188,7 @@ func (t *logTask) work(ready uint8) error {
 		if n > 0 {
 			t.last = now
 		}
-		if err := t.next(i, n, busy); err != nil {
+		if err := t.next(i, n, since); err != nil {
 			return err
 		}
 	}
@@ -211,17 +214,18 @@ func (t *logTask) fill(i int) (int, error) {
 	return n, err
 }
 
-// next decides when the stream that has just given n bytes is looked at again.
-func (t *logTask) next(i, n int, busy bool) error {
+// next decides when the stream that has just given n bytes, since the batch before, is looked at again.
+func (t *logTask) next(i, n int, since time.Duration) error {
 	s := t.streams[i]
 	switch {
 	case n >= s.pipe/2:
 		s.busy()
 		t.l.poll.disarm(s.fifo)
 		t.wake(1 << i)
-	case n > 0 && busy:
+	case n > 0 && since < recent:
 		t.l.poll.disarm(s.fifo)
-		t.after(pace)
+		t.unarmed |= 1 << i
+		t.after(t.pace(i, n, since))
 	default:
 		t.unarmed &^= 1 << i
 		if err := t.l.poll.arm(s.fifo); err != nil {
@@ -232,7 +236,23 @@ func (t *logTask) next(i, n int, busy bool) error {
 	return nil
 }
 
+// pace is how long a stream that gives n bytes in so much time may be left alone: until its FIFO is
+// a quarter full, so that the container does not wait for us.
+func (t *logTask) pace(i, n int, since time.Duration) time.Duration {
+	if len(t.taps[i]) > 0 {
+		return shortestPace
+	}
+	quarter := since * time.Duration(t.streams[i].pipe/4) / time.Duration(n)
+	return max(shortestPace, min(quarter, longestPace))
+}
+
+// after makes the next tick come after d, or sooner if that is so already.
 func (t *logTask) after(d time.Duration) {
+	at := time.Now().Add(d)
+	if !t.due.IsZero() && t.due.Before(at) && t.stuck == 0 {
+		return
+	}
+	t.due = at
 	if t.timer == nil {
 		t.timer = time.AfterFunc(d, func() { t.wake(tick) })
 		return

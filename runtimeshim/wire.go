@@ -30,7 +30,13 @@ const (
 	requestWait  = 10 * time.Second // a peer that connected must have sent its request by then
 	sendWait     = 30 * time.Second // a peer that reads nothing for so long is dropped
 	maxSocketLen = 107              // sun_path without the final NUL
-	socketCheck  = time.Second      // how often a server looks whether its socket is still there
+)
+
+// How often a server looks whether its socket is still there: the kernel tells what happens to the
+// file, but not what happens to the folders above, and to nobody when it has no watches left.
+var (
+	socketCheck   = time.Minute
+	unwatchedLook = 10 * time.Second
 )
 
 // errNobody: no process listens at the socket, so nothing of the call happened.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
 )
 
 // handler answers one call. The returned value is the body of the last reply;
@@ -96,7 +97,7 @@ func serveAt(ctx context.Context, path string, handlers map[string]handler) erro
 		}
 		if l, err = listen(path); err != nil {
 			l = nil
-			pauseFor(ctx, socketCheck)
+			pauseFor(ctx, time.Second)
 		}
 	}
 	if l != nil {
@@ -108,13 +109,43 @@ func serveAt(ctx context.Context, path string, handlers map[string]handler) erro
 // awaitReplaced returns when path is no longer the file that it is now.
 func awaitReplaced(ctx context.Context, path string) {
 	mine, err := os.Stat(path)
-	for err == nil && ctx.Err() == nil {
-		pauseFor(ctx, socketCheck)
+	if err != nil {
+		return
+	}
+	pause := socketCheck
+	changes, err := watchFile(path)
+	if err != nil {
+		pause = unwatchedLook
+	} else {
+		defer changes.Close()
+		defer context.AfterFunc(ctx, func() { changes.Close() })()
+	}
+	for ctx.Err() == nil {
 		now, err := os.Stat(path)
-		if err != nil || !os.SameFile(now, mine) {
+		if errors.Is(err, os.ErrNotExist) || err == nil && !os.SameFile(now, mine) {
 			return
 		}
+		if changes == nil {
+			pauseFor(ctx, pause)
+			continue
+		}
+		changes.SetReadDeadline(time.Now().Add(pause))
+		_, _ = changes.Read(make([]byte, 4096)) // whatever it is, the next look tells
 	}
+}
+
+// watchFile returns a file that can be read once something has happened to path: it lost a name, or
+// it was moved.
+func watchFile(path string) (*os.File, error) {
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_ATTRIB|unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_DONT_FOLLOW); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "inotify"), nil
 }
 
 // pauseFor waits d, or less when ctx ends.
