@@ -196,6 +196,9 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 	if !ok {
 		return fmt.Errorf("pod %s: %w", p.id, errdefs.ErrNotFound)
 	}
+	if err := m.pinPause(ctx, p.id); err != nil {
+		return err
+	}
 	in, err := m.specPod(p, r)
 	if err != nil {
 		return err
@@ -260,27 +263,8 @@ func (m *Manager) specContainer(ctx context.Context, p *pod, c *container, root 
 	if err := m.canMap(p, c.config.GetMounts(), in.Mounts); err != nil {
 		return in, err
 	}
-	in.TargetPID, err = m.targetPID(c)
+	in.TargetNS, err = m.pinTarget(c)
 	return in, err
-}
-
-// targetPID returns the process whose pid namespace the container asks to share (NamespaceMode TARGET), or 0.
-func (m *Manager) targetPID(c *container) (int, error) {
-	ns := c.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
-	if ns.GetPid() != runtimeapi.NamespaceMode_TARGET {
-		return 0, nil
-	}
-	target, err := m.Container(ns.GetTargetId())
-	if err != nil {
-		return 0, fmt.Errorf("namespace_options.target_id: %w", err)
-	}
-	if target.PodID != c.podID {
-		return 0, fmt.Errorf("namespace_options.target_id: container %s is in another pod: %w", target.ID, errdefs.ErrInvalidArgument)
-	}
-	if !target.Running() {
-		return 0, fmt.Errorf("namespace_options.target_id: container %s is %s: %w", target.ID, target.State, errdefs.ErrFailedPrecondition)
-	}
-	return target.PID, nil
 }
 
 func (m *Manager) declareCreated(c *container) error {

@@ -182,7 +182,7 @@ func (m *Manager) removePodFiles(id string) error {
 			return fmt.Errorf("unmount %s: %w", dir, err)
 		}
 	}
-	if err := userns.Unpin(m.userns(id)); err != nil {
+	if err := errors.Join(userns.Unpin(m.userns(id)), unpin(m.statePath("pods", id))); err != nil {
 		return err
 	}
 	return os.RemoveAll(m.statePath("pods", id))
@@ -194,7 +194,7 @@ func (m *Manager) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
 	if err != nil {
 		return spec.Pod{}, err
 	}
-	s := spec.Pod{ID: p.id, Config: p.config, RuntimeHandler: r.Handler, NetNS: r.NetNS, PausePID: r.PausePID,
+	s := spec.Pod{ID: p.id, Config: p.config, RuntimeHandler: r.Handler, NetNS: r.NetNS,
 		Hostname: name, ShmPath: m.podFile(p.id, "shm"), HostsPath: m.etcFile(p.id, "hosts"),
 		HostnamePath: m.etcFile(p.id, "hostname"), ResolvConfPath: m.etcFile(p.id, "resolv.conf"), ProcessLabel: r.ProcessLabel, MountLabel: r.MountLabel}
 	if hostIPC(p.config) {
@@ -204,6 +204,7 @@ func (m *Manager) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
 		s.UserNS = m.userns(p.id)
 	}
 	if r.PausePID != 0 {
+		s.PauseNS = m.pauseNS(p.id)
 		return s, nil
 	}
 	profile, err := spec.PodSeccompPath(p.config)

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/sandbox/userns"
 )
 
 // RemoveContainer ends the container if it runs and forgets it (CRI RemoveContainer). Its log stays: that is the kubelet's. An unknown
@@ -55,6 +56,9 @@ func (m *Manager) discard(ctx context.Context, c *container) error {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
 	if err := m.removeRoot(ctx, c.id); err != nil {
+		return fmt.Errorf("remove container %s: %w", c.id, err)
+	}
+	if err := userns.Unpin(m.targetNS(c.podID, c.id)); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
 	err = errors.Join(m.trash.Put(ctx, m.rootPath("containers", c.id)), os.RemoveAll(m.statePath("pods", c.podID, c.id)),

@@ -120,6 +120,12 @@ func (m *Manager) launch(ctx context.Context, c *container) (runtimeshim.Task, e
 	if err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.id, err)
 	}
+	if spec, err = m.withoutNumbers(ctx, p, c, spec); err != nil {
+		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.id, err)
+	}
+	if _, err := m.target(c); err != nil {
+		return runtimeshim.Task{}, fmt.Errorf("start container %s: %w", c.id, err)
+	}
 	rec := p.Containers[c.id]
 	start := runtimeshim.Start{ID: c.id, Pod: c.podID, Runtime: h.Path, Spec: spec, LogPath: rec.LogPath, LogLimit: h.LogLimit,
 		OOMFile: m.oomFile(rec.Cgroup), SystemdCgroup: madeBySystemd(rec.Cgroup),

@@ -33,7 +33,7 @@ func (d *draft) podNamespaces() error {
 // container's own or another container's. A kind in which the pod uses the
 // host's is not listed.
 func (d *draft) namespaces() error {
-	if d.pod.PausePID <= 0 {
+	if d.pod.PauseNS == "" {
 		return fmt.Errorf("spec of container %s: pod %s has no pause process", d.c.ID, d.pod.ID)
 	}
 	if err := d.checkPaths(); err != nil {
@@ -47,10 +47,10 @@ func (d *draft) namespaces() error {
 	}
 	if !d.hostNetwork() {
 		d.addNamespace(specs.NetworkNamespace, d.pod.NetNS)
-		d.addNamespace(specs.UTSNamespace, nsPath(d.pod.PausePID, "uts"))
+		d.addNamespace(specs.UTSNamespace, d.pauseNS("uts"))
 	}
 	if pod.GetIpc() != runtimeapi.NamespaceMode_NODE {
-		d.addNamespace(specs.IPCNamespace, nsPath(d.pod.PausePID, "ipc"))
+		d.addNamespace(specs.IPCNamespace, d.pauseNS("ipc"))
 	}
 	return d.pidNamespace(pod.GetPid())
 }
@@ -60,13 +60,13 @@ func (d *draft) pidNamespace(pod runtimeapi.NamespaceMode) error {
 	case runtimeapi.NamespaceMode_CONTAINER:
 		d.addNamespace(specs.PIDNamespace, "")
 	case runtimeapi.NamespaceMode_TARGET:
-		if d.c.TargetPID <= 0 {
+		if d.c.TargetNS == "" {
 			return fmt.Errorf("spec of container %s: its target has no process", d.c.ID)
 		}
-		d.addNamespace(specs.PIDNamespace, nsPath(d.c.TargetPID, "pid"))
+		d.addNamespace(specs.PIDNamespace, d.c.TargetNS)
 	default:
 		if pod != runtimeapi.NamespaceMode_NODE {
-			d.addNamespace(specs.PIDNamespace, nsPath(d.pod.PausePID, "pid"))
+			d.addNamespace(specs.PIDNamespace, d.pauseNS("pid"))
 		}
 	}
 	return nil
@@ -87,7 +87,7 @@ func (d *draft) addNamespace(t specs.LinuxNamespaceType, path string) {
 	d.spec.Linux.Namespaces = append(d.spec.Linux.Namespaces, specs.LinuxNamespace{Type: t, Path: path})
 }
 
-func nsPath(pid int, kind string) string { return fmt.Sprintf("/proc/%d/ns/%s", pid, kind) }
+func (d *draft) pauseNS(kind string) string { return d.pod.PauseNS + "/" + kind }
 
 // checkPodNamespaces knows what a pod can have.
 func checkPodNamespaces(p *runtimeapi.PodSandboxConfig, h Host) error {

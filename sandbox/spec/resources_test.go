@@ -212,7 +212,7 @@ func TestNetworkNamespaceMustFit(t *testing.T) {
 		t.Error("so would its containers")
 	}
 	p = aPod()
-	p.PausePID = 0
+	p.PauseNS = ""
 	if _, _, err := ForContainer(aHost(), p, aContainer()); err == nil {
 		t.Error("a container without a pod")
 	}

@@ -182,8 +182,7 @@ func (l *lab) startPause() {
 	}
 	data, err := os.ReadFile(pidFile)
 	l.must(err)
-	l.pod.PausePID, err = strconv.Atoi(string(data))
-	l.must(err)
+	l.pod.PauseNS = fmt.Sprintf("/proc/%s/ns", data)
 }
 
 // runQuietly runs a command whose children outlive it, and returns what it complains of.
@@ -269,7 +268,7 @@ func TestPauseFromOutside(t *testing.T) {
 	l := newLab(t, func(_ *Host, p *Pod) {
 		p.Config.Linux.Sysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "kernel.shmmax": "54321"}
 	})
-	dir := fmt.Sprintf("/proc/%d/", l.pod.PausePID)
+	dir := strings.TrimSuffix(l.pod.PauseNS, "ns")
 	waitFor(t, "pause to have settled", func() bool {
 		call, _ := os.ReadFile(dir + "syscall")
 		return strings.HasPrefix(string(call), strconv.Itoa(unix.SYS_RT_SIGTIMEDWAIT)+" ")
@@ -339,7 +338,7 @@ for n in mnt net uts ipc pid; do echo $n=$(readlink /proc/self/ns/$n); done`)
 		}
 	}
 	for _, shared := range []string{"net", "uts", "ipc"} {
-		link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", l.pod.PausePID, shared))
+		link, err := os.Readlink(l.pod.PauseNS + "/" + shared)
 		l.must(err)
 		if !strings.Contains(out, shared+"="+link+"\n") {
 			t.Errorf("the container is not in the pod's %s namespace", shared)
@@ -422,7 +421,7 @@ func TestModesFromInside(t *testing.T) {
 
 	c = l.container()
 	c.security().NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: "other"}
-	c.TargetPID = l.pod.PausePID
+	c.TargetNS = l.pod.PauseNS + "/pid"
 	if out := l.sh(c, "cat /proc/1/comm"); out != "pause\n" {
 		t.Errorf("in the target's pid namespace process 1 is %q", out)
 	}

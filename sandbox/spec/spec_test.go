@@ -28,7 +28,7 @@ func aHost() Host {
 
 func aPod() Pod {
 	return Pod{
-		ID: "pod1", NetNS: "/run/netns/cribox-0a1b2c-pod1", PausePID: 4242, Hostname: "web-0",
+		ID: "pod1", NetNS: "/run/netns/cribox-0a1b2c-pod1", PauseNS: "/proc/4242/ns", Hostname: "web-0",
 		Rootfs: "/run/cribox/pause", ShmPath: "/run/cribox/pods/pod1/shm", HostsPath: "/run/cribox/pods/pod1/hosts",
 		HostnamePath: "/run/cribox/pods/pod1/hostname", ResolvConfPath: "/run/cribox/pods/pod1/resolv.conf",
 		Config: &runtimeapi.PodSandboxConfig{

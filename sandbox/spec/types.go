@@ -17,8 +17,9 @@ type Pod struct {
 	NetNS string
 	// UserNS is the path of the pod's user namespace; "" when the pod uses the host's.
 	UserNS string
-	// PausePID is the pause process on the host; 0 while the pod itself is made.
-	PausePID int
+	// PauseNS is a folder with the namespaces of the pause process, by the names that /proc/PID/ns
+	// has for them; empty while the pod itself is made.
+	PauseNS string
 	// Hostname of the pod. The caller chooses one when the request has none.
 	Hostname string
 
@@ -73,8 +74,8 @@ type Container struct {
 	Devices []Device
 	// SeccompProfile holds the bytes of the file ContainerSeccompPath, if that is not "".
 	SeccompProfile []byte
-	// TargetPID is the process whose PID namespace is joined in mode TARGET.
-	TargetPID int
+	// TargetNS is the PID namespace that is joined in mode TARGET.
+	TargetNS string
 	// ProcessLabel and MountLabel are SELinux labels, "" for none.
 	ProcessLabel, MountLabel string
 }
