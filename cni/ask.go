@@ -109,9 +109,12 @@ func (a *asker) question(ctx context.Context, cancel context.CancelFunc, w *netw
 	a.answered = nil
 	before := [2]error{a.words, a.mute}
 	a.at = time.Now()
-	if notAnswered(err) {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
 		a.mute = err // what was said before still counts
-	} else {
+	case unknownQuestion(err):
+		a.words, a.mute = nil, err
+	default:
 		a.words, a.mute = err, nil
 	}
 	if changed(before[0], a.words) || changed(before[1], a.mute) {
@@ -121,11 +124,6 @@ func (a *asker) question(ctx context.Context, cancel context.CancelFunc, w *netw
 
 func changed(before, now error) bool {
 	return (before == nil) != (now == nil) || before != nil && before.Error() != now.Error()
-}
-
-// notAnswered tells whether the plugin was killed at the deadline, or does not know the question.
-func notAnswered(err error) bool {
-	return errors.Is(err, context.DeadlineExceeded) || unknownQuestion(err)
 }
 
 // unknownQuestion tells whether a plugin does not know the CNI_COMMAND.

@@ -105,7 +105,10 @@ func TestStatusOfTheChain(t *testing.T) {
 
 // A plugin that does not know STATUS, or belongs to an older configuration, is taken as ready.
 func TestStatusUnknown(t *testing.T) {
-	h, f := statusHost(t, cniError(4, "unknown CNI_COMMAND: STATUS", ""))
+	h, f := statusHost(t, cniError(50, "not yet", ""))
+	h.settled(func(err error) bool { return err != nil })
+	f.status(cniError(4, "unknown CNI_COMMAND: STATUS", "")) // an older plugin takes its place
+	h.settled(func(err error) bool { return err == nil })
 	h.settled(func(error) bool { return strings.HasPrefix(h.n.asker.last(mustNetwork(h)), "no answer: ") })
 	h.setup(h.pod("p1"))
 	before := f.calls("STATUS")
