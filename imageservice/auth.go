@@ -78,7 +78,8 @@ func credentialsFor(a *Auth, t target) (credentials, error) {
 	if a == nil {
 		return credentials{}, nil
 	}
-	fields := map[string]string{"username": a.Username, "password": a.Password, "auth": a.Auth, "server_address": a.ServerAddress,
+	wrapped := strings.NewReplacer("\r", "", "\n", "").Replace(a.Auth) // base64(1) breaks lines
+	fields := map[string]string{"username": a.Username, "password": a.Password, "auth": wrapped, "server_address": a.ServerAddress,
 		"identity_token": a.IdentityToken, "registry_token": a.RegistryToken}
 	for name, v := range fields {
 		if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {
@@ -95,8 +96,8 @@ func credentialsFor(a *Auth, t target) (credentials, error) {
 		c.secret = a.IdentityToken
 	case a.Username != "":
 		c.username, c.secret = a.Username, a.Password
-	case a.Auth != "":
-		b, err := base64.StdEncoding.DecodeString(a.Auth)
+	case wrapped != "":
+		b, err := base64.StdEncoding.DecodeString(wrapped)
 		if err != nil {
 			return credentials{}, fmt.Errorf("credentials: auth is not base64: %w", errdefs.ErrInvalidArgument)
 		}
@@ -168,7 +169,9 @@ func newAuthorizer(server, scope string, creds credentials, client *http.Client,
 	c := *client
 	c.Transport = cappedReplies{client.Transport}
 	c.CheckRedirect = func(req *http.Request, via []*http.Request) error {
-		if len(via) > 5 || origin(req.URL) != origin(via[0].URL) {
+		was := via[0].URL
+		upgrade := req.URL.Scheme == "https" && strings.EqualFold(req.URL.Hostname(), was.Hostname())
+		if len(via) > 5 || origin(req.URL) != origin(was) && !upgrade {
 			return errors.New("token server redirects elsewhere")
 		}
 		return nil
@@ -228,24 +231,27 @@ func (a *authorizer) answer(ctx context.Context, resp http.Header, used string) 
 	if a.creds.registryToken != "" {
 		return "", fmt.Errorf("%s refuses the registry token: %w", a.server, errdefs.ErrUnauthenticated)
 	}
+	var refused error                              // by the first way; there may be a second one
 	for _, c := range auth.ParseAuthHeader(resp) { // bearer first
+		var header string
+		var err error
 		switch c.Scheme {
 		case auth.BearerAuth:
-			token, err := a.token(ctx, c)
-			if err != nil {
-				return "", err
-			}
-			return "Bearer " + token, nil
+			header, err = a.token(ctx, c)
 		case auth.BasicAuth:
-			if a.creds.username == "" || a.creds.secret == "" {
-				return "", fmt.Errorf("%s wants a user name and password: %w", a.server, errdefs.ErrUnauthenticated)
-			}
-			header := "Basic " + base64.StdEncoding.EncodeToString([]byte(a.creds.username+":"+a.creds.secret))
-			if header == used {
-				return "", fmt.Errorf("%s refuses user name or password: %w", a.server, errdefs.ErrUnauthenticated)
-			}
+			header, err = a.basic(used)
+		default:
+			continue
+		}
+		if err == nil {
 			return header, nil
 		}
+		if refused == nil {
+			refused = err
+		}
+	}
+	if refused != nil {
+		return "", refused
 	}
 	if used != "" {
 		return "", nil // the token has expired, and without one the host may name a challenge
@@ -253,7 +259,19 @@ func (a *authorizer) answer(ctx context.Context, resp http.Header, used string) 
 	return "", fmt.Errorf("%s answers 401 without a challenge we know: %w", a.server, errdefs.ErrUnauthenticated)
 }
 
-// token asks the token server of a challenge. The realm is the registry's word, so it is believed only as far as trustRealm says.
+// basic answers a challenge with the user name and password.
+func (a *authorizer) basic(used string) (string, error) {
+	if a.creds.username == "" || a.creds.secret == "" {
+		return "", fmt.Errorf("%s wants a user name and password: %w", a.server, errdefs.ErrUnauthenticated)
+	}
+	header := "Basic " + base64.StdEncoding.EncodeToString([]byte(a.creds.username+":"+a.creds.secret))
+	if header == used {
+		return "", fmt.Errorf("%s refuses user name or password: %w", a.server, errdefs.ErrUnauthenticated)
+	}
+	return header, nil
+}
+
+// token asks the token server of a challenge, and returns the header with the token. The realm is the registry's word, so it is believed only as far as trustRealm says.
 func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error) {
 	realm, err := url.Parse(c.Parameters["realm"])
 	if err != nil {
@@ -282,13 +300,13 @@ func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error
 		if err != nil {
 			return "", a.tokenError(realm, err)
 		}
-		return reply.AccessToken, nil
+		return "Bearer " + reply.AccessToken, nil
 	}
 	reply, err := auth.FetchToken(ctx, a.client, nil, opts)
 	if err != nil {
 		return "", a.tokenError(realm, err)
 	}
-	return reply.Token, nil
+	return "Bearer " + reply.Token, nil
 }
 
 func (a *authorizer) tokenError(realm *url.URL, err error) error {

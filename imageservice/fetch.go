@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -112,6 +113,9 @@ func (p *pull) get(ctx context.Context, q request, most int64, verify func([]byt
 		resp.Body.Close()
 		again := transient(err)
 		if err == nil {
+			raw, err = plainDocument(raw, most)
+		}
+		if err == nil {
 			if int64(len(raw)) > most {
 				err = refuse(errdefs.ErrResourceExhausted, "%s has more than %d bytes", q, most)
 			} else {
@@ -131,6 +135,22 @@ func (p *pull) get(ctx context.Context, q request, most int64, verify func([]byt
 			return nil, err
 		}
 	}
+}
+
+// plainDocument undoes the compression by a proxy that compresses text although we ask it not to. JSON does not begin as gzip does.
+func plainDocument(raw []byte, most int64) ([]byte, error) {
+	if !bytes.HasPrefix(raw, []byte{0x1f, 0x8b}) {
+		return raw, nil
+	}
+	z, err := gzip.NewReader(bytes.NewReader(raw))
+	if err != nil {
+		return nil, refuse(errdefs.ErrDataLoss, "answer in gzip: %v", err)
+	}
+	plain, err := io.ReadAll(io.LimitReader(z, most+1))
+	if err != nil {
+		return nil, refuse(errdefs.ErrDataLoss, "answer in gzip: %v", err)
+	}
+	return plain, nil
 }
 
 // document returns a manifest or config by its descriptor, from content/ where this repository has served it before, else from the registry.

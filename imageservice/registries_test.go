@@ -266,6 +266,15 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(q *http.Request) (*http.Response, error) { return f(q) }
 
+// foreignAuthorizer is that of a registry whose token server answers with a code.
+func foreignAuthorizer(code int) *authorizer {
+	client := &http.Client{Transport: roundTripper(func(q *http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader("no")), Request: q}, nil
+	})}
+	settings := registrySettings{file: "/etc/cribox/certs.d/reg.example/cribox.toml"}
+	return newAuthorizer("https://reg.example", "repository:app:pull", credentials{username: "alice", secret: "wonderland"}, client, settings)
+}
+
 // TestForeignTokenServer: over https it is asked without credentials, and a refusal says that they were withheld.
 func TestForeignTokenServer(t *testing.T) {
 	for _, named := range []string{"", "api.scaleway.com", "https://api.scaleway.com", "https://api.scaleway.com:443/", "http://api.scaleway.com", "api.scaleway.com:444"} {
@@ -317,8 +326,21 @@ func TestRedirectToHTTP(t *testing.T) {
 	}
 	folder(t, c.cfg.RegistryConfig, "reg.test", "cribox.toml", "redirect_to_http = true\n")
 	c.mustPull(t, "reg.test/app:1")
-	if _, err := c.Pull(t.Context(), "reg.test/other@"+m.Digest.String(), nil); err == nil || !strings.Contains(err.Error(), "from https to plain http") {
-		t.Errorf("a manifest by plain http: %v", err)
+	c.mustPull(t, "reg.test/other@"+m.Digest.String()) // what has a digest cannot be another thing
+	delete(front.manifests, "1")
+	store.intercept(func(_ http.ResponseWriter, q *http.Request) bool {
+		if strings.HasSuffix(q.URL.Path, "/manifests/1") {
+			t.Error("a tag is asked for by plain http")
+		}
+		return false
+	})
+	front.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		w.Header().Set("Location", store.URL+q.URL.Path)
+		w.WriteHeader(http.StatusTemporaryRedirect)
+		return true
+	})
+	if _, err := c.Pull(t.Context(), "reg.test/third:1", nil); err == nil || !strings.Contains(err.Error(), "from https to plain http") {
+		t.Errorf("a tag by plain http: %v", err)
 	}
 }
 
@@ -349,8 +371,8 @@ func TestMirrorSendsPages(t *testing.T) {
 			w.Write(l.blob[:100])
 		},
 	} {
-		for _, what := range []string{"/manifests/", "/blobs/"} {
-			t.Run(name+" for"+what, func(t *testing.T) {
+		for _, what := range []string{"/manifests/", "/blobs/" + digest.FromBytes(l.blob).String()} {
+			t.Run(name+" for"+what[:8], func(t *testing.T) {
 				origin, mirror := newRegistry(t), newRegistry(t)
 				for _, r := range []*registryServer{origin, mirror} {
 					r.build("1", []testLayer{l, gzipLayer(noise(t, 40_000))}, nil)
@@ -374,6 +396,47 @@ func TestMirrorSendsPages(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestCompressedDocuments: a proxy that compresses text although it is asked not to does no harm.
+func TestCompressedDocuments(t *testing.T) {
+	r := newRegistry(t)
+	id, _ := r.build("1", []testLayer{gzipLayer(noise(t, 1000))}, nil)
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		name := filepath.Base(q.URL.Path)
+		r.mu.Lock()
+		b, kind := r.manifests[name].body, r.manifests[name].mediaType
+		if name == id {
+			b, kind = r.blobs[digest.Digest(id)], "application/octet-stream"
+		}
+		r.mu.Unlock()
+		if b == nil || q.Method != http.MethodGet {
+			return false
+		}
+		w.Header().Set("Content-Type", kind)
+		w.Header().Set("Content-Encoding", "gzip")
+		w.Write(gzipLayer(b).blob)
+		return true
+	})
+	newImages(t, nil).mustPull(t, r.ref("app:1"))
+}
+
+// TestTwoChallenges: where the first way to log in fails, the second one is tried.
+func TestTwoChallenges(t *testing.T) {
+	r, tokens := newRegistry(t), newTokenServer(t)
+	r.build("1", nil, nil)
+	tokens.reply = func(w http.ResponseWriter, _ int32) { w.WriteHeader(http.StatusUnauthorized) }
+	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		w.Header().Add("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token"`, tokens.URL))
+		w.Header().Add("WWW-Authenticate", `Basic realm="x"`)
+		if q.Header.Get("Authorization") == basic("alice", "wonderland") {
+			return false
+		}
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{Username: "alice", Password: "wonderland"})
+	must(t, err)
 }
 
 // TestManyDrips: the stall clock stands only while all layers wait for their turn.

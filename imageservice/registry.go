@@ -353,7 +353,7 @@ func (r *registry) blame(h *host, err error) bool {
 	return len(r.able(request{})) > 0
 }
 
-// follow sends q and follows redirects: from https to http only blobs and only where that is set, and to another origin only with the headers that any server may see.
+// follow sends q and follows redirects: from https to http only for what has a digest, only where that is set, and to another origin only with the headers that any server may see.
 func (r *registry) follow(ctx context.Context, h *host, q request, authorization string, patience time.Duration) (*reply, error) {
 	u := &url.URL{Scheme: h.Scheme, Host: h.Host, Path: path.Join("/", h.Path, r.path, q.kind, q.object)}
 	until := time.Now().Add(patience) // for all redirects together
@@ -389,7 +389,7 @@ func (r *registry) follow(ctx context.Context, h *host, q request, authorization
 			return nil, fmt.Errorf("%s redirects %s to something that is not a web address", origin(u), q)
 		}
 		if next.Scheme == "http" && resp.Request.URL.Scheme == "https" { // what was really spoken
-			if q.kind != "blobs" {
+			if !strings.HasPrefix(q.object, "sha256:") { // nothing proves what comes
 				return nil, fmt.Errorf("%s redirects %s from https to plain http at %s", origin(u), q, next.Host)
 			}
 			if !r.settings.RedirectToHTTP {
