@@ -114,11 +114,11 @@ func (p *pull) get(ctx context.Context, q request, most int64, verify func([]byt
 		again := transient(err)
 		if err == nil {
 			raw, err = plainDocument(raw, most)
-		}
-		if err == nil {
-			if int64(len(raw)) > most {
+			switch {
+			case err != nil:
+			case int64(len(raw)) > most:
 				err = refuse(errdefs.ErrResourceExhausted, "%s has more than %d bytes", q, most)
-			} else {
+			default:
 				err = verify(raw, resp.Header)
 			}
 			again = err != nil && p.reg.blame(resp.host, err)
