@@ -313,3 +313,26 @@ func TestSEC75DockerProfile(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument, "seccomp.localhost_ref", "rule 0")
 	d.wantFlat(before)
 }
+
+// TestPrivilegedInUserNamespace: hostUsers: false beside privileged: true. It rules its own namespaces, and is nobody outside.
+func TestPrivilegedInUserNamespace(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod(inUserNamespace, func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
+	c := p.run(idle(), secured(func(s *cri.LinuxContainerSecurityContext) {
+		s.Privileged, s.MaskedPaths, s.ReadonlyPaths, s.Seccomp = true, nil, nil, nil
+	}))
+	if got := c.exec("sh", "-c", "mkdir -p /m && mount -t tmpfs none /m && echo mounted; ls /dev/null /dev/zero"); got != "mounted\n/dev/null\n/dev/zero\n" {
+		t.Errorf("%q", got)
+	}
+	host := filepath.Join(d.dir, "host")
+	d.must(os.WriteFile(host, []byte("secret"), 0o600))
+	c = p.run(idle(), mounted(&cri.Mount{HostPath: host, ContainerPath: "/host"}), secured(func(s *cri.LinuxContainerSecurityContext) {
+		s.Privileged, s.MaskedPaths, s.ReadonlyPaths, s.Seccomp = true, nil, nil, nil
+	}))
+	for _, command := range []string{"cat /host", "echo 1 >/proc/sys/vm/overcommit_memory", "mknod /tmp/sda b 8 0 && cat /tmp/sda"} {
+		if r := c.mayFail("sh", "-c", command); r.code == 0 {
+			t.Errorf("%s works: %+v", command, r)
+		}
+	}
+}

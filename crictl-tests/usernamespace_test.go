@@ -409,7 +409,6 @@ func TestUserNamespaceRefused(t *testing.T) {
 		"empty":          func(c *cri.PodSandboxConfig) { options(c).UsernsOptions.Uids[0].Length = 0 },
 		"mode CONTAINER": func(c *cri.PodSandboxConfig) { options(c).UsernsOptions.Mode = cri.NamespaceMode_CONTAINER },
 		"mode TARGET":    func(c *cri.PodSandboxConfig) { options(c).UsernsOptions.Mode = cri.NamespaceMode_TARGET },
-		"privileged":     func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true },
 		"host pid":       func(c *cri.PodSandboxConfig) { options(c).Pid = cri.NamespaceMode_NODE },
 		"host ipc":       func(c *cri.PodSandboxConfig) { options(c).Ipc = cri.NamespaceMode_NODE },
 	} {

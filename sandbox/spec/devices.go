@@ -3,6 +3,7 @@ package spec
 import (
 	"fmt"
 	"path"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -56,10 +57,15 @@ func (d *draft) boundDevices() []specs.Mount {
 	}
 	var all []specs.Mount
 	for _, dev := range d.c.Devices {
-		all = append(all, bindDevice(dev))
+		if !slices.Contains(runtimeDevices, path.Clean(dev.ContainerPath)) {
+			all = append(all, bindDevice(dev))
+		}
 	}
 	return all
 }
+
+// runtimeDevices are those that every OCI runtime adds itself, and cannot where there is one already.
+var runtimeDevices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/console"}
 
 func bindDevice(dev Device) specs.Mount {
 	return bind(dev.HostPath, path.Clean(dev.ContainerPath), "rprivate", "nosuid", "noexec")

@@ -96,8 +96,6 @@ func checkUserNamespacePod(p *runtimeapi.PodSandboxConfig, h Host) error {
 	const field = "linux.security_context."
 	o := podNamespace(p)
 	switch {
-	case p.GetLinux().GetSecurityContext().GetPrivileged():
-		return invalid(field+"privileged", "a privileged pod cannot have a user namespace")
 	case o.GetPid() == runtimeapi.NamespaceMode_NODE:
 		return invalid(field+"namespace_options.pid", "a pod in the host's PID namespace cannot have a user namespace")
 	case o.GetIpc() == runtimeapi.NamespaceMode_NODE:

@@ -164,7 +164,6 @@ func TestRefusesPods(t *testing.T) {
 		rows = append(rows, row{"userns_options", func(p *runtimeapi.PodSandboxConfig) { sc(p).NamespaceOptions.UsernsOptions = u }})
 	}
 	for field, change := range map[string]func(*runtimeapi.LinuxSandboxSecurityContext){
-		"privileged": func(sc *runtimeapi.LinuxSandboxSecurityContext) { sc.Privileged = true },
 		"pid": func(sc *runtimeapi.LinuxSandboxSecurityContext) {
 			sc.NamespaceOptions.Pid = runtimeapi.NamespaceMode_NODE
 		},
