@@ -93,6 +93,7 @@ func Connect(ctx context.Context, c Config) (*Client, error) {
 	k := &Client{c: c, state: d, told: map[string]bool{}, late: map[string]bool{}, more: make(chan struct{}, 1),
 		shim:   newPeer("shim", c, d.shimSock(), d.shimLock(), d.shimHome(), d.shimLog()),
 		logger: newPeer("logger", c, d.loggerSock(), d.loggerLock(), d.loggerHome(), d.loggerLog())}
+	k.logger.build = buildOf(c.Executable) // a logger may be ended at any time, a shim may not
 	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := k.connect(ctx); err != nil {
 		k.cancel()
@@ -369,7 +370,7 @@ func (k *Client) askLogger(ctx context.Context, limit time.Duration, verb string
 func (k *Client) ask(ctx context.Context, p *peer, verb string, body, out any, repeat bool) error {
 	for {
 		err := k.whileNobody(ctx, p, verb, func() error {
-			_, err := call(ctx, p.sock, verb, body, nil, out)
+			_, err := p.call(ctx, verb, body, out)
 			return err
 		})
 		if !repeat || !errors.Is(err, errBroken) || ctx.Err() != nil {

@@ -41,7 +41,7 @@ func (k *Client) Exec(ctx context.Context, e Exec) (int32, error) {
 	var done execDone
 	k.c.Step("client.exec")
 	err := k.whileNobody(ctx, k.shim, "exec", func() error {
-		_, err := stream(ctx, k.shim.sock, "exec", body, files, &done, func(_ json.RawMessage, got []*os.File) error {
+		_, err := k.shim.stream(ctx, "exec", body, files, &done, func(_ json.RawMessage, got []*os.File) error {
 			if e.OnStarted != nil {
 				e.OnStarted()
 			}
@@ -68,7 +68,7 @@ func (k *Client) Streams(ctx context.Context, id string) (Streams, error) {
 	var kinds []string
 	var files []*os.File
 	err := k.whileNobody(ctx, k.shim, "fds", func() (err error) {
-		files, err = call(ctx, k.shim.sock, "fds", idBody{id}, nil, &kinds)
+		files, err = k.shim.call(ctx, "fds", idBody{id}, &kinds)
 		return err
 	})
 	if err != nil {
@@ -119,7 +119,7 @@ func (k *Client) Attach(ctx, leave context.Context, id string, out, errs *os.Fil
 			return fmt.Errorf("attach to task %s: %w", id, err)
 		}
 		defer conn.Close()
-		_, err = converse(ctx, conn, "attach", body, files, nil, func(_ json.RawMessage, got []*os.File) error {
+		_, err = converse(ctx, conn, k.logger.format(), "attach", body, files, nil, func(_ json.RawMessage, got []*os.File) error {
 			closeAll(got)
 			attached()
 			if leave != nil {

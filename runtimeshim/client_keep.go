@@ -27,8 +27,12 @@ type peer struct {
 	c    Config
 
 	mu    sync.Mutex
-	pidfd *os.File // of the one that answered last
-	left  bool     // do not start it again
+	pidfd *os.File     // of the one that answered last
+	said  versionReply // by it
+	left  bool         // do not start it again
+
+	build    string // it is replaced once when it is of another; "" = whatever it is
+	replaced bool   // of ensure alone
 
 	outside bool // the log says that it has no scope; of keep alone
 }
@@ -111,9 +115,15 @@ func (p *peer) waitGone(ctx context.Context) error {
 func (p *peer) ensure(ctx context.Context) (*os.File, error) {
 	var ours *spawned
 	for pause := 3 * time.Millisecond; ; {
-		pidfd, err := p.greet(ctx)
+		pidfd, v, err := p.greet(ctx)
+		if err == nil && p.isStale(v, ours) {
+			p.replaced = true
+			p.endStale(ctx, pidfd)
+			continue
+		}
 		if err == nil {
 			ours.unlessServing(ctx, pidfd)
+			p.heard(v)
 			p.set(pidfd)
 			return pidfd, nil
 		}
@@ -138,32 +148,32 @@ func (p *peer) ensure(ctx context.Context) (*os.File, error) {
 }
 
 // greet asks for the version and returns a pidfd of the process that answered.
-func (p *peer) greet(ctx context.Context) (*os.File, error) {
+func (p *peer) greet(ctx context.Context) (*os.File, versionReply, error) {
+	var v versionReply
 	conn, err := dial(ctx, p.sock)
 	if err != nil {
-		return nil, err
+		return nil, v, err
 	}
 	defer conn.Close()
 	cred, err := peerCred(conn)
 	if err != nil {
-		return nil, err
+		return nil, v, err
 	}
 	pidfd, err := openPidfd(int(cred.Pid))
 	if err != nil {
-		return nil, err
+		return nil, v, err
 	}
 	// It answers after the pidfd was opened, and under its own number: so it
 	// was alive then, and the number was its own.
-	var v versionReply
-	_, err = converse(ctx, conn, "version", struct{}{}, nil, &v, func(json.RawMessage, []*os.File) error { return nil })
+	_, err = converse(ctx, conn, 1, "version", struct{}{}, nil, &v, func(json.RawMessage, []*os.File) error { return nil })
 	if err == nil && v.Pid != int(cred.Pid) {
 		err = fmt.Errorf("%s says it is %d, the kernel says %d: %w", p.name, v.Pid, cred.Pid, errdefs.ErrUnavailable)
 	}
 	if err != nil {
 		pidfd.Close()
-		return nil, err
+		return nil, v, err
 	}
-	return pidfd, nil
+	return pidfd, v, nil
 }
 
 // spawned is a process we have started to become the peer.

@@ -9,7 +9,7 @@ import (
 // watch keeps a watch of the shim open. It ends with the client.
 func (k *Client) watch() {
 	for k.ctx.Err() == nil {
-		_, _ = stream(k.ctx, k.shim.sock, "watch", struct{}{}, nil, nil, func(raw json.RawMessage, files []*os.File) error {
+		_, _ = k.shim.stream(k.ctx, "watch", struct{}{}, nil, nil, func(raw json.RawMessage, files []*os.File) error {
 			closeAll(files)
 			var w watchReply
 			if err := json.Unmarshal(raw, &w); err != nil {

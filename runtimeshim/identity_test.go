@@ -256,3 +256,48 @@ func TestUnreadableFolderEndsTheShim(t *testing.T) {
 		t.Errorf("list: %v", err)
 	}
 }
+
+// TestReopenWhenTheLogCannotBeReadNow: a task that the logger waits for is not forgotten by a rotation that comes meanwhile.
+func TestReopenWhenTheLogCannotBeReadNow(t *testing.T) {
+	h := newHost(t)
+	task := h.start(h.params("c", sh("trap 'seq 6 10' USR1; seq 1 5; while :; do sleep 0.02; done")))
+	h.eventually("it has counted", func() bool { return len(h.logLines("c")) == 5 })
+	h.client.Close()
+	h.kill9("logger.lock")
+	file, away := filepath.Join(h.state, "shim/c/log.json"), filepath.Join(h.state, "away")
+	must(t, os.Rename(file, away))
+	must(t, os.Mkdir(file, 0o700))
+	h.connect()
+	if err := h.client.ReopenLog(context.Background(), "c"); err == nil {
+		t.Error("the log was opened again")
+	}
+	must(t, os.Remove(file))
+	must(t, os.Rename(away, file))
+	f, err := openPidfd(task.Pid)
+	must(t, err)
+	defer f.Close()
+	must(t, signalPidfd(f, unix.SIGUSR1))
+	h.eventually("it has counted on", func() bool { return len(h.logLines("c")) == 10 })
+}
+
+// TestLeavingTakesNothingForAFullLog: clients that come and go do not fill the spool while the log cannot be written.
+func TestLeavingTakesNothingForAFullLog(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "fifo")
+	must(t, unix.Mkfifo(fifo, 0o600))
+	s, err := openSpool(fifo, filepath.Join(dir, "spool"))
+	must(t, err)
+	defer s.close()
+	must(t, writeFull(s.fifo, make([]byte, 4096)))
+	l := &logger{step: func(string) {}}
+	task := &logTask{l: l, streams: [2]*spool{s}, stuck: firstRetry, running: true}
+	r, w := pipeOf(t)
+	defer r.Close()
+	taps, err := newTaps([]*os.File{w}, [2]bool{true})
+	must(t, err)
+	task.taps[0] = []*tap{taps[0]}
+	task.lastCopy(taps)
+	if s.size != 0 {
+		t.Errorf("%d bytes are in the spool", s.size)
+	}
+}

@@ -71,6 +71,7 @@ type logger struct {
 	poll    *poller
 	devnull int
 	buffers buffers
+	build   string         // of this program
 	work    sync.WaitGroup // what is nobody's task
 
 	mu    sync.Mutex
@@ -97,7 +98,7 @@ func newLogger(ctx context.Context, dir stateDir, step func(string)) (*logger, e
 		return nil, err
 	}
 	l := &logger{
-		ctx: ctx, dir: dir, step: step, poll: poll, devnull: devnull,
+		ctx: ctx, dir: dir, step: step, poll: poll, devnull: devnull, build: ownBuild(),
 		tasks: map[string]*logTask{}, fifos: map[int]fifoOwner{},
 	}
 	l.work.Go(func() { poll.run(l.readable) })
@@ -198,14 +199,9 @@ type loggerTask struct {
 	Start int64  `json:"start,omitempty"` // of a task of that id, the one with this in its log.json
 }
 
-type loggerVersion struct {
-	Format int `json:"format"`
-	Pid    int `json:"pid"`
-}
-
 // handlers is the list of verbs.
 //
-//	version         -> loggerVersion
+//	version         -> versionReply
 //	open   {id}     the task folder exists: begin to read; its log exists afterwards. Twice is fine
 //	reopen {id}     the log was renamed: go on in a new file. On error there is no new file
 //	finish {id,start} the task has ended: returns when all it has printed is in the log. Twice is fine
@@ -227,7 +223,7 @@ func (l *logger) handlers(quit func()) map[string]handler {
 	}
 	return map[string]handler{
 		"version": func(context.Context, *inbound) (any, error) {
-			return loggerVersion{Format: wireFormat, Pid: os.Getpid()}, nil
+			return versionReply{Format: wireFormat, Pid: os.Getpid(), Build: l.build}, nil
 		},
 		"open":   verb(l.asked((*logTask).open)),
 		"reopen": verb(l.asked((*logTask).reopen)),

@@ -221,6 +221,9 @@ func (t *logTask) tap(taps [2]*tap) error {
 	return nil
 }
 
+// mostWaiting is what a spool may hold for the log before only the log's own pace fills it.
+const mostWaiting = 1 << 20
+
 // lastCopy takes what the task's FIFOs hold now and no more, and lets the taps end when they have it.
 func (t *logTask) lastCopy(taps [2]*tap) {
 	for i, p := range taps {
@@ -228,6 +231,9 @@ func (t *logTask) lastCopy(taps [2]*tap) {
 			continue
 		}
 		left, err := unix.IoctlGetInt(t.streams[i].fifo, unix.TIOCINQ)
+		if s := t.streams[i]; t.stuck != 0 || s.size-s.off > mostWaiting {
+			left = 0 // the log takes nothing now: clients that come and go must not fill the spool
+		}
 		for n := 0; left > 0 && err == nil; left -= n {
 			if n, err = t.fill(i); n == 0 {
 				break

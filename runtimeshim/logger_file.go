@@ -156,7 +156,12 @@ func findRenamed(dir string, id fileID) (logFile, error) {
 	for _, e := range entries {
 		var st unix.Stat_t
 		path := filepath.Join(dir, e.Name())
-		if !e.Type().IsRegular() || unix.Lstat(path, &st) != nil || (fileID{st.Dev, st.Ino}) != id {
+		if !e.Type().IsRegular() {
+			continue
+		}
+		if err := retry(func() error { return unix.Lstat(path, &st) }); err != nil && !errors.Is(err, unix.ENOENT) {
+			return logFile{fd: -1}, fmt.Errorf("look at %s: %w", path, err)
+		} else if err != nil || (fileID{st.Dev, st.Ino}) != id {
 			continue
 		}
 		f, err := findLogFile(path)
@@ -164,6 +169,9 @@ func findRenamed(dir string, id fileID) (logFile, error) {
 			return f, nil
 		}
 		closeFD(&f.fd)
+		if err != nil && !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, errdefs.ErrInvalidArgument) {
+			return logFile{fd: -1}, err
+		}
 	}
 	return logFile{fd: -1}, fmt.Errorf("log with inode %d in %s: %w", id.ino, dir, errdefs.ErrNotFound)
 }

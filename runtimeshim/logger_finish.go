@@ -14,7 +14,11 @@ import (
 // task, or its id is that of a later start by now; start 0 is any.
 // ErrInvalidArgument: what it calls its log cannot be one.
 func (t *logTask) finish(start int64) (chan struct{}, error) {
-	if t.startedAfter(start) {
+	other, err := t.startedAfter(start)
+	if err != nil {
+		return nil, fmt.Errorf("log of %s: %w: %w", t.id, err, errdefs.ErrUnavailable)
+	}
+	if other {
 		if !t.attached && t.stuck == 0 {
 			t.release()
 		}
@@ -37,9 +41,16 @@ func (t *logTask) finish(start int64) (chan struct{}, error) {
 
 // startedAfter tells whether the task folder is that of another start than the
 // one that was meant, 0 for any: who asked to finish that one may have given up.
-func (t *logTask) startedAfter(start int64) bool {
+func (t *logTask) startedAfter(start int64) (bool, error) {
+	if start == 0 {
+		return false, nil
+	}
 	var rec logRecord
-	return start != 0 && readJSON(t.dir().log(), &rec) == nil && rec.Start != 0 && rec.Start != start
+	err := readJSON(t.dir().log(), &rec)
+	if errdefs.IsNotFound(err) || errdefs.IsDataLoss(err) {
+		err = nil
+	}
+	return rec.Start != 0 && rec.Start != start, err
 }
 
 // drain writes everything and marks the task as done.

@@ -219,9 +219,14 @@ func (t *logTask) findFolder() error {
 // What was read so far goes to the old one. On error nothing has changed.
 func (t *logTask) reopen() error {
 	if !t.attached {
-		if err := t.attach(); err != nil {
+		err := t.attach()
+		if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errdefs.ErrInvalidArgument) {
 			t.release()
 			return err
+		}
+		if err != nil {
+			t.backOff(err) // it may have been waiting for that already
+			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}
 		t.unarmed = anybody
 		t.wake(tick)

@@ -212,8 +212,11 @@ func (t *logTask) compact(i int) error {
 // and we go on until reopen.
 func (t *logTask) followPath(st unix.Stat_t) (unix.Stat_t, error) {
 	f, err := findLogFile(t.path)
-	if err != nil {
+	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errdefs.ErrInvalidArgument) {
 		return st, nil
+	}
+	if err != nil {
+		return st, err
 	}
 	if st.Size <= mostMoved {
 		if err := copyLog(f.fd, t.log.fd, st.Size); err != nil {

@@ -41,6 +41,9 @@ func TestMain(m *testing.M) {
 			if d, bad := time.ParseDuration(os.Getenv("CRIBOX_TEST_TAP_PATIENCE")); bad == nil {
 				tapPatience = d
 			}
+			if build := os.Getenv("CRIBOX_TEST_BUILD"); build != "" {
+				ownBuild = func() string { return build }
+			}
 			err = LoggerMain(context.Background(), os.Args[3], testStep())
 		case "daemon":
 			err = daemonMain(os.Args[3])

@@ -241,8 +241,9 @@ func flockSoon(fd int) (bool, error) {
 
 // versionReply answers the verb version, of shim and logger alike.
 type versionReply struct {
-	Format int `json:"format"`
-	Pid    int `json:"pid"`
+	Format int    `json:"format"`
+	Pid    int    `json:"pid"`
+	Build  string `json:"build,omitempty"` // of the program; shims, and loggers of old versions, do not say
 }
 
 type idBody struct {
@@ -258,7 +259,7 @@ type killBody struct {
 func (s *shim) handlers() map[string]handler {
 	return map[string]handler{
 		"version": func(context.Context, *inbound) (any, error) {
-			return versionReply{wireFormat, os.Getpid()}, nil
+			return versionReply{Format: wireFormat, Pid: os.Getpid()}, nil
 		},
 		"start": func(ctx context.Context, in *inbound) (any, error) {
 			var p taskParams

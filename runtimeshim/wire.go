@@ -23,6 +23,10 @@ import (
 // SCM_RIGHTS with the first byte of their frame. The caller sends one request
 // frame and gets reply frames: any number with "more", then the last one. The
 // caller closing its connection cancels the context of the handler.
+//
+// Both ends may be of different versions: a shim lives as long as the node. The
+// caller asks for the peer's version first, in format 1, and speaks the lower of
+// both formats from then on. A server answers all formats from 1 to its own.
 const (
 	wireFormat   = 1
 	maxFrame     = 8 << 20 // the largest is an exec with 3 MiB of arguments, escaped
@@ -71,12 +75,18 @@ func call(ctx context.Context, socket, verb string, body any, files []*os.File, 
 // in order. An error of each ends the call and is returned.
 func stream(ctx context.Context, socket, verb string, body any, files []*os.File, out any,
 	each func(json.RawMessage, []*os.File) error) ([]*os.File, error) {
+	return streamIn(ctx, wireFormat, socket, verb, body, files, out, each)
+}
+
+// streamIn is stream in a format that the peer knows.
+func streamIn(ctx context.Context, format int, socket, verb string, body any, files []*os.File, out any,
+	each func(json.RawMessage, []*os.File) error) ([]*os.File, error) {
 	conn, err := dial(ctx, socket)
 	if err != nil {
 		return nil, fmt.Errorf("ask %s for %s: %w", socket, verb, err)
 	}
 	defer conn.Close()
-	got, err := converse(ctx, conn, verb, body, files, out, each)
+	got, err := converse(ctx, conn, format, verb, body, files, out, each)
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
@@ -103,14 +113,14 @@ func dial(ctx context.Context, socket string) (*net.UnixConn, error) {
 }
 
 // converse does one call on an open connection.
-func converse(ctx context.Context, conn *net.UnixConn, verb string, body any, files []*os.File, out any,
+func converse(ctx context.Context, conn *net.UnixConn, format int, verb string, body any, files []*os.File, out any,
 	each func(json.RawMessage, []*os.File) error) ([]*os.File, error) {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	raw, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
-	if err := writeFrame(conn, request{Format: wireFormat, Verb: verb, Body: raw}, files); err != nil {
+	if err := writeFrame(conn, request{Format: format, Verb: verb, Body: raw}, files); err != nil {
 		return nil, fmt.Errorf("send %s: %v: %w", verb, err, errBroken)
 	}
 	for {
