@@ -29,7 +29,11 @@ func (b *bridgeNetwork) raise(subnets []netip.Prefix) error {
 		if err != nil {
 			return err
 		}
-		if err := addGateway(l, gateway(s)); err != nil {
+		err = addGateway(l, gateway(s))
+		if errors.Is(err, unix.EACCES) {
+			err = fmt.Errorf("%w: this host has IPv6 switched off; set net.ipv6.conf.default.disable_ipv6 to 0", err)
+		}
+		if err != nil {
 			return fmt.Errorf("address %s of bridge %s: %w", gateway(s), b.bridge, err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -106,6 +107,19 @@ func TestIPv6AtOnceWhereAllLook(t *testing.T) {
 		t.Errorf("from the host to the pod: %v", err)
 	}
 	h.teardown(p)
+}
+
+// Where IPv6 is switched off, a range of it cannot be served, and the error says what to do.
+func TestIPv6SwitchedOff(t *testing.T) {
+	h := newHost(t, withDefault(t), dualStack)
+	writeTestFile(t, "/proc/sys/net/ipv6/conf/default/disable_ipv6", "1", 0)
+	t.Cleanup(func() { writeTestFile(t, "/proc/sys/net/ipv6/conf/default/disable_ipv6", "0", 0) })
+	p := h.pod("p1")
+	_, err := h.n.Setup(t.Context(), p)
+	wantErr(t, err, errdefs.ErrUnavailable, "fd85::1/64", "disable_ipv6")
+	if d := h.n.Debts(); len(d) > 0 {
+		t.Errorf("debts %v", d)
+	}
 }
 
 // A port on 0.0.0.0 is one of all IPv4 addresses of the host, a port on :: one of all IPv6 addresses, and a port without

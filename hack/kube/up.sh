@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Starts a Kubernetes cluster whose nodes run on cribox: etcd, the control plane,
 # and on each of NODES nodes a kubelet, a kube-proxy and a cribox of its own. What
-# runs already is kept. `make kube-up` has built everything in bin/ before.
+# runs already is kept. BARE names further nodes by their numbers ("3 4"): they come
+# up without a network. `make kube-up` has built everything in bin/ before.
 set -euo pipefail
 # shellcheck source=hack/kube/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
