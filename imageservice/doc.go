@@ -1,6 +1,6 @@
 // Package imageservice turns a name into verified bytes and verified bytes into a root filesystem; it has never heard of pods.
 //
-// What it will not do: run anything (decompression is in process), follow the urls of a descriptor, unpack encrypted, foreign or
+// What it will not do: run anything (decompression is in process), follow the urls of a descriptor, unpack encrypted or
 // schema 1 content, convert or push images, verify signatures, or decide which images may go. Nothing it lists is unverified or not
 // yet on disk.
 //

@@ -174,7 +174,7 @@ func (p *pull) document(ctx context.Context, desc ocispec.Descriptor, kind strin
 		if got := digest.FromBytes(raw); got != desc.Digest || int64(len(raw)) != desc.Size {
 			return refuse(errdefs.ErrDataLoss, "%s arrives as %d bytes with digest %s, its descriptor says %d", desc.Digest, len(raw), got, desc.Size)
 		}
-		if t := contentType(header); kind == "manifests" && manifestType(t) && t != desc.MediaType {
+		if t := contentType(header); kind == "manifests" && manifestType(t) && indexType(t) != indexType(desc.MediaType) {
 			return refuse(errdefs.ErrInvalidArgument, "manifest %s is served as %q, its descriptor says %q", desc.Digest, t, clip(desc.MediaType))
 		}
 		return nil
@@ -222,6 +222,9 @@ func (p *pull) layer(ctx context.Context, downloads slots, desc ocispec.Descript
 	}
 	p.note(desc)
 	if err := p.fetch(ctx, downloads, desc, diffID, name); err != nil {
+		if errdefs.IsNotFound(err) && foreignLayer(desc) {
+			err = fmt.Errorf("%w (it is a foreign layer, and its own urls are not asked: push it to the registry)", err)
+		}
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	l := p.anyLayer(diffID)

@@ -20,6 +20,7 @@ const (
 	maxErrorBody    = 8 << 10   // bytes read of a registry's error reply
 	maxLooks        = 16 << 20  // into the layers of an image, for directories that the ones above them made up
 	maxIndexEntries = 1024      // manifests in one index
+	maxUnsaid       = 64        // entries of an index without platforms whose configs are read
 	maxIndexDepth   = 3         // indexes in indexes
 	maxOverlay      = 500       // lower directories of one overlay mount
 	maxName         = 4096      // bytes of a path in a layer

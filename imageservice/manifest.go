@@ -19,6 +19,7 @@ const (
 	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
 	dockerConfig   = "application/vnd.docker.container.image.v1+json"
 	dockerLayer    = "application/vnd.docker.image.rootfs.diff.tar"
+	dockerForeign  = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 )
 
 var acceptManifests = strings.Join([]string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, dockerList, dockerManifest}, ", ")
@@ -44,28 +45,31 @@ func decodeDocument(raw []byte, declared string) (document, error) {
 	if v, ok := keys["mediaType"]; ok && json.Unmarshal(v, &own) != nil {
 		return document{}, refuse(errdefs.ErrInvalidArgument, "manifest has a mediaType that is no string")
 	}
+	has := func(k string) bool { return !nothing(keys[k]) }
 	kind := declared
 	if !manifestType(kind) && own != "" {
 		kind = own // a server that says application/json, or nothing
 	}
-	if own != "" && own != kind {
+	if generic(kind) {
+		kind = guess(has)
+	}
+	// Docker's types and OCI's are two names of the same thing.
+	if own != "" && own != kind && (!manifestType(own) || indexType(own) != indexType(kind)) {
 		return document{}, refuse(errdefs.ErrInvalidArgument, "manifest is served as %q and calls itself %q", clip(declared), clip(own))
 	}
-	has := func(k string) bool { _, ok := keys[k]; return ok }
 	if strings.HasPrefix(kind, "application/vnd.docker.distribution.manifest.v1+") || has("fsLayers") {
 		return document{}, refuse(errdefs.ErrNotImplemented, "manifest schema 1 is not supported, push the image again in a newer format")
 	}
 	if has("manifests") && (has("layers") || has("config")) {
 		return document{}, refuse(errdefs.ErrInvalidArgument, "ambiguous document: it has both manifests and layers or config")
 	}
-	var version int
-	if json.Unmarshal(keys["schemaVersion"], &version) != nil || version != 2 {
-		return document{}, refuse(errdefs.ErrInvalidArgument, "manifest schemaVersion is not 2")
+	if bytes.Equal(bytes.TrimSpace(keys["schemaVersion"]), []byte("1")) {
+		return document{}, refuse(errdefs.ErrNotImplemented, "manifest schema 1 is not supported, push the image again in a newer format")
 	}
 	d := document{mediaType: kind}
 	switch kind {
 	case ocispec.MediaTypeImageIndex, dockerList:
-		if !has("manifests") {
+		if _, ok := keys["manifests"]; !ok {
 			return document{}, refuse(errdefs.ErrInvalidArgument, "index without manifests")
 		}
 		d.index = &ocispec.Index{}
@@ -84,6 +88,40 @@ func decodeDocument(raw []byte, declared string) (document, error) {
 	}
 	return d, nil
 }
+
+// nothing says whether a value is as good as a key that is not there: some tools write all of their fields.
+func nothing(v json.RawMessage) bool {
+	if len(v) > 100 {
+		return false
+	}
+	switch string(bytes.Join(bytes.Fields(v), nil)) {
+	case "", "null", "[]", "{}":
+		return true
+	}
+	return false
+}
+
+// generic says whether a content type tells nothing about a document.
+func generic(t string) bool {
+	switch t {
+	case "", "application/json", "application/octet-stream", "text/plain":
+		return true
+	}
+	return false
+}
+
+// guess is the type of a document that nobody has given one. What could be both is refused anyway.
+func guess(has func(string) bool) string {
+	switch {
+	case has("manifests"):
+		return ocispec.MediaTypeImageIndex
+	case has("config"):
+		return ocispec.MediaTypeImageManifest
+	}
+	return ""
+}
+
+func indexType(t string) bool { return t == ocispec.MediaTypeImageIndex || t == dockerList }
 
 // checkValues counts before anything is decoded: two bytes of JSON may become a hundred and more of memory.
 func checkValues(raw []byte) error {
@@ -159,25 +197,38 @@ func clip(s string) string {
 	return s
 }
 
-// choose picks the entry of an index that suits this machine best. Entries without a platform come last. ErrNotFound lists what there is.
-func choose(index *ocispec.Index, want platforms.MatchComparer) (ocispec.Descriptor, error) {
+// choose picks the entry of an index that suits this machine best. Where none has the right platform, it returns those without a platform, whose
+// configs have to be read. ErrNotFound lists what there is.
+func choose(index *ocispec.Index, want platforms.MatchComparer) ([]ocispec.Descriptor, error) {
 	if len(index.Manifests) > maxIndexEntries {
-		return ocispec.Descriptor{}, refuse(errdefs.ErrResourceExhausted, "index with %d entries, the most is %d", len(index.Manifests), maxIndexEntries)
+		return nil, refuse(errdefs.ErrResourceExhausted, "index with %d entries, the most is %d", len(index.Manifests), maxIndexEntries)
 	}
 	var best *ocispec.Descriptor
+	var unsaid []ocispec.Descriptor
 	for i := range index.Manifests {
 		m := &index.Manifests[i]
-		if !manifestType(m.MediaType) || m.Platform != nil && !want.Match(*m.Platform) {
-			continue
-		}
-		if best == nil || m.Platform != nil && (best.Platform == nil || want.Less(*m.Platform, *best.Platform)) {
+		switch {
+		case !manifestType(m.MediaType):
+		case m.Platform == nil:
+			if len(unsaid) < maxUnsaid {
+				unsaid = append(unsaid, *m)
+			}
+		case want.Match(*m.Platform) && (best == nil || want.Less(*m.Platform, *best.Platform)):
 			best = m
 		}
 	}
-	if best == nil {
-		return ocispec.Descriptor{}, refuse(errdefs.ErrNotFound, "no image for %s, there are: %s", platforms.DefaultString(), offered(index))
+	if best != nil {
+		unsaid = []ocispec.Descriptor{*best}
 	}
-	return *best, checkDescriptor(*best, maxDocument)
+	if len(unsaid) == 0 {
+		return nil, refuse(errdefs.ErrNotFound, "no image for %s, there are: %s", platforms.DefaultString(), offered(index))
+	}
+	for _, d := range unsaid {
+		if err := checkDescriptor(d, maxDocument); err != nil {
+			return nil, err
+		}
+	}
+	return unsaid, nil
 }
 
 func offered(index *ocispec.Index) string {
@@ -195,7 +246,8 @@ func offered(index *ocispec.Index) string {
 	return strings.Join(list, ", ")
 }
 
-// checkDescriptor refuses digests and sizes that are none, and contents that want to come from somewhere else.
+// checkDescriptor refuses digests and sizes that are none. Its urls mean nothing to us: whoever made the image would choose whom this node
+// asks for what.
 func checkDescriptor(d ocispec.Descriptor, most int64) error {
 	if err := checkDigest(d.Digest); err != nil {
 		return refuse(errdefs.ErrInvalidArgument, "descriptor: %v", err)
@@ -206,18 +258,15 @@ func checkDescriptor(d ocispec.Descriptor, most int64) error {
 	if d.Size > most {
 		return refuse(errdefs.ErrResourceExhausted, "descriptor %s has size %d, the most is %d", d.Digest, d.Size, most)
 	}
-	if len(d.URLs) > 0 {
-		return refuse(errdefs.ErrNotImplemented, "descriptor %s wants to be fetched from foreign urls", d.Digest)
-	}
 	return nil
 }
 
-// checkManifest refuses what we do not run: other things than images, foreign and encrypted layers, too many or too large ones.
+// checkManifest refuses what we do not run: other things than images, encrypted layers, too many or too large ones.
 func checkManifest(m *ocispec.Manifest, l Limits) error {
-	switch m.Config.MediaType {
-	case ocispec.MediaTypeImageConfig, dockerConfig:
+	switch t := m.Config.MediaType; {
+	case t == ocispec.MediaTypeImageConfig || t == dockerConfig || generic(t):
 	default:
-		return refuse(errdefs.ErrNotImplemented, "not a container image: its config has type %q", clip(m.Config.MediaType))
+		return refuse(errdefs.ErrNotImplemented, "not a container image: its config has type %q", clip(t))
 	}
 	if err := checkDescriptor(m.Config, maxDocument); err != nil {
 		return err
@@ -234,30 +283,36 @@ func checkManifest(m *ocispec.Manifest, l Limits) error {
 			return err
 		}
 		if total += d.Size; total > l.ImageBytes {
-			return refuse(errdefs.ErrResourceExhausted, "image with more than %d compressed bytes", l.ImageBytes)
+			return refuse(errdefs.ErrResourceExhausted, "image with more than %d compressed bytes (image_size_max)", l.ImageBytes)
 		}
 	}
 	return nil
 }
 
+// checkLayerType takes every tar. How it is compressed, its first bytes say. Foreign layers are ones that somebody did not push; where the
+// registry has them after all, they are as good as others.
 func checkLayerType(t string) error {
-	switch t {
-	case dockerLayer, dockerLayer + ".gzip", dockerLayer + ".zstd",
-		ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd:
+	if strings.HasSuffix(t, "+encrypted") {
+		return refuse(errdefs.ErrNotImplemented, "layer of type %q is encrypted", clip(t))
+	}
+	base, _, _ := strings.Cut(t, "+")
+	switch base {
+	case dockerLayer, dockerLayer + ".gzip", dockerLayer + ".zstd", dockerForeign, dockerForeign + ".gzip", dockerForeign + ".zstd":
 		return nil
 	}
-	why := "is not supported"
-	switch {
-	case strings.HasSuffix(t, "+encrypted"):
-		why = "is encrypted"
-	case strings.Contains(t, "foreign") || strings.Contains(t, "nondistributable"):
-		why = "is foreign"
+	if strings.HasPrefix(base, "application/vnd.oci.image.layer.") && strings.HasSuffix(base, ".tar") {
+		return nil
 	}
-	return refuse(errdefs.ErrNotImplemented, "layer of type %q %s", clip(t), why)
+	return refuse(errdefs.ErrNotImplemented, "layer of type %q is not supported", clip(t))
 }
 
-// decodeConfig checks an image config against its manifest and this machine.
-func decodeConfig(raw []byte, m *ocispec.Manifest, want platforms.MatchComparer) (ocispec.Image, error) {
+// foreignLayer says whether a layer is one that need not be in the registry of its image.
+func foreignLayer(d ocispec.Descriptor) bool {
+	return len(d.URLs) > 0 || strings.Contains(d.MediaType, "foreign") || strings.Contains(d.MediaType, "nondistributable")
+}
+
+// decodeConfig checks an image config against its manifest.
+func decodeConfig(raw []byte, m *ocispec.Manifest) (ocispec.Image, error) {
 	var img ocispec.Image
 	if err := checkValues(raw); err != nil {
 		return img, err
@@ -265,16 +320,13 @@ func decodeConfig(raw []byte, m *ocispec.Manifest, want platforms.MatchComparer)
 	if err := json.Unmarshal(raw, &img); err != nil {
 		return img, refuse(errdefs.ErrInvalidArgument, "image config does not decode: %v", err)
 	}
-	if len(img.RootFS.DiffIDs) != len(m.Layers) || img.RootFS.Type != "layers" && len(m.Layers) > 0 {
+	if len(img.RootFS.DiffIDs) != len(m.Layers) {
 		return img, refuse(errdefs.ErrInvalidArgument, "image config names %d diff ids, its manifest %d layers", len(img.RootFS.DiffIDs), len(m.Layers))
 	}
 	for _, d := range img.RootFS.DiffIDs {
 		if err := checkDigest(d); err != nil {
 			return img, refuse(errdefs.ErrInvalidArgument, "image config, diff id: %v", err)
 		}
-	}
-	if img.OS != "" && img.Architecture != "" && !want.Match(platforms.Normalize(img.Platform)) {
-		return img, refuse(errdefs.ErrNotFound, "no image for %s, there are: %s", platforms.DefaultString(), clip(platforms.Format(img.Platform)))
 	}
 	return img, nil
 }

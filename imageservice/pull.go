@@ -206,43 +206,6 @@ func (p *pull) run(ctx context.Context) (img Image, err error) {
 	return p.commit(ctx, got, disk)
 }
 
-// documents resolves the reference down to one manifest and its config.
-func (p *pull) documents(ctx context.Context) (contents, error) {
-	raw, desc, err := p.root(ctx)
-	if err != nil {
-		return contents{}, err
-	}
-	p.step("pull.resolved")
-	got := contents{root: desc}
-	for depth := 0; ; depth++ {
-		doc, err := decodeDocument(raw, desc.MediaType)
-		if err != nil {
-			return contents{}, err
-		}
-		if doc.manifest != nil {
-			got.manifest, got.doc = desc, doc.manifest
-			break
-		}
-		if depth == maxIndexDepth {
-			return contents{}, refuse(errdefs.ErrResourceExhausted, "indexes nested more than %d deep", maxIndexDepth)
-		}
-		if desc, err = choose(doc.index, p.want); err != nil {
-			return contents{}, err
-		}
-		if raw, err = p.document(ctx, desc, "manifests"); err != nil {
-			return contents{}, err
-		}
-	}
-	if err := checkManifest(got.doc, p.cfg.Limits); err != nil {
-		return contents{}, err
-	}
-	if raw, err = p.document(ctx, got.doc.Config, "blobs"); err != nil {
-		return contents{}, err
-	}
-	got.config, err = decodeConfig(raw, got.doc, p.want)
-	return got, err
-}
-
 // fetchLayers downloads and unpacks, several layers at a time.
 func (p *pull) fetchLayers(ctx context.Context, got *contents) error {
 	got.layers = make([]*layer, len(got.doc.Layers))

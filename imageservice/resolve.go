@@ -1,0 +1,110 @@
+package imageservice
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// documents resolves the reference down to one manifest and its config.
+//
+// The platform of an image is what the index says that names it. Where no index does, because it has no platforms or the reference is a
+// manifest's, the config says it: among several images that decides, of a single one it is noted only, as an emulator may run it.
+func (p *pull) documents(ctx context.Context) (contents, error) {
+	raw, desc, err := p.root(ctx)
+	if err != nil {
+		return contents{}, err
+	}
+	p.step("pull.resolved")
+	return p.resolve(ctx, contents{root: desc}, raw, desc, 0)
+}
+
+// errOtherPlatform is for an image of an index without platforms that is not for this machine.
+type errOtherPlatform struct{ platform string }
+
+func (e errOtherPlatform) Error() string { return "the image is for " + e.platform }
+
+func (p *pull) resolve(ctx context.Context, got contents, raw []byte, desc ocispec.Descriptor, depth int) (contents, error) {
+	doc, err := decodeDocument(raw, desc.MediaType)
+	if err != nil {
+		return got, err
+	}
+	if doc.manifest != nil {
+		got.manifest, got.doc = desc, doc.manifest
+		got.config, err = p.config(ctx, doc.manifest)
+		if err == nil {
+			err = p.checkPlatform(ctx, got)
+		}
+		return got, err
+	}
+	if depth == maxIndexDepth {
+		return got, refuse(errdefs.ErrResourceExhausted, "indexes nested more than %d deep", maxIndexDepth)
+	}
+	entries, err := choose(doc.index, p.want)
+	if err != nil {
+		return got, err
+	}
+	return p.firstThatFits(ctx, got, entries, depth+1)
+}
+
+// firstThatFits resolves one entry of an index after the other. What was fetched for those that do not fit does not belong to the image.
+func (p *pull) firstThatFits(ctx context.Context, got contents, entries []ocispec.Descriptor, depth int) (contents, error) {
+	var others []string
+	for _, entry := range entries {
+		p.mu.Lock()
+		before := len(p.blobs)
+		p.mu.Unlock()
+		raw, err := p.document(ctx, entry, "manifests")
+		if err != nil {
+			return got, err
+		}
+		found, err := p.resolve(ctx, got, raw, entry, depth)
+		var other errOtherPlatform
+		if !errors.As(err, &other) {
+			return found, err
+		}
+		if !slices.Contains(others, other.platform) {
+			others = append(others, other.platform)
+		}
+		p.mu.Lock()
+		p.blobs = p.blobs[:before]
+		p.mu.Unlock()
+	}
+	if depth > 1 {
+		return got, errOtherPlatform{strings.Join(others, ", ")}
+	}
+	return got, refuse(errdefs.ErrNotFound, "no image for %s, there are: %s", platforms.DefaultString(), clip(strings.Join(others, ", ")))
+}
+
+// config fetches and checks the config of a manifest.
+func (p *pull) config(ctx context.Context, m *ocispec.Manifest) (ocispec.Image, error) {
+	if err := checkManifest(m, p.cfg.Limits); err != nil {
+		return ocispec.Image{}, err
+	}
+	raw, err := p.document(ctx, m.Config, "blobs")
+	if err != nil {
+		return ocispec.Image{}, err
+	}
+	return decodeConfig(raw, m)
+}
+
+// checkPlatform holds the config's platform against this machine's.
+func (p *pull) checkPlatform(ctx context.Context, got contents) error {
+	img := got.config.Platform
+	if img.OS == "" || img.Architecture == "" || p.want.Match(platforms.Normalize(img)) {
+		return nil
+	}
+	other := clip(platforms.Format(img))
+	if got.manifest.Digest != got.root.Digest && got.manifest.Platform == nil {
+		return errOtherPlatform{other}
+	}
+	log.G(ctx).WithField("image", p.String()).
+		Warnf("the image's configuration says that it is for %s; it is taken for %s", other, platforms.DefaultString())
+	return nil
+}
