@@ -95,10 +95,19 @@ func TestSEC58Root(t *testing.T) {
 	} {
 		img, err := fixture.Custom(v1.Config{}, []fixture.Entry{entry, {Name: "planted", Data: []byte("x")}})
 		d.must(err)
-		_, err = d.tryHostile(fmt.Sprintf("sec58:%d", i), img)
-		if status.Code(err) != codes.InvalidArgument {
+		id, err := d.tryHostile(fmt.Sprintf("sec58:%d", i), img)
+		if err != nil {
 			t.Errorf("root as %q of type %q: %v", entry.Name, entry.Type, err)
+			continue
 		}
+		layers, err := filepath.Glob(filepath.Join(d.root, "layers", "[0-9]*", "fs"))
+		d.must(err)
+		for _, l := range layers {
+			if info, err := os.Lstat(l); err != nil || !info.IsDir() {
+				t.Errorf("root as %q of type %q: %v, %v", entry.Name, entry.Type, info, err)
+			}
+		}
+		d.must(d.removeImage(id))
 		host.wantUntouched("root " + entry.Name)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -237,7 +236,7 @@ func (m *Manager) pauseRoot(ctx context.Context, p *pod, image string) (root str
 	if err != nil {
 		return "", nil, fmt.Errorf("pause_image: %w", err)
 	}
-	args = slices.Concat(img.Config.Config.Entrypoint, img.Config.Config.Cmd)
+	args = spec.Command(img.Config.Config, nil, nil)
 	root, err = m.mountRoot(ctx, p, p.id, imageservice.Rootfs{ImageID: image, Label: m.mountLabel(p)})
 	return root, args, err
 }

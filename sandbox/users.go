@@ -29,6 +29,9 @@ func lookupUser(rootfs, imageUser string, sc *runtimeapi.LinuxContainerSecurityC
 	return spec.ResolveUser(imageUser, sc, passwd, group)
 }
 
+// ImageUser tells whom an image's USER names, as CreateContainer takes it: an id or a name; neither when it names nobody.
+func ImageUser(user string) (uid *uint32, name string) { return spec.ImageUser(user) }
+
 // readInRoot reads a regular file of an image with every link resolved inside root; a missing one is empty. What is no regular file (a
 // FIFO would block, a device would never end) or too large is ErrInvalidArgument.
 func readInRoot(root, name string) ([]byte, error) {

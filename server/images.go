@@ -3,14 +3,13 @@ package server
 import (
 	"context"
 	"errors"
-	"strconv"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/sandbox"
 )
 
 // PullImage pulls for every handler alike, but refuses one that is unknown (CRI ImageSpec.runtime_handler).
@@ -103,11 +102,10 @@ func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInf
 func imageMessage(img imageservice.Image) *runtimeapi.Image {
 	r := &runtimeapi.Image{Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: uint64(img.Size), Pinned: img.Pinned,
 		Spec: &runtimeapi.ImageSpec{Image: img.ID}}
-	user, _, _ := strings.Cut(img.Config.Config.User, ":")
-	if uid, err := strconv.ParseInt(user, 10, 64); err == nil {
-		r.Uid = &runtimeapi.Int64Value{Value: uid}
-	} else {
-		r.Username = user
+	uid, name := sandbox.ImageUser(img.Config.Config.User)
+	if uid != nil {
+		r.Uid = &runtimeapi.Int64Value{Value: int64(*uid)}
 	}
+	r.Username = name
 	return r
 }

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -21,14 +22,7 @@ const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 // the image, args alone replace cmd.
 func (d *draft) process() error {
 	image, config := d.c.Image.Config, d.c.Config
-	command, args := config.GetCommand(), config.GetArgs()
-	if len(command) == 0 {
-		command = image.Entrypoint
-		if len(args) == 0 {
-			args = image.Cmd
-		}
-	}
-	argv := append(append([]string{}, command...), args...)
+	argv := Command(image, config.GetCommand(), config.GetArgs())
 	if len(argv) == 0 || argv[0] == "" {
 		return invalid("command", "is empty, and image %s names no entrypoint and no command", d.c.ImageName)
 	}
@@ -49,6 +43,20 @@ func (d *draft) process() error {
 	d.spec.Process.Terminal = config.GetTty()
 	d.spec.Process.NoNewPrivileges = d.security().GetNoNewPrivs()
 	return nil
+}
+
+// Command returns what runs. An ENTRYPOINT of one empty string, which some
+// tools write for none, is none.
+func Command(image ocispec.ImageConfig, command, args []string) []string {
+	if len(command) == 0 {
+		if len(args) == 0 {
+			args = image.Cmd
+		}
+		if len(image.Entrypoint) != 1 || image.Entrypoint[0] != "" {
+			command = image.Entrypoint
+		}
+	}
+	return slices.Concat(command, args)
 }
 
 func workingDir(asked, image string) (string, error) {
@@ -175,6 +183,7 @@ func checkExecSize(field string, limit int, lists ...[]string) error {
 
 func (d *draft) user() error {
 	u := d.c.User
+	d.notes = append(d.notes, u.Notes...)
 	groups, seen := []uint32{u.GID}, map[uint32]bool{u.GID: true}
 	for _, g := range u.AdditionalGIDs {
 		if !seen[g] {

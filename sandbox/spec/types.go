@@ -54,6 +54,8 @@ type User struct {
 	Username string
 	// Home as the image's passwd has it; "/" when it is not there.
 	Home string
+	// Notes tell what of the image's files was not taken as it is.
+	Notes []Note
 }
 
 // Container is a container's request and what the caller found out about it.

@@ -2,6 +2,8 @@ package spec
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"math"
 	"regexp"
 	"slices"
@@ -23,20 +25,32 @@ const (
 // caller refuses to read it.
 const MaxUserFile = 10 << 20
 
-var (
-	// number: no sign, no leading zero, no other base.
-	number = regexp.MustCompile(`^(0|[1-9][0-9]*)$`)
-	// userName never begins as a number does.
-	userName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.@\\-]*\$?$`)
-)
+// number: digits and nothing else.
+var number = regexp.MustCompile(`^[0-9]+$`)
+
+// ImageUser tells whom an image's USER names: an id, or a name that its passwd
+// file must have. An image that names nobody has neither. ResolveUser reads the
+// same string in the same way.
+func ImageUser(user string) (uid *uint32, name string) {
+	who, _, _ := strings.Cut(user, ":")
+	if !number.MatchString(who) {
+		return nil, who
+	}
+	id, err := parseID("image user", who)
+	if err != nil {
+		return nil, who // which ResolveUser refuses
+	}
+	return &id, ""
+}
 
 // ResolveUser returns who the first process of a container is. imageUser is
 // the image's USER ("", "user", "user:group", by name or number), passwd and
 // group are the files of its root filesystem, empty when it has none.
 //
-// A string that looks like a number is never looked up as a name. Everything
-// is ErrInvalidArgument: ids beyond 31 bits wherever they come from, both or
-// only half of what the request can say, names that the image does not have.
+// What consists of digits is a number, and is never looked up as a name.
+// Everything else is a name if the image has it. ErrInvalidArgument are: ids
+// beyond 31 bits, names that the image does not have, both or only half of
+// what the request can say.
 func ResolveUser(imageUser string, sc *runtimeapi.LinuxContainerSecurityContext, passwd, group []byte) (User, error) {
 	if err := checkUser(sc); err != nil {
 		return User{}, err
@@ -50,9 +64,6 @@ func ResolveUser(imageUser string, sc *runtimeapi.LinuxContainerSecurityContext,
 		field, who = "security_context.run_as_username", sc.GetRunAsUsername()
 	default:
 		who, primary, _ = strings.Cut(imageUser, ":")
-		if who == "" && strings.HasPrefix(imageUser, ":") {
-			return User{}, invalid(field, "%q names no user", truncate(imageUser))
-		}
 	}
 	if sc.GetRunAsGroup() != nil {
 		primary = strconv.FormatInt(sc.GetRunAsGroup().GetValue(), 10)
@@ -61,12 +72,19 @@ func ResolveUser(imageUser string, sc *runtimeapi.LinuxContainerSecurityContext,
 	if err != nil {
 		return User{}, err
 	}
+	if who == "" && imageUser != "" && field == "image user" {
+		u.note(field, "%q names no user, root stands in", truncate(imageUser))
+	}
 	if primary != "" {
 		if u.GID, err = findGroup(field, primary, group); err != nil {
 			return User{}, err
 		}
 	}
 	return withGroups(u, sc, group)
+}
+
+func (u *User) note(field, format string, args ...any) {
+	u.Notes = append(u.Notes, Note{Field: field, Text: fmt.Sprintf(format, args...)})
 }
 
 // withGroups: the primary group always, or setgroups(2) would take it away
@@ -89,12 +107,13 @@ func withGroups(u User, sc *runtimeapi.LinuxContainerSecurityContext, group []by
 	if sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Merge && u.Username != "" {
 		for line := range bytes.Lines(group) {
 			f := fields(line, 4)
-			if f == nil || !member(f[3], u.Username) {
+			if len(f) < 4 || !member(f[3], u.Username) {
 				continue
 			}
-			gid, err := parseID("group file of the image: gid of "+truncate(string(f[0])), string(f[2]))
-			if err != nil {
-				return User{}, err
+			gid, err := parseID("", string(f[2]))
+			if err != nil { // it names no group that somebody could be in
+				u.note("image group", "%q in the image's group file has no usable number and was left out", truncate(string(f[0])))
+				continue
 			}
 			if err := add(gid); err != nil {
 				return User{}, err
@@ -114,20 +133,17 @@ func findUser(field, who string, passwd []byte) (User, error) {
 	if who == "" {
 		who = "0"
 	}
-	numeric := number.MatchString(who)
-	if !numeric && !userName.MatchString(who) {
-		return User{}, invalid(field, "%q is neither a user id nor a user name", truncate(who))
-	}
-	u := User{Home: "/"}
+	u, numeric := User{Home: "/"}, number.MatchString(who)
 	if numeric {
 		var err error
 		if u.UID, err = parseID(field, who); err != nil {
 			return User{}, err
 		}
+		who = strconv.FormatUint(uint64(u.UID), 10)
 	}
 	for line := range bytes.Lines(passwd) {
 		f := fields(line, 7)
-		if f == nil || len(f[0]) == 0 {
+		if len(f) < 3 || len(f[0]) == 0 {
 			continue
 		}
 		if numeric && string(f[2]) != who || !numeric && string(f[0]) != who {
@@ -141,20 +157,27 @@ func findUser(field, who string, passwd []byte) (User, error) {
 	return u, nil
 }
 
+// fromPasswd reads a line of three fields or more. Without a group of its own
+// a user has root's, as elsewhere; a user without a number is nobody.
 func fromPasswd(f [][]byte) (User, error) {
 	name := truncate(string(f[0]))
 	uid, err := parseID("passwd file of the image: uid of "+name, string(f[2]))
 	if err != nil {
 		return User{}, err
 	}
-	gid, err := parseID("passwd file of the image: gid of "+name, string(f[3]))
-	if err != nil {
+	u := User{UID: uid, Username: string(f[0]), Home: "/"}
+	var gid string
+	if len(f) > 3 {
+		gid = string(f[3])
+	}
+	if _, err := strconv.ParseInt(gid, 10, 64); errors.Is(err, strconv.ErrSyntax) {
+		u.note("image user", "%q has no number of a group in the image's passwd file, root's stands in", name)
+	} else if u.GID, err = parseID("passwd file of the image: gid of "+name, gid); err != nil {
 		return User{}, err
 	}
-	u := User{UID: uid, GID: gid, Username: string(f[0]), Home: "/"}
 	// What an image writes there ends up in an environment.
-	if home := string(f[5]); len(home) <= maxPath && strings.HasPrefix(home, "/") && !strings.ContainsFunc(home, control) {
-		u.Home = home
+	if len(f) > 5 && len(f[5]) <= maxPath && bytes.HasPrefix(f[5], []byte("/")) && !bytes.ContainsFunc(f[5], control) {
+		u.Home = string(f[5])
 	}
 	return u, nil
 }
@@ -163,29 +186,22 @@ func findGroup(field, name string, group []byte) (uint32, error) {
 	if number.MatchString(name) {
 		return parseID(field, name)
 	}
-	if !userName.MatchString(name) {
-		return 0, invalid(field, "%q is neither a group id nor a group name", truncate(name))
-	}
 	for line := range bytes.Lines(group) {
-		if f := fields(line, 4); f != nil && string(f[0]) == name {
+		if f := fields(line, 4); len(f) > 2 && string(f[0]) == name {
 			return parseID("group file of the image: gid of "+truncate(name), string(f[2]))
 		}
 	}
 	return 0, invalid(field, "the image has no group %q", truncate(name))
 }
 
-// fields splits a line of passwd or group into n fields at least; nil when it
-// has fewer or is a comment.
+// fields splits a line of passwd or group into at most n fields; nil when it
+// is empty or a comment.
 func fields(line []byte, n int) [][]byte {
-	line = bytes.TrimSuffix(line, []byte("\n"))
+	line = bytes.TrimSpace(line)
 	if len(line) == 0 || line[0] == '#' {
 		return nil
 	}
-	f := bytes.SplitN(line, []byte(":"), n)
-	if len(f) < n {
-		return nil
-	}
-	return f
+	return bytes.SplitN(line, []byte(":"), n)
 }
 
 func member(list []byte, name string) bool {
@@ -223,7 +239,7 @@ func checkUser(sc *runtimeapi.LinuxContainerSecurityContext) error {
 	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil && sc.GetRunAsUsername() == "" {
 		return invalid(field+"run_as_group", "is set without run_as_user or run_as_username")
 	}
-	if name := sc.GetRunAsUsername(); name != "" && (len(name) > maxName || !userName.MatchString(name)) {
+	if name := sc.GetRunAsUsername(); len(name) > maxName || strings.ContainsFunc(name, control) {
 		return invalid(field+"run_as_username", "%q is not a user name", truncate(name))
 	}
 	if err := checkID(field+"run_as_user", sc.GetRunAsUser().GetValue()); err != nil {

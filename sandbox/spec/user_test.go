@@ -23,6 +23,16 @@ grp:x:5:4294967296::/:/bin/sh
 empty:x:::::
 short:x:7
 hex:x:0x0:0::/:
+1user:x:1010:1010::/home/1user:/bin/sh
+üser:x:1011:1011::/:/bin/sh
++33:x:1012:1012::/:/bin/sh
+four:x:1013:1013
+three:x:1014
+windows:x:1015:1015::/home/windows:/bin/sh
+  indented:x:1016:1016::/:/bin/sh
+nogroup:x:1017:::/:/bin/sh
+textgroup:x:1018:users::/:/bin/sh
+www-data:x:33:33::/:/bin/sh
 app:x:0:0:second line of a name does not count:/root:/bin/sh
 `
 
@@ -32,6 +42,10 @@ app:x:1000:
 audio:x:29:other,app
 big:x:4294967296:bigmember
 named:x:2147483647:
+three:x:30
+endless:x::app
+wide:x:4294967295:app
+	carriage:x:31:windows
 `
 
 func request(change func(*runtimeapi.LinuxContainerSecurityContext)) *runtimeapi.LinuxContainerSecurityContext {
@@ -72,9 +86,22 @@ func TestResolveUser(t *testing.T) {
 		{"strict", "app", func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.SupplementalGroupsPolicy, sc.SupplementalGroups = runtimeapi.SupplementalGroupsPolicy_Strict, []int64{5000}
 		}, User{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{1000, 5000}, Username: "app", Home: "/home/app"}},
+		{"digit first", "1user", nil, User{UID: 1010, GID: 1010, AdditionalGIDs: []uint32{1010}, Username: "1user", Home: "/home/1user"}},
+		{"not ASCII", "üser", nil, User{UID: 1011, GID: 1011, AdditionalGIDs: []uint32{1011}, Username: "üser", Home: "/"}},
+		{"sign first", "+33", nil, User{UID: 1012, GID: 1012, AdditionalGIDs: []uint32{1012}, Username: "+33", Home: "/"}},
+		{"digit first, by the request", "", func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "1user" },
+			User{UID: 1010, GID: 1010, AdditionalGIDs: []uint32{1010}, Username: "1user", Home: "/home/1user"}},
+		{"number by the request's name", "", func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "1000" }, app},
+		{"zeros first", "007", nil, User{UID: 7, AdditionalGIDs: []uint32{0}, Username: "short", Home: "/"}},
+		{"zeros first, known", "001000:0", nil, User{UID: 1000, GID: 0, AdditionalGIDs: []uint32{0, 10, 29}, Username: "app", Home: "/home/app"}},
+		{"four fields", "four", nil, User{UID: 1013, GID: 1013, AdditionalGIDs: []uint32{1013}, Username: "four", Home: "/"}},
+		{"line of Windows", "windows", nil, User{UID: 1015, GID: 1015, AdditionalGIDs: []uint32{1015, 31}, Username: "windows", Home: "/home/windows"}},
+		{"indented", "indented", nil, User{UID: 1016, GID: 1016, AdditionalGIDs: []uint32{1016}, Username: "indented", Home: "/"}},
+		{"group of three fields", "4711:three", nil, User{UID: 4711, GID: 30, AdditionalGIDs: []uint32{30}, Home: "/"}},
 	} {
 		t.Run(r.name, func(t *testing.T) {
 			got, err := ResolveUser(r.image, request(r.change), []byte(passwd), []byte(group))
+			got.Notes = nil // see TestUserNotes
 			if err != nil || !reflect.DeepEqual(got, r.want) {
 				t.Errorf("got %+v, %v\nwant %+v", got, err, r.want)
 			}
@@ -86,11 +113,53 @@ func TestResolveUser(t *testing.T) {
 	}
 }
 
+// TestUserNotes: what an image's files lack is made up for as elsewhere, and noted.
+func TestUserNotes(t *testing.T) {
+	root := User{AdditionalGIDs: []uint32{0, 10}, Username: "root", Home: "/root"}
+	for image, want := range map[string]User{
+		":":         root,
+		":1000":     {GID: 1000, AdditionalGIDs: []uint32{1000, 10}, Username: "root", Home: "/root"},
+		":app":      {GID: 1000, AdditionalGIDs: []uint32{1000, 10}, Username: "root", Home: "/root"},
+		"three":     {UID: 1014, AdditionalGIDs: []uint32{0}, Username: "three", Home: "/"},
+		"short":     {UID: 7, AdditionalGIDs: []uint32{0}, Username: "short", Home: "/"},
+		"nogroup":   {UID: 1017, AdditionalGIDs: []uint32{0}, Username: "nogroup", Home: "/"},
+		"textgroup": {UID: 1018, AdditionalGIDs: []uint32{0}, Username: "textgroup", Home: "/"},
+		"bigmember": {UID: 9, GID: 9, AdditionalGIDs: []uint32{9}, Username: "bigmember", Home: "/"},
+	} {
+		got, err := ResolveUser(image, nil, []byte(passwd+"bigmember:x:9:9::/:\n"), []byte(group))
+		if err != nil || len(got.Notes) == 0 {
+			t.Errorf("USER %q: %v, notes %v", image, err, got.Notes)
+		}
+		if got.Notes = nil; !reflect.DeepEqual(got, want) {
+			t.Errorf("USER %q is %+v, want %+v", image, got, want)
+		}
+	}
+}
+
+// TestImageUser: what an image's status tells of its user is what a container of it runs as.
+func TestImageUser(t *testing.T) {
+	for user, want := range map[string]string{"": "", ":": "", ":1000": "", "0": "0", "1000:5": "1000", "007": "7", "00": "0", "app": "app", "app:audio": "app",
+		"+33": "+33", "-1": "-1", "1user": "1user", "1e3": "1e3", "4294967296": "4294967296", "99999999999999999999": "99999999999999999999"} {
+		uid, name := ImageUser(user)
+		got := name
+		if uid != nil {
+			got = fmt.Sprint(*uid)
+		}
+		if got != want || uid != nil && name != "" {
+			t.Errorf("USER %q is shown as id %v, name %q", user, uid, name)
+		}
+		u, err := ResolveUser(user, nil, []byte(passwd), []byte(group))
+		if err == nil && uid != nil && *uid != u.UID || err == nil && uid == nil && name != "" && name != u.Username {
+			t.Errorf("USER %q is shown as id %v, name %q, and runs as %+v", user, uid, name, u)
+		}
+	}
+}
+
 // TestResolveUserRefuses (SEC-01): no number becomes another one, none becomes a name.
 func TestResolveUserRefuses(t *testing.T) {
 	hostile := []string{
-		"4294967296", "4294967295", "2147483648", "-1", "18446744073709551616", "1e3", "0x0", "00", " 0", "0 ", "+0", "0\n", "0\x00", "01000", "٠", "1_000",
-		"0:4294967296", "0:-1", "0:00", "0:0x0", "0: 0", ":", ":0", "0:0:0", "app:root:x", "svc", "minus", "grp", "empty", "short", "hex", "nobody-knows", "app:nobody-knows", "app:big",
+		"4294967296", "4294967295", "2147483648", "-1", "18446744073709551616", "1e3", "0x0", " 0", "0 ", "+0", "0\n", "0\x00", "٠", "1_000",
+		"0:4294967296", "0:-1", "0:0x0", "0: 0", "0:0:0", "app:root:x", "svc", "minus", "grp", "empty", "hex", "nobody-knows", "app:nobody-knows", "app:big",
 		"a/b", "../root", "app\n", "app ", "-app", strings.Repeat("a", 1<<20),
 	}
 	for _, u := range hostile {
@@ -114,7 +183,7 @@ func TestResolveUserRefuses(t *testing.T) {
 		"supplemental_groups":             func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.SupplementalGroups = []int64{1 << 32} },
 		"context.supplemental_groups":     func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.SupplementalGroups = make([]int64, maxGroups+1) },
 		"supplemental_groups_policy":      func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.SupplementalGroupsPolicy = 7 },
-		"as_username":                     func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "1000" },
+		"as_username":                     func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "2147483648" },
 		"s_username":                      func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "app:audio" },
 		"security_context.run_as_usernam": func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "nobody-knows" },
 	} {
@@ -123,9 +192,6 @@ func TestResolveUserRefuses(t *testing.T) {
 			wantInvalid(t, err, field)
 		})
 	}
-	_, err := ResolveUser("", request(func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "bigmember" }),
-		[]byte("bigmember:x:9:9::/:\n"), []byte(group))
-	wantInvalid(t, err, "gid of big")
 }
 
 // TestManyGroups (SEC-04): a group file that names the user without end is
