@@ -94,6 +94,9 @@ func emptyAfterReboot(dir string) error {
 		return fmt.Errorf("state folder: %w", err)
 	}
 	seen, err := os.ReadFile(filepath.Join(dir, bootFile))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("state folder: whether it is from before the reboot cannot be told: %w", err)
+	}
 	if err == nil && len(seen) == len(boot) && string(seen) != string(boot) {
 		if err := empty(dir); err != nil {
 			return fmt.Errorf("state folder from before the reboot: %w", err)
@@ -153,7 +156,10 @@ func claim(root, state string) error {
 		return fmt.Errorf("state folder: %w", err)
 	}
 	tasks, readErr := os.ReadDir(filepath.Join(state, "shim"))
-	if err == nil && readErr == nil && len(tasks) > 0 {
+	if err == nil && readErr != nil && !errors.Is(readErr, os.ErrNotExist) {
+		return fmt.Errorf("state folder %s belongs to another root than %s, and whether anything of it runs cannot be told: %w", state, root, readErr)
+	}
+	if err == nil && len(tasks) > 0 {
 		return fmt.Errorf("state folder %s holds %d tasks of another root than %s: is that the right one, and is it mounted?", state, len(tasks), root)
 	}
 	if err := writeWhole(filepath.Join(state, ownerFile), id); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -97,6 +98,27 @@ func TestStateIsEmptiedByAReboot(t *testing.T) {
 			}
 			lock(t, &c)() // and it has its mark again
 		})
+	}
+}
+
+// TestStateThatCannotBeRead: what cannot be told is not taken for nothing.
+func TestStateThatCannotBeRead(t *testing.T) {
+	c := folders(t)
+	lock(t, &c)()
+	wrong := folders(t)
+	wrong.State = c.State
+	if err := os.WriteFile(filepath.Join(c.State, "shim"), nil, 0o600); err != nil { // reading it as a folder fails
+		t.Fatal(err)
+	}
+	if _, err := lockFolders(&wrong); err == nil || !strings.Contains(err.Error(), "cannot be told") {
+		t.Errorf("tasks that cannot be listed, of another root: %v", err)
+	}
+	lock(t, &c)()
+	if err := errors.Join(os.Remove(filepath.Join(c.State, bootFile)), os.Mkdir(filepath.Join(c.State, bootFile), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockFolders(&c); err == nil || !strings.Contains(err.Error(), "cannot be told") {
+		t.Errorf("a mark of the boot that cannot be read: %v", err)
 	}
 }
 

@@ -12,11 +12,13 @@ import (
 )
 
 // The build for crash tests ends its own process with SIGKILL at a step: CRIBOX_STEP_KILL=NAME, or NAME:N for the N-th passage.
+// CRIBOX_STEP_PANIC=NAME panics there, in the same form.
 // CRIBOX_STEP_LOG=FILE gets the name of every step that is passed, one a line.
 var (
-	stepMu                = sync.Mutex{}
-	stepKill, stepPassage = parseStep(os.Getenv("CRIBOX_STEP_KILL"))
-	stepLog               = os.Getenv("CRIBOX_STEP_LOG")
+	stepMu                 = sync.Mutex{}
+	stepKill, stepPassage  = parseStep(os.Getenv("CRIBOX_STEP_KILL"))
+	stepPanic, panicsAfter = parseStep(os.Getenv("CRIBOX_STEP_PANIC"))
+	stepLog                = os.Getenv("CRIBOX_STEP_LOG")
 )
 
 func parseStep(s string) (name string, passage int) {
@@ -41,6 +43,11 @@ func step(name string) {
 		}
 		fmt.Fprintln(f, name)
 		f.Close()
+	}
+	if name == stepPanic {
+		if panicsAfter--; panicsAfter == 0 {
+			panic("a test wants a panic at " + name)
+		}
 	}
 	if name != stepKill {
 		return

@@ -2,8 +2,10 @@ package crictltests
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,18 +37,20 @@ func (d *daemon) dropCopies(p *pod) {
 
 func (d *daemon) wantLogged(words ...string) {
 	d.Helper()
-	text, err := os.ReadFile(d.logFile())
-	d.must(err)
-	for line := range strings.Lines(string(text)) {
-		all := true
-		for _, w := range words {
-			all = all && strings.Contains(line, w)
-		}
-		if all {
-			return
+	if err := d.logged(words...); err != nil {
+		d.Error(err)
+	}
+}
+
+// logged says whether a line of the daemon's log has all of the words.
+func (d *daemon) logged(words ...string) error {
+	d.Helper()
+	for line := range strings.Lines(hostFile(d, d.logFile())) {
+		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
+			return nil
 		}
 	}
-	d.Errorf("the daemon's log has no line with %q", words)
+	return fmt.Errorf("the daemon's log has no line with %q", words)
 }
 
 // TestUnreadableRequest: a disk that cannot give back what a container, or its pod, was asked for ends nothing: the copy of it is used.

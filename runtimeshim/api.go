@@ -52,7 +52,7 @@ type Task struct {
 // Exec is one more process in a running task.
 type Exec struct {
 	ID      string
-	Runtime string
+	Runtime string // absolute path; "" = the one that has started the task
 	Process []byte // OCI process, JSON
 
 	// Stdin, Stdout and Stderr become the process's own; nil = /dev/null. They

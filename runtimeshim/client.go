@@ -85,7 +85,7 @@ func Connect(ctx context.Context, c Config) (*Client, error) {
 		c.Step = func(string) {}
 	}
 	d := stateDir(filepath.Clean(c.State))
-	for _, name := range []string{string(d), d.tasks(), d.runcRoot()} {
+	for _, name := range []string{string(d), d.tasks(), d.runcRoot(), d.gone()} {
 		if err := os.MkdirAll(name, 0o700); err != nil {
 			return nil, fmt.Errorf("make state folder: %w", err)
 		}

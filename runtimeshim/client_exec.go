@@ -31,6 +31,15 @@ func (k *Client) Exec(ctx context.Context, e Exec) (int32, error) {
 	if p.Terminal != (e.OnTerminal != nil) {
 		return 0, fmt.Errorf("execute in task %s: terminal and OnTerminal must come together: %w", e.ID, errdefs.ErrInvalidArgument)
 	}
+	if e.Runtime == "" {
+		var rec taskRecord
+		if err := readJSON(k.state.task(e.ID).record(), &rec); errdefs.IsNotFound(err) {
+			return 0, fmt.Errorf("execute in task %s, which is not there: %w", e.ID, errdefs.ErrFailedPrecondition)
+		} else if err != nil {
+			return 0, fmt.Errorf("execute in task %s: %w", e.ID, err)
+		}
+		e.Runtime = rec.Runtime
+	}
 	body := execBody{ID: e.ID, Runtime: e.Runtime, Process: e.Process, LockFile: e.LockFile, Terminal: p.Terminal}
 	var files []*os.File
 	for i, f := range []*os.File{e.Stdin, e.Stdout, e.Stderr} {

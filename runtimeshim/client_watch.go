@@ -3,7 +3,10 @@ package runtimeshim
 import (
 	"encoding/json"
 	"os"
+	"runtime/debug"
 	"time"
+
+	"github.com/containerd/log"
 )
 
 // watch keeps a watch of the shim open. It ends with the client.
@@ -43,7 +46,7 @@ func (k *Client) sawExit(t Task) {
 		return
 	}
 	k.work.Go(func() {
-		k.finishLog(k.ctx, t.ID)
+		contain("the end of a log", func() { k.finishLog(k.ctx, t.ID) })
 		k.mu.Lock()
 		k.exits = append(k.exits, t)
 		k.mu.Unlock()
@@ -52,6 +55,16 @@ func (k *Client) sawExit(t Task) {
 		default:
 		}
 	})
+}
+
+// contain runs f. A panic costs what f was about and nothing else of the process.
+func contain(what string, f func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.L.Errorf("panic in %s: %v\n%s", what, p, debug.Stack())
+		}
+	}()
+	f()
 }
 
 // deliver calls OnExit, until the client ends.
@@ -70,8 +83,10 @@ func (k *Client) deliver() {
 			if k.ctx.Err() != nil {
 				return // the next client tells it
 			}
-			k.c.Step("client.exit")
-			k.c.OnExit(t)
+			contain("the report of an exit", func() {
+				k.c.Step("client.exit")
+				k.c.OnExit(t)
+			})
 		}
 	}
 }

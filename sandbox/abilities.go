@@ -74,7 +74,8 @@ func (m *Manager) ask(ctx context.Context, byName map[string]Handler, before *ab
 			continue
 		}
 		all.Go(func() {
-			f, err := runtimeshim.AskFeatures(ctx, h.Path)
+			var f runtimeshim.Features
+			err := guard(ctx, "features of a runtime", func() (err error) { f, err = runtimeshim.AskFeatures(ctx, h.Path); return err })
 			mu.Lock()
 			defer mu.Unlock()
 			next.byName[name] = ability{f, err}
@@ -143,9 +144,11 @@ func (m *Manager) AskAgain() {
 	}
 	go func() {
 		defer m.asking.Store(false)
-		next := *now
-		next.can = m.ask(m.background, now.byName, now.can)
-		m.handlers.CompareAndSwap(now, &next) // unless all handlers were replaced meanwhile, who were asked anew
+		guarded(m.background, "features of the runtimes", func() {
+			next := *now
+			next.can = m.ask(m.background, now.byName, now.can)
+			m.handlers.CompareAndSwap(now, &next) // unless all handlers were replaced meanwhile, who were asked anew
+		})
 	}()
 }
 

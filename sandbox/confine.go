@@ -35,7 +35,7 @@ func (m *Manager) loadProfile(ctx context.Context) {
 		if !m.host.AppArmor {
 			return
 		}
-		err := apparmor.Load(ctx)
+		err := guard(ctx, "loading the AppArmor profile", func() error { return apparmor.Load(ctx) })
 		if err == nil {
 			return
 		}

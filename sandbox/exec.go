@@ -73,14 +73,6 @@ func (m *Manager) execRequest(c *container, cmd []string, tty bool) (command, er
 	if err := m.mustRun(c); err != nil {
 		return command{}, err
 	}
-	p, ok := m.store.Get(c.podID)
-	if !ok {
-		return command{}, fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
-	}
-	h, err := m.handler(p.Handler)
-	if err != nil {
-		return command{}, err
-	}
 	b, err := m.specFile(c)
 	if err != nil {
 		return command{}, fmt.Errorf("spec of container %s: %w", c.id, err)
@@ -97,7 +89,7 @@ func (m *Manager) execRequest(c *container, cmd []string, tty bool) (command, er
 	if err != nil {
 		return command{}, err
 	}
-	return command{runtimeshim.Exec{ID: c.id, Runtime: h.Path, Process: process, LockFile: m.lockPath(c.podID)}, m.rootIn(c.podID)}, nil
+	return command{runtimeshim.Exec{ID: c.id, Process: process, LockFile: m.lockPath(c.podID)}, m.rootIn(c.podID)}, nil
 }
 
 // mustRun returns ErrNotFound or ErrFailedPrecondition unless the container runs.

@@ -82,18 +82,22 @@ func reason(e runtimeshim.Exit) (word, message string) {
 
 // settle gives back what an exited container holds but its writable layer and its log: cgroup, runtime state and mount.
 func (m *Manager) settle(ctx context.Context, c *container) {
-	err := clean(ctx, settleLimit, func(ctx context.Context) error {
-		done, err := m.turns.take(ctx, c.id)
-		if err != nil {
-			return err
-		}
-		defer done()
-		m.release(ctx, c)
-		return nil
+	err := guard(ctx, "release of a container", func() error {
+		return clean(ctx, settleLimit, func(ctx context.Context) error { return m.releaseInTurn(ctx, c) })
 	})
 	if err != nil {
 		log.G(ctx).WithError(err).Warn("an exited container keeps its mount until it is removed")
 	}
+}
+
+func (m *Manager) releaseInTurn(ctx context.Context, c *container) error {
+	done, err := m.turns.take(ctx, c.id)
+	if err != nil {
+		return err
+	}
+	defer done()
+	m.release(ctx, c)
+	return nil
 }
 
 // release is settle's work, in the container's turn. What fails is done again by discard.

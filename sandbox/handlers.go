@@ -33,7 +33,7 @@ type handlers struct {
 }
 
 // SetHandlers replaces all handlers, for pods and containers that are made from now on. byDefault, the handler of a pod that names none, is
-// one of them. A pod whose handler is gone runs on, and takes no more containers and commands.
+// one of them. A pod whose handler is gone runs on, and takes no more containers. Commands are executed by what has started their container.
 func (m *Manager) SetHandlers(ctx context.Context, byName map[string]Handler, byDefault string) {
 	next := &handlers{byName: map[string]Handler{}, byDefault: byDefault}
 	for name, h := range byName {

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -88,7 +89,8 @@ func (l *layers) of(dir string) *layer {
 
 func (l *layers) walk(dir string, one *layer) {
 	l.free <- struct{}{}
-	now := measureLayer(dir)
+	now := Layer{At: time.Now()}
+	guarded(context.Background(), "measuring a layer", func() { now = measureLayer(dir) })
 	<-l.free
 	l.mu.Lock()
 	defer l.mu.Unlock()

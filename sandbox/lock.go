@@ -107,7 +107,10 @@ func (m *Manager) killHolders(ctx context.Context, id string) {
 		return
 	}
 	for _, pid := range numbersIn("/proc") {
-		if err := endHolder(ctx, pid, lock, ours); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) {
+		if ctx.Err() != nil {
+			return
+		}
+		if err := endHolder(ctx, pid, m.lockPath(id), lock, ours); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) {
 			log.G(ctx).WithField("pid", pid).WithError(err).Warn("cannot end a process that has the pod's lock")
 		}
 	}
@@ -144,8 +147,8 @@ func (f family) has(pid int, program os.FileInfo) bool {
 
 // endHolder kills the process if it has the file open and is none of ours. The handle comes first: what is found out by the number afterwards
 // is true of the process behind the handle, or that one is gone and gets no signal.
-func endHolder(ctx context.Context, pid int, lock os.FileInfo, ours family) error {
-	if !holds(pid, lock) {
+func endHolder(ctx context.Context, pid int, name string, lock os.FileInfo, ours family) error {
+	if !holds(pid, name, lock) {
 		return nil
 	}
 	handle, err := unix.PidfdOpen(pid, 0)
@@ -157,19 +160,22 @@ func endHolder(ctx context.Context, pid int, lock os.FileInfo, ours family) erro
 	if err != nil {
 		return err
 	}
-	if ours.has(pid, program) || !holds(pid, lock) {
+	if ours.has(pid, program) || !holds(pid, name, lock) {
 		return nil
 	}
 	log.G(ctx).WithField("pid", pid).Warn("ending a plugin or runtime process that outlived its request")
 	return unix.PidfdSendSignal(handle, unix.SIGKILL, nil, 0)
 }
 
-// holds says whether the process has the file open.
-func holds(pid int, file os.FileInfo) bool {
+// holds says whether the process has the file open. Only what has its name is looked at: the file system of any other may be one that hangs.
+func holds(pid int, name string, file os.FileInfo) bool {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	for _, fd := range numbersIn(dir) {
-		open, err := os.Stat(filepath.Join(dir, strconv.Itoa(fd)))
-		if err == nil && os.SameFile(open, file) {
+		path := filepath.Join(dir, strconv.Itoa(fd))
+		if to, err := os.Readlink(path); err != nil || to != name {
+			continue
+		}
+		if open, err := os.Stat(path); err == nil && os.SameFile(open, file) {
 			return true
 		}
 	}

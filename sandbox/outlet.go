@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -23,7 +24,7 @@ func newOutlet(as owner, sink func([]byte)) (*outlet, error) {
 		return nil, err
 	}
 	o := &outlet{r: r, w: w, sink: sink, done: make(chan struct{})}
-	go o.read()
+	go guarded(context.Background(), "output of a command", o.read)
 	return o, nil
 }
 

@@ -74,7 +74,7 @@ type upload struct {
 // run goes on until the client has no more, or the connection is closed and the client sends or is reset.
 func (u *upload) run(client io.Reader) {
 	defer close(u.ended)
-	_, err := io.Copy(u, client)
+	err := guard(context.Background(), "input of a port", func() error { _, err := io.Copy(u, client); return err })
 	_ = errors.Join(err, u.to.CloseWrite()) // the pod's side says what became of it
 }
 

@@ -34,6 +34,7 @@ import (
 //	container starting    a process runs             running
 //	container starting    its runtime is at work     waited for, then as it turns out
 //	container starting    none was started           created again
+//	container running     the shim cannot tell yet   waited for, then as it turns out
 //	container running     no process is known        exited, Unknown
 //	container stopping    a process runs             stopped with what is left of the grace
 //	container updating    it can be updated          updated, or what fails is undone
@@ -58,8 +59,8 @@ func (m *Manager) recover(ctx context.Context) error {
 
 // collectAll takes away what belongs to nobody, once after a start, when every record and request is in memory.
 func (m *Manager) collectAll(ctx context.Context, tasks map[string]runtimeshim.Task) {
-	m.collectOrphans(ctx, tasks)
-	m.collectGarbage(ctx)
+	guarded(ctx, "collecting what belongs to nobody", func() { m.collectOrphans(ctx, tasks) })
+	guarded(ctx, "collecting networks", func() { m.collectGarbage(ctx) })
 }
 
 func (m *Manager) tasks(ctx context.Context) (map[string]runtimeshim.Task, error) {
@@ -129,11 +130,13 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 		switch {
 		case found && task.Exit != nil:
 			m.containerExited(ctx, c, task)
+		case found && task.State == "starting":
+			go m.finish(ctx, "adopting", func(ctx context.Context) error { return m.recoverLater(ctx, p.ID, cid) })
 		case !running:
 			go m.finish(ctx, "clearing", func(ctx context.Context) error { return m.shim.Delete(ctx, cid) }) // should its cgroup hold somebody
 			m.lost(ctx, c)
 		case r.State == store.ContainerStopping:
-			m.joinStop(ctx, c, time.Unix(0, r.StopBy))
+			m.joinStop(ctx, c, stopBy(r))
 		}
 	case store.ContainerExited:
 		c.markExited()
@@ -155,6 +158,24 @@ func (m *Manager) startable(ctx context.Context, c *container) bool {
 	}
 	m.log(ctx, err)
 	return has || err != nil
+}
+
+// recoverLater is recoverContainer for one of which the shim could not tell yet whether it runs.
+func (m *Manager) recoverLater(ctx context.Context, podID, cid string) error {
+	task, found, err := m.settled(ctx, cid)
+	if err != nil {
+		return err
+	}
+	p, ok := m.store.Get(podID)
+	if !ok || p.Containers[cid].ID == "" {
+		return nil
+	}
+	tasks := map[string]runtimeshim.Task{}
+	if found {
+		tasks[cid] = task
+	}
+	m.recoverContainer(m.background, p, p.Containers[cid], cid, tasks)
+	return nil
 }
 
 // resolveStart is resolve for a start that a restart interrupted.
@@ -240,7 +261,7 @@ func (m *Manager) log(ctx context.Context, err error) {
 // finish repeats an interrupted act until it succeeds, each time with more patience.
 func (m *Manager) finish(ctx context.Context, what string, act func(context.Context) error) {
 	for wait := time.Second; ; wait = min(2*wait, collectAtMost) {
-		err := clean(ctx, teardownLimit, act)
+		err := guard(ctx, what, func() error { return clean(ctx, teardownLimit, act) })
 		if err == nil || ctx.Err() != nil {
 			return
 		}

@@ -165,8 +165,8 @@ func (m *Manager) connectAndStart(ctx context.Context, p *pod) (ips []netip.Addr
 		return ips, task, err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return connect(ctx) })
-	g.Go(func() error { return start(ctx) })
+	g.Go(func() error { return guard(ctx, "network of a pod", func() error { return connect(ctx) }) })
+	g.Go(func() error { return guard(ctx, "start of a pod", func() error { return start(ctx) }) })
 	err = g.Wait()
 	return ips, task, err
 }

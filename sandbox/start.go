@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/store"
@@ -20,7 +23,8 @@ const startLimit = 2 * time.Minute
 const startError = "StartError"
 
 // StartContainer starts a created container (CRI StartContainer). A start that fails leaves a container that has exited with code 128 and
-// reason StartError, as the kubelet expects to find it. ErrUnavailable leaves it created, so that it can be started again.
+// reason StartError, as the kubelet expects to find it. ErrUnavailable, and a machine that lacks room or descriptors for the start, leave it
+// created, so that it can be started again.
 // ErrFailedPrecondition when the container is not in state created.
 func (m *Manager) StartContainer(ctx context.Context, id string) error {
 	c, err := m.findContainer(id)
@@ -56,7 +60,7 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 	case err == nil:
 		m.step("container.started")
 		return m.declareRunning(ctx, c, task)
-	case errors.Is(err, errdefs.ErrUnavailable):
+	case errors.Is(err, errdefs.ErrUnavailable) || exhausted(err):
 		return m.startUnanswered(ctx, c, err)
 	}
 	m.startFailed(ctx, c, err)
@@ -66,8 +70,8 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 // resolveLimit is how long a start that nobody answered may take to be found out.
 const resolveLimit = 30 * time.Second
 
-// startUnanswered returns what became of a start for which shim or logger had no answer. One of them died, or is kept waiting by a disk: were
-// the container an exited one for that, a pod that restarts nothing had failed.
+// startUnanswered returns what became of a start for which shim or logger had no answer, or for which the node had no room. That may pass:
+// were the container an exited one for that, a pod that restarts nothing had failed.
 func (m *Manager) startUnanswered(ctx context.Context, c *container, cause error) error {
 	err := clean(ctx, resolveLimit, func(ctx context.Context) error { return m.resolve(ctx, c) })
 	if err != nil {
@@ -79,6 +83,12 @@ func (m *Manager) startUnanswered(ctx context.Context, c *container, cause error
 		return cause
 	}
 	return nil
+}
+
+// exhausted says whether the machine had no more of something, and may have it later.
+func exhausted(err error) bool {
+	return slices.ContainsFunc([]error{errdefs.ErrResourceExhausted, unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM},
+		func(lack error) bool { return errors.Is(err, lack) })
 }
 
 // startFailed records it, and gives up what the container held.
@@ -117,6 +127,9 @@ func (m *Manager) launch(ctx context.Context, c *container) (runtimeshim.Task, e
 		return runtimeshim.Task{}, err
 	}
 	spec, err := m.specFile(c)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable) // it may be read later
+	}
 	if err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.id, err)
 	}

@@ -103,7 +103,7 @@ func (m *Manager) joinStop(ctx context.Context, c *container, by time.Time) *sto
 	}
 	go func() {
 		ctx := log.WithLogger(context.WithoutCancel(ctx), log.G(ctx).WithField("container", c.id))
-		s.err = m.runStop(ctx, c, s)
+		s.err = guard(ctx, "stop of a container", func() error { return m.runStop(ctx, c, s) })
 		m.mu.Lock()
 		delete(m.stops, c.id)
 		m.mu.Unlock()
@@ -137,7 +137,8 @@ func (m *Manager) runStop(ctx context.Context, c *container, s *stop) error {
 			if r.State == store.ContainerRunning {
 				r.State = store.ContainerStopping
 			}
-			r.StopBy, signal = s.deadline().UnixNano(), syscall.Signal(r.Signal)
+			by := s.deadline()
+			r.StopBy, r.StopByBoot, signal = by.UnixNano(), sinceBoot()+int64(time.Until(by)), syscall.Signal(r.Signal)
 			return nil
 		})
 		if err != nil {
@@ -167,6 +168,23 @@ func (m *Manager) runStop(ctx context.Context, c *container, s *stop) error {
 		timer.Stop()
 	}
 	return m.kill(ctx, c)
+}
+
+// sinceBoot is the time since the machine's boot in nanoseconds, suspends included.
+func sinceBoot() int64 {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil { // cannot be: every kernel has it
+		return 0
+	}
+	return now.Nano()
+}
+
+// stopBy is when the grace of a stop ends that was recorded before a restart. The clock of dates may have been set meanwhile.
+func stopBy(r store.Container) time.Time {
+	if r.StopByBoot == 0 {
+		return time.Unix(0, r.StopBy)
+	}
+	return time.Now().Add(time.Duration(r.StopByBoot - sinceBoot()))
 }
 
 // kill ends every process of the container and waits until its exit is recorded.

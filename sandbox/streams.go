@@ -106,7 +106,9 @@ func feed(as owner, client io.Reader) (*os.File, error) {
 	}
 	go func() {
 		defer w.Close()
-		_, _ = io.Copy(w, client) // a process that reads no more is none of the client's errors
+		guarded(context.Background(), "input of a client", func() {
+			_, _ = io.Copy(w, client) // a process that reads no more is none of the client's errors
+		})
 	}()
 	return r, nil
 }
@@ -179,10 +181,10 @@ func (m *Manager) execTerminal(ctx context.Context, c command, client Streams) (
 		go resize(ctx, tty, client.Resize)
 		go func() {
 			defer close(read)
-			show(tty, sendTo(orDiscard(client.Stdout)), &ended)
+			guarded(ctx, "output to a client", func() { show(tty, sendTo(orDiscard(client.Stdout)), &ended) })
 		}()
 		if client.Stdin != nil {
-			go func() { _, _ = io.Copy(tty, client.Stdin) }()
+			go guarded(ctx, "input of a client", func() { _, _ = io.Copy(tty, client.Stdin) })
 		}
 	}
 	code, err := m.shim.Exec(ctx, c.Exec)
@@ -347,7 +349,7 @@ func (m *Manager) talk(ctx context.Context, c *container, client Streams, over f
 	}
 	if client.Stdin != nil && to != nil {
 		go func() {
-			_, err := io.Copy(to, client.Stdin)
+			err := guard(context.Background(), "input of a client", func() error { _, err := io.Copy(to, client.Stdin); return err })
 			if to == ends.Terminal {
 				return
 			}

@@ -107,7 +107,9 @@ func (m *Manager) teardown(ctx context.Context, p *pod) error {
 func (m *Manager) stopAll(ctx context.Context, p *pod) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, c := range m.ofPod(p.id) {
-		g.Go(func() error { return m.stopContainer(ctx, c, 0) })
+		g.Go(func() error {
+			return guard(ctx, "stop of a container", func() error { return m.stopContainer(ctx, c, 0) })
+		})
 	}
 	return g.Wait()
 }
@@ -207,7 +209,9 @@ func (m *Manager) collector(ctx context.Context) {
 	wait := collectEvery
 	for {
 		var again <-chan time.Time
-		if !m.collectOnce(ctx) {
+		done := false
+		guarded(ctx, "asking network plugins", func() { done = m.collectOnce(ctx) })
+		if !done {
 			again = time.After(wait)
 			wait = min(2*wait, collectAtMost)
 		}

@@ -137,8 +137,12 @@ func (m *Manager) readAgain(ctx context.Context) {
 			return
 		case <-time.After(pause):
 		}
-		records := m.readRecords(ctx)
-		if m.readRequests(ctx) && records {
+		done := false
+		guarded(ctx, "reading records again", func() {
+			records := m.readRecords(ctx)
+			done = m.readRequests(ctx) && records
+		})
+		if done {
 			break
 		}
 	}

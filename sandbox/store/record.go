@@ -56,26 +56,28 @@ type Pod struct {
 
 // Container is the record of one container of a pod.
 type Container struct {
-	ID       string   `json:"id"`
-	State    string   `json:"state"`
-	Created  int64    `json:"created"`
-	Started  int64    `json:"started,omitempty"`
-	Finished int64    `json:"finished,omitempty"`
-	PID      int      `json:"pid,omitempty"`
-	ExitCode int32    `json:"exit_code,omitempty"`
-	Reason   string   `json:"reason,omitempty"`
-	Message  string   `json:"message,omitempty"`
-	ImageID  string   `json:"image_id"`
-	ImageRef string   `json:"image_ref"` // repo digest when the image has one
-	LogPath  string   `json:"log_path,omitempty"`
-	Signal   int      `json:"stop_signal,omitempty"` // number
-	StopBy   int64    `json:"stop_by,omitempty"`     // when a running stop turns into SIGKILL
-	Cgroup   string   `json:"cgroup,omitempty"`
-	UID      uint32   `json:"uid,omitempty"`
-	GID      uint32   `json:"gid,omitempty"`
-	Groups   []uint32 `json:"groups,omitempty"`
-	Limits   []byte   `json:"limits,omitempty"`   // resources as updates left them, a CRI message; nil: as the request has them
-	Updating []byte   `json:"updating,omitempty"` // an update under way, a CRI message: how much of it is done is not known
+	ID       string `json:"id"`
+	State    string `json:"state"`
+	Created  int64  `json:"created"`
+	Started  int64  `json:"started,omitempty"`
+	Finished int64  `json:"finished,omitempty"`
+	PID      int    `json:"pid,omitempty"`
+	ExitCode int32  `json:"exit_code,omitempty"`
+	Reason   string `json:"reason,omitempty"`
+	Message  string `json:"message,omitempty"`
+	ImageID  string `json:"image_id"`
+	ImageRef string `json:"image_ref"` // repo digest when the image has one
+	LogPath  string `json:"log_path,omitempty"`
+	Signal   int    `json:"stop_signal,omitempty"` // number
+	StopBy   int64  `json:"stop_by,omitempty"`     // when a running stop turns into SIGKILL
+	// StopByBoot is StopBy on a clock that nobody sets, in nanoseconds since the machine's boot; 0: an earlier version wrote the record.
+	StopByBoot int64    `json:"stop_by_boot,omitempty"`
+	Cgroup     string   `json:"cgroup,omitempty"`
+	UID        uint32   `json:"uid,omitempty"`
+	GID        uint32   `json:"gid,omitempty"`
+	Groups     []uint32 `json:"groups,omitempty"`
+	Limits     []byte   `json:"limits,omitempty"`   // resources as updates left them, a CRI message; nil: as the request has them
+	Updating   []byte   `json:"updating,omitempty"` // an update under way, a CRI message: how much of it is done is not known
 
 	// MountImages are the ids of the images that the request's mounts name, by the index of the mount, "" for a host path; nil: none does.
 	MountImages []string `json:"mount_images,omitempty"`

@@ -19,6 +19,9 @@ const (
 	tornSuffix  = ".torn"
 )
 
+// maxCopy is how large a file may be that is copied: the copies lie in memory.
+const maxCopy = 64 << 10
+
 // Store is the set of all records. Reads come from memory and never wait for the disk.
 type Store struct {
 	dir  string
@@ -357,7 +360,7 @@ func (s *Store) writeFile(id, name string, b []byte) error {
 	}
 	if s.copy != "" {
 		path := filepath.Join(s.copy, id, name)
-		if err := replace(path, b); err != nil {
+		if len(b) > maxCopy || replace(path, b) != nil {
 			_ = os.Remove(path) // an old one is worse than none
 		}
 	}
