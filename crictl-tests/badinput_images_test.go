@@ -47,8 +47,6 @@ func badPulls(d *daemon) []bad[pullRequest] {
 		{name: "password of two lines", change: auth(&cri.AuthConfig{Username: "a", Password: "b\r\nX: y"}), field: "password"},
 		{name: "token of two lines", change: auth(&cri.AuthConfig{RegistryToken: "a\nb"}), field: "registry_token"},
 		{name: "server of two lines", change: auth(&cri.AuthConfig{ServerAddress: "a\nb"}), field: "server_address"},
-		{name: "password and token", change: auth(&cri.AuthConfig{Username: "a", Password: "b", RegistryToken: "c"}), field: "registry_token"},
-		{name: "two tokens", change: auth(&cri.AuthConfig{IdentityToken: "b", RegistryToken: "c"}), field: "identity_token"},
 		{name: "auth is not base64", change: auth(&cri.AuthConfig{Auth: "%%%"}), field: "auth"},
 		{name: "auth is one word", change: auth(&cri.AuthConfig{Auth: "YWxpY2U="}), field: "auth"},
 

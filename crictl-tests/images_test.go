@@ -378,8 +378,11 @@ func TestStalledPull(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for the runtime's own stall timer")
 	}
-	d := newDaemon(t, keepsBlobs)
+	d := prepareDaemon(t, keepsBlobs)
+	d.dropIn("[images]\nstall_time = '10s'\n")
+	d.start()
 	before := d.ledger()
+	d.empty = before
 	r := fixture.ForTest(t)
 	r.Inject(fixture.Fault{Match: "GET .*/blobs/", Stall: true, StallAfter: 100})
 	_, err := d.tryPull(r.Ref("busybox:1"), nil)

@@ -26,8 +26,8 @@ import (
 
 // Auth is the credentials of one pull, as runtime.v1.AuthConfig has them. RegistryToken goes to the registry as it is (Bearer);
 // IdentityToken is exchanged at the token server; Username and Password, or Auth (base64 of "user:password") in their place, serve the
-// basic scheme and the token server. Where several are given the order is registry token, identity token, username, auth; a password beside
-// a token, or two tokens, are refused. ServerAddress, when not empty, says whose they are: with another registry in the reference they are
+// basic scheme and the token server. Where several are given the first of these counts: username with password, identity token, auth,
+// registry token, username alone. ServerAddress, when not empty, says whose they are: with another registry in the reference they are
 // ignored, and a refusal says so.
 type Auth struct {
 	Username, Password string
@@ -78,26 +78,22 @@ func credentialsFor(a *Auth, t target) (credentials, error) {
 	if a == nil {
 		return credentials{}, nil
 	}
-	wrapped := strings.NewReplacer("\r", "", "\n", "").Replace(a.Auth) // base64(1) breaks lines
-	fields := map[string]string{"username": a.Username, "password": a.Password, "auth": wrapped, "server_address": a.ServerAddress,
+	encoded := strings.Join(strings.Fields(a.Auth), "") // base64(1) breaks lines
+	fields := map[string]string{"username": a.Username, "password": a.Password, "auth": encoded, "server_address": a.ServerAddress,
 		"identity_token": a.IdentityToken, "registry_token": a.RegistryToken}
 	for name, v := range fields {
 		if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			return credentials{}, fmt.Errorf("credentials: control character in %s: %w", name, errdefs.ErrInvalidArgument)
 		}
 	}
-	if a.Password != "" && (a.IdentityToken != "" || a.RegistryToken != "") || a.IdentityToken != "" && a.RegistryToken != "" {
-		return credentials{}, fmt.Errorf("credentials: more than one of password, identity_token, registry_token: %w", errdefs.ErrInvalidArgument)
-	}
-	c := credentials{registryToken: a.RegistryToken}
+	var c credentials
 	switch {
-	case c.registryToken != "":
+	case a.Username != "" && a.Password != "":
+		c.username, c.secret = a.Username, a.Password
 	case a.IdentityToken != "":
 		c.secret = a.IdentityToken
-	case a.Username != "":
-		c.username, c.secret = a.Username, a.Password
-	case wrapped != "":
-		b, err := base64.StdEncoding.DecodeString(wrapped)
+	case encoded != "":
+		b, err := base64.StdEncoding.DecodeString(encoded)
 		if err != nil {
 			return credentials{}, fmt.Errorf("credentials: auth is not base64: %w", errdefs.ErrInvalidArgument)
 		}
@@ -106,6 +102,10 @@ func credentialsFor(a *Auth, t target) (credentials, error) {
 			return credentials{}, fmt.Errorf("credentials: auth is not user:password: %w", errdefs.ErrInvalidArgument)
 		}
 		c.username, c.secret = user, password
+	case a.RegistryToken != "":
+		c.registryToken = a.RegistryToken
+	default:
+		c.username = a.Username
 	}
 	if a.ServerAddress != "" && !sameServer(schemeOf(a.ServerAddress), serverOf(a.ServerAddress), t.domain) {
 		return credentials{withheld: namedServer(a.ServerAddress)}, nil
@@ -155,6 +155,7 @@ type authorizer struct {
 	scope    string
 	creds    credentials
 	settings registrySettings
+	given    http.Header  // of hosts.toml: it may say who we are
 	client   *http.Client // for the token server; the host's TLS policy
 
 	turn slots // one challenge is answered at a time, so that parallel blobs ask for one token
@@ -164,8 +165,8 @@ type authorizer struct {
 	withheld string // a token server that was not shown the credentials
 }
 
-func newAuthorizer(server, scope string, creds credentials, client *http.Client, settings registrySettings) *authorizer {
-	a := &authorizer{server: server, scope: scope, creds: creds, settings: settings, turn: make(slots, 1)}
+func newAuthorizer(server, scope string, creds credentials, client *http.Client, given http.Header, settings registrySettings) *authorizer {
+	a := &authorizer{server: server, scope: scope, creds: creds, settings: settings, given: given, turn: make(slots, 1)}
 	c := *client
 	c.Transport = cappedReplies{client.Transport}
 	c.CheckRedirect = func(req *http.Request, via []*http.Request) error {
@@ -278,6 +279,10 @@ func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error
 		return "", fmt.Errorf("%s names a token server that is no url: %w", a.server, errdefs.ErrUnauthenticated)
 	}
 	server, _ := url.Parse(a.server)
+	if realm.Scheme == "http" && server.Scheme == "https" && strings.EqualFold(realm.Hostname(), server.Hostname()) && !docker.IsLocalhost(realm.Host) && !named(realm, a.settings.TokenServers) {
+		// A registry behind a proxy that does not know of its TLS.
+		realm.Scheme, realm.Host = "https", withoutPort("http", realm.Host)
+	}
 	related, err := trustRealm(server, realm, a.settings.TokenServers)
 	if err != nil {
 		return "", fmt.Errorf("%s names token server %s: %v (if it is the registry's, name it in token_servers of %s): %w", a.server,
@@ -292,21 +297,42 @@ func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error
 	if s := c.Parameters["scope"]; s != "" {
 		opts.Scopes = strings.Fields(s)
 	}
+	var given http.Header
 	if related {
 		opts.Username, opts.Secret = a.creds.username, a.creds.secret
+		given = a.given
 	}
+	var refused error
 	if opts.Secret != "" && opts.Username == "" {
-		reply, err := auth.FetchTokenWithOAuth(ctx, a.client, nil, "cribox", opts)
-		if err != nil {
-			return "", a.tokenError(realm, err)
+		reply, err := auth.FetchTokenWithOAuth(ctx, a.client, given, "cribox", opts)
+		if err == nil {
+			return "Bearer " + reply.AccessToken, nil
 		}
-		return "Bearer " + reply.AccessToken, nil
+		if refused = a.tokenError(realm, err); !noOAuth(err) {
+			return "", refused
+		}
 	}
-	reply, err := auth.FetchToken(ctx, a.client, nil, opts)
+	reply, err := auth.FetchToken(ctx, a.client, given, opts)
+	if err != nil && refused != nil {
+		return "", refused
+	}
 	if err != nil {
 		return "", a.tokenError(realm, err)
 	}
 	return "Bearer " + reply.Token, nil
+}
+
+// noOAuth tells whether a token server may know GET only.
+func noOAuth(err error) bool {
+	var status remoteerrors.ErrUnexpectedStatus
+	if !errors.As(err, &status) {
+		return false
+	}
+	switch status.StatusCode {
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusNotFound, http.StatusMethodNotAllowed:
+		return true
+	}
+	return false
 }
 
 func (a *authorizer) tokenError(realm *url.URL, err error) error {
@@ -332,12 +358,12 @@ func (a *authorizer) tokenError(realm *url.URL, err error) error {
 // trustRealm decides about a token server. related: it may see credentials, because it is the registry's own host (any port), shares its
 // registrable domain, or is named by the administrator. A stranger is asked anonymously, over https, and only by name: never an address of
 // the node's network.
-func trustRealm(registry, realm *url.URL, named []string) (related bool, err error) {
+func trustRealm(registry, realm *url.URL, allowed []string) (related bool, err error) {
 	host, own := realm.Hostname(), registry.Hostname()
 	if host == "" || realm.Opaque != "" || realm.User != nil {
 		return false, errors.New("not a plain url")
 	}
-	if slices.ContainsFunc(named, func(name string) bool { u := parseTokenServer(name); return u != nil && origin(u) == origin(realm) }) {
+	if named(realm, allowed) {
 		return true, nil
 	}
 	related = strings.EqualFold(host, own) || sameDomain(host, own)
@@ -354,6 +380,11 @@ func trustRealm(registry, realm *url.URL, named []string) (related bool, err err
 		return false, errors.New("it is not the registry's and not a public name")
 	}
 	return related, nil
+}
+
+// named tells whether a token server is in a list of token_servers.
+func named(realm *url.URL, servers []string) bool {
+	return slices.ContainsFunc(servers, func(name string) bool { u := parseTokenServer(name); return u != nil && origin(u) == origin(realm) })
 }
 
 func sameDomain(a, b string) bool {

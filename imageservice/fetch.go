@@ -44,8 +44,10 @@ func (p *pull) root(ctx context.Context) ([]byte, ocispec.Descriptor, error) {
 			resp.Body.Close()
 			if raw, ok := p.unchanged(ctx, resp.Header); ok {
 				desc := descriptorOf(raw, contentType(resp.Header))
-				p.note(desc)
-				return raw, desc, nil
+				if _, err := decodeDocument(raw, desc.MediaType); err == nil { // else the HEAD says too little of what it is
+					p.note(desc)
+					return raw, desc, nil
+				}
 			}
 		} else if !noHead(err) {
 			return nil, ocispec.Descriptor{}, err

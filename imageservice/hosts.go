@@ -33,6 +33,7 @@ type host struct {
 	dial     time.Duration // dial_timeout of its entry, 0 for none
 	auth     *authorizer
 	failures atomic.Int32          // connections that failed within this pull
+	others   strangers             // to whom it redirects
 	lie      atomic.Pointer[error] // it sent something that was not asked for: left out for the rest of the pull
 }
 
@@ -241,7 +242,12 @@ func (r *registry) addHosts(hosts []docker.RegistryHost, file hostsFile) {
 		if h.own {
 			own = r.creds
 		}
-		h.auth = newAuthorizer(h.origin(), "repository:"+r.path+":pull", own, h.Client, r.settings)
+		given := http.Header{}
+		for k, v := range h.Header {
+			given[http.CanonicalHeaderKey(k)] = v
+		}
+		h.Header = given
+		h.auth = newAuthorizer(h.origin(), r.scope(), own, h.Client, h.Header, r.settings)
 	}
 }
 

@@ -20,7 +20,7 @@ type Config struct {
 	Root           string        // the daemon's root folder; content/, images/ and layers/ below it are ours
 	RegistryConfig string        // folder in the style of containerd's certs.d (<host>/hosts.toml), read at every pull; "" = none
 	Limits         Limits        // caps on what a registry can make us store
-	StallTimeout   time.Duration // a pull that moves no bytes for so long is cancelled; default 30 s
+	StallTimeout   time.Duration // a pull that moves no bytes for so long is cancelled; default 5 min
 	MaxDownloads   int           // blobs fetched in parallel by one pull; default 3
 	MaxUnpacks     int           // layers unpacked in parallel by all pulls together, and as many more while they arrive; default CPUs, at least 2
 	Pinned         []string      // names of images that are reported as pinned, see SetPinned

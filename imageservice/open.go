@@ -33,7 +33,7 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 		c.Step = func(string) {}
 	}
 	if c.StallTimeout <= 0 {
-		c.StallTimeout = 30 * time.Second
+		c.StallTimeout = 5 * time.Minute
 	}
 	if c.MaxDownloads <= 0 {
 		c.MaxDownloads = 3
@@ -116,10 +116,12 @@ func (c *Images) dropBrokenDownloads(ctx context.Context) {
 	entries, _ := os.ReadDir(dir) // it is made when it is missing
 	for _, e := range entries {
 		ref, err := readCapped(filepath.Join(dir, e.Name(), "ref"), maxName)
-		if err == nil && digest.FromBytes(ref).Encoded() == e.Name() {
-			if _, err = c.content.Status(ctx, string(ref)); err == nil && !strings.HasPrefix(string(ref), documentPrefix) {
-				continue
-			}
+		if err != nil && !damaged(err) {
+			log.G(ctx).WithError(err).WithField("download", e.Name()).Warn("partial download cannot be read now; it stays for a while")
+			continue
+		}
+		if err == nil && digest.FromBytes(ref).Encoded() == e.Name() && !strings.HasPrefix(string(ref), documentPrefix) {
+			continue
 		}
 		if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
 			log.G(ctx).WithError(err).WithField("download", e.Name()).Warn("partial download could not be deleted")

@@ -3,6 +3,7 @@ package imageservice
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -16,9 +17,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // folder writes a file of a registry's folder.
@@ -162,11 +165,21 @@ func TestPatience(t *testing.T) {
 		{30 * time.Second, 10 * time.Second, 10 * time.Second, 30 * time.Second},
 		{30 * time.Second, time.Minute, time.Minute, time.Minute},
 		{3 * time.Second, 0, time.Second, 3 * time.Second},
+		{5 * time.Minute, 0, 4 * time.Second, 5 * time.Minute}, // the default: a cache that fetches a large layer first is silent for long
 	} {
 		r, h := &registry{stall: row.stall, idle: row.stall / 3}, &host{dial: row.dial}
 		if others, alone := r.patience(h, false), r.patience(h, true); others != row.others || alone != row.alone {
 			t.Errorf("stall time %s, dial_timeout %s: %s and %s", row.stall, row.dial, others, alone)
 		}
+	}
+	pull := docker.RegistryHost{Capabilities: docker.HostCapabilityPull}
+	r := &registry{idle: 100 * time.Second, hosts: []*host{{RegistryHost: pull}, {RegistryHost: pull}}}
+	if got := r.silence(); got != 10*time.Second {
+		t.Errorf("an answer may stand still for %s while there is another host", got)
+	}
+	r.hosts = r.hosts[1:]
+	if got := r.silence(); got != r.idle {
+		t.Errorf("an answer of the only host may stand still for %s", got)
 	}
 }
 
@@ -272,7 +285,7 @@ func foreignAuthorizer(code int) *authorizer {
 		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader("no")), Request: q}, nil
 	})}
 	settings := registrySettings{file: "/etc/cribox/certs.d/reg.example/cribox.toml"}
-	return newAuthorizer("https://reg.example", "repository:app:pull", credentials{username: "alice", secret: "wonderland"}, client, settings)
+	return newAuthorizer("https://reg.example", "repository:app:pull", credentials{username: "alice", secret: "wonderland"}, client, nil, settings)
 }
 
 // TestForeignTokenServer: over https it is asked without credentials, and a refusal says that they were withheld.
@@ -287,7 +300,7 @@ func TestForeignTokenServer(t *testing.T) {
 		if named != "" {
 			settings.TokenServers = []string{named}
 		}
-		a := newAuthorizer("https://rg.fr-par.scw.cloud", "repository:app:pull", credentials{username: "nologin", secret: "wonderland"}, client, settings)
+		a := newAuthorizer("https://rg.fr-par.scw.cloud", "repository:app:pull", credentials{username: "nologin", secret: "wonderland"}, client, nil, settings)
 		header := http.Header{"Www-Authenticate": {`Bearer realm="https://api.scaleway.com/registry-internal/v1/token",service="registry"`}}
 		err := (&host{auth: a}).explain(a.challenge(t.Context(), header, ""))
 		trusted := named != "" && !strings.HasPrefix(named, "http:") && !strings.HasSuffix(named, ":444")
@@ -602,5 +615,198 @@ func TestSilentStart(t *testing.T) {
 	}
 	if log.L.Logger.GetLevel() != level {
 		t.Error("the level of the log has changed")
+	}
+}
+
+// TestRedirectToAnotherRegistry: a registry that is a name for another one, which wants a token of its own: nothing of ours goes there.
+func TestRedirectToAnotherRegistry(t *testing.T) {
+	front, back, tokens := newRegistry(t), newRegistry(t), newTokenServer(t)
+	back.build("1", []testLayer{gzipLayer(noise(t, 1000))}, nil)
+	back.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		return q.Header.Get("Authorization") != "Bearer token-1" && unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token",scope="repository:app:pull"`, tokens.URL))
+	})
+	front.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if q.Header.Get("Authorization") != basic("alice", "wonderland") {
+			return unauthorized(w, `Basic realm="x"`)
+		}
+		w.Header().Set("Location", back.URL+q.URL.Path)
+		w.WriteHeader(http.StatusTemporaryRedirect)
+		return true
+	})
+	_, err := newImages(t, nil).Pull(t.Context(), front.ref("app:1"), &Auth{Username: "alice", Password: "wonderland"})
+	must(t, err)
+	if want := []string{"GET  scope=repository%3Aapp%3Apull"}; fmt.Sprint(tokens.seen) != fmt.Sprint(want) {
+		t.Errorf("its token server saw %q, want %q", tokens.seen, want)
+	}
+}
+
+// TestNamesOfTypes: Docker's and OCI's names of one kind of document may stand for each other.
+func TestNamesOfTypes(t *testing.T) {
+	for _, kind := range []string{ocispec.MediaTypeImageManifest, dockerManifest, "application/json", ""} {
+		for _, own := range []string{ocispec.MediaTypeImageManifest, dockerManifest} {
+			r := newRegistry(t)
+			_, m := r.build("", []testLayer{gzipLayer(noise(t, 1000))}, func(m *ocispec.Manifest, _ *ocispec.Image) { m.MediaType = own })
+			entry := platform(m, "linux", goarch, "")
+			entry.MediaType = dockerManifest
+			r.putManifest("1", dockerList, index(entry))
+			r.mu.Lock()
+			r.manifests[m.Digest.String()] = served{kind, r.manifests[m.Digest.String()].body}
+			r.mu.Unlock()
+			c := newImages(t, nil)
+			for range 2 {
+				c.mustPull(t, r.ref("app:1"))
+			}
+			c.mustPull(t, r.ref("app@"+m.Digest.String()))
+		}
+	}
+}
+
+// TestVagueHead: a HEAD without a type, of a document that has none itself, says too little on the second pull.
+func TestVagueHead(t *testing.T) {
+	r := newRegistry(t)
+	_, m := r.build("1", []testLayer{gzipLayer(noise(t, 1000))}, func(m *ocispec.Manifest, _ *ocispec.Image) { m.MediaType = "" })
+	r.manifests["1"] = served{ocispec.MediaTypeImageManifest, r.manifests["1"].body}
+	for _, vague := range []string{"", "application/octet-stream"} {
+		r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+			if q.Method != http.MethodHead {
+				return false
+			}
+			w.Header()["Content-Type"] = []string{vague}
+			w.Header().Set("Docker-Content-Digest", m.Digest.String())
+			return true
+		})
+		c := newImages(t, nil)
+		for range 2 {
+			c.mustPull(t, r.ref("app:1"))
+		}
+	}
+}
+
+// TestOddAnswersForBlobs: what has all the bytes is the blob, whatever the answer calls it.
+func TestOddAnswersForBlobs(t *testing.T) {
+	l := gzipLayer(noise(t, 100_000))
+	plain := plainLayer(noise(t, 110_000))
+	for name, answer := range map[string]func(w http.ResponseWriter, b []byte){
+		"a range that is all": func(w http.ResponseWriter, b []byte) {
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes 0-%d/%d", len(b)-1, len(b)))
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(b)
+		},
+		"203": func(w http.ResponseWriter, b []byte) { w.WriteHeader(http.StatusNonAuthoritativeInfo); w.Write(b) },
+		"compressed for the way": func(w http.ResponseWriter, b []byte) {
+			w.Header().Set("Content-Encoding", "gzip")
+			w.Write(gzipLayer(b).blob)
+		},
+		"compressed for the way, in chunks": func(w http.ResponseWriter, b []byte) {
+			w.Header().Set("Content-Encoding", "gzip")
+			w.(http.Flusher).Flush()
+			w.Write(gzipLayer(b).blob)
+		},
+		"stored compressed": func(w http.ResponseWriter, b []byte) {
+			w.Header().Set("Content-Encoding", "gzip")
+			w.Write(b)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry(t)
+			r.build("1", []testLayer{l, plain}, nil)
+			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				for _, l := range []testLayer{l, plain} {
+					if isBlobGet(q, digest.FromBytes(l.blob)) {
+						answer(w, l.blob)
+						return true
+					}
+				}
+				return false
+			})
+			c := newImages(t, nil)
+			img := c.mustPull(t, r.ref("app:1"))
+			if info, err := os.Stat(mounted(t, c, img.ID)("noise")); err != nil || info.Size() != 110_000 {
+				t.Error(info, err)
+			}
+		})
+	}
+}
+
+// TestWhichCredentials: of several forms the first in containerd's order counts.
+func TestWhichCredentials(t *testing.T) {
+	encoded := base64.StdEncoding.EncodeToString([]byte("bob:builder"))
+	for _, row := range []struct {
+		name string
+		auth Auth
+		want credentials
+	}{
+		{"password and identity token", Auth{Username: "alice", Password: "p", IdentityToken: "i"}, credentials{username: "alice", secret: "p"}},
+		{"password and registry token", Auth{Username: "alice", Password: "p", RegistryToken: "r"}, credentials{username: "alice", secret: "p"}},
+		{"password and auth", Auth{Username: "alice", Password: "p", Auth: encoded}, credentials{username: "alice", secret: "p"}},
+		{"a name without a password and an identity token", Auth{Username: "00000000-0000", IdentityToken: "i"}, credentials{secret: "i"}},
+		{"two tokens", Auth{IdentityToken: "i", RegistryToken: "r"}, credentials{secret: "i"}},
+		{"registry token", Auth{RegistryToken: "r"}, credentials{registryToken: "r"}},
+		{"auth with a line break", Auth{Auth: encoded[:8] + "\n" + encoded[8:] + "\r\n "}, credentials{username: "bob", secret: "builder"}},
+	} {
+		got, err := credentialsFor(&row.auth, target{domain: "reg.example"})
+		if err != nil || got != row.want {
+			t.Errorf("%s: %+v, %v", row.name, got, err)
+		}
+	}
+}
+
+// TestTokenServerWithoutOAuth: one that does not know POST is asked by GET.
+func TestTokenServerWithoutOAuth(t *testing.T) {
+	for _, code := range []int{400, 401, 404, 405} {
+		r := newRegistry(t)
+		r.build("1", nil, nil)
+		tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			if q.Method == http.MethodPost || q.Header.Get("Authorization") != basic("", "refresh") {
+				w.WriteHeader(code)
+				return
+			}
+			fmt.Fprint(w, `{"token":"good"}`)
+		}))
+		t.Cleanup(tokens.Close)
+		r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+			return q.Header.Get("Authorization") != "Bearer good" && unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token"`, tokens.URL))
+		})
+		_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{IdentityToken: "refresh"})
+		must(t, err)
+	}
+}
+
+// TestWhatTokenServersSee: by which scheme, and with what of hosts.toml, they are asked.
+func TestWhatTokenServersSee(t *testing.T) {
+	for _, row := range []struct{ server, realm, want string }{
+		{"https://reg.example", "http://reg.example/token", "https://reg.example Basic bWlycm9y"},
+		{"https://reg.example", "http://reg.example:80/token", "https://reg.example Basic bWlycm9y"},
+		{"https://reg.example:8443", "http://reg.example:8443/token", "https://reg.example:8443 Basic bWlycm9y"},
+		{"https://reg.example", "https://auth.reg.example/token", "https://auth.reg.example Basic bWlycm9y"},
+		{"https://reg.example", "https://tokens.elsewhere.test/token", "https://tokens.elsewhere.test "},
+	} {
+		var seen string
+		client := &http.Client{Transport: roundTripper(func(q *http.Request) (*http.Response, error) {
+			seen = q.URL.Scheme + "://" + q.URL.Host + " " + q.Header.Get("Authorization")
+			return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(`{"token":"x"}`)), Request: q}, nil
+		})}
+		a := newAuthorizer(row.server, "repository:app:pull", credentials{}, client, http.Header{"Authorization": {"Basic bWlycm9y"}}, registrySettings{})
+		must(t, a.challenge(t.Context(), http.Header{"Www-Authenticate": {fmt.Sprintf("Bearer realm=%q", row.realm)}}, ""))
+		if seen != row.want || a.current() != "Bearer x" {
+			t.Errorf("%s with %s: it saw %q, want %q", row.server, row.realm, seen, row.want)
+		}
+	}
+}
+
+// TestUnreadableDownloadStays: what cannot be read at this moment is not taken for broken.
+func TestUnreadableDownloadStays(t *testing.T) {
+	c := newImages(t, nil)
+	ingest := func(name string) string { return filepath.Join(c.cfg.Root, "content", "ingest", name) }
+	for _, name := range []string{"unreadable", "without", "other"} {
+		must(t, os.MkdirAll(ingest(name), 0o700))
+	}
+	must(t, os.Symlink("ref", filepath.Join(ingest("unreadable"), "ref"))) // ELOOP
+	must(t, os.WriteFile(filepath.Join(ingest("other"), "ref"), []byte("reg.example sha256:x"), 0o600))
+	reopen(t, c.cfg.Root)
+	for name, want := range map[string]bool{"unreadable": true, "without": false, "other": false} {
+		if got := exists(ingest(name)); got != want {
+			t.Errorf("%s: there is %v, want %v", name, got, want)
+		}
 	}
 }

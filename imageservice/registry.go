@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,6 +31,7 @@ const (
 	maxRedirects   = 10
 	maxRetryAfter  = 60 * time.Second
 	mirrorPatience = 4 * time.Second  // to the first byte of a host while there are others to ask
+	maxSilence     = 10 * time.Second // in an answer of a host while there are others to ask
 	troubledFor    = 30 * time.Second // a host that was dead or slow is asked after the others for so long
 )
 
@@ -238,7 +240,7 @@ func (r *registry) ask(ctx context.Context, h *host, q request, patient bool) (*
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if !patient || attempt == maxAttempts || wait > maxRetryAfter || !transient(err) || errors.Is(err, errSilent) {
+		if !patient || attempt == maxAttempts || wait > maxRetryAfter || !transient(err) || hadItsTime(err) {
 			return nil, h.explain(err)
 		}
 		if err := r.prog.waiting(func() error { return sleep(ctx, wait) }); err != nil {
@@ -247,12 +249,26 @@ func (r *registry) ask(ctx context.Context, h *host, q request, patient bool) (*
 	}
 }
 
+// hadItsTime says of an error that whoever caused it was waited for long enough.
+func hadItsTime(err error) bool {
+	var op *net.OpError
+	return errors.Is(err, errSilent) || errors.As(err, &op) && op.Op == "dial" && op.Timeout()
+}
+
 // patience is the time that a host has to its first byte. Who has set a dial_timeout has decided that a connection may take so long.
 func (r *registry) patience(h *host, patient bool) time.Duration {
 	if patient {
 		return max(r.stall, h.dial)
 	}
 	return max(min(r.idle, mirrorPatience), h.dial)
+}
+
+// silence is how long an answer may stand still before another connection is tried, sooner while there are others to ask.
+func (r *registry) silence() time.Duration {
+	if len(r.able(request{})) > 1 {
+		return min(r.idle, maxSilence)
+	}
+	return r.idle
 }
 
 // remember notes who is dead or slow. A bad certificate, say, is neither: the next try costs no time.
@@ -311,17 +327,20 @@ func transport(err error) bool {
 // came without, the second because a token may have expired. A host that refuses a token without a new challenge is asked once without.
 func (r *registry) authorized(ctx context.Context, h *host, q request, patience time.Duration) (*reply, error) {
 	for tries, without := 0, false; ; {
-		used := h.auth.current()
-		resp, err := r.follow(ctx, h, q, used, patience)
+		resp, err := r.follow(ctx, h, q, patience)
 		if err != nil {
 			return nil, err
 		}
-		if resp.StatusCode != http.StatusUnauthorized || tries == 2 || resp.foreign {
+		if resp.StatusCode != http.StatusUnauthorized || tries == 2 {
 			return resp, nil
 		}
 		resp.Body.Close()
+		who, used := h.auth, resp.used
+		if resp.foreign {
+			who = h.others.at(r, h, resp.Request.URL)
+		}
 		asking, cancel := context.WithTimeoutCause(ctx, patience, errSilent)
-		err = h.auth.challenge(asking, resp.Header, used)
+		err = who.challenge(asking, resp.Header, used)
 		cause := context.Cause(asking)
 		cancel()
 		switch {
@@ -329,7 +348,7 @@ func (r *registry) authorized(ctx context.Context, h *host, q request, patience 
 			return nil, unavailable{fmt.Errorf("token server of %s: %w", h.origin(), errSilent)}
 		case err != nil:
 			return nil, err
-		case used != "" && h.auth.current() == "" && !without:
+		case used != "" && who.current() == "" && !without:
 			without = true
 		default:
 			tries++
@@ -341,8 +360,42 @@ func (r *registry) authorized(ctx context.Context, h *host, q request, patience 
 type reply struct {
 	*http.Response
 	host    *host
-	foreign bool // it came over a redirect to another origin
+	foreign bool   // it came over a redirect to another origin
+	used    string // the Authorization that its server was shown
 }
+
+// strangers are the servers that a host redirects to and that want a token of their own: registries that are a name for another one. Each is
+// asked anonymously.
+type strangers struct {
+	mu    sync.Mutex
+	known map[string]*authorizer // by origin
+}
+
+// of returns the header to show at u.
+func (s *strangers) of(u *url.URL) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.known[origin(u)]; a != nil {
+		return a.current()
+	}
+	return ""
+}
+
+// at returns the authorizer of the server of u.
+func (s *strangers) at(r *registry, h *host, u *url.URL) *authorizer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.known == nil {
+		s.known = map[string]*authorizer{}
+	}
+	if s.known[origin(u)] == nil {
+		s.known[origin(u)] = newAuthorizer(origin(u), r.scope(), credentials{}, h.Client, nil, registrySettings{file: r.settings.file})
+	}
+	return s.known[origin(u)]
+}
+
+// scope is what a token must allow.
+func (r *registry) scope() string { return "repository:" + r.path + ":pull" }
 
 // blame leaves a mirror out whose answer was no good, for the rest of the pull. It returns whether there is somebody else to ask.
 func (r *registry) blame(h *host, err error) bool {
@@ -354,13 +407,13 @@ func (r *registry) blame(h *host, err error) bool {
 }
 
 // follow sends q and follows redirects: from https to http only for what has a digest, only where that is set, and to another origin only with the headers that any server may see.
-func (r *registry) follow(ctx context.Context, h *host, q request, authorization string, patience time.Duration) (*reply, error) {
+func (r *registry) follow(ctx context.Context, h *host, q request, patience time.Duration) (*reply, error) {
 	u := &url.URL{Scheme: h.Scheme, Host: h.Host, Path: path.Join("/", h.Path, r.path, q.kind, q.object)}
 	until := time.Now().Add(patience) // for all redirects together
 	if h.proxies {
 		u.RawQuery = url.Values{"ns": {r.domain}}.Encode()
 	}
-	foreign := false
+	used, foreign := "", false
 	for hop := 0; hop <= maxRedirects; hop++ {
 		header := http.Header{"User-Agent": {"cribox"}, "Accept": {q.accept}, "Accept-Encoding": {"identity"}}
 		if q.offset > 0 {
@@ -370,18 +423,19 @@ func (r *registry) follow(ctx context.Context, h *host, q request, authorization
 			for k, v := range h.Header {
 				header[k] = slices.Clone(v)
 			}
-			if authorization != "" {
-				header.Set("Authorization", authorization)
-			}
+			used, foreign = h.auth.current(), false
 		} else {
-			foreign = true
+			used, foreign = h.others.of(u), true
+		}
+		if used != "" {
+			header.Set("Authorization", used)
 		}
 		resp, err := r.send(ctx, h, q.method, u, header, time.Until(until))
 		if err != nil {
 			return nil, err
 		}
 		if !redirects(resp.StatusCode) {
-			return &reply{Response: resp, host: h, foreign: foreign}, nil
+			return &reply{Response: resp, host: h, foreign: foreign, used: used}, nil
 		}
 		resp.Body.Close()
 		next, err := u.Parse(resp.Header.Get("Location"))
@@ -446,7 +500,7 @@ func (r *registry) send(ctx context.Context, h *host, method string, u *url.URL,
 		}
 		return nil, r.transportError(h, u, err, cause)
 	}
-	resp.Body = &body{ReadCloser: resp.Body, reg: r, host: h, timer: timer, ctx: ctx, cancel: cancel, from: u}
+	resp.Body = &body{ReadCloser: resp.Body, reg: r, host: h, idle: r.silence(), timer: timer, ctx: ctx, cancel: cancel, from: u}
 	return resp, nil
 }
 
@@ -455,6 +509,7 @@ type body struct {
 	io.ReadCloser
 	reg    *registry
 	host   *host
+	idle   time.Duration
 	timer  *time.Timer
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -462,7 +517,7 @@ type body struct {
 }
 
 func (b *body) Read(p []byte) (int, error) {
-	b.timer.Reset(b.reg.idle)
+	b.timer.Reset(b.idle)
 	n, err := b.ReadCloser.Read(p)
 	b.timer.Stop()
 	b.reg.prog.moved.Add(int64(n))

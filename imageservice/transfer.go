@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -25,12 +26,20 @@ type transfer struct {
 	pieces bool  // they came over more than one answer
 	starts int   // how often we began again
 	from   *host // who sent the last bytes
+	coded  bool  // and said that they are compressed for the way
+	decode bool  // and they are
 	item   *item
 	along  *alongside
 }
 
-// wrong says that what a host sends is not the blob. From a mirror it is thrown away, and somebody else is asked.
+// wrong says that what a host sends is not the blob. Where the answer is said to be compressed, it is asked for again and unpacked: some
+// servers compress although they are asked not to, others say so of what is stored compressed and meant like that. From a mirror it is
+// thrown away, and somebody else is asked.
 func (t *transfer) wrong(h *host, format string, args ...any) error {
+	if t.coded && !t.decode {
+		t.decode = true
+		return errNoRange
+	}
 	err := refuse(errdefs.ErrDataLoss, format, args...)
 	if t.pull.reg.blame(h, err) {
 		return errNoRange
@@ -100,9 +109,14 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 		return false, err
 	}
 	defer resp.Body.Close()
-	t.from = resp.host
+	t.from, t.coded = resp.host, strings.HasSuffix(strings.ToLower(resp.Header.Get("Content-Encoding")), "gzip")
+	if t.coded && t.decode {
+		if err := unzipBody(resp); err != nil || t.offset > 0 {
+			return true, errNoRange
+		}
+	}
 	switch {
-	case t.offset == 0 && resp.StatusCode != http.StatusOK:
+	case t.offset == 0 && !whole(resp):
 		if err := t.wrong(resp.host, "%s is answered with %d", t.desc.Digest, resp.StatusCode); err != errNoRange {
 			return true, err
 		}
@@ -125,6 +139,31 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	return true, err
 }
 
+// whole tells whether an answer has all of a blob: some servers call it a range, some proxies say that they have changed something.
+func whole(resp *reply) bool {
+	switch resp.StatusCode {
+	case http.StatusOK, http.StatusNonAuthoritativeInfo:
+		return true
+	case http.StatusPartialContent:
+		return strings.HasPrefix(resp.Header.Get("Content-Range"), "bytes 0-")
+	}
+	return false
+}
+
+// unzipBody unpacks an answer on its way.
+func unzipBody(resp *reply) error {
+	plain, err := gzip.NewReader(resp.Body)
+	if err != nil {
+		return err
+	}
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{plain, resp.Body}
+	resp.ContentLength = -1
+	return nil
+}
+
 func (t *transfer) copy(from *reply) error {
 	buf := make([]byte, 256<<10)
 	for {
@@ -141,12 +180,14 @@ func (t *transfer) copy(from *reply) error {
 			t.along.advance(t.offset)
 		}
 		switch {
-		case err == io.EOF && t.offset < t.desc.Size && !from.host.own: // not broken off: that is all
+		case err == io.EOF && t.offset < t.desc.Size && (!from.host.own || t.coded && !t.decode): // not broken off: that is all
 			return t.wrong(from.host, "%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size)
 		case err == io.EOF && t.offset < t.desc.Size:
 			return unavailable{fmt.Errorf("%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size)}
 		case err == io.EOF:
 			return nil
+		case t.decode && errors.Is(err, io.ErrUnexpectedEOF):
+			return unavailable{fmt.Errorf("%s ends in the middle: %w", t.desc.Digest, err)}
 		case err != nil:
 			return err
 		}
@@ -157,6 +198,10 @@ func (t *transfer) copy(from *reply) error {
 // where they were put together from several answers.
 func (t *transfer) commit(ctx context.Context) (done bool, err error) {
 	if got := t.w.Digest(); got != t.desc.Digest {
+		if t.coded && !t.decode {
+			t.decode = true
+			return false, t.restart()
+		}
 		err := refuse(errdefs.ErrDataLoss, "blob arrives with digest %s, not %s", got, t.desc.Digest)
 		if t.pull.reg.blame(t.from, err) || t.pieces {
 			return false, t.restart()
