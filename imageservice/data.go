@@ -83,6 +83,9 @@ func (c *Images) listed() map[string]bool {
 
 // condemn marks those of keys that belong to nobody as dying and returns them. Under the lock; the caller must delete them.
 func (c *Images) condemn(keys []string) []string {
+	if len(c.unread) > 0 {
+		return nil // nobody knows what those need
+	}
 	listed := c.listed()
 	var garbage []string
 	for _, key := range keys {
@@ -166,6 +169,9 @@ func (c *Images) sweepLater(d time.Duration) {
 // sweep deletes what belongs to nobody and was last touched before t. It returns whether some debris was too young.
 func (c *Images) sweep(t time.Time) (more bool) {
 	ctx := context.Background()
+	if !c.readAgain(ctx) {
+		return true
+	}
 	var keys []string
 	c.mu.Lock()
 	listed := c.listed()

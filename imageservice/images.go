@@ -53,6 +53,7 @@ type Images struct {
 
 	mu       sync.Mutex
 	records  map[string]*record              // by image id
+	unread   map[string]bool                 // image ids whose record could not be read yet, see unread.go
 	names    map[string]string               // tag -> image id
 	layers   map[string]*layer               // by layerKey: unpacked and verified, listed in a record or not
 	diffIDs  map[digest.Digest]digest.Digest // what blobs that are here were seen to unpack to
@@ -151,7 +152,7 @@ func (c *Images) List() []Image {
 func (c *Images) Hold(imageID, holder string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.records[imageID] == nil {
+	if c.records[imageID] == nil && !c.unread[imageID] {
 		return fmt.Errorf("image %s: %w", imageID, errdefs.ErrNotFound)
 	}
 	if c.holds[imageID] == nil {

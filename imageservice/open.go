@@ -24,7 +24,7 @@ import (
 )
 
 // Open takes possession of content/, images/ and layers/ below c.Root and recovers: every record that proves itself is listed again, one
-// that does not is renamed to *.torn and logged and costs that image only; layers without a record are deleted. Partial downloads stay for the next try.
+// that does not is renamed to *.torn and logged and costs that image only, one that cannot be read now is tried again (unread.go); layers without a record are deleted. Partial downloads stay for the next try.
 func Open(ctx context.Context, c Config) (*Images, error) {
 	if c.Root == "" || !filepath.IsAbs(c.Root) {
 		return nil, fmt.Errorf("open image service: root folder %q is not absolute", c.Root)
@@ -52,7 +52,7 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 	s := &Images{
 		cfg: c, content: store, step: c.Step, syncfs: unix.Syncfs,
 		unpacks: make(slots, c.MaxUnpacks), alongs: make(slots, c.MaxUnpacks), writer: make(slots, 1),
-		records: map[string]*record{}, names: map[string]string{}, layers: map[string]*layer{}, holds: map[string]map[string]bool{},
+		records: map[string]*record{}, unread: map[string]bool{}, names: map[string]string{}, layers: map[string]*layer{}, holds: map[string]map[string]bool{},
 		diffIDs: map[digest.Digest]digest.Digest{}, pins: map[string]int{}, dying: map[string]chan struct{}{}, flights: map[string]*flight{},
 	}
 	s.SetPinned(c.Pinned)
@@ -145,8 +145,13 @@ func (c *Images) loadRecords(ctx context.Context) error {
 			continue
 		}
 		r, err := c.loadRecord(path, "sha256:"+e.Name())
-		if err != nil && !damaged(err) {
+		if errors.Is(err, errNewer) {
 			return fmt.Errorf("image record %s: %w", e.Name(), err)
+		}
+		if err != nil && !damaged(err) {
+			log.G(ctx).WithError(err).WithField("image", e.Name()).Error("image record cannot be read now and is not listed; will be tried again, and no image data is deleted until then")
+			c.unread["sha256:"+e.Name()] = true
+			continue
 		}
 		if err != nil {
 			log.G(ctx).WithError(err).WithField("image", e.Name()).Error("image record is not to be believed; set aside as *.torn, pull the image again")
@@ -155,17 +160,22 @@ func (c *Images) loadRecords(ctx context.Context) error {
 			}
 			continue
 		}
-		c.records[r.ID] = r
-		for i := range r.Layers {
-			c.layers[r.Layers[i].key()] = &r.Layers[i]
-		}
-		for _, b := range r.Blobs {
-			if b.DiffID != "" {
-				c.diffIDs[b.Digest] = b.DiffID
-			}
-		}
+		c.remember(r)
 	}
 	return nil
+}
+
+// remember puts a record into memory; its tags come after that. Under the lock, or while nobody else is there.
+func (c *Images) remember(r *record) {
+	c.records[r.ID] = r
+	for i := range r.Layers {
+		c.layers[r.Layers[i].key()] = &r.Layers[i]
+	}
+	for _, b := range r.Blobs {
+		if b.DiffID != "" {
+			c.diffIDs[b.Digest] = b.DiffID
+		}
+	}
 }
 
 // loadRecord reads one record and checks that what it lists is there: the config down to its hash, blobs by size, layers by existence.
@@ -276,7 +286,7 @@ func (c *Images) dropOrphanLayers(ctx context.Context) error {
 		if n, err := strconv.ParseUint(e.Name(), 10, 64); err == nil {
 			c.lastDir = max(c.lastDir, n)
 		}
-		if known[e.Name()] || mounted(e.Name()) {
+		if known[e.Name()] || len(c.unread) > 0 || mounted(e.Name()) {
 			continue
 		}
 		if err := removeTree(c.layerDir(e.Name())); err != nil {

@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,7 +11,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
@@ -325,5 +328,37 @@ func TestRootModeOfOlderLayers(t *testing.T) {
 	reopen(t, c.cfg.Root)
 	if info, err := os.Stat(layers[0]); err != nil || info.Mode().Perm() != 0o755 {
 		t.Error(info.Mode(), err)
+	}
+}
+
+// TestUnreadableRecord: a record that cannot be read now costs its image until it can; nothing is deleted meanwhile, and the rest works.
+func TestUnreadableRecord(t *testing.T) {
+	r := newRegistry(t)
+	id, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "one"))}, nil)
+	r.build("2", []testLayer{gzipLayer(tarOf(t, reg("f"), "one"))}, nil) // the same layer
+	c := newImages(t, nil)
+	c.mustPull(t, r.ref("app:1"))
+	c.mustPull(t, r.ref("app:2"))
+	path, kept := c.recordPath(id), filepath.Join(t.TempDir(), "kept")
+	whole, err := os.ReadFile(path)
+	must(t, errors.Join(err, os.Rename(path, kept), os.Symlink(filepath.Base(path), path))) // a link to itself
+	c = reopen(t, c.cfg.Root)
+	if l := c.List(); len(l) != 1 || l[0].ID == id {
+		t.Errorf("listed: %v", l)
+	}
+	must(t, c.Hold(id, "container"))
+	must(t, c.Remove(t.Context(), r.ref("app:2")))
+	if !c.sweep(time.Now().Add(time.Hour)) {
+		t.Error("the sweep does not come again")
+	}
+	must(t, errors.Join(os.Remove(path), os.WriteFile(path, whole, 0o600)))
+	c.sweep(time.Now().Add(time.Hour))
+	img, err := c.Lookup(r.ref("app:1"))
+	if err != nil || img.ID != id {
+		t.Fatalf("read again: %+v, %v", img, err)
+	}
+	wantFile(t, mounted(t, c, id)("f"), "one")
+	if err := c.Remove(t.Context(), id); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("removed while it is held: %v", err)
 	}
 }
