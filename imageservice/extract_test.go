@@ -268,7 +268,7 @@ func TestMetadata(t *testing.T) {
 	if !slices.Equal(implied, []string{"made", "made/up"}) {
 		t.Errorf("made up: %q", implied)
 	}
-	for name, mode := range map[string]os.FileMode{".": os.ModeDir | 0o711, "d": os.ModeDir | os.ModeSticky | 0o777, "d/f": os.ModeSetuid | 0o751, "d/h": os.ModeSetuid | 0o751,
+	for name, mode := range map[string]os.FileMode{".": os.ModeDir | 0o755, "d": os.ModeDir | os.ModeSticky | 0o777, "d/f": os.ModeSetuid | 0o751, "d/h": os.ModeSetuid | 0o751,
 		"d/p": os.ModeNamedPipe | os.ModeSetuid | 0o751, "d/c": os.ModeDevice | os.ModeCharDevice | os.ModeSetuid | 0o751, "d/l": os.ModeSymlink | 0o777} {
 		info, err := os.Lstat(y.at(name))
 		must(t, err)

@@ -5,77 +5,102 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/tree"
 )
 
 // copyPiece is how much of a file is copied between two looks at the context.
 const copyPiece = 64 << 20
 
-// treeCopy copies a folder of an image: names, owners, modes, times, extended attributes, hard links and holes.
+// treeCopy copies a folder of an image: names, owners, modes, times, extended attributes, hard links and holes. It follows a walk of the
+// source down and up again in the copy, with one descriptor, so that no path is longer than a name.
 type treeCopy struct {
-	ctx    context.Context
-	linked map[[2]uint64]string // first name of each file that has several
-	dirs   []copied             // whose times are set last: putting something into a directory changes them
-}
-
-type copied struct {
-	name string
-	st   *syscall.Stat_t
+	ctx   context.Context
+	at    *os.File // the folder of the copy that is being filled
+	links string   // folder with a further name of each file that has several; "" while there is none
+	to    string
 }
 
 // copyTree copies the folder from to the folder to, which it makes. Neither may change meanwhile. It ends with ctx, in the middle of a file
 // too; what it has made then is the caller's to delete.
-func copyTree(ctx context.Context, from, to string) error {
-	t := &treeCopy{ctx: ctx, linked: map[[2]uint64]string{}}
-	err := filepath.WalkDir(from, func(path string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		name, err := filepath.Rel(from, path)
-		if err != nil {
-			return err
-		}
-		info, err := e.Info()
-		if err != nil {
-			return err
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return fmt.Errorf("no status of %s", name)
-		}
-		if err := t.one(path, filepath.Join(to, name), st); err != nil {
-			return fmt.Errorf("copy %s: %w", name, err)
-		}
-		return nil
-	})
-	for i := len(t.dirs) - 1; i >= 0 && err == nil; i-- {
-		err = setTimes(t.dirs[i].name, t.dirs[i].st)
+func copyTree(ctx context.Context, from, to string) (err error) {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	if err := os.Mkdir(to, 0o700); err != nil {
+		return err
+	}
+	t := &treeCopy{ctx: ctx, to: to}
+	if t.at, err = os.Open(to); err != nil {
+		return err
+	}
+	defer func() { t.at.Close() }()
+	err = tree.Walk(int(src.Fd()), tree.Visitor{Entry: t.entry, Enter: t.enter, Leave: t.leave})
+	if err == nil {
+		err = t.dress(int(src.Fd()))
+	}
+	if t.links != "" {
+		err = errors.Join(err, tree.Remove(context.WithoutCancel(ctx), t.links))
 	}
 	return err
 }
 
-func (t *treeCopy) one(from, to string, st *syscall.Stat_t) error {
+// below is a path of a name in an open folder.
+func below(dir int, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", dir, name) }
+
+func (t *treeCopy) entry(dir int, name string, st *unix.Stat_t) error {
+	if t.ctx.Err() != nil {
+		return context.Cause(t.ctx)
+	}
+	if err := t.one(below(dir, name), below(int(t.at.Fd()), name), st); err != nil {
+		return fmt.Errorf("copy %s: %w", short(name), err)
+	}
+	return nil
+}
+
+func (t *treeCopy) enter(name string) error { return t.move(name) }
+
+// leave gives a folder its metadata after its content: putting something into it changes its times.
+func (t *treeCopy) leave(dir int) error {
+	if err := t.dress(dir); err != nil {
+		return err
+	}
+	return t.move("..")
+}
+
+func (t *treeCopy) move(name string) error {
+	fd, err := unix.Openat(int(t.at.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s in the copy: %w", short(name), err)
+	}
+	t.at.Close()
+	t.at = os.NewFile(uintptr(fd), name)
+	return nil
+}
+
+func (t *treeCopy) dress(dir int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(dir, &st); err != nil {
+		return err
+	}
+	return dressLike(below(dir, "."), below(int(t.at.Fd()), "."), &st)
+}
+
+func (t *treeCopy) one(from, to string, st *unix.Stat_t) error {
 	var err error
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		err = os.Mkdir(to, 0o700)
-		t.dirs = append(t.dirs, copied{to, st})
+		return os.Mkdir(to, 0o700)
 	case unix.S_IFREG:
-		id := [2]uint64{st.Dev, st.Ino}
-		if first := t.linked[id]; first != "" {
-			return os.Link(first, to)
-		}
-		if st.Nlink > 1 {
-			t.linked[id] = to
+		if t.linked(to, st) {
+			return nil
 		}
 		err = t.file(from, to, st.Size)
 	case unix.S_IFLNK:
@@ -89,7 +114,34 @@ func (t *treeCopy) one(from, to string, st *syscall.Stat_t) error {
 	if err != nil {
 		return err
 	}
-	return dressLike(from, to, st)
+	if err := dressLike(from, to, st); err != nil {
+		return err
+	}
+	return t.remember(to, st)
+}
+
+func linkName(st *unix.Stat_t) string { return fmt.Sprintf("%d-%d", st.Dev, st.Ino) }
+
+// linked makes a further name of a file that was copied already. When it cannot, the file is copied once more.
+func (t *treeCopy) linked(to string, st *unix.Stat_t) bool {
+	return st.Nlink > 1 && t.links != "" && os.Link(filepath.Join(t.links, linkName(st)), to) == nil
+}
+
+// remember keeps a name of a file that has several: the one that it has in the copy may be deeper than a path can say.
+func (t *treeCopy) remember(to string, st *unix.Stat_t) error {
+	if st.Nlink < 2 || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil
+	}
+	if t.links == "" {
+		if err := os.Mkdir(t.to+".links", 0o700); err != nil {
+			return err
+		}
+		t.links = t.to + ".links"
+	}
+	if err := os.Link(to, filepath.Join(t.links, linkName(st))); err != nil && !errors.Is(err, unix.EMLINK) && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return nil
 }
 
 // file copies what the source has between its holes.
@@ -144,7 +196,7 @@ func nextData(f *os.File, at, size int64) (start, end int64, err error) {
 }
 
 // dressLike gives owner, mode, extended attributes and times, in this order: chown takes setuid bits and capabilities away.
-func dressLike(from, to string, st *syscall.Stat_t) error {
+func dressLike(from, to string, st *unix.Stat_t) error {
 	if err := os.Lchown(to, int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
@@ -159,7 +211,7 @@ func dressLike(from, to string, st *syscall.Stat_t) error {
 	return setTimes(to, st)
 }
 
-func setTimes(name string, st *syscall.Stat_t) error {
+func setTimes(name string, st *unix.Stat_t) error {
 	times := []unix.Timespec{unix.NsecToTimespec(st.Atim.Nano()), unix.NsecToTimespec(st.Mtim.Nano())}
 	return unix.UtimesNanoAt(unix.AT_FDCWD, name, times, unix.AT_SYMLINK_NOFOLLOW)
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/tree"
 )
 
 // describe is names, kinds, modes, owners, links, times, sizes and content of a tree.
@@ -85,5 +87,54 @@ func TestCopyTreeEndsWithItsContext(t *testing.T) {
 	}
 	if err := c.file(f.Name(), filepath.Join(t.TempDir(), "to"), 9); !errors.Is(err, context.Canceled) {
 		t.Errorf("in a file: %v", err)
+	}
+}
+
+// TestCopyTreeDeep: folders deeper than a path can say are copied, with a file that has a name at the top and one at the bottom.
+func TestCopyTreeDeep(t *testing.T) {
+	from, to := filepath.Join(t.TempDir(), "from"), filepath.Join(t.TempDir(), "to")
+	if err := errors.Join(os.Mkdir(from, 0o700), os.WriteFile(filepath.Join(from, "top"), []byte("text"), 0o640)); err != nil {
+		t.Fatal(err)
+	}
+	const depth = 2500
+	bottom := func(dir string, visit func(fd int) error) error {
+		fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		for range depth {
+			if err != nil {
+				break
+			}
+			if err = visit(fd); err != nil {
+				break
+			}
+			var down int
+			down, err = unix.Openat(fd, "d", unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			unix.Close(fd)
+			fd = down
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		return unix.Linkat(unix.AT_FDCWD, filepath.Join(dir, "top"), fd, "bottom", 0)
+	}
+	if err := bottom(from, func(fd int) error { return unix.Mkdirat(fd, "d", 0o751) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := copyTree(t.Context(), from, to); err != nil {
+		t.Fatal(err)
+	}
+	var top, st unix.Stat_t
+	err := bottom(to, func(fd int) error { return unix.Fstatat(fd, "d", &st, 0) })
+	if !errors.Is(err, unix.EEXIST) || st.Mode&0o7777 != 0o751 {
+		t.Errorf("the deepest folder of the copy has mode %o and no file: %v", st.Mode, err)
+	}
+	if err := unix.Stat(filepath.Join(to, "top"), &top); err != nil || top.Nlink != 2 || top.Mode&0o777 != 0o640 {
+		t.Errorf("the file has %d names and mode %o, %v", top.Nlink, top.Mode, err)
+	}
+	if _, err := os.Lstat(to + ".links"); !os.IsNotExist(err) {
+		t.Errorf("the further names stay: %v", err)
+	}
+	if err := errors.Join(tree.Remove(t.Context(), from), tree.Remove(t.Context(), to)); err != nil {
+		t.Error(err)
 	}
 }
