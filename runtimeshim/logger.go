@@ -32,6 +32,7 @@ func LoggerMain(ctx context.Context, state string, step func(string)) error {
 		return err
 	}
 	defer release()
+	boundLog()
 	runtime.GOMAXPROCS(2) // with more, they wake each other for every line
 	ctx, quit := context.WithCancel(ctx)
 	defer quit()

@@ -125,6 +125,8 @@ type tap struct {
 // tapPatience is how long a reader may take nothing.
 var tapPatience = 10 * time.Second
 
+const mostTaps = 64 // of one stream
+
 const tapPace = 5 * time.Millisecond // between two looks at a reader that is slow
 
 // newTaps takes the pipes over: they are written without blocking from here on.
@@ -208,6 +210,9 @@ func (t *logTask) tap(taps [2]*tap) error {
 	}
 	if t.p.done {
 		return fmt.Errorf("it has ended: %w", errdefs.ErrFailedPrecondition)
+	}
+	if max(len(t.taps[0]), len(t.taps[1])) >= mostTaps {
+		return fmt.Errorf("%d clients are attached to it: %w", mostTaps, errdefs.ErrResourceExhausted)
 	}
 	for i, p := range taps {
 		switch {

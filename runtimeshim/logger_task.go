@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -103,12 +104,28 @@ func (t *logTask) run() {
 		}
 		t.mu.Unlock()
 		for _, f := range queue {
-			f()
+			t.survive(f)
 		}
 		if ready != 0 {
-			t.pump(ready)
+			t.survive(func() { t.pump(ready) })
 		}
 	}
+}
+
+// survive runs a piece of work whose panic costs this task a pause, and no other task anything.
+func (t *logTask) survive(work func()) {
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		t.logger().Errorf("panic: %v\n%s", p, debug.Stack())
+		if !t.gone {
+			t.stuck = min(max(2*t.stuck, firstRetry), lastRetry)
+			t.after(t.stuck)
+		}
+	}()
+	work()
 }
 
 // do runs f as a piece of work and returns its error. When ctx ends first, the

@@ -61,6 +61,11 @@ type task struct {
 	keeper  *keeper // of a pod task
 	deleted bool
 
+	shareKeyring bool   // the node has no keyring left for it
+	unknown      bool   // something of it cannot be read now; it is taken over when it can
+	keptBy       string // the pod whose keeper has something of it, while its record is not read
+	saved        *kept  // that; of who loads it
+
 	exit *exitRecord // written once, under shim.mu, before exited is closed
 }
 
@@ -76,6 +81,7 @@ func ShimMain(ctx context.Context, state string, step func(string)) error {
 	}
 	ctx, s.quit = context.WithCancel(context.WithoutCancel(ctx))
 	defer s.quit()
+	boundLog()
 	s.kills = newCounterWatch(oomKills)
 	go s.kills.run(ctx)
 	go s.reaper.run(ctx)
@@ -153,9 +159,17 @@ func leaveWithTheMachine(terminate <-chan os.Signal) {
 }
 
 // resetOOMScore undoes in a child what settleIn did to us.
-func (s *shim) resetOOMScore(pid int) {
-	if s.ownOOM {
-		_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("0"), 0)
+func (s *shim) resetOOMScore(c child) {
+	if !s.ownOOM || c.pidfd == nil {
+		return
+	}
+	proc, err := os.OpenRoot(fmt.Sprintf("/proc/%d", c.pid)) // of one process: the number may be given away, this not
+	if err != nil {
+		return
+	}
+	defer proc.Close()
+	if stillHas(c.pidfd, c.pid) == nil {
+		_ = proc.WriteFile("oom_score_adj", []byte("0"), 0)
 	}
 }
 

@@ -44,6 +44,9 @@ func (s *shim) adopt(ctx context.Context) error {
 	for _, t := range all {
 		s.refreshKeeper(t.dir.id())
 	}
+	for _, t := range s.unread() {
+		go s.loadLater(ctx, t)
+	}
 	stale, _ := filepath.Glob(s.state.at("tty[0-9]*"))
 	for _, name := range stale {
 		os.Remove(name)
@@ -66,7 +69,7 @@ func (s *shim) load(ctx context.Context, d taskDir) {
 		return
 	default:
 		log.L.WithError(err).WithField("container", d.id()).Error("record of task cannot be read now; will try again")
-		go s.loadLater(ctx, t)
+		t.unknown = true
 	}
 	s.mu.Lock()
 	s.tasks[d.id()] = t
@@ -86,6 +89,19 @@ func (s *shim) loaded() []*task {
 	return all
 }
 
+// unread lists the other tasks.
+func (s *shim) unread() []*task {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var some []*task
+	for _, t := range s.tasks {
+		if t.rec.Format == 0 {
+			some = append(some, t)
+		}
+	}
+	return some
+}
+
 // loadRecord reads a task's record. ErrNotFound: it was never started; ErrDataLoss: the record is
 // none of ours.
 func loadRecord(d taskDir) (taskRecord, error) {
@@ -103,25 +119,48 @@ func loadRecord(d taskDir) (taskRecord, error) {
 // lookAgain is how long a file that cannot be read now is left alone.
 const lookAgain = 200 * time.Millisecond
 
-// loadLater adopts a task as soon as its record can be read.
+// loadLater adopts a task as soon as its record can be read. Between two looks others may have the
+// task: to delete it needs no record.
 func (s *shim) loadLater(ctx context.Context, t *task) {
-	for ctx.Err() == nil {
-		pauseFor(ctx, lookAgain)
+	defer survive()
+	for s.lookLater(ctx, t) {
 		rec, err := loadRecord(t.dir)
-		if err == nil {
+		switch {
+		case err == nil:
+			saved := t.saved
 			s.mu.Lock()
-			t.rec = rec
+			t.rec, t.saved, t.keptBy, t.unknown = rec, nil, "", false
 			s.mu.Unlock()
-			s.adoptTask(ctx, t, nil)
+			s.adoptTask(ctx, t, saved)
+			s.refreshKeeper(rec.Pod)
 			return
-		}
-		if errdefs.IsNotFound(err) || errdefs.IsDataLoss(err) {
+		case errdefs.IsNotFound(err), errdefs.IsDataLoss(err):
 			log.L.WithError(err).WithField("container", t.dir.id()).Error("task is not adopted")
 			s.forget(t)
 			t.unlock()
 			return
 		}
 	}
+}
+
+// lookLater lets go of a task for a while and takes it again. False: it is deleted, or ctx has ended;
+// then nothing is held.
+func (s *shim) lookLater(ctx context.Context, t *task) bool {
+	t.unlock()
+	pauseFor(ctx, lookAgain)
+	select {
+	case <-t.op:
+	case <-ctx.Done():
+		return false
+	}
+	s.mu.Lock()
+	deleted := t.deleted
+	s.mu.Unlock()
+	if deleted {
+		t.saved.close()
+		t.unlock()
+	}
+	return !deleted
 }
 
 // recallAll finds the pods' keepers and what is in flight in them, by task.
@@ -148,24 +187,35 @@ func (s *shim) recallAll(all []*task) (map[string]*kept, error) {
 			continue
 		}
 		t.keeper = k
-		s.recall(k, t.rec.ID, saved)
+		if err := s.recall(k, t.rec.ID, saved); err != nil {
+			return nil, fmt.Errorf("find what pod %s keeps: %w", t.rec.ID, err)
+		}
 	}
 	return saved, nil
 }
 
 // recall adds what a pod's keeper has in flight.
-func (s *shim) recall(k *keeper, pod string, saved map[string]*kept) {
-	for _, it := range k.recall() {
+func (s *shim) recall(k *keeper, pod string, saved map[string]*kept) error {
+	all, err := k.recall()
+	if err != nil {
+		return err
+	}
+	for _, it := range all {
 		s.mu.Lock()
 		other := s.tasks[it.ID]
 		s.mu.Unlock()
-		if other == nil || other.rec.Pod != pod {
+		switch {
+		case other != nil && other.rec.Format == 0: // whose task it is will be seen
+			other.saved.close()
+			other.saved, other.keptBy = &it, pod
+		case other == nil || other.rec.Pod != pod:
 			it.close()
-			continue
+		default:
+			saved[it.ID].close()
+			saved[it.ID] = &it
 		}
-		saved[it.ID].close()
-		saved[it.ID] = &it
 	}
+	return nil
 }
 
 // adoptTask continues one task; saved is what its pod kept of it, nil for nothing, and is the
@@ -177,20 +227,43 @@ func (s *shim) adoptTask(ctx context.Context, t *task, saved *kept) {
 		t.unlock()
 		return
 	}
-	go func() {
-		defer t.unlock()
-		defer saved.close()
+	if err == nil {
+		go func() {
+			defer survive()
+			defer t.unlock()
+			defer saved.close()
+			wait()
+		}()
+		return
+	}
+	log.L.WithError(err).WithField("container", t.rec.ID).Error("task cannot be adopted now; will try again")
+	s.setUnknown(t, true)
+	go s.adoptLater(ctx, t, saved)
+}
+
+// adoptLater takes a task over as soon as that can be done.
+func (s *shim) adoptLater(ctx context.Context, t *task, saved *kept) {
+	defer survive()
+	defer saved.close()
+	for s.lookLater(ctx, t) {
+		wait, err := s.takeOver(ctx, t, saved)
 		if err != nil {
-			log.L.WithError(err).WithField("container", t.rec.ID).Error("task cannot be adopted now; will try again")
+			continue
 		}
-		for err != nil && ctx.Err() == nil {
-			pauseFor(ctx, lookAgain)
-			wait, err = s.takeOver(ctx, t, saved)
-		}
-		if err == nil && wait != nil {
+		s.setUnknown(t, false)
+		s.refreshKeeper(t.rec.Pod)
+		if wait != nil {
 			wait()
 		}
-	}()
+		t.unlock()
+		return
+	}
+}
+
+func (s *shim) setUnknown(t *task, unknown bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.unknown = unknown
 }
 
 // takeOver finds out what has become of a task and goes on from there. wait, unless nil, is what is
@@ -207,7 +280,7 @@ func (s *shim) takeOver(ctx context.Context, t *task, saved *kept) (wait func(),
 		return func() { s.adoptStart(ctx, t, saved) }, nil
 	}
 	if err := s.reopen(t, saved); err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.watchLiving(ctx, t))
 	}
 	stale, err := staleExecs(t.dir) // now: later there may be execs of our own
 	if err != nil {
@@ -217,6 +290,16 @@ func (s *shim) takeOver(ctx context.Context, t *task, saved *kept) (wait func(),
 		return nil, err
 	}
 	return func() { s.endStaleExecs(ctx, t, stale) }, nil
+}
+
+// watchLiving begins to wait for a task's process if it lives, whatever else cannot be read.
+func (s *shim) watchLiving(ctx context.Context, t *task) error {
+	if f, err := openSame(t.rec.Pid, t.rec.StartTicks); err != nil {
+		return nil // its end is told when its output can be read
+	} else {
+		f.Close()
+	}
+	return s.adoptProcess(ctx, t, nil)
 }
 
 // adoptExit takes over a task whose end is written down. What its terminal has not given yet comes
@@ -289,6 +372,20 @@ func reopenFIFOs(d taskDir) ([]*os.File, error) {
 
 // adoptProcess begins to wait for a process that is no child of ours. An error says nothing about it.
 func (s *shim) adoptProcess(ctx context.Context, t *task, saved *kept) error {
+	if t.pidfd != nil {
+		return nil
+	}
+	if t.rec.StartTicks == 0 { // a shim before us could not read it: no process has started then
+		p, err := s.identify(t)
+		if err != nil && !errors.Is(err, errNotStarted) {
+			return err
+		}
+		if err == nil && p.pid == t.rec.Pid {
+			s.mu.Lock()
+			t.rec.StartTicks = p.ticks
+			s.mu.Unlock()
+		}
+	}
 	pidfd, err := openSame(t.rec.Pid, t.rec.StartTicks)
 	if err != nil && !isGone(err) {
 		return err
@@ -440,11 +537,32 @@ func (s *shim) killHolders(path string) {
 	if err != nil {
 		return
 	}
-	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	for _, fd := range fds {
-		// The link is read, not followed: the file may be on a disk that hangs.
-		if to, err := os.Readlink(fd); err == nil && to == name {
-			s.killHolder(fd, name)
+	eachName("/proc", func(pid string) {
+		if _, err := strconv.Atoi(pid); err != nil {
+			return
+		}
+		fds := filepath.Join("/proc", pid, "fd")
+		eachName(fds, func(fd string) {
+			// The link is read, not followed: the file may be on a disk that hangs.
+			if to, err := os.Readlink(filepath.Join(fds, fd)); err == nil && to == name {
+				s.killHolder(filepath.Join(fds, fd), name)
+			}
+		})
+	})
+}
+
+// eachName calls f with the names in a folder, some at a time: there may be a million.
+func eachName(folder string, f func(name string)) {
+	d, err := os.Open(folder)
+	if err != nil {
+		return
+	}
+	defer d.Close()
+	for err == nil {
+		var names []string
+		names, err = d.Readdirnames(256)
+		for _, name := range names {
+			f(name)
 		}
 	}
 }

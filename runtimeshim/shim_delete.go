@@ -85,8 +85,11 @@ func (s *shim) release(ctx context.Context, id string) error {
 	}
 	defer t.unlock()
 	s.mu.Lock()
-	running := t.exit == nil
+	running, unknown := t.exit == nil, t.unknown
 	s.mu.Unlock()
+	if running && unknown {
+		return fmt.Errorf("release task %s: it cannot be read now: %w", id, errdefs.ErrUnavailable)
+	}
 	if running {
 		return fmt.Errorf("release task %s: it is running: %w", id, errdefs.ErrFailedPrecondition)
 	}
@@ -124,9 +127,15 @@ func (s *shim) endTask(ctx context.Context, id string) error {
 func (s *shim) end(ctx context.Context, t *task) error {
 	s.mu.Lock()
 	done, pidfd := t.exit != nil || t.rec.State != stateRunning, t.pidfd
+	unseen := t.unknown && pidfd == nil
 	s.mu.Unlock()
 	if done {
 		return nil
+	}
+	if unseen { // nobody waits for it: what is in its cgroup goes
+		dirs, err := s.cgroupsOf(t.dir, 0)
+		signalCgroups(dirs, unix.SIGKILL)
+		return err
 	}
 	s.step("shim.delete.kill")
 	s.markOOM(t)
@@ -235,8 +244,11 @@ func (s *shim) kill(_ context.Context, in *inbound) (any, error) {
 	if running {
 		err = signalPidfd(t.pidfd, unix.Signal(b.Signal))
 	}
-	pid := t.livePid()
+	pid, unseen := t.livePid(), t.unknown && t.exit == nil && !running
 	s.mu.Unlock()
+	if unseen && !b.All {
+		return nil, fmt.Errorf("send signal %d to task %s: it cannot be read now: %w", b.Signal, b.ID, errdefs.ErrUnavailable)
+	}
 	if err != nil && !errors.Is(err, unix.ESRCH) {
 		return nil, fmt.Errorf("send signal %d to task %s: %w", b.Signal, b.ID, err)
 	}

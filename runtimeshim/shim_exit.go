@@ -15,6 +15,7 @@ func exitOf(ws unix.WaitStatus) exitRecord { return exitRecord{Code: exitCode(ws
 
 // ended writes down how a task ended, then tells everybody, once.
 func (s *shim) ended(t *task, e exitRecord) {
+	defer survive()
 	s.step("shim.exit.seen")
 	s.mu.Lock()
 	rec, told := t.rec, t.exit != nil

@@ -199,24 +199,29 @@ func (k *keeper) send(it kept) error {
 }
 
 // recall returns duplicates of everything in flight and leaves it there. Of
-// several datagrams of one task the newest comes last.
-func (k *keeper) recall() []kept {
+// several datagrams of one task the newest comes last. An error: not all of it could be received now.
+func (k *keeper) recall() ([]kept, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err := unix.SetsockoptInt(k.sock, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0); err != nil {
-		return nil
+		return nil, err
 	}
 	defer func() { _ = unix.SetsockoptInt(k.sock, unix.SOL_SOCKET, unix.SO_PEEK_OFF, -1) }()
 	var all []kept
 	for k.queued = 0; ; k.queued++ {
 		it, err := k.receive(unix.MSG_PEEK)
-		if errors.Is(err, errJunk) {
-			continue
+		switch {
+		case errors.Is(err, errJunk):
+		case errors.Is(err, unix.EAGAIN):
+			return all, nil
+		case err != nil:
+			for _, it := range all {
+				it.close()
+			}
+			return nil, err
+		default:
+			all = append(all, it)
 		}
-		if err != nil {
-			return all
-		}
-		all = append(all, it)
 	}
 }
 
@@ -224,11 +229,15 @@ var errJunk = errors.New("not a datagram of ours")
 
 func (k *keeper) receive(flags int) (kept, error) {
 	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*maxFrameFDs))
-	n, oobn, _, _, err := unix.Recvmsg(k.sock, buf, oob, flags|unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+	n, oobn, got, _, err := unix.Recvmsg(k.sock, buf, oob, flags|unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
 		return kept{}, err
 	}
 	it := kept{files: receivedFiles(oob[:oobn])}
+	if got&unix.MSG_CTRUNC != 0 { // the kernel gives what there are numbers for
+		it.close()
+		return kept{}, fmt.Errorf("receive what is kept: %w", unix.EMFILE)
+	}
 	if json.Unmarshal(buf[:n], &it.keptHead) != nil || len(it.Kinds) != len(it.files) {
 		closeAll(it.files)
 		return kept{}, errJunk

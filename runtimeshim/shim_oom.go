@@ -52,12 +52,12 @@ func oomBase(rec taskRecord, d taskDir) (uint64, error) {
 // another reason (proc(5)).
 func dying(pid int) bool {
 	st, err := readProcStat(pid)
-	if err != nil || st.State == 'Z' || st.State == 'X' || st.Exiting {
+	if isGone(err) || err == nil && (st.State == 'Z' || st.State == 'X' || st.Exiting) {
 		return true
 	}
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return true
+		return isGone(err)
 	}
 	for line := range strings.Lines(string(raw)) {
 		name, value, _ := strings.Cut(line, ":")

@@ -42,6 +42,7 @@ func (w *counterWatch) run(ctx context.Context) {
 	if w == nil {
 		return
 	}
+	defer survive()
 	defer context.AfterFunc(ctx, func() { w.inotify.Close() })()
 	buf := make([]byte, 64*unix.SizeofInotifyEvent)
 	for {

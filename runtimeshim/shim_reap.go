@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"sync"
@@ -21,12 +22,25 @@ import (
 type reaper struct {
 	mu      sync.Mutex
 	claimed map[int]chan unix.WaitStatus
-	early   map[int]unix.WaitStatus
+	early   map[int]earlyEnd
 	holds   int
+	prune   int // at so many of early those go that nobody can be about to claim
 }
 
+// earlyEnd is the status of a process that nobody had claimed when it was reaped.
+type earlyEnd struct {
+	ws unix.WaitStatus
+	at time.Time
+}
+
+// A container in the host's pid namespace leaves its orphans to us, any number of them.
+const fewEarly = 256
+
+// claimWait is longer than any hold waits for the number of its process.
+var claimWait = 2*startWait + killedWait
+
 func newReaper() *reaper {
-	return &reaper{claimed: map[int]chan unix.WaitStatus{}, early: map[int]unix.WaitStatus{}}
+	return &reaper{claimed: map[int]chan unix.WaitStatus{}, early: map[int]earlyEnd{}, prune: fewEarly}
 }
 
 // run reaps until ctx ends.
@@ -62,9 +76,19 @@ func (r *reaper) reapOne() bool {
 		delete(r.claimed, pid)
 		done <- ws
 	} else if r.holds > 0 {
-		r.early[pid] = ws
+		r.early[pid] = earlyEnd{ws, time.Now()}
+		r.pruneEarly()
 	}
 	return true
+}
+
+// pruneEarly forgets what is too old to be claimed, when there is much.
+func (r *reaper) pruneEarly() {
+	if len(r.early) < r.prune {
+		return
+	}
+	maps.DeleteFunc(r.early, func(_ int, e earlyEnd) bool { return time.Since(e.at) > claimWait })
+	r.prune = max(fewEarly, 2*len(r.early))
 }
 
 // hold keeps unclaimed statuses until release is called.
@@ -100,14 +124,14 @@ func (r *reaper) claim(pid int) (child, error) {
 		pidfd.Close()
 		pidfd, err = nil, unix.ESRCH // the number is a stranger's by now
 	}
-	switch ws, early := r.early[pid]; {
+	switch end, early := r.early[pid]; {
 	case err == nil:
 		// Not reaped, so an early status under this number is of an older process.
 		delete(r.early, pid)
 		r.claimed[pid] = done
 	case errors.Is(err, unix.ESRCH) && early:
 		delete(r.early, pid)
-		done <- ws
+		done <- end.ws
 	default:
 		return child{}, fmt.Errorf("process %d: %w", pid, err)
 	}

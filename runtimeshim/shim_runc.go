@@ -66,7 +66,7 @@ func (s *shim) run(ctx context.Context, c ociCommand) error {
 	if proc.pidfd != nil {
 		defer proc.pidfd.Close()
 	}
-	s.resetOOMScore(proc.pid)
+	s.resetOOMScore(proc)
 	name := filepath.Base(c.runtime) + " " + c.args[0]
 	ws, err := s.awaitCommand(ctx, proc, c)
 	if err != nil {
@@ -180,11 +180,18 @@ func classOfMessage(msg string) error {
 		return errdefs.ErrPermissionDenied
 	case strings.Contains(msg, "stopped container"), strings.Contains(msg, "container not running"):
 		return errdefs.ErrFailedPrecondition
-	case strings.Contains(msg, "no space left on device"), strings.Contains(msg, "resource temporarily unavailable"):
-		return errdefs.ErrResourceExhausted
+	}
+	for _, lack := range lacks {
+		if strings.Contains(msg, lack) {
+			return errdefs.ErrResourceExhausted
+		}
 	}
 	return nil
 }
+
+// lacks are what a runtime says when the node has too little of something, now.
+var lacks = []string{"no space left on device", "resource temporarily unavailable", "disk quota exceeded", "cannot allocate memory",
+	"too many open files", "cannot fork"}
 
 // lastLogError reads the end of a runtime's JSON log: the last message of level
 // error or worse, else the last line that is not JSON.

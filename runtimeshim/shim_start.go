@@ -88,22 +88,41 @@ func (s *shim) launch(ctx context.Context, t *task) error {
 
 // running records the process and begins to wait for its end.
 func (s *shim) running(t *task, proc child) error {
-	st, _ := readProcStat(proc.pid) // none when it has ended and is reaped: then nobody will look for it
+	ticks, err := startTicks(proc.pid)
+	if err != nil {
+		closeAll([]*os.File{proc.pidfd})
+		return err
+	}
 	s.mu.Lock()
 	t.pidfd = proc.pidfd
-	t.rec.Pid, t.rec.StartTicks, t.rec.StartedAt, t.rec.State = proc.pid, st.StartTicks, time.Now(), stateRunning
+	t.rec.Pid, t.rec.StartTicks, t.rec.StartedAt, t.rec.State = proc.pid, ticks, time.Now(), stateRunning
 	rec := t.rec // a kill may change it from here on
 	s.mu.Unlock()
 	// First what must survive us, then the record that relies on it: a terminal without its master is
 	// lost, and then this was no start.
 	s.refreshKeeper(t.rec.Pod)
 	s.step("shim.start.kept")
-	err := writeJSON(t.dir.record(), rec)
+	err = writeJSON(t.dir.record(), rec)
 	s.kills.add(t.rec.OOMFile)
 	go func() {
 		s.ended(t, exitOf(<-proc.done))
 	}()
 	return err
+}
+
+// startTicks reads the start time of a child of ours; 0 when it has ended and is reaped, and nobody
+// will look for it. A record without it would be one of a process that is gone.
+func startTicks(pid int) (uint64, error) {
+	for tries := 0; ; tries++ {
+		st, err := readProcStat(pid)
+		if err == nil || isGone(err) {
+			return st.StartTicks, nil
+		}
+		if tries == 50 {
+			return 0, fmt.Errorf("find the start time of process %d: %w", pid, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // runTask executes the runtime's run, and once more without the option that not every runtime has.
@@ -120,8 +139,16 @@ func (s *shim) runTask(ctx context.Context, t *task) error {
 		s.mu.Lock()
 		s.noPreserveFDs[t.rec.Runtime] = true
 		s.mu.Unlock()
-		s.dropKeeper(t)
-		err = s.runTaskOnce(ctx, t, lock, false)
+		keeper = false
+		s.dropStreams(t)
+		err = s.runTaskOnce(ctx, t, lock, keeper)
+	}
+	if err != nil && !t.shareKeyring && strings.Contains(err.Error(), "session key") && errdefs.IsResourceExhausted(err) {
+		// Keys of root are a quota of the whole node, which any container without a user namespace can use up.
+		log.L.WithError(err).WithField("container", t.rec.ID).Warn("no keyring is left; the task is started without one of its own")
+		t.shareKeyring = true
+		s.dropStreams(t)
+		err = s.runTaskOnce(ctx, t, lock, keeper)
 	}
 	return err
 }
@@ -137,6 +164,9 @@ func (s *shim) runTaskOnce(ctx context.Context, t *task, lock *os.File, keeper b
 		}
 		defer f.Close()
 		c.args, c.extra = append(c.args, "--preserve-fds", "1"), append(c.extra, f)
+	}
+	if t.shareKeyring {
+		c.args = append(c.args, "--no-new-keyring")
 	}
 	c.extra = append(c.extra, lock)
 	if t.rec.Terminal {
@@ -178,8 +208,8 @@ func (s *shim) lacksPreserveFDs(runtime string) bool {
 	return s.noPreserveFDs[runtime]
 }
 
-// dropKeeper takes back what a failed attempt to start a pod has opened.
-func (s *shim) dropKeeper(t *task) {
+// dropStreams takes back what a failed attempt to start a task has opened.
+func (s *shim) dropStreams(t *task) {
 	s.mu.Lock()
 	keeper, files := t.keeper, append(t.fifos, t.stdin)
 	t.keeper, t.fifos, t.stdin = nil, nil, nil

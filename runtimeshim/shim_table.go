@@ -115,6 +115,10 @@ func (s *shim) refreshKeeper(pod string) {
 	keeper := p.keeper
 	var items []kept
 	for _, t := range s.tasks {
+		if t.keptBy == pod || t.unknown && t.rec.Pod == pod { // what is there of it must stay
+			s.mu.Unlock()
+			return
+		}
 		if t.rec.Pod == pod && t.rec.State == stateRunning && !t.rec.Released {
 			items = append(items, t.toKeep())
 		}
@@ -181,12 +185,21 @@ func (s *shim) list() ([]Task, error) {
 
 // settle waits for the operation in flight and returns what came of it.
 func (s *shim) settle(ctx context.Context, id string) (any, error) {
-	t, err := s.lock(ctx, id)
-	if err != nil {
-		return nil, err
+	for {
+		t, err := s.lock(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		s.mu.Lock()
+		view, unknown := t.view(), t.unknown
+		s.mu.Unlock()
+		t.unlock()
+		if !unknown {
+			return view, nil
+		}
+		pauseFor(ctx, lookAgain)
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("task %s cannot be read now: %w", id, errdefs.ErrUnavailable)
+		}
 	}
-	defer t.unlock()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return t.view(), nil
 }

@@ -90,7 +90,7 @@ func TestKeeper(t *testing.T) {
 		for _, it := range seen {
 			closeAll(it.files)
 		}
-		seen = again.recall()
+		seen = recalled(t, again)
 		if len(seen) != n || again.queued != n {
 			t.Fatalf("recalled %d of %d", len(seen), n)
 		}
@@ -115,18 +115,25 @@ func TestKeeper(t *testing.T) {
 	}
 	writers[0].WriteString("x")
 	unix.Sendto(k.sock, []byte("junk"), 0, mustSockname(t, k))
-	if got := again.recall(); len(got) != 1 || again.queued != 2 {
+	if got := recalled(t, again); len(got) != 1 || again.queued != 2 {
 		t.Errorf("recalled %d of %d", len(got), again.queued)
 	} else {
 		closeAll(got[0].files)
 	}
-	if err := again.keep(nil); err != nil || len(again.recall()) != 0 {
+	if err := again.keep(nil); err != nil || len(recalled(t, again)) != 0 {
 		t.Errorf("something is kept: %v", err)
 	}
 	if _, err := writers[0].WriteString("x"); err == nil {
 		t.Error("a descriptor that is not kept is open")
 	}
 	closeAll(writers)
+}
+
+func recalled(t *testing.T, k *keeper) []kept {
+	t.Helper()
+	all, err := k.recall()
+	must(t, err)
+	return all
 }
 
 func mustSockname(t *testing.T, k *keeper) (a unix.Sockaddr) {

@@ -88,6 +88,7 @@ func newPump(tty *os.File, path string) (*pump, error) {
 }
 
 func (p *pump) run() {
+	defer survive()
 	defer close(p.done)
 	in, err1 := p.tty.SyscallConn()
 	out, err2 := p.fifo.SyscallConn()

@@ -196,8 +196,10 @@ func limitNames(r specs.LinuxResources) []string {
 // or could not be undone, and counts; it may have been one to other names.
 func noteLimits(note string, dirs, names []string) ([]limit, error) {
 	var was []limit
-	if readJSON(note, &was) != nil {
+	if err := readJSON(note, &was); errdefs.IsNotFound(err) || errdefs.IsDataLoss(err) {
 		was = nil
+	} else if err != nil {
+		return nil, err
 	}
 	for _, dir := range dirs {
 		for _, name := range names {
@@ -208,7 +210,11 @@ func noteLimits(note string, dirs, names []string) ([]limit, error) {
 			if slices.ContainsFunc(was, func(l limit) bool { return l.Path == path }) {
 				continue
 			}
-			if text, err := os.ReadFile(path); err == nil { // the others are of another controller or version, or are only written
+			text, err := os.ReadFile(path)
+			if err != nil && outOfResources(err) {
+				return nil, err
+			}
+			if err == nil { // the others are of another controller or version, or are only written
 				was = append(was, limit{path, string(text)})
 			}
 		}
