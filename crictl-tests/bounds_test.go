@@ -1,6 +1,7 @@
 package crictltests
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // etcFiles are the files that every container of a pod has from the state folder.
@@ -86,4 +88,68 @@ func TestSEC69OldPod(t *testing.T) {
 	}
 	p.stop()
 	p.remove()
+}
+
+// TestSEC76Spool: a container prints without end while its log cannot be written. What waits in the state folder stays small, and the container
+// waits with it.
+func TestSEC76Spool(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	full := filepath.Join(d.dir, "full")
+	d.must(os.Mkdir(full, 0o755))
+	d.must(unix.Mount("tmpfs", full, "tmpfs", 0, "size=64k"))
+	t.Cleanup(func() { _ = unix.Unmount(full, unix.MNT_DETACH) })
+	p := d.runPod(func(c *cri.PodSandboxConfig) { c.LogDirectory = full })
+	c := p.run(shell("while :; do echo 0123456789012345678901234567890123456789; done & cat /dev/zero"))
+	folder := filepath.Join(d.state, "shim", c.id)
+	var before int64
+	looks := 0 // at which nothing has changed
+	eventually(t, "the container to wait for its log", func() error {
+		size := sizeOf(t, folder)
+		if looks++; size != before || size < 64<<10 {
+			looks = 0
+		}
+		before = size
+		return unless(looks > 20 || size > 64<<20, "%d bytes wait", size)
+	})
+	if before > 4<<20 {
+		t.Errorf("%d bytes wait in the state folder", before)
+	}
+	c.stop(0)
+	p.stop()
+	p.remove()
+	d.must(unix.Unmount(full, unix.MNT_DETACH))
+}
+
+// sizeOf is how much the files in a folder take.
+func sizeOf(t testing.TB, dir string) (size int64) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		var st unix.Stat_t
+		if unix.Stat(filepath.Join(dir, e.Name()), &st) == nil {
+			size += st.Blocks * 512
+		}
+	}
+	return size
+}
+
+// TestSEC78Copies: of what is asked for only small things have a copy in the state folder.
+func TestSEC78Copies(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod()
+	c := p.create(with(func(c *cri.ContainerConfig) {
+		for n := range 10 {
+			c.Envs = append(c.Envs, &cri.KeyValue{Key: fmt.Sprint("LARGE", n), Value: bytes.Repeat([]byte("x"), 100<<10)})
+		}
+	}), idle())
+	if size := sizeOf(t, filepath.Join(d.state, "records", p.id)); size > 192<<10 {
+		t.Errorf("the copies of a request of a megabyte take %d bytes", size)
+	}
+	c.start()
+	c.exec("true")
 }

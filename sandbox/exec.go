@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -19,6 +20,24 @@ import (
 // maxExecOutput bounds what one stream of an ExecSync returns, so that both fit into the 16 MiB that a kubelet takes in one message. What
 // comes after is read and thrown away: the command must not block on its own output.
 const maxExecOutput = 8<<20 - 64<<10
+
+// maxOutputs bounds what all ExecSyncs that are under way keep together: many commands that print at once must not cost the daemon its life. What
+// goes beyond is thrown away too.
+const maxOutputs = 128 << 20
+
+// outputs is how many bytes of maxOutputs are taken.
+var outputs atomic.Int64
+
+// takeOutput takes room for n bytes and returns how much there was.
+func takeOutput(n int) int {
+	over := outputs.Add(int64(n)) - maxOutputs
+	if over <= 0 {
+		return n
+	}
+	got := max(0, n-int(min(over, int64(n))))
+	outputs.Add(int64(got - n))
+	return got
+}
 
 // ExecResult is what a command left.
 type ExecResult struct {
@@ -140,7 +159,8 @@ func notStarted(err error) (ExecResult, error) {
 // capture keeps the beginning of one stream of a command.
 type capture struct {
 	*outlet
-	buf bytes.Buffer
+	buf   bytes.Buffer
+	taken atomic.Int64 // of outputs
 }
 
 func newCapture(as owner) (*capture, error) {
@@ -152,8 +172,16 @@ func newCapture(as owner) (*capture, error) {
 
 func (c *capture) keep(b []byte) {
 	if room := maxExecOutput - c.buf.Len(); room > 0 {
-		c.buf.Write(b[:min(len(b), room)])
+		n := takeOutput(min(len(b), room))
+		c.taken.Add(int64(n))
+		c.buf.Write(b[:n])
 	}
+}
+
+// close gives up the pipe, and the room of what was kept.
+func (c *capture) close() {
+	c.outlet.close()
+	outputs.Add(-c.taken.Swap(0))
 }
 
 // finish returns what the command wrote before it ended.

@@ -191,6 +191,34 @@ func TestCaptureIsBounded(t *testing.T) {
 	}
 }
 
+// TestSEC77OutputsTogether: what many commands print at once is kept up to a bound for all of them, and the room is given back.
+func TestSEC77OutputsTogether(t *testing.T) {
+	before := outputs.Load()
+	chunk := make([]byte, maxExecOutput)
+	var kept int
+	var all []*capture
+	for range maxOutputs/maxExecOutput + 3 {
+		c, err := newCapture(owner{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c)
+		if _, err := c.w.Write(chunk); err != nil {
+			t.Fatal(err)
+		}
+		kept += len(c.finish())
+	}
+	if kept > maxOutputs || kept < maxOutputs-maxExecOutput {
+		t.Errorf("%d bytes are kept, want about %d", kept, maxOutputs)
+	}
+	for _, c := range all {
+		c.close()
+	}
+	if after := outputs.Load(); after != before {
+		t.Errorf("%d bytes are taken for nobody", after-before)
+	}
+}
+
 // TestMountsWithoutRequest: a container whose request cannot be read any more has no mounts, whatever images its record names.
 func TestMountsWithoutRequest(t *testing.T) {
 	c := Container{Container: store.Container{MountImages: []string{"", "image"}}, Config: &runtimeapi.ContainerConfig{}}
