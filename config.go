@@ -67,13 +67,15 @@ type NetworkConfig struct {
 
 // ContainersConfig is the table [containers].
 type ContainersConfig struct {
-	Ulimits         []string `toml:"ulimits" comment:"Limits of every process: NAME=SOFT:HARD or NAME=BOTH, numbers or unlimited, the names of prlimit(1). nofile is 1024:524288 unless named here."`
-	PidsLimit       int64    `toml:"pids_limit" comment:"Most processes and threads of a container. 0: no limit of its own; the kubelet limits the pod (podPidsLimit)."`
-	LogSizeMax      size     `toml:"log_size_max" comment:"What the log of a container takes until the kubelet rotates it; what is printed beyond is left out, and counted in a line. 0: any size; else more than the kubelet's containerLogMaxSize."`
-	HostPathMissing string   `toml:"host_path_missing" comment:"What happens to a mount whose host_path does not exist: create makes a folder there, root's and with mode 0755, as other runtimes do; refuse makes the container fail."`
-	HostPathNever   []string `toml:"host_path_never_created" comment:"Host paths at and below which no folder is ever made, such as a disk that may not be mounted yet: a container that mounts one that does not exist fails."`
-	SELinux         bool     `toml:"selinux" comment:"Label pods and what they may touch, on a host with SELinux. Off: nothing is labelled, and requests for a label are refused."`
-	ShmSize         size     `toml:"shm_size" comment:"What the /dev/shm of a pod holds: bytes, Ki, Mi or Gi. It counts as memory of the containers that write there."`
+	Ulimits           []string `toml:"ulimits" comment:"Limits of every process: NAME=SOFT:HARD or NAME=BOTH, numbers or unlimited, the names of prlimit(1). nofile is 1024:524288 unless named here."`
+	PidsLimit         int64    `toml:"pids_limit" comment:"Most processes and threads of a container. 0: no limit of its own; the kubelet limits the pod (podPidsLimit)."`
+	LogSizeMax        size     `toml:"log_size_max" comment:"What the log of a container takes until the kubelet rotates it; what is printed beyond is left out, and counted in a line. 0: any size; else more than the kubelet's containerLogMaxSize."`
+	HostPathMissing   string   `toml:"host_path_missing" comment:"What happens to a mount whose host_path does not exist: create makes a folder there, root's and with mode 0755, as other runtimes do; refuse makes the container fail."`
+	HostPathNever     []string `toml:"host_path_never_created" comment:"Host paths at and below which no folder is ever made, such as a disk that may not be mounted yet: a container that mounts one that does not exist fails."`
+	UnprivilegedPorts bool     `toml:"unprivileged_ports" comment:"Let every user of a pod with a network of its own listen on ports below 1024, as other runtimes do, unless the pod sets the sysctl itself."`
+	UnprivilegedPing  bool     `toml:"unprivileged_ping" comment:"Let every group of such a pod ping without CAP_NET_RAW; not in a pod with a user namespace."`
+	SELinux           bool     `toml:"selinux" comment:"Label pods and what they may touch, on a host with SELinux. Off: nothing is labelled, and requests for a label are refused."`
+	ShmSize           size     `toml:"shm_size" comment:"What the /dev/shm of a pod holds: bytes, Ki, Mi or Gi. It counts as memory of the containers that write there."`
 }
 
 // Runtime is a table [runtimes.NAME].
@@ -91,7 +93,7 @@ func defaultConfig() Config {
 		Images: ImagesConfig{RegistryConfig: "/etc/cribox/certs.d", Pinned: []string{}, Downloads: 3, StallTime: duration(5 * time.Minute),
 			LayerSizeMax: 64 << 30, ImageSizeMax: 256 << 30, DiskReserve: 15, LayerFilesMax: 5_000_000},
 		Network:    NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, NoMasquerade: []string{}},
-		Containers: ContainersConfig{Ulimits: []string{}, HostPathMissing: pathCreate, HostPathNever: []string{}, SELinux: true, ShmSize: 64 << 20},
+		Containers: ContainersConfig{Ulimits: []string{}, HostPathMissing: pathCreate, HostPathNever: []string{}, UnprivilegedPorts: true, UnprivilegedPing: true, SELinux: true, ShmSize: 64 << 20},
 		Runtimes:   map[string]Runtime{"runc": {Path: "runc", Ulimits: []string{}}},
 	}
 }

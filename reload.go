@@ -21,8 +21,9 @@ func handlers(c Config) map[string]sandbox.Handler {
 	all := map[string]sandbox.Handler{}
 	for name, r := range c.Runtimes {
 		all[name] = sandbox.Handler{Path: program(r.Path), Rlimits: c.ulimits(r), PidsLimit: c.Containers.PidsLimit,
-			LogLimit:      int64(c.Containers.LogSizeMax),
-			ShmSize:       int64(cmp.Or(r.ShmSize, c.Containers.ShmSize)),
+			LogLimit: int64(c.Containers.LogSizeMax),
+			ShmSize:  int64(cmp.Or(r.ShmSize, c.Containers.ShmSize)),
+			Ports:    c.Containers.UnprivilegedPorts, Ping: c.Containers.UnprivilegedPing,
 			MissingPaths:  sandbox.MissingPaths{Refuse: c.Containers.HostPathMissing == pathRefuse, Never: c.Containers.HostPathNever},
 			NoHostDevices: r.PrivilegedWithoutHostDevices}
 	}

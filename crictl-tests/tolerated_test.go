@@ -336,3 +336,58 @@ func TestPrivilegedInUserNamespace(t *testing.T) {
 		}
 	}
 }
+
+// TestUnprivilegedNetwork: any user of a pod listens on port 80 and pings, unless the node or the pod says otherwise.
+func TestUnprivilegedNetwork(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	read := func(p *pod) string {
+		c := p.run(idle(), asUser(1000))
+		return c.exec("cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start", "/proc/sys/net/ipv4/ping_group_range")
+	}
+	if got := read(d.runPod()); got != "0\n0\t2147483647\n" {
+		t.Errorf("a pod has %q", got)
+	}
+	if got := read(d.runPod(inUserNamespace)); !strings.HasPrefix(got, "0\n1\t0\n") {
+		t.Errorf("a pod with a user namespace has %q", got)
+	}
+	own := d.runPod(func(c *cri.PodSandboxConfig) {
+		c.Linux.Sysctls = map[string]string{"net/ipv4/ip_unprivileged_port_start": "81\n", "net.ipv4.ping_group_range": "5 6"}
+	})
+	if got := read(own); got != "81\n5\t6\n" {
+		t.Errorf("a pod that says so has %q", got)
+	}
+	d.must(os.MkdirAll(d.configFile()+".d", 0o755))
+	d.must(os.WriteFile(filepath.Join(d.configFile()+".d", "10.toml"), []byte("[containers]\nunprivileged_ports = false\nunprivileged_ping = false\n"), 0o600))
+	d.hangup("the configuration was read again")
+	if got := read(d.runPod()); got == "0\n0\t2147483647\n" {
+		t.Errorf("with both keys off a pod has %q", got)
+	}
+}
+
+// TestOddPathsAndNames: a comment of the node's resolv.conf, a log path that begins with a slash, a relative place, the host's /dev.
+func TestOddPathsAndNames(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	p := d.runPod(func(c *cri.PodSandboxConfig) {
+		c.DnsConfig = &cri.DNSConfig{Servers: []string{"192.0.2.1"}, Searches: []string{"corp.example", "#", "dhcp", ""}, Options: []string{"ndots:5"}}
+		c.PortMappings = []*cri.PortMapping{{HostPort: 18090, ContainerPort: 80}, {HostPort: 18090, ContainerPort: 80}}
+	})
+	data := filepath.Join(d.dir, "data")
+	c := p.run(idle(), mounted(&cri.Mount{ContainerPath: "data", HostPath: data}, &cri.Mount{ContainerPath: "/dev", HostPath: "/dev"}),
+		with(func(c *cri.ContainerConfig) { c.LogPath = "/deep/0.log" }))
+	if got := c.exec("cat", "/etc/resolv.conf"); got != "search corp.example dhcp\nnameserver 192.0.2.1\noptions ndots:5\n" {
+		t.Errorf("resolv.conf is %q", got)
+	}
+	c.exec("sh", "-c", "echo x >/data/file && echo mine >/dev/shm/cribox-test-of-shm")
+	if _, err := os.Stat(filepath.Join(data, "file")); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat("/dev/shm/cribox-test-of-shm"); err == nil {
+		t.Error("the container's /dev/shm is the host's")
+		d.must(os.Remove("/dev/shm/cribox-test-of-shm"))
+	}
+	if _, err := os.Stat(filepath.Join(p.config.LogDirectory, "deep/0.log")); err != nil {
+		t.Error(err)
+	}
+}

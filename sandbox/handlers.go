@@ -22,6 +22,7 @@ type Handler struct {
 	ShmSize       int64               // bytes that the /dev/shm of a pod holds
 	LogLimit      int64               // bytes that a container's log takes until it is rotated; 0: any number
 	MissingPaths  MissingPaths        // what happens to mounts of such host paths
+	Ports, Ping   bool                // low ports and ping are for every user in a pod with a network of its own
 	NoHostDevices bool                // a privileged container has the devices that it asks for, and not all of the host's
 }
 
@@ -65,6 +66,7 @@ func (m *Manager) hostBy(now *handlers, handler string) spec.Host {
 	}
 	with := now.byName[handler]
 	h.Rlimits, h.PidsLimit, h.NoHostDevices = with.Rlimits, with.PidsLimit, with.NoHostDevices
+	h.UnprivilegedPorts, h.UnprivilegedPing = with.Ports, with.Ping
 	h.NoUserNamespaces = now.can.noUserNamespaces(handler, with)
 	h.RecursiveReadOnly = h.RecursiveReadOnly && now.can.byName[handler].RecursiveReadOnly
 	if h.AppArmor {

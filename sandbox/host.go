@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/sandbox/apparmor"
@@ -31,8 +32,13 @@ func ReadHost() (spec.Host, error) {
 		return spec.Host{}, fmt.Errorf("this machine's capabilities: %w", err)
 	}
 	kernel := kernelVersion()
+	cgroups, err := cgroupOptions()
+	if err != nil {
+		return spec.Host{}, fmt.Errorf("this machine's mounts: %w", err)
+	}
 	h := spec.Host{
 		CgroupV2:             unifiedCgroups(),
+		CgroupOptions:        cgroups,
 		Capabilities:         spec.KnownCapabilities(int(last)),
 		Grantable:            spec.CapabilitiesOf(mask),
 		OOMScoreAdjMin:       -1000,
@@ -114,6 +120,21 @@ func boundingSet() (uint64, error) {
 func unifiedCgroups() bool {
 	var fs unix.Statfs_t
 	return unix.Statfs(cgroupRoot, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// cgroupOptions returns the options of this machine's cgroup v2 that belong to the whole of it.
+func cgroupOptions() ([]string, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(cgroupRoot))
+	if err != nil || len(mounts) == 0 || mounts[0].FSType != "cgroup2" {
+		return nil, err
+	}
+	var all []string
+	for o := range strings.SplitSeq(mounts[0].VFSOptions, ",") {
+		if o == "nsdelegate" || o == "memory_recursiveprot" {
+			all = append(all, o)
+		}
+	}
+	return all, nil
 }
 
 // hugePageSizes returns the sizes that the hugetlb controller limits, as the OCI runtime names them.

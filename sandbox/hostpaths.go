@@ -30,7 +30,7 @@ func (m *Manager) hostPath(ctx context.Context, missing MissingPaths, path strin
 		return real, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return "", blameHost(err)
 	}
 	path = filepath.Clean(path)
 	if missing.Refuse {
@@ -132,11 +132,11 @@ func makeIn(dir *os.File, name string) (*os.File, error) {
 // would send the log, which root writes, to any file of the host.
 func (m *Manager) makeLogFolder(p *pod, c *container) error {
 	path, directory := c.config.GetLogPath(), p.config.GetLogDirectory()
-	folder := filepath.Dir(filepath.Clean(path))
-	if path == "" || directory == "" || folder == "." {
+	folder := strings.TrimPrefix(filepath.Dir(filepath.Clean("/"+path)), "/")
+	if path == "" || directory == "" || folder == "" {
 		return nil
 	}
-	dir, err := os.Open(directory)
+	dir, err := openFolder(directory)
 	if err != nil {
 		return fmt.Errorf("log_path: log directory of the pod: %w", fault(err, errdefs.ErrFailedPrecondition))
 	}
@@ -144,6 +144,26 @@ func (m *Manager) makeLogFolder(p *pod, c *container) error {
 		return fmt.Errorf("log_path: folder of %s: %w", path, fault(err, errdefs.ErrFailedPrecondition))
 	}
 	return nil
+}
+
+// openFolder opens a folder and nothing else, not to wait for who writes into a FIFO.
+func openFolder(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// blameHost gives what looking at a path of the host came to a class: ErrUnavailable for a file system that does not answer (a
+// dead FUSE or NFS server), ErrInvalidArgument for what is the path's own fault.
+func blameHost(err error) error {
+	for _, down := range []error{unix.ENOTCONN, unix.ESTALE, unix.EIO, unix.ETIMEDOUT, unix.EHOSTDOWN, unix.EHOSTUNREACH, unix.ECONNABORTED, unix.ENOMEM} {
+		if errors.Is(err, down) {
+			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+		}
+	}
+	return fault(err, errdefs.ErrInvalidArgument)
 }
 
 // fault gives an error a class, unless it is a want of space or descriptors, which is nobody's mistake.

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -46,11 +47,23 @@ func interfacesOf(p Pod) []Interface {
 		if pid == 0 || !inNamespace(pid, p.NetNS) { // another process may have the number by now
 			continue
 		}
-		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", pid)); err == nil {
+		if b, err := readUpTo(fmt.Sprintf("/proc/%d/net/dev", pid), maxNetDev); err == nil {
 			return parseInterfaces(string(b))
 		}
 	}
 	return nil
+}
+
+// maxNetDev is what is read of a list of interfaces. Who may administer a network can make any number of them.
+const maxNetDev = 1 << 20
+
+func readUpTo(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, most))
 }
 
 // inNamespace says whether the process lives in the network namespace that is pinned at path.

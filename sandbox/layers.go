@@ -2,6 +2,8 @@ package sandbox
 
 import (
 	"context"
+	"errors"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -94,6 +96,11 @@ func (l *layers) walk(dir string, one *layer) {
 	<-l.free
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if now.Bytes == nil && one.last.Bytes != nil && exists(dir) {
+		at := now.At
+		now = one.last
+		now.At = at
+	}
 	one.last = now
 	close(one.walking)
 	one.walking = nil
@@ -111,14 +118,21 @@ func (l *layers) forget() {
 	}
 }
 
-// measureLayer walks a layer. What does not exist has no size.
+// measureLayer walks a layer, and the volumes beside it, which are as much the container's. What does not exist has no size.
 func measureLayer(dir string) Layer {
 	l := Layer{At: time.Now()}
 	var fs unix.Statfs_t
 	if unix.Statfs(dir, &fs) != nil {
 		return l
 	}
-	bytes, inodes, _ := tree.Usage(dir) // of what cannot be read, the rest
+	bytes, inodes, err := tree.Usage(dir)                                              // of what cannot be read, the rest
+	volumes, more, err2 := tree.Usage(filepath.Join(filepath.Dir(dir), volumesFolder)) // none, for most
+	for _, want := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
+		if err := errors.Join(err, err2); errors.Is(err, want) {
+			return l // nothing is known of what was not looked at for want of descriptors
+		}
+	}
+	bytes, inodes = bytes+volumes, inodes+more
 	l.Bytes, l.Inodes = &bytes, &inodes
 	l.Capacity, l.InodesTotal, l.InodesFree = new(fs.Blocks*uint64(fs.Bsize)), &fs.Files, &fs.Ffree
 	return l

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -29,7 +28,7 @@ func (m *Manager) resolveMounts(ctx context.Context, missing MissingPaths, c *co
 			return nil, err
 		}
 		r := spec.Mount{Source: source}
-		if filepath.Clean(asked.GetContainerPath()) == "/proc" {
+		if spec.PlaceOf(asked) == "/proc" {
 			r.Proc = onProc(source)
 		}
 		if asked.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
@@ -85,7 +84,7 @@ func resolveDevices(c *runtimeapi.ContainerConfig, hosts bool) ([]spec.Device, e
 	for _, d := range c.GetDevices() {
 		found, err := devicesAt(d.GetHostPath(), d.GetContainerPath(), d.GetPermissions())
 		if err != nil {
-			return nil, fmt.Errorf("devices.host_path: %s: %w: %w", d.GetHostPath(), err, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("devices.host_path: %s: %w", d.GetHostPath(), blameHost(err))
 		}
 		all = append(all, found...)
 	}
@@ -100,9 +99,7 @@ func resolveDevices(c *runtimeapi.ContainerConfig, hosts bool) ([]spec.Device, e
 }
 
 func devicesAt(host, inside, permissions string) ([]spec.Device, error) {
-	if permissions == "" {
-		permissions = "rwm"
-	}
+	permissions = spec.Permissions(permissions)
 	host, err := filepath.EvalSymlinks(host)
 	if err != nil {
 		return nil, err

@@ -123,13 +123,13 @@ func resolvConf(dns *runtimeapi.DNSConfig) ([]byte, error) {
 		return b, err
 	}
 	var b strings.Builder
-	if s := dns.GetSearches(); len(s) > 0 {
+	if s := spec.DNSWords(dns.GetSearches()); len(s) > 0 {
 		fmt.Fprintf(&b, "search %s\n", strings.Join(s, " "))
 	}
-	for _, s := range dns.GetServers() {
+	for _, s := range spec.DNSWords(dns.GetServers()) {
 		fmt.Fprintf(&b, "nameserver %s\n", s)
 	}
-	if o := dns.GetOptions(); len(o) > 0 {
+	if o := spec.DNSWords(dns.GetOptions()); len(o) > 0 {
 		fmt.Fprintf(&b, "options %s\n", strings.Join(o, " "))
 	}
 	return []byte(b.String()), nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -207,13 +208,25 @@ func (m *Manager) networkOf(p *pod) cni.Pod {
 		if port.GetHostPort() <= 0 {
 			continue // the kubelet lists container ports too
 		}
-		n.Ports = append(n.Ports, cni.Port{Protocol: strings.ToLower(port.GetProtocol().String()),
-			HostPort: port.GetHostPort(), ContainerPort: port.GetContainerPort(), HostIP: port.GetHostIp()})
+		one := cni.Port{Protocol: strings.ToLower(port.GetProtocol().String()),
+			HostPort: port.GetHostPort(), ContainerPort: port.GetContainerPort(), HostIP: hostIP(port)}
+		if !slices.Contains(n.Ports, one) {
+			n.Ports = append(n.Ports, one)
+		}
 	}
 	if dns := p.config.GetDnsConfig(); dns != nil {
-		n.DNS = cni.DNS{Servers: dns.GetServers(), Searches: dns.GetSearches(), Options: dns.GetOptions()}
+		n.DNS = cni.DNS{Servers: spec.DNSWords(dns.GetServers()), Searches: spec.DNSWords(dns.GetSearches()), Options: spec.DNSWords(dns.GetOptions())}
 	}
 	return n
+}
+
+// hostIP is the host's address of a mapping in its one usual form, "" for none.
+func hostIP(port *runtimeapi.PortMapping) string {
+	a, err := netip.ParseAddr(port.GetHostIp())
+	if err != nil {
+		return port.GetHostIp()
+	}
+	return a.Unmap().String()
 }
 
 func (m *Manager) startPause(ctx context.Context, p *pod) (runtimeshim.Task, error) {

@@ -101,14 +101,14 @@ func readSeccomp(path string) ([]byte, error) {
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w: %w", err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w", blameHost(err))
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxUserFile {
 		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %s is no file of at most %d bytes: %w", path, maxUserFile, errdefs.ErrInvalidArgument)
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w: %w", err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w", blameHost(err))
 	}
 	return b, nil
 }

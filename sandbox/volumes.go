@@ -16,6 +16,9 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
+// volumesFolder holds a container's volumes, beside its writable layer.
+const volumesFolder = "volumes"
+
 // maxVolumes is how many VOLUMEs of an image are made. Each is copied by itself, and they may lead to one folder or lie in each other.
 const maxVolumes = 128
 
@@ -29,7 +32,7 @@ func (m *Manager) makeVolumes(ctx context.Context, p *pod, c *container, root st
 	}
 	var all []spec.Volume
 	for i, inside := range asked {
-		dir := m.rootPath("containers", c.id, "volumes", strconv.Itoa(i))
+		dir := m.rootPath("containers", c.id, volumesFolder, strconv.Itoa(i))
 		if err := copyFromRoot(ctx, p.config, root, inside, dir); err != nil {
 			return nil, fmt.Errorf("volume %s of the image: %w", inside, err)
 		}

@@ -31,6 +31,7 @@ var podSteps = []step{
 	(*draft).podHostname,
 	(*draft).podMounts,
 	(*draft).podSysctls,
+	(*draft).podDNS,
 	(*draft).podSeccomp,
 	(*draft).podAppArmor,
 	(*draft).podSELinux,

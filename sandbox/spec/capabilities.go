@@ -7,7 +7,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // defaultCapabilities are the fourteen that images have come to expect.
@@ -38,6 +37,11 @@ func (d *draft) capabilities() error {
 		}
 		if err := d.addNamed(set, "add_capabilities", asked.GetAddCapabilities()); err != nil {
 			return err
+		}
+	}
+	for _, n := range asked.GetDropCapabilities() {
+		if full := capabilityName(n); full != allCapabilities && !slices.Contains(d.host.Capabilities, full) {
+			d.note("capabilities.drop_capabilities", "%s is not known to the kernel, nothing was dropped for it", truncate(full))
 		}
 	}
 	for _, s := range []capSet{set, ambient} {
@@ -127,15 +131,4 @@ func intersect(a, b []string) []string {
 		}
 	}
 	return both
-}
-
-// checkCapabilities refuses to drop what no kernel has: whoever wrote that has misspelt what he wants the container to lose.
-func checkCapabilities(c *runtimeapi.Capability) error {
-	for _, n := range c.GetDropCapabilities() {
-		full := capabilityName(n)
-		if full != allCapabilities && !slices.Contains(capabilityNames, full) {
-			return invalid("security_context.capabilities.drop_capabilities", "%q is no capability, and would not be dropped", truncate(n))
-		}
-	}
-	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -87,14 +88,24 @@ func allow(dev Device) specs.LinuxDeviceCgroup {
 
 func denyAll() specs.LinuxDeviceCgroup { return specs.LinuxDeviceCgroup{Allow: false, Access: "rwm"} }
 
-// checkPermissions wants one to three different letters of "rwm".
-func checkPermissions(s string) error {
-	seen := map[rune]bool{}
+// Permissions is what a device's permissions mean: all when they are not given, and each letter once.
+func Permissions(s string) string {
+	if s == "" {
+		return "rwm"
+	}
+	once := ""
 	for _, r := range s {
-		if (r != 'r' && r != 'w' && r != 'm') || seen[r] {
-			return invalid("devices.permissions", "%q is not made of r, w and m", truncate(s))
+		if !strings.ContainsRune(once, r) {
+			once += string(r)
 		}
-		seen[r] = true
+	}
+	return once
+}
+
+// checkPermissions wants letters of "rwm".
+func checkPermissions(s string) error {
+	if strings.Trim(s, "rwm") != "" {
+		return invalid("devices.permissions", "%q is not made of r, w and m", truncate(s))
 	}
 	if s == "" {
 		return invalid("devices.permissions", "is empty")

@@ -8,6 +8,9 @@ import (
 type Host struct {
 	// CgroupV2 tells that the unified hierarchy is in charge.
 	CgroupV2 bool
+	// CgroupOptions are those of this machine's cgroup v2 that every mount of it sets anew for all: nsdelegate,
+	// memory_recursiveprot.
+	CgroupOptions []string
 	// SystemdCgroup tells that cgroups are made by systemd, not by writing to cgroupfs.
 	SystemdCgroup bool
 	// CgroupParent of pods that name none: a path, "" means /cribox, or with
@@ -31,6 +34,9 @@ type Host struct {
 	StackLimit uint64
 	// PidsLimit of every container that asks for none; 0 means unlimited.
 	PidsLimit int64
+	// UnprivilegedPorts and UnprivilegedPing: in a pod with a network of its own every user may listen on ports below 1024,
+	// and ping.
+	UnprivilegedPorts, UnprivilegedPing bool
 	// NoHostDevices: a privileged container has the devices that it asks for,
 	// not all of the host's.
 	NoHostDevices bool

@@ -23,7 +23,8 @@ func (d *draft) mounts() error {
 	taken := places(d.c.Config)
 	var all []specs.Mount
 	for _, m := range d.ownMounts() {
-		if !taken[m.Destination] && !(taken["/dev"] && below(m.Destination, "/dev")) {
+		hidden := taken["/dev"] && below(m.Destination, "/dev") && m.Destination != "/dev/shm" // the host's would be everybody's
+		if !taken[m.Destination] && !hidden {
 			all = append(all, m)
 		}
 	}
@@ -54,7 +55,7 @@ func (d *draft) ownMounts() []specs.Mount {
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: pts},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		d.sys(access),
-		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", access}},
+		d.cgroup(access),
 	}
 	shm := d.pod.ShmPath
 	if shm == "" && podNamespace(d.pod.Config).GetIpc() == runtimeapi.NamespaceMode_NODE {
@@ -91,6 +92,16 @@ func (d *draft) sys(access string) specs.Mount {
 	return specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}}
 }
 
+// cgroup is /sys/fs/cgroup. Without a cgroup namespace it is the host's file system, which this mount gives its options anew.
+func (d *draft) cgroup(access string) specs.Mount {
+	m := specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
+		Options: []string{"nosuid", "noexec", "nodev", "relatime", access}}
+	if !d.ownCgroup() {
+		m.Options = append(m.Options, d.host.CgroupOptions...)
+	}
+	return m
+}
+
 // askedMounts are those of the request. The root's propagation follows the
 // widest of them.
 func (d *draft) askedMounts() ([]specs.Mount, error) {
@@ -98,11 +109,14 @@ func (d *draft) askedMounts() ([]specs.Mount, error) {
 	var asked []specs.Mount
 	last := map[string]int{} // of two at one place the later one hides the other
 	for i, m := range d.c.Config.GetMounts() {
-		last[path.Clean(m.GetContainerPath())] = i
+		last[PlaceOf(m)] = i
 	}
 	for i, m := range d.c.Config.GetMounts() {
 		resolved := d.c.Mounts[i]
-		place := path.Clean(m.GetContainerPath())
+		place := PlaceOf(m)
+		if !path.IsAbs(m.GetContainerPath()) {
+			d.note("mounts.container_path", "%q is not absolute, the mount is at %s", truncate(m.GetContainerPath()), truncate(place))
+		}
 		if last[place] != i {
 			d.note("mounts.container_path", "%s occurs more than once: the last mount there is made, %s is not",
 				truncate(place), truncate(m.GetHostPath()))
@@ -180,11 +194,14 @@ func ImageVolumes(image ocispec.Image, c *runtimeapi.ContainerConfig) []string {
 	return volumes
 }
 
+// PlaceOf is the clean absolute path in the container that something is mounted at.
+func PlaceOf(m *runtimeapi.Mount) string { return path.Clean("/" + m.GetContainerPath()) }
+
 // places are the clean container paths of the request's mounts.
 func places(c *runtimeapi.ContainerConfig) map[string]bool {
 	taken := map[string]bool{}
 	for _, m := range c.GetMounts() {
-		taken[path.Clean(m.GetContainerPath())] = true
+		taken[PlaceOf(m)] = true
 	}
 	return taken
 }

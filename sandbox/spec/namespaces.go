@@ -42,7 +42,7 @@ func (d *draft) namespaces() error {
 	pod := podNamespace(d.pod.Config)
 	d.userNamespace()
 	d.addNamespace(specs.MountNamespace, "")
-	if d.host.CgroupV2 && !d.privileged() {
+	if d.ownCgroup() {
 		d.addNamespace(specs.CgroupNamespace, "")
 	}
 	if !d.hostNetwork() {
@@ -54,6 +54,8 @@ func (d *draft) namespaces() error {
 	}
 	return d.pidNamespace(pod.GetPid())
 }
+
+func (d *draft) ownCgroup() bool { return d.host.CgroupV2 && !d.privileged() }
 
 func (d *draft) pidNamespace(pod runtimeapi.NamespaceMode) error {
 	switch d.security().GetNamespaceOptions().GetPid() {

@@ -1,8 +1,6 @@
 package spec
 
 import (
-	"maps"
-
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -64,8 +62,22 @@ func (d *draft) podMounts() error {
 	return nil
 }
 
+// podSysctls: what is asked for, and for a pod with a network of its own that low ports and ping are for every user in it,
+// where the configuration has them so. Groups of a user namespace are few; there ping keeps the kernel's setting.
 func (d *draft) podSysctls() error {
-	d.spec.Linux.Sysctl = maps.Clone(d.pod.Config.GetLinux().GetSysctls())
+	set := map[string]string{}
+	if !d.hostNetwork() && d.host.UnprivilegedPorts {
+		set["net.ipv4.ip_unprivileged_port_start"] = "0"
+	}
+	if !d.hostNetwork() && d.host.UnprivilegedPing && !d.inUserNamespace() {
+		set["net.ipv4.ping_group_range"] = "0 2147483647"
+	}
+	for name, value := range d.pod.Config.GetLinux().GetSysctls() {
+		set[sysctlName(name)] = sysctlText(value)
+	}
+	if len(set) > 0 {
+		d.spec.Linux.Sysctl = set
+	}
 	return nil
 }
 

@@ -144,8 +144,7 @@ var podRefusals = []refusal{
 	{name: "relative logs", want: "is not absolute", peer: runs, why: noMeaning, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "logs" })},
 	{name: "a megabyte of DNS names", want: "resolv.conf of more than", peer: runs, why: amplifies,
 		change: ofDNS(&runtimeapi.DNSConfig{Searches: slices.Repeat([]string{strings.Repeat("x", 200)}, 5000)})},
-	{name: "two words in a DNS name", want: "is more than one word", peer: runs, why: lines, change: ofDNS(&runtimeapi.DNSConfig{Options: []string{"a b"}})},
-	{name: "a name as DNS server", want: "dns_config.servers: \"dns\" is not an address", peer: runs, why: noMeaning, change: ofDNS(&runtimeapi.DNSConfig{Servers: []string{"dns"}})},
+	{name: "a DNS name of two lines", want: "is more than one line", peer: runs, why: lines, change: ofDNS(&runtimeapi.DNSConfig{Options: []string{"a\nb"}})},
 	{name: "port of no protocol", want: "port_mappings.protocol", peer: late, change: ofPort(&runtimeapi.PortMapping{Protocol: 9})},
 	{name: "host port too large", want: "is not between 0 and 65535", peer: late, change: ofPort(&runtimeapi.PortMapping{HostPort: 65536, ContainerPort: 1})},
 	{name: "container port too large", want: "is not between 1 and 65535", peer: late, change: ofPort(&runtimeapi.PortMapping{HostPort: 1, ContainerPort: 65536})},
@@ -257,12 +256,11 @@ var containerRefusals = []refusal{
 		ofMount(&runtimeapi.Mount{Image: image, Readonly: true, UidMappings: other, GidMappings: other})(h, p, c)
 	}},
 
-	{name: "device without permissions", want: "devices.permissions: is empty", peer: runs, why: "the device is there and cannot be opened: nobody means it", change: ofDevice(&runtimeapi.Device{HostPath: "/dev/a", ContainerPath: "/dev/a"})},
+	{name: "resolved device without permissions", want: "devices.permissions: is empty", peer: runs, why: noMeaning, change: func(_ *Host, _ *Pod, c *Container) {
+		c.Devices = []Device{{ContainerPath: "/dev/a", Type: "c"}}
+	}},
 	{name: "permissions of a device", want: "is not made of r, w and m", peer: runs, why: "the device is there and cannot be opened: nobody means it", change: ofDevice(&runtimeapi.Device{HostPath: "/dev/a", ContainerPath: "/dev/a", Permissions: "x"})},
 	{name: "CDI device without a kind", want: "is not VENDOR/CLASS=NAME", peer: same, change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "gpu"}} })},
-	{name: "drop of a word", want: "would not be dropped", peer: runs, why: lessThanAsked, change: ofSecurity(func(s *runtimeapi.LinuxContainerSecurityContext) {
-		s.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"NETRAW"}}
-	})},
 	{name: "capability beyond the daemon's", want: "cannot be given on this machine", peer: late, machine: true, change: func(h *Host, _ *Pod, c *Container) {
 		h.Grantable, c.security().Capabilities = []string{"CAP_CHOWN"}, &runtimeapi.Capability{AddCapabilities: []string{"SYS_TIME"}}
 	}},

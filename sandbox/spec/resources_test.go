@@ -170,7 +170,7 @@ func TestMountsOfTheRequestWin(t *testing.T) {
 		last = depth(m.Destination)
 	}
 	want := map[string]string{
-		"/proc": "proc", "/dev": "/dev", "/sys": "/sys", "/sys/fs/cgroup": "cgroup", "/etc/hosts": "/h",
+		"/proc": "proc", "/dev": "/dev", "/sys": "/sys", "/sys/fs/cgroup": "cgroup", "/etc/hosts": "/h", "/dev/shm": aPod().ShmPath,
 		"/etc/hostname": aPod().HostnamePath, "/etc/resolv.conf": aPod().ResolvConfPath,
 	}
 	if !reflect.DeepEqual(seen, want) {

@@ -21,13 +21,26 @@ var (
 	sysctlValue = regexp.MustCompile(`^[A-Za-z0-9_.,:/ \t-]*$`)
 )
 
+// sysctlName is a name with dots. It may be written with slashes, as a path; then a dot in it belongs to a name, and becomes a
+// slash, as sysctl(8) has it.
+func sysctlName(name string) string {
+	if i := strings.IndexAny(name, "./"); i < 0 || name[i] == '.' {
+		return name
+	}
+	return strings.NewReplacer(".", "/", "/", ".").Replace(name)
+}
+
+// sysctlText is a value without the line break at its end that a block of YAML leaves.
+func sysctlText(value string) string { return strings.TrimRight(value, " \t\r\n") }
+
 // checkSysctls lets through what belongs to a namespace that the pod has for
 // itself. A value holds no character by which any tool could take it for a
 // second setting.
 func checkSysctls(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	const field = "linux.sysctls"
 	o := podNamespace(p)
-	for name, value := range p.GetLinux().GetSysctls() {
+	for asked, value := range p.GetLinux().GetSysctls() {
+		name, value := sysctlName(asked), sysctlText(value)
 		if len(name) > maxName || !sysctlForm.MatchString(name) {
 			return invalid(field, "%q is not the name of a sysctl", truncate(name))
 		}

@@ -3,6 +3,7 @@ package spec
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -235,5 +236,76 @@ func TestSEC75NothingWithoutEffect(t *testing.T) {
 	s, notes = notesOf(t, aHost(), aPod(), c)
 	if got, _ := json.Marshal(s.Linux.Seccomp); string(got) != whole || notes != "" {
 		t.Errorf("%s, %s", got, notes)
+	}
+}
+
+func TestOddPodsRun(t *testing.T) {
+	h, p := aHost(), aPod()
+	h.UnprivilegedPorts, h.UnprivilegedPing = true, true
+	p.Config.Linux.Sysctls = map[string]string{"net/core/somaxconn": "1024\n", "net.ipv4.ip_unprivileged_port_start": "81 \n"}
+	p.Config.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"10.0.0.1", "dns.example"}, Searches: []string{"corp.example", "#", "dhcp", "", ";x"}, Options: []string{"ndots:5 edns0"}}
+	p.Config.PortMappings = slices.Repeat([]*runtimeapi.PortMapping{{HostPort: 80, ContainerPort: 1}}, 2)
+	s, notes, err := ForPod(h, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"net.core.somaxconn": "1024", "net.ipv4.ip_unprivileged_port_start": "81", "net.ipv4.ping_group_range": "0 2147483647"}
+	if !reflect.DeepEqual(s.Linux.Sysctl, want) {
+		t.Errorf("the sysctls are %v", s.Linux.Sysctl)
+	}
+	if len(notes) != 2 || !strings.Contains(fmt.Sprint(notes), "dns.example") {
+		t.Errorf("the notes are %v", notes)
+	}
+	if got := DNSWords(p.Config.DnsConfig.Searches); !slices.Equal(got, []string{"corp.example", "dhcp"}) {
+		t.Errorf("%q", got)
+	}
+	inUserNamespace(&p, nil)
+	p.Config.DnsConfig, p.Config.Linux.Sysctls = nil, nil
+	if got := mustPod(t, h, p).Linux.Sysctl; !reflect.DeepEqual(got, map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}) {
+		t.Errorf("with a user namespace the sysctls are %v", got)
+	}
+	p = aPod()
+	p.NetNS, p.Config.Linux.SecurityContext.NamespaceOptions.Network = "", runtimeapi.NamespaceMode_NODE
+	if got := mustPod(t, h, p).Linux.Sysctl; len(got) > 0 {
+		t.Errorf("on the host's network the sysctls are %v", got)
+	}
+}
+
+func TestOddContainersRun(t *testing.T) {
+	h, p, c := aHost(), aPod(), aContainer()
+	c.Config.Mounts, c.Mounts = []*runtimeapi.Mount{{ContainerPath: "data", HostPath: "/d"}, {ContainerPath: "/dev", HostPath: "/dev"}}, []Mount{{Source: "/d"}, {Source: "/dev"}}
+	c.Config.LogPath = "/web/0.log"
+	c.Config.Devices = []*runtimeapi.Device{{ContainerPath: "/dev/a", HostPath: "/dev/a"}, {ContainerPath: "/dev/b", HostPath: "/dev/b", Permissions: "rrw"}}
+	c.security().Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL", "NET_RAWW", "CAP_ALL"}}
+	s, notes := notesOf(t, h, p, c)
+	places := map[string]string{}
+	for _, m := range s.Mounts {
+		places[m.Destination] = m.Source
+	}
+	if places["/data"] != "/d" || places["/dev"] != "/dev" || places["/dev/shm"] != p.ShmPath {
+		t.Errorf("the mounts are %v", places)
+	}
+	for _, word := range []string{`"data" is not absolute`, "CAP_NET_RAWW is not known", "CAP_ALL is not known"} {
+		if !strings.Contains(notes, word) {
+			t.Errorf("no note says %q: %q", word, notes)
+		}
+	}
+	if got := Permissions("") + " " + Permissions("rrw") + " " + Permissions("mwr"); got != "rwm rw mwr" {
+		t.Errorf("permissions %q", got)
+	}
+}
+
+// TestCgroupOptionsStay: without a cgroup namespace a mount of cgroup v2 is the node's own, and sets its options anew.
+func TestCgroupOptionsStay(t *testing.T) {
+	h, p, c := aHost(), aPod(), aContainer()
+	h.CgroupOptions = []string{"nsdelegate", "memory_recursiveprot"}
+	p.Config.Linux.SecurityContext.Privileged = true
+	for _, privileged := range []bool{false, true} {
+		c.security().Privileged = privileged
+		s := mustContainer(t, h, p, c)
+		i := slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/sys/fs/cgroup" })
+		if got := slices.Contains(s.Mounts[i].Options, "nsdelegate") && slices.Contains(s.Mounts[i].Options, "memory_recursiveprot"); got != privileged {
+			t.Errorf("privileged %t: the options are %v", privileged, s.Mounts[i].Options)
+		}
 	}
 }

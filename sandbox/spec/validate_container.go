@@ -26,7 +26,6 @@ var containerChecks = []struct {
 	{"log path", checkLogPath},
 	{"stop signal", checkStopSignal},
 	{"privileged", checkPrivileged},
-	{"capabilities", checkContainerCapabilities},
 	{"namespaces", checkContainerNamespaces},
 	{"user", checkContainerUser},
 	{"paths", checkProtectedPaths},
@@ -120,7 +119,7 @@ func checkEnvs(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h 
 
 func checkMounts(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
 	for _, m := range c.GetMounts() {
-		if err := checkMountPlace(m.GetContainerPath()); err != nil {
+		if err := checkMountPlace(m); err != nil {
 			return err
 		}
 		for _, check := range []func(*runtimeapi.Mount, Host) error{checkMountSource, checkMountAccess, checkMountOptions} {
@@ -143,12 +142,12 @@ var procPlaces = []string{
 
 // checkMountPlace: /sys and /dev may be replaced, which monitoring and storage agents do. The root may not, /proc only by
 // another proc (see askedMounts), and below /proc there are few places.
-func checkMountPlace(place string) error {
+func checkMountPlace(m *runtimeapi.Mount) error {
 	const field = "mounts.container_path"
-	if err := checkContainerPath(field, place); err != nil {
+	if err := checkText(field, m.GetContainerPath(), maxPath); err != nil {
 		return err
 	}
-	clean := path.Clean(place)
+	clean := PlaceOf(m)
 	switch {
 	case clean == "/":
 		return invalid(field, "nothing can be mounted at the root of the container")
@@ -226,14 +225,16 @@ func checkDevices(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig,
 		if err := checkContainerPath("devices.container_path", d.GetContainerPath()); err != nil {
 			return err
 		}
-		if err := checkPermissions(d.GetPermissions()); err != nil {
-			return err
+		if p := d.GetPermissions(); p != "" { // otherwise all
+			if err := checkPermissions(p); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// checkLogPath: relative to the pod's log directory, and below it.
+// checkLogPath: below the pod's log directory, also with a slash before it.
 func checkLogPath(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
 	p := c.GetLogPath()
 	if p == "" {
@@ -242,7 +243,7 @@ func checkLogPath(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig,
 	if err := checkPath("log_path", p); err != nil {
 		return err
 	}
-	if path.IsAbs(p) || path.Clean(p) == "." || strings.HasSuffix(p, "/") {
+	if path.Clean("/"+p) == "/" || strings.HasSuffix(p, "/") {
 		return invalid("log_path", "%q is not a file below the log directory", truncate(p))
 	}
 	return nil
@@ -258,10 +259,6 @@ func checkPrivileged(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerCo
 		return invalid("linux.security_context.privileged", "is set, and the sandbox_config of the request is not privileged")
 	}
 	return nil
-}
-
-func checkContainerCapabilities(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
-	return checkCapabilities(c.GetLinux().GetSecurityContext().GetCapabilities())
 }
 
 func checkContainerUser(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {

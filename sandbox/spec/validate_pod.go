@@ -97,17 +97,37 @@ func checkDNS(p *runtimeapi.PodSandboxConfig, _ Host) error {
 			if total += len(s) + 1; total > maxResolv {
 				return invalid(f.field, "make a resolv.conf of more than %d bytes", maxResolv)
 			}
-			if err := checkText(f.field, s, 255); err != nil {
-				return err
-			}
-			if strings.ContainsAny(s, " #;") {
-				return invalid(f.field, "%q is more than one word", truncate(s))
+			if strings.ContainsAny(s, "\n\r\x00") {
+				return invalid(f.field, "%q is more than one line", truncate(s))
 			}
 		}
 	}
-	for _, s := range d.GetServers() {
+	return nil
+}
+
+// DNSWords returns a list of dns_config without what is no word: a kubelet cuts the lines of the node's resolv.conf at their
+// blanks, and so sends parts of a comment, and "" for the search domain ".".
+func DNSWords(list []string) []string {
+	var words []string
+	for _, s := range list {
+		if s = strings.TrimSpace(s); s != "" && s[0] != '#' && s[0] != ';' {
+			words = append(words, s)
+		}
+	}
+	return words
+}
+
+// podDNS notes what of dns_config no resolver can use.
+func (d *draft) podDNS() error {
+	dns := d.pod.Config.GetDnsConfig()
+	for field, list := range map[string][]string{"servers": dns.GetServers(), "searches": dns.GetSearches(), "options": dns.GetOptions()} {
+		if n := len(list) - len(DNSWords(list)); n > 0 {
+			d.note("dns_config."+field, "has words of a comment or empty ones, which were left out")
+		}
+	}
+	for _, s := range DNSWords(dns.GetServers()) {
 		if _, err := netip.ParseAddr(s); err != nil {
-			return invalid("dns_config.servers", "%q is not an address", truncate(s))
+			d.note("dns_config.servers", "%q is no address; it was written as it is", truncate(s))
 		}
 	}
 	return nil
@@ -124,7 +144,7 @@ func checkPorts(p *runtimeapi.PodSandboxConfig, _ Host) error {
 		port     int32
 		protocol runtimeapi.Protocol
 	}
-	used := map[place]bool{}
+	used := map[place]int32{} // container ports
 	for _, m := range p.GetPortMappings() {
 		host, container := m.GetHostPort(), m.GetContainerPort()
 		if _, ok := runtimeapi.Protocol_name[int32(m.GetProtocol())]; !ok {
@@ -145,10 +165,10 @@ func checkPorts(p *runtimeapi.PodSandboxConfig, _ Host) error {
 			ip = addr.Unmap().String()
 		}
 		at := place{ip, host, m.GetProtocol()}
-		if host != 0 && used[at] {
+		if other, again := used[at]; host != 0 && again && other != container {
 			return invalid("port_mappings.host_port", "%d/%s occurs twice at address %q", host, m.GetProtocol(), ip)
 		}
-		used[at] = true
+		used[at] = container
 	}
 	return nil
 }
