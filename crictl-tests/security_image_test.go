@@ -415,8 +415,8 @@ func TestSEC17Identifiers(t *testing.T) {
 		legal []string
 	}{
 		"name":      {func(p *cri.PodSandboxConfig, _ *cri.ContainerConfig, s string) { p.Metadata.Name = s }, "pod", []string{""}, nil},
-		"namespace": {func(p *cri.PodSandboxConfig, _ *cri.ContainerConfig, s string) { p.Metadata.Namespace = s }, "pod", []string{""}, nil},
-		"uid":       {func(p *cri.PodSandboxConfig, _ *cri.ContainerConfig, s string) { p.Metadata.Uid = s }, "pod", []string{""}, nil},
+		"namespace": {func(p *cri.PodSandboxConfig, _ *cri.ContainerConfig, s string) { p.Metadata.Namespace = s }, "pod", nil, nil},
+		"uid":       {func(p *cri.PodSandboxConfig, _ *cri.ContainerConfig, s string) { p.Metadata.Uid = s }, "pod", nil, nil},
 		"hostname":  {func(p *cri.PodSandboxConfig, _ *cri.ContainerConfig, s string) { p.Hostname = s }, "pod", nil, nil},
 		"log_directory": {func(p *cri.PodSandboxConfig, _ *cri.ContainerConfig, s string) { p.LogDirectory = s }, "pod",
 			[]string{"/a/../../etc", "/proc/self/fd/3", "/proc/1/root/etc"}, []string{"/"}},

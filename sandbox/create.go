@@ -196,9 +196,6 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 	if !ok {
 		return fmt.Errorf("pod %s: %w", p.id, errdefs.ErrNotFound)
 	}
-	if err := m.pinPause(ctx, p.id); err != nil {
-		return err
-	}
 	in, err := m.specPod(p, r)
 	if err != nil {
 		return err
@@ -223,6 +220,9 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 		return err
 	}
 	if err := m.injectDevices(p, c, s); err != nil {
+		return err
+	}
+	if err := m.pinPause(ctx, p.id); err != nil { // last, since it stays with the pod
 		return err
 	}
 	if err := m.saveSpec(c, s); err != nil {
