@@ -311,13 +311,7 @@ func (s *shim) adoptExit(t *task, e exitRecord, saved *kept) error {
 		}
 	}
 	s.finishTerminal(t)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	t.exit = &e
-	close(t.exited)
-	for w := range s.watchers { // there are some when the file could not be read at once
-		w.add(t.view())
-	}
+	s.tell(t, e)
 	return nil
 }
 

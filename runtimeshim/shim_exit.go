@@ -33,8 +33,17 @@ func (s *shim) ended(t *task, e exitRecord) {
 	s.step("shim.exit.written")
 	s.liftQuota(t.dir)
 	s.finishTerminal(t)
+	s.tell(t, e)
+}
+
+// tell tells everybody how a task ended, once: who adopts a task may find the exit that was just
+// written for it.
+func (s *shim) tell(t *task, e exitRecord) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if t.exit != nil {
+		return
+	}
 	t.exit = &e
 	close(t.exited)
 	if t.deleted {
