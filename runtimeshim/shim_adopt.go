@@ -467,7 +467,7 @@ func (s *shim) adoptPid(ctx context.Context, t *task, saved *kept) error {
 	if err := s.reopen(t, saved); err != nil {
 		return err
 	}
-	if p.ticks != 0 && t.rec.Terminal && t.tty == nil {
+	if t.rec.Terminal && t.tty == nil { // also when it has ended since, of the hang-up
 		return fmt.Errorf("its terminal has gone with the shim that began it: %w", errNotStarted)
 	}
 	rec := t.rec
