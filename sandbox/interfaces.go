@@ -44,10 +44,10 @@ func interfacesOf(p Pod) []Interface {
 		pids = append(pids, c.PID)
 	}
 	for _, pid := range pids {
-		if pid == 0 || !inNamespace(pid, p.NetNS) { // another process may have the number by now
+		if pid == 0 {
 			continue
 		}
-		if b, err := readUpTo(fmt.Sprintf("/proc/%d/net/dev", pid), maxNetDev); err == nil {
+		if b, ok := readNetDev(pid, p.NetNS); ok {
 			return parseInterfaces(string(b))
 		}
 	}
@@ -57,20 +57,26 @@ func interfacesOf(p Pod) []Interface {
 // maxNetDev is what is read of a list of interfaces. Who may administer a network can make any number of them.
 const maxNetDev = 1 << 20
 
-func readUpTo(path string, most int64) ([]byte, error) {
-	f, err := os.Open(path)
+// readNetDev reads the figures of the interfaces in the network namespace that is pinned at path, as the process shows them that had the number
+// pid. Another one may have it by now: the folder is opened once, and stays that of one process.
+func readNetDev(pid int, path string) ([]byte, bool) {
+	dir, err := unix.Open(fmt.Sprintf("/proc/%d", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, false
 	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, most))
-}
-
-// inNamespace says whether the process lives in the network namespace that is pinned at path.
-func inNamespace(pid int, path string) bool {
+	defer unix.Close(dir)
 	var theirs, ours unix.Stat_t
-	return unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &theirs) == nil && unix.Stat(path, &ours) == nil &&
-		theirs.Dev == ours.Dev && theirs.Ino == ours.Ino
+	if unix.Fstatat(dir, "ns/net", &theirs, 0) != nil || unix.Stat(path, &ours) != nil || theirs.Dev != ours.Dev || theirs.Ino != ours.Ino {
+		return nil, false
+	}
+	fd, err := unix.Openat(dir, "net/dev", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, false
+	}
+	f := os.NewFile(uintptr(fd), "net/dev")
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxNetDev))
+	return b, err == nil
 }
 
 // parseInterfaces reads /proc/net/dev: two lines of headings, then a name and sixteen counters on each.
