@@ -69,14 +69,17 @@ func readNetDev(pid int, path string) ([]byte, bool) {
 	if unix.Fstatat(dir, "ns/net", &theirs, 0) != nil || unix.Stat(path, &ours) != nil || theirs.Dev != ours.Dev || theirs.Ino != ours.Ino {
 		return nil, false
 	}
-	fd, err := unix.Openat(dir, "net/dev", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, false
-	}
-	f := os.NewFile(uintptr(fd), "net/dev")
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxNetDev))
+	b, err := readUpTo(fmt.Sprintf("/proc/self/fd/%d/net/dev", dir), maxNetDev)
 	return b, err == nil
+}
+
+func readUpTo(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, most))
 }
 
 // parseInterfaces reads /proc/net/dev: two lines of headings, then a name and sixteen counters on each.
