@@ -134,7 +134,6 @@ func badSecurity(d *daemon) []bad[createRequest] {
 		{name: "group without user", change: security(func(s *cri.LinuxContainerSecurityContext) { s.RunAsGroup = &cri.Int64Value{Value: 1} }), field: "run_as_group"},
 		{name: "user name that the image lacks", change: security(func(s *cri.LinuxContainerSecurityContext) { s.RunAsUsername = "nobody-here" }),
 			field: `run_as_username: the image has no user "nobody-here"`},
-		{name: "user name that is a number", change: security(func(s *cri.LinuxContainerSecurityContext) { s.RunAsUsername = "0" }), field: "run_as_username"},
 		{name: "user of the image that it lacks", change: func(r createRequest) { r.Config.Image.Image = d.pulled("config:unknown-user") }, field: "image user"},
 		{name: "negative user", change: security(func(s *cri.LinuxContainerSecurityContext) { s.RunAsUser = &cri.Int64Value{Value: -1} }), field: "run_as_user"},
 		{name: "user beyond 32 bits", change: security(func(s *cri.LinuxContainerSecurityContext) { s.RunAsUser = &cri.Int64Value{Value: 1 << 32} }), field: "run_as_user"},
