@@ -129,6 +129,17 @@ build_kube() {
 	mv out/kube/server out/kube/etcd
 }
 
+# build_flannel leaves out two backends: one for a cloud, whose library is not to be had everywhere, and one that needs a
+# C compiler.
+build_flannel() {
+	source_of "$FLANNEL_MODULE" "$FLANNEL_VERSION" "$FLANNEL_SUM" "$1"
+	cd "$1"
+	sed -i '/pkg\/backend\/\(tencentvpc\|udp\)"/d' main.go
+	mkdir -p out/flannel
+	CGO_ENABLED=0 go_build -ldflags "-s -w -X $FLANNEL_MODULE/pkg/version.Version=v$FLANNEL_VERSION" \
+		-o "$1/out/flannel/" . ./cmd/install_conf
+}
+
 build_golangci-lint() {
 	source_of "$LINT_MODULE" "$LINT_VERSION" "$LINT_SUM" "$1"
 	cd "$1"
@@ -176,4 +187,7 @@ ensure cni "$CNI_VERSION $CNI_PLUGINS"
 ensure crictl "$CRICTL_VERSION"
 ensure critest "$CRICTL_VERSION"
 ensure ginkgo "of critest $CRICTL_VERSION"
-[ "${1:-}" != kube ] || ensure kube "$KUBE_VERSION"
+if [ "${1:-}" = kube ]; then
+	ensure kube "$KUBE_VERSION"
+	ensure flannel "$FLANNEL_VERSION"
+fi

@@ -8,6 +8,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 nodes=${NODES:-1}
+bare=${BARE:-} # numbers of further nodes, which come up without a network
 
 # start NAME COMMAND... starts a daemon unless it runs, its log and pid under its name.
 start() {
@@ -117,7 +118,7 @@ accept_forwarding() {
 
 start_control_plane() {
 	local pki=$kube/pki
-	start registry "$bin/fixture" serve --addr "$registry" --mirror "docker.io,registry.k8s.io,$registry" --certs-d "$kube/certs.d" --ready-file "$run/registry.ready"
+	start registry "$bin/fixture" serve --addr "$registry" --mirror "docker.io,registry.k8s.io,$registry" --certs-d "$kube/certs.d" --ready-file "$run/registry.ready" --image "flannel:1=$kube/flannel"
 	start etcd "$bin/kube/etcd" --data-dir "$kube/etcd" --unsafe-no-fsync --logger zap --log-level warn \
 		--listen-client-urls "https://127.0.0.1:$etcd_port" --advertise-client-urls "https://127.0.0.1:$etcd_port" \
 		--client-cert-auth --trusted-ca-file "$pki/ca.crt" --cert-file "$pki/apiserver.crt" --key-file "$pki/apiserver.key" \
@@ -144,26 +145,26 @@ start_control_plane() {
 	await controller-manager 60 kubectl get serviceaccount default
 }
 
+make_flannel() {
+	"$top/hack/kube/flannel.sh" "$kube/flannel.new"
+	mv "$kube/flannel.new" "$kube/flannel"
+}
+
 # --- nodes --------------------------------------------------------------------
 
 # hold_node N makes the node's mount namespace, and from the second node on its network: a process that only sleeps holds both.
 hold_node() {
-	local n=$1 net=()
+	local n=$1 net=() own=()
 	if running "holder$n"; then return; fi
 	[ "$n" = 1 ] || net=(--net)
-	# shellcheck disable=SC2016 # the inner shell expands it
-	start "holder$n" unshare --mount --propagation private "${net[@]}" bash -c '
-		mount --make-rshared /
-		mkdir -p /run/netns /var/log/containers
-		mount -t tmpfs -o mode=755 tmpfs /run/netns
-		mount --make-rshared /run/netns
-		mount -t tmpfs -o mode=755 tmpfs /var/log/containers
-		ip link set lo up
-		touch "$0"
-		exec sleep infinity' "$run/holder$n.ready"
+	! is_bare "$n" || own=("$(node_dir "$n")/own" "$run")
+	start "holder$n" unshare --mount --propagation private "${net[@]}" "$top/hack/kube/hold.sh" "$run/holder$n.ready" "${own[@]}"
 	await "holder$n" 10 test -e "$run/holder$n.ready"
 	[ "$n" = 1 ] || join_network "$n"
 }
+
+# is_bare N: the node comes up without a network, and waits for an add-on to bring one.
+is_bare() { [[ " $bare " == *" $1 "* ]]; }
 
 join_network() {
 	local n=$1
@@ -192,11 +193,7 @@ registry_config = "$kube/certs.d"
 pinned = ["*/pause:*"]
 
 [network]
-conf_dir = "$dir/net.d"
-bin_dirs = ["$bin/cni"]
-default = true
-subnet = "pod-cidr"
-no_masquerade = ["$pods_net"]
+$(network "$n")
 
 [runtimes.runc]
 path = "$bin/runc"
@@ -223,7 +220,7 @@ failCgroupV1: false
 failSwapOn: false
 cgroupRoot: $(node_cgroup "$n")
 enforceNodeAllocatable: []
-registerWithTaints: []
+registerWithTaints: [$(taints "$n")]
 evictionHard: {memory.available: 50Mi}
 featureGates: {PodAndContainerStatsFromCRI: true, ContainerStopSignals: true}
 nodeStatusUpdateFrequency: 5s
@@ -242,6 +239,27 @@ metricsBindAddress: $ip:10249
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 END
 }
+
+# network N: the node's own with the range that the kubelet names, or none.
+network() {
+	if is_bare "$1"; then
+		cat <<END
+conf_dir = "/etc/cni/net.d"
+bin_dirs = ["/opt/cni/bin", "$bin/cni"]
+END
+		return
+	fi
+	cat <<END
+conf_dir = "$(node_dir "$1")/net.d"
+bin_dirs = ["$bin/cni"]
+default = true
+subnet = "pod-cidr"
+no_masquerade = ["$pods_net"]
+END
+}
+
+# taints N: a bare node takes no pod but those that are meant for it.
+taints() { ! is_bare "$1" || printf '{key: bare, effect: NoSchedule}'; }
 
 # tidy: the last node's kubelet removes images early, and rotates logs that are small.
 tidy() {
@@ -319,17 +337,22 @@ start_nodes() {
 	for n in $(seq "$nodes"); do start_node "$n"; done
 	for n in $(seq "$nodes"); do await "kubelet$n" 120 node_ready "$n"; done
 	route_pods
+	for n in $bare; do start_node "$n"; done
 }
 
 need_root "make kube-up"
 [[ $nodes =~ ^[1-9]$ ]] || die "NODES=$nodes: want 1 to 9"
-for tool in cribox fixture crictl runc kube/kubelet kube/etcd; do
+for n in $bare; do
+	[[ $n =~ ^[1-9]$ ]] && [ "$n" -gt "$nodes" ] || die "BARE=$bare: want numbers above NODES=$nodes, up to 9"
+done
+for tool in cribox fixture crictl runc kube/kubelet kube/etcd flannel/flannel; do
 	[ -x "$bin/$tool" ] || die "bin/$tool is missing: start this with \`make kube-up\`"
 done
 mkdir -p "$kube/log" "$run"
 exec 9>"$kube/.lock"
 flock -n 9 || die "another make kube-up or make kube-down is at work"
 timed "making certificates" make_pki
+[ -d "$kube/flannel" ] || timed "collecting flannel's image" make_flannel
 make_network
 timed "starting the control plane" start_control_plane
 timed "starting $nodes node(s) on cribox" start_nodes
