@@ -27,20 +27,27 @@ type PodMetrics struct {
 }
 
 // Metrics returns what is counted of every pod in which something runs (CRI ListPodSandboxMetrics).
-func (m *Manager) Metrics() []PodMetrics {
+func (m *Manager) Metrics() ([]PodMetrics, error) {
 	pods := live(m.Pods())
 	all := make([]PodMetrics, len(pods))
 	each(len(pods), func(i int) {
 		p := pods[i]
 		all[i] = PodMetrics{Pod: p, Interfaces: interfacesOf(p)}
 		for _, c := range running(m.ContainersOf(p)) {
-			if d := m.cgroups().Detail(c.Cgroup, m.hugePages(c)); !d.None() {
+			if d := m.cgroups().Detail(c.Cgroup, m.hugePages(c)); !d.Gone() {
 				all[i].Containers = append(all[i].Containers, Metrics{Container: c, Detail: d})
 			}
 		}
 	})
+	for _, p := range all {
+		for _, c := range p.Containers {
+			if err := starved(Stats{Usage: c.Usage}); err != nil {
+				return nil, err
+			}
+		}
+	}
 	m.addDisks(all)
-	return all
+	return all, nil
 }
 
 // hugePages returns the sizes that the container may use any of: all others are denied it.

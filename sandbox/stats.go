@@ -1,11 +1,16 @@
 package sandbox
 
 import (
+	"cmp"
+	"errors"
+	"fmt"
 	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/cribox/cribox/sandbox/cgroup"
 )
@@ -36,38 +41,54 @@ type (
 	Stall    = cgroup.Stall
 )
 
+// A question for figures fails when we lack the descriptors or the memory to read them: to a kubelet, which
+// asks again, a figure that is missing is zero, and what is not in a list has ended.
+
 // Stats returns what a container uses, straight from its cgroup; of one that does not run, its writable layer (CRI ContainerStats).
-func (m *Manager) Stats(c Container) Stats {
+func (m *Manager) Stats(c Container) (Stats, error) {
 	s := m.read(c)
+	if err := starved(s); err != nil {
+		return Stats{}, err
+	}
 	s.Layer = m.layers.measure(m.upper(c))[0]
-	return s
+	return s, nil
 }
 
 // ListStats is Stats of those that run, in their order. One that ends meanwhile is left out (CRI ListContainerStats).
-func (m *Manager) ListStats(of []Container) []Stats {
+func (m *Manager) ListStats(of []Container) ([]Stats, error) {
 	of = running(of)
 	all := make([]Stats, len(of))
 	each(len(of), func(i int) { all[i] = m.read(of[i]) })
+	if err := starved(all...); err != nil {
+		return nil, err
+	}
 	all = present(all)
 	m.addLayers(all)
-	return all
+	return all, nil
 }
 
 // PodStats returns what a pod and its containers use; of one in which nothing runs, nothing (CRI PodSandboxStats).
-func (m *Manager) PodStats(p Pod) PodStats {
-	return m.podStats([]Pod{p})[0]
+func (m *Manager) PodStats(p Pod) (PodStats, error) {
+	all, err := m.podStats([]Pod{p})
+	if err != nil {
+		return PodStats{}, err
+	}
+	return all[0], nil
 }
 
 // ListPodStats is PodStats of the pods in which something runs, in their order (CRI ListPodSandboxStats).
-func (m *Manager) ListPodStats(of []Pod) []PodStats {
+func (m *Manager) ListPodStats(of []Pod) ([]PodStats, error) {
 	return m.podStats(live(of))
 }
 
-func (m *Manager) podStats(of []Pod) []PodStats {
+func (m *Manager) podStats(of []Pod) ([]PodStats, error) {
 	all := make([]PodStats, len(of))
 	each(len(of), func(i int) { all[i] = m.readPod(of[i]) })
 	var containers []Stats
 	for i := range all {
+		if err := cmp.Or(starved(all[i].Containers...), starved(Stats{Usage: all[i].Usage})); err != nil {
+			return nil, err
+		}
 		containers = append(containers, all[i].Containers...)
 	}
 	m.addLayers(containers)
@@ -75,7 +96,7 @@ func (m *Manager) podStats(of []Pod) []PodStats {
 		n := len(all[i].Containers)
 		all[i].Containers, containers = containers[:n:n], containers[n:]
 	}
-	return all
+	return all, nil
 }
 
 func (m *Manager) readPod(p Pod) PodStats {
@@ -180,11 +201,21 @@ func lives(p Pod) bool {
 func present(all []Stats) []Stats {
 	out := all[:0]
 	for _, s := range all {
-		if !s.None() {
+		if !s.Gone() {
 			out = append(out, s)
 		}
 	}
 	return out
+}
+
+// starved returns the error of class ErrResourceExhausted with which figures could not be read, nil for none.
+func starved(all ...Stats) error {
+	for _, s := range all {
+		if errors.Is(s.Err, errdefs.ErrResourceExhausted) {
+			return fmt.Errorf("figures of what runs: %w", s.Err)
+		}
+	}
+	return nil
 }
 
 // each calls act with 0 to n-1, on a few processors at once: most of the time goes into the kernel's adding up.

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,6 +9,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/sandbox/store"
 )
 
 // TestNanoCores: a rate is over a second at least, whoever asks in between or at the same time, and nothing is told of a counter that went
@@ -164,5 +170,43 @@ func TestDiskUsage(t *testing.T) {
 	l := measureLayer(dir)
 	if *l.Bytes < 1<<20 || *l.Bytes >= 2<<20 || *l.Inodes != folders+2 {
 		t.Errorf("1 MiB with three names in %d folders, and a link, are %d bytes in %d inodes", folders, *l.Bytes, *l.Inodes)
+	}
+}
+
+// TestStatsWithoutDescriptors: what runs is not left out of a list because its figures could not be read: the
+// question fails, and is asked again. A cgroup that is gone is left out.
+func TestStatsWithoutDescriptors(t *testing.T) {
+	m := &Manager{}
+	m.host.CgroupV2 = unifiedCgroups()
+	runs := Container{Container: store.Container{ID: "c", State: store.ContainerRunning, Cgroup: "/"}}
+	pod := Pod{Pod: store.Pod{ID: "p", PausePID: 1, Cgroup: "/"}}
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	few := unix.Rlimit{Cur: 0, Max: before.Max}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	_, one := m.Stats(runs)
+	list, all := m.ListStats([]Container{runs})
+	_, onePod := m.PodStats(pod)
+	_, allPods := m.ListPodStats([]Pod{pod})
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{"Stats": one, "ListStats": all, "PodStats": onePod, "ListPodStats": allPods} {
+		if !errors.Is(err, errdefs.ErrResourceExhausted) {
+			t.Errorf("%s without descriptors: %v, with %d containers", what, err, len(list))
+		}
+	}
+	gone := runs
+	gone.Cgroup = "/cribox-test-none"
+	if list, err := m.ListStats([]Container{gone}); err != nil || len(list) != 0 {
+		t.Errorf("of a cgroup that is gone: %v, %d containers", err, len(list))
+	}
+	broken := Stats{Usage: Usage{Err: unix.EIO}}
+	if got := present([]Stats{broken, {}}); len(got) != 1 || starved(got...) != nil {
+		t.Errorf("of one that cannot be read and one that is gone, %d are listed", len(got))
 	}
 }

@@ -253,19 +253,31 @@ func (s *runtimeService) ListMetricDescriptors(context.Context, *runtimeapi.List
 
 // ListPodSandboxMetrics tells the metrics of every pod in which something runs.
 func (s *runtimeService) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
-	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: s.metricsItems()}, nil
+	items, err := s.metricsItems()
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: items}, nil
 }
 
 func (s *runtimeService) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRequest,
 	to grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxMetricsResponse]) error {
-	return sendPieces(s.Server, to, s.metricsItems(), func(items []*runtimeapi.PodSandboxMetrics) *runtimeapi.StreamPodSandboxMetricsResponse {
+	all, err := s.metricsItems()
+	if err != nil {
+		return err
+	}
+	return sendPieces(s.Server, to, all, func(items []*runtimeapi.PodSandboxMetrics) *runtimeapi.StreamPodSandboxMetricsResponse {
 		return &runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: items}
 	})
 }
 
-func (s *runtimeService) metricsItems() []*runtimeapi.PodSandboxMetrics {
+func (s *runtimeService) metricsItems() ([]*runtimeapi.PodSandboxMetrics, error) {
+	all, err := s.pods().Metrics()
+	if err != nil {
+		return nil, err
+	}
 	var items []*runtimeapi.PodSandboxMetrics
-	for _, p := range s.pods().Metrics() {
+	for _, p := range all {
 		item := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID, Metrics: ofPod(p)}
 		for i := range p.Containers {
 			c := &p.Containers[i]
@@ -274,7 +286,7 @@ func (s *runtimeService) metricsItems() []*runtimeapi.PodSandboxMetrics {
 		}
 		items = append(items, item)
 	}
-	return items
+	return items, nil
 }
 
 func ofPod(p sandbox.PodMetrics) []*runtimeapi.Metric {

@@ -15,29 +15,42 @@ func (s *runtimeService) ContainerStats(_ context.Context, req *runtimeapi.Conta
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ContainerStatsResponse{Stats: s.containerStats(s.pods().Stats(c))}, nil
+	u, err := s.pods().Stats(c)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ContainerStatsResponse{Stats: s.containerStats(u)}, nil
 }
 
 // ListContainerStats leaves out what does not run: one container without figures must not cost the kubelet all others.
 func (s *runtimeService) ListContainerStats(_ context.Context, req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
-	return &runtimeapi.ListContainerStatsResponse{Stats: s.containerStatsItems(req.GetFilter())}, nil
+	items, err := s.containerStatsItems(req.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListContainerStatsResponse{Stats: items}, nil
 }
 
 func (s *runtimeService) StreamContainerStats(req *runtimeapi.StreamContainerStatsRequest,
 	to grpc.ServerStreamingServer[runtimeapi.StreamContainerStatsResponse]) error {
-	return sendPieces(s.Server, to, s.containerStatsItems(req.GetFilter()), func(items []*runtimeapi.ContainerStats) *runtimeapi.StreamContainerStatsResponse {
+	all, err := s.containerStatsItems(req.GetFilter())
+	if err != nil {
+		return err
+	}
+	return sendPieces(s.Server, to, all, func(items []*runtimeapi.ContainerStats) *runtimeapi.StreamContainerStatsResponse {
 		return &runtimeapi.StreamContainerStatsResponse{ContainerStats: items}
 	})
 }
 
-func (s *runtimeService) containerStatsItems(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats {
+func (s *runtimeService) containerStatsItems(f *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
 	var asked []sandbox.Container
 	for _, c := range s.pods().Containers() {
 		if isID(f.GetId(), c.ID) && isID(f.GetPodSandboxId(), c.PodID) && hasLabels(f.GetLabelSelector(), c.Config.GetLabels()) {
 			asked = append(asked, c)
 		}
 	}
-	return s.allContainerStats(s.pods().ListStats(asked))
+	all, err := s.pods().ListStats(asked)
+	return s.allContainerStats(all), err
 }
 
 // PodSandboxStats tells the figures of one pod. One in which nothing runs has none.
@@ -46,33 +59,49 @@ func (s *runtimeService) PodSandboxStats(_ context.Context, req *runtimeapi.PodS
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.PodSandboxStatsResponse{Stats: s.podStats(s.pods().PodStats(p))}, nil
+	u, err := s.pods().PodStats(p)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.PodSandboxStatsResponse{Stats: s.podStats(u)}, nil
 }
 
 // ListPodSandboxStats leaves out pods in which nothing runs.
 func (s *runtimeService) ListPodSandboxStats(_ context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
-	return &runtimeapi.ListPodSandboxStatsResponse{Stats: s.podStatsItems(req.GetFilter())}, nil
+	items, err := s.podStatsItems(req.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListPodSandboxStatsResponse{Stats: items}, nil
 }
 
 func (s *runtimeService) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxStatsRequest,
 	to grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxStatsResponse]) error {
-	return sendPieces(s.Server, to, s.podStatsItems(req.GetFilter()), func(items []*runtimeapi.PodSandboxStats) *runtimeapi.StreamPodSandboxStatsResponse {
+	all, err := s.podStatsItems(req.GetFilter())
+	if err != nil {
+		return err
+	}
+	return sendPieces(s.Server, to, all, func(items []*runtimeapi.PodSandboxStats) *runtimeapi.StreamPodSandboxStatsResponse {
 		return &runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: items}
 	})
 }
 
-func (s *runtimeService) podStatsItems(f *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSandboxStats {
+func (s *runtimeService) podStatsItems(f *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error) {
 	var asked []sandbox.Pod
 	for _, p := range s.pods().Pods() {
 		if isID(f.GetId(), p.ID) && hasLabels(f.GetLabelSelector(), p.Config.GetLabels()) {
 			asked = append(asked, p)
 		}
 	}
+	all, err := s.pods().ListPodStats(asked)
+	if err != nil {
+		return nil, err
+	}
 	var items []*runtimeapi.PodSandboxStats
-	for _, p := range s.pods().ListPodStats(asked) {
+	for _, p := range all {
 		items = append(items, s.podStats(p))
 	}
-	return items
+	return items, nil
 }
 
 func (s *runtimeService) allContainerStats(all []sandbox.Stats) []*runtimeapi.ContainerStats {

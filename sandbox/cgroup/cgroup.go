@@ -13,6 +13,10 @@ type Tree struct {
 
 // Usage is what a cgroup and all below it use.
 type Usage struct {
+	// Err is why figures are missing that may well exist. It is of class ErrResourceExhausted when we lacked the
+	// descriptors or the memory to read them; nil when nothing is missing, or the cgroup is gone.
+	Err error
+
 	At     time.Time // when the first file was read
 	CPU    *uint64   // nanoseconds on all processors
 	Memory Memory
@@ -95,10 +99,14 @@ type wanted struct{ limits, swap bool }
 func (t Tree) usage(path string, w wanted) Usage {
 	r := readers.Get().(*reader)
 	defer readers.Put(r)
+	r.begin()
+	var u Usage
 	if t.V2 {
-		return r.usageV2(filepath.Join(t.Root, path), w)
+		u = r.usageV2(filepath.Join(t.Root, path), w)
+	} else {
+		u, _ = r.memoryV1(t.Root, path, w)
 	}
-	u, _ := r.memoryV1(t.Root, path, w)
+	u.Err = r.missed(u)
 	return u
 }
 
@@ -106,10 +114,15 @@ func (t Tree) usage(path string, w wanted) Usage {
 func (t Tree) Detail(path string, hugePages []string) Detail {
 	r := readers.Get().(*reader)
 	defer readers.Put(r)
+	r.begin()
+	var d Detail
 	if t.V2 {
-		return r.detailV2(filepath.Join(t.Root, path), hugePages)
+		d = r.detailV2(filepath.Join(t.Root, path), hugePages)
+	} else {
+		d = r.detailV1(t.Root, path, hugePages)
 	}
-	return r.detailV1(t.Root, path, hugePages)
+	d.Err = r.missed(d.Usage)
+	return d
 }
 
 // Threads reads how many processes and threads there are in the cgroup at path and below it, or nil.
@@ -122,8 +135,11 @@ func (t Tree) Threads(path string) *uint64 {
 	return r.number(filepath.Join(t.Root, "pids", path, "pids.current"))
 }
 
-// None says whether nothing could be read, as of a cgroup that is gone.
+// None says whether nothing could be read.
 func (u Usage) None() bool { return u.CPU == nil && u.Memory.Usage == nil }
+
+// Gone says whether nothing could be read because nothing is there any more.
+func (u Usage) Gone() bool { return u.None() && u.Err == nil }
 
 // unlimited is the least number that stands for no limit; version 1 writes one that is near the largest.
 const unlimited = 1 << 62
@@ -148,6 +164,9 @@ func left(limit *uint64, used uint64) *uint64 {
 func Sum(all ...Usage) Usage {
 	var s Usage
 	for _, u := range all {
+		if s.Err == nil {
+			s.Err = u.Err
+		}
 		if u.None() {
 			continue
 		}

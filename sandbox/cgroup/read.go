@@ -3,10 +3,13 @@ package cgroup
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,6 +20,38 @@ var readers = sync.Pool{New: func() any { return &reader{at: unix.AT_FDCWD, buf:
 type reader struct {
 	at  int // the folder that relative paths begin at
 	buf []byte
+
+	scarce error // we had no descriptors or no memory left for some file
+	broken error // another error than those of what is gone
+}
+
+// begin forgets what happened to an earlier user.
+func (r *reader) begin() { r.scarce, r.broken = nil, nil }
+
+// failed takes note of an error that does not say that the file is gone.
+func (r *reader) failed(path string, err error) {
+	switch {
+	case isAny(err, unix.ENOENT, unix.ENOTDIR, unix.ENODEV, unix.ESRCH):
+	case isAny(err, unix.EMFILE, unix.ENFILE, unix.ENOMEM):
+		r.scarce = fmt.Errorf("read %s: %w", path, err)
+	default:
+		r.broken = fmt.Errorf("read %s: %w", path, err)
+	}
+}
+
+// missed returns why figures are missing, of a usage that was read since begin; nil when they do not exist.
+func (r *reader) missed(u Usage) error {
+	switch {
+	case r.scarce != nil:
+		return fmt.Errorf("%w: %w", r.scarce, errdefs.ErrResourceExhausted)
+	case u.None():
+		return r.broken
+	}
+	return nil // a file of its own may be refused, such as one of pressure that the kernel does not measure
+}
+
+func isAny(err error, of ...error) bool {
+	return slices.ContainsFunc(of, func(one error) bool { return errors.Is(err, one) })
 }
 
 // enter makes relative paths begin at dir until leave is called, and returns the path of dir from there: to a cgroup it is a long way, and a
@@ -44,6 +79,7 @@ func (r *reader) readList(path string) []byte { return r.all(path, true) }
 func (r *reader) all(path string, untilEnd bool) []byte {
 	fd, err := retry(func() (int, error) { return unix.Openat(r.at, path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
+		r.failed(path, err)
 		return nil
 	}
 	defer unix.Close(fd)
@@ -53,6 +89,7 @@ func (r *reader) all(path string, untilEnd bool) []byte {
 		}
 		got, err := retry(func() (int, error) { return unix.Read(fd, r.buf[n:]) })
 		if err != nil {
+			r.failed(path, err)
 			return nil
 		}
 		if n += got; got == 0 || n < len(r.buf) && !untilEnd {
