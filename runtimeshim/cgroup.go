@@ -360,13 +360,12 @@ func rmCgroup(dir string) error {
 }
 
 // oomKills reads the counter oom_kill of a memory.oom_control (v1) or
-// memory.events (v2) file; 0 when there is none.
-func oomKills(name string) uint64 {
-	if name == "" {
-		return 0
-	}
-	raw, _ := os.ReadFile(name)
-	for line := range strings.Lines(string(raw)) {
+// memory.events (v2) file; 0 when the cgroup is gone.
+func oomKills(name string) (uint64, error) { return readCounter(name, os.ReadFile, parseOOMKills) }
+
+// parseOOMKills finds it in the text; 0 when there is none.
+func parseOOMKills(text []byte) uint64 {
+	for line := range strings.Lines(string(text)) {
 		if rest, ok := strings.CutPrefix(line, "oom_kill "); ok {
 			n, _ := strconv.ParseUint(strings.TrimSpace(rest), 10, 64)
 			return n

@@ -82,7 +82,9 @@ func ShimMain(ctx context.Context, state string, step func(string)) error {
 	ctx, s.quit = context.WithCancel(context.WithoutCancel(ctx))
 	defer s.quit()
 	boundLog()
-	s.kills = newCounterWatch(oomKills)
+	if s.kills, err = newCounterWatch(parseOOMKills); err != nil {
+		return err
+	}
 	go s.kills.run(ctx)
 	go s.reaper.run(ctx)
 	if err := s.adopt(ctx); err != nil {

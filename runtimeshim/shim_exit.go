@@ -24,7 +24,11 @@ func (s *shim) ended(t *task, e exitRecord) {
 		return
 	}
 	e.Format, e.At = recordFormat, time.Now()
-	e.OOM = s.kills.value(rec.OOMFile) > rec.OOMBase
+	kills, err := s.kills.value(rec.OOMFile)
+	if err != nil {
+		log.L.WithError(err).WithField("container", rec.ID).Error("whether the kernel killed the task for want of memory is not known")
+	}
+	e.OOM = kills > rec.OOMBase
 	s.kills.drop(rec.OOMFile)
 	if err := writeJSON(t.dir.exit(), e); err != nil {
 		// Whoever watches still learns it; only a second fault would lose it.

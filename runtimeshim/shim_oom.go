@@ -27,8 +27,11 @@ func (s *shim) markOOM(t *task) {
 	s.mu.Lock()
 	file, base, pid, done := t.rec.OOMFile, t.rec.OOMBase, t.livePid(), t.exit != nil
 	s.mu.Unlock()
-	kills := oomKills(file)
-	if done || kills <= base || pid == 0 || dying(pid) {
+	kills, err := oomKills(file)
+	if err != nil {
+		log.L.WithError(err).WithField("container", t.dir.id()).Warn("a kill may be taken for one by the kernel")
+	}
+	if err != nil || done || kills <= base || pid == 0 || dying(pid) {
 		return
 	}
 	if err := writeJSON(t.dir.oom(), oomMark{kills}); err != nil {

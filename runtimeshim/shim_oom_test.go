@@ -29,12 +29,38 @@ func TestOOMKills(t *testing.T) {
 		if err := os.WriteFile(file, []byte(row.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := oomKills(file); got != row.want {
-			t.Errorf("%s: %d, want %d", name, got, row.want)
+		if got, err := oomKills(file); got != row.want || err != nil {
+			t.Errorf("%s: %d (%v), want %d", name, got, err, row.want)
 		}
 	}
-	if oomKills(filepath.Join(dir, "missing")) != 0 || oomKills("") != 0 {
-		t.Error("a cgroup that is gone has counted something")
+	for _, name := range []string{filepath.Join(dir, "missing"), ""} {
+		if n, err := oomKills(name); n != 0 || err != nil {
+			t.Errorf("a cgroup that is gone has counted %d (%v)", n, err)
+		}
+	}
+	if n, err := oomKills(dir); err == nil {
+		t.Errorf("a counter that cannot be read is %d", n)
+	}
+}
+
+// TestUnreadableOOMCounter has no descriptor left for a moment when a task ends: a kill by the kernel is told all the same.
+func TestUnreadableOOMCounter(t *testing.T) {
+	w, err := newCounterWatch(parseOOMKills)
+	if err != nil {
+		t.Fatal(err)
+	}
+	looks := 0
+	w.readFile = func(string) ([]byte, error) {
+		if looks++; looks < 3 {
+			return nil, unix.EMFILE
+		}
+		return []byte("oom_kill 1\n"), nil
+	}
+	s := &shim{kills: w, step: func(string) {}}
+	task := newTask(taskDir(t.TempDir()), taskRecord{taskParams: taskParams{OOMFile: "/sys/fs/cgroup/x/memory.oom_control"}})
+	s.ended(task, exitRecord{Code: 137, Known: true})
+	if task.exit == nil || !task.exit.OOM {
+		t.Errorf("the end is told as %+v, want a kill by the kernel", task.exit)
 	}
 }
 

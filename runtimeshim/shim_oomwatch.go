@@ -2,12 +2,14 @@ package runtimeshim
 
 import (
 	"context"
-	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
-	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
 
@@ -15,107 +17,186 @@ import (
 // changes the kernel tells: those of version 2. systemd removes the cgroup of a
 // scope, and the counter with it, when the last process has ended, which may be
 // before anybody has read it.
+//
+// It polls the open files. Watches of inotify are a quota per user, which the root
+// of any container without a user namespace could use up.
 type counterWatch struct {
-	read func(file string) uint64
-
-	inotify *os.File
-	fd      int // of inotify
+	parse    func(text []byte) uint64
+	readFile func(file string) ([]byte, error)
+	wake     int // eventfd: there is something else to poll
 
 	mu    sync.Mutex
-	files map[int]string // by watch descriptor
+	files map[string]*os.File // nil: it could not be opened yet
 	last  map[string]uint64
 }
 
-// newCounterWatch returns nil when the kernel has no watches left: then a
-// counter is what its file says at the time.
-func newCounterWatch(read func(string) uint64) *counterWatch {
-	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+func newCounterWatch(parse func([]byte) uint64) (*counterWatch, error) {
+	wake, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
-		log.L.WithError(err).Warn("OOM kills are not watched")
-		return nil
+		return nil, fmt.Errorf("watch the counters of cgroups: %w", err)
 	}
-	return &counterWatch{read: read, inotify: os.NewFile(uintptr(fd), "inotify"), fd: fd, files: map[int]string{}, last: map[string]uint64{}}
+	return &counterWatch{parse: parse, readFile: os.ReadFile, wake: wake, files: map[string]*os.File{}, last: map[string]uint64{}}, nil
 }
 
 // run notes what changes, until ctx ends.
 func (w *counterWatch) run(ctx context.Context) {
-	if w == nil {
-		return
-	}
 	defer survive()
-	defer context.AfterFunc(ctx, func() { w.inotify.Close() })()
-	buf := make([]byte, 64*unix.SizeofInotifyEvent)
-	for {
-		n, err := w.inotify.Read(buf)
-		if err != nil {
-			return
+	defer context.AfterFunc(ctx, w.nudge)()
+	for ctx.Err() == nil {
+		names, fds, wait := w.toPoll()
+		if _, err := unix.Poll(fds, wait); err != nil && !errors.Is(err, unix.EINTR) {
+			pauseFor(ctx, lookAgain)
+			continue
 		}
-		for event := buf[:n]; len(event) >= unix.SizeofInotifyEvent; {
-			w.changed(int(int32(binary.NativeEndian.Uint32(event))))
-			name := binary.NativeEndian.Uint32(event[12:])
-			event = event[min(len(event), unix.SizeofInotifyEvent+int(name)):]
+		if fds[0].Revents != 0 {
+			var buf [8]byte
+			_, _ = unix.Read(w.wake, buf[:]) // only to empty it
+		}
+		for i, name := range names {
+			if fds[i+1].Revents != 0 {
+				w.changed(name)
+			}
 		}
 	}
 }
 
-func (w *counterWatch) changed(wd int) {
+// toPoll lists the open files behind the eventfd. It opens those that could not be opened before,
+// and wants to be called again soon when one still cannot.
+func (w *counterWatch) toPoll() (names []string, fds []unix.PollFd, wait int) {
 	w.mu.Lock()
-	file, ok := w.files[wd]
-	w.mu.Unlock()
-	if !ok {
-		return
+	var closed []string
+	for name, f := range w.files {
+		if f == nil {
+			closed = append(closed, name)
+		}
 	}
-	now := w.read(file)
+	w.mu.Unlock()
+	for _, name := range closed {
+		w.open(name)
+	}
+	fds, wait = []unix.PollFd{{Fd: int32(w.wake), Events: unix.POLLIN}}, -1
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.files[wd] == file {
-		w.last[file] = max(w.last[file], now)
+	for name, f := range w.files {
+		if f == nil {
+			wait = int(lookAgain / time.Millisecond)
+			continue
+		}
+		names, fds = append(names, name), append(fds, unix.PollFd{Fd: int32(fdOf(f)), Events: unix.POLLPRI})
 	}
+	return names, fds, wait
+}
+
+// open opens a file that is in the list, and reads it: the kernel tells of what comes afterwards.
+func (w *counterWatch) open(name string) {
+	f, err := os.Open(name)
+	w.mu.Lock()
+	old, listed := w.files[name]
+	switch {
+	case !listed || old != nil:
+		closeAll([]*os.File{f})
+		f = nil
+	case isCgroupGone(err):
+		delete(w.files, name)
+	case err == nil:
+		w.files[name] = f
+	}
+	w.mu.Unlock()
+	if f != nil {
+		w.changed(name)
+	}
+}
+
+// changed reads a file again. One that cannot be read is closed, because the kernel would tell
+// of it without end; it is opened again if the cgroup is still there.
+func (w *counterWatch) changed(name string) {
+	w.mu.Lock()
+	f := w.files[name]
+	w.mu.Unlock()
+	if f == nil {
+		return
+	}
+	buf := make([]byte, 4096)
+	n, err := f.ReadAt(buf, 0)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.files[name] != f {
+		return
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		w.last[name] = max(w.last[name], w.parse(buf[:n]))
+		return
+	}
+	f.Close()
+	w.files[name] = nil
+	if isCgroupGone(err) {
+		delete(w.files, name)
+	}
+}
+
+func (w *counterWatch) nudge() {
+	_, _ = unix.Write(w.wake, []byte{1, 0, 0, 0, 0, 0, 0, 1}) // of either byte order; full = it is awake
 }
 
 // add begins to watch a memory.events; nothing else is told of.
 func (w *counterWatch) add(file string) {
-	if w == nil || filepath.Base(file) != "memory.events" {
-		return
+	if filepath.Base(file) == "memory.events" {
+		w.addFile(file)
 	}
-	w.addFile(file)
 }
 
 func (w *counterWatch) addFile(file string) {
 	w.mu.Lock()
-	wd, err := unix.InotifyAddWatch(w.fd, file, unix.IN_MODIFY)
-	if err == nil {
-		w.files[wd] = file
+	if _, ok := w.files[file]; !ok {
+		w.files[file] = nil
 	}
 	w.mu.Unlock()
-	if err == nil {
-		w.changed(wd) // what was before
-	}
+	w.open(file)
+	w.nudge()
 }
 
-// value returns the highest count seen.
-func (w *counterWatch) value(file string) uint64 {
-	if w == nil {
-		return oomKills(file)
-	}
-	now := w.read(file)
+// value returns the highest count seen. A counter that cannot be read is not 0: it is read again,
+// for a while.
+func (w *counterWatch) value(file string) (uint64, error) {
+	now, err := readCounter(file, w.readFile, w.parse)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return max(now, w.last[file])
+	return max(now, w.last[file]), err
 }
 
 // drop forgets a file.
 func (w *counterWatch) drop(file string) {
-	if w == nil {
-		return
-	}
 	w.mu.Lock()
-	defer w.mu.Unlock()
+	f := w.files[file]
 	delete(w.last, file)
-	for wd, f := range w.files {
-		if f == file {
-			_, _ = unix.InotifyRmWatch(w.fd, uint32(wd)) // gone with the file already, at times
-			delete(w.files, wd)
-		}
+	delete(w.files, file)
+	w.mu.Unlock()
+	closeAll([]*os.File{f})
+	w.nudge()
+}
+
+// readCounter reads a counter, and again while it cannot be read: want of descriptors or of memory
+// passes. Only a cgroup that is gone has counted nothing.
+func readCounter(file string, read func(string) ([]byte, error), parse func([]byte) uint64) (uint64, error) {
+	if file == "" {
+		return 0, nil
 	}
+	for tries := 0; ; tries++ {
+		text, err := read(file)
+		if err == nil {
+			return parse(text), nil
+		}
+		if isCgroupGone(err) {
+			return 0, nil
+		}
+		if tries == 50 {
+			return 0, fmt.Errorf("read a counter of a cgroup: %w", err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// isCgroupGone tells the errors of a cgroup that is removed, ENODEV of a file that was open before.
+func isCgroupGone(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV)
 }

@@ -3,8 +3,10 @@ package runtimeshim
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -12,6 +14,7 @@ import (
 
 // TestCounterWatch has the kernel change a file of a cgroup and then take the cgroup away: what was counted is still known.
 func TestCounterWatch(t *testing.T) {
+	forbidInotify(t)
 	root := ""
 	for _, h := range cgroupMounts() {
 		if h.names == nil {
@@ -23,19 +26,21 @@ func TestCounterWatch(t *testing.T) {
 		t.Skip("no cgroup version 2 to write to")
 	}
 	defer unix.Rmdir(dir)
-	populated := func(file string) uint64 {
-		raw, _ := os.ReadFile(file)
-		if strings.Contains(string(raw), "populated 1") {
+	populated := func(text []byte) uint64 {
+		if strings.Contains(string(text), "populated 1") {
 			return 1
 		}
 		return 0
 	}
-	w := newCounterWatch(populated)
+	w, err := newCounterWatch(populated)
+	if err != nil {
+		t.Fatal(err)
+	}
 	go w.run(t.Context())
 	file := filepath.Join(dir, "cgroup.events")
 	w.addFile(file)
-	if n := w.value(file); n != 0 {
-		t.Fatalf("an empty cgroup has counted %d", n)
+	if n, err := w.value(file); n != 0 || err != nil {
+		t.Fatalf("an empty cgroup has counted %d (%v)", n, err)
 	}
 	child := newChild(t)
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(fmt.Sprint(child)), 0); err != nil {
@@ -51,22 +56,51 @@ func TestCounterWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.eventually("the cgroup is gone", func() bool { return unix.Rmdir(dir) == nil || !exists(dir) })
-	if n := w.value(file); n != 1 {
-		t.Errorf("the cgroup is gone and %d is counted, want 1", n)
+	if n, err := w.value(file); n != 1 || err != nil {
+		t.Errorf("the cgroup is gone and %d is counted (%v), want 1", n, err)
 	}
 	w.drop(file)
-	if n := w.value(file); n != 0 || len(w.files) > 0 {
-		t.Errorf("dropped, and %d is counted in %v", n, w.files)
+	if n, err := w.value(file); n != 0 || err != nil || len(w.files) > 0 {
+		t.Errorf("dropped, and %d is counted (%v) in %v", n, err, w.files)
 	}
 	for _, none := range []string{"", "/sys/fs/cgroup/memory/x/memory.oom_control", filepath.Join(dir, "memory.events")} {
 		if w.add(none); len(w.files) > 0 {
 			t.Errorf("%q is watched", none)
 		}
 	}
-	var off *counterWatch // no watches are left
-	off.add(file)
-	off.drop(file)
-	if off.value(file) != 0 {
-		t.Error("no file has counted something")
+}
+
+// TestCounterWatchWithoutInotify is the same in a user namespace that has no inotify left.
+func TestCounterWatchWithoutInotify(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run", "^TestCounterWatch$", "-test.v")
+	cmd.Env = append(os.Environ(), noInotifyEnv+"=1")
+	all := []syscall.SysProcIDMap{{Size: 65536}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: all, GidMappings: all}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if strings.Contains(string(out), "--- SKIP") {
+		t.Skip(string(out))
+	}
+}
+
+// noInotifyEnv: the test takes all watches from its user namespace.
+const noInotifyEnv = "CRIBOX_TEST_NO_INOTIFY"
+
+func forbidInotify(t *testing.T) {
+	t.Helper()
+	if os.Getenv(noInotifyEnv) == "" {
+		return
+	}
+	if err := os.WriteFile("/proc/sys/user/max_inotify_instances", []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if fd, err := unix.InotifyInit1(unix.IN_CLOEXEC); err == nil {
+		unix.Close(fd)
+		t.Fatal("there still are watches")
 	}
 }

@@ -64,7 +64,10 @@ func (s *shim) launch(ctx context.Context, t *task) error {
 	os.Remove(t.dir.pid())
 	os.Remove(t.dir.exit())
 	os.Remove(t.dir.oom())
-	t.rec.OOMBase = oomKills(t.rec.OOMFile)
+	var err error
+	if t.rec.OOMBase, err = oomKills(t.rec.OOMFile); err != nil {
+		return err
+	}
 	if err := writeJSON(t.dir.record(), t.rec); err != nil {
 		return err
 	}
