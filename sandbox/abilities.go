@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/cribox/cribox/guard"
 	"github.com/cribox/cribox/runtimeshim"
 )
 
@@ -75,7 +76,7 @@ func (m *Manager) ask(ctx context.Context, byName map[string]Handler, before *ab
 		}
 		all.Go(func() {
 			var f runtimeshim.Features
-			err := guard(ctx, "features of a runtime", func() (err error) { f, err = runtimeshim.AskFeatures(ctx, h.Path); return err })
+			err := guard.Call(ctx, "features of a runtime", func() (err error) { f, err = runtimeshim.AskFeatures(ctx, h.Path); return err })
 			mu.Lock()
 			defer mu.Unlock()
 			next.byName[name] = ability{f, err}
@@ -144,7 +145,7 @@ func (m *Manager) AskAgain() {
 	}
 	go func() {
 		defer m.asking.Store(false)
-		guarded(m.background, "features of the runtimes", func() {
+		guard.Run(m.background, "features of the runtimes", func() {
 			next := *now
 			next.can = m.ask(m.background, now.byName, now.can)
 			m.handlers.CompareAndSwap(now, &next) // unless all handlers were replaced meanwhile, who were asked anew

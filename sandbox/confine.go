@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/log"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/cribox/cribox/guard"
 	"github.com/cribox/cribox/sandbox/apparmor"
 )
 
@@ -35,7 +36,7 @@ func (m *Manager) loadProfile(ctx context.Context) {
 		if !m.host.AppArmor {
 			return
 		}
-		err := guard(ctx, "loading the AppArmor profile", func() error { return apparmor.Load(ctx) })
+		err := guard.Call(ctx, "loading the AppArmor profile", func() error { return apparmor.Load(ctx) })
 		if err == nil {
 			return
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/cribox/cribox/guard"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -82,7 +83,7 @@ func reason(e runtimeshim.Exit) (word, message string) {
 
 // settle gives back what an exited container holds but its writable layer and its log: cgroup, runtime state and mount.
 func (m *Manager) settle(ctx context.Context, c *container) {
-	err := guard(ctx, "release of a container", func() error {
+	err := guard.Call(ctx, "release of a container", func() error {
 		return clean(ctx, settleLimit, func(ctx context.Context) error { return m.releaseInTurn(ctx, c) })
 	})
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/guard"
 	"github.com/cribox/cribox/tree"
 )
 
@@ -92,7 +93,7 @@ func (l *layers) of(dir string) *layer {
 func (l *layers) walk(dir string, one *layer) {
 	l.free <- struct{}{}
 	now := Layer{At: time.Now()}
-	guarded(context.Background(), "measuring a layer", func() { now = measureLayer(dir) })
+	guard.Run(context.Background(), "measuring a layer", func() { now = measureLayer(dir) })
 	<-l.free
 	l.mu.Lock()
 	defer l.mu.Unlock()

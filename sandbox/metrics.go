@@ -30,7 +30,7 @@ type PodMetrics struct {
 func (m *Manager) Metrics() ([]PodMetrics, error) {
 	pods := live(m.Pods())
 	all := make([]PodMetrics, len(pods))
-	each(len(pods), func(i int) {
+	err := each(len(pods), func(i int) {
 		p := pods[i]
 		all[i] = PodMetrics{Pod: p, Interfaces: interfacesOf(p)}
 		for _, c := range running(m.ContainersOf(p)) {
@@ -39,6 +39,9 @@ func (m *Manager) Metrics() ([]PodMetrics, error) {
 			}
 		}
 	})
+	if err != nil {
+		return nil, err
+	}
 	for _, p := range all {
 		for _, c := range p.Containers {
 			if err := starved(Stats{Usage: c.Usage}); err != nil {

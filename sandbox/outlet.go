@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/guard"
 )
 
 // outlet carries one output stream of a process from a pipe to whoever wants it.
@@ -24,7 +26,7 @@ func newOutlet(as owner, sink func([]byte)) (*outlet, error) {
 		return nil, err
 	}
 	o := &outlet{r: r, w: w, sink: sink, done: make(chan struct{})}
-	go guarded(context.Background(), "output of a command", o.read)
+	go guard.Run(context.Background(), "output of a command", o.read)
 	return o, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/guard"
 )
 
 // dialLimit is how long a port of a pod may take to answer: it is on the loopback.
@@ -74,7 +75,7 @@ type upload struct {
 // run goes on until the client has no more, or the connection is closed and the client sends or is reset.
 func (u *upload) run(client io.Reader) {
 	defer close(u.ended)
-	err := guard(context.Background(), "input of a port", func() error { _, err := io.Copy(u, client); return err })
+	err := guard.Call(context.Background(), "input of a port", func() error { _, err := io.Copy(u, client); return err })
 	_ = errors.Join(err, u.to.CloseWrite()) // the pod's side says what became of it
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/guard"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -59,8 +60,8 @@ func (m *Manager) recover(ctx context.Context) error {
 
 // collectAll takes away what belongs to nobody, once after a start, when every record and request is in memory.
 func (m *Manager) collectAll(ctx context.Context, tasks map[string]runtimeshim.Task) {
-	guarded(ctx, "collecting what belongs to nobody", func() { m.collectOrphans(ctx, tasks) })
-	guarded(ctx, "collecting networks", func() { m.collectGarbage(ctx) })
+	guard.Run(ctx, "collecting what belongs to nobody", func() { m.collectOrphans(ctx, tasks) })
+	guard.Run(ctx, "collecting networks", func() { m.collectGarbage(ctx) })
 }
 
 func (m *Manager) tasks(ctx context.Context) (map[string]runtimeshim.Task, error) {
@@ -261,7 +262,7 @@ func (m *Manager) log(ctx context.Context, err error) {
 // finish repeats an interrupted act until it succeeds, each time with more patience.
 func (m *Manager) finish(ctx context.Context, what string, act func(context.Context) error) {
 	for wait := time.Second; ; wait = min(2*wait, collectAtMost) {
-		err := guard(ctx, what, func() error { return clean(ctx, teardownLimit, act) })
+		err := guard.Call(ctx, what, func() error { return clean(ctx, teardownLimit, act) })
 		if err == nil || ctx.Err() != nil {
 			return
 		}

@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/guard"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
@@ -166,8 +167,8 @@ func (m *Manager) connectAndStart(ctx context.Context, p *pod) (ips []netip.Addr
 		return ips, task, err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return guard(ctx, "network of a pod", func() error { return connect(ctx) }) })
-	g.Go(func() error { return guard(ctx, "start of a pod", func() error { return start(ctx) }) })
+	g.Go(func() error { return guard.Call(ctx, "network of a pod", func() error { return connect(ctx) }) })
+	g.Go(func() error { return guard.Call(ctx, "start of a pod", func() error { return start(ctx) }) })
 	err = g.Wait()
 	return ips, task, err
 }

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -11,7 +12,9 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
+	"github.com/cribox/cribox/guard"
 	"github.com/cribox/cribox/sandbox/cgroup"
 )
 
@@ -58,8 +61,8 @@ func (m *Manager) Stats(c Container) (Stats, error) {
 func (m *Manager) ListStats(of []Container) ([]Stats, error) {
 	of = running(of)
 	all := make([]Stats, len(of))
-	each(len(of), func(i int) { all[i] = m.read(of[i]) })
-	if err := starved(all...); err != nil {
+	err := each(len(of), func(i int) { all[i] = m.read(of[i]) })
+	if err := cmp.Or(err, starved(all...)); err != nil {
 		return nil, err
 	}
 	all = present(all)
@@ -83,7 +86,9 @@ func (m *Manager) ListPodStats(of []Pod) ([]PodStats, error) {
 
 func (m *Manager) podStats(of []Pod) ([]PodStats, error) {
 	all := make([]PodStats, len(of))
-	each(len(of), func(i int) { all[i] = m.readPod(of[i]) })
+	if err := each(len(of), func(i int) { all[i] = m.readPod(of[i]) }); err != nil {
+		return nil, err
+	}
 	var containers []Stats
 	for i := range all {
 		if err := cmp.Or(starved(all[i].Containers...), starved(Stats{Usage: all[i].Usage})); err != nil {
@@ -218,18 +223,22 @@ func starved(all ...Stats) error {
 	return nil
 }
 
-// each calls act with 0 to n-1, on a few processors at once: most of the time goes into the kernel's adding up.
-func each(n int, act func(int)) {
+// each calls act with 0 to n-1, on a few processors at once: most of the time goes into the kernel's adding up. Its
+// error is that of a panic.
+func each(n int, act func(int)) error {
 	var next atomic.Int64
-	var all sync.WaitGroup
+	var all errgroup.Group
 	for range min(n, runtime.GOMAXPROCS(0), 8) {
-		all.Go(func() {
-			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
-				act(int(i))
-			}
+		all.Go(func() error {
+			return guard.Call(context.Background(), "reading figures", func() error {
+				for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
+					act(int(i))
+				}
+				return nil
+			})
 		})
 	}
-	all.Wait()
+	return all.Wait()
 }
 
 const (

@@ -210,3 +210,18 @@ func TestStatsWithoutDescriptors(t *testing.T) {
 		t.Errorf("of one that cannot be read and one that is gone, %d are listed", len(got))
 	}
 }
+
+// TestPanicCostsOneQuestion: what panics while figures are read fails the question, and no more.
+func TestPanicCostsOneQuestion(t *testing.T) {
+	err := each(20, func(i int) {
+		if i == 7 {
+			panic("oh")
+		}
+	})
+	if !errors.Is(err, errdefs.ErrInternal) {
+		t.Errorf("a panic comes back as %v", err)
+	}
+	if err := each(20, func(int) {}); err != nil {
+		t.Errorf("without a panic: %v", err)
+	}
+}

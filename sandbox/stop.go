@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/guard"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -103,7 +104,7 @@ func (m *Manager) joinStop(ctx context.Context, c *container, by time.Time) *sto
 	}
 	go func() {
 		ctx := log.WithLogger(context.WithoutCancel(ctx), log.G(ctx).WithField("container", c.id))
-		s.err = guard(ctx, "stop of a container", func() error { return m.runStop(ctx, c, s) })
+		s.err = guard.Call(ctx, "stop of a container", func() error { return m.runStop(ctx, c, s) })
 		m.mu.Lock()
 		delete(m.stops, c.id)
 		m.mu.Unlock()

@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/guard"
 )
 
 // Streams are a client's ends of a process. A nil one is not wanted. Everything that waits for them ends with the context of the call,
@@ -106,7 +108,7 @@ func feed(as owner, client io.Reader) (*os.File, error) {
 	}
 	go func() {
 		defer w.Close()
-		guarded(context.Background(), "input of a client", func() {
+		guard.Run(context.Background(), "input of a client", func() {
 			_, _ = io.Copy(w, client) // a process that reads no more is none of the client's errors
 		})
 	}()
@@ -178,13 +180,13 @@ func (m *Manager) execTerminal(ctx context.Context, c command, client Streams) (
 	var ended atomic.Bool
 	c.OnTerminal = func(master *os.File) {
 		tty = master
-		go resize(ctx, tty, client.Resize)
+		go guard.Run(ctx, "size of a terminal", func() { resize(ctx, tty, client.Resize) })
 		go func() {
 			defer close(read)
-			guarded(ctx, "output to a client", func() { show(tty, sendTo(orDiscard(client.Stdout)), &ended) })
+			guard.Run(ctx, "output to a client", func() { show(tty, sendTo(orDiscard(client.Stdout)), &ended) })
 		}()
 		if client.Stdin != nil {
-			go guarded(ctx, "input of a client", func() { _, _ = io.Copy(tty, client.Stdin) })
+			go guard.Run(ctx, "input of a client", func() { _, _ = io.Copy(tty, client.Stdin) })
 		}
 	}
 	code, err := m.shim.Exec(ctx, c.Exec)
@@ -339,7 +341,7 @@ func (m *Manager) talk(ctx context.Context, c *container, client Streams, over f
 	}
 	if ends.Terminal != nil {
 		context.AfterFunc(ctx, func() { ends.Terminal.Close() })
-		go resize(ctx, ends.Terminal, client.Resize)
+		go guard.Run(ctx, "size of a terminal", func() { resize(ctx, ends.Terminal, client.Resize) })
 	}
 	to := ends.Stdin
 	if to == nil {
@@ -349,7 +351,7 @@ func (m *Manager) talk(ctx context.Context, c *container, client Streams, over f
 	}
 	if client.Stdin != nil && to != nil {
 		go func() {
-			err := guard(context.Background(), "input of a client", func() error { _, err := io.Copy(to, client.Stdin); return err })
+			err := guard.Call(context.Background(), "input of a client", func() error { _, err := io.Copy(to, client.Stdin); return err })
 			if to == ends.Terminal {
 				return
 			}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/guard"
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -108,7 +109,7 @@ func (m *Manager) stopAll(ctx context.Context, p *pod) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, c := range m.ofPod(p.id) {
 		g.Go(func() error {
-			return guard(ctx, "stop of a container", func() error { return m.stopContainer(ctx, c, 0) })
+			return guard.Call(ctx, "stop of a container", func() error { return m.stopContainer(ctx, c, 0) })
 		})
 	}
 	return g.Wait()
@@ -210,7 +211,7 @@ func (m *Manager) collector(ctx context.Context) {
 	for {
 		var again <-chan time.Time
 		done := false
-		guarded(ctx, "asking network plugins", func() { done = m.collectOnce(ctx) })
+		guard.Run(ctx, "asking network plugins", func() { done = m.collectOnce(ctx) })
 		if !done {
 			again = time.After(wait)
 			wait = min(2*wait, collectAtMost)

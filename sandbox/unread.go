@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cribox/cribox/guard"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -138,7 +139,7 @@ func (m *Manager) readAgain(ctx context.Context) {
 		case <-time.After(pause):
 		}
 		done := false
-		guarded(ctx, "reading records again", func() {
+		guard.Run(ctx, "reading records again", func() {
 			records := m.readRecords(ctx)
 			done = m.readRequests(ctx) && records
 		})
