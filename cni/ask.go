@@ -7,10 +7,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/cribox/cribox/guard"
 )
 
 // asker asks the plugins of a network whether they can connect pods now (STATUS, since CNI 1.1.0). It asks in the
@@ -99,7 +102,7 @@ func (a *asker) wait(answered <-chan struct{}) {
 
 func (a *asker) question(ctx context.Context, cancel context.CancelFunc, w *network, answered chan struct{}) {
 	defer cancel()
-	err := a.ask(ctx, w)
+	err := guard.Call(ctx, "status of a network", func() error { return a.ask(ctx, w) })
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	defer close(answered)
@@ -110,7 +113,7 @@ func (a *asker) question(ctx context.Context, cancel context.CancelFunc, w *netw
 	before := [2]error{a.words, a.mute}
 	a.at = time.Now()
 	switch {
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, errdefs.ErrInternal):
 		a.mute = err // what was said before still counts
 	case unknownQuestion(err):
 		a.words, a.mute = nil, err

@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/guard"
 )
 
 // book is the synced file of debts. Whoever finds nobody writing writes for all that wait, with one fsync; nobody
@@ -167,8 +169,24 @@ func (b *book) write() {
 			return
 		}
 		b.mu.Unlock()
-		b.strikeAll(batch)
-		b.addAll(batch)
+		err := guard.Call(context.Background(), "network debts", func() error {
+			b.strikeAll(batch)
+			b.addAll(batch)
+			return nil
+		})
+		if err != nil {
+			tellAll(batch, err)
+		}
+	}
+}
+
+// tellAll ends the wait of those who have no answer yet.
+func tellAll(batch []*entry, err error) {
+	for _, e := range batch {
+		select {
+		case e.done <- err:
+		default:
+		}
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/guard"
 )
 
 // prober asks each plugin once, in the background, which versions of CNI it speaks, so that an unfit plugin shows in
@@ -34,7 +36,7 @@ func (p *prober) start(w *network, dirs []string) {
 			continue
 		}
 		if id := identity(path); p.claim(id) {
-			go p.ask(path, id)
+			go guard.Run(context.Background(), "version of a plugin", func() { p.ask(path, id) })
 		}
 	}
 }
