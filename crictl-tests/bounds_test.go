@@ -2,10 +2,13 @@ package crictltests
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -151,5 +154,47 @@ func TestSEC78Copies(t *testing.T) {
 		t.Errorf("the copies of a request of a megabyte take %d bytes", size)
 	}
 	c.start()
-	c.exec("true")
+	ctx, leave := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		_, _ = c.runtime.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sh", "-c", "echo >/there; exec sleep 100000"}})
+	})
+	defer running.Wait()
+	defer leave()
+	eventually(t, "a command that runs, and one copy of the environment", func() error {
+		if r, err := c.tryExec(60, "test", "-e", "/there"); err != nil || r.code != 0 {
+			return fmt.Errorf("the command is not there: %v", err)
+		}
+		if size := specSize(t, d.state); size > 1500<<10 {
+			return fmt.Errorf("the files take %d bytes", size)
+		}
+		return nil
+	})
+}
+
+// specSize is what the specs and the files of commands below a folder take, those with several names once.
+func specSize(t *testing.T, dir string) (size int64) {
+	t.Helper()
+	seen := map[uint64]bool{}
+	_ = filepath.WalkDir(dir, func(_ string, e os.DirEntry, err error) error {
+		if err != nil { // it may be gone
+			return nil
+		}
+		if e.Name() == "rootfs" {
+			return filepath.SkipDir
+		}
+		if !e.Type().IsRegular() || e.Name() != "config.json" && !strings.HasPrefix(e.Name(), "exec-") {
+			return nil
+		}
+		info, err := e.Info()
+		if err != nil {
+			return nil
+		}
+		if inode := info.Sys().(*syscall.Stat_t).Ino; !seen[inode] {
+			seen[inode] = true
+			size += info.Size()
+		}
+		return nil
+	})
+	return size
 }

@@ -11,6 +11,9 @@ type Start struct {
 	Pod     string // id of the pod task whose keeper holds this task's descriptors; "" for a pod task itself
 	Runtime string // absolute path of an OCI command line runtime
 	Spec    []byte // config.json
+	// SpecFile has Spec in it, or what has replaced it since; it is never written to, only replaced. A file on the same file system is not
+	// copied. "" = there is none.
+	SpecFile string
 
 	Terminal  bool // must agree with process.terminal of Spec
 	Stdin     bool // keep stdin open for Streams; otherwise it is /dev/null

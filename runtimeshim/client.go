@@ -190,7 +190,7 @@ func prepare(d taskDir, st Start) error {
 	if err := os.MkdirAll(d.bundle(), 0o700); err != nil {
 		return err
 	}
-	if err := os.WriteFile(d.config(), st.Spec, 0o600); err != nil {
+	if err := placeSpec(d.config(), st); err != nil {
 		return err
 	}
 	if _, err := os.Stat(d.exit()); errors.Is(err, os.ErrNotExist) { // nothing has run: what a failed start left of a log is not this one's
@@ -219,6 +219,18 @@ func prepare(d taskDir, st Start) error {
 		}
 	}
 	return writeJSON(d.log(), logRecord{Format: recordFormat, Path: st.LogPath, Limit: st.LogLimit, Terminal: st.Terminal, Start: time.Now().UnixNano()})
+}
+
+// placeSpec makes the bundle's config.json. What was there may be a link to the caller's file, so it is
+// not written to.
+func placeSpec(name string, st Start) error {
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if st.SpecFile != "" && os.Link(st.SpecFile, name) == nil {
+		return nil
+	}
+	return os.WriteFile(name, st.Spec, 0o600)
 }
 
 // mountLabel returns the SELinux label of a task's files (linux.mountLabel of its spec), which its streams have too; "" for none.

@@ -144,6 +144,7 @@ func (e *execution) begin(ctx context.Context, in *inbound) (child, []*os.File, 
 	} else {
 		err = e.s.run(ctx, c)
 	}
+	_ = os.Truncate(e.processFile(), 0) // the runtime has read it: only the name is needed, by a shim that comes later
 	if err != nil {
 		return child{}, nil, errors.Join(err, e.undo())
 	}

@@ -301,5 +301,9 @@ func replaceFile(path string, b []byte) error {
 }
 
 func (m *Manager) specFile(c *container) ([]byte, error) {
-	return os.ReadFile(m.statePath("pods", c.podID, c.id, "config.json"))
+	return os.ReadFile(m.specPath(c))
+}
+
+func (m *Manager) specPath(c *container) string {
+	return m.statePath("pods", c.podID, c.id, "config.json")
 }

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -133,14 +134,18 @@ func (m *Manager) launch(ctx context.Context, c *container) (runtimeshim.Task, e
 	if err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.id, err)
 	}
+	saved, file := spec, m.specPath(c)
 	if spec, err = m.withoutNumbers(ctx, p, c, spec); err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.id, err)
+	}
+	if !bytes.Equal(spec, saved) {
+		file = ""
 	}
 	if _, err := m.target(c); err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("start container %s: %w", c.id, err)
 	}
 	rec := p.Containers[c.id]
-	start := runtimeshim.Start{ID: c.id, Pod: c.podID, Runtime: h.Path, Spec: spec, LogPath: rec.LogPath, LogLimit: h.LogLimit,
+	start := runtimeshim.Start{ID: c.id, Pod: c.podID, Runtime: h.Path, Spec: spec, SpecFile: file, LogPath: rec.LogPath, LogLimit: h.LogLimit,
 		OOMFile: m.oomFile(rec.Cgroup), SystemdCgroup: madeBySystemd(rec.Cgroup),
 		Terminal: c.config.GetTty(), Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), LockFile: m.lockPath(c.podID)}
 	root := m.rootIn(c.podID)
