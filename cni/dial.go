@@ -5,36 +5,117 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
-	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+// loopbacks are where a port of a pod is looked for, in this order.
+var loopbacks = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+
 // Dial connects to a TCP port of the loopback inside a pinned network namespace, by IPv4 and then by IPv6; "" is the
-// namespace of this process.
+// namespace of this process. Only the socket is made on a thread in the namespace; the wait for an answer has none: a
+// program that listens and accepts nothing would otherwise hold a thread for each client.
 func Dial(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) {
-	var conn *net.TCPConn
-	connect := func() error {
-		var all error
-		for _, host := range []string{"127.0.0.1", "::1"} {
-			// An address needs no resolver: the socket is made on the thread that asks.
-			c, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
-			if err == nil {
-				conn = c.(*net.TCPConn)
-				return nil
+	var all error
+	for _, host := range loopbacks {
+		to := netip.AddrPortFrom(host, port)
+		s, err := socketIn(netns, to)
+		if err == nil {
+			var conn *net.TCPConn
+			if conn, err = connect(ctx, s, to); err == nil {
+				return conn, nil
 			}
-			all = errors.Join(all, err)
 		}
-		return all
+		all = errors.Join(all, fmt.Errorf("dial tcp %s: %w", to, err))
 	}
-	var err error
+	return nil, all
+}
+
+// socketIn returns a TCP socket for the address that lives in the namespace, whoever uses it. It never blocks.
+func socketIn(netns string, to netip.AddrPort) (s *os.File, err error) {
+	family := unix.AF_INET
+	if to.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	open := func() error {
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			return os.NewSyscallError("socket", err)
+		}
+		s = os.NewFile(uintptr(fd), to.String())
+		return nil
+	}
 	if netns == "" {
-		err = connect()
+		err = open()
 	} else {
-		err = inNetNS(netns, connect)
+		err = inNetNS(netns, open)
 	}
-	return conn, err
+	return s, err
+}
+
+// connect waits for the answer until ctx ends, and closes s.
+func connect(ctx context.Context, s *os.File, to netip.AddrPort) (*net.TCPConn, error) {
+	defer s.Close()
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	defer context.AfterFunc(ctx, func() { _ = s.SetDeadline(time.Unix(1, 0)) })()
+	var refused error
+	begun := false
+	err = raw.Write(func(fd uintptr) bool {
+		if !begun {
+			begun = true
+			refused = unix.Connect(int(fd), sockaddr(to))
+			if errors.Is(refused, unix.EINPROGRESS) {
+				refused = nil
+				return false
+			}
+			return true
+		}
+		var connected bool
+		connected, refused = outcome(int(fd))
+		return connected || refused != nil
+	})
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		return nil, err
+	case refused != nil:
+		return nil, os.NewSyscallError("connect", refused)
+	}
+	conn, err := net.FileConn(s)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// outcome says what became of a connection that was begun. Neither connected nor an error: it is under way.
+func outcome(fd int) (connected bool, err error) {
+	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return false, err
+	}
+	if code != 0 {
+		return false, unix.Errno(code)
+	}
+	_, err = unix.Getpeername(fd)
+	if errors.Is(err, unix.ENOTCONN) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func sockaddr(to netip.AddrPort) unix.Sockaddr {
+	if to.Addr().Is6() {
+		return &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
+	}
+	return &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
 }
 
 // inNetNS runs f on a thread in the namespace. The thread ends with f: nobody else ever runs on it.
