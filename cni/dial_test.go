@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -147,13 +148,12 @@ func threads(t *testing.T) int {
 	return n
 }
 
-// await asks again until it is so; the test's own deadline ends what never is.
+// await asks again until it is so, or until it is clear that it never will be.
 func await(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for !is() {
-		if t.Context().Err() != nil {
-			t.Fatalf("waiting until %s", what)
+	for deadline := time.Now().Add(time.Minute); !is(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("it never came to it that %s", what)
 		}
-		runtime.Gosched()
 	}
 }

@@ -158,7 +158,7 @@ func (r *run) do(ctx context.Context) ([]byte, error) {
 	if killed == nil && err != nil {
 		// What a failed program left running must not act after the clean-up that follows. By its mark, not by its
 		// group: the leader is reaped and the group's number may be another's.
-		r.killStrays()
+		strays.kill(r.mark)
 	}
 	if killed == nil {
 		killed = r.failure(err)
@@ -207,7 +207,7 @@ func waitExit(pid int) {
 // killAll ends the unreaped child's group and everything that left the group.
 func (r *run) killAll(pid int) {
 	_ = unix.Kill(-pid, unix.SIGKILL)
-	r.killStrays()
+	strays.kill(r.mark)
 }
 
 // failure turns the outcome into an error that says what the program said.

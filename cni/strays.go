@@ -5,49 +5,98 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync/atomic"
+	"time"
 
+	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
 
-// strayRounds bounds how often the processes are listed again because one more was found, started meanwhile.
-const strayRounds = 5
+const (
+	// strayRounds bounds how often the processes are listed again because one more was found, started meanwhile.
+	strayRounds = 5
+	// strayTimeout is how long a run waits for the search. Reading a process's environment takes the lock of its
+	// memory, which a process in uninterruptible sleep may hold for ever.
+	strayTimeout = 5 * time.Second
+	// maxHung is how many searches may hang. Each holds a thread.
+	maxHung = 16
+)
 
-// killStrays ends every process with this run's mark in its environment: children
-// that left its group too. It reads /proc and is for failures only.
-func (r *run) killStrays() {
-	for range strayRounds {
-		if !killMarked([]byte(r.mark)) {
-			return
-		}
-	}
+// straySearch ends what a run left behind. It looks only at processes in the cgroup of this process, which is where
+// plugins live: the memory of a container's process may not be readable in finite time.
+type straySearch struct {
+	environ func(pid int) ([]byte, error)
+	timeout time.Duration
+	hung    atomic.Int32
 }
 
-func killMarked(mark []byte) (found bool) {
+var strays = &straySearch{timeout: strayTimeout, environ: func(pid int) ([]byte, error) {
+	return os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+}}
+
+// kill ends every process with the mark in its environment: children that left their group too. It reads /proc and is
+// for failures only. A search that hangs is left alone.
+func (s *straySearch) kill(mark string) {
+	if s.hung.Load() >= maxHung {
+		log.L.WithField("step", "cni").Warn("earlier searches hang: not looking for what a network plugin left behind")
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range strayRounds {
+			if !s.killMarked([]byte(mark)) {
+				return
+			}
+		}
+	}()
+	if within(done, s.timeout) {
+		return
+	}
+	log.L.WithField("step", "cni").Warn("the search for what a network plugin left behind hangs at a process that cannot be read")
+	s.hung.Add(1)
+	go func() {
+		<-done
+		s.hung.Add(-1)
+	}()
+}
+
+func (s *straySearch) killMarked(mark []byte) (found bool) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return false
 	}
+	own := cgroupOf(os.Getpid())
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || !hasMark(pid, mark) {
+		if err != nil || pid == os.Getpid() || cgroupOf(pid) != own || !s.hasMark(pid, mark) {
 			continue
 		}
-		found = killIfMarked(pid, mark) || found
+		found = s.killIfMarked(pid, mark) || found
 	}
 	return found
 }
 
 // killIfMarked looks again through a pidfd, so that a number given to another process meanwhile is safe.
-func killIfMarked(pid int, mark []byte) bool {
+func (s *straySearch) killIfMarked(pid int, mark []byte) bool {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fd)
-	return hasMark(pid, mark) && unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) == nil
+	return s.hasMark(pid, mark) && unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) == nil
 }
 
-func hasMark(pid int, mark []byte) bool {
-	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+func (s *straySearch) hasMark(pid int, mark []byte) bool {
+	env, err := s.environ(pid)
 	return err == nil && bytes.Contains(env, mark)
+}
+
+// cgroupOf returns the text of /proc/PID/cgroup, "" for a process that is gone. It takes no lock of the process.
+func cgroupOf(pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return ""
+	}
+	return string(text)
 }

@@ -1,0 +1,81 @@
+package cni
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+)
+
+// TestStraySearchHangs: a process whose memory cannot be read now, as one that waits for a dead disk, holds up nobody.
+// The searches that hang are counted, and end with what they wait for.
+func TestStraySearchHangs(t *testing.T) {
+	readable := make(chan struct{})
+	s := &straySearch{environ: func(int) ([]byte, error) { <-readable; return nil, nil }}
+	child := exec.Command("sleep", "1000") // something to look at, in our cgroup
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = child.Process.Kill(); _ = child.Wait() })
+	for range maxHung + 4 {
+		s.kill("CRIBOX_TEST=hangs")
+	}
+	if n := s.hung.Load(); n != maxHung {
+		t.Errorf("%d searches hang, want no more than %d", n, maxHung)
+	}
+	close(readable)
+	await(t, "the searches end", func() bool { return s.hung.Load() == 0 })
+}
+
+// TestStraysOfOtherCgroups: what lives in a container's cgroup is not looked at.
+func TestStraysOfOtherCgroups(t *testing.T) {
+	ours, theirs := exec.Command("sleep", "1000"), exec.Command("sleep", "1000")
+	for _, c := range []*exec.Cmd{ours, theirs} {
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		end := func() { _ = c.Process.Kill(); _ = c.Wait() }
+		t.Cleanup(end)
+		if c == theirs {
+			moveToCgroup(t, c.Process.Pid, end)
+		}
+	}
+	var mu sync.Mutex
+	seen := map[int]bool{}
+	s := &straySearch{timeout: strayTimeout, environ: func(pid int) ([]byte, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen[pid] = true
+		return nil, nil
+	}}
+	s.kill("CRIBOX_TEST=other")
+	mu.Lock()
+	defer mu.Unlock()
+	if !seen[ours.Process.Pid] || seen[theirs.Process.Pid] {
+		t.Errorf("looked at our own: %v, at a container's: %v", seen[ours.Process.Pid], seen[theirs.Process.Pid])
+	}
+}
+
+// moveToCgroup puts the process into a cgroup of its own, which goes with the test after end has ended the process.
+func moveToCgroup(t *testing.T, pid int, end func()) {
+	t.Helper()
+	base := "/sys/fs/cgroup"
+	if _, err := os.Stat(base + "/pids/cgroup.procs"); err == nil {
+		base += "/pids" // cgroup v1
+	}
+	dir := filepath.Join(base, "cribox-strays-"+strconv.Itoa(pid))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		end()
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
