@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/guard"
 )
 
 // Rootfs is a root filesystem to mount.
@@ -334,7 +336,7 @@ func apart(act func() error) error {
 			result <- apart(act)
 			return
 		}
-		result <- act()
+		result <- guard.Call(context.Background(), "work on a thread of its own", act)
 	}()
 	return <-result
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cribox/cribox/guard"
 )
 
 // flight is a pull under way, shared by everybody who asked for the same reference with the same credentials.
@@ -214,9 +216,11 @@ func (p *pull) fetchLayers(ctx context.Context, got *contents) error {
 	for i := range got.doc.Layers {
 		g.Go(func() error {
 			name := fmt.Sprintf("layer %d/%d %s", i+1, len(got.layers), short(got.doc.Layers[i].Digest))
-			return p.prog.working(func() (err error) {
-				got.layers[i], err = p.layer(gctx, downloads, got.doc.Layers[i], got.config.RootFS.DiffIDs[i], name)
-				return err
+			return guard.Call(ctx, name, func() error {
+				return p.prog.working(func() (err error) {
+					got.layers[i], err = p.layer(gctx, downloads, got.doc.Layers[i], got.config.RootFS.DiffIDs[i], name)
+					return err
+				})
 			})
 		})
 	}

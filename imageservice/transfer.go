@@ -15,6 +15,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cribox/cribox/guard"
 )
 
 // transfer moves one blob from the registry into the content store, over as many connections as it takes.
@@ -256,9 +258,10 @@ func (p *pull) unpackAlong(ctx context.Context, desc ocispec.Descriptor, diffID 
 		stop := context.AfterFunc(ctx, func() { a.close(context.Cause(ctx)) })
 		defer stop()
 		it := &item{}
-		var err error
-		a.layer, err = p.newLayer(ctx, source{&growing{a, desc}, desc.Size, a.arrived}, diffID, nil, it)
-		a.result <- err
+		a.result <- guard.Call(ctx, "unpacking along", func() (err error) {
+			a.layer, err = p.newLayer(ctx, source{&growing{a, desc}, desc.Size, a.arrived}, diffID, nil, it)
+			return err
+		})
 	}()
 	return a
 }

@@ -1,0 +1,26 @@
+package imageservice
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// TestPanicCostsOneLayer: a panic of the goroutine that fetches a layer fails the pull, and no more.
+func TestPanicCostsOneLayer(t *testing.T) {
+	p := &pull{Images: &Images{}}
+	got := contents{doc: &ocispec.Manifest{}}
+	got.doc.Layers = []ocispec.Descriptor{{Digest: "sha256:0123456789abcdef"}} // the config has no such layer
+	if err := p.fetchLayers(t.Context(), &got); !errors.Is(err, errdefs.ErrInternal) {
+		t.Errorf("a panic comes back as %v", err)
+	}
+}
+
+// TestPanicApart: what panics on a thread of its own comes back as an error.
+func TestPanicApart(t *testing.T) {
+	if err := apart(func() error { panic("oh") }); !errors.Is(err, errdefs.ErrInternal) {
+		t.Errorf("a panic comes back as %v", err)
+	}
+}
