@@ -15,6 +15,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/guard"
 )
 
 // Config says where the shim and the logger of an instance are.
@@ -112,10 +114,13 @@ func (k *Client) connect(ctx context.Context) error {
 	var both sync.WaitGroup
 	for i, p := range []*peer{k.logger, k.shim} {
 		both.Go(func() {
-			pidfd, err := p.ensure(ctx)
-			if errs[i] = err; err == nil {
-				k.work.Go(func() { p.keep(k.ctx, pidfd) })
-			}
+			errs[i] = guard.Call(ctx, "the start of the "+p.name, func() error {
+				pidfd, err := p.ensure(ctx)
+				if err == nil {
+					k.work.Go(func() { p.keep(k.ctx, pidfd) })
+				}
+				return err
+			})
 		})
 	}
 	both.Wait()

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/guard"
 )
 
 // peer is the shim or the logger, as a client that keeps it alive sees it.
@@ -64,7 +66,11 @@ func (p *peer) keep(ctx context.Context, pidfd *os.File) {
 			continue
 		}
 		attempt, cancel := context.WithTimeout(ctx, connectWait)
-		next, err := p.ensure(attempt)
+		var next *os.File
+		err := guard.Call(attempt, "the start of the "+p.name, func() (err error) {
+			next, err = p.ensure(attempt)
+			return err
+		})
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			log.G(ctx).WithError(err).Errorf("%s does not come back", p.name)

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/guard"
 )
 
 // How long a peer may be outside its scope, and who may be slow about it. Nobody waits for any of it.
@@ -28,7 +30,9 @@ var (
 func (p *peer) waitApart(ctx context.Context, pidfd *os.File) {
 	alive, dead := context.WithCancel(ctx)
 	var placing sync.WaitGroup
-	placing.Go(func() { p.setApart(alive, pidfd) })
+	placing.Go(func() {
+		guard.Run(alive, "the scope of the "+p.name, func() { p.setApart(alive, pidfd) })
+	})
 	_ = waitDead(ctx, pidfd) // ensure finds out what is the matter
 	dead()
 	placing.Wait()

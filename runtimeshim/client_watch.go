@@ -3,32 +3,36 @@ package runtimeshim
 import (
 	"encoding/json"
 	"os"
-	"runtime/debug"
 	"time"
 
-	"github.com/containerd/log"
+	"github.com/cribox/cribox/guard"
 )
 
 // watch keeps a watch of the shim open. It ends with the client.
 func (k *Client) watch() {
 	for k.ctx.Err() == nil {
-		_, _ = k.shim.stream(k.ctx, "watch", struct{}{}, nil, nil, func(raw json.RawMessage, files []*os.File) error {
-			closeAll(files)
-			var w watchReply
-			if err := json.Unmarshal(raw, &w); err != nil {
-				return err
-			}
-			for _, t := range w.Tasks {
-				k.sawExit(t)
-			}
-			return nil
-		})
+		guard.Run(k.ctx, "the watch of the shim", k.watchOnce)
 		// It broke: the shim is gone (keep brings it back), or has dropped us.
 		select {
 		case <-k.ctx.Done():
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// watchOnce takes what the shim tells until the connection breaks.
+func (k *Client) watchOnce() {
+	_, _ = k.shim.stream(k.ctx, "watch", struct{}{}, nil, nil, func(raw json.RawMessage, files []*os.File) error {
+		closeAll(files)
+		var w watchReply
+		if err := json.Unmarshal(raw, &w); err != nil {
+			return err
+		}
+		for _, t := range w.Tasks {
+			k.sawExit(t)
+		}
+		return nil
+	})
 }
 
 // sawExit finishes the log of an exited task and hands the exit on, once. Each
@@ -46,7 +50,7 @@ func (k *Client) sawExit(t Task) {
 		return
 	}
 	k.work.Go(func() {
-		contain("the end of a log", func() { k.finishLog(k.ctx, t.ID) })
+		guard.Run(k.ctx, "the end of a log", func() { k.finishLog(k.ctx, t.ID) })
 		k.mu.Lock()
 		k.exits = append(k.exits, t)
 		k.mu.Unlock()
@@ -55,16 +59,6 @@ func (k *Client) sawExit(t Task) {
 		default:
 		}
 	})
-}
-
-// contain runs f. A panic costs what f was about and nothing else of the process.
-func contain(what string, f func()) {
-	defer func() {
-		if p := recover(); p != nil {
-			log.L.Errorf("panic in %s: %v\n%s", what, p, debug.Stack())
-		}
-	}()
-	f()
 }
 
 // deliver calls OnExit, until the client ends.
@@ -83,7 +77,7 @@ func (k *Client) deliver() {
 			if k.ctx.Err() != nil {
 				return // the next client tells it
 			}
-			contain("the report of an exit", func() {
+			guard.Run(k.ctx, "the report of an exit", func() {
 				k.c.Step("client.exit")
 				k.c.OnExit(t)
 			})
