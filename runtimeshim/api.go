@@ -57,6 +57,7 @@ type Exec struct {
 	ID      string
 	Runtime string // absolute path; "" = the one that has started the task
 	Process []byte // OCI process, JSON
+	Session bool   // of a client, who may leave it open: a task has so many at a time, then ErrResourceExhausted
 
 	// Stdin, Stdout and Stderr become the process's own; nil = /dev/null. They
 	// stay the caller's to close. Not used when the process has a terminal.

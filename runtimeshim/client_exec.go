@@ -40,7 +40,7 @@ func (k *Client) Exec(ctx context.Context, e Exec) (int32, error) {
 		}
 		e.Runtime = rec.Runtime
 	}
-	body := execBody{ID: e.ID, Runtime: e.Runtime, Process: e.Process, LockFile: e.LockFile, Terminal: p.Terminal}
+	body := execBody{ID: e.ID, Runtime: e.Runtime, Process: e.Process, LockFile: e.LockFile, Terminal: p.Terminal, Session: e.Session}
 	var files []*os.File
 	for i, f := range []*os.File{e.Stdin, e.Stdout, e.Stderr} {
 		if body.Have[i] = f != nil; f != nil {

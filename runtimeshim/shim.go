@@ -66,6 +66,8 @@ type task struct {
 	keptBy       string // the pod whose keeper has something of it, while its record is not read
 	saved        *kept  // that; of who loads it
 
+	sessions int // execs of clients that are under way; under shim.mu
+
 	exit *exitRecord // written once, under shim.mu, before exited is closed
 }
 

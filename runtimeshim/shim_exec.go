@@ -21,6 +21,7 @@ type execBody struct {
 	Have     [3]bool         `json:"have"`
 	LockFile string          `json:"lock_file,omitempty"`
 	Terminal bool            `json:"terminal,omitempty"`
+	Session  bool            `json:"session,omitempty"`
 }
 
 // execStarted is the first reply of exec, with the terminal's master if any.
@@ -54,6 +55,13 @@ func (s *shim) exec(ctx context.Context, in *inbound) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if b.Session {
+		leave, err := s.enterSession(t)
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
+	}
 	e := &execution{s: s, t: t, body: b, name: t.dir.at(fmt.Sprintf("exec-%d-%d", os.Getpid(), s.counter.Add(1)))}
 	defer e.cleanup()
 	release := s.reaper.hold()
@@ -79,6 +87,26 @@ func (s *shim) exec(ctx context.Context, in *inbound) (any, error) {
 		}
 	}
 	return nil, errors.Join(err, e.kill(proc))
+}
+
+// mostSessions of a task are open at a time. Those that clients open and leave open would take the
+// node's memory and process numbers. What the kubelet runs, probes and hooks, is not counted: clients
+// must not make a probe fail.
+const mostSessions = 256
+
+// enterSession counts a session of a task until leave is called.
+func (s *shim) enterSession(t *task) (leave func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t.sessions >= mostSessions {
+		return nil, fmt.Errorf("execute in task %s: %d sessions are open in it, close some of them: %w", t.rec.ID, t.sessions, errdefs.ErrResourceExhausted)
+	}
+	t.sessions++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		t.sessions--
+	}, nil
 }
 
 func (s *shim) runningTask(id string) (*task, error) {

@@ -89,6 +89,7 @@ func (m *Manager) execPipes(ctx context.Context, c command, client Streams) (int
 	}
 	defer out.close()
 	c.Stdin, c.Stdout, c.Stderr = stdin, out.stdout(), out.stderr()
+	c.Session = true
 	code, err := m.shim.Exec(ctx, c.Exec)
 	if err == nil {
 		out.finish()
@@ -189,6 +190,7 @@ func (m *Manager) execTerminal(ctx context.Context, c command, client Streams) (
 			go guard.Run(ctx, "input of a client", func() { _, _ = io.Copy(tty, client.Stdin) })
 		}
 	}
+	c.Session = true
 	code, err := m.shim.Exec(ctx, c.Exec)
 	if tty == nil {
 		return code, err
