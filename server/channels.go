@@ -14,6 +14,8 @@ import (
 	"github.com/gorilla/websocket"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	utilexec "k8s.io/utils/exec"
+
+	"github.com/cribox/cribox/guard"
 )
 
 // protocolV5 is what today's clients of exec and attach speak over WebSocket. The streaming library knows it only as far as v4, where a client
@@ -61,7 +63,7 @@ func serveV5(w http.ResponseWriter, r *http.Request, run func(context.Context, *
 	c := newChannels(conn, func() { idle.Reset(streamIdle) })
 	go func() {
 		defer leave()
-		c.read()
+		guard.Run(ctx, "what a client sends", c.read)
 	}()
 	c.end(ctx, run(ctx, c))
 }

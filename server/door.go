@@ -15,6 +15,8 @@ import (
 	"github.com/go-logr/logr/funcr"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+
+	"github.com/cribox/cribox/guard"
 )
 
 // door is where exec, attach and port-forward are streamed: an HTTP server on the loopback that answers to tickets only. The kubelet and
@@ -156,7 +158,7 @@ func (d *door) serve(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	if l, ok := ctx.Value(lineKey{}).(*line); ok {
 		l.waiting.leave(l)
-		go cancelWhenGone(ctx, l, cancel)
+		go guard.Run(ctx, "the watch of a client", func() { cancelWhenGone(ctx, l, cancel) })
 		context.AfterFunc(ctx, func() { // who waits for the client to read waits for the connection
 			if l.taken.Load() {
 				l.Close()

@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/cribox/cribox/guard"
 )
 
 const (
@@ -53,7 +55,9 @@ func piece[T proto.Message](items []T) int {
 // handler has to return after an error, which ends what is left of the send.
 func (s *Server) push(ctx context.Context, to grpc.ServerStream, message any) error {
 	sent := make(chan error, 1)
-	go func() { sent <- to.SendMsg(message) }()
+	go func() {
+		sent <- guard.Call(ctx, "a message to a client", func() error { return to.SendMsg(message) })
+	}()
 	select {
 	case err := <-sent:
 		return err
