@@ -209,7 +209,8 @@ const shimPatience = 2 * time.Second
 // Host returns what was found out about this machine at start.
 func (m *Manager) Host() spec.Host { return m.host }
 
-// now returns the time in nanoseconds, later than every one returned before: the kubelet orders pods and containers by it.
+// now returns the time in nanoseconds, later than every one returned before: the kubelet orders pods and containers by
+// it. After a clock that was far ahead it stays there, so it does not say when something has ended.
 func (m *Manager) now() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()

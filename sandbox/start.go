@@ -163,8 +163,8 @@ func (m *Manager) recordStartError(ctx context.Context, c *container, cause erro
 			return nil // it ran, and its end is told
 		}
 		r.State, r.ExitCode, r.Reason, r.Message = store.ContainerExited, 128, startError, cause.Error()
-		r.Started = m.now()
-		r.Finished = m.now()
+		r.Started = time.Now().UnixNano() // not m.now: a kubelet waits for so long after an end before it tries again
+		r.Finished = r.Started + 1
 		return nil
 	})
 	if err != nil {
