@@ -16,8 +16,8 @@ const module = "github.com/cribox/cribox"
 // mayImport is the table of ARCHITECTURE.md: which rooms a room may know.
 var mayImport = map[string][]string{
 	"":                 {"server", "sandbox", "imageservice", "cni", "runtimeshim"},
-	"server":           {"sandbox", "imageservice", "guard"},
-	"sandbox":          {"sandbox/spec", "sandbox/store", "sandbox/pause", "sandbox/userns", "sandbox/cgroup", "sandbox/apparmor", "sandbox/selinux", "imageservice", "cni", "runtimeshim", "tree", "guard"},
+	"server":           {"sandbox", "imageservice", "internal/guard"},
+	"sandbox":          {"sandbox/spec", "sandbox/store", "sandbox/pause", "sandbox/userns", "sandbox/cgroup", "sandbox/apparmor", "sandbox/selinux", "imageservice", "cni", "runtimeshim", "internal/tree", "internal/guard"},
 	"sandbox/spec":     {},
 	"sandbox/store":    {},
 	"sandbox/pause":    {},
@@ -25,11 +25,11 @@ var mayImport = map[string][]string{
 	"sandbox/cgroup":   {},
 	"sandbox/apparmor": {},
 	"sandbox/selinux":  {},
-	"imageservice":     {"tree", "guard"},
-	"cni":              {"guard"},
-	"runtimeshim":      {"guard"},
-	"tree":             {},
-	"guard":            {},
+	"imageservice":     {"internal/tree", "internal/guard"},
+	"cni":              {"internal/guard"},
+	"runtimeshim":      {"internal/guard"},
+	"internal/tree":    {},
+	"internal/guard":   {},
 }
 
 // onlyIn says where a library may be met, tests included: rooms, and single files.

@@ -13,7 +13,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 
-	"github.com/cribox/cribox/guard"
+	"github.com/cribox/cribox/internal/guard"
 )
 
 // asker asks the plugins of a network whether they can connect pods now (STATUS, since CNI 1.1.0). It asks in the

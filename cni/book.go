@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
-	"github.com/cribox/cribox/guard"
+	"github.com/cribox/cribox/internal/guard"
 )
 
 // book is the synced file of debts. Whoever finds nobody writing writes for all that wait, with one fsync; nobody

@@ -11,7 +11,7 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"golang.org/x/sys/unix"
 
-	"github.com/cribox/cribox/guard"
+	"github.com/cribox/cribox/internal/guard"
 )
 
 // prober asks each plugin once, in the background, which versions of CNI it speaks, so that an unfit plugin shows in

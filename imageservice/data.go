@@ -13,7 +13,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/cribox/cribox/tree"
+	"github.com/cribox/cribox/internal/tree"
 )
 
 // A data key names what takes space: blobKey a blob of content/, a layer key with its prefix a directory of layers/, an ingest reference with

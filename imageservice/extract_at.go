@@ -10,7 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/cribox/cribox/tree"
+	"github.com/cribox/cribox/internal/tree"
 )
 
 const whiteoutPrefix = ".wh."

@@ -15,7 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cribox/cribox/guard"
+	"github.com/cribox/cribox/internal/guard"
 )
 
 // flight is a pull under way, shared by everybody who asked for the same reference with the same credentials.

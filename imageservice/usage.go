@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/cribox/cribox/tree"
+	"github.com/cribox/cribox/internal/tree"
 )
 
 // Usage is what image data takes on disk.

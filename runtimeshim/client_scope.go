@@ -16,7 +16,7 @@ import (
 
 	"github.com/containerd/log"
 
-	"github.com/cribox/cribox/guard"
+	"github.com/cribox/cribox/internal/guard"
 )
 
 // How long a peer may be outside its scope, and who may be slow about it. Nobody waits for any of it.

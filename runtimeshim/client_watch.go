@@ -5,7 +5,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/cribox/cribox/guard"
+	"github.com/cribox/cribox/internal/guard"
 )
 
 // watch keeps a watch of the shim open. It ends with the client.

@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/log"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/cribox/cribox/guard"
+	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/sandbox/apparmor"
 )
 

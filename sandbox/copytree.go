@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cribox/cribox/tree"
+	"github.com/cribox/cribox/internal/tree"
 )
 
 // copyPiece is how much of a file is copied between two looks at the context.

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cribox/cribox/tree"
+	"github.com/cribox/cribox/internal/tree"
 )
 
 // describe is names, kinds, modes, owners, links, times, sizes and content of a tree.

@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cribox/cribox/guard"
-	"github.com/cribox/cribox/tree"
+	"github.com/cribox/cribox/internal/guard"
+	"github.com/cribox/cribox/internal/tree"
 )
 
 // Layer is the size of a writable layer, and of the filesystem that it lies on, when they were last measured. Nil is not known (yet).

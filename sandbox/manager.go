@@ -16,11 +16,11 @@ import (
 
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/internal/tree"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
-	"github.com/cribox/cribox/tree"
 )
 
 // Config is what a Manager needs from the root of the program.

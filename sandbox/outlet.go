@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cribox/cribox/guard"
+	"github.com/cribox/cribox/internal/guard"
 )
 
 // outlet carries one output stream of a process from a pipe to whoever wants it.

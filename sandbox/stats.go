@@ -14,7 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cribox/cribox/guard"
+	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/sandbox/cgroup"
 )
 

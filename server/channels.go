@@ -15,7 +15,7 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	utilexec "k8s.io/utils/exec"
 
-	"github.com/cribox/cribox/guard"
+	"github.com/cribox/cribox/internal/guard"
 )
 
 // protocolV5 is what today's clients of exec and attach speak over WebSocket. The streaming library knows it only as far as v4, where a client

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
-	"github.com/cribox/cribox/guard"
+	"github.com/cribox/cribox/internal/guard"
 )
 
 // door is where exec, attach and port-forward are streamed: an HTTP server on the loopback that answers to tickets only. The kubelet and
