@@ -51,7 +51,7 @@ test-unit: tools ## unit tests, with the race detector
 
 test-crictl: tools build build-steps ## the real binaries over the socket, critest among them
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-crictl needs root" >&2; exit 1; }
-	@cd crictl-tests && ../hack/timed.sh "crictl-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 25m ./...
+	@cd crictl-tests && ../hack/timed.sh "crictl-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 40m ./...
 
 test-kube: build ## a Kubernetes cluster of two nodes on cribox, and what its users see (as root)
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-kube needs root" >&2; exit 1; }

@@ -222,7 +222,7 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 	if err := m.injectDevices(p, c, s); err != nil {
 		return err
 	}
-	if err := m.pinPause(ctx, p.id); err != nil { // last, since it stays with the pod
+	if err := m.pinPause(ctx, p.id); err != nil { // for a pod of an earlier version; it stays with the pod
 		return err
 	}
 	if err := m.saveSpec(c, s); err != nil {

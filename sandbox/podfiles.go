@@ -241,14 +241,14 @@ func (m *Manager) pauseRoot(ctx context.Context, p *pod, image string) (root str
 	return root, args, err
 }
 
-// executable returns root, or where it is mounted once more, without noexec, for a pod with a user namespace: /run is often mounted so. For
-// other pods the OCI runtime does that itself, in making their root read-only; inside a user namespace nobody may.
+// executable returns root, or where it is mounted once more without noexec: /run is often mounted so, and an OCI runtime keeps the flag (runc
+// since 1.5.3; inside a user namespace none may take it off).
 func (m *Manager) executable(ctx context.Context, p *pod, root string) (string, error) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(root, &fs); err != nil {
 		return "", err
 	}
-	if _, _, ok := spec.UserNamespace(p.config); !ok || fs.Flags&unix.ST_NOEXEC == 0 {
+	if fs.Flags&unix.ST_NOEXEC == 0 {
 		return root, nil
 	}
 	target := m.rootfs(p, p.id)

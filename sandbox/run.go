@@ -143,6 +143,9 @@ func (m *Manager) bringUp(ctx context.Context, p *pod) error {
 	if err := m.writeHosts(p, ips); err != nil {
 		return fmt.Errorf("prepare pod %s: %w", p.id, err)
 	}
+	if err := m.pinPause(ctx, p.id); err != nil {
+		return err
+	}
 	return m.declareReady(p, ips, task)
 }
 
