@@ -102,14 +102,26 @@ func ledger(t *testing.T, node int) string {
 	fmt.Fprintln(&b, "rules", inside("nft list ruleset | grep -c cribox || true"))
 	fmt.Fprintln(&b, "addresses", inside("find "+state+"/cni/leases -name '[0-9]*' | wc -l"))
 	for _, dir := range []string{state + "/shim", state + "/pods", state + "/rootfs", root + "/root/pods", root + "/root/containers", root + "/kubelet/pods"} {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !os.IsNotExist(err) {
-			t.Fatal(err)
-		}
-		fmt.Fprintln(&b, filepath.Base(dir), len(entries))
+		fmt.Fprintln(&b, filepath.Base(dir), countEntries(t, dir))
 	}
 	fmt.Fprintln(&b, "cgroups", countCgroups(nodeCgroup(node)))
 	return b.String()
+}
+
+// countEntries counts what is in a folder and what waits in its .trash, which itself stays.
+func countEntries(t *testing.T, dir string) (n int) {
+	for _, folder := range []string{dir, filepath.Join(dir, ".trash")} {
+		entries, err := os.ReadDir(folder)
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if e.Name() != ".trash" {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // nodeCgroup returns the parent of the cgroups of a node's pods.
