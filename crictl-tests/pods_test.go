@@ -258,7 +258,7 @@ func TestSysctls(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	p := d.runPod(func(c *cri.PodSandboxConfig) {
-		c.Linux.Sysctls = map[string]string{"net.ipv4.ip_local_port_range": "40000\t41000", "kernel.shm_rmid_forced": "1", "net.core.somaxconn": "77"}
+		c.Linux.Sysctls = map[string]string{"net.ipv4.ip_local_port_range": "40000\t41000", "kernel/shm_rmid_forced": "1", "net/core/somaxconn": "77\n"}
 	})
 	c := p.run(idle())
 	for path, want := range map[string]string{

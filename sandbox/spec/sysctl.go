@@ -15,14 +15,14 @@ var ipcSysctls = []string{
 }
 
 var (
-	// No slash: it would stand for a dot inside one part (an interface eth0.100),
-	// and OCI runtimes make a slash of every dot.
+	// No slash is left of a name written as a path, but for a dot inside one part (an interface
+	// eth0.100): OCI runtimes make a slash of every dot, so such a name cannot be handed to them.
 	sysctlForm  = regexp.MustCompile(`^[a-z]+(\.[A-Za-z0-9_-]+)+$`)
 	sysctlValue = regexp.MustCompile(`^[A-Za-z0-9_.,:/ \t-]*$`)
 )
 
-// sysctlName is a name with dots. It may be written with slashes, as a path; then a dot in it belongs to a name, and becomes a
-// slash, as sysctl(8) has it.
+// sysctlName returns a name with dots. It may be written with slashes, as a path; a dot in a path
+// belongs to one part and becomes a slash, as sysctl(8) has it.
 func sysctlName(name string) string {
 	if i := strings.IndexAny(name, "./"); i < 0 || name[i] == '.' {
 		return name
