@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -16,7 +17,7 @@ import (
 
 // Setup connects the pod's network namespace to the current network and returns its addresses, at least one. Whatever
 // it took is given back when it fails; what could not be given back is in Debts, and the next Setup of the same pod,
-// under whatever id, gives that back first or fails.
+// under whatever id, gives that back first or fails, unless it is of a network that the node has no longer.
 //
 // Errors: ErrInvalidArgument (values that no plugin should see), ErrUnavailable (no usable network, or an earlier
 // attachment is still owed), ErrAlreadyExists (connected already), ErrResourceExhausted (no room for the record),
@@ -91,11 +92,23 @@ func (n *Networks) clearEarlier(ctx context.Context, r record, pod Pod) error {
 	ctx, cancel := context.WithTimeout(ctx, n.c.Timeout)
 	defer cancel()
 	for _, id := range n.debts.abandoned(r) {
-		if err := n.Teardown(ctx, Pod{ID: id, Lock: pod.Lock}); err != nil {
+		err := n.Teardown(ctx, Pod{ID: id, Lock: pod.Lock})
+		if err != nil && !n.replaced(ctx, id) {
 			return fmt.Errorf("earlier attempt %s is not undone: %w: %w", id, err, errdefs.ErrUnavailable)
+		}
+		if err != nil {
+			log.G(ctx).WithError(err).WithField("pod", id).Warn("an earlier attempt in a former network is not undone yet; will be tried again")
 		}
 	}
 	return nil
+}
+
+// replaced tells whether a debt is of another network than the one that pods get now. The plugins of a network
+// that was replaced may be gone for good, and its leases are no longer scarce.
+func (n *Networks) replaced(ctx context.Context, id string) bool {
+	w, err := n.current(ctx)
+	d, owed := n.debts.get(id)
+	return err == nil && owed && d.Network != "" && d.Network != w.name
 }
 
 // prepare chooses the network and completes the record with it. The network stays what it is until arrived is called.

@@ -46,6 +46,42 @@ func TestFailedRetriesHoldOneLease(t *testing.T) {
 	}
 }
 
+// TestReplacedNetworkHoldsNothingUp: the node got another network while a pod's ADD had failed, and nothing of the
+// former one can be run: the pod comes up in the new network, and the DEL stays owed.
+func TestReplacedNetworkHoldsNothingUp(t *testing.T) {
+	for _, gone := range []bool{true, false} {
+		t.Run(fmt.Sprintf("gone=%v", gone), func(t *testing.T) {
+			h, f := fakeHost(t)
+			f.behave(fakeLease+`exit 1`, `echo no agent >&2; exit 1`)
+			old := h.pod("old")
+			_, err := h.n.Setup(t.Context(), old)
+			wantErr(t, err, nil, "no agent")
+			if err := os.RemoveAll(h.c.ConfDir); err != nil {
+				t.Fatal(err)
+			}
+			h.conf("10-y.conflist", list("y", "othernet"))
+			other := h.fake("othernet", "", "")
+			if gone {
+				if err := os.Remove(f.path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p := h.pod("new")
+			p.UID = old.UID
+			h.setup(p)
+			other.wantLeases(1)
+			if d := h.n.Debts(); len(d) != 2 {
+				t.Fatalf("debts %v", d)
+			}
+			f.behave("", "")
+			h.teardown(old)
+			h.teardown(p)
+			f.wantLeases(0)
+			other.wantLeases(0)
+		})
+	}
+}
+
 // The second plugin of a chain fails: the first one's lease is given back, by the last first.
 func TestChainHalfFailed(t *testing.T) {
 	h := newHost(t)
