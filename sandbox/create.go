@@ -127,7 +127,7 @@ func (m *Manager) recordContainer(p *pod, c *container, img imageservice.Image) 
 	if err != nil {
 		return err
 	}
-	rec := store.Container{ID: c.id, State: store.ContainerCreating, Created: m.now(), ImageID: img.ID, ImageRef: imageRef(img),
+	rec := store.Container{ID: c.id, State: store.ContainerCreating, Created: m.now(p.config), ImageID: img.ID, ImageRef: imageRef(img),
 		MountImages: c.mountImages, Signal: int(signal)}
 	if path := c.config.GetLogPath(); path != "" && p.config.GetLogDirectory() != "" {
 		rec.LogPath = filepath.Join(p.config.GetLogDirectory(), path)

@@ -99,7 +99,7 @@ func (m *Manager) changed(old, next *store.Pod) {
 		return // its request cannot be read: it was never shown
 	}
 	for _, c := range found {
-		m.events.send(&Event{ID: c.id, Type: c.what, At: m.now(), Pod: pod, Containers: containers})
+		m.events.send(&Event{ID: c.id, Type: c.what, At: m.now(pod.Config), Pod: pod, Containers: containers})
 	}
 }
 

@@ -73,7 +73,6 @@ type Manager struct {
 	names      map[string]string // podKey or containerKey to id
 	stops      map[string]*stop  // running StopContainer, by container id
 	unread     map[string]error  // pods whose record cannot be read now, see unread.go
-	lastTime   int64
 }
 
 // pod is what is kept in memory beside the record: the request, which never changes.
@@ -84,6 +83,7 @@ type pod struct {
 	lacks  error         // why config cannot be read now, and is empty
 	paused chan struct{} // closed when the pause process is known to have ended
 	once   *sync.Once
+	latest int64 // what now has returned last for the pod; guarded by Manager.mu
 }
 
 type container struct {
@@ -209,13 +209,29 @@ const shimPatience = 2 * time.Second
 // Host returns what was found out about this machine at start.
 func (m *Manager) Host() spec.Host { return m.host }
 
-// now returns the time in nanoseconds, later than every one returned before: the kubelet orders pods and containers by
-// it. After a clock that was far ahead it stays there, so it does not say when something has ended.
-func (m *Manager) now() int64 {
+// now returns the date of something that is made, or happens, in a pod of that name: the time in nanoseconds, and later
+// than all before in pods of the same name, of which the kubelet takes the one with the latest date for the one that
+// counts. Where the clock was far ahead, those stay there, so this does not say when something has ended.
+func (m *Manager) now(c *runtimeapi.PodSandboxConfig) int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.lastTime = max(time.Now().UnixNano(), m.lastTime+1)
-	return m.lastTime
+	now := time.Now().UnixNano()
+	var same []*pod
+	for _, p := range m.pods {
+		if sameName(p.config.GetMetadata(), c.GetMetadata()) {
+			same = append(same, p)
+			now = max(now, p.latest+1)
+		}
+	}
+	for _, p := range same {
+		p.latest = now
+	}
+	return now
+}
+
+// sameName tells whether two pods are one for the kubelet, be it in two attempts.
+func sameName(a, b *runtimeapi.PodSandboxMetadata) bool {
+	return a.GetUid() == b.GetUid() && a.GetName() == b.GetName() && a.GetNamespace() == b.GetNamespace()
 }
 
 func (m *Manager) rootPath(parts ...string) string {

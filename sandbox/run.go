@@ -90,7 +90,7 @@ func (m *Manager) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 		return "", err
 	}
 	p := newPod(newID(), config)
-	r := store.Pod{ID: p.id, State: store.PodCreating, Handler: handler, Created: m.now()}
+	r := store.Pod{ID: p.id, State: store.PodCreating, Handler: handler, Created: m.now(config)}
 	if r.PauseImage, err = m.pauseImage(); err != nil {
 		return "", err
 	}
@@ -107,6 +107,7 @@ func (m *Manager) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 		m.dropLabels(labels)
 		return "", err
 	}
+	p.latest = r.Created
 	m.mu.Lock()
 	m.pods[p.id] = p
 	m.names[podKey(config)] = p.id

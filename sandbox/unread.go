@@ -71,11 +71,11 @@ func (m *Manager) remember(ctx context.Context, r *store.Pod) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.lastTime = max(m.lastTime, r.Created)
+	p.latest = r.Created
 	m.pods[r.ID] = p
 	m.name(p.lacks, podKey(p.config), p.id)
 	for _, c := range all {
-		m.lastTime = max(m.lastTime, r.Containers[c.id].Created)
+		p.latest = max(p.latest, r.Containers[c.id].Created)
 		m.containers[c.id] = c
 		m.name(c.lacks, containerKey(r.ID, c.config), c.id)
 	}
@@ -220,6 +220,7 @@ func (m *Manager) readRequests(ctx context.Context) bool {
 		next.paused, next.once = p.paused, p.once
 		m.mu.Lock()
 		if m.pods[p.id] == p {
+			next.latest = p.latest
 			m.pods[p.id] = next
 			m.name(nil, podKey(next.config), p.id)
 		}
