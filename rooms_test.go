@@ -17,7 +17,7 @@ const module = "github.com/cribox/cribox"
 var mayImport = map[string][]string{
 	"":                 {"server", "sandbox", "imageservice", "cni", "runtimeshim"},
 	"server":           {"sandbox", "imageservice", "internal/guard"},
-	"sandbox":          {"sandbox/spec", "sandbox/store", "sandbox/pause", "sandbox/userns", "sandbox/cgroup", "sandbox/apparmor", "sandbox/selinux", "imageservice", "cni", "runtimeshim", "internal/tree", "internal/guard"},
+	"sandbox":          {"sandbox/spec", "sandbox/store", "sandbox/pause", "sandbox/userns", "sandbox/cgroup", "sandbox/apparmor", "sandbox/selinux", "imageservice", "cni", "runtimeshim", "internal/tree", "internal/guard", "internal/keyed"},
 	"sandbox/spec":     {},
 	"sandbox/store":    {},
 	"sandbox/pause":    {},
@@ -26,10 +26,11 @@ var mayImport = map[string][]string{
 	"sandbox/apparmor": {},
 	"sandbox/selinux":  {},
 	"imageservice":     {"internal/tree", "internal/guard"},
-	"cni":              {"internal/guard"},
+	"cni":              {"internal/guard", "internal/keyed"},
 	"runtimeshim":      {"internal/guard"},
 	"internal/tree":    {},
 	"internal/guard":   {},
+	"internal/keyed":   {},
 }
 
 // onlyIn says where a library may be met, tests included: rooms, and single files.

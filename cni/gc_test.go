@@ -219,7 +219,7 @@ func TestGCAndAdd(t *testing.T) {
 	go func() { collected <- h.n.CollectGarbage(t.Context(), []string{"p1"}) }()
 	release = f.waiting(fifo)
 	go add(q)
-	for !h.n.turns.taken("p2") {
+	for !h.n.turns.Taken("p2") {
 		runtime.Gosched()
 	}
 	release()
@@ -245,12 +245,6 @@ func (f *fake) waiting(fifo string) (release func()) {
 		_, err := w.WriteString("go\n")
 		wantNil(f.t, errors.Join(err, w.Close()))
 	}
-}
-
-func (t *turns) taken(pod string) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.pods[pod] != nil
 }
 
 func wantNil(t testing.TB, err error) {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cribox/cribox/internal/keyed"
 )
 
 // Config tells where networks come from and where their state is kept.
@@ -51,7 +53,7 @@ type Networks struct {
 	folder  *folder
 	own     *bridgeNetwork
 	debts   *ledger
-	turns   turns
+	turns   keyed.Turns // CNI forbids two operations on one attachment at a time
 	probe   *prober
 	asker   *asker
 	gate    gate

@@ -30,9 +30,9 @@ func (n *Networks) Setup(ctx context.Context, pod Pod) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	release, err := n.turns.take(ctx, pod.ID)
+	release, err := n.turns.Take(ctx, pod.ID)
 	if err != nil {
-		return Result{}, fmt.Errorf("wait for another call for pod %s: %w", pod.ID, err)
+		return Result{}, err
 	}
 	defer release()
 	if err := n.clearEarlier(ctx, r, pod); err != nil {

@@ -18,9 +18,9 @@ func (n *Networks) Teardown(ctx context.Context, pod Pod) error {
 	if err := pod.checkID(); err != nil {
 		return err
 	}
-	release, err := n.turns.take(ctx, pod.ID)
+	release, err := n.turns.Take(ctx, pod.ID)
 	if err != nil {
-		return fmt.Errorf("wait for another call for pod %s: %w", pod.ID, err)
+		return err
 	}
 	defer release()
 	return n.disconnect(ctx, pod)

@@ -83,7 +83,7 @@ func (m *Manager) hasProfile(ctx context.Context, s *specs.Spec) error {
 		return err
 	}
 	if name == apparmor.Default {
-		_, err := m.flights.do(ctx, "loading the AppArmor profile", profileLimit, func(ctx context.Context) (string, error) { return "", apparmor.Load(ctx) })
+		_, err := m.flights.Do(ctx, "loading the AppArmor profile", profileLimit, func(ctx context.Context) (string, error) { return "", apparmor.Load(ctx) })
 		return err
 	}
 	return fmt.Errorf("security_context.apparmor: the profile %q is not loaded on this node: %w", short(name), errdefs.ErrFailedPrecondition)

@@ -42,7 +42,7 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, config *run
 	}
 	config = proto.CloneOf(config)
 	key := containerKey(p.id, config)
-	id, err := m.flights.do(ctx, key, createLimit, func(ctx context.Context) (string, error) {
+	id, err := m.flights.Do(ctx, key, createLimit, func(ctx context.Context) (string, error) {
 		if id, ok := m.named(key); ok {
 			same, err := m.yield(ctx, id, config)
 			if same || err != nil {
@@ -92,7 +92,7 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, config *runtimeap
 		return "", err
 	}
 	c := newContainer(p.id, store.Container{ID: newID(), ImageID: img.ID, MountImages: volumes}, config)
-	done, err := m.turns.take(ctx, c.id)
+	done, err := m.turns.Take(ctx, c.id)
 	if err != nil {
 		return "", err
 	}

@@ -92,7 +92,7 @@ func (m *Manager) settle(ctx context.Context, c *container) {
 }
 
 func (m *Manager) releaseInTurn(ctx context.Context, c *container) error {
-	done, err := m.turns.take(ctx, c.id)
+	done, err := m.turns.Take(ctx, c.id)
 	if err != nil {
 		return err
 	}

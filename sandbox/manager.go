@@ -12,6 +12,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/internal/keyed"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/cni"
@@ -55,8 +58,8 @@ type Manager struct {
 	shim     *runtimeshim.Client
 	step     func(string)
 
-	flights flights
-	turns   turns
+	flights keyed.Flights
+	turns   keyed.Turns
 	events  events
 	layers  layers
 	trash   *tree.Trash // of what containers wrote

@@ -30,7 +30,7 @@ func (m *Manager) targetNS(podID, id string) string { return m.statePath("pods",
 
 // pinPause pins the namespaces of the pause process, once for each pod. ErrFailedPrecondition when it has ended.
 func (m *Manager) pinPause(ctx context.Context, id string) error {
-	done, err := m.turns.take(ctx, id+" namespaces")
+	done, err := m.turns.Take(ctx, id+" namespaces")
 	if err != nil {
 		return err
 	}

@@ -181,7 +181,7 @@ func (m *Manager) recoverLater(ctx context.Context, podID, cid string) error {
 
 // resolveStart is resolve for a start that a restart interrupted.
 func (m *Manager) resolveStart(ctx context.Context, c *container) error {
-	done, err := m.turns.take(ctx, c.id)
+	done, err := m.turns.Take(ctx, c.id)
 	if err != nil {
 		return err
 	}

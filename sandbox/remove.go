@@ -23,7 +23,7 @@ func (m *Manager) RemoveContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.flights.do(ctx, "removal of container "+c.id, teardownLimit, func(ctx context.Context) (string, error) {
+	_, err = m.flights.Do(ctx, "removal of container "+c.id, teardownLimit, func(ctx context.Context) (string, error) {
 		return "", m.removeContainer(log.WithLogger(ctx, log.G(ctx).WithField("container", c.id)), c)
 	})
 	return err
@@ -33,7 +33,7 @@ func (m *Manager) removeContainer(ctx context.Context, c *container) error {
 	if err := m.stopContainer(ctx, c, 0); err != nil {
 		return err
 	}
-	done, err := m.turns.take(ctx, c.id)
+	done, err := m.turns.Take(ctx, c.id)
 	if err != nil {
 		return err
 	}

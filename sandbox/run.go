@@ -40,7 +40,7 @@ func (m *Manager) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 	}
 	config = proto.CloneOf(config)
 	key := podKey(config)
-	id, err := m.flights.do(ctx, key, bringUpLimit, func(ctx context.Context) (string, error) {
+	id, err := m.flights.Do(ctx, key, bringUpLimit, func(ctx context.Context) (string, error) {
 		if id, ok := m.named(key); ok {
 			up, err := m.already(ctx, id)
 			if up || err != nil {

@@ -32,14 +32,14 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.flights.do(ctx, "start of container "+c.id, startLimit, func(ctx context.Context) (string, error) {
+	_, err = m.flights.Do(ctx, "start of container "+c.id, startLimit, func(ctx context.Context) (string, error) {
 		return "", m.startContainer(log.WithLogger(ctx, log.G(ctx).WithField("container", c.id)), c)
 	})
 	return err
 }
 
 func (m *Manager) startContainer(ctx context.Context, c *container) error {
-	done, err := m.turns.take(ctx, c.id)
+	done, err := m.turns.Take(ctx, c.id)
 	if err != nil {
 		return err
 	}

@@ -76,7 +76,7 @@ func (m *Manager) awaitStart(ctx context.Context, c *container) error {
 		if r, ok := m.record(c); !ok || r.State != store.ContainerStarting {
 			return nil
 		}
-		done, err := m.turns.take(ctx, c.id)
+		done, err := m.turns.Take(ctx, c.id)
 		if err != nil {
 			return err
 		}

@@ -26,7 +26,7 @@ func (m *Manager) StopPod(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.flights.do(ctx, "stop of pod "+p.id, teardownLimit, func(ctx context.Context) (string, error) {
+	_, err = m.flights.Do(ctx, "stop of pod "+p.id, teardownLimit, func(ctx context.Context) (string, error) {
 		return "", m.stopPod(withPod(ctx, p.id), p)
 	})
 	return err
@@ -50,7 +50,7 @@ func (m *Manager) stopPod(ctx context.Context, p *pod) error {
 		log.G(ctx).WithError(err).Warn("stopping although it cannot be recorded")
 	}
 	m.step("pod.stopping")
-	done, err := m.turns.take(ctx, p.id)
+	done, err := m.turns.Take(ctx, p.id)
 	if err != nil {
 		return err
 	}
@@ -157,7 +157,7 @@ func (m *Manager) RemovePod(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.flights.do(ctx, "removal of pod "+p.id, teardownLimit, func(ctx context.Context) (string, error) {
+	_, err = m.flights.Do(ctx, "removal of pod "+p.id, teardownLimit, func(ctx context.Context) (string, error) {
 		return "", m.removePod(withPod(ctx, p.id), p)
 	})
 	return err
@@ -169,7 +169,7 @@ func (m *Manager) removePod(ctx context.Context, p *pod) error {
 		log.G(ctx).WithError(err).Warn("removing although it cannot be recorded")
 	}
 	m.step("pod.removing")
-	done, err := m.turns.take(ctx, p.id)
+	done, err := m.turns.Take(ctx, p.id)
 	if err != nil {
 		return err
 	}

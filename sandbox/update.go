@@ -75,7 +75,7 @@ func (m *Manager) updateTurn(ctx context.Context, c *container) (done func(), er
 	if err := m.awaitStart(ctx, c); err != nil {
 		return nil, err
 	}
-	return m.turns.take(ctx, c.id)
+	return m.turns.Take(ctx, c.id)
 }
 
 // mayUpdate returns ErrNotFound or ErrFailedPrecondition for a container that has no limits to change, or none any more.

@@ -15,7 +15,7 @@ func TestSettleLater(t *testing.T) {
 	}
 	m, c := &Manager{store: records, background: t.Context()}, newContainer("p", store.Container{ID: "c"}, nil)
 	for range 2 {
-		done, err := m.turns.take(t.Context(), c.id)
+		done, err := m.turns.Take(t.Context(), c.id)
 		if err != nil {
 			t.Fatal(err)
 		}

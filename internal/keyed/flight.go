@@ -1,4 +1,4 @@
-package sandbox
+package keyed
 
 import (
 	"context"
@@ -11,9 +11,10 @@ import (
 	"github.com/containerd/log"
 )
 
-// flights are operations under way, by what they are about. A request for one that is already flying joins it (I3): a kubelet that gave up
-// waiting and asks again gets the result of its first request, and never "the name is reserved".
-type flights struct {
+// Flights are the operations under way, by key. A request for one that is already under way joins
+// it: a kubelet that gave up waiting and asks again gets the result of its first request, and never
+// "the name is reserved".
+type Flights struct {
 	mu  sync.Mutex
 	all map[string]*flight
 }
@@ -24,9 +25,10 @@ type flight struct {
 	err    error
 }
 
-// do runs work under key, or joins the run under way, and returns its result. The work does not end with the caller's context but after
-// limit; the caller who gives up gets its context's error.
-func (f *flights) do(ctx context.Context, key string, limit time.Duration, work func(context.Context) (string, error)) (string, error) {
+// Do runs work under key, or joins the run under way, and returns its result. The work does not end
+// with the caller's context but after limit; a caller that gives up gets its context's error. A panic
+// of work is an error of class ErrInternal.
+func (f *Flights) Do(ctx context.Context, key string, limit time.Duration, work func(context.Context) (string, error)) (string, error) {
 	f.mu.Lock()
 	if f.all == nil {
 		f.all = map[string]*flight{}
@@ -46,7 +48,7 @@ func (f *flights) do(ctx context.Context, key string, limit time.Duration, work 
 	}
 }
 
-func (f *flights) fly(ctx context.Context, key string, one *flight, limit time.Duration, work func(context.Context) (string, error)) {
+func (f *Flights) fly(ctx context.Context, key string, one *flight, limit time.Duration, work func(context.Context) (string, error)) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	defer func() {

@@ -1,4 +1,4 @@
-package sandbox
+package keyed
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 
 // A second request with the same key gets the first one's result, whoever of the two gives up waiting (I3).
 func TestSameRequestJoins(t *testing.T) {
-	var f flights
+	var f Flights
 	begun, land := make(chan struct{}), make(chan struct{})
 	work := func(context.Context) (string, error) {
 		close(begun) // panics if it runs twice
@@ -22,7 +22,7 @@ func TestSameRequestJoins(t *testing.T) {
 	impatient, giveUp := context.WithCancel(context.Background())
 	first := make(chan error, 1)
 	go func() {
-		_, err := f.do(impatient, "pod", time.Hour, work)
+		_, err := f.Do(impatient, "pod", time.Hour, work)
 		first <- err
 	}()
 	<-begun
@@ -35,7 +35,7 @@ func TestSameRequestJoins(t *testing.T) {
 	waiting := make(chan struct{}, callers)
 	for range callers {
 		others.Go(func() {
-			if id, err := f.do(telling{context.Background(), waiting}, "pod", time.Hour, work); id != "id" || err != nil {
+			if id, err := f.Do(telling{context.Background(), waiting}, "pod", time.Hour, work); id != "id" || err != nil {
 				t.Errorf("joined: %q, %v", id, err)
 			}
 		})
@@ -62,35 +62,35 @@ func (c telling) Done() <-chan struct{} {
 }
 
 func TestPanicCostsOneRequest(t *testing.T) {
-	var f flights
-	_, err := f.do(context.Background(), "pod", time.Hour, func(context.Context) (string, error) { panic("oops") })
+	var f Flights
+	_, err := f.Do(context.Background(), "pod", time.Hour, func(context.Context) (string, error) { panic("oops") })
 	if !errors.Is(err, errdefs.ErrInternal) {
 		t.Fatalf("after a panic: %v", err)
 	}
-	if id, err := f.do(context.Background(), "pod", time.Hour, func(context.Context) (string, error) { return "again", nil }); id != "again" || err != nil {
+	if id, err := f.Do(context.Background(), "pod", time.Hour, func(context.Context) (string, error) { return "again", nil }); id != "again" || err != nil {
 		t.Fatalf("the key is poisoned: %q, %v", id, err)
 	}
 }
 
 func TestTurnsFollowEachOther(t *testing.T) {
-	var turns turns
-	done, err := turns.take(context.Background(), "c")
+	var turns Turns
+	done, err := turns.Take(context.Background(), "c")
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := turns.take(context.Background(), "d")
+	other, err := turns.Take(context.Background(), "d")
 	if err != nil {
 		t.Fatal("another container has to wait")
 	}
 	other()
 	gone, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := turns.take(gone, "c"); !errors.Is(err, context.Canceled) {
+	if _, err := turns.Take(gone, "c"); !errors.Is(err, context.Canceled) {
 		t.Fatalf("a turn was given twice, or waited for without end: %v", err)
 	}
 	next := make(chan struct{})
 	go func() {
-		if done, err := turns.take(context.Background(), "c"); err == nil {
+		if done, err := turns.Take(context.Background(), "c"); err == nil {
 			done()
 		}
 		close(next)
