@@ -2,11 +2,14 @@ package crictltests
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -145,4 +148,40 @@ func TestUnreadableRecord(t *testing.T) {
 	})
 	wantEqual(t, "container status", c.status(), before)
 	c.exec("true")
+}
+
+// TestExitsOfOtherPods: while the record of one pod cannot be written, because the disk does not answer, the exits of other
+// pods are told. Its own is told when the disk answers again.
+func TestExitsOfOtherPods(t *testing.T) {
+	t.Parallel()
+	d, log := steppedDaemon(t)
+	stuck, other := d.runPod().run(idle()), d.runPod().run(idle())
+	release := d.hangs(d.recordOf(stuck.pod, "state") + ".tmp") // which takes the record's place when it is written
+	d.must(stuck.kill())
+	eventually(t, "the exit to be delivered", func() error {
+		if !strings.Contains(hostFile(t, log), "client.exit") {
+			return errors.New("it is not yet")
+		}
+		return nil
+	})
+	d.must(other.kill())
+	other.waitExit()
+	if s := stuck.status().State; s != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("what could not be recorded is shown: %s", s)
+	}
+	release()
+	stuck.waitExit()
+}
+
+// hangs makes whoever opens path for writing wait until release is called, as on a disk that does not answer.
+func (d *daemon) hangs(path string) (release func()) {
+	d.Helper()
+	d.must(syscall.Mkfifo(path, 0o600))
+	release = sync.OnceFunc(func() {
+		pipe, err := os.OpenFile(path, os.O_RDWR, 0)
+		d.must(err)
+		d.Cleanup(func() { pipe.Close() })
+	})
+	d.Cleanup(release) // or the daemon could not end
+	return release
 }

@@ -15,8 +15,8 @@ import (
 
 const settleLimit = time.Minute
 
-// onExit takes an exit from the shim's client: at least once for each task that ended, after its output was written. It only records;
-// what an ended container still holds is released beside it, in the container's turn.
+// onExit takes an exit from the shim's client: at least once for each task that ended, after its output was written. It only has it
+// recorded; what an ended container still holds is released beside that, in the container's turn.
 func (m *Manager) onExit(ctx context.Context, t runtimeshim.Task) {
 	if t.Exit == nil {
 		return
@@ -32,9 +32,9 @@ func (m *Manager) onExit(ctx context.Context, t runtimeshim.Task) {
 	m.mu.RUnlock()
 	switch {
 	case isContainer:
-		m.containerExited(ctx, c, t)
+		m.exits.add(ctx, c.podID, func() { m.containerExited(ctx, c, t) })
 	case isPod:
-		m.pauseExited(ctx, p)
+		m.exits.add(ctx, p.id, func() { m.pauseExited(ctx, p) })
 	}
 }
 

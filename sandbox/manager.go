@@ -60,6 +60,7 @@ type Manager struct {
 
 	flights keyed.Flights
 	turns   keyed.Turns
+	exits   exits
 	events  events
 	layers  layers
 	trash   *tree.Trash // of what containers wrote
@@ -186,7 +187,7 @@ func connect(ctx context.Context, c runtimeshim.Config) (*runtimeshim.Client, er
 // Close ends the background work. Shim, logger and everything that runs stay.
 func (m *Manager) Close() error {
 	m.stopped()
-	return m.shim.Close()
+	return errors.Join(m.shim.Close(), m.exits.wait())
 }
 
 // Ready says why no container can be started, or nil (CRI condition RuntimeReady).
