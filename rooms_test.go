@@ -24,7 +24,7 @@ var mayImport = map[string][]string{
 	"sandbox/userns":   {},
 	"sandbox/cgroup":   {},
 	"sandbox/apparmor": {},
-	"sandbox/selinux":  {},
+	"sandbox/selinux":  {"internal/tree"},
 	"imageservice":     {"internal/tree", "internal/guard"},
 	"cni":              {"internal/guard", "internal/keyed"},
 	"runtimeshim":      {"internal/guard"},

@@ -25,9 +25,12 @@ type Visitor struct {
 	Enter func(name string) error
 	// Leave is called when the walk comes back out of it. dir is open on the folder that was left.
 	Leave func(dir int) error
+	// Mounts: the walk goes into what is mounted in the tree.
+	Mounts bool
 }
 
-// Walk visits everything below the folder that root is open on, which stays the caller's. It crosses no mount and follows no link. What
+// Walk visits everything below the folder that root is open on, which stays the caller's. It crosses no mount, unless Mounts says
+// so, and follows no link. What
 // goes away meanwhile is left out. When somebody moves folders meanwhile, some may be left out; Walk then goes on with the rest.
 func Walk(root int, v Visitor) error {
 	w := walk{visit: v}
@@ -85,7 +88,7 @@ func (w *walk) step() error {
 			return err
 		}
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Dev != w.dev {
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Dev != w.dev && !w.visit.Mounts {
 		return nil
 	}
 	return w.enter(l.fd, name)

@@ -4,24 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/internal/tree"
 )
 
 const attribute = "security.selinux"
-
-const (
-	// deepest is how many folders may lie in one another: each has an open descriptor while the walk is in it.
-	deepest = 1000
-	// atOnce is how many names of a folder are read together.
-	atOnce = 256
-)
 
 // SetLabel gives one file its label; a link is not followed. Nothing is done for label "".
 func SetLabel(path, label string) error {
@@ -38,8 +31,8 @@ func SetLabel(path, label string) error {
 // last, so it has it when all have. No link is followed, and every name is opened in the folder it was found in: a container that moves things
 // about meanwhile can lead the walk nowhere else. A file system that has no labels is no error.
 //
-// ErrInvalidArgument for folders that the host itself needs, and ones in one another deeper than any descriptor table. When ctx ends, what is
-// done stays done, and another call goes on.
+// ErrInvalidArgument for folders that the host itself needs. When ctx ends, or folders are moved meanwhile, what is done stays done, and
+// another call goes on.
 func Relabel(ctx context.Context, path, label string) error {
 	if label == "" {
 		return nil
@@ -53,7 +46,7 @@ func Relabel(ctx context.Context, path, label string) error {
 		return nil
 	}
 	w := walk{ctx: ctx, label: []byte(label)}
-	if err := w.visit(unix.AT_FDCWD, path, 0); err != nil {
+	if err := w.top(path); err != nil {
 		return fmt.Errorf("relabel %s: %w", path, err)
 	}
 	return nil
@@ -79,17 +72,46 @@ type walk struct {
 	label []byte
 }
 
-// visit labels what has this name in the folder at, what is in it first.
-func (w *walk) visit(at int, name string, depth int) error {
+// all labels what is in the folder that root is open on, with what is mounted there.
+func (w *walk) all(root int) error {
+	return tree.Walk(root, tree.Visitor{
+		Mounts: true,
+		Entry:  func(dir int, name string, _ *unix.Stat_t) error { return w.entry(dir, name) },
+		Leave:  func(int) error { return nil }, // nothing is left out when folders are moved: that is an error
+	})
+}
+
+// entry labels what has this name in the folder dir.
+func (w *walk) entry(dir int, name string) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
-	fd, err := unix.Openat(at, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) && depth > 0 {
+	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
 		return nil // it went away
 	}
 	if err != nil {
 		return fmt.Errorf("open %q: %w", name, err)
+	}
+	defer unix.Close(fd)
+	return w.set(fd, name)
+}
+
+// set labels what fd is open on.
+func (w *walk) set(fd int, name string) error {
+	// A descriptor that was opened to name a file cannot set attributes; its path in /proc is that file and no other.
+	err := unix.Setxattr(fmt.Sprintf("/proc/self/fd/%d", fd), attribute, w.label, 0)
+	if err != nil && !errors.Is(err, unix.ENOTSUP) {
+		return fmt.Errorf("label %q: %w", name, err)
+	}
+	return nil
+}
+
+// top labels path and all below it.
+func (w *walk) top(path string) error {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
@@ -97,40 +119,12 @@ func (w *walk) visit(at int, name string, depth int) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		if err := w.visitAll(fd, depth+1); err != nil {
+		if err := w.all(fd); err != nil {
 			return err
 		}
 	}
-	// A descriptor that was opened to name a file cannot set attributes; its path in /proc is that file and no other.
-	err = unix.Setxattr(fmt.Sprintf("/proc/self/fd/%d", fd), attribute, w.label, 0)
-	if err != nil && !errors.Is(err, unix.ENOTSUP) {
-		return fmt.Errorf("label %q: %w", name, err)
-	}
-	return nil
-}
-
-func (w *walk) visitAll(dir, depth int) error {
-	if depth > deepest {
-		return fmt.Errorf("folders lie in one another deeper than %d: %w", deepest, errdefs.ErrInvalidArgument)
-	}
-	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
+	if err := w.ctx.Err(); err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), ".")
-	defer f.Close()
-	for {
-		names, err := f.Readdirnames(atOnce)
-		for _, name := range names {
-			if err := w.visit(fd, name, depth); err != nil {
-				return err
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
+	return w.set(fd, path)
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/internal/tree"
 )
 
 func TestWith(t *testing.T) {
@@ -50,6 +52,7 @@ func TestWith(t *testing.T) {
 }
 
 func TestRelabel(t *testing.T) {
+	const many = 1000
 	const label, old = "system_u:object_r:container_file_t:s0:c1,c2", "system_u:object_r:var_t:s0"
 	outside, top := filepath.Join(t.TempDir(), "outside"), filepath.Join(t.TempDir(), "top")
 	must(t, os.WriteFile(outside, nil, 0o600))
@@ -57,7 +60,7 @@ func TestRelabel(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(top, "a", "b", "file"), nil, 0o600))
 	must(t, unix.Mkfifo(filepath.Join(top, "a", "fifo"), 0o600))
 	must(t, os.Symlink(outside, filepath.Join(top, "link")))
-	for i := range 3 * atOnce {
+	for i := range many {
 		must(t, os.WriteFile(filepath.Join(top, "a", fmt.Sprint(i)), nil, 0o600))
 	}
 	if err := SetLabel(outside, old); err != nil {
@@ -73,7 +76,7 @@ func TestRelabel(t *testing.T) {
 		t.Error("the top has its label although the rest has not")
 	}
 	must(t, Relabel(t.Context(), top, label))
-	for _, name := range []string{".", "a", "a/b", "a/b/file", "a/fifo", "a/0", fmt.Sprint("a/", 3*atOnce-1), "link"} {
+	for _, name := range []string{".", "a", "a/b", "a/b/file", "a/fifo", "a/0", fmt.Sprint("a/", many-1), "link"} {
 		if got := labelOf(t, filepath.Join(top, name)); got != label {
 			t.Errorf("%s: %q", name, got)
 		}
@@ -104,21 +107,36 @@ func TestRelabelRefusesTheHost(t *testing.T) {
 	}
 }
 
-func TestRelabelTooDeep(t *testing.T) {
+// TestRelabelDeep: what lies deeper than there are descriptors gets its label too, and what is mounted in the tree.
+func TestRelabelDeep(t *testing.T) {
+	const label, depth = "system_u:object_r:container_file_t:s0:c1,c2", 3000
 	dir := t.TempDir()
-	root, err := os.OpenRoot(dir)
+	if err := SetLabel(dir, "system_u:object_r:var_t:s0"); err != nil {
+		t.Skip("no attributes of this kind can be set here: ", err)
+	}
+	must(t, os.Mkdir(filepath.Join(dir, "mnt"), 0o700))
+	if err := unix.Mount("test", filepath.Join(dir, "mnt"), "tmpfs", 0, "size=1m"); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(filepath.Join(dir, "mnt"), unix.MNT_DETACH)) })
+	must(t, os.WriteFile(filepath.Join(dir, "mnt", "file"), nil, 0o600))
+	fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	must(t, err)
-	defer root.Close()
-	for range deepest + 1 {
-		must(t, root.Mkdir("d", 0o700))
-		next, err := root.OpenRoot("d")
+	for range depth {
+		must(t, unix.Mkdirat(fd, "d", 0o700))
+		below, err := unix.Openat(fd, "d", unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		must(t, err)
-		must(t, root.Close())
-		root = next
+		must(t, unix.Close(fd))
+		fd = below
 	}
-	if err := Relabel(t.Context(), dir, "l"); !errdefs.IsInvalidArgument(err) {
-		t.Error(err)
+	must(t, Relabel(t.Context(), dir, label))
+	for _, path := range []string{dir, filepath.Join(dir, "mnt", "file"), fmt.Sprintf("/proc/self/fd/%d/.", fd)} {
+		if got := labelOf(t, path); got != label {
+			t.Errorf("%s: %q", path, got)
+		}
 	}
+	must(t, unix.Close(fd))
+	must(t, tree.Remove(t.Context(), filepath.Join(dir, "d")))
 }
 
 func labelOf(t *testing.T, path string) string {
