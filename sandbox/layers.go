@@ -13,7 +13,9 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// Layer is the size of a writable layer, and of the filesystem that it lies on, when they were last measured. Nil is not known (yet).
+// Layer is the size of a writable layer, and of the filesystem that it lies on, when they were last measured. Nil is not
+// known (yet). While a layer of very many files is being walked it is the larger of the size before and of what was
+// counted so far: a limit that it exceeds is exceeded.
 type Layer struct {
 	At            time.Time // zero: never
 	Bytes, Inodes *uint64
@@ -29,13 +31,20 @@ const (
 	firstWalk = 100 * time.Millisecond
 	// walkers is how many layers are walked at a time.
 	walkers = 2
+	// walkTurn is how long one is walked while others wait.
+	walkTurn = 200 * time.Millisecond
 )
+
+// errNotAsked ends the walk of a layer that nobody has asked about for long.
+var errNotAsked = errors.New("nobody asks for it")
 
 // layers remembers the sizes of writable layers, so that asking often walks seldom, and a walk that is slow keeps nobody waiting.
 type layers struct {
 	mu   sync.Mutex // guards what follows; not held while walking
 	all  map[string]*layer
-	free chan struct{} // has a place for each walker
+	free chan struct{} // has a place for each walker; who waits for one gets it in turn
+
+	count func(dir string, look func(bytes, inodes uint64) error) (bytes, inodes uint64, err error) // nil: tree.Count
 }
 
 type layer struct {
@@ -92,19 +101,81 @@ func (l *layers) of(dir string) *layer {
 
 func (l *layers) walk(dir string, one *layer) {
 	l.free <- struct{}{}
-	now := Layer{At: time.Now()}
-	guard.Run(context.Background(), "measuring a layer", func() { now = measureLayer(dir) })
+	w := layerWalk{layers: l, one: one, turn: time.Now(), now: Layer{At: time.Now()}}
+	guard.Run(context.Background(), "measuring a layer", func() { w.measure(dir) })
 	<-l.free
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if now.Bytes == nil && one.last.Bytes != nil && exists(dir) {
-		at := now.At
-		now = one.last
-		now.At = at
+	if !w.done && one.last.Bytes != nil && exists(dir) {
+		w.now = one.last
+		w.now.At = time.Now()
 	}
-	one.last = now
+	one.last = w.now
 	close(one.walking)
 	one.walking = nil
+}
+
+// layerWalk measures one layer, in turns with the walks of others.
+type layerWalk struct {
+	layers *layers
+	one    *layer
+	turn   time.Time // when its turn began
+	now    Layer
+	done   bool // now is the size of all of it
+}
+
+// measure walks a layer, and the volumes beside it, which are as much the container's. What does not exist has no size.
+func (w *layerWalk) measure(dir string) {
+	var fs unix.Statfs_t
+	if unix.Statfs(dir, &fs) != nil {
+		return
+	}
+	known := Layer{Capacity: new(fs.Blocks * uint64(fs.Bsize)), InodesTotal: &fs.Files, InodesFree: &fs.Ffree}
+	count := w.layers.count
+	if count == nil {
+		count = tree.Count
+	}
+	var bytes, inodes uint64
+	for _, dir := range []string{dir, filepath.Join(filepath.Dir(dir), volumesFolder)} { // most have no volumes
+		b, i, err := count(dir, func(b, i uint64) error { return w.look(known, bytes+b, inodes+i) })
+		for _, missing := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, errNotAsked} {
+			if errors.Is(err, missing) {
+				return // nothing is known of what was not looked at
+			}
+		}
+		bytes, inodes = bytes+b, inodes+i // of what cannot be read, the rest
+	}
+	w.now.Bytes, w.now.Inodes = &bytes, &inodes
+	w.now.Capacity, w.now.InodesTotal, w.now.InodesFree = known.Capacity, known.InodesTotal, known.InodesFree
+	w.done = true
+}
+
+// look is called in the middle of a walk with what was counted so far. It shows that, and lets others walk, at the end of
+// each turn.
+func (w *layerWalk) look(known Layer, bytes, inodes uint64) error {
+	if time.Since(w.turn) < walkTurn {
+		return nil
+	}
+	if !w.show(known, bytes, inodes) {
+		return errNotAsked
+	}
+	<-w.layers.free
+	w.layers.free <- struct{}{}
+	w.turn = time.Now()
+	return nil
+}
+
+// show says whether anybody still asks.
+func (w *layerWalk) show(known Layer, bytes, inodes uint64) bool {
+	w.layers.mu.Lock()
+	defer w.layers.mu.Unlock()
+	last := &w.one.last
+	known.At, known.Bytes, known.Inodes = time.Now(), &bytes, &inodes
+	if last.Bytes != nil {
+		known.Bytes, known.Inodes = new(max(bytes, *last.Bytes)), new(max(inodes, *last.Inodes))
+	}
+	*last = known
+	return time.Since(w.one.asked) <= forgetAfter
 }
 
 // forget drops the layers that nobody has asked about for long. Called with mu held.
@@ -117,24 +188,4 @@ func (l *layers) forget() {
 			delete(l.all, dir)
 		}
 	}
-}
-
-// measureLayer walks a layer, and the volumes beside it, which are as much the container's. What does not exist has no size.
-func measureLayer(dir string) Layer {
-	l := Layer{At: time.Now()}
-	var fs unix.Statfs_t
-	if unix.Statfs(dir, &fs) != nil {
-		return l
-	}
-	bytes, inodes, err := tree.Usage(dir)                                              // of what cannot be read, the rest
-	volumes, more, err2 := tree.Usage(filepath.Join(filepath.Dir(dir), volumesFolder)) // none, for most
-	for _, want := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
-		if err := errors.Join(err, err2); errors.Is(err, want) {
-			return l // nothing is known of what was not looked at for want of descriptors
-		}
-	}
-	bytes, inodes = bytes+volumes, inodes+more
-	l.Bytes, l.Inodes = &bytes, &inodes
-	l.Capacity, l.InodesTotal, l.InodesFree = new(fs.Blocks*uint64(fs.Bsize)), &fs.Files, &fs.Ffree
-	return l
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -131,6 +132,15 @@ func TestLayers(t *testing.T) {
 	}
 }
 
+// measureLayer is a walk that has nobody to take turns with.
+func measureLayer(dir string) Layer {
+	l := &layers{free: make(chan struct{}, 1)}
+	l.free <- struct{}{}
+	w := layerWalk{layers: l, one: &layer{asked: time.Now()}, turn: time.Now()}
+	w.measure(dir)
+	return w.now
+}
+
 // TestDiskUsage: what a path cannot name is counted, a file once for all its names, and nothing that a link leads to.
 func TestDiskUsage(t *testing.T) {
 	dir, outside := t.TempDir(), t.TempDir()
@@ -223,5 +233,44 @@ func TestPanicCostsOneQuestion(t *testing.T) {
 	}
 	if err := each(20, func(int) {}); err != nil {
 		t.Errorf("without a panic: %v", err)
+	}
+}
+
+// TestLayersTakeTurns: layers of more files than can be walked in any time keep no others from being measured, and show
+// what was counted of them so far.
+func TestLayersTakeTurns(t *testing.T) {
+	var endless, small []string
+	for range 2 * walkers {
+		endless, small = append(endless, t.TempDir()), append(small, t.TempDir())
+	}
+	l := layers{count: func(dir string, look func(bytes, inodes uint64) error) (bytes, inodes uint64, err error) {
+		for slices.Contains(endless, dir) && err == nil {
+			bytes, inodes = bytes+4096, inodes+1
+			err = look(bytes, inodes)
+		}
+		return bytes, inodes, err
+	}}
+	missing := func(all []Layer) bool { return slices.ContainsFunc(all, func(l Layer) bool { return l.Bytes == nil }) }
+	deadline := time.Now().Add(time.Minute)
+	for l.measure(endless...); missing(l.measure(small...)) || missing(l.measure(endless...)); {
+		if time.Now().After(deadline) {
+			t.Fatal("not all layers were measured within a minute")
+		}
+	}
+	before := l.measure(endless[0])[0]
+	for *l.measure(endless[0])[0].Bytes <= *before.Bytes {
+		if time.Now().After(deadline) {
+			t.Fatalf("it stays at %d bytes", *before.Bytes)
+		}
+	}
+	var walks []chan struct{}
+	l.mu.Lock()
+	for _, dir := range endless {
+		l.all[dir].asked = time.Time{}
+		walks = append(walks, l.all[dir].walking)
+	}
+	l.mu.Unlock()
+	for _, walk := range walks { // they end when nobody asks
+		<-walk
 	}
 }

@@ -29,9 +29,9 @@ type Visitor struct {
 	Mounts bool
 }
 
-// Walk visits everything below the folder that root is open on, which stays the caller's. It crosses no mount, unless Mounts says
-// so, and follows no link. What
-// goes away meanwhile is left out. When somebody moves folders meanwhile, some may be left out; Walk then goes on with the rest.
+// Walk visits everything below the folder that root is open on, which stays the caller's. It crosses no mount, unless
+// Mounts says so, and follows no link. What goes away meanwhile is left out. When somebody moves folders meanwhile, some
+// may be left out; Walk then goes on with the rest.
 func Walk(root int, v Visitor) error {
 	w := walk{visit: v}
 	defer w.close()
@@ -191,7 +191,14 @@ func (w *walk) close() {
 
 // Usage counts the blocks, in bytes, and the inodes of a folder and of what is below, as du(1) does. A file with several names counts
 // once when all of them are in the tree, else for its share. A folder that is not there takes nothing.
-func Usage(dir string) (bytes, inodes uint64, err error) {
+func Usage(dir string) (bytes, inodes uint64, err error) { return Count(dir, nil) }
+
+// lookEvery is after how many entries Count calls look.
+const lookEvery = 64
+
+// Count is Usage that calls look now and then with what it has counted so far, and ends with its error. look may wait; a
+// walk holds maxOpen descriptors meanwhile. A nil look is not called.
+func Count(dir string, look func(bytes, inodes uint64) error) (bytes, inodes uint64, err error) {
 	root, err := unix.Open(dir, openFlags, 0)
 	if err != nil {
 		return 0, 0, ignoreGone(err)
@@ -203,12 +210,22 @@ func Usage(dir string) (bytes, inodes uint64, err error) {
 		return 0, 0, err
 	}
 	u.add(&st)
-	err = Walk(root, Visitor{Entry: func(_ int, _ string, st *unix.Stat_t) error { u.add(st); return nil }})
-	return uint64(u.bytes + 0.5), uint64(u.inodes + 0.5), err
+	entries := 0
+	err = Walk(root, Visitor{Entry: func(_ int, _ string, st *unix.Stat_t) error {
+		u.add(st)
+		if entries++; look == nil || entries%lookEvery != 0 {
+			return nil
+		}
+		return look(u.sum())
+	}})
+	bytes, inodes = u.sum()
+	return bytes, inodes, err
 }
 
 // usage adds up shares, so that no list of the files with several names is needed.
 type usage struct{ bytes, inodes float64 }
+
+func (u *usage) sum() (bytes, inodes uint64) { return uint64(u.bytes + 0.5), uint64(u.inodes + 0.5) }
 
 func (u *usage) add(st *unix.Stat_t) {
 	names := 1.0
