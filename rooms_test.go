@@ -25,7 +25,7 @@ var mayImport = map[string][]string{
 	"sandbox/cgroup":   {},
 	"sandbox/apparmor": {},
 	"sandbox/selinux":  {"internal/tree"},
-	"imageservice":     {"internal/tree", "internal/guard"},
+	"imageservice":     {"internal/tree", "internal/guard", "internal/keyed"},
 	"cni":              {"internal/guard", "internal/keyed"},
 	"runtimeshim":      {"internal/guard"},
 	"internal/tree":    {},

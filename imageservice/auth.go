@@ -22,6 +22,7 @@ import (
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 	"golang.org/x/net/publicsuffix"
+	"golang.org/x/sync/semaphore"
 )
 
 // Auth is the credentials of one pull, as runtime.v1.AuthConfig has them. RegistryToken goes to the registry as it is (Bearer);
@@ -158,7 +159,7 @@ type authorizer struct {
 	given    http.Header  // of hosts.toml: it may say who we are
 	client   *http.Client // for the token server; the host's TLS policy
 
-	turn slots // one challenge is answered at a time, so that parallel blobs ask for one token
+	turn *semaphore.Weighted // one challenge is answered at a time, so that parallel blobs ask for one token
 
 	mu       sync.Mutex
 	header   string
@@ -166,7 +167,7 @@ type authorizer struct {
 }
 
 func newAuthorizer(server, scope string, creds credentials, client *http.Client, given http.Header, settings registrySettings) *authorizer {
-	a := &authorizer{server: server, scope: scope, creds: creds, settings: settings, given: given, turn: make(slots, 1)}
+	a := &authorizer{server: server, scope: scope, creds: creds, settings: settings, given: given, turn: semaphore.NewWeighted(1)}
 	c := *client
 	c.Transport = cappedReplies{client.Transport}
 	c.CheckRedirect = func(req *http.Request, via []*http.Request) error {
@@ -210,10 +211,10 @@ func (a *authorizer) current() string {
 
 // challenge takes a 401 that came although used was sent. It returns nil when current() is now worth another try.
 func (a *authorizer) challenge(ctx context.Context, resp http.Header, used string) error {
-	if err := a.turn.take(ctx); err != nil {
+	if err := a.turn.Acquire(ctx, 1); err != nil {
 		return err
 	}
-	defer a.turn.give()
+	defer a.turn.Release(1)
 	if a.current() != used {
 		return nil // somebody was faster
 	}

@@ -55,5 +55,5 @@ func checkIn(dir string) error {
 	if err := o.mount(); err != nil {
 		return fmt.Errorf("overlayfs with volatile layers, Linux 5.10, on %s: %w", dir, err)
 	}
-	return (&Images{step: func(string) {}}).Unmount(context.Background(), target)
+	return unmount(context.Background(), target)
 }

@@ -1,23 +1,18 @@
 package imageservice
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"mime"
-	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
-	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 )
 
 // ingestRef names a partial download in the content store. It is its registry's own: what one registry has begun, another need not wait for,
@@ -27,217 +22,50 @@ func (t target) ingestRef(d digest.Digest) string { return t.domain + " " + stri
 // documentPrefix begins the name of a document that is being written.
 const documentPrefix = "document "
 
-// ingestFile is where the content store keeps the bytes of a partial download.
-func (c *Images) ingestFile(ref string) string {
-	return filepath.Join(c.cfg.Root, "content", "ingest", digest.FromString(ref).Encoded(), "data")
+// fetcher brings the layers of one pull here.
+type fetcher struct {
+	by        *puller
+	ref       target
+	reg       *registry
+	prog      *progress
+	held      *holding
+	downloads *semaphore.Weighted
+	proved    bool // the whole image is recorded for this repository
+
+	looks         int    // into layers, for directories that were made up
+	read, written budget // by the unpackers: bytes of tars, and of files, whose holes are in no tar
 }
 
-// root asks the registry what the reference points to. Where this repository has served what a HEAD answers, that will do: it is cheap, it
-// still proves that the caller may have the image, and Docker Hub does not count it.
-func (p *pull) root(ctx context.Context) ([]byte, ocispec.Descriptor, error) {
-	q := request{method: http.MethodGet, kind: "manifests", object: p.object(), accept: acceptManifests, resolve: p.target.digest == ""}
-	if p.maybeKnown() {
-		head := q
-		head.method = http.MethodHead
-		resp, err := p.reg.do(ctx, head)
-		if err == nil {
-			resp.Body.Close()
-			if raw, ok := p.unchanged(ctx, resp.Header); ok {
-				desc := descriptorOf(raw, contentType(resp.Header))
-				if _, err := decodeDocument(raw, desc.MediaType); err == nil { // else the HEAD says too little of what it is
-					p.note(desc)
-					return raw, desc, nil
-				}
-			}
-		} else if !noHead(err) {
-			return nil, ocispec.Descriptor{}, err
-		}
-	}
-	var desc ocispec.Descriptor
-	raw, err := p.get(ctx, q, maxDocument, func(raw []byte, header http.Header) error {
-		desc = descriptorOf(raw, contentType(header))
-		for _, want := range []digest.Digest{p.target.digest, digest.Digest(header.Get("Docker-Content-Digest"))} {
-			if strings.HasPrefix(string(want), "sha256:") && want != desc.Digest {
-				return refuse(errdefs.ErrDataLoss, "manifest has digest %s, not %s", desc.Digest, clip(string(want)))
-			}
-		}
-		_, err := decodeDocument(raw, desc.MediaType)
-		return err
-	})
-	if err != nil {
-		return nil, ocispec.Descriptor{}, err
-	}
-	return raw, desc, p.keep(ctx, raw, desc)
-}
-
-// noHead tells refusals that may be about HEAD itself, or about a manifest that changed: GET will tell.
-func noHead(err error) bool {
-	var status *statusError
-	return errors.As(err, &status) && !busy(status.code) && status.code != http.StatusUnauthorized && status.code != http.StatusForbidden
-}
-
-// maybeKnown tells whether a record speaks of the reference.
-func (p *pull) maybeKnown() bool {
-	p.Images.mu.Lock()
-	defer p.Images.mu.Unlock()
-	return p.named(p.target) != nil
-}
-
-// unchanged returns the root document if it is the one we have.
-func (p *pull) unchanged(ctx context.Context, header http.Header) ([]byte, bool) {
-	d := p.target.digest
-	if d == "" {
-		d = digest.Digest(header.Get("Docker-Content-Digest"))
-	}
-	if checkDigest(d) != nil || !p.served(d) || p.hold(ctx, blobKey(d)) != nil {
-		return nil, false
-	}
-	raw, err := p.readDocument(d)
-	return raw, err == nil
-}
-
-func contentType(h http.Header) string {
-	t, _, err := mime.ParseMediaType(h.Get("Content-Type"))
-	if err != nil {
-		return ""
-	}
-	return t
-}
-
-// get reads a small answer whole and has it verified, trying again when the connection breaks, or without a mirror that lied.
-func (p *pull) get(ctx context.Context, q request, most int64, verify func([]byte, http.Header) error) ([]byte, error) {
-	for attempt := 1; ; attempt++ {
-		resp, err := p.reg.do(ctx, q)
-		if err != nil {
-			return nil, err
-		}
-		raw, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
-		resp.Body.Close()
-		again := transient(err)
-		if err == nil {
-			raw, err = plainDocument(raw, most)
-			switch {
-			case err != nil:
-			case int64(len(raw)) > most:
-				err = refuse(errdefs.ErrResourceExhausted, "%s has more than %d bytes", q, most)
-			default:
-				err = verify(raw, resp.Header)
-			}
-			again = err != nil && p.reg.blame(resp.host, err)
-		}
-		switch {
-		case err == nil:
-			return raw, nil
-		case ctx.Err() != nil:
-			return nil, context.Cause(ctx)
-		case attempt == maxAttempts || !again:
-			return nil, err
-		}
-		if err := p.prog.waiting(func() error { return sleep(ctx, backoff(attempt)) }); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// plainDocument undoes the compression by a proxy that compresses text although we ask it not to. JSON does not begin as gzip does.
-func plainDocument(raw []byte, most int64) ([]byte, error) {
-	if !bytes.HasPrefix(raw, []byte{0x1f, 0x8b}) {
-		return raw, nil
-	}
-	z, err := gzip.NewReader(bytes.NewReader(raw))
-	if err != nil {
-		return nil, refuse(errdefs.ErrDataLoss, "answer in gzip: %v", err)
-	}
-	plain, err := io.ReadAll(io.LimitReader(z, most+1))
-	if err != nil {
-		return nil, refuse(errdefs.ErrDataLoss, "answer in gzip: %v", err)
-	}
-	return plain, nil
-}
-
-// document returns a manifest or config by its descriptor, from content/ where this repository has served it before, else from the registry.
-// kind is where the registry has it.
-func (p *pull) document(ctx context.Context, desc ocispec.Descriptor, kind string) ([]byte, error) {
-	if err := p.hold(ctx, blobKey(desc.Digest)); err != nil {
-		return nil, err
-	}
-	p.note(desc)
-	if p.recorded(desc.Digest) {
-		if raw, err := p.readDocument(desc.Digest); err == nil && int64(len(raw)) == desc.Size {
-			return raw, nil
-		}
-	}
-	accept := "*/*"
-	if kind == "manifests" {
-		accept = desc.MediaType
-	}
-	q := request{method: http.MethodGet, kind: kind, object: desc.Digest.String(), accept: accept}
-	raw, err := p.get(ctx, q, maxDocument, func(raw []byte, header http.Header) error {
-		if got := digest.FromBytes(raw); got != desc.Digest || int64(len(raw)) != desc.Size {
-			return refuse(errdefs.ErrDataLoss, "%s arrives as %d bytes with digest %s, its descriptor says %d", desc.Digest, len(raw), got, desc.Size)
-		}
-		if t := contentType(header); kind == "manifests" && manifestType(t) && indexType(t) != indexType(desc.MediaType) {
-			return refuse(errdefs.ErrInvalidArgument, "manifest %s is served as %q, its descriptor says %q", desc.Digest, t, clip(desc.MediaType))
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return raw, p.keep(ctx, raw, desc)
-}
-
-// keep writes a verified document into content/.
-func (p *pull) keep(ctx context.Context, raw []byte, desc ocispec.Descriptor) error {
-	if err := p.hold(ctx, blobKey(desc.Digest)); err != nil {
-		return err
-	}
-	p.note(desc)
-	release, err := p.claims.take(ctx, blobKey(desc.Digest))
-	if err != nil {
-		return err
-	}
-	defer release()
-	if have, err := p.readDocument(desc.Digest); err == nil && len(have) == len(raw) {
-		return nil
-	}
-	// What is there and does not verify makes room.
-	if err := ignoreNotFound(p.content.Delete(ctx, desc.Digest)); err != nil {
-		return err
-	}
-	err = p.prog.waiting(func() error { // it syncs
-		return content.WriteBlob(ctx, p.content, documentPrefix+p.ingestRef(desc.Digest), bytes.NewReader(raw), desc)
-	})
-	if err != nil {
-		return fmt.Errorf("write blob %s: %w", desc.Digest, diskError(err))
-	}
-	p.step("pull.blob.written")
-	return nil
+func newFetcher(p *pull, proved bool) *fetcher {
+	ft := &fetcher{by: p.by, ref: p.ref, reg: p.reg, prog: &p.prog, held: p.held, proved: proved,
+		downloads: semaphore.NewWeighted(int64(p.by.cfg.MaxDownloads))}
+	ft.read.most, ft.written.most = p.by.cfg.Limits.ImageBytes, p.by.cfg.Limits.ImageBytes
+	return ft
 }
 
 // layer brings one layer here: its blob into content/ and its files into layers/, at the same time where there is a free unpacker.
-func (p *pull) layer(ctx context.Context, downloads slots, desc ocispec.Descriptor, diffID digest.Digest, name string) (*layer, error) {
-	for _, key := range []string{blobKey(desc.Digest), partialPrefix + p.ingestRef(desc.Digest), layerPrefix + string(diffID)} {
-		if err := p.hold(ctx, key); err != nil {
+func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string) (*layer, error) {
+	for _, key := range []string{blobKey(desc.Digest), partialPrefix + ft.ref.ingestRef(desc.Digest), layerPrefix + string(diffID)} {
+		if err := ft.held.pin(ctx, key); err != nil {
 			return nil, err
 		}
 	}
-	p.note(desc)
-	if err := p.fetch(ctx, downloads, desc, diffID, name); err != nil {
+	ft.held.note(desc)
+	if err := ft.fetch(ctx, desc, diffID, name); err != nil {
 		if errdefs.IsNotFound(err) && foreignLayer(desc) {
 			err = fmt.Errorf("%w (it is a foreign layer, and its own urls are not asked: push it to the registry)", err)
 		}
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	l := p.anyLayer(diffID)
-	if l == nil || p.hold(ctx, layerPrefix+l.key()) != nil || p.layerByKey(l.key()) != l {
+	l := ft.by.layers.any(diffID)
+	if l == nil || ft.held.pin(ctx, layerPrefix+l.key()) != nil || ft.by.layers.byKey(l.key()) != l {
 		var err error
-		if l, err = p.unpackBlob(ctx, desc, diffID, nil); err != nil {
+		if l, err = ft.unpackBlob(ctx, desc, diffID, nil); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	if !p.proved {
-		if err := p.match(ctx, desc, diffID); err != nil {
+	if !ft.proved {
+		if err := ft.match(ctx, desc, diffID); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -246,46 +74,37 @@ func (p *pull) layer(ctx context.Context, downloads slots, desc ocispec.Descript
 
 // fetch returns when the blob is in content/. On the way it may have unpacked the layer, too. It waits for other pulls from the same registry
 // only: how fast somebody else's registry is must not matter.
-func (p *pull) fetch(ctx context.Context, downloads slots, desc ocispec.Descriptor, diffID digest.Digest, name string) error {
-	release, err := p.claim(ctx, partialPrefix+p.ingestRef(desc.Digest))
+func (ft *fetcher) fetch(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string) error {
+	release, err := ft.by.claim(ctx, ft.prog, partialPrefix+ft.ref.ingestRef(desc.Digest))
 	if err != nil {
 		return err
 	}
 	defer release()
-	if ok, err := p.present(ctx, desc); ok || err != nil {
+	if ok, err := ft.present(ctx, desc); ok || err != nil {
 		return err
 	}
-	if err := p.prog.waiting(func() error { return downloads.take(ctx) }); err != nil {
+	if err := ft.prog.waiting(func() error { return ft.downloads.Acquire(ctx, 1) }); err != nil {
 		return err
 	}
-	defer downloads.give()
-	it := p.prog.item(name, desc.Size)
-	defer p.prog.finish(name)
-	along := p.unpackAlong(ctx, desc, diffID)
-	if err = p.download(ctx, desc, it, along); err == nil {
-		err = p.noteSender(ctx, desc.Digest)
+	defer ft.downloads.Release(1)
+	it := ft.prog.item(name, desc.Size)
+	defer ft.prog.finish(name)
+	along := ft.unpackAlong(ctx, desc, diffID)
+	if err = ft.download(ctx, desc, it, along); err == nil {
+		err = ft.noteSender(ctx, desc.Digest)
 	}
 	return along.end(err)
 }
 
-// claim takes a key with the stall clock stopped.
-func (p *pull) claim(ctx context.Context, key string) (release func(), err error) {
-	err = p.prog.waiting(func() (err error) {
-		release, err = p.claims.take(ctx, key)
-		return err
-	})
-	return release, err
-}
-
 // haveBlob tells whether content/ has the blob. One that no record vouches for is hashed first; what is wrong is deleted. The claim keeps
 // what another registry has brought meanwhile from being deleted in place of what was wrong.
-func (p *pull) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
-	release, err := p.claim(ctx, blobKey(desc.Digest))
+func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
+	release, err := ft.by.claim(ctx, ft.prog, blobKey(desc.Digest))
 	if err != nil {
 		return false, err
 	}
 	defer release()
-	f, err := os.Open(p.blobPath(desc.Digest))
+	f, err := os.Open(ft.by.blobs.path(desc.Digest))
 	if os.IsNotExist(err) {
 		return false, nil
 	}
@@ -293,9 +112,7 @@ func (p *pull) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool, err
 		return false, err
 	}
 	defer f.Close()
-	p.Images.mu.Lock()
-	known := p.knownBlob(desc.Digest)
-	p.Images.mu.Unlock()
+	_, known := ft.by.catalog.senders(desc.Digest)
 	info, err := f.Stat()
 	if err != nil {
 		return false, err
@@ -305,7 +122,7 @@ func (p *pull) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool, err
 			return true, nil
 		}
 		check := digest.SHA256.Digester()
-		if _, err := io.Copy(check.Hash(), &noticed{ctx, f, &p.prog}); err != nil {
+		if _, err := io.Copy(check.Hash(), &noticed{ctx, f, ft.prog}); err != nil {
 			return false, err
 		}
 		if check.Digest() == desc.Digest {
@@ -315,7 +132,7 @@ func (p *pull) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool, err
 		// The blob is verified, so it is the descriptor that lies.
 		return false, refuse(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", desc.Digest, info.Size(), desc.Size)
 	}
-	return false, ignoreNotFound(p.content.Delete(ctx, desc.Digest))
+	return false, ft.by.blobs.delete(ctx, desc.Digest)
 }
 
 // noticed is a reader that counts as progress and ends with the context.
@@ -335,64 +152,45 @@ func (n *noticed) Read(b []byte) (int, error) {
 }
 
 // unpackBlob unpacks a layer whose blob is here, or waits for whoever does.
-func (p *pull) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, fixes []fix) (*layer, error) {
+func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, fixes []fix) (*layer, error) {
 	key := layerPrefix + layerKey(diffID, fixesKey(fixes))
-	if err := p.hold(ctx, key); err != nil {
+	if err := ft.held.pin(ctx, key); err != nil {
 		return nil, err
 	}
-	release, err := p.claim(ctx, key)
+	release, err := ft.by.claim(ctx, ft.prog, key)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	if l := p.layerByKey(strings.TrimPrefix(key, layerPrefix)); l != nil {
+	if l := ft.by.layers.byKey(strings.TrimPrefix(key, layerPrefix)); l != nil {
 		return l, nil
 	}
-	if err := p.prog.waiting(func() error { return p.unpacks.take(ctx) }); err != nil {
+	if err := ft.prog.waiting(func() error { return ft.by.unpacks.Acquire(ctx, 1) }); err != nil {
 		return nil, err
 	}
-	defer p.unpacks.give()
-	f, err := os.Open(p.blobPath(desc.Digest))
+	defer ft.by.unpacks.Release(1)
+	f, err := os.Open(ft.by.blobs.path(desc.Digest))
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	name := "unpacking " + short(diffID)
-	it := p.prog.item(name, 0)
-	defer p.prog.finish(name)
-	l, err := p.newLayer(ctx, source{Reader: f, size: desc.Size}, diffID, fixes, it)
+	it := ft.prog.item(name, 0)
+	defer ft.prog.finish(name)
+	l, err := ft.newLayer(ctx, source{Reader: f, size: desc.Size}, diffID, fixes, it)
 	if err != nil {
 		return nil, err
 	}
-	p.noteUnpacked(desc.Digest, diffID)
-	return p.list(l), nil
-}
-
-// list makes an unpacked layer known to everybody and returns it. Where another blob has become the same layer meanwhile, that one is returned
-// and l is deleted: there is one folder for a key.
-func (c *Images) list(l *layer) *layer {
-	c.mu.Lock()
-	first := c.layers[l.key()]
-	if first == nil {
-		c.layers[l.key()] = l
-	}
-	c.mu.Unlock()
-	if first != nil {
-		if err := removeTree(c.layerDir(l.Dir)); err != nil {
-			log.L.WithError(err).WithField("layer", l.Dir).Warn("layer that was unpacked twice could not be deleted")
-		}
-		return first
-	}
-	c.step("pull.unpacked")
-	return l
+	ft.by.blobs.noteUnpacked(desc.Digest, diffID)
+	return ft.by.layers.add(l), nil
 }
 
 // download fetches a blob into content/, from where an earlier attempt stopped. It may be there already: then its bytes are the proof that the
 // repository has it.
-func (p *pull) download(ctx context.Context, desc ocispec.Descriptor, it *item, along *alongside) error {
+func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *item, along *alongside) error {
 	var w content.Writer
-	err := p.prog.waiting(func() (err error) { // it hashes what is there
-		w, err = content.OpenWriter(ctx, p.content, content.WithRef(p.ingestRef(desc.Digest)), content.WithDescriptor(ocispec.Descriptor{Size: desc.Size}))
+	err := ft.prog.waiting(func() (err error) { // it hashes what is there
+		w, err = content.OpenWriter(ctx, ft.by.blobs.store, content.WithRef(ft.ref.ingestRef(desc.Digest)), content.WithDescriptor(ocispec.Descriptor{Size: desc.Size}))
 		return err
 	})
 	if err != nil {
@@ -403,10 +201,10 @@ func (p *pull) download(ctx context.Context, desc ocispec.Descriptor, it *item, 
 	if err != nil {
 		return err
 	}
-	d := &transfer{pull: p, desc: desc, w: w, offset: status.Offset, item: it, along: along}
+	d := &transfer{ft: ft, desc: desc, w: w, offset: status.Offset, item: it, along: along}
 	d.pieces = d.offset > 0
 	if d.offset == desc.Size { // nothing is left to ask for, and another repository may have sent it
-		ok, err := p.reg.has(ctx, desc.Digest)
+		ok, err := ft.reg.has(ctx, desc.Digest)
 		if err != nil {
 			return err
 		}
@@ -424,10 +222,10 @@ func (p *pull) download(ctx context.Context, desc ocispec.Descriptor, it *item, 
 	var wrong contentError
 	if errors.As(err, &wrong) {
 		w.Close()
-		return errors.Join(err, ignoreNotFound(p.content.Abort(context.WithoutCancel(ctx), p.ingestRef(desc.Digest))))
+		return errors.Join(err, ft.by.blobs.abort(context.WithoutCancel(ctx), ft.ref.ingestRef(desc.Digest)))
 	}
 	if err == nil {
-		p.step("pull.blob.written")
+		ft.by.cfg.Step("pull.blob.written")
 	}
 	return err
 }

@@ -135,14 +135,14 @@ func (f hostsFile) entry(host string) hostsEntry {
 }
 
 // readFolder reads hosts.toml and cribox.toml of a registry's folder. Both may be missing.
-func (c *Images) readFolder(domain string) (hosts hostsFile, settings registrySettings, err error) {
-	if c.cfg.RegistryConfig == "" {
+func (u *puller) readFolder(domain string) (hosts hostsFile, settings registrySettings, err error) {
+	if u.cfg.RegistryConfig == "" {
 		settings.file = settingsName + " in the registry's folder below registry_config"
 		return hosts, settings, nil
 	}
-	dir, err := config.HostDirFromRoot(c.cfg.RegistryConfig)(domain)
+	dir, err := config.HostDirFromRoot(u.cfg.RegistryConfig)(domain)
 	if err != nil {
-		settings.file = filepath.Join(c.cfg.RegistryConfig, domain, settingsName)
+		settings.file = filepath.Join(u.cfg.RegistryConfig, domain, settingsName)
 		return hosts, settings, ignoreNotFound(err)
 	}
 	settings.file = filepath.Join(dir, settingsName)
@@ -190,9 +190,9 @@ func parseTokenServer(name string) *url.URL {
 }
 
 // openRegistry reads the configuration of t's registry. Nothing is contacted yet.
-func (c *Images) openRegistry(ctx context.Context, t target, creds credentials, prog *progress) (*registry, error) {
-	r := &registry{target: t, prog: prog, creds: creds, troubled: &c.troubled,
-		stall: c.cfg.StallTimeout, idle: max(c.cfg.StallTimeout/3, time.Millisecond)}
+func (u *puller) openRegistry(ctx context.Context, t target, creds credentials, prog *progress) (*registry, error) {
+	r := &registry{repo: t, prog: prog, creds: creds, troubled: &u.troubled,
+		stall: u.cfg.StallTimeout, idle: max(u.cfg.StallTimeout/3, time.Millisecond)}
 	opts := config.HostOptions{
 		UpdateClient: func(client *http.Client) error {
 			if tr, ok := client.Transport.(*http.Transport); ok {
@@ -203,8 +203,8 @@ func (c *Images) openRegistry(ctx context.Context, t target, creds credentials, 
 			return nil
 		},
 	}
-	if c.cfg.RegistryConfig != "" {
-		opts.HostDir = config.HostDirFromRoot(c.cfg.RegistryConfig)
+	if u.cfg.RegistryConfig != "" {
+		opts.HostDir = config.HostDirFromRoot(u.cfg.RegistryConfig)
 	}
 	logger, complaint := listener()
 	hosts, err := config.ConfigureHosts(log.WithLogger(ctx, logger), opts)(t.domain)
@@ -213,7 +213,7 @@ func (c *Images) openRegistry(ctx context.Context, t target, creds credentials, 
 	}
 	var file hostsFile
 	if err == nil {
-		file, r.settings, err = c.readFolder(t.domain)
+		file, r.settings, err = u.readFolder(t.domain)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("registry configuration of %s: %v: %w", t.domain, err, errdefs.ErrFailedPrecondition)
@@ -227,13 +227,13 @@ func (c *Images) openRegistry(ctx context.Context, t target, creds credentials, 
 func (r *registry) addHosts(hosts []docker.RegistryHost, file hostsFile) {
 	for i, rh := range hosts {
 		last := i == len(hosts)-1
-		same := sameServer(rh.Scheme, rh.Host, r.domain)
+		same := sameServer(rh.Scheme, rh.Host, r.repo.domain)
 		h := &host{RegistryHost: rh, own: last || same, proxies: !same}
 		h.dial = file.entry(rh.Host).timeout()
 		if last {
 			h.dial = file.timeout()
 		}
-		h.name = fmt.Sprintf("%s %d %s%s", r.domain, i, h.origin(), h.Path)
+		h.name = fmt.Sprintf("%s %d %s%s", r.repo.domain, i, h.origin(), h.Path)
 		r.hosts = append(r.hosts, h)
 	}
 	r.foldOwn(file.bare())

@@ -12,7 +12,7 @@ import (
 
 // CheckIDMap tells whether images can be mounted with the ids of a user namespace (Rootfs.UserNS): the error names what is missing. Nothing
 // becomes visible, and nothing is left.
-func (c *Images) CheckIDMap(userNS *os.File) error { return checkIDMap(c.cfg.Root, userNS) }
+func (s *Images) CheckIDMap(userNS *os.File) error { return checkIDMap(s.cfg.Root, userNS) }
 
 // CheckHostIDMap is CheckIDMap for a root where no images are yet; see CheckHost.
 func CheckHostIDMap(root string, userNS *os.File) error {

@@ -7,15 +7,12 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"sync/atomic"
 
 	"github.com/containerd/errdefs"
@@ -108,13 +105,13 @@ func (m *meter) giveBack() { m.image.used.Add(-m.spent) }
 
 // newLayer unpacks src into a directory of its own, verifies that its tar has digest diffID, applies the fixes, and returns the layer.
 // Nothing of it is left on error.
-func (p *pull) newLayer(ctx context.Context, src source, diffID digest.Digest, fixes []fix, it *item) (l *layer, err error) {
-	dir, err := p.makeLayerDir()
+func (ft *fetcher) newLayer(ctx context.Context, src source, diffID digest.Digest, fixes []fix, it *item) (l *layer, err error) {
+	dir, err := ft.by.layers.make()
 	if err != nil {
 		return nil, diskError(err)
 	}
-	read := &meter{src: src, limits: p.cfg.Limits, image: &p.read}
-	written := &meter{src: src, limits: p.cfg.Limits, image: &p.written}
+	read := &meter{src: src, limits: ft.by.cfg.Limits, image: &ft.read}
+	written := &meter{src: src, limits: ft.by.cfg.Limits, image: &ft.written}
 	defer func() {
 		// The decoders read what a stranger wrote. A panic there is that image's failure.
 		if r := recover(); r != nil {
@@ -124,18 +121,18 @@ func (p *pull) newLayer(ctx context.Context, src source, diffID digest.Digest, f
 		if err != nil {
 			read.giveBack()
 			written.giveBack()
-			if rerr := removeTree(p.layerDir(dir)); rerr != nil {
+			if rerr := removeTree(ft.by.layers.dir(dir)); rerr != nil {
 				log.G(ctx).WithError(rerr).WithField("layer", dir).Warn("half unpacked layer could not be deleted")
 			}
 		}
 	}()
-	root, err := unix.Open(filepath.Join(p.layerDir(dir), "fs"), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	root, err := unix.Open(ft.by.layers.files(dir), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(root)
-	tarball := &counted{ctx: ctx, hash: sha256.New(), meter: read, item: it, prog: &p.prog}
-	implied, err := unpack(ctx, src, tarball, root, caps{p.cfg.Limits.Entries, maxNames, written})
+	tarball := &counted{ctx: ctx, hash: sha256.New(), meter: read, item: it, prog: ft.prog}
+	implied, err := unpack(ctx, src, tarball, root, caps{ft.by.cfg.Limits.Entries, maxNames, written})
 	if err != nil {
 		return nil, err
 	}
@@ -145,31 +142,14 @@ func (p *pull) newLayer(ctx context.Context, src source, diffID digest.Digest, f
 	if err := applyFixes(root, fixes); err != nil {
 		return nil, err
 	}
-	if err := writeImplied(p.layerDir(dir), implied); err != nil {
+	if err := writeImplied(ft.by.layers.dir(dir), implied); err != nil {
 		return nil, diskError(err)
 	}
-	used, err := diskUsage(p.layerDir(dir))
+	used, err := diskUsage(ft.by.layers.dir(dir))
 	if err != nil {
 		return nil, err
 	}
 	return &layer{DiffID: diffID, Fixes: fixesKey(fixes), Dir: dir, Bytes: used.Bytes, Inodes: used.Inodes, Opaque: isOpaque(root)}, nil
-}
-
-// makeLayerDir takes the next free number and makes layers/<n>/fs.
-func (c *Images) makeLayerDir() (string, error) {
-	for {
-		c.mu.Lock()
-		c.lastDir++
-		dir := strconv.FormatUint(c.lastDir, 10)
-		c.mu.Unlock()
-		switch err := os.Mkdir(c.layerDir(dir), 0o700); {
-		case errors.Is(err, fs.ErrExist):
-		case err != nil:
-			return "", err
-		default:
-			return dir, os.Mkdir(filepath.Join(c.layerDir(dir), "fs"), 0o755)
-		}
-	}
 }
 
 // unpack decompresses src, extracts it below root and reads on to the end, so that tarball has hashed every byte.
@@ -287,38 +267,4 @@ func writeImplied(dir string, implied []string) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(dir, "implied"), b, 0o600)
-}
-
-// readImplied returns the directories that layer dir made up; most layers have none.
-func (c *Images) readImplied(dir string) ([]string, error) {
-	b, err := os.ReadFile(filepath.Join(c.layerDir(dir), "implied"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var implied []string
-	if err := json.Unmarshal(b, &implied); err != nil {
-		return nil, fmt.Errorf("layers/%s/implied: %w", dir, err)
-	}
-	return implied, nil
-}
-
-// anyLayer returns an unpacked layer of this diff id, with or without fixes.
-func (c *Images) anyLayer(diffID digest.Digest) *layer {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, l := range c.layers {
-		if l.DiffID == diffID {
-			return l
-		}
-	}
-	return nil
-}
-
-func (c *Images) layerByKey(key string) *layer {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.layers[key]
 }

@@ -123,7 +123,7 @@ func TestSyncFails(t *testing.T) {
 	id, _ := r.build("1", []testLayer{kept, gzipLayer(noise(t, 100_000))}, nil)
 	c := newImages(t, nil)
 	c.mustPull(t, r.ref("app:old"))
-	c.syncfs = func(int) error { return unix.EIO }
+	c.puller.syncfs = func(int) error { return unix.EIO }
 	_, err := c.Pull(t.Context(), r.ref("app:1"), nil)
 	if err == nil || !strings.Contains(err.Error(), unix.EIO.Error()) {
 		t.Error(err)
@@ -134,7 +134,7 @@ func TestSyncFails(t *testing.T) {
 	if l := c.List(); len(l) != 1 || l[0].ID != old {
 		t.Error(l)
 	}
-	c.syncfs = unix.Syncfs
+	c.puller.syncfs = unix.Syncfs
 	c.mustPull(t, r.ref("app:1"))
 	if info, err := os.Stat(mounted(t, c, id)("noise")); err != nil || info.Size() != 100_000 {
 		t.Error(info, err)

@@ -223,6 +223,13 @@ func TestDiskReserve(t *testing.T) {
 	}
 }
 
+// madeLayer tells whether exactly one folder of a layer was made.
+func madeLayer(c *Images) bool {
+	c.layers.mu.Lock()
+	defer c.layers.mu.Unlock()
+	return c.layers.last == 1
+}
+
 // TestUnpackingStaysBehindTheDownload: a layer said to be large may unpack to much, once it is here.
 func TestUnpackingStaysBehindTheDownload(t *testing.T) {
 	r := newRegistry(t)
@@ -245,14 +252,14 @@ func TestUnpackingStaysBehindTheDownload(t *testing.T) {
 		_, err := images.Pull(ctx, r.ref("app:1"), nil)
 		done <- err
 	}()
-	partial := images.ingestFile(target{domain: r.host()}.ingestRef(digest.FromBytes(l.blob)))
-	images.waitFor(t, func() bool {
+	partial := images.blobs.ingestFile(target{domain: r.host()}.ingestRef(digest.FromBytes(l.blob)))
+	waitFor(t, func() bool {
 		info, err := os.Stat(partial)
-		return err == nil && info.Size() == int64(len(l.blob)) && images.lastDir == 1 && !exists(images.layerDir("1"))
+		return err == nil && info.Size() == int64(len(l.blob)) && madeLayer(images) && !exists(images.layers.dir("1"))
 	})
 	cancel()
 	if err := <-done; !errdefs.IsCanceled(err) {
 		t.Error(err)
 	}
-	images.waitFor(t, func() bool { return len(images.flights) == 0 })
+	waitFor(t, func() bool { return len(images.waiters()) == 0 })
 }

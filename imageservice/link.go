@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -35,15 +34,42 @@ func fixesKey(fixes []fix) string {
 	return sum(b)
 }
 
+// fixLayers settles what made-up directories look like, bottom up.
+func (ft *fetcher) fixLayers(ctx context.Context, got *contents) error {
+	var total uint64
+	var below []*layer // topmost first
+	for i, l := range got.layers {
+		if total += l.Bytes; total > uint64(ft.by.cfg.Limits.ImageBytes) {
+			return refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes (image_size_max)", ft.by.cfg.Limits.ImageBytes)
+		}
+		implied, err := ft.by.layers.implied(l.Dir)
+		if err != nil {
+			return err
+		}
+		fixes, err := ft.fixesFor(ctx, implied, below)
+		if err != nil {
+			return err
+		}
+		if l.Fixes != fixesKey(fixes) {
+			if l, err = ft.unpackBlob(ctx, got.doc.Layers[i], l.DiffID, fixes); err != nil {
+				return err
+			}
+			got.layers[i] = l
+		}
+		below = slices.Insert(below, 0, l)
+	}
+	return nil
+}
+
 // fixesFor looks for the directories that a layer made up (sorted, so that parents come first) in the layers below it, given topmost first.
 // ErrResourceExhausted when that takes more looks than one image is worth.
-func (p *pull) fixesFor(ctx context.Context, implied []string, below []*layer) ([]fix, error) {
+func (ft *fetcher) fixesFor(ctx context.Context, implied []string, below []*layer) ([]fix, error) {
 	var fixes []fix
 	for _, l := range below {
 		if len(implied) == 0 {
 			break
 		}
-		found, rest, err := p.lookLayer(ctx, l, implied)
+		found, rest, err := ft.lookLayer(ctx, l, implied)
 		if err != nil {
 			return nil, fmt.Errorf("look for directories in layer %s: %w", l.Dir, err)
 		}
@@ -62,16 +88,15 @@ func (p *pull) fixesFor(ctx context.Context, implied []string, below []*layer) (
 
 // lookLayer looks for directories in one layer. It returns those that the layer has, and the names about which it says nothing: what is in
 // neither is hidden by something in this layer.
-func (p *pull) lookLayer(ctx context.Context, l *layer, names []string) (found []fix, rest []string, err error) {
-	fs := filepath.Join(p.layerDir(l.Dir), "fs")
-	root, err := unix.Open(fs, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+func (ft *fetcher) lookLayer(ctx context.Context, l *layer, names []string) (found []fix, rest []string, err error) {
+	root, err := unix.Open(ft.by.layers.files(l.Dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer unix.Close(root)
-	v := &view{root: root, dirs: map[string]seen{".": {state: present}}, look: func() error { return p.look(ctx) }}
+	v := &view{root: root, dirs: map[string]seen{".": {state: present}}, look: func() error { return ft.look(ctx) }}
 	for _, name := range names {
-		if err := p.look(ctx); err != nil {
+		if err := ft.look(ctx); err != nil {
 			return nil, nil, err
 		}
 		s, err := v.at(name)
@@ -89,8 +114,8 @@ func (p *pull) lookLayer(ctx context.Context, l *layer, names []string) (found [
 }
 
 // look counts one look of the pull and ends with its context.
-func (p *pull) look(ctx context.Context) error {
-	if p.looks++; p.looks > maxLooks {
+func (ft *fetcher) look(ctx context.Context) error {
+	if ft.looks++; ft.looks > maxLooks {
 		return refuse(errdefs.ErrResourceExhausted, "too many directories that the layers do not name, in too many layers")
 	}
 	if ctx.Err() != nil {

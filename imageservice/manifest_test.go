@@ -241,7 +241,7 @@ func TestOddManifests(t *testing.T) {
 			if err != nil || img.ID != id {
 				t.Errorf("%s, %v, want %s", img.ID, err, id)
 			}
-			if blobs := len(images.records[id].Blobs); err == nil && blobs > 5 {
+			if blobs := len(images.catalog.records[id].Blobs); err == nil && blobs > 5 {
 				t.Errorf("the record lists %d blobs: some belong to other images", blobs)
 			}
 		})

@@ -30,64 +30,34 @@ type Rootfs struct {
 	UserNS *os.File
 }
 
-// Layers returns the lower directories of an image, topmost first: absolute paths, at least one. ErrNotFound when there is no such image.
-func (c *Images) Layers(imageID string) ([]string, error) {
-	names, err := c.stack(imageID)
+// Layers returns the lower directories of an image, topmost first: absolute paths, at least one.
+// ErrNotFound when there is no such image.
+func (s *Images) Layers(imageID string) ([]string, error) {
+	r, err := s.catalog.record(imageID)
+	if err != nil {
+		return nil, err
+	}
+	names := r.stack()
 	for i := range names {
-		names[i] = filepath.Join(c.cfg.Root, "layers", names[i])
-	}
-	return names, err
-}
-
-// stack is Layers relative to layers/. A layer that occurs twice counts where it is topmost, overlayfs refuses it twice and all that is
-// in it lower down is hidden by itself; below a layer with an opaque root nothing is seen.
-func (c *Images) stack(imageID string) ([]string, error) {
-	c.mu.Lock()
-	r := c.records[imageID]
-	c.mu.Unlock()
-	if r == nil {
-		return nil, fmt.Errorf("image %s: %w", imageID, errdefs.ErrNotFound)
-	}
-	var names []string
-	seen := map[string]bool{}
-	for i := len(r.Layers) - 1; i >= 0; i-- {
-		l := r.Layers[i]
-		if !seen[l.Dir] {
-			names = append(names, l.Dir+"/fs")
-		}
-		seen[l.Dir] = true
-		if l.Opaque {
-			break
-		}
-	}
-	if len(names) == 0 {
-		names = []string{"empty"}
+		names[i] = s.layers.dir(names[i])
 	}
 	return names, nil
 }
 
-// Mount mounts an image's layers at r.Target, with a writable layer in r.Dir unless r.ReadOnly. The writable layer is volatile: nothing
-// of it is synced, so it is good for one mount only, and mounting it again, or over a mounted target, is ErrFailedPrecondition.
-// ErrNotFound when there is no such image. The caller holds the image.
-func (c *Images) Mount(ctx context.Context, r Rootfs) error {
-	lower, err := c.stack(r.ImageID)
+// Mount mounts an image's layers at r.Target, with a writable layer in r.Dir unless r.ReadOnly. The
+// writable layer is volatile: nothing of it is synced, so it is good for one mount only, and mounting
+// it again, or over a mounted target, is ErrFailedPrecondition. ErrNotFound when there is no such
+// image. The caller holds the image.
+func (s *Images) Mount(ctx context.Context, r Rootfs) error {
+	image, err := s.catalog.record(r.ImageID)
 	if err != nil {
 		return fmt.Errorf("mount root filesystem: %w", err)
 	}
-	o := overlay{layers: filepath.Join(c.cfg.Root, "layers"), lower: lower, target: r.Target, label: r.Label}
-	if r.UserNS != nil {
-		if o.mapped, err = idMapped(o.layers, r.UserNS); err != nil {
-			return fmt.Errorf("mount root filesystem at %s: %w", r.Target, err)
-		}
-		defer o.mapped.Close()
+	o := overlay{layers: s.layers.root, lower: image.stack(), target: r.Target, label: r.Label}
+	if err := o.mountRootfs(r); err != nil {
+		return fmt.Errorf("mount root filesystem at %s: %w", r.Target, err)
 	}
-	if err := o.prepare(r); err != nil {
-		return fmt.Errorf("mount root filesystem at %s: %w", r.Target, diskError(err))
-	}
-	if err := o.mount(); err != nil {
-		return fmt.Errorf("mount root filesystem at %s: %w", r.Target, diskError(err))
-	}
-	c.step("mount.mounted")
+	s.cfg.Step("mount.mounted")
 	return nil
 }
 
@@ -100,6 +70,20 @@ type overlay struct {
 	target string
 	label  string   // SELinux context of the mount, "" for none
 	mapped *os.File // layers with other ids, a mount that is not attached; nil: they are taken as they are
+}
+
+// mountRootfs is all that it takes to mount r.
+func (o *overlay) mountRootfs(r Rootfs) (err error) {
+	if r.UserNS != nil {
+		if o.mapped, err = idMapped(o.layers, r.UserNS); err != nil {
+			return err
+		}
+		defer o.mapped.Close()
+	}
+	if err := o.prepare(r); err != nil {
+		return diskError(err)
+	}
+	return diskError(o.mount())
 }
 
 // prepare creates the folders and refuses what must not be mounted a second time.
@@ -351,9 +335,17 @@ const (
 	unmountPause = 20 * time.Millisecond
 )
 
-// Unmount unmounts whatever is mounted at target; nothing mounted, or no target, is no error. A busy mount is tried for a short time and
-// then detached: it goes away when its last user does.
-func (c *Images) Unmount(ctx context.Context, target string) error {
+// Unmount unmounts whatever is mounted at target; nothing mounted, or no target, is no error. A busy
+// mount is tried for a short time and then detached: it goes away when its last user does.
+func (s *Images) Unmount(ctx context.Context, target string) error {
+	if err := unmount(ctx, target); err != nil {
+		return fmt.Errorf("unmount %s: %w", target, err)
+	}
+	s.cfg.Step("mount.unmounted")
+	return nil
+}
+
+func unmount(ctx context.Context, target string) error {
 	for try := 1; ; {
 		flags := unix.UMOUNT_NOFOLLOW
 		if try >= unmountTries || ctx.Err() != nil {
@@ -362,17 +354,16 @@ func (c *Images) Unmount(ctx context.Context, target string) error {
 		switch err := unix.Unmount(target, flags); err {
 		case nil: // there may be another below
 		case unix.EINVAL, unix.ENOENT, unix.ENOTDIR:
-			c.step("mount.unmounted")
 			return nil
 		case unix.EBUSY:
 			if flags&unix.MNT_DETACH != 0 {
-				return fmt.Errorf("unmount %s: %w", target, err)
+				return err
 			}
 			try++
 			_ = sleep(ctx, unmountPause) // an unmount is not given up half-way
 		case unix.EINTR:
 		default:
-			return fmt.Errorf("unmount %s: %w", target, err)
+			return err
 		}
 	}
 }

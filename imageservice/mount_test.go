@@ -41,9 +41,9 @@ func TestMount(t *testing.T) {
 					target := filepath.Join(base, "rootfs")
 					rootfs := Rootfs{ImageID: id, Dir: filepath.Join(base, "c"), Target: target, ReadOnly: readOnly}
 					if old {
-						stack, err := c.stack(id)
+						image, err := c.catalog.record(id)
 						must(t, err)
-						o := overlay{layers: filepath.Join(c.cfg.Root, "layers"), lower: stack, target: target}
+						o := overlay{layers: c.layers.root, lower: image.stack(), target: target}
 						must(t, o.prepare(rootfs))
 						must(t, o.mountOld())
 					} else {
@@ -217,18 +217,18 @@ func TestMadeUpDirectoriesAreBounded(t *testing.T) {
 	id, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, dir("a", 0o700)))}, nil)
 	c := newImages(t, nil)
 	c.mustPull(t, r.ref("app:1"))
-	below := []*layer{&c.records[id].Layers[0]}
-	p := &pull{Images: c}
-	if fixes, err := p.fixesFor(t.Context(), []string{"a", "b"}, below); err != nil || len(fixes) != 1 || fixes[0].Name != "a" {
+	below := []*layer{&c.catalog.records[id].Layers[0]}
+	ft := &fetcher{by: c.puller}
+	if fixes, err := ft.fixesFor(t.Context(), []string{"a", "b"}, below); err != nil || len(fixes) != 1 || fixes[0].Name != "a" {
 		t.Error(fixes, err)
 	}
-	p.looks = maxLooks - 3
-	if _, err := p.fixesFor(t.Context(), []string{"a", "b"}, below); !errdefs.IsResourceExhausted(err) {
+	ft.looks = maxLooks - 3
+	if _, err := ft.fixesFor(t.Context(), []string{"a", "b"}, below); !errdefs.IsResourceExhausted(err) {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := (&pull{Images: c}).fixesFor(ctx, []string{"a"}, below); !errdefs.IsCanceled(err) {
+	if _, err := (&fetcher{by: c.puller}).fixesFor(ctx, []string{"a"}, below); !errdefs.IsCanceled(err) {
 		t.Error(err)
 	}
 }

@@ -53,7 +53,7 @@ func TestNewerRecordRefusesToOpen(t *testing.T) {
 	id, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "one"))}, nil)
 	c := newImages(t, nil)
 	c.mustPull(t, r.ref("app:1"))
-	path, layer := c.recordPath(id), c.layerDir(c.records[id].Layers[0].Dir)
+	path, layer := c.catalog.path(id), c.layers.dir(c.catalog.records[id].Layers[0].Dir)
 	b, err := os.ReadFile(path)
 	must(t, err)
 	must(t, os.WriteFile(path, bytes.Replace(b, []byte(`"format":1`), []byte(`"format":2`), 1), 0o600))
@@ -74,7 +74,7 @@ func TestTornRecordKeepsWhatIsMounted(t *testing.T) {
 	c := newImages(t, nil)
 	c.mustPull(t, r.ref("app:1"))
 	file := mounted(t, c, id)
-	must(t, os.WriteFile(c.recordPath(id), nil, 0o600))
+	must(t, os.WriteFile(c.catalog.path(id), nil, 0o600))
 	if l := reopen(t, c.cfg.Root).List(); len(l) != 0 {
 		t.Errorf("%v", l)
 	}
@@ -96,10 +96,10 @@ func TestTornRecords(t *testing.T) {
 		},
 		"a directory": func(t *testing.T, _ *Images, p string, b []byte) { must(t, os.Remove(p)); must(t, os.Mkdir(p, 0o700)) },
 		"layer gone": func(t *testing.T, c *Images, _ string, _ []byte) {
-			must(t, removeTree(c.layerDir(c.records[c.names[firstTag(c, "app:1")]].Layers[0].Dir)))
+			must(t, removeTree(c.layers.dir(c.catalog.records[c.catalog.names[firstTag(c, "app:1")]].Layers[0].Dir)))
 		},
 		"config spoilt": func(t *testing.T, c *Images, p string, _ []byte) {
-			d := c.blobPath(digest.Digest("sha256:" + filepath.Base(p)))
+			d := c.blobs.path(digest.Digest("sha256:" + filepath.Base(p)))
 			b, err := os.ReadFile(d)
 			must(t, err)
 			b[10] ^= 1
@@ -113,7 +113,7 @@ func TestTornRecords(t *testing.T) {
 			c := newImages(t, nil)
 			c.mustPull(t, r.ref("app:1"))
 			c.mustPull(t, r.ref("app:2"))
-			path := c.recordPath(id)
+			path := c.catalog.path(id)
 			b, err := os.ReadFile(path)
 			must(t, err)
 			tear(t, c, path, b)
@@ -137,7 +137,7 @@ func TestTornRecords(t *testing.T) {
 }
 
 func firstTag(c *Images, suffix string) string {
-	for n := range c.names {
+	for n := range c.catalog.names {
 		if strings.HasSuffix(n, suffix) {
 			return n
 		}
@@ -153,7 +153,7 @@ func TestOrphansGo(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(c.cfg.Root, "images", someHex+".tmp"), nil, 0o600))
 	c = reopen(t, c.cfg.Root)
 	c.wantNothing(t)
-	if dir, err := c.makeLayerDir(); err != nil || dir != "8" {
+	if dir, err := c.layers.make(); err != nil || dir != "8" {
 		t.Errorf("next layer is %s (%v)", dir, err)
 	}
 }
@@ -278,7 +278,7 @@ func TestDebris(t *testing.T) {
 	good, bad := gzipLayer(noise(t, 10_000)), gzipLayer(noise(t, 20_000))
 	id, _ := r.build("1", []testLayer{good, bad}, nil)
 	c := newImages(t, nil)
-	blob := func(l testLayer) string { return c.blobPath(digest.FromBytes(l.blob)) }
+	blob := func(l testLayer) string { return c.blobs.path(digest.FromBytes(l.blob)) }
 	must(t, os.MkdirAll(filepath.Dir(blob(good)), 0o755))
 	must(t, os.WriteFile(blob(good), good.blob, 0o400))
 	must(t, unix.Lsetxattr(blob(good), senderAttribute, []byte(r.ref("app")), 0))
@@ -290,12 +290,12 @@ func TestDebris(t *testing.T) {
 	if info, err := os.Stat(mounted(t, c, id)("noise")); err != nil || info.Size() != 20_000 {
 		t.Error(info, err)
 	}
-	orphan := c.blobPath(digest.FromString("orphan"))
+	orphan := c.blobs.path(digest.FromString("orphan"))
 	must(t, os.WriteFile(orphan, []byte("orphan"), 0o400))
-	if c.sweep(longAgo()); !exists(orphan) {
+	if c.garbage.sweep(longAgo()); !exists(orphan) {
 		t.Error("young debris is swept")
 	}
-	if c.sweep(tomorrow()); exists(orphan) {
+	if c.garbage.sweep(tomorrow()); exists(orphan) {
 		t.Error("debris stays")
 	}
 	if !exists(blob(good)) || !exists(blob(bad)) || len(c.List()) != 1 {
@@ -339,7 +339,7 @@ func TestUnreadableRecord(t *testing.T) {
 	c := newImages(t, nil)
 	c.mustPull(t, r.ref("app:1"))
 	c.mustPull(t, r.ref("app:2"))
-	path, kept := c.recordPath(id), filepath.Join(t.TempDir(), "kept")
+	path, kept := c.catalog.path(id), filepath.Join(t.TempDir(), "kept")
 	whole, err := os.ReadFile(path)
 	must(t, errors.Join(err, os.Rename(path, kept), os.Symlink(filepath.Base(path), path))) // a link to itself
 	c = reopen(t, c.cfg.Root)
@@ -348,11 +348,11 @@ func TestUnreadableRecord(t *testing.T) {
 	}
 	must(t, c.Hold(id, "container"))
 	must(t, c.Remove(t.Context(), r.ref("app:2")))
-	if !c.sweep(time.Now().Add(time.Hour)) {
+	if !c.garbage.sweep(time.Now().Add(time.Hour)) {
 		t.Error("the sweep does not come again")
 	}
 	must(t, errors.Join(os.Remove(path), os.WriteFile(path, whole, 0o600)))
-	c.sweep(time.Now().Add(time.Hour))
+	c.garbage.sweep(time.Now().Add(time.Hour))
 	img, err := c.Lookup(r.ref("app:1"))
 	if err != nil || img.ID != id {
 		t.Fatalf("read again: %+v, %v", img, err)

@@ -10,10 +10,10 @@ import (
 
 // TestPanicCostsOneLayer: a panic of the goroutine that fetches a layer fails the pull, and no more.
 func TestPanicCostsOneLayer(t *testing.T) {
-	p := &pull{Images: &Images{}}
+	p := &pull{}
 	got := contents{doc: &ocispec.Manifest{}}
 	got.doc.Layers = []ocispec.Descriptor{{Digest: "sha256:0123456789abcdef"}} // the config has no such layer
-	if err := p.fetchLayers(t.Context(), &got); !errors.Is(err, errdefs.ErrInternal) {
+	if err := p.fetchLayers(t.Context(), &fetcher{}, &got); !errors.Is(err, errdefs.ErrInternal) {
 		t.Errorf("a panic comes back as %v", err)
 	}
 }

@@ -34,68 +34,38 @@ func repositoryOf(reference string) string {
 }
 
 // recorded tells whether a record lists the blob for an image that this repository has served.
-func (p *pull) recorded(d digest.Digest) bool {
-	p.Images.mu.Lock()
-	defer p.Images.mu.Unlock()
-	return slices.Contains(p.senders(d), p.repository())
-}
-
-// senders returns the repositories whose images consist of the blob, among others. Under the lock.
-func (c *Images) senders(d digest.Digest) (repositories []string) {
-	for _, r := range c.records {
-		if slices.ContainsFunc(r.Blobs, func(b blob) bool { return b.Digest == d }) {
-			for _, reference := range r.Digests {
-				repositories = append(repositories, repositoryOf(reference))
-			}
-		}
-	}
-	return repositories
-}
-
-// served tells whether this repository is recorded to have served the root document.
-func (p *pull) served(root digest.Digest) bool {
-	p.Images.mu.Lock()
-	defer p.Images.mu.Unlock()
-	return p.named(target{domain: p.domain, path: p.path, digest: root}) != nil
-}
-
-// pulledBefore tells whether the whole image is recorded under this root document of this repository: nothing of it has to be proven again.
-func (p *pull) pulledBefore(got contents) bool {
-	p.Images.mu.Lock()
-	defer p.Images.mu.Unlock()
-	r := p.records[got.doc.Config.Digest.String()]
-	return r != nil && slices.Contains(r.Digests, p.repository()+"@"+got.root.Digest.String())
+func (r *resolver) recorded(d digest.Digest) bool {
+	from, _ := r.by.catalog.senders(d)
+	return slices.Contains(from, r.ref.repository())
 }
 
 // present tells whether content/ has the blob and the repository has proven to have it too. What is not whole is deleted.
-func (p *pull) present(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
-	p.Images.mu.Lock()
-	known, from := p.knownBlob(desc.Digest), p.senders(desc.Digest)
-	p.Images.mu.Unlock()
-	from = append(from, readSenders(p.blobPath(desc.Digest))...)
-	if known && !slices.ContainsFunc(from, p.isOfRegistry) {
+func (ft *fetcher) present(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
+	from, known := ft.by.catalog.senders(desc.Digest)
+	from = append(from, readSenders(ft.by.blobs.path(desc.Digest))...)
+	if known && !slices.ContainsFunc(from, ft.isOfRegistry) {
 		return false, nil
 	}
-	if ok, err := p.haveBlob(ctx, desc); !ok || err != nil {
+	if ok, err := ft.haveBlob(ctx, desc); !ok || err != nil {
 		return false, err
 	}
-	if slices.Contains(from, p.repository()) {
+	if slices.Contains(from, ft.ref.repository()) {
 		return true, nil
 	}
-	if !slices.ContainsFunc(from, p.isOfRegistry) {
+	if !slices.ContainsFunc(from, ft.isOfRegistry) {
 		return false, nil
 	}
-	ok, err := p.reg.has(ctx, desc.Digest)
+	ok, err := ft.reg.has(ctx, desc.Digest)
 	if ok {
-		err = p.noteSender(ctx, desc.Digest)
+		err = ft.noteSender(ctx, desc.Digest)
 	}
 	return ok, err
 }
 
 // isOfRegistry tells whether a repository is one of the registry that is asked.
-func (p *pull) isOfRegistry(repository string) bool {
+func (ft *fetcher) isOfRegistry(repository string) bool {
 	domain, _, _ := strings.Cut(repository, "/")
-	return domain == p.domain
+	return domain == ft.ref.domain
 }
 
 // senderAttribute is where the file of a blob says who has sent it, a repository a line. Records say so too, but a blob may belong to a
@@ -114,18 +84,18 @@ func readSenders(path string) []string {
 }
 
 // noteSender remembers that the repository has sent the blob, or has proven to have it. Where that is not possible, it has to be proven again.
-func (p *pull) noteSender(ctx context.Context, d digest.Digest) error {
-	release, err := p.claim(ctx, blobKey(d))
+func (ft *fetcher) noteSender(ctx context.Context, d digest.Digest) error {
+	release, err := ft.by.claim(ctx, ft.prog, blobKey(d))
 	if err != nil {
 		return err
 	}
 	defer release()
-	path := p.blobPath(d)
+	path := ft.by.blobs.path(d)
 	all := readSenders(path)
-	if slices.Contains(all, p.repository()) {
+	if slices.Contains(all, ft.ref.repository()) {
 		return nil
 	}
-	for all = append(all, p.repository()); len(strings.Join(all, "\n")) > maxSenders; all = all[1:] {
+	for all = append(all, ft.ref.repository()); len(strings.Join(all, "\n")) > maxSenders; all = all[1:] {
 	}
 	if err := unix.Lsetxattr(path, senderAttribute, []byte(strings.Join(all, "\n")), 0); err != nil {
 		log.G(ctx).WithError(err).WithField("blob", d).Debug("the sender of a blob could not be noted")
@@ -133,32 +103,19 @@ func (p *pull) noteSender(ctx context.Context, d digest.Digest) error {
 	return nil
 }
 
-// unpacksTo returns the digest of what a blob was seen to unpack to, "" when it was not seen.
-func (c *Images) unpacksTo(d digest.Digest) digest.Digest {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.diffIDs[d]
-}
-
-func (c *Images) noteUnpacked(d, diffID digest.Digest) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.diffIDs[d] = diffID
-}
-
 // match makes sure that the blob, which is here, unpacks to diffID. Where another blob has become the layer, this one is read for that only.
-func (p *pull) match(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
-	got := p.unpacksTo(desc.Digest)
+func (ft *fetcher) match(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
+	got := ft.by.blobs.unpacksTo(desc.Digest)
 	if got == "" {
-		if err := p.prog.waiting(func() error { return p.unpacks.take(ctx) }); err != nil {
+		if err := ft.prog.waiting(func() error { return ft.by.unpacks.Acquire(ctx, 1) }); err != nil {
 			return err
 		}
-		defer p.unpacks.give()
+		defer ft.by.unpacks.Release(1)
 		var err error
-		if got, err = p.hashLayer(ctx, desc); err != nil {
+		if got, err = ft.hashLayer(ctx, desc); err != nil {
 			return err
 		}
-		p.noteUnpacked(desc.Digest, got)
+		ft.by.blobs.noteUnpacked(desc.Digest, got)
 	}
 	if got != diffID {
 		return refuse(errdefs.ErrDataLoss, "layer unpacks to %s, the image config says %s", got, diffID)
@@ -167,14 +124,14 @@ func (p *pull) match(ctx context.Context, desc ocispec.Descriptor, diffID digest
 }
 
 // hashLayer returns the digest of what the blob unpacks to, without writing any of it.
-func (p *pull) hashLayer(ctx context.Context, desc ocispec.Descriptor) (d digest.Digest, err error) {
+func (ft *fetcher) hashLayer(ctx context.Context, desc ocispec.Descriptor) (d digest.Digest, err error) {
 	defer func() {
 		if r := recover(); r != nil { // see newLayer
 			log.G(ctx).WithField("layer", desc.Digest).Errorf("panic while unpacking: %v\n%s", r, debug.Stack())
 			err = refuse(errdefs.ErrInvalidArgument, "layer %s made the unpacker panic", desc.Digest)
 		}
 	}()
-	f, err := os.Open(p.blobPath(desc.Digest))
+	f, err := os.Open(ft.by.blobs.path(desc.Digest))
 	if err != nil {
 		return "", err
 	}
@@ -186,10 +143,10 @@ func (p *pull) hashLayer(ctx context.Context, desc ocispec.Descriptor) (d digest
 	}
 	defer closer()
 	name := "checking " + short(desc.Digest)
-	it := p.prog.item(name, 0)
-	defer p.prog.finish(name)
-	read := &meter{src: src, limits: p.cfg.Limits, image: &p.read}
-	tarball := &counted{ctx: ctx, r: plain, hash: sha256.New(), meter: read, item: it, prog: &p.prog}
+	it := ft.prog.item(name, 0)
+	defer ft.prog.finish(name)
+	read := &meter{src: src, limits: ft.by.cfg.Limits, image: &ft.read}
+	tarball := &counted{ctx: ctx, r: plain, hash: sha256.New(), meter: read, item: it, prog: ft.prog}
 	if _, err := io.Copy(io.Discard, bufio.NewReaderSize(tarball, 256<<10)); err != nil {
 		return "", fmt.Errorf("read blob %s: %w", desc.Digest, err)
 	}

@@ -77,7 +77,7 @@ func TestLayerOfTwoBlobs(t *testing.T) {
 	c := newImages(t, nil)
 	c.mustPull(t, r.ref("app:1"))
 	two := c.mustPull(t, r.ref("app:2"))
-	if c.records[id].Layers[0].Dir != c.records[two.ID].Layers[0].Dir {
+	if c.catalog.records[id].Layers[0].Dir != c.catalog.records[two.ID].Layers[0].Dir {
 		t.Error("the layer is unpacked twice")
 	}
 	for range 2 {
@@ -121,16 +121,16 @@ func TestRecordsOfOlderVersions(t *testing.T) {
 // older rewrites the record as a version wrote it that knew nothing of proofs and roots.
 func older(t testing.TB, c *Images, id string) {
 	t.Helper()
-	rec := *c.records[id]
+	rec := *c.catalog.records[id]
 	rec.ByDigest, rec.Tags, rec.Blobs = nil, slices.Clone(rec.Tags), slices.Clone(rec.Blobs)
 	for i := range rec.Tags {
 		rec.Tags[i].Root = ""
 	}
 	for i := range rec.Blobs {
 		rec.Blobs[i].DiffID = ""
-		must(t, ignoreNoAttribute(unix.Lremovexattr(c.blobPath(rec.Blobs[i].Digest), senderAttribute)))
+		must(t, ignoreNoAttribute(unix.Lremovexattr(c.blobs.path(rec.Blobs[i].Digest), senderAttribute)))
 	}
-	must(t, c.writeRecord(&rec))
+	must(t, c.catalog.write(&rec))
 }
 
 func ignoreNoAttribute(err error) error {

@@ -5,134 +5,70 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"slices"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/cribox/cribox/internal/guard"
+	"github.com/cribox/cribox/internal/keyed"
 )
 
-// flight is a pull under way, shared by everybody who asked for the same reference with the same credentials.
-type flight struct {
-	key     string
-	waiters int  // under Images.mu
-	leaving bool // cancelled: a new caller must not join. Under Images.mu
-	cancel  context.CancelCauseFunc
-	stalled chan struct{} // closed when the flight was given up; stallErr is set before
-	done    chan struct{} // closed at the end; img and err are set before
+// puller pulls images; what pulls share is here.
+type puller struct {
+	cfg     Config
+	catalog *catalog
+	blobs   *blobs
+	layers  *layerStore
+	pins    *pins
+	garbage *collector
+	syncfs  func(fd int) error
 
-	stallErr error
-	img      Image
-	err      error
+	unpacks  *semaphore.Weighted // of blobs that are here: each is given back as soon as our own disk and CPU allow
+	alongs   *semaphore.Weighted // of blobs that are arriving: nobody waits for one
+	claims   keyed.Turns         // the right to produce a thing, by key: the others wait for it and look again
+	troubled troubledHosts
+	flights  flights
 }
 
-var errNobodyWaits = errors.New("nobody waits for this pull any more")
-
-// Pull fetches ref, unpacks it and lists it, or finds that the registry still serves what is listed; the registry is asked every time, so
-// the answer is also one about the caller's right to the image. A caller that gives up leaves; the pull goes on for the others and is
-// cancelled when nobody is left, keeping for a while what it has.
-//
-// Errors: ErrInvalidArgument for a bad reference, bad credentials or content that contradicts itself; ErrNotFound (with the list of
-// platforms where that is why); ErrUnauthenticated; ErrPermissionDenied; ErrDataLoss when bytes do not have their digest;
-// ErrResourceExhausted for a full disk and for content beyond the limits; ErrNotImplemented for formats we do not take; the context's
-// error; and, without any class, one that begins with "RegistryUnavailable: ".
-func (c *Images) Pull(ctx context.Context, ref string, auth *Auth) (Image, error) {
+// pull is Images.Pull.
+func (u *puller) pull(ctx context.Context, ref string, auth *Auth) (Image, error) {
 	t, err := parseTarget(ref)
 	if err != nil {
 		return Image{}, err
 	}
 	creds, err := credentialsFor(auth, t)
+	if err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", t, err)
 	}
-	if err := ctx.Err(); err != nil {
-		return Image{}, fmt.Errorf("pull %s: %w", t, err)
+	img, err := u.flights.do(ctx, t.String()+" "+creds.key(), func(ctx context.Context, f *flight) { u.fly(ctx, f, t, creds) })
+	if err != nil && err == ctx.Err() {
+		err = fmt.Errorf("pull %s: %w", t, err)
 	}
-	for {
-		f, old := c.join(ctx, t, creds)
-		if old == nil {
-			return c.await(ctx, t, f)
-		}
-		select {
-		case <-old.done: // a cancelled one winds down
-		case <-ctx.Done():
-			return Image{}, fmt.Errorf("pull %s: %w", t, ctx.Err())
-		}
-	}
-}
-
-// join returns the flight to wait for, or the cancelled one whose end must come first.
-func (c *Images) join(ctx context.Context, t target, creds credentials) (f, leaving *flight) {
-	key := t.String() + " " + creds.key()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if f := c.flights[key]; f != nil {
-		if f.leaving {
-			return nil, f
-		}
-		f.waiters++
-		return f, nil
-	}
-	// The flight is not the caller's: others may join it.
-	fctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	f = &flight{key: key, waiters: 1, cancel: cancel, stalled: make(chan struct{}), done: make(chan struct{})}
-	c.flights[key] = f
-	go c.fly(fctx, f, t, creds)
-	return f, nil
-}
-
-// await returns what the flight brings, or leaves it.
-func (c *Images) await(ctx context.Context, t target, f *flight) (Image, error) {
-	select {
-	case <-f.done:
-		return f.img, f.err
-	case <-f.stalled:
-		return Image{}, f.stallErr
-	case <-ctx.Done():
-	}
-	c.mu.Lock()
-	f.waiters--
-	if f.waiters == 0 {
-		f.leaving = true
-		f.cancel(errNobodyWaits)
-	}
-	c.mu.Unlock()
-	return Image{}, fmt.Errorf("pull %s: %w", t, ctx.Err())
+	return img, err
 }
 
 // fly runs a pull to its end, whatever that is.
-func (c *Images) fly(ctx context.Context, f *flight, t target, creds credentials) {
-	p := &pull{Images: c, target: t, creds: creds, want: platforms.Only(platforms.DefaultSpec())}
-	p.read.most, p.written.most = c.cfg.Limits.ImageBytes, c.cfg.Limits.ImageBytes
+func (u *puller) fly(ctx context.Context, f *flight, t target, creds credentials) {
 	f.err = errdefs.ErrAborted // what remains if the goroutine is ended from within
 	watch, unwatch := context.WithCancel(ctx)
-	p.moved = unwatch
 	defer func() {
 		if p := recover(); p != nil {
 			log.G(ctx).WithField("image", t.String()).Errorf("panic during a pull: %v\n%s", p, debug.Stack())
 			f.err = fmt.Errorf("pull %s: %w", t, errdefs.ErrInternal)
 		}
 		unwatch()
-		f.cancel(nil)
-		c.mu.Lock()
-		delete(c.flights, f.key)
-		c.mu.Unlock()
-		close(f.done)
 	}()
-	go p.prog.watch(watch, c.cfg.StallTimeout, func() {
-		err := unavailable{fmt.Errorf("nothing moved for %s at %s", c.cfg.StallTimeout, p.prog.where())}
-		c.mu.Lock()
-		f.leaving = true
-		f.stallErr = pullError(t.String(), err)
-		c.mu.Unlock()
-		close(f.stalled)
-		f.cancel(err)
+	p := &pull{by: u, ref: t, creds: creds, held: &holding{pins: u.pins}, moved: unwatch}
+	go p.prog.watch(watch, u.cfg.StallTimeout, func() {
+		err := unavailable{fmt.Errorf("nothing moved for %s at %s", u.cfg.StallTimeout, p.prog.where())}
+		u.flights.giveUp(f, pullError(t.String(), err), err)
 	})
 	img, err := p.run(ctx)
 	if err != nil {
@@ -147,23 +83,24 @@ func (c *Images) fly(ctx context.Context, f *flight, t target, creds credentials
 	f.img, f.err = img, err
 }
 
-// pull is the state of one flight.
+// claim takes a key with the stall clock of a pull stopped.
+func (u *puller) claim(ctx context.Context, prog *progress, key string) (release func(), err error) {
+	err = prog.waiting(func() (err error) {
+		release, err = u.claims.Take(ctx, key)
+		return err
+	})
+	return release, err
+}
+
+// pull is one pull, from a reference to a record.
 type pull struct {
-	*Images
-	target
+	by    *puller
+	ref   target
 	creds credentials
-	want  platforms.MatchComparer
 	prog  progress
 	moved func() // ends the stall watch
 	reg   *registry
-
-	proved        bool   // the whole image is recorded for this repository
-	looks         int    // into layers, for directories that were made up
-	read, written budget // by the unpackers: bytes of tars, and of files, whose holes are in no tar
-
-	mu    sync.Mutex
-	keys  []string // pinned
-	blobs []blob   // everything this image consists of
+	held  *holding
 }
 
 // content of a pull once it is all here.
@@ -180,28 +117,28 @@ func (p *pull) run(ctx context.Context) (img Image, err error) {
 		// Bytes that are wrong will be wrong again, and a full disk wants them gone. Others wait for the next try.
 		var wrong contentError
 		full := errors.Is(err, errdefs.ErrResourceExhausted)
-		p.unpin(p.keys, err == nil || full || errors.As(err, &wrong))
+		p.by.garbage.unpin(p.held.keys, err == nil || full || errors.As(err, &wrong))
 	}()
 	// Opened before the first write, so that syncfs reports every write error since.
-	disk, err := openDisk(p.cfg.Root)
+	disk, err := openDisk(p.by.cfg.Root)
 	if err != nil {
 		return Image{}, err
 	}
 	defer disk.close()
-	if p.reg, err = p.openRegistry(ctx, p.target, p.creds, &p.prog); err != nil {
+	if p.reg, err = p.by.openRegistry(ctx, p.ref, p.creds, &p.prog); err != nil {
 		return Image{}, err
 	}
 	defer p.reg.close()
 	var got contents
 	err = p.prog.working(func() (err error) {
-		got, err = p.documents(ctx)
+		got, err = newResolver(p).documents(ctx)
 		return err
 	})
 	if err != nil {
 		return Image{}, err
 	}
-	p.proved = p.pulledBefore(got)
-	if err := p.fetchLayers(ctx, &got); err != nil {
+	proved := p.by.catalog.pulled(got.doc.Config.Digest.String(), p.ref.repository()+"@"+got.root.Digest.String())
+	if err := p.fetchLayers(ctx, newFetcher(p, proved), &got); err != nil {
 		return Image{}, err
 	}
 	p.moved()
@@ -209,16 +146,15 @@ func (p *pull) run(ctx context.Context) (img Image, err error) {
 }
 
 // fetchLayers downloads and unpacks, several layers at a time.
-func (p *pull) fetchLayers(ctx context.Context, got *contents) error {
+func (p *pull) fetchLayers(ctx context.Context, ft *fetcher, got *contents) error {
 	got.layers = make([]*layer, len(got.doc.Layers))
 	g, gctx := errgroup.WithContext(ctx)
-	downloads := make(slots, p.cfg.MaxDownloads)
 	for i := range got.doc.Layers {
 		g.Go(func() error {
 			name := fmt.Sprintf("layer %d/%d %s", i+1, len(got.layers), short(got.doc.Layers[i].Digest))
 			return guard.Call(ctx, name, func() error {
 				return p.prog.working(func() (err error) {
-					got.layers[i], err = p.layer(gctx, downloads, got.doc.Layers[i], got.config.RootFS.DiffIDs[i], name)
+					got.layers[i], err = ft.layer(gctx, got.doc.Layers[i], got.config.RootFS.DiffIDs[i], name)
 					return err
 				})
 			})
@@ -227,34 +163,7 @@ func (p *pull) fetchLayers(ctx context.Context, got *contents) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	return p.prog.working(func() error { return p.fixLayers(ctx, got) })
-}
-
-// fixLayers settles what made-up directories look like, bottom up.
-func (p *pull) fixLayers(ctx context.Context, got *contents) error {
-	var total uint64
-	var below []*layer // topmost first
-	for i, l := range got.layers {
-		if total += l.Bytes; total > uint64(p.cfg.Limits.ImageBytes) {
-			return refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes (image_size_max)", p.cfg.Limits.ImageBytes)
-		}
-		implied, err := p.readImplied(l.Dir)
-		if err != nil {
-			return err
-		}
-		fixes, err := p.fixesFor(ctx, implied, below)
-		if err != nil {
-			return err
-		}
-		if l.Fixes != fixesKey(fixes) {
-			if l, err = p.unpackBlob(ctx, got.doc.Layers[i], l.DiffID, fixes); err != nil {
-				return err
-			}
-			got.layers[i] = l
-		}
-		below = slices.Insert(below, 0, l)
-	}
-	return nil
+	return p.prog.working(func() error { return ft.fixLayers(ctx, got) })
 }
 
 func short(d digest.Digest) string {
@@ -268,78 +177,50 @@ func short(d digest.Digest) string {
 func (p *pull) commit(ctx context.Context, got contents, disk *disk) (Image, error) {
 	var unsynced error
 	if !p.proven(got) {
-		if unsynced = disk.sync(p.syncfs); unsynced == nil {
-			p.step("pull.synced")
+		if unsynced = disk.sync(p.by.syncfs); unsynced == nil {
+			p.by.cfg.Step("pull.synced")
 		}
 	}
 	if unsynced != nil {
-		ctx = context.WithoutCancel(ctx) // what follows must be done; the writer never waits for a stranger
+		ctx = context.WithoutCancel(ctx) // what follows must be done; the writer never waits for a registry
 	}
-	if err := p.writer.take(ctx); err != nil {
+	c := p.by.catalog
+	if err := c.writer.Acquire(ctx, 1); err != nil {
 		return Image{}, err
 	}
-	defer p.writer.give()
+	defer c.writer.Release(1)
 	if unsynced != nil {
-		p.forget(ctx)
+		p.by.garbage.forget(ctx)
 		return Image{}, fmt.Errorf("sync image data: %w", diskError(unsynced))
 	}
 	if lost := p.forgotten(got); lost != nil {
 		return Image{}, fmt.Errorf("layer %s went with a sync that failed, pull again: %w", short(lost.DiffID), errdefs.ErrAborted)
 	}
-	r, old, changed, garbage := p.newRecord(got)
+	r := p.newRecord(got)
+	old, changed, garbage := c.merge(r, p.ref, got.root.Digest)
 	if !changed {
-		return r.image(p.pinned), nil
+		return r.image(c.pinned), nil
 	}
-	if err := p.writeRecord(r); err != nil {
+	if err := c.write(r); err != nil {
 		return Image{}, fmt.Errorf("write image record: %w", err)
 	}
-	p.step("pull.recorded")
-	p.Images.mu.Lock()
-	p.records[r.ID] = r
-	for _, t := range r.Tags {
-		p.names[t.Name] = r.ID
-	}
-	if old != nil {
-		p.records[old.ID] = old
-	}
-	p.Images.mu.Unlock()
+	p.by.cfg.Step("pull.recorded")
+	c.put(r, old)
 	if old != nil {
 		// The new record's later serial has already won the tag; this only saves Open the decision.
-		if err := p.writeRecord(old); err != nil {
+		if err := c.write(old); err != nil {
 			log.G(ctx).WithError(err).WithField("image", old.ID).Warn("record of the image that lost its tag is not rewritten")
 		}
-		p.step("pull.moved")
+		p.by.cfg.Step("pull.moved")
 	}
-	p.dropBlobs(garbage)
-	return r.image(p.pinned), nil
-}
-
-// forget takes away every layer that no record lists. The kernel tells a write error once: whoever synced after this would be told that all
-// is well. Layers that other pulls are about to list are among them, and those pulls end, see forgotten. The caller has the writer's right.
-func (c *Images) forget(ctx context.Context) {
-	c.mu.Lock()
-	listed := c.listed()
-	var doubtful []*layer
-	for key, l := range c.layers {
-		if _, dying := c.dying[layerPrefix+key]; !dying && !listed[layerPrefix+key] {
-			doubtful = append(doubtful, l)
-			delete(c.layers, key)
-		}
-	}
-	c.mu.Unlock()
-	for _, l := range doubtful {
-		if err := removeTree(c.layerDir(l.Dir)); err != nil {
-			log.G(ctx).WithError(err).WithField("layer", l.Dir).Warn("layer that may not be on disk could not be deleted")
-		}
-	}
+	p.by.garbage.collect((&record{Blobs: garbage}).keys())
+	return r.image(c.pinned), nil
 }
 
 // forgotten returns a layer that is not known any more, nil if all are. The caller has the writer's right, so that it stays so.
 func (p *pull) forgotten(got contents) *layer {
-	p.Images.mu.Lock()
-	defer p.Images.mu.Unlock()
 	for _, l := range got.layers {
-		if known := p.layers[l.key()]; known == nil || known.Dir != l.Dir {
+		if known := p.by.layers.byKey(l.key()); known == nil || known.Dir != l.Dir {
 			return l
 		}
 	}
@@ -348,29 +229,18 @@ func (p *pull) forgotten(got contents) *layer {
 
 // proven tells whether records list every piece already: then all of it was synced before. Our pins keep it from going meanwhile.
 func (p *pull) proven(got contents) bool {
-	p.Images.mu.Lock()
-	defer p.Images.mu.Unlock()
-	listed := p.listed()
-	for _, b := range p.blobs {
-		if !listed[blobKey(b.Digest)] {
-			return false
-		}
-	}
-	for _, l := range got.layers {
-		if !listed[layerPrefix+l.key()] {
+	listed := p.by.catalog.listed()
+	for _, key := range p.newRecord(got).keys() {
+		if !listed[key] {
 			return false
 		}
 	}
 	return true
 }
 
-// newRecord merges what we have with the record there may be. old is the record, without the tag, of the image that loses it. garbage are
-// blobs that the image does not need any more. The caller has the writer's right, so that records do not change meanwhile.
-func (p *pull) newRecord(got contents) (r, old *record, changed bool, garbage []blob) {
-	p.Images.mu.Lock()
-	defer p.Images.mu.Unlock()
-	id := string(got.doc.Config.Digest)
-	r = &record{ID: id, config: got.config, Size: got.manifest.Size + got.doc.Config.Size}
+// newRecord is what this pull alone knows of the image.
+func (p *pull) newRecord(got contents) *record {
+	r := &record{ID: string(got.doc.Config.Digest), config: got.config, Size: got.manifest.Size + got.doc.Config.Size}
 	counted := map[digest.Digest]bool{}
 	for _, d := range got.doc.Layers {
 		if !counted[d.Digest] {
@@ -381,74 +251,9 @@ func (p *pull) newRecord(got contents) (r, old *record, changed bool, garbage []
 	for _, l := range got.layers {
 		r.Layers = append(r.Layers, *l)
 	}
-	have := p.records[id]
-	if have != nil {
-		r.Tags, r.Digests, r.ByDigest, r.Blobs = slices.Clone(have.Tags), slices.Clone(have.Digests), slices.Clone(have.ByDigest), slices.Clone(have.Blobs)
+	for _, b := range p.held.blobs {
+		b.DiffID = p.by.blobs.unpacksTo(b.Digest)
+		r.Blobs = append(r.Blobs, b)
 	}
-	changed = have == nil || !slices.Equal(have.Layers, r.Layers)
-	for i := range p.blobs {
-		p.blobs[i].DiffID = p.diffIDs[p.blobs[i].Digest]
-		if r.addBlob(p.blobs[i]) {
-			changed = true
-		}
-	}
-	if r.addDigest(p.repository()+"@"+got.root.Digest.String(), p.tag == "") {
-		changed = true
-	}
-	if p.tag == "" {
-		return r, nil, changed, nil
-	}
-	if r.setRoot(p.String(), got.root.Digest) {
-		changed = true
-	} else if !r.hasTag(p.String()) {
-		p.serial++
-		r.Tags = append(r.Tags, tag{Name: p.String(), Serial: p.serial, Root: got.root.Digest})
-		if loser := p.records[p.names[p.String()]]; loser != nil && loser.ID != id {
-			old = loser.withoutTag(p.String())
-		}
-		changed = true
-	}
-	if garbage = r.forgetRoots(p.repository(), got.root.Digest, p.blobs); len(garbage) > 0 {
-		changed = true
-	}
-	return r, old, changed, garbage
-}
-
-// dropBlobs deletes what a record no longer lists and nobody else needs.
-func (c *Images) dropBlobs(blobs []blob) {
-	if len(blobs) == 0 {
-		return
-	}
-	var keys []string
-	for _, b := range blobs {
-		keys = append(keys, blobKey(b.Digest))
-	}
-	c.mu.Lock()
-	garbage := c.condemn(keys)
-	c.mu.Unlock()
-	c.delete(garbage)
-}
-
-// String keeps target's method in front of the others'.
-func (p *pull) String() string { return p.target.String() }
-
-// note remembers a blob of the image.
-func (p *pull) note(d ocispec.Descriptor) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	b := blob{Digest: d.Digest, Size: d.Size}
-	if !slices.Contains(p.blobs, b) {
-		p.blobs = append(p.blobs, b)
-	}
-}
-
-// hold pins data for the rest of the pull.
-func (p *pull) hold(ctx context.Context, key string) error {
-	if err := p.pin(ctx, key); err != nil {
-		return err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.keys = append(p.keys, key)
-	return nil
+	return r
 }

@@ -6,14 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 )
 
 // recordFormat is the number in every record we write. We read this one only; a later one reads ours.
@@ -213,6 +210,38 @@ func (r *record) forgetRoots(repository string, root digest.Digest, current []bl
 	return garbage
 }
 
+// keys are the data keys that the image consists of.
+func (r *record) keys() []string {
+	keys := make([]string, 0, len(r.Blobs)+len(r.Layers))
+	for _, b := range r.Blobs {
+		keys = append(keys, blobKey(b.Digest))
+	}
+	for _, l := range r.Layers {
+		keys = append(keys, layerPrefix+l.key())
+	}
+	return keys
+}
+
+// stack returns the lower directories of an overlay, relative to layers/, topmost first, at least one. A layer that occurs twice counts
+// where it is topmost, overlayfs refuses it twice and all that is in it lower down is hidden by itself; below a layer with an opaque root
+// nothing is seen.
+func (r *record) stack() (names []string) {
+	seen := map[string]bool{}
+	for _, l := range slices.Backward(r.Layers) {
+		if !seen[l.Dir] {
+			names = append(names, l.Dir+"/fs")
+		}
+		seen[l.Dir] = true
+		if l.Opaque {
+			break
+		}
+	}
+	if len(names) == 0 {
+		names = []string{"empty"}
+	}
+	return names
+}
+
 func (r *record) hasTag(name string) bool {
 	return slices.ContainsFunc(r.Tags, func(t tag) bool { return t.Name == name })
 }
@@ -221,54 +250,4 @@ func (r *record) withoutTag(name string) *record {
 	c := *r
 	c.Tags = slices.DeleteFunc(slices.Clone(r.Tags), func(t tag) bool { return t.Name == name })
 	return &c
-}
-
-func (c *Images) recordPath(id string) string {
-	return filepath.Join(c.cfg.Root, "images", strings.TrimPrefix(id, "sha256:"))
-}
-
-// writeRecord makes r durable: when it returns nil the record survives a power cut, when it returns an error the old one does.
-func (c *Images) writeRecord(r *record) error {
-	b, err := encodeRecord(r)
-	if err != nil {
-		return err
-	}
-	path := c.recordPath(r.ID)
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return diskError(err)
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		c.step("pull.record.written")
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		os.Remove(tmp)
-		return diskError(err)
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// eraseRecord unlinks the record of id for good.
-func (c *Images) eraseRecord(id string) error {
-	path := c.recordPath(id)
-	if err := os.Remove(path); err != nil && !errors.Is(err, unix.ENOENT) {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

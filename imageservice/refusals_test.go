@@ -231,8 +231,8 @@ func refusalRows(t *testing.T) []refusalRow {
 		{"a zstd window of 256 MiB", ofStream(wideWindow(t)), "wants too much memory", waits, amplifies},
 		{"half a gzip", ofStream(gzipLayer(noise(t, 1000)).blob[:500]), "layer does not decompress", same, ""},
 		{"made-up directories over many layers", func(t *testing.T) error {
-			p := &pull{looks: maxLooks}
-			return p.look(context.Background())
+			ft := &fetcher{looks: maxLooks}
+			return ft.look(context.Background())
 		}, "too many directories that the layers do not name", waits, amplifies},
 	}
 }

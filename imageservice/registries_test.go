@@ -202,7 +202,7 @@ func TestCredentialsOfHosts(t *testing.T) {
 	} {
 		c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
 		folder(t, c.cfg.RegistryConfig, strings.Replace(row.domain, ":443", "_443_", 1), "hosts.toml", row.hosts)
-		r, err := c.openRegistry(t.Context(), target{domain: row.domain, path: "app"}, credentials{username: "user", secret: "secret"}, &progress{})
+		r, err := c.puller.openRegistry(t.Context(), target{domain: row.domain, path: "app"}, credentials{username: "user", secret: "secret"}, &progress{})
 		must(t, err)
 		var got []bool
 		for _, h := range r.hosts {
@@ -487,7 +487,7 @@ func TestManyDrips(t *testing.T) {
 	if _, err := c.Pull(ctx, r.ref("app:1"), nil); !strings.HasPrefix(fmt.Sprint(err), "RegistryUnavailable: ") {
 		t.Error(err)
 	}
-	c.waitFor(t, func() bool { return len(c.flights) == 0 })
+	waitFor(t, func() bool { return len(c.waiters()) == 0 })
 }
 
 // TestExpiredWithoutAChallenge: a registry that refuses an old token without saying how to get a new one is asked once without a token.
@@ -577,15 +577,15 @@ func TestPartialDownloadsOutliveARestart(t *testing.T) {
 		return true
 	})
 	c := newImages(t, nil)
-	partial := c.ingestFile(target{domain: r.host()}.ingestRef(blob))
+	partial := c.blobs.ingestFile(target{domain: r.host()}.ingestRef(blob))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { c.Pull(ctx, r.ref("app:1"), nil); close(done) }()
 	<-arrived
-	c.waitFor(t, func() bool { info, err := os.Stat(partial); return err == nil && info.Size() == 300_000 })
+	waitFor(t, func() bool { info, err := os.Stat(partial); return err == nil && info.Size() == 300_000 })
 	cancel()
 	<-done
-	c.waitFor(t, func() bool { return len(c.flights) == 0 })
+	waitFor(t, func() bool { return len(c.waiters()) == 0 })
 	r.intercept(nil)
 	must(t, os.MkdirAll(filepath.Join(c.cfg.Root, "content", "ingest", "junk"), 0o700))
 	c = reopen(t, c.cfg.Root)

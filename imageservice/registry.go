@@ -37,7 +37,7 @@ const (
 
 // registry asks the hosts that serve one repository, mirrors first, the registry itself last, as hosts.toml says.
 type registry struct {
-	target
+	repo     target
 	settings registrySettings
 	creds    credentials // never for mirrors; what of them a server repeats is taken out of errors
 	hosts    []*host
@@ -192,7 +192,7 @@ func (r *registry) join(q request, fails failures) error {
 		}
 	}
 	if best == nil {
-		best = &hostError{nil, fmt.Errorf("no host is configured to serve %s of %s: %w", q, r.repository(), errdefs.ErrNotFound)}
+		best = &hostError{nil, fmt.Errorf("no host is configured to serve %s of %s: %w", q, r.repo.repository(), errdefs.ErrNotFound)}
 	}
 	var asides []string
 	for _, h := range r.hosts {
@@ -395,7 +395,7 @@ func (s *strangers) at(r *registry, h *host, u *url.URL) *authorizer {
 }
 
 // scope is what a token must allow.
-func (r *registry) scope() string { return "repository:" + r.path + ":pull" }
+func (r *registry) scope() string { return "repository:" + r.repo.path + ":pull" }
 
 // blame leaves a mirror out whose answer was no good, for the rest of the pull. It returns whether there is somebody else to ask.
 func (r *registry) blame(h *host, err error) bool {
@@ -408,10 +408,10 @@ func (r *registry) blame(h *host, err error) bool {
 
 // follow sends q and follows redirects: from https to http only for what has a digest, only where that is set, and to another origin only with the headers that any server may see.
 func (r *registry) follow(ctx context.Context, h *host, q request, patience time.Duration) (*reply, error) {
-	u := &url.URL{Scheme: h.Scheme, Host: h.Host, Path: path.Join("/", h.Path, r.path, q.kind, q.object)}
+	u := &url.URL{Scheme: h.Scheme, Host: h.Host, Path: path.Join("/", h.Path, r.repo.path, q.kind, q.object)}
 	until := time.Now().Add(patience) // for all redirects together
 	if h.proxies {
-		u.RawQuery = url.Values{"ns": {r.domain}}.Encode()
+		u.RawQuery = url.Values{"ns": {r.repo.domain}}.Encode()
 	}
 	used, foreign := "", false
 	for hop := 0; hop <= maxRedirects; hop++ {

@@ -174,7 +174,7 @@ func TestLookup(t *testing.T) {
 		}
 	}
 	for i := range 20 { // some two of them share a first digit, all of them the empty prefix
-		c.records[fmt.Sprintf("sha256:beef%060d", i)] = &record{ID: fmt.Sprintf("sha256:beef%060d", i)}
+		c.catalog.records[fmt.Sprintf("sha256:beef%060d", i)] = &record{ID: fmt.Sprintf("sha256:beef%060d", i)}
 	}
 	if _, err := c.Lookup("beef"); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("ambiguous prefix: %v", err)
@@ -232,6 +232,12 @@ func TestPullsAndRemovals(t *testing.T) {
 	c.wantNothing(t)
 }
 
+func (c *Images) pinned(key string) bool {
+	c.puller.pins.mu.Lock()
+	defer c.puller.pins.mu.Unlock()
+	return c.puller.pins.held[key] > 0
+}
+
 // TestRemoveDuringPull: a removal does not take what a pull is about to list.
 func TestRemoveDuringPull(t *testing.T) {
 	r := newRegistry(t)
@@ -247,8 +253,8 @@ func TestRemoveDuringPull(t *testing.T) {
 		errs <- err
 	}()
 	<-g.arrived
-	c.waitFor(t, func() bool {
-		return c.pins[blobKey(digest.FromBytes(shared.blob))] > 0 && c.pins[layerPrefix+string(digest.FromBytes(shared.tar))] > 0
+	waitFor(t, func() bool {
+		return c.pinned(blobKey(digest.FromBytes(shared.blob))) && c.pinned(layerPrefix+string(digest.FromBytes(shared.tar)))
 	})
 	must(t, c.Remove(t.Context(), a))
 	close(g.open)
@@ -264,7 +270,7 @@ func TestRemoveThatCannotIsUndone(t *testing.T) {
 	id, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "x"))}, nil)
 	c := newImages(t, nil)
 	c.mustPull(t, r.ref("app:1"))
-	path := c.recordPath(id)
+	path := c.catalog.path(id)
 	b, err := os.ReadFile(path)
 	must(t, err)
 	must(t, os.Remove(path))

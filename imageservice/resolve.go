@@ -12,17 +12,31 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// resolver finds the manifest and the config that the reference of a pull stands for.
+type resolver struct {
+	by   *puller
+	ref  target
+	reg  *registry
+	prog *progress
+	held *holding
+	want platforms.MatchComparer
+}
+
+func newResolver(p *pull) *resolver {
+	return &resolver{by: p.by, ref: p.ref, reg: p.reg, prog: &p.prog, held: p.held, want: platforms.Only(platforms.DefaultSpec())}
+}
+
 // documents resolves the reference down to one manifest and its config.
 //
 // The platform of an image is what the index says that names it. Where no index does, because it has no platforms or the reference is a
 // manifest's, the config says it: among several images that decides, of a single one it is noted only, as an emulator may run it.
-func (p *pull) documents(ctx context.Context) (contents, error) {
-	raw, desc, err := p.root(ctx)
+func (r *resolver) documents(ctx context.Context) (contents, error) {
+	raw, desc, err := r.root(ctx)
 	if err != nil {
 		return contents{}, err
 	}
-	p.step("pull.resolved")
-	return p.resolve(ctx, contents{root: desc}, raw, desc, 0)
+	r.by.cfg.Step("pull.resolved")
+	return r.resolve(ctx, contents{root: desc}, raw, desc, 0)
 }
 
 // errOtherPlatform is for an image of an index without platforms that is not for this machine.
@@ -30,41 +44,39 @@ type errOtherPlatform struct{ platform string }
 
 func (e errOtherPlatform) Error() string { return "the image is for " + e.platform }
 
-func (p *pull) resolve(ctx context.Context, got contents, raw []byte, desc ocispec.Descriptor, depth int) (contents, error) {
+func (r *resolver) resolve(ctx context.Context, got contents, raw []byte, desc ocispec.Descriptor, depth int) (contents, error) {
 	doc, err := decodeDocument(raw, desc.MediaType)
 	if err != nil {
 		return got, err
 	}
 	if doc.manifest != nil {
 		got.manifest, got.doc = desc, doc.manifest
-		got.config, err = p.config(ctx, doc.manifest)
+		got.config, err = r.config(ctx, doc.manifest)
 		if err == nil {
-			err = p.checkPlatform(ctx, got)
+			err = r.checkPlatform(ctx, got)
 		}
 		return got, err
 	}
 	if depth == maxIndexDepth {
 		return got, refuse(errdefs.ErrResourceExhausted, "indexes nested more than %d deep", maxIndexDepth)
 	}
-	entries, err := choose(doc.index, p.want)
+	entries, err := choose(doc.index, r.want)
 	if err != nil {
 		return got, err
 	}
-	return p.firstThatFits(ctx, got, entries, depth+1)
+	return r.firstThatFits(ctx, got, entries, depth+1)
 }
 
 // firstThatFits resolves one entry of an index after the other. What was fetched for those that do not fit does not belong to the image.
-func (p *pull) firstThatFits(ctx context.Context, got contents, entries []ocispec.Descriptor, depth int) (contents, error) {
+func (r *resolver) firstThatFits(ctx context.Context, got contents, entries []ocispec.Descriptor, depth int) (contents, error) {
 	var others []string
 	for _, entry := range entries {
-		p.mu.Lock()
-		before := len(p.blobs)
-		p.mu.Unlock()
-		raw, err := p.document(ctx, entry, "manifests")
+		before := r.held.noted()
+		raw, err := r.document(ctx, entry, "manifests")
 		if err != nil {
 			return got, err
 		}
-		found, err := p.resolve(ctx, got, raw, entry, depth)
+		found, err := r.resolve(ctx, got, raw, entry, depth)
 		var other errOtherPlatform
 		if !errors.As(err, &other) {
 			return found, err
@@ -72,9 +84,7 @@ func (p *pull) firstThatFits(ctx context.Context, got contents, entries []ocispe
 		if !slices.Contains(others, other.platform) {
 			others = append(others, other.platform)
 		}
-		p.mu.Lock()
-		p.blobs = p.blobs[:before]
-		p.mu.Unlock()
+		r.held.unnote(before)
 	}
 	if depth > 1 {
 		return got, errOtherPlatform{strings.Join(others, ", ")}
@@ -83,11 +93,11 @@ func (p *pull) firstThatFits(ctx context.Context, got contents, entries []ocispe
 }
 
 // config fetches and checks the config of a manifest.
-func (p *pull) config(ctx context.Context, m *ocispec.Manifest) (ocispec.Image, error) {
-	if err := checkManifest(m, p.cfg.Limits); err != nil {
+func (r *resolver) config(ctx context.Context, m *ocispec.Manifest) (ocispec.Image, error) {
+	if err := checkManifest(m, r.by.cfg.Limits); err != nil {
 		return ocispec.Image{}, err
 	}
-	raw, err := p.document(ctx, m.Config, "blobs")
+	raw, err := r.document(ctx, m.Config, "blobs")
 	if err != nil {
 		return ocispec.Image{}, err
 	}
@@ -95,16 +105,16 @@ func (p *pull) config(ctx context.Context, m *ocispec.Manifest) (ocispec.Image, 
 }
 
 // checkPlatform holds the config's platform against this machine's.
-func (p *pull) checkPlatform(ctx context.Context, got contents) error {
+func (r *resolver) checkPlatform(ctx context.Context, got contents) error {
 	img := got.config.Platform
-	if img.OS == "" || img.Architecture == "" || p.want.Match(platforms.Normalize(img)) {
+	if img.OS == "" || img.Architecture == "" || r.want.Match(platforms.Normalize(img)) {
 		return nil
 	}
 	other := clip(platforms.Format(img))
 	if got.manifest.Digest != got.root.Digest && got.manifest.Platform == nil {
 		return errOtherPlatform{other}
 	}
-	log.G(ctx).WithField("image", p.String()).
+	log.G(ctx).WithField("image", r.ref.String()).
 		Warnf("the image's configuration says that it is for %s; it is taken for %s", other, platforms.DefaultString())
 	return nil
 }

@@ -6,22 +6,17 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strings"
-	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/cribox/cribox/internal/guard"
 )
 
 // transfer moves one blob from the registry into the content store, over as many connections as it takes.
 type transfer struct {
-	pull   *pull
+	ft     *fetcher
 	desc   ocispec.Descriptor
 	w      content.Writer
 	offset int64 // bytes written
@@ -43,7 +38,7 @@ func (t *transfer) wrong(h *host, format string, args ...any) error {
 		return errNoRange
 	}
 	err := refuse(errdefs.ErrDataLoss, format, args...)
-	if t.pull.reg.blame(h, err) {
+	if t.ft.reg.blame(h, err) {
 		return errNoRange
 	}
 	return err
@@ -81,7 +76,7 @@ func (t *transfer) run(ctx context.Context) error {
 			return fmt.Errorf("%d of %d bytes: %w", t.offset, t.desc.Size, err)
 		}
 		t.pieces = t.offset > 0
-		if err := t.pull.prog.waiting(func() error { return sleep(ctx, backoff(barren)) }); err != nil {
+		if err := t.ft.prog.waiting(func() error { return sleep(ctx, backoff(barren)) }); err != nil {
 			return err
 		}
 	}
@@ -102,7 +97,7 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	if t.offset == t.desc.Size {
 		return true, nil
 	}
-	resp, err := t.pull.reg.do(ctx, request{method: http.MethodGet, kind: "blobs", object: t.desc.Digest.String(), accept: "*/*", offset: t.offset})
+	resp, err := t.ft.reg.do(ctx, request{method: http.MethodGet, kind: "blobs", object: t.desc.Digest.String(), accept: "*/*", offset: t.offset})
 	if err != nil {
 		var status *statusError
 		if t.offset > 0 && errors.As(err, &status) && status.code == http.StatusRequestedRangeNotSatisfiable {
@@ -205,168 +200,14 @@ func (t *transfer) commit(ctx context.Context) (done bool, err error) {
 			return false, t.restart()
 		}
 		err := refuse(errdefs.ErrDataLoss, "blob arrives with digest %s, not %s", got, t.desc.Digest)
-		if t.pull.reg.blame(t.from, err) || t.pieces {
+		if t.ft.reg.blame(t.from, err) || t.pieces {
 			return false, t.restart()
 		}
 		return true, err
 	}
-	err = t.pull.prog.waiting(func() error { return t.w.Commit(ctx, t.desc.Size, t.desc.Digest) }) // it syncs
+	err = t.ft.prog.waiting(func() error { return t.w.Commit(ctx, t.desc.Size, t.desc.Digest) }) // it syncs
 	if err != nil && !errdefs.IsAlreadyExists(err) {
 		return true, fmt.Errorf("commit blob %s: %w", t.desc.Digest, diskError(err))
 	}
 	return true, nil
-}
-
-// alongside unpacks a layer while it is being downloaded: it reads the partial file as it grows. What it makes is not known to anybody
-// before the blob is verified, and nobody waits for it: it moves at a stranger's pace. A nil alongside does nothing.
-type alongside struct {
-	pull   *pull
-	blob   digest.Digest
-	file   *os.File
-	result chan error
-	layer  *layer
-	finish func()
-
-	mu   sync.Mutex
-	more *sync.Cond
-	have int64 // bytes in file
-	read int64
-	err  error // why no more come; io.EOF at the good end
-	void bool  // what was read is not what the blob has
-}
-
-// errAbandoned: the download began again from the start.
-var errAbandoned = errors.New("download began again")
-
-// unpackAlong starts unpacking if nobody has the layer or is at the same, and one of the places that are kept for this is free; else it
-// returns nil, and the layer is unpacked when its download is over.
-func (p *pull) unpackAlong(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) *alongside {
-	if p.anyLayer(diffID) != nil {
-		return nil
-	}
-	release, ok := p.claims.try("along " + string(diffID))
-	if !ok {
-		return nil
-	}
-	if !p.alongs.try() {
-		release()
-		return nil
-	}
-	a := &alongside{pull: p, blob: desc.Digest, result: make(chan error, 1), finish: func() { p.alongs.give(); release() }}
-	a.more = sync.NewCond(&a.mu)
-	go func() {
-		stop := context.AfterFunc(ctx, func() { a.close(context.Cause(ctx)) })
-		defer stop()
-		it := &item{}
-		a.result <- guard.Call(ctx, "unpacking along", func() (err error) {
-			a.layer, err = p.newLayer(ctx, source{&growing{a, desc}, desc.Size, a.arrived}, diffID, nil, it)
-			return err
-		})
-	}()
-	return a
-}
-
-// growing reads the partial file, waiting for more at its end.
-type growing struct {
-	*alongside
-	desc ocispec.Descriptor
-}
-
-func (g *growing) Read(b []byte) (int, error) {
-	g.mu.Lock()
-	for g.read == g.have && g.err == nil {
-		g.more.Wait()
-	}
-	n, err := min(int64(len(b)), g.have-g.read), g.err
-	g.mu.Unlock()
-	if n == 0 || err != nil && err != io.EOF {
-		return 0, err
-	}
-	if g.file == nil {
-		f, err := os.Open(g.pull.ingestFile(g.pull.ingestRef(g.desc.Digest)))
-		if os.IsNotExist(err) {
-			f, err = os.Open(g.pull.blobPath(g.desc.Digest)) // committed before we came to it
-		}
-		if err != nil {
-			return 0, err
-		}
-		g.file = f
-	}
-	got, err := g.file.ReadAt(b[:n], g.read)
-	g.read += int64(got)
-	if got > 0 {
-		err = nil
-	}
-	return got, err
-}
-
-// advance tells that the file has n bytes.
-func (a *alongside) advance(n int64) {
-	if a == nil {
-		return
-	}
-	a.mu.Lock()
-	a.have = n
-	a.mu.Unlock()
-	a.more.Broadcast()
-}
-
-// arrived is how many bytes of the blob are here.
-func (a *alongside) arrived() int64 {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.have
-}
-
-func (a *alongside) close(err error) {
-	a.mu.Lock()
-	if a.err == nil {
-		a.err = err
-	}
-	a.mu.Unlock()
-	a.more.Broadcast()
-}
-
-// abandon ends the unpacking: the bytes it read are void.
-func (a *alongside) abandon() {
-	if a == nil {
-		return
-	}
-	a.mu.Lock()
-	a.void = true
-	a.mu.Unlock()
-	a.close(errAbandoned)
-}
-
-// end takes the download's outcome and returns the outcome of both. An unpacking that was abandoned, or went ahead of what had arrived, is
-// no error: it is done later.
-func (a *alongside) end(download error) error {
-	if a == nil {
-		return download
-	}
-	defer a.finish()
-	if download != nil {
-		a.close(download)
-	} else {
-		a.close(io.EOF)
-	}
-	err := <-a.result
-	if a.file != nil {
-		a.file.Close()
-	}
-	a.mu.Lock()
-	void := a.void || errors.Is(err, errAhead)
-	a.mu.Unlock()
-	if download != nil || void {
-		if err == nil {
-			_ = removeTree(a.pull.layerDir(a.layer.Dir)) // if it cannot be, it is an orphan for the next Open
-		}
-		return download // what unpacking made of void bytes, an error or not, says nothing
-	}
-	if err != nil {
-		return err
-	}
-	a.pull.noteUnpacked(a.blob, a.layer.DiffID)
-	a.pull.list(a.layer)
-	return nil
 }

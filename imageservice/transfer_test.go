@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -429,12 +430,7 @@ func TestIdenticalPullsAreOne(t *testing.T) {
 	for range 50 {
 		go pull(t.Context())
 	}
-	images.waitFor(t, func() bool {
-		for _, f := range images.flights {
-			return f.waiters == 51
-		}
-		return false
-	})
+	waitFor(t, func() bool { return slices.Equal(images.waiters(), []int{51}) })
 	leave()
 	if err := <-errs; !errdefs.IsCanceled(err) {
 		t.Errorf("the impatient: %v", err)
@@ -448,18 +444,25 @@ func TestIdenticalPullsAreOne(t *testing.T) {
 	}
 }
 
-// waitFor polls a condition under the lock.
-func (c *Images) waitFor(t testing.TB, cond func() bool) {
+// waitFor polls a condition.
+func waitFor(t testing.TB, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		c.mu.Lock()
-		ok := cond()
-		c.mu.Unlock()
-		if ok {
+		if cond() {
 			return
 		}
 	}
 	t.Fatal("condition does not come true")
+}
+
+// waiters is how many wait for each pull under way.
+func (c *Images) waiters() (n []int) {
+	c.puller.flights.mu.Lock()
+	defer c.puller.flights.mu.Unlock()
+	for _, f := range c.puller.flights.all {
+		n = append(n, f.waiters)
+	}
+	return n
 }
 
 func TestOtherCredentialsAreAnotherPull(t *testing.T) {
@@ -476,7 +479,7 @@ func TestOtherCredentialsAreAnotherPull(t *testing.T) {
 		}()
 	}
 	<-g.arrived
-	images.waitFor(t, func() bool { return len(images.flights) == 2 })
+	waitFor(t, func() bool { return len(images.waiters()) == 2 })
 	close(g.open)
 	must(t, <-errs)
 	must(t, <-errs)
@@ -515,8 +518,8 @@ func TestLastWaiterCancels(t *testing.T) {
 		errs <- err
 	}()
 	<-arrived
-	images.waitFor(t, func() bool {
-		info, err := os.Stat(images.ingestFile(target{domain: r.host()}.ingestRef(digest.FromBytes(l.blob))))
+	waitFor(t, func() bool {
+		info, err := os.Stat(images.blobs.ingestFile(target{domain: r.host()}.ingestRef(digest.FromBytes(l.blob))))
 		return err == nil && info.Size() >= 300_000
 	})
 	cancel()

@@ -18,19 +18,17 @@ type Usage struct {
 }
 
 // Usage adds up the layers, whose figures were taken when they were unpacked, and the few files of content/ and images/, which it stats.
-func (c *Images) Usage(ctx context.Context) (Usage, error) {
-	u := Usage{Mountpoint: c.cfg.Root, At: time.Now()}
-	c.mu.Lock()
-	for _, l := range c.layers {
+func (s *Images) Usage(ctx context.Context) (Usage, error) {
+	u := Usage{Mountpoint: s.cfg.Root, At: time.Now()}
+	for _, l := range s.layers.all() {
 		u.Bytes += l.Bytes
 		u.Inodes += l.Inodes
 	}
-	c.mu.Unlock()
 	for _, d := range []string{"content", "images"} {
 		if err := ctx.Err(); err != nil {
 			return Usage{}, err
 		}
-		dir := filepath.Join(c.cfg.Root, d)
+		dir := filepath.Join(s.cfg.Root, d)
 		if _, err := os.Stat(dir); err != nil { // a disk that is away is not an empty one
 			return Usage{}, fmt.Errorf("usage of image data: %w", err)
 		}

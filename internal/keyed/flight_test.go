@@ -88,6 +88,14 @@ func TestTurnsFollowEachOther(t *testing.T) {
 	if _, err := turns.Take(gone, "c"); !errors.Is(err, context.Canceled) {
 		t.Fatalf("a turn was given twice, or waited for without end: %v", err)
 	}
+	if _, ok := turns.Try("c"); ok {
+		t.Fatal("a turn was given twice")
+	}
+	if free, ok := turns.Try("d"); !ok {
+		t.Fatal("a free turn was not given")
+	} else {
+		free()
+	}
 	next := make(chan struct{})
 	go func() {
 		if done, err := turns.Take(context.Background(), "c"); err == nil {

@@ -20,7 +20,31 @@ type turn struct {
 
 // Take waits for the key's turn and returns the function that passes it on, to be called once.
 func (t *Turns) Take(ctx context.Context, key string) (done func(), err error) {
+	one := t.join(key)
+	select {
+	case one.slot <- struct{}{}:
+		return func() { <-one.slot; t.leave(key, one) }, nil
+	case <-ctx.Done():
+		t.leave(key, one)
+		return nil, fmt.Errorf("wait for the operation under way on %s: %w", key, ctx.Err())
+	}
+}
+
+// Try takes the key's turn if it is free.
+func (t *Turns) Try(key string) (done func(), ok bool) {
+	one := t.join(key)
+	select {
+	case one.slot <- struct{}{}:
+		return func() { <-one.slot; t.leave(key, one) }, true
+	default:
+		t.leave(key, one)
+		return nil, false
+	}
+}
+
+func (t *Turns) join(key string) *turn {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.all == nil {
 		t.all = map[string]*turn{}
 	}
@@ -30,21 +54,14 @@ func (t *Turns) Take(ctx context.Context, key string) (done func(), err error) {
 		t.all[key] = one
 	}
 	one.users++
-	t.mu.Unlock()
+	return one
+}
 
-	leave := func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if one.users--; one.users == 0 {
-			delete(t.all, key)
-		}
-	}
-	select {
-	case one.slot <- struct{}{}:
-		return func() { <-one.slot; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, fmt.Errorf("wait for the operation under way on %s: %w", key, ctx.Err())
+func (t *Turns) leave(key string, one *turn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if one.users--; one.users == 0 {
+		delete(t.all, key)
 	}
 }
 

@@ -1,0 +1,321 @@
+package imageservice
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
+)
+
+// catalog owns the records of images and their names. Its lock is taken before those of blobs, layerStore and pins, never after one of them.
+type catalog struct {
+	dir    string // images/
+	step   func(string)
+	blobs  *blobs
+	layers *layerStore
+	pins   *pins
+	writer *semaphore.Weighted // the one who may change records on disk: held across their fsync, never by readers
+
+	pinNames atomic.Pointer[[]*regexp.Regexp]
+
+	mu      sync.Mutex
+	records map[string]*record         // by image id
+	unread  map[string]bool            // image ids whose record could not be read yet, see load.go
+	names   map[string]string          // tag -> image id
+	holds   map[string]map[string]bool // image id -> holders
+	serial  uint64                     // of the latest tag
+}
+
+func newCatalog(dir string, step func(string), b *blobs, l *layerStore, p *pins) *catalog {
+	return &catalog{
+		dir: dir, step: step, blobs: b, layers: l, pins: p, writer: semaphore.NewWeighted(1),
+		records: map[string]*record{}, unread: map[string]bool{}, names: map[string]string{}, holds: map[string]map[string]bool{},
+	}
+}
+
+// lookup is Images.Lookup.
+func (c *catalog) lookup(ref string) (Image, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r, err := c.find(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	return r.image(c.pinned), nil
+}
+
+// find is lookup under the lock.
+func (c *catalog) find(ref string) (*record, error) {
+	hex := strings.TrimPrefix(ref, "sha256:")
+	if bareID.MatchString(hex) {
+		if r := c.records["sha256:"+hex]; r != nil {
+			return r, nil
+		}
+		return nil, fmt.Errorf("image %s: %w", ref, errdefs.ErrNotFound)
+	}
+	t, err := parseTarget(ref)
+	if err == nil {
+		if r := c.named(t); r != nil {
+			return r, nil
+		}
+	}
+	if idPrefix.MatchString(hex) {
+		r, ambiguous := c.byPrefix("sha256:" + hex)
+		if ambiguous {
+			return nil, fmt.Errorf("image id prefix %q fits more than one image: %w", ref, errdefs.ErrInvalidArgument)
+		}
+		if r != nil {
+			return r, nil
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("image %s: %w", ref, errdefs.ErrNotFound)
+}
+
+func (c *catalog) named(t target) *record {
+	if t.digest == "" {
+		return c.records[c.names[t.String()]]
+	}
+	for _, r := range c.records {
+		if slices.Contains(r.Digests, t.String()) {
+			return r
+		}
+	}
+	return nil
+}
+
+func (c *catalog) byPrefix(prefix string) (found *record, ambiguous bool) {
+	for id, r := range c.records {
+		if strings.HasPrefix(id, prefix) {
+			if found != nil {
+				return nil, true
+			}
+			found = r
+		}
+	}
+	return found, false
+}
+
+// list returns every image, sorted by id.
+func (c *catalog) list() []Image {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := make([]Image, 0, len(c.records))
+	for _, r := range c.records {
+		list = append(list, r.image(c.pinned))
+	}
+	slices.SortFunc(list, func(a, b Image) int { return strings.Compare(a.ID, b.ID) })
+	return list
+}
+
+// record returns the record of an image id. ErrNotFound when there is none.
+func (c *catalog) record(id string) (*record, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r := c.records[id]; r != nil {
+		return r, nil
+	}
+	return nil, fmt.Errorf("image %s: %w", id, errdefs.ErrNotFound)
+}
+
+// hold is Images.Hold.
+func (c *catalog) hold(id, holder string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.records[id] == nil && !c.unread[id] {
+		return fmt.Errorf("image %s: %w", id, errdefs.ErrNotFound)
+	}
+	if c.holds[id] == nil {
+		c.holds[id] = map[string]bool{}
+	}
+	c.holds[id][holder] = true
+	return nil
+}
+
+// release is Images.Release.
+func (c *catalog) release(id, holder string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.holds[id], holder)
+	if len(c.holds[id]) == 0 {
+		delete(c.holds, id)
+	}
+}
+
+// setPinned is Images.SetPinned.
+func (c *catalog) setPinned(names []string) {
+	all := make([]*regexp.Regexp, 0, len(names))
+	for _, name := range names {
+		pattern := strings.ReplaceAll(regexp.QuoteMeta(name), `\*`, ".*") // quoted, so it compiles
+		all = append(all, regexp.MustCompile("^"+pattern+"$"))
+	}
+	c.pinNames.Store(&all)
+}
+
+func (c *catalog) pinned(name string) bool {
+	return slices.ContainsFunc(*c.pinNames.Load(), func(r *regexp.Regexp) bool { return r.MatchString(name) })
+}
+
+// knows tells whether a record has the reference.
+func (c *catalog) knows(t target) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.named(t) != nil
+}
+
+// pulled tells whether the whole image id is recorded under a digest reference.
+func (c *catalog) pulled(id, reference string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.records[id]
+	return r != nil && slices.Contains(r.Digests, reference)
+}
+
+// senders returns the repositories whose images consist of the blob, among others, and whether any record lists it: then it was verified
+// and synced.
+func (c *catalog) senders(d digest.Digest) (repositories []string, known bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.records {
+		if !slices.ContainsFunc(r.Blobs, func(b blob) bool { return b.Digest == d }) {
+			continue
+		}
+		known = true
+		for _, reference := range r.Digests {
+			repositories = append(repositories, repositoryOf(reference))
+		}
+	}
+	return repositories, known
+}
+
+// listed is the set of data keys that records name.
+func (c *catalog) listed() map[string]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.keys()
+}
+
+// keys is listed under the lock.
+func (c *catalog) keys() map[string]bool {
+	set := map[string]bool{}
+	for _, r := range c.records {
+		for _, key := range r.keys() {
+			set[key] = true
+		}
+	}
+	return set
+}
+
+// layerDirs is the set of layers/ folders that records name.
+func (c *catalog) layerDirs() map[string]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	set := map[string]bool{}
+	for _, r := range c.records {
+		for _, l := range r.Layers {
+			set[l.Dir] = true
+		}
+	}
+	return set
+}
+
+// condemn marks those of keys that no record lists and nobody has pinned as dying and returns them. The caller must delete them.
+func (c *catalog) condemn(keys []string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.condemnLocked(keys)
+}
+
+func (c *catalog) condemnLocked(keys []string) []string {
+	if len(c.unread) > 0 {
+		return nil // nobody knows what those need
+	}
+	return c.pins.condemn(keys, c.keys())
+}
+
+// put shows records to readers, and the first one under all its tags.
+func (c *catalog) put(r, old *record) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.records[r.ID] = r
+	for _, t := range r.Tags {
+		c.names[t.Name] = r.ID
+	}
+	if old != nil {
+		c.records[old.ID] = old
+	}
+}
+
+// unlist takes the image out of memory and condemns its data.
+func (c *catalog) unlist(ref string) (*record, []string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r, err := c.find(ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	if holders := slices.Sorted(maps.Keys(c.holds[r.ID])); len(holders) > 0 {
+		return nil, nil, fmt.Errorf("in use by container %s: %w", holders[0], errdefs.ErrFailedPrecondition)
+	}
+	delete(c.records, r.ID)
+	for _, t := range r.Tags {
+		delete(c.names, t.Name)
+	}
+	return r, c.condemnLocked(r.keys()), nil
+}
+
+// relist undoes unlist: the record could not be erased, so nothing may be deleted.
+func (c *catalog) relist(r *record, garbage []string) {
+	c.put(r, nil)
+	c.pins.end(garbage)
+}
+
+// merge makes the record of an image that was pulled of what is new and the record there may be. old is the record, without the tag, of the
+// image that loses it. garbage are blobs that the image does not need any more. The caller has the writer's right, so that records do not
+// change meanwhile.
+func (c *catalog) merge(r *record, t target, root digest.Digest) (old *record, changed bool, garbage []blob) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	blobs := r.Blobs
+	have := c.records[r.ID]
+	changed = have == nil || !slices.Equal(have.Layers, r.Layers)
+	r.Blobs = nil
+	if have != nil {
+		r.Tags, r.Digests = slices.Clone(have.Tags), slices.Clone(have.Digests)
+		r.ByDigest, r.Blobs = slices.Clone(have.ByDigest), slices.Clone(have.Blobs)
+	}
+	for _, b := range blobs {
+		if r.addBlob(b) {
+			changed = true
+		}
+	}
+	if r.addDigest(t.repository()+"@"+root.String(), t.tag == "") {
+		changed = true
+	}
+	if t.tag == "" {
+		return nil, changed, nil
+	}
+	if r.setRoot(t.String(), root) {
+		changed = true
+	} else if !r.hasTag(t.String()) {
+		c.serial++
+		r.Tags = append(r.Tags, tag{Name: t.String(), Serial: c.serial, Root: root})
+		if loser := c.records[c.names[t.String()]]; loser != nil && loser.ID != r.ID {
+			old = loser.withoutTag(t.String())
+		}
+		changed = true
+	}
+	if garbage = r.forgetRoots(t.repository(), root, blobs); len(garbage) > 0 {
+		changed = true
+	}
+	return old, changed, garbage
+}

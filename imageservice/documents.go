@@ -1,0 +1,194 @@
+package imageservice
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// root asks the registry what the reference points to. Where this repository has served what a HEAD answers, that will do: it is cheap, it
+// still proves that the caller may have the image, and Docker Hub does not count it.
+func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error) {
+	q := request{method: http.MethodGet, kind: "manifests", object: r.ref.object(), accept: acceptManifests, resolve: r.ref.digest == ""}
+	if r.by.catalog.knows(r.ref) {
+		head := q
+		head.method = http.MethodHead
+		resp, err := r.reg.do(ctx, head)
+		if err == nil {
+			resp.Body.Close()
+			if raw, ok := r.unchanged(ctx, resp.Header); ok {
+				desc := descriptorOf(raw, contentType(resp.Header))
+				if _, err := decodeDocument(raw, desc.MediaType); err == nil { // else the HEAD says too little of what it is
+					r.held.note(desc)
+					return raw, desc, nil
+				}
+			}
+		} else if !noHead(err) {
+			return nil, ocispec.Descriptor{}, err
+		}
+	}
+	var desc ocispec.Descriptor
+	raw, err := r.get(ctx, q, maxDocument, func(raw []byte, header http.Header) error {
+		desc = descriptorOf(raw, contentType(header))
+		for _, want := range []digest.Digest{r.ref.digest, digest.Digest(header.Get("Docker-Content-Digest"))} {
+			if strings.HasPrefix(string(want), "sha256:") && want != desc.Digest {
+				return refuse(errdefs.ErrDataLoss, "manifest has digest %s, not %s", desc.Digest, clip(string(want)))
+			}
+		}
+		_, err := decodeDocument(raw, desc.MediaType)
+		return err
+	})
+	if err != nil {
+		return nil, ocispec.Descriptor{}, err
+	}
+	return raw, desc, r.keep(ctx, raw, desc)
+}
+
+// noHead tells refusals that may be about HEAD itself, or about a manifest that changed: GET will tell.
+func noHead(err error) bool {
+	var status *statusError
+	return errors.As(err, &status) && !busy(status.code) && status.code != http.StatusUnauthorized && status.code != http.StatusForbidden
+}
+
+// unchanged returns the root document if it is the one we have.
+func (r *resolver) unchanged(ctx context.Context, header http.Header) ([]byte, bool) {
+	d := r.ref.digest
+	if d == "" {
+		d = digest.Digest(header.Get("Docker-Content-Digest"))
+	}
+	if checkDigest(d) != nil || !r.by.catalog.knows(target{domain: r.ref.domain, path: r.ref.path, digest: d}) || r.held.pin(ctx, blobKey(d)) != nil {
+		return nil, false
+	}
+	raw, err := r.by.blobs.readDocument(d)
+	return raw, err == nil
+}
+
+func contentType(h http.Header) string {
+	t, _, err := mime.ParseMediaType(h.Get("Content-Type"))
+	if err != nil {
+		return ""
+	}
+	return t
+}
+
+// get reads a small answer whole and has it verified, trying again when the connection breaks, or without a mirror that lied.
+func (r *resolver) get(ctx context.Context, q request, most int64, verify func([]byte, http.Header) error) ([]byte, error) {
+	for attempt := 1; ; attempt++ {
+		resp, err := r.reg.do(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		raw, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
+		resp.Body.Close()
+		again := transient(err)
+		if err == nil {
+			raw, err = plainDocument(raw, most)
+			switch {
+			case err != nil:
+			case int64(len(raw)) > most:
+				err = refuse(errdefs.ErrResourceExhausted, "%s has more than %d bytes", q, most)
+			default:
+				err = verify(raw, resp.Header)
+			}
+			again = err != nil && r.reg.blame(resp.host, err)
+		}
+		switch {
+		case err == nil:
+			return raw, nil
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case attempt == maxAttempts || !again:
+			return nil, err
+		}
+		if err := r.prog.waiting(func() error { return sleep(ctx, backoff(attempt)) }); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// plainDocument undoes the compression by a proxy that compresses text although we ask it not to. JSON does not begin as gzip does.
+func plainDocument(raw []byte, most int64) ([]byte, error) {
+	if !bytes.HasPrefix(raw, []byte{0x1f, 0x8b}) {
+		return raw, nil
+	}
+	z, err := gzip.NewReader(bytes.NewReader(raw))
+	if err != nil {
+		return nil, refuse(errdefs.ErrDataLoss, "answer in gzip: %v", err)
+	}
+	plain, err := io.ReadAll(io.LimitReader(z, most+1))
+	if err != nil {
+		return nil, refuse(errdefs.ErrDataLoss, "answer in gzip: %v", err)
+	}
+	return plain, nil
+}
+
+// document returns a manifest or config by its descriptor, from content/ where this repository has served it before, else from the registry.
+// kind is where the registry has it.
+func (r *resolver) document(ctx context.Context, desc ocispec.Descriptor, kind string) ([]byte, error) {
+	if err := r.held.pin(ctx, blobKey(desc.Digest)); err != nil {
+		return nil, err
+	}
+	r.held.note(desc)
+	if r.recorded(desc.Digest) {
+		if raw, err := r.by.blobs.readDocument(desc.Digest); err == nil && int64(len(raw)) == desc.Size {
+			return raw, nil
+		}
+	}
+	accept := "*/*"
+	if kind == "manifests" {
+		accept = desc.MediaType
+	}
+	q := request{method: http.MethodGet, kind: kind, object: desc.Digest.String(), accept: accept}
+	raw, err := r.get(ctx, q, maxDocument, func(raw []byte, header http.Header) error {
+		if got := digest.FromBytes(raw); got != desc.Digest || int64(len(raw)) != desc.Size {
+			return refuse(errdefs.ErrDataLoss, "%s arrives as %d bytes with digest %s, its descriptor says %d", desc.Digest, len(raw), got, desc.Size)
+		}
+		if t := contentType(header); kind == "manifests" && manifestType(t) && indexType(t) != indexType(desc.MediaType) {
+			return refuse(errdefs.ErrInvalidArgument, "manifest %s is served as %q, its descriptor says %q", desc.Digest, t, clip(desc.MediaType))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return raw, r.keep(ctx, raw, desc)
+}
+
+// keep writes a verified document into content/.
+func (r *resolver) keep(ctx context.Context, raw []byte, desc ocispec.Descriptor) error {
+	if err := r.held.pin(ctx, blobKey(desc.Digest)); err != nil {
+		return err
+	}
+	r.held.note(desc)
+	release, err := r.by.claims.Take(ctx, blobKey(desc.Digest))
+	if err != nil {
+		return err
+	}
+	defer release()
+	if have, err := r.by.blobs.readDocument(desc.Digest); err == nil && len(have) == len(raw) {
+		return nil
+	}
+	// What is there and does not verify makes room.
+	if err := r.by.blobs.delete(ctx, desc.Digest); err != nil {
+		return err
+	}
+	err = r.prog.waiting(func() error { // it syncs
+		return content.WriteBlob(ctx, r.by.blobs.store, documentPrefix+r.ref.ingestRef(desc.Digest), bytes.NewReader(raw), desc)
+	})
+	if err != nil {
+		return fmt.Errorf("write blob %s: %w", desc.Digest, diskError(err))
+	}
+	r.by.cfg.Step("pull.blob.written")
+	return nil
+}

@@ -1,0 +1,53 @@
+package imageservice
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// holding is what one pull keeps from being deleted, and the blobs that its image consists of.
+type holding struct {
+	pins *pins
+
+	mu    sync.Mutex
+	keys  []string // pinned
+	blobs []blob
+}
+
+// pin keeps the data of key for the rest of the pull.
+func (h *holding) pin(ctx context.Context, key string) error {
+	if err := h.pins.take(ctx, key); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.keys = append(h.keys, key)
+	return nil
+}
+
+// note remembers a blob of the image.
+func (h *holding) note(d ocispec.Descriptor) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	b := blob{Digest: d.Digest, Size: d.Size}
+	if !slices.Contains(h.blobs, b) {
+		h.blobs = append(h.blobs, b)
+	}
+}
+
+// noted is how many blobs were noted so far.
+func (h *holding) noted() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.blobs)
+}
+
+// unnote forgets all blobs but the first n.
+func (h *holding) unnote(n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.blobs = h.blobs[:n]
+}

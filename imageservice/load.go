@@ -1,0 +1,245 @@
+package imageservice
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// A record that cannot be read for a reason that may pass (a failing disk, a lack of descriptors) says nothing about what its image needs.
+// The image is not listed, but containers of it can be adopted, and nothing is deleted until its record was read, or its image pulled again.
+
+func (c *catalog) path(id string) string {
+	return filepath.Join(c.dir, strings.TrimPrefix(id, "sha256:"))
+}
+
+// load reads all records, and gives every tag to one of them.
+func (c *catalog) load(ctx context.Context) error {
+	entries, err := os.ReadDir(c.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(c.dir, e.Name())
+		switch filepath.Ext(e.Name()) {
+		case ".torn":
+			continue
+		case ".tmp":
+			os.Remove(path)
+			continue
+		}
+		r, err := c.read("sha256:" + e.Name())
+		if errors.Is(err, errNewer) {
+			return fmt.Errorf("image record %s: %w", e.Name(), err)
+		}
+		if err != nil && !damaged(err) {
+			log.G(ctx).WithError(err).WithField("image", e.Name()).
+				Error("image record cannot be read now and is not listed; will be tried again, and no image data is deleted until then")
+			c.unread["sha256:"+e.Name()] = true
+			continue
+		}
+		if err != nil {
+			log.G(ctx).WithError(err).WithField("image", e.Name()).
+				Error("image record is not to be believed; set aside as *.torn, pull the image again")
+			if err := os.Rename(path, path+".torn"); err != nil {
+				log.G(ctx).WithError(err).WithField("image", e.Name()).Warn("image record could not be renamed")
+			}
+			continue
+		}
+		c.remember(r)
+	}
+	c.assignTags(ctx)
+	return nil
+}
+
+// remember puts a record into memory; its tags come after that. Under the lock, or while nobody else is there.
+func (c *catalog) remember(r *record) {
+	c.records[r.ID] = r
+	for i := range r.Layers {
+		c.layers.set(&r.Layers[i])
+	}
+	for _, b := range r.Blobs {
+		if b.DiffID != "" {
+			c.blobs.noteUnpacked(b.Digest, b.DiffID)
+		}
+	}
+}
+
+// read reads one record and checks that what it lists is there: the config down to its hash, blobs by size, layers by existence.
+func (c *catalog) read(id string) (*record, error) {
+	b, err := readCapped(c.path(id), 4*maxDocument)
+	if err != nil {
+		return nil, err
+	}
+	r, err := decodeRecord(b, id)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range r.Blobs {
+		info, err := os.Lstat(c.blobs.path(b.Digest))
+		if err != nil {
+			return nil, err
+		}
+		if !info.Mode().IsRegular() || info.Size() != b.Size {
+			return nil, fmt.Errorf("blob %s has %d bytes, not %d", b.Digest, info.Size(), b.Size)
+		}
+	}
+	for _, l := range r.Layers {
+		if err := c.layers.check(l.Dir); err != nil {
+			return nil, err
+		}
+	}
+	config, err := c.blobs.readDocument(digest.Digest(id))
+	if err != nil {
+		return nil, err
+	}
+	return r, json.Unmarshal(config, &r.config)
+}
+
+// damaged says whether what cannot be read can never be read again. A failing disk or a lack of descriptors is something else, and so is a
+// record of a newer version: nothing may be concluded from them, or the layers below running containers would be taken for orphans.
+func damaged(err error) bool {
+	var errno unix.Errno
+	if errors.Is(err, errNewer) {
+		return false
+	}
+	return !errors.As(err, &errno) || errno == unix.ENOENT || errno == unix.ENOTDIR || errno == unix.EISDIR
+}
+
+// assignTags gives each tag to the record with the latest claim and corrects the loser's file, so that the tag does not come back when
+// the winner is removed.
+func (c *catalog) assignTags(ctx context.Context) {
+	type claim struct {
+		id     string
+		serial uint64
+	}
+	best := map[string]claim{}
+	for id, r := range c.records {
+		for _, t := range r.Tags {
+			c.serial = max(c.serial, t.Serial)
+			if b, ok := best[t.Name]; !ok || t.Serial > b.serial {
+				best[t.Name] = claim{id, t.Serial}
+			}
+		}
+	}
+	for name, b := range best {
+		c.names[name] = b.id
+		for id, r := range c.records {
+			if id == b.id || !r.hasTag(name) {
+				continue
+			}
+			c.records[id] = r.withoutTag(name)
+			if err := c.write(c.records[id]); err != nil {
+				log.G(ctx).WithError(err).WithField("image", id).Warn("record of the image that lost its tag is not rewritten")
+			}
+		}
+	}
+}
+
+// readAgain reads the records that could not be read so far, and says whether none is left.
+func (c *catalog) readAgain(ctx context.Context) bool {
+	c.mu.Lock()
+	ids := slices.Sorted(maps.Keys(c.unread))
+	c.mu.Unlock()
+	if len(ids) == 0 {
+		return true
+	}
+	if err := c.writer.Acquire(ctx, 1); err != nil { // no pull replaces the record meanwhile
+		return false
+	}
+	defer c.writer.Release(1)
+	left := false
+	for _, id := range ids {
+		r, err := c.read(id)
+		if err != nil && !damaged(err) {
+			log.G(ctx).WithError(err).WithField("image", id).Warn("image record still cannot be read")
+			left = true
+			continue
+		}
+		if err != nil {
+			log.G(ctx).WithError(err).WithField("image", id).Error("image record is not to be believed; pull the image again")
+		}
+		c.mu.Lock()
+		delete(c.unread, id)
+		if err == nil && c.records[id] == nil {
+			c.listLate(r)
+		}
+		c.mu.Unlock()
+	}
+	return !left
+}
+
+// listLate lists a record. Tags that were pulled meanwhile are not its any more. Under the lock.
+func (c *catalog) listLate(r *record) {
+	for _, t := range r.Tags {
+		if c.names[t.Name] != "" {
+			r = r.withoutTag(t.Name)
+			continue
+		}
+		c.names[t.Name] = r.ID
+		c.serial = max(c.serial, t.Serial)
+	}
+	c.remember(r)
+}
+
+// isRead tells whether every record could be read.
+func (c *catalog) isRead() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.unread) == 0
+}
+
+// write makes r durable: when it returns nil the record survives a power cut, when it returns an error the old one does.
+func (c *catalog) write(r *record) error {
+	b, err := encodeRecord(r)
+	if err != nil {
+		return err
+	}
+	path := c.path(r.ID)
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return diskError(err)
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		c.step("pull.record.written")
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		os.Remove(tmp)
+		return diskError(err)
+	}
+	return syncDir(c.dir)
+}
+
+// erase unlinks the record of id for good.
+func (c *catalog) erase(id string) error {
+	if err := os.Remove(c.path(id)); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return syncDir(c.dir)
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
