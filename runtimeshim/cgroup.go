@@ -58,44 +58,61 @@ func readCgroupMounts() ([]hierarchy, error) {
 	return found, nil
 }
 
+// cgroups finds the cgroups of tasks, and never our own ones.
+type cgroups struct {
+	env
+	hierarchies []hierarchy
+	born        []string // the cgroups of this process when it began
+}
+
+func newCgroups(e env) (*cgroups, error) {
+	g := &cgroups{env: e}
+	var err error
+	if g.hierarchies, err = readCgroupMounts(); err != nil {
+		return nil, err
+	}
+	g.born, err = processCgroups(g.hierarchies, os.Getpid())
+	return g, err
+}
+
 // cgroupsOf lists the cgroup directories of a task: what the runtime recorded,
 // else those that its spec asks for and its process is in. The roots and
 // the shim's own cgroups are never in the list: everything in it may be killed.
 // An error means that they cannot be known now.
-func (s *shim) cgroupsOf(d taskDir, pid int) ([]string, error) {
-	dirs, err := runtimeCgroups(filepath.Join(s.state.runcRoot(), d.id(), "state.json"))
+func (g *cgroups) cgroupsOf(d taskDir, pid int) ([]string, error) {
+	dirs, err := runtimeCgroups(filepath.Join(g.state.runcRoot(), d.id(), "state.json"))
 	if err == nil {
-		dirs, err = s.foreign(dirs)
+		dirs, err = g.foreign(dirs)
 	}
 	if err != nil || len(dirs) > 0 {
 		return dirs, err
 	}
-	if dirs, err = specCgroups(s.hierarchies, d.config()); err != nil {
+	if dirs, err = specCgroups(g.hierarchies, d.config()); err != nil {
 		return nil, err
 	}
 	if pid > 0 {
-		in, err := processCgroups(s.hierarchies, pid) // of a zombie: some are roots already
+		in, err := processCgroups(g.hierarchies, pid) // of a zombie: some are roots already
 		if err != nil && !isGone(err) {
 			return nil, err
 		}
 		dirs = append(dirs, in...)
 	}
-	dirs, err = s.foreign(dirs)
+	dirs, err = g.foreign(dirs)
 	slices.Sort(dirs)
 	return slices.Compact(dirs), err
 }
 
 // foreign takes the roots and our own cgroups out of dirs: those that we are in
 // now, and those that we were born in, which are the daemon's.
-func (s *shim) foreign(dirs []string) ([]string, error) {
-	own, err := processCgroups(s.hierarchies, os.Getpid())
+func (g *cgroups) foreign(dirs []string) ([]string, error) {
+	own, err := processCgroups(g.hierarchies, os.Getpid())
 	if err != nil {
 		return nil, err
 	}
-	own = append(own, s.born...)
+	own = append(own, g.born...)
 	return slices.DeleteFunc(dirs, func(dir string) bool {
 		return slices.Contains(own, dir) ||
-			slices.ContainsFunc(s.hierarchies, func(h hierarchy) bool { return filepath.Clean(dir) == h.mount })
+			slices.ContainsFunc(g.hierarchies, func(h hierarchy) bool { return filepath.Clean(dir) == h.mount })
 	}), nil
 }
 
@@ -305,11 +322,11 @@ func tryWrite(name, value string) {
 // child counts for some 20 ms after its removal. Whoever lowers the pod's quota
 // as soon as the task is gone would be refused (the kubelet does so for a resize
 // in place whose policy is RestartContainer).
-func (s *shim) liftQuota(d taskDir) {
-	if !slices.ContainsFunc(s.hierarchies, func(h hierarchy) bool { return slices.Contains(h.names, "cpu") }) {
+func (g *cgroups) liftQuota(d taskDir) {
+	if !slices.ContainsFunc(g.hierarchies, func(h hierarchy) bool { return slices.Contains(h.names, "cpu") }) {
 		return
 	}
-	dirs, _ := s.cgroupsOf(d, 0) // best effort
+	dirs, _ := g.cgroupsOf(d, 0) // best effort
 	for _, dir := range dirs {
 		tryWrite(filepath.Join(dir, "cpu.cfs_quota_us"), "-1") // else it is refused as before
 	}

@@ -259,29 +259,29 @@ func TestStdin(t *testing.T) {
 // TestTooManySessions fills a task with sessions: the next one is refused until one has ended. What the kubelet runs in it, and
 // sessions of another task, go on.
 func TestTooManySessions(t *testing.T) {
-	s := &shim{tasks: map[string]*task{}, reaper: newReaper(), step: func(string) {}}
+	s := partsOf("/x")
 	full, other := newTask(taskDir(t.TempDir()), taskRecord{State: stateRunning}), newTask("/x/other", taskRecord{})
-	s.tasks["full"] = full
+	s.table.tasks["full"] = full
 	var leave func()
 	for range mostSessions {
 		var err error
-		if leave, err = s.enterSession(full); err != nil {
+		if leave, err = s.table.enterSession(full); err != nil {
 			t.Fatal(err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // an exec that is not refused ends for another reason
 	for session, refused := range map[bool]bool{true: true, false: false} {
-		_, err := s.exec(ctx, &inbound{body: asJSON(t, execBody{ID: "full", Runtime: "/no/runtime", Session: session})})
+		_, err := s.execs.exec(ctx, &inbound{body: asJSON(t, execBody{ID: "full", Runtime: "/no/runtime", Session: session})})
 		if err == nil || errdefs.IsResourceExhausted(err) != refused {
 			t.Errorf("one more, session %v: %v", session, err)
 		}
 	}
-	if _, err := s.enterSession(other); err != nil {
+	if _, err := s.table.enterSession(other); err != nil {
 		t.Errorf("in another task: %v", err)
 	}
 	leave()
-	if _, err := s.enterSession(full); err != nil {
+	if _, err := s.table.enterSession(full); err != nil {
 		t.Errorf("when one has ended: %v", err)
 	}
 }

@@ -248,11 +248,11 @@ func TestUnreadableIsNotGone(t *testing.T) {
 func TestUnreadableFolderEndsTheShim(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "shim"), nil, 0o600))
-	s := &shim{state: stateDir(dir), tasks: map[string]*task{}, step: func(string) {}}
-	if err := s.adopt(context.Background()); err == nil {
+	s := partsOf(dir)
+	if err := s.adopter.adopt(context.Background()); err == nil {
 		t.Error("it goes on")
 	}
-	if _, err := s.list(); err == nil || !strings.Contains(err.Error(), "shim") {
+	if _, err := s.table.list(); err == nil || !strings.Contains(err.Error(), "shim") {
 		t.Errorf("list: %v", err)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,25 +22,37 @@ import (
 // shim is the parent of every task of this state folder.
 //
 // It opens no file outside the state folder, /proc, /sys and /dev/null, waits
-// for children in one place only (reaper), and has no policy.
+// for children in one place only (reaper), and has no policy. Each part below
+// owns its fields, and uses only the parts before it.
 type shim struct {
-	state       stateDir
-	step        func(string)
-	reaper      *reaper
-	hierarchies []hierarchy
-	born        []string // the cgroups of this process when it began
-	ownOOM      bool     // our own oom_score_adj is not 0, so children need theirs reset
-	kills       *counterWatch
-	counter     atomic.Uint64
-	quit        context.CancelFunc
+	env
+	driver   *driver
+	cgroups  *cgroups
+	table    *table
+	holder   *holder
+	reporter *reporter
+	remover  *remover
+	starter  *starter
+	updater  *updater
+	execs    *execs
+	adopter  *adopter
+	quit     context.CancelFunc
+}
 
-	keeping sync.Mutex // over a change of a keeper; before mu
+// env is what every part needs to know.
+type env struct {
+	state stateDir
+	step  func(string)
+}
 
-	mu            sync.Mutex
-	noPreserveFDs map[string]bool // runtimes whose run has no --preserve-fds
-	tasks         map[string]*task
-	watchers      map[*watcher]bool
-	quitting      bool
+// table knows all tasks, and which of them somebody works on.
+type table struct {
+	env
+
+	mu       sync.Mutex // guards the fields of its tasks too
+	tasks    map[string]*task
+	watchers map[*watcher]bool
+	quitting bool
 }
 
 // task is one entry of the table.
@@ -50,7 +61,7 @@ type task struct {
 	op     chan struct{} // holds one value while nobody starts, releases or deletes the task
 	exited chan struct{} // closed when exit is set
 
-	// Written by the holder of op, under shim.mu.
+	// Written by the holder of op, under table.mu.
 	rec     taskRecord
 	pidfd   *os.File
 	fifos   []*os.File // kept open so that unread output survives the logger
@@ -66,9 +77,9 @@ type task struct {
 	keptBy       string // the pod whose keeper has something of it, while its record is not read
 	saved        *kept  // that; of who loads it
 
-	sessions int // execs of clients that are under way; under shim.mu
+	sessions int // execs of clients that are under way; under table.mu
 
-	exit *exitRecord // written once, under shim.mu, before exited is closed
+	exit *exitRecord // written once, under table.mu, before exited is closed
 }
 
 // ShimMain is the body of `cribox shim --state DIR`. It returns when it was
@@ -84,12 +95,9 @@ func ShimMain(ctx context.Context, state string, step func(string)) error {
 	ctx, s.quit = context.WithCancel(context.WithoutCancel(ctx))
 	defer s.quit()
 	boundLog()
-	if s.kills, err = newCounterWatch(parseOOMKills); err != nil {
-		return err
-	}
-	go s.kills.run(ctx)
-	go s.reaper.run(ctx)
-	if err := s.adopt(ctx); err != nil {
+	go s.reporter.kills.run(ctx)
+	go s.driver.reaper.run(ctx)
+	if err := s.adopter.adopt(ctx); err != nil {
 		return fmt.Errorf("take over the tasks of the shim before: %w", err)
 	}
 	return serveAt(ctx, s.state.shimSock(), s.handlers())
@@ -100,29 +108,45 @@ func newShim(state string, step func(string)) (*shim, error) {
 	if step == nil {
 		step = func(string) {}
 	}
-	s := &shim{state: stateDir(state), step: step, reaper: newReaper(),
-		noPreserveFDs: map[string]bool{}, tasks: map[string]*task{}, watchers: map[*watcher]bool{}}
-	var err error
-	if s.hierarchies, err = readCgroupMounts(); err != nil {
-		return nil, err
-	}
-	if s.born, err = processCgroups(s.hierarchies, os.Getpid()); err != nil {
+	all, err := newCgroups(env{stateDir(state), step})
+	if err != nil {
 		return nil, err
 	}
 	if err := fixLimits(); err != nil {
 		return nil, err
 	}
-	if held, err := holdLock(s.state.shimLock(), s.state.shimHome()); err != nil || held == nil {
+	if held, err := holdLock(all.state.shimLock(), all.state.shimHome()); err != nil || held == nil {
 		return nil, err
 	}
-	if err := s.settleIn(); err != nil {
+	ownOOM, err := settleIn()
+	if err != nil {
 		return nil, err
 	}
-	return s, nil
+	kills, err := newCounterWatch(parseOOMKills)
+	if err != nil {
+		return nil, err
+	}
+	return assemble(all, &driver{env: all.env, reaper: newReaper(), ownOOM: ownOOM}, kills), nil
+}
+
+// assemble makes the parts of a shim.
+func assemble(g *cgroups, d *driver, kills *counterWatch) *shim {
+	tab := &table{env: g.env, tasks: map[string]*task{}, watchers: map[*watcher]bool{}}
+	h := &holder{env: g.env, table: tab}
+	p := &reporter{env: g.env, table: tab, holder: h, cgroups: g, kills: kills}
+	r := &remover{env: g.env, table: tab, holder: h, reporter: p, driver: d, cgroups: g}
+	return &shim{
+		env: g.env, driver: d, cgroups: g, table: tab, holder: h, reporter: p, remover: r,
+		starter: &starter{env: g.env, table: tab, holder: h, reporter: p, remover: r, driver: d, noPreserveFDs: map[string]bool{}},
+		updater: &updater{env: g.env, table: tab, driver: d, cgroups: g},
+		execs:   &execs{env: g.env, table: tab, driver: d},
+		adopter: &adopter{env: g.env, table: tab, holder: h, reporter: p, remover: r, driver: d, cgroups: g},
+	}
 }
 
 // settleIn fixes what the process passes on to its children and what it costs.
-func (s *shim) settleIn() error {
+// ownOOM: the process has another oom_score_adj than its children shall have.
+func settleIn() (ownOOM bool, err error) {
 	if level := os.Getenv(logLevelEnv); level != "" {
 		if err := log.SetLevel(level); err != nil {
 			log.L.WithError(err).Warn("log level is not set")
@@ -133,7 +157,7 @@ func (s *shim) settleIn() error {
 	debug.SetMemoryLimit(64 << 20)
 	unix.Umask(0o022)
 	if err := errors.Join(os.Chdir("/"), unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)); err != nil {
-		return fmt.Errorf("become a subreaper in /: %w", err)
+		return false, fmt.Errorf("become a subreaper in /: %w", err)
 	}
 	// Caught and dropped, because an ignored signal would stay ignored in children.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
@@ -142,8 +166,7 @@ func (s *shim) settleIn() error {
 	go leaveWithTheMachine(terminate)
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0) // needs CAP_SYS_RESOURCE; without it we stay as killable as we are
 	raw, _ := os.ReadFile("/proc/self/oom_score_adj")
-	s.ownOOM = strings.TrimSpace(string(raw)) != "0"
-	return nil
+	return strings.TrimSpace(string(raw)) != "0", nil
 }
 
 // initName is what the first process calls itself. The program that systemd becomes at the very end, when all units have ended, sends SIGTERM
@@ -163,8 +186,8 @@ func leaveWithTheMachine(terminate <-chan os.Signal) {
 }
 
 // resetOOMScore undoes in a child what settleIn did to us.
-func (s *shim) resetOOMScore(c child) {
-	if !s.ownOOM || c.pidfd == nil {
+func (d *driver) resetOOMScore(c child) {
+	if !d.ownOOM || c.pidfd == nil {
 		return
 	}
 	proc, err := os.OpenRoot(fmt.Sprintf("/proc/%d", c.pid)) // of one process: the number may be given away, this not
@@ -284,18 +307,18 @@ func (s *shim) handlers() map[string]handler {
 			if err := in.decode(&p); err != nil {
 				return nil, err
 			}
-			return s.start(ctx, p)
+			return s.starter.start(ctx, p)
 		},
-		"settle":  withID(s.settle),
-		"release": withID(func(ctx context.Context, id string) (any, error) { return nil, s.release(ctx, id) }),
-		"delete":  withID(func(ctx context.Context, id string) (any, error) { return nil, s.delete(ctx, id) }),
-		"end":     withID(func(ctx context.Context, id string) (any, error) { return nil, s.endTask(ctx, id) }),
-		"tasks":   func(context.Context, *inbound) (any, error) { return s.list() },
-		"kill":    s.kill,
-		"exec":    s.exec,
-		"update":  s.update,
-		"watch":   s.watch,
-		"fds":     s.fds,
+		"settle":  withID(s.table.settle),
+		"release": withID(func(ctx context.Context, id string) (any, error) { return nil, s.remover.release(ctx, id) }),
+		"delete":  withID(func(ctx context.Context, id string) (any, error) { return nil, s.remover.delete(ctx, id) }),
+		"end":     withID(func(ctx context.Context, id string) (any, error) { return nil, s.remover.endTask(ctx, id) }),
+		"tasks":   func(context.Context, *inbound) (any, error) { return s.table.list() },
+		"kill":    s.remover.kill,
+		"exec":    s.execs.exec,
+		"update":  s.updater.update,
+		"watch":   s.reporter.watch,
+		"fds":     s.holder.fds,
 		"quit":    s.quitVerb,
 	}
 }
@@ -315,14 +338,14 @@ func withID(f func(context.Context, string) (any, error)) handler {
 
 // quitVerb ends the shim when no task folder is left.
 func (s *shim) quitVerb(context.Context, *inbound) (any, error) {
-	s.mu.Lock()
-	s.quitting = true
-	s.mu.Unlock()
-	left, err := s.list()
+	s.table.mu.Lock()
+	s.table.quitting = true
+	s.table.mu.Unlock()
+	left, err := s.table.list()
 	if err != nil || len(left) > 0 {
-		s.mu.Lock()
-		s.quitting = false
-		s.mu.Unlock()
+		s.table.mu.Lock()
+		s.table.quitting = false
+		s.table.mu.Unlock()
 	}
 	if err != nil {
 		return nil, err

@@ -38,17 +38,24 @@ type execDone struct {
 // of the process it was starting, which is then killed.
 const execGrace = time.Second
 
+// execs runs more processes in running tasks.
+type execs struct {
+	env
+	table  *table
+	driver *driver
+}
+
 // exec runs one more process in a running task and answers when it has ended.
 // When the caller goes, the process group of the process is killed.
-func (s *shim) exec(ctx context.Context, in *inbound) (any, error) {
+func (x *execs) exec(ctx context.Context, in *inbound) (any, error) {
 	var b execBody
 	if err := in.decode(&b); err != nil {
 		return nil, err
 	}
-	if err := s.checkLockFile(b.LockFile); err != nil {
+	if err := x.checkLockFile(b.LockFile); err != nil {
 		return nil, err
 	}
-	t, err := s.runningTask(b.ID)
+	t, err := x.table.runningTask(b.ID)
 	if errdefs.IsNotFound(err) {
 		err = fmt.Errorf("execute in task %s, which is not there: %w", b.ID, errdefs.ErrFailedPrecondition)
 	}
@@ -56,15 +63,15 @@ func (s *shim) exec(ctx context.Context, in *inbound) (any, error) {
 		return nil, err
 	}
 	if b.Session {
-		leave, err := s.enterSession(t)
+		leave, err := x.table.enterSession(t)
 		if err != nil {
 			return nil, err
 		}
 		defer leave()
 	}
-	e := &execution{s: s, t: t, body: b, name: t.dir.at(fmt.Sprintf("exec-%d-%d", os.Getpid(), s.counter.Add(1)))}
+	e := &execution{x: x, t: t, body: b, name: t.dir.at(fmt.Sprintf("exec-%d-%d", os.Getpid(), x.driver.counter.Add(1)))}
 	defer e.cleanup()
-	release := s.reaper.hold()
+	release := x.driver.reaper.hold()
 	defer release()
 	proc, tty, err := e.begin(ctx, in)
 	if err != nil {
@@ -95,27 +102,27 @@ func (s *shim) exec(ctx context.Context, in *inbound) (any, error) {
 const mostSessions = 256
 
 // enterSession counts a session of a task until leave is called.
-func (s *shim) enterSession(t *task) (leave func(), err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (tab *table) enterSession(t *task) (leave func(), err error) {
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
 	if t.sessions >= mostSessions {
 		return nil, fmt.Errorf("execute in task %s: %d sessions are open in it, close some of them: %w", t.rec.ID, t.sessions, errdefs.ErrResourceExhausted)
 	}
 	t.sessions++
 	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
+		tab.mu.Lock()
+		defer tab.mu.Unlock()
 		t.sessions--
 	}, nil
 }
 
-func (s *shim) runningTask(id string) (*task, error) {
-	t, err := s.find(id)
+func (tab *table) runningTask(id string) (*task, error) {
+	t, err := tab.find(id)
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
 	if v := t.view(); v.State != stateRunning {
 		return nil, fmt.Errorf("task %s is %s: %w", id, v.State, errdefs.ErrFailedPrecondition)
 	}
@@ -124,7 +131,7 @@ func (s *shim) runningTask(id string) (*task, error) {
 
 // execution is one exec under way; name is the path its files begin with.
 type execution struct {
-	s    *shim
+	x    *execs
 	t    *task
 	body execBody
 	name string
@@ -147,7 +154,7 @@ func (e *execution) begin(ctx context.Context, in *inbound) (child, []*os.File, 
 	if path == "" {
 		path = e.t.lockFile()
 	}
-	lock, err := e.s.lockShared(ctx, path)
+	lock, err := e.x.driver.lockShared(ctx, path)
 	if err != nil {
 		return child{}, nil, err
 	}
@@ -163,20 +170,20 @@ func (e *execution) begin(ctx context.Context, in *inbound) (child, []*os.File, 
 			c.stdio[i], files = files[0], files[1:]
 		}
 	}
-	e.s.step("shim.exec.intent")
+	e.x.step("shim.exec.intent")
 	var tty []*os.File
 	if e.body.Terminal {
 		var master *os.File
-		master, err = e.s.runWithConsole(ctx, c)
+		master, err = e.x.driver.runWithConsole(ctx, c)
 		tty = append(tty, master)
 	} else {
-		err = e.s.run(ctx, c)
+		err = e.x.driver.run(ctx, c)
 	}
 	_ = os.Truncate(e.processFile(), 0) // the runtime has read it: only the name is needed, by a shim that comes later
 	if err != nil {
 		return child{}, nil, errors.Join(err, e.undo())
 	}
-	e.s.step("shim.exec.runc")
+	e.x.step("shim.exec.runc")
 	proc, err := e.claim()
 	if err != nil {
 		closeAll(tty)
@@ -206,7 +213,7 @@ func (e *execution) claim() (child, error) {
 	for tries := 0; ; tries++ {
 		pid, err := readPid(e.pidFile())
 		if err == nil {
-			return e.s.reaper.claim(pid)
+			return e.x.driver.reaper.claim(pid)
 		}
 		if isGone(err) || errdefs.IsDataLoss(err) || tries == 50 {
 			return child{}, err
@@ -218,7 +225,7 @@ func (e *execution) claim() (child, error) {
 // kill ends the process group, which the process leads: the runtime made it a
 // session of its own.
 func (e *execution) kill(proc child) error {
-	e.s.reaper.killGroup(proc.pid)
+	e.x.driver.reaper.killGroup(proc.pid)
 	if proc.pidfd != nil {
 		_ = signalPidfd(proc.pidfd, unix.SIGKILL)
 	}
@@ -227,59 +234,5 @@ func (e *execution) kill(proc child) error {
 		return nil
 	case <-time.After(killedWait):
 		return fmt.Errorf("process %d does not die", proc.pid)
-	}
-}
-
-// fds hands out the daemon's ends of a task's streams, terminal and stdin in
-// the order that the reply says.
-func (s *shim) fds(_ context.Context, in *inbound) (any, error) {
-	var b idBody
-	if err := in.decode(&b); err != nil {
-		return nil, err
-	}
-	t, err := s.runningTask(b.ID)
-	if err != nil {
-		return nil, err
-	}
-	var kinds []string
-	s.mu.Lock()
-	for kind, f := range map[string]*os.File{"terminal": t.tty, "stdin": t.stdin} {
-		if f == nil {
-			continue
-		}
-		fd, err := unix.FcntlInt(uintptr(fdOf(f)), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			s.mu.Unlock()
-			return nil, fmt.Errorf("duplicate %s of task %s: %w", kind, b.ID, err)
-		}
-		kinds = append(kinds, kind)
-		in.attach(os.NewFile(uintptr(fd), kind))
-	}
-	if t.rec.StdinOnce && t.stdin != nil {
-		given := t.stdin
-		t.stdin, t.giving = nil, given
-		in.afterwards(func(sent error) { s.giveAway(t, given, sent) })
-	}
-	s.mu.Unlock()
-	return kinds, nil
-}
-
-// giveAway lets go of the stdin that has been sent to its only user, here and in the pod's keeper. It
-// comes after the reply: a shim that dies in between leaves it to its successor. What could not be
-// sent waits for the next who asks.
-func (s *shim) giveAway(t *task, stdin *os.File, sent error) {
-	s.mu.Lock()
-	if t.giving != stdin {
-		s.mu.Unlock()
-		return // the task's streams are closed
-	}
-	t.giving = nil
-	if sent != nil {
-		t.stdin = stdin
-	}
-	s.mu.Unlock()
-	if sent == nil {
-		s.refreshKeeper(t.rec.Pod)
-		stdin.Close()
 	}
 }

@@ -13,38 +13,47 @@ var unknownExit = exitRecord{Code: 255}
 
 func exitOf(ws unix.WaitStatus) exitRecord { return exitRecord{Code: exitCode(ws), Known: true} }
 
+// reporter writes down how tasks end and tells everybody who watches.
+type reporter struct {
+	env
+	table   *table
+	holder  *holder
+	cgroups *cgroups
+	kills   *counterWatch
+}
+
 // ended writes down how a task ended, then tells everybody, once.
-func (s *shim) ended(t *task, e exitRecord) {
+func (p *reporter) ended(t *task, e exitRecord) {
 	defer survive()
-	s.step("shim.exit.seen")
-	s.mu.Lock()
+	p.step("shim.exit.seen")
+	p.table.mu.Lock()
 	rec, told := t.rec, t.exit != nil
-	s.mu.Unlock()
+	p.table.mu.Unlock()
 	if told {
 		return
 	}
 	e.Format, e.At = recordFormat, time.Now()
-	kills, err := s.kills.value(rec.OOMFile)
+	kills, err := p.kills.value(rec.OOMFile)
 	if err != nil {
 		log.L.WithError(err).WithField("container", rec.ID).Error("whether the kernel killed the task for want of memory is not known")
 	}
 	e.OOM = kills > rec.OOMBase
-	s.kills.drop(rec.OOMFile)
+	p.kills.drop(rec.OOMFile)
 	if err := writeJSON(t.dir.exit(), e); err != nil {
 		// Whoever watches still learns it; only a second fault would lose it.
 		log.L.WithError(err).WithField("container", rec.ID).Error("exit of task is not written")
 	}
-	s.step("shim.exit.written")
-	s.liftQuota(t.dir)
-	s.finishTerminal(t)
-	s.tell(t, e)
+	p.step("shim.exit.written")
+	p.cgroups.liftQuota(t.dir)
+	p.holder.finishTerminal(t)
+	p.tell(t, e)
 }
 
 // tell tells everybody how a task ended, once: who adopts a task may find the exit that was just
 // written for it.
-func (s *shim) tell(t *task, e exitRecord) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (p *reporter) tell(t *task, e exitRecord) {
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
 	if t.exit != nil {
 		return
 	}
@@ -53,18 +62,8 @@ func (s *shim) tell(t *task, e exitRecord) {
 	if t.deleted {
 		return // its start has failed after all, and was answered so
 	}
-	for w := range s.watchers {
+	for w := range p.table.watchers {
 		w.add(t.view())
-	}
-}
-
-// finishTerminal moves what a task's terminal still has to where the logger finds it.
-func (s *shim) finishTerminal(t *task) {
-	s.mu.Lock()
-	pump := t.pump
-	s.mu.Unlock()
-	if pump != nil && !pump.finish(lastOutput) {
-		log.L.WithField("container", t.dir.id()).Error("the end of the output of a terminal is lost: nobody has read what came before")
 	}
 }
 
@@ -92,19 +91,19 @@ type watchReply struct {
 // watch sends a snapshot of all tasks and then each exit, until the caller
 // goes. A caller that does not read is dropped, and finds all exits in the
 // snapshot of its next watch.
-func (s *shim) watch(ctx context.Context, in *inbound) (any, error) {
+func (p *reporter) watch(ctx context.Context, in *inbound) (any, error) {
 	w := &watcher{more: make(chan struct{}, 1)}
-	s.mu.Lock()
+	p.table.mu.Lock()
 	all := []Task{}
-	for _, t := range s.tasks {
+	for _, t := range p.table.tasks {
 		all = append(all, t.view())
 	}
-	s.watchers[w] = true
-	s.mu.Unlock()
+	p.table.watchers[w] = true
+	p.table.mu.Unlock()
 	defer func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.watchers, w)
+		p.table.mu.Lock()
+		defer p.table.mu.Unlock()
+		delete(p.table.watchers, w)
 	}()
 	if err := in.send(watchReply{Snapshot: true, Tasks: all}); err != nil {
 		return nil, err
@@ -115,10 +114,10 @@ func (s *shim) watch(ctx context.Context, in *inbound) (any, error) {
 			return nil, ctx.Err()
 		case <-w.more:
 		}
-		s.mu.Lock()
+		p.table.mu.Lock()
 		exits := w.exits
 		w.exits = nil
-		s.mu.Unlock()
+		p.table.mu.Unlock()
 		if err := in.send(watchReply{Tasks: exits}); err != nil {
 			return nil, err
 		}

@@ -24,7 +24,7 @@ type procID struct {
 
 // identify finds the process that the runtime's pid file was written for. errNotStarted: the runtime
 // has written none, or it cannot be told. Another error says nothing.
-func (s *shim) identify(t *task) (procID, error) {
+func (a *adopter) identify(t *task) (procID, error) {
 	pid, err := readPid(t.dir.pid())
 	if isGone(err) || errdefs.IsDataLoss(err) {
 		return procID{}, fmt.Errorf("%v: %w", err, errNotStarted)
@@ -40,7 +40,7 @@ func (s *shim) identify(t *task) (procID, error) {
 		return procID{}, err
 	}
 	defer f.Close()
-	ticks, err := s.startOf(t, pid)
+	ticks, err := a.startOf(t, pid)
 	if err == nil {
 		err = stillHas(f, pid)
 	}
@@ -52,12 +52,12 @@ func (s *shim) identify(t *task) (procID, error) {
 
 // startOf returns the start time of the task's process of that number. os.ErrNotExist when it has
 // ended, and the number is another's or nobody's.
-func (s *shim) startOf(t *task, pid int) (uint64, error) {
+func (a *adopter) startOf(t *task, pid int) (uint64, error) {
 	st, err := readProcStat(pid)
 	if err != nil {
 		return 0, err
 	}
-	noted, err := runtimeInit(filepath.Join(s.state.runcRoot(), t.rec.ID, "state.json"))
+	noted, err := runtimeInit(filepath.Join(a.state.runcRoot(), t.rec.ID, "state.json"))
 	if err != nil {
 		return 0, err
 	}
@@ -67,14 +67,14 @@ func (s *shim) startOf(t *task, pid int) (uint64, error) {
 		}
 		return st.StartTicks, nil
 	}
-	dirs, err := specCgroups(s.hierarchies, t.dir.config())
+	dirs, err := specCgroups(a.cgroups.hierarchies, t.dir.config())
 	if err != nil {
 		return 0, err
 	}
 	if len(dirs) == 0 {
 		return 0, fmt.Errorf("process %d may be its own or not: %w", pid, errNotStarted)
 	}
-	in, err := inCgroups(s.hierarchies, pid, dirs)
+	in, err := inCgroups(a.cgroups.hierarchies, pid, dirs)
 	if err == nil && !in {
 		err = os.ErrNotExist
 	}

@@ -23,10 +23,10 @@ type oomMark struct {
 
 // markOOM forgives what the OOM killer has done so far, unless the task's
 // process is dying of it. To be called before every SIGKILL to it.
-func (s *shim) markOOM(t *task) {
-	s.mu.Lock()
+func (p *reporter) markOOM(t *task) {
+	p.table.mu.Lock()
 	file, base, pid, done := t.rec.OOMFile, t.rec.OOMBase, t.livePid(), t.exit != nil
-	s.mu.Unlock()
+	p.table.mu.Unlock()
 	kills, err := oomKills(file)
 	if err != nil {
 		log.L.WithError(err).WithField("container", t.dir.id()).Warn("a kill may be taken for one by the kernel")
@@ -37,8 +37,8 @@ func (s *shim) markOOM(t *task) {
 	if err := writeJSON(t.dir.oom(), oomMark{kills}); err != nil {
 		log.L.WithError(err).WithField("container", t.dir.id()).Warn("a kill may be taken for one by the kernel if the shim dies now")
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
 	t.rec.OOMBase = max(t.rec.OOMBase, kills)
 }
 

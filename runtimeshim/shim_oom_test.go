@@ -56,9 +56,10 @@ func TestUnreadableOOMCounter(t *testing.T) {
 		}
 		return []byte("oom_kill 1\n"), nil
 	}
-	s := &shim{kills: w, step: func(string) {}}
+	s := partsOf("/x")
+	s.reporter.kills = w
 	task := newTask(taskDir(t.TempDir()), taskRecord{taskParams: taskParams{OOMFile: "/sys/fs/cgroup/x/memory.oom_control"}})
-	s.ended(task, exitRecord{Code: 137, Known: true})
+	s.reporter.ended(task, exitRecord{Code: 137, Known: true})
 	if task.exit == nil || !task.exit.OOM {
 		t.Errorf("the end is told as %+v, want a kill by the kernel", task.exit)
 	}
@@ -66,7 +67,7 @@ func TestUnreadableOOMCounter(t *testing.T) {
 
 // A kill of ours forgives what the kernel did before, for a shim that comes later too; not when the kernel has just hit the task itself.
 func TestMarkOOM(t *testing.T) {
-	s := &shim{}
+	s := partsOf("/x")
 	for name, row := range map[string]struct {
 		before bool // it gets a SIGKILL that is not ours
 		want   uint64
@@ -89,7 +90,7 @@ func TestMarkOOM(t *testing.T) {
 		defer pidfd.Close()
 		task := newTask(d, taskRecord{taskParams: taskParams{OOMFile: file}, OOMBase: 2})
 		task.pidfd = pidfd
-		s.markOOM(task)
+		s.reporter.markOOM(task)
 		next, err := oomBase(taskRecord{OOMBase: 2}, d)
 		if err != nil || task.rec.OOMBase != row.want || next != row.want {
 			t.Errorf("%s: the count begins at %d, and for the next shim at %d (%v); want %d", name, task.rec.OOMBase, next, err, row.want)

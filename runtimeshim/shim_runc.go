@@ -9,7 +9,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -42,10 +44,18 @@ type ociCommand struct {
 	grace   time.Duration // how long the command may still run after ctx has ended
 }
 
+// driver executes the commands of OCI runtimes, as children of this process.
+type driver struct {
+	env
+	reaper  *reaper
+	ownOOM  bool // our own oom_score_adj is not 0, so children need theirs reset
+	counter atomic.Uint64
+}
+
 // run executes the command and returns nil when it ended with 0. When it is
 // over its deadline, or ctx has ended and the grace too, it and its children
 // are killed.
-func (s *shim) run(ctx context.Context, c ociCommand) error {
+func (d *driver) run(ctx context.Context, c ociCommand) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -59,16 +69,16 @@ func (s *shim) run(ctx context.Context, c ociCommand) error {
 		attr.Files = append(attr.Files, uintptr(fdOf(f)))
 	}
 	os.Remove(c.log)
-	proc, err := s.reaper.start(c.argv(s.state.runcRoot()), attr)
+	proc, err := d.reaper.start(c.argv(d.state.runcRoot()), attr)
 	if err != nil {
 		return startError(c.runtime, err)
 	}
 	if proc.pidfd != nil {
 		defer proc.pidfd.Close()
 	}
-	s.resetOOMScore(proc)
+	d.resetOOMScore(proc)
 	name := filepath.Base(c.runtime) + " " + c.args[0]
-	ws, err := s.awaitCommand(ctx, proc, c)
+	ws, err := d.awaitCommand(ctx, proc, c)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
@@ -88,7 +98,7 @@ func (c ociCommand) argv(root string) []string {
 }
 
 // awaitCommand waits for the command within its limits.
-func (s *shim) awaitCommand(ctx context.Context, proc child, c ociCommand) (unix.WaitStatus, error) {
+func (d *driver) awaitCommand(ctx context.Context, proc child, c ociCommand) (unix.WaitStatus, error) {
 	deadline := time.NewTimer(c.wait)
 	defer deadline.Stop()
 	over := make(chan struct{})
@@ -106,7 +116,7 @@ func (s *shim) awaitCommand(ctx context.Context, proc child, c ociCommand) (unix
 		return ws, nil
 	default:
 	}
-	s.killCommand(proc)
+	d.killCommand(proc)
 	select {
 	case <-proc.done:
 	case <-time.After(killedWait):
@@ -117,13 +127,13 @@ func (s *shim) awaitCommand(ctx context.Context, proc child, c ociCommand) (unix
 
 // killCommand ends a command of ours and everything that it has started. It is stopped first, so that
 // it starts nothing more while we look for what it has.
-func (s *shim) killCommand(proc child) {
+func (d *driver) killCommand(proc child) {
 	if proc.pidfd != nil {
 		_ = signalPidfd(proc.pidfd, unix.SIGSTOP)
 		awaitStopped(proc.pid)
 		killDescendants(proc.pidfd)
 	}
-	s.reaper.killGroup(proc.pid)
+	d.reaper.killGroup(proc.pid)
 }
 
 // awaitStopped waits until a process that was sent SIGSTOP has stopped, or ended, for a while: one
@@ -220,4 +230,145 @@ func lastLogError(name string) string {
 		}
 	}
 	return strings.ToValidUTF8(last[max(0, len(last)-4096):], "?")
+}
+
+// outlast waits until no process holds the lock file, and kills the runtimes
+// that still do after limit.
+func (d *driver) outlast(ctx context.Context, path string, limit time.Duration) {
+	for end := time.Now().Add(limit); !unlocked(path) && ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end.Add(killedWait)) {
+			return
+		}
+		if time.Now().After(end) {
+			d.killHolders(path)
+		}
+	}
+}
+
+// unlocked: nobody holds the lock file. One that cannot be opened now may be held.
+func unlocked(path string) bool {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist)
+	}
+	defer f.Close()
+	return unix.Flock(fdOf(f), unix.LOCK_EX|unix.LOCK_NB) == nil
+}
+
+// killHolders sends SIGKILL to the runtimes of ours that have path open, and
+// to what they have started. Others may hold it too, the daemon for one.
+func (d *driver) killHolders(path string) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fdOf(f)))
+	f.Close()
+	if err != nil {
+		return
+	}
+	eachName("/proc", func(pid string) {
+		if _, err := strconv.Atoi(pid); err != nil {
+			return
+		}
+		fds := filepath.Join("/proc", pid, "fd")
+		eachName(fds, func(fd string) {
+			// The link is read, not followed: the file may be on a disk that hangs.
+			if to, err := os.Readlink(filepath.Join(fds, fd)); err == nil && to == name {
+				d.killHolder(filepath.Join(fds, fd), name)
+			}
+		})
+	})
+}
+
+// eachName calls f with the names in a folder, some at a time: there may be a million.
+func eachName(folder string, f func(name string)) {
+	d, err := os.Open(folder)
+	if err != nil {
+		return
+	}
+	defer d.Close()
+	for err == nil {
+		var names []string
+		names, err = d.Readdirnames(256)
+		for _, name := range names {
+			f(name)
+		}
+	}
+}
+
+// killHolder kills the runtime whose descriptor fd, a link in /proc, is the file name.
+func (d *driver) killHolder(fd, name string) {
+	pid, _ := strconv.Atoi(strings.Split(fd, "/")[2])
+	f, err := openPidfd(pid)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	to, err := os.Readlink(fd) // again: by now the number cannot become another's unseen
+	if err != nil || to != name || !d.isRuntime(pid) || stillHas(f, pid) != nil {
+		return
+	}
+	_ = signalPidfd(f, unix.SIGSTOP)
+	killDescendants(f)
+	_ = signalPidfd(f, unix.SIGKILL)
+}
+
+// isRuntime: the process runs a runtime's command that is about our tasks.
+func (d *driver) isRuntime(pid int) bool {
+	cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return strings.Contains(string(cmdline), "\x00--root\x00"+d.state.runcRoot()+"\x00")
+}
+
+// lockShared opens a lock file with a shared lock, to be inherited by
+// the runtime. ErrUnavailable when somebody holds it exclusively for long.
+func (d *driver) lockShared(ctx context.Context, path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	for deadline := time.Now().Add(2 * time.Second); ; {
+		err := unix.Flock(fdOf(f), unix.LOCK_SH|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) || ctx.Err() != nil {
+			f.Close()
+			return nil, fmt.Errorf("take lock %s: %v: %w", f.Name(), err, errdefs.ErrUnavailable)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// runWithConsole executes the command, whose last argument is the id, with a
+// console socket and returns the terminal's master.
+func (d *driver) runWithConsole(ctx context.Context, c ociCommand) (*os.File, error) {
+	console, err := d.newConsole()
+	if err != nil {
+		return nil, err
+	}
+	defer console.close()
+	wait, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		tty *os.File
+		err error
+	}
+	got := make(chan result, 1)
+	go func() {
+		tty, err := console.receive(wait)
+		got <- result{tty, err}
+	}()
+	last := len(c.args) - 1
+	c.args = append(c.args[:last:last], "--console-socket", console.path, c.args[last])
+	if err := d.runQuietly(ctx, c); err != nil {
+		cancel()
+		if r := <-got; r.tty != nil {
+			r.tty.Close()
+		}
+		return nil, err
+	}
+	defer time.AfterFunc(requestWait, cancel).Stop()
+	r := <-got
+	return r.tty, r.err
 }

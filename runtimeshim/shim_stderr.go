@@ -88,14 +88,14 @@ func (p *errPipe) close() {
 }
 
 // runQuietly is run of a command whose stderr goes nowhere else.
-func (s *shim) runQuietly(ctx context.Context, c ociCommand) error {
+func (d *driver) runQuietly(ctx context.Context, c ociCommand) error {
 	errs, err := newErrPipe(0, 0)
 	if err != nil {
 		return err
 	}
 	defer errs.close()
 	c.stdio[2], c.said = errs.w, errs.text
-	return s.run(ctx, c)
+	return d.run(ctx, c)
 }
 
 // spoolWait is how long the logger may take to read what a runtime that failed has printed.

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 )
 
 func newTask(d taskDir, rec taskRecord) *task {
@@ -19,25 +18,25 @@ func newTask(d taskDir, rec taskRecord) *task {
 func (t *task) unlock() { t.op <- struct{}{} }
 
 // insert adds a task, locked by the caller. ErrAlreadyExists, ErrUnavailable.
-func (s *shim) insert(rec taskRecord) (*task, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.quitting {
+func (tab *table) insert(rec taskRecord) (*task, error) {
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
+	if tab.quitting {
 		return nil, fmt.Errorf("task %s: the shim is ending: %w", rec.ID, errdefs.ErrUnavailable)
 	}
-	if t, ok := s.tasks[rec.ID]; ok {
+	if t, ok := tab.tasks[rec.ID]; ok {
 		return nil, fmt.Errorf("task %s is %s: %w", rec.ID, t.view().State, errdefs.ErrAlreadyExists)
 	}
-	t := newTask(s.state.task(rec.ID), rec)
-	s.tasks[rec.ID] = t
+	t := newTask(tab.state.task(rec.ID), rec)
+	tab.tasks[rec.ID] = t
 	return t, nil
 }
 
 // lock waits until nobody else starts, releases or deletes the task; the
 // caller ends with t.unlock. ErrNotFound when there is none (any more).
-func (s *shim) lock(ctx context.Context, id string) (*task, error) {
+func (tab *table) lock(ctx context.Context, id string) (*task, error) {
 	for {
-		t, err := s.find(id)
+		t, err := tab.find(id)
 		if err != nil {
 			return nil, err
 		}
@@ -46,9 +45,9 @@ func (s *shim) lock(ctx context.Context, id string) (*task, error) {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("wait for the operation in flight on task %s: %w", id, context.Cause(ctx))
 		}
-		s.mu.Lock()
+		tab.mu.Lock()
 		gone := t.deleted
-		s.mu.Unlock()
+		tab.mu.Unlock()
 		if !gone {
 			return t, nil
 		}
@@ -56,77 +55,13 @@ func (s *shim) lock(ctx context.Context, id string) (*task, error) {
 	}
 }
 
-func (s *shim) find(id string) (*task, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if t, ok := s.tasks[id]; ok {
+func (tab *table) find(id string) (*task, error) {
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
+	if t, ok := tab.tasks[id]; ok {
 		return t, nil
 	}
 	return nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound)
-}
-
-// forget takes a task out of the table and closes what the shim holds of it.
-// The caller holds op.
-func (s *shim) forget(t *task) {
-	s.mu.Lock()
-	t.deleted = true
-	delete(s.tasks, t.rec.ID)
-	keeper := t.keeper
-	t.keeper = nil
-	s.mu.Unlock()
-	s.letGo(t)
-	s.mu.Lock()
-	pidfd := t.pidfd
-	t.pidfd = nil
-	s.mu.Unlock()
-	closeAll([]*os.File{pidfd})
-	if keeper != nil {
-		keeper.close()
-	}
-}
-
-// letGo closes the task's streams. They leave its pod's keeper first, so that
-// nothing sends a number that has become somebody else's.
-func (s *shim) letGo(t *task) {
-	s.mu.Lock()
-	files := append(t.fifos, t.stdin, t.giving, t.tty)
-	pump := t.pump
-	t.fifos, t.stdin, t.giving, t.tty, t.pump = nil, nil, nil, nil, nil
-	s.mu.Unlock()
-	s.refreshKeeper(t.rec.Pod)
-	if pump != nil {
-		pump.close()
-	}
-	closeAll(files)
-}
-
-// refreshKeeper puts in flight what the pod's tasks need now. Best effort: it
-// is a second net below the shim's own life. The lock makes the last to come
-// the last to write.
-func (s *shim) refreshKeeper(pod string) {
-	s.keeping.Lock()
-	defer s.keeping.Unlock()
-	s.mu.Lock()
-	p := s.tasks[pod]
-	if p == nil || p.keeper == nil {
-		s.mu.Unlock()
-		return
-	}
-	keeper := p.keeper
-	var items []kept
-	for _, t := range s.tasks {
-		if t.keptBy == pod || t.unknown && t.rec.Pod == pod { // what is there of it must stay
-			s.mu.Unlock()
-			return
-		}
-		if t.rec.Pod == pod && t.rec.State == stateRunning && !t.rec.Released {
-			items = append(items, t.toKeep())
-		}
-	}
-	s.mu.Unlock()
-	if err := keeper.keep(items); err != nil {
-		log.L.WithError(err).WithField("pod", pod).Warn("descriptors would not survive the shim")
-	}
 }
 
 // toKeep is what must survive the shim; under shim.mu.
@@ -157,24 +92,24 @@ func (t *task) view() Task {
 
 // list returns by id every task, and as "created" everything of that name which
 // is none: a folder not started yet, a runtime's state without a folder.
-func (s *shim) list() ([]Task, error) {
+func (tab *table) list() ([]Task, error) {
 	var entries []os.DirEntry
-	for _, dir := range []string{s.state.tasks(), s.state.runcRoot()} {
+	for _, dir := range []string{tab.state.tasks(), tab.state.runcRoot()} {
 		found, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("list tasks: %v: %w", err, errdefs.ErrUnavailable)
 		}
 		entries = append(entries, found...)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
 	all := []Task{}
-	for _, t := range s.tasks {
+	for _, t := range tab.tasks {
 		all = append(all, t.view())
 	}
 	seen := map[string]bool{}
 	for _, e := range entries {
-		if _, known := s.tasks[e.Name()]; !known && !seen[e.Name()] && checkID(e.Name()) == nil {
+		if _, known := tab.tasks[e.Name()]; !known && !seen[e.Name()] && checkID(e.Name()) == nil {
 			seen[e.Name()] = true
 			all = append(all, Task{ID: e.Name(), State: stateCreated})
 		}
@@ -184,15 +119,15 @@ func (s *shim) list() ([]Task, error) {
 }
 
 // settle waits for the operation in flight and returns what came of it.
-func (s *shim) settle(ctx context.Context, id string) (any, error) {
+func (tab *table) settle(ctx context.Context, id string) (any, error) {
 	for {
-		t, err := s.lock(ctx, id)
+		t, err := tab.lock(ctx, id)
 		if err != nil {
 			return nil, err
 		}
-		s.mu.Lock()
+		tab.mu.Lock()
 		view, unknown := t.view(), t.unknown
-		s.mu.Unlock()
+		tab.mu.Unlock()
 		t.unlock()
 		if !unknown {
 			return view, nil

@@ -215,11 +215,17 @@ func TestForeignCgroups(t *testing.T) {
 	if len(all) == 0 {
 		t.Skip("no cgroups")
 	}
-	s := &shim{hierarchies: all, born: []string{"/sys/fs/cgroup/system.slice/cribox.service"}}
+	g := &cgroups{hierarchies: all, born: []string{"/sys/fs/cgroup/system.slice/cribox.service"}}
 	now, err := processCgroups(all, os.Getpid())
 	must(t, err)
-	dirs := append(slices.Clone(now), s.born[0], all[0].mount, "/sys/fs/cgroup/pod/task")
-	if got, err := s.foreign(dirs); err != nil || !slices.Equal(got, []string{"/sys/fs/cgroup/pod/task"}) {
+	dirs := append(slices.Clone(now), g.born[0], all[0].mount, "/sys/fs/cgroup/pod/task")
+	if got, err := g.foreign(dirs); err != nil || !slices.Equal(got, []string{"/sys/fs/cgroup/pod/task"}) {
 		t.Errorf("may be killed: %v", got)
 	}
+}
+
+// partsOf are the parts of a shim that serves nobody.
+func partsOf(state string) *shim {
+	e := env{stateDir(state), func(string) {}}
+	return assemble(&cgroups{env: e}, &driver{env: e, reaper: newReaper()}, nil)
 }

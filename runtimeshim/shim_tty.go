@@ -19,8 +19,8 @@ type console struct {
 }
 
 // newConsole listens in the state folder itself: its path must fit sun_path.
-func (s *shim) newConsole() (*console, error) {
-	c := &console{path: s.state.at(fmt.Sprintf("tty%d", s.counter.Add(1)))}
+func (d *driver) newConsole() (*console, error) {
+	c := &console{path: d.state.at(fmt.Sprintf("tty%d", d.counter.Add(1)))}
 	var err error
 	c.l, err = listen(c.path)
 	return c, err

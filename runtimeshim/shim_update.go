@@ -26,9 +26,17 @@ type updateBody struct {
 	LockFile    string          `json:"lock_file,omitempty"`
 }
 
+// updater changes the limits of running tasks.
+type updater struct {
+	env
+	table   *table
+	driver  *driver
+	cgroups *cgroups
+}
+
 // update changes the limits of a running task. On error they are what they were
 // before. It is finished whether or not the caller waits.
-func (s *shim) update(ctx context.Context, in *inbound) (any, error) {
+func (u *updater) update(ctx context.Context, in *inbound) (any, error) {
 	var b updateBody
 	if err := in.decode(&b); err != nil {
 		return nil, err
@@ -37,10 +45,10 @@ func (s *shim) update(ctx context.Context, in *inbound) (any, error) {
 	if err := json.Unmarshal(b.Resources, &r); err != nil {
 		return nil, fmt.Errorf("update task %s: read resources: %v: %w", b.ID, err, errdefs.ErrInvalidArgument)
 	}
-	if err := errors.Join(checkID(b.ID), s.checkLockFile(b.LockFile)); err != nil {
+	if err := errors.Join(checkID(b.ID), u.checkLockFile(b.LockFile)); err != nil {
 		return nil, err
 	}
-	t, err := s.lock(ctx, b.ID)
+	t, err := u.table.lock(ctx, b.ID)
 	if errdefs.IsNotFound(err) {
 		err = fmt.Errorf("update task %s, which is not there: %w", b.ID, errdefs.ErrFailedPrecondition)
 	}
@@ -48,10 +56,10 @@ func (s *shim) update(ctx context.Context, in *inbound) (any, error) {
 		return nil, err
 	}
 	defer t.unlock()
-	if _, err := s.runningTask(b.ID); err != nil {
+	if _, err := u.table.runningTask(b.ID); err != nil {
 		return nil, err
 	}
-	if err := s.updateTask(context.WithoutCancel(ctx), t, b, r); err != nil {
+	if err := u.updateTask(context.WithoutCancel(ctx), t, b, r); err != nil {
 		return nil, fmt.Errorf("update task %s: %w", b.ID, err)
 	}
 	return nil, nil
@@ -59,8 +67,8 @@ func (s *shim) update(ctx context.Context, in *inbound) (any, error) {
 
 // updateTask notes the limits, changes them, and puts back what it noted when
 // that fails: a runtime that fails has changed what came before.
-func (s *shim) updateTask(ctx context.Context, t *task, b updateBody, r specs.LinuxResources) error {
-	dirs, err := s.cgroupsOf(t.dir, t.livePid())
+func (u *updater) updateTask(ctx context.Context, t *task, b updateBody, r specs.LinuxResources) error {
+	dirs, err := u.cgroups.cgroupsOf(t.dir, t.livePid())
 	if err != nil {
 		return err
 	}
@@ -68,10 +76,10 @@ func (s *shim) updateTask(ctx context.Context, t *task, b updateBody, r specs.Li
 	if err != nil {
 		return err
 	}
-	s.step("shim.update.intent")
-	if err := s.setLimits(ctx, t, dirs, b, r); err != nil {
+	u.step("shim.update.intent")
+	if err := u.setLimits(ctx, t, dirs, b, r); err != nil {
 		if t.rec.Systemd { // which has a memory of its own, and applies it again when it is reloaded
-			_ = s.runUpdate(ctx, t, b.Previous, b.LockFile) // the files are what counts until then, and come next
+			_ = u.runUpdate(ctx, t, b.Previous, b.LockFile) // the files are what counts until then, and come next
 		}
 		if back := putBack(was); back != nil {
 			return fmt.Errorf("%w; and the limits from before are not all back: %v", err, back)
@@ -85,23 +93,23 @@ func (s *shim) updateTask(ctx context.Context, t *task, b updateBody, r specs.Li
 }
 
 // setLimits has the runtime change what it changes, and changes the rest.
-func (s *shim) setLimits(ctx context.Context, t *task, dirs []string, b updateBody, r specs.LinuxResources) error {
-	if err := s.runUpdate(ctx, t, b.Resources, b.LockFile); err != nil {
+func (u *updater) setLimits(ctx context.Context, t *task, dirs []string, b updateBody, r specs.LinuxResources) error {
+	if err := u.runUpdate(ctx, t, b.Resources, b.LockFile); err != nil {
 		return err
 	}
-	s.step("shim.update.runc")
+	u.step("shim.update.runc")
 	if err := setHugepages(dirs, r.HugepageLimits); err != nil {
 		return err
 	}
 	if b.OOMScoreAdj == nil {
 		return nil
 	}
-	state := filepath.Join(s.state.runcRoot(), t.rec.ID, "state.json")
+	state := filepath.Join(u.state.runcRoot(), t.rec.ID, "state.json")
 	was, err := tellRuntimeOOMScore(state, []byte(strconv.Itoa(*b.OOMScoreAdj)))
 	if err != nil {
 		return err
 	}
-	if err := s.setOOMScore(dirs, *b.OOMScoreAdj); err != nil {
+	if err := u.cgroups.setOOMScore(dirs, *b.OOMScoreAdj); err != nil {
 		_, back := tellRuntimeOOMScore(state, was)
 		return errors.Join(err, back)
 	}
@@ -130,11 +138,11 @@ func tellRuntimeOOMScore(name string, adj json.RawMessage) (was json.RawMessage,
 }
 
 // runUpdate executes the runtime's update.
-func (s *shim) runUpdate(ctx context.Context, t *task, resources []byte, lockFile string) error {
+func (u *updater) runUpdate(ctx context.Context, t *task, resources []byte, lockFile string) error {
 	if lockFile == "" {
 		lockFile = t.lockFile()
 	}
-	lock, err := s.lockShared(ctx, lockFile)
+	lock, err := u.driver.lockShared(ctx, lockFile)
 	if err != nil {
 		return err
 	}
@@ -143,7 +151,7 @@ func (s *shim) runUpdate(ctx context.Context, t *task, resources []byte, lockFil
 		return err
 	}
 	defer os.Remove(t.dir.resources())
-	return classOfRefusal(s.runQuietly(ctx, ociCommand{runtime: t.rec.Runtime, systemd: t.rec.Systemd, log: t.dir.runtimeLog(), wait: updateWait,
+	return classOfRefusal(u.driver.runQuietly(ctx, ociCommand{runtime: t.rec.Runtime, systemd: t.rec.Systemd, log: t.dir.runtimeLog(), wait: updateWait,
 		extra: []*os.File{lock}, args: []string{"update", "--resources", t.dir.resources(), t.rec.ID}}))
 }
 
@@ -294,62 +302,6 @@ func setHugepages(dirs []string, limits []specs.LinuxHugepageLimit) error {
 // oomRounds bounds how often setOOMScore looks for processes that were forked
 // by one that it had not come to yet.
 const oomRounds = 10
-
-// setOOMScore writes the oom_score_adj of every process in dirs and below. On
-// error those that were changed are changed back.
-func (s *shim) setOOMScore(dirs []string, adj int) error {
-	was := map[int]string{}
-	for range oomRounds {
-		before := len(was)
-		for _, pid := range allProcs(dirs) {
-			if _, done := was[pid]; done {
-				continue
-			}
-			old, err := s.setProcessOOMScore(pid, dirs, strconv.Itoa(adj))
-			if err != nil {
-				for pid, old := range was {
-					_, _ = s.setProcessOOMScore(pid, dirs, old) // it has gone, or takes what it had
-				}
-				return fmt.Errorf("set oom_score_adj of process %d to %d: %v: %w", pid, adj, err, errdefs.ErrFailedPrecondition)
-			}
-			was[pid] = old
-		}
-		if len(was) == before {
-			break
-		}
-	}
-	return nil
-}
-
-// setProcessOOMScore returns what oom_score_adj was. A process that has ended,
-// or whose number is another's by now, is left alone.
-func (s *shim) setProcessOOMScore(pid int, dirs []string, adj string) (old string, err error) {
-	proc, err := os.OpenRoot(fmt.Sprintf("/proc/%d", pid)) // one process: its number may be given away, this not
-	if err == nil {
-		defer proc.Close()
-		old, err = s.swapOOMScore(proc, dirs, adj)
-	}
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return "", nil
-	}
-	return old, err
-}
-
-func (s *shim) swapOOMScore(proc *os.Root, dirs []string, adj string) (string, error) {
-	text, err := proc.ReadFile("oom_score_adj")
-	old := strings.TrimSpace(string(text))
-	if err != nil || old == adj || adj == "" {
-		return old, err
-	}
-	in, err := proc.ReadFile("cgroup")
-	if err != nil {
-		return "", err
-	}
-	if !slices.ContainsFunc(cgroupsIn(s.hierarchies, in), func(at string) bool { return within(dirs, at) }) {
-		return "", os.ErrNotExist
-	}
-	return old, proc.WriteFile("oom_score_adj", []byte(adj), 0)
-}
 
 // within says whether path is one of dirs or below.
 func within(dirs []string, path string) bool {
