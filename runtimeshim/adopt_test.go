@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/crilog"
 )
 
 // TestNoKeyringIsLeft: the keys of root are used up on the node. A task is started without a keyring of its own.
@@ -151,7 +153,7 @@ func TestKeptIsNotCut(t *testing.T) {
 
 // TestTooManyAttached: the next client is refused.
 func TestTooManyAttached(t *testing.T) {
-	task := &logTask{attached: true}
+	task := &logTask{writer: &crilog.Writer{}}
 	for range mostTaps {
 		task.taps[0] = append(task.taps[0], &tap{})
 	}

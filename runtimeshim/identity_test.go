@@ -285,19 +285,20 @@ func TestLeavingTakesNothingForAFullLog(t *testing.T) {
 	dir := t.TempDir()
 	fifo := filepath.Join(dir, "fifo")
 	must(t, unix.Mkfifo(fifo, 0o600))
-	s, err := openSpool(fifo, filepath.Join(dir, "spool"))
+	s, err := openSource(fifo, filepath.Join(dir, "spool"))
 	must(t, err)
 	defer s.close()
 	must(t, writeFull(s.fifo, make([]byte, 4096)))
 	l := &logger{step: func(string) {}}
-	task := &logTask{l: l, streams: [2]*spool{s}, stuck: firstRetry, running: true}
+	task := &logTask{l: l, streams: [2]*source{s}, stuck: firstRetry}
+	task.running = true
 	r, w := pipeOf(t)
 	defer r.Close()
 	taps, err := newTaps([]*os.File{w}, [2]bool{true})
 	must(t, err)
 	task.taps[0] = []*tap{taps[0]}
 	task.lastCopy(taps)
-	if s.size != 0 {
-		t.Errorf("%d bytes are in the spool", s.size)
+	if s.spool.Size() != 0 {
+		t.Errorf("%d bytes are in the spool", s.spool.Size())
 	}
 }

@@ -49,7 +49,7 @@ func replace(path string) error {
 
 // TestPaceOfALogTask: a container that prints lines all the time is read in batches, one that fills its FIFO before it is full.
 func TestPaceOfALogTask(t *testing.T) {
-	task := &logTask{streams: [2]*spool{{pipe: 64 << 10}}}
+	task := &logTask{streams: [2]*source{{pipe: 64 << 10}}}
 	for _, c := range []struct {
 		n     int
 		since time.Duration

@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // attachBody is the request of the verb attach; its descriptors are those of
@@ -53,7 +50,7 @@ func (l *logger) attach(ctx context.Context, in *inbound) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attach to task %s: %w", body.ID, err)
 	}
-	defer task.post(func() { // not waited for: a disk that hangs must not hold us
+	defer task.later(func() { // not waited for: a disk that hangs must not hold us
 		if !task.gone {
 			task.untap(taps)
 		}
@@ -76,7 +73,7 @@ func (l *logger) attach(ctx context.Context, in *inbound) (any, error) {
 
 // leave gives the taps what the task has printed until now, and ends them.
 func (l *logger) leave(task *logTask, taps [2]*tap) error {
-	task.post(func() {
+	task.later(func() {
 		if !task.gone {
 			task.lastCopy(taps)
 		}
@@ -86,119 +83,12 @@ func (l *logger) leave(task *logTask, taps [2]*tap) error {
 	return awaitTaps(ctx, taps)
 }
 
-// awaitTaps returns when both have ended, when the first was cut off
-// (ErrAborted), or when ctx ends.
-func awaitTaps(ctx context.Context, taps [2]*tap) error {
-	var closed [2]chan struct{}
-	for i, p := range taps {
-		if p != nil {
-			closed[i] = p.closed
-		}
-	}
-	for closed != [2]chan struct{}{} {
-		ended := 0
-		select {
-		case <-closed[0]:
-		case <-closed[1]:
-			ended = 1
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		if taps[ended].cut {
-			return fmt.Errorf("nobody has read its output for %v: %w", tapPatience, errdefs.ErrAborted)
-		}
-		closed[ended] = nil
-	}
-	return nil
-}
-
-// tap is one pipe that gets a copy of a stream. Its owner is the task's working
-// goroutine until the task ends, then the goroutine that empties it.
-type tap struct {
-	fd      int
-	pending []byte
-	since   time.Time     // pending is not empty and the reader took nothing since
-	cut     bool          // it was closed because nobody read
-	closed  chan struct{} // closed with fd
-}
-
-// tapPatience is how long a reader may take nothing.
-var tapPatience = 10 * time.Second
-
-const mostTaps = 64 // of one stream
-
-const tapPace = 5 * time.Millisecond // between two looks at a reader that is slow
-
-// newTaps takes the pipes over: they are written without blocking from here on.
-func newTaps(files []*os.File, have [2]bool) ([2]*tap, error) {
-	var taps [2]*tap
-	for i, wanted := range have {
-		if !wanted || len(files) == 0 {
-			continue
-		}
-		fd, err := unix.FcntlInt(uintptr(fdOf(files[0])), unix.F_DUPFD_CLOEXEC, 3)
-		if err == nil {
-			taps[i] = &tap{fd: fd, closed: make(chan struct{})}
-			err = unix.SetNonblock(fd, true)
-		}
-		if err != nil {
-			closeTaps(taps)
-			return taps, err
-		}
-		files = files[1:]
-	}
-	return taps, nil
-}
-
-func closeTaps(taps [2]*tap) {
-	for _, p := range taps {
-		if p != nil {
-			p.close()
-		}
-	}
-}
-
-// close may be called twice.
-func (p *tap) close() {
-	if p.fd >= 0 {
-		closeFD(&p.fd)
-		close(p.closed)
-	}
-	p.pending = nil
-}
-
-// flush writes what the pipe takes now. A reader that is gone, or has had its
-// time, closes the tap.
-func (p *tap) flush() {
-	for len(p.pending) > 0 && p.fd >= 0 {
-		n, err := unix.Write(p.fd, p.pending)
-		switch {
-		case n > 0:
-			p.pending, p.since = p.pending[n:], time.Now()
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EAGAIN) && time.Since(p.since) < tapPatience:
-			return
-		default:
-			p.cut = errors.Is(err, unix.EAGAIN)
-			p.close()
-		}
-	}
-}
-
-// finish writes what is left, as long as somebody reads, and closes.
-func (p *tap) finish() {
-	for p.flush(); len(p.pending) > 0; p.flush() {
-		time.Sleep(tapPace)
-	}
-	p.close()
-}
-
 // tap adds taps to a task that is being read. ErrFailedPrecondition: it has ended.
 func (t *logTask) tap(taps [2]*tap) error {
-	if !t.attached {
+	if t.writer == nil {
 		err := t.attach()
 		switch {
-		case errors.Is(err, errdefs.ErrNotFound), errors.Is(err, errdefs.ErrInvalidArgument), err == nil && t.p.done:
+		case errors.Is(err, errdefs.ErrNotFound), errors.Is(err, errdefs.ErrInvalidArgument), err == nil && t.writer.Done():
 			t.release()
 			return errors.Join(err, fmt.Errorf("it has ended: %w", errdefs.ErrFailedPrecondition))
 		case err != nil:
@@ -208,7 +98,7 @@ func (t *logTask) tap(taps [2]*tap) error {
 		t.unarmed = anybody
 		t.wake(tick)
 	}
-	if t.p.done {
+	if t.writer.Done() {
 		return fmt.Errorf("it has ended: %w", errdefs.ErrFailedPrecondition)
 	}
 	if max(len(t.taps[0]), len(t.taps[1])) >= mostTaps {
@@ -235,8 +125,9 @@ func (t *logTask) lastCopy(taps [2]*tap) {
 		if p == nil || p.fd < 0 || t.streams[i] == nil {
 			continue
 		}
-		left, err := unix.IoctlGetInt(t.streams[i].fifo, unix.TIOCINQ)
-		if s := t.streams[i]; t.stuck != 0 || s.size-s.off > mostWaiting {
+		s := t.streams[i]
+		left, err := s.held()
+		if t.stuck != 0 || s.spool != nil && s.spool.Waiting() > mostWaiting {
 			left = 0 // the log takes nothing now: clients that come and go must not fill the spool
 		}
 		for n := 0; left > 0 && err == nil; left -= n {
@@ -252,77 +143,18 @@ func (t *logTask) lastCopy(taps [2]*tap) {
 
 // untap closes the taps; those that are closed already are fine.
 func (t *logTask) untap(taps [2]*tap) {
-	for _, p := range taps {
-		if p != nil {
-			p.close()
-		}
-	}
-	t.dropClosed()
+	closeTaps(taps)
+	t.taps.dropClosed()
 }
 
-func (t *logTask) dropClosed() {
-	for i, list := range t.taps {
-		open := list[:0]
-		for _, p := range list {
-			if p.fd >= 0 {
-				open = append(open, p)
-			}
-		}
-		clear(list[len(open):])
-		t.taps[i] = open
-	}
-}
-
-// copyOut gives the newest n bytes of a stream's spool to its taps.
-func (t *logTask) copyOut(i, n int) error {
-	s := t.streams[i]
-	if n == 0 || len(t.taps[i]) == 0 || s.file < 0 {
-		return nil
-	}
-	fresh, err := preadFull(s.file, make([]byte, n), s.size-int64(n))
-	if err != nil {
-		return fmt.Errorf("read the spool: %w", err)
-	}
-	t.deliver(i, fresh)
-	return nil
-}
-
-// deliver hands bytes to every tap of a stream; they share the slice.
-func (t *logTask) deliver(i int, fresh []byte) {
-	for _, p := range t.taps[i] {
-		if len(p.pending) == 0 {
-			p.pending, p.since = fresh, time.Now()
-		} else {
-			p.pending = append(p.pending[:len(p.pending):len(p.pending)], fresh...)
-		}
-		p.flush()
-	}
-	t.dropClosed()
-}
-
-// held says whether a reader of the stream is behind: then nothing more is
-// taken from the task, and the next look is in a moment.
-func (t *logTask) held(i int) bool {
-	behind := false
-	for _, p := range t.taps[i] {
-		p.flush()
-		behind = behind || len(p.pending) > 0
-	}
-	t.dropClosed()
+// waitForTaps says whether a reader of the stream is behind: then nothing more
+// is taken from the task, and the next look is in a moment.
+func (t *logTask) waitForTaps(i int) bool {
+	behind := t.taps.behind(i)
 	if behind {
 		t.l.poll.disarm(t.streams[i].fifo)
 		t.unarmed |= 1 << i
 		t.after(tapPace)
 	}
 	return behind
-}
-
-// finishTaps lets the readers have what they still wait for, beside the task's own end.
-func (t *logTask) finishTaps() {
-	for i, list := range t.taps {
-		for _, p := range list {
-			go p.finish()
-		}
-		t.taps[i] = nil
-	}
 }

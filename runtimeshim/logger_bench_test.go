@@ -86,7 +86,7 @@ func benchmarkLogger(b *testing.B, parent string, size, total int) {
 	}
 	took := time.Since(begin).Seconds()
 	used := cpu(b, logger.Process.Pid) - before
-	if st, _ := os.Stat(path); st.Size() != int64(total/80*(80+criPrefixLen)) {
+	if st, _ := os.Stat(path); st.Size() != int64(total/80*(80+len("2026-01-02T15:04:05.000000000Z stdout F "))) {
 		b.Fatalf("log has %d bytes", st.Size())
 	}
 	os.Remove(path)

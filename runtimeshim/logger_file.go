@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/crilog"
 )
 
 // Plain descriptors instead of os.File: a node has six per container, mostly idle.
@@ -46,7 +48,7 @@ func fstat(fd int) (unix.Stat_t, error) {
 	return st, err
 }
 
-func preadFull(fd int, buf []byte, off int64) ([]byte, error) {
+func preadFull(fd int, buf []byte, off int64) (int, error) {
 	n := 0
 	for n < len(buf) {
 		var got int
@@ -55,14 +57,14 @@ func preadFull(fd int, buf []byte, off int64) ([]byte, error) {
 			return err
 		})
 		if err != nil {
-			return nil, err
+			return n, err
 		}
 		if got == 0 {
-			return nil, io.ErrUnexpectedEOF
+			return n, io.ErrUnexpectedEOF
 		}
 		n += got
 	}
-	return buf, nil
+	return n, nil
 }
 
 func writeFull(fd int, buf []byte) error {
@@ -80,52 +82,90 @@ func writeFull(fd int, buf []byte) error {
 	return nil
 }
 
-// fileID names a file whatever its path is now. Zero = none.
-type fileID struct{ dev, ino uint64 }
+// diskFile is a crilog.File. Descriptors instead of os.File, as above.
+type diskFile struct {
+	fd   int
+	path string // where it was opened, for errors
+}
 
-// logFile is an open CRI log; fd -1 = none.
-type logFile struct {
-	fd int
-	id fileID
+func (f *diskFile) Close() error { closeFD(&f.fd); return nil }
+
+func (f *diskFile) Stat() (crilog.Stat, error) {
+	st, err := fstat(f.fd)
+	return crilog.Stat{Size: st.Size, Removed: st.Nlink == 0}, err
+}
+
+func (f *diskFile) ReadAt(b []byte, off int64) (int, error) {
+	n, err := preadFull(f.fd, b, off)
+	if err == io.ErrUnexpectedEOF {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func (f *diskFile) WriteAt(b []byte, off int64) (n int, err error) {
+	err = retry(func() error {
+		n, err = unix.Pwrite(f.fd, b, off)
+		return err
+	})
+	return n, err
+}
+
+func (f *diskFile) Append(b []byte) error {
+	if err := writeFull(f.fd, b); err != nil {
+		return fmt.Errorf("write log %s: %w", f.path, err)
+	}
+	return nil
+}
+
+func (f *diskFile) Truncate(size int64) error {
+	return retry(func() error { return unix.Ftruncate(f.fd, size) })
+}
+
+// Punch: a file system that cannot do it keeps the room until the file is emptied.
+func (f *diskFile) Punch(end int64) {
+	_ = retry(func() error {
+		return unix.Fallocate(f.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, end)
+	})
 }
 
 const logFlags = unix.O_RDWR | unix.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY
 
 // findLogFile opens the log at path if there is one. ErrNotFound.
-func findLogFile(path string) (logFile, error) {
+func findLogFile(path string) (crilog.Log, error) {
 	fd, err := openFD(path, logFlags, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-		return logFile{fd: -1}, fmt.Errorf("log %s: %w", path, errdefs.ErrNotFound)
+		return crilog.Log{}, fmt.Errorf("log %s: %w", path, errdefs.ErrNotFound)
 	case errors.Is(err, unix.ELOOP):
-		return logFile{fd: -1}, fmt.Errorf("log %s is a symbolic link: %w", path, errdefs.ErrInvalidArgument)
+		return crilog.Log{}, fmt.Errorf("log %s is a symbolic link: %w", path, errdefs.ErrInvalidArgument)
 	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.EISDIR):
-		return logFile{fd: -1}, fmt.Errorf("log %s is no regular file: %w", path, errdefs.ErrInvalidArgument)
+		return crilog.Log{}, fmt.Errorf("log %s is no regular file: %w", path, errdefs.ErrInvalidArgument)
 	case err != nil:
-		return logFile{fd: -1}, fmt.Errorf("log: %w", err)
+		return crilog.Log{}, fmt.Errorf("log: %w", err)
 	}
 	return checkLogFile(path, fd)
 }
 
 // checkLogFile takes fd; it is closed on error.
-func checkLogFile(path string, fd int) (logFile, error) {
+func checkLogFile(path string, fd int) (crilog.Log, error) {
 	st, err := fstat(fd)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
 		err = fmt.Errorf("log %s is no regular file: %w", path, errdefs.ErrInvalidArgument)
 	}
 	if err != nil {
 		unix.Close(fd)
-		return logFile{fd: -1}, err
+		return crilog.Log{}, err
 	}
-	return logFile{fd, fileID{st.Dev, st.Ino}}, nil
+	return crilog.Log{File: &diskFile{fd, path}, ID: crilog.FileID{Dev: st.Dev, Ino: st.Ino}}, nil
 }
 
 // openLogFile opens the log at path and makes it if there is none; created
 // tells which. On error nothing was made. ErrNotFound: there is no such folder.
-func openLogFile(path string) (f logFile, created bool, err error) {
+func openLogFile(path string) (l crilog.Log, created bool, err error) {
 	for range 10 { // somebody may make or remove it between the two looks
-		if f, err = findLogFile(path); !errors.Is(err, errdefs.ErrNotFound) {
-			return f, false, err
+		if l, err = findLogFile(path); !errors.Is(err, errdefs.ErrNotFound) {
+			return l, false, err
 		}
 		var fd int
 		fd, err = openFD(path, logFlags|unix.O_CREAT|unix.O_EXCL, 0o640)
@@ -133,25 +173,25 @@ func openLogFile(path string) (f logFile, created bool, err error) {
 		case errors.Is(err, unix.EEXIST):
 			continue
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-			return logFile{fd: -1}, false, fmt.Errorf("folder of log %s: %w", path, errdefs.ErrNotFound)
+			return crilog.Log{}, false, fmt.Errorf("folder of log %s: %w", path, errdefs.ErrNotFound)
 		case err != nil:
-			return logFile{fd: -1}, false, fmt.Errorf("log: %w", err)
+			return crilog.Log{}, false, fmt.Errorf("log: %w", err)
 		}
 		_ = unix.Fchmod(fd, 0o640) // whatever our umask is
-		if f, err = checkLogFile(path, fd); err != nil {
+		if l, err = checkLogFile(path, fd); err != nil {
 			_ = unix.Unlink(path)
 		}
-		return f, true, err
+		return l, true, err
 	}
-	return logFile{fd: -1}, false, fmt.Errorf("log %s changes all the time: %w", path, errdefs.ErrUnavailable)
+	return crilog.Log{}, false, fmt.Errorf("log %s changes all the time: %w", path, errdefs.ErrUnavailable)
 }
 
 // findRenamed opens the log with this id under whatever name it has in dir:
 // the kubelet rotates by renaming. ErrNotFound.
-func findRenamed(dir string, id fileID) (logFile, error) {
+func findRenamed(dir string, id crilog.FileID) (crilog.Log, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return logFile{fd: -1}, err
+		return crilog.Log{}, err
 	}
 	for _, e := range entries {
 		var st unix.Stat_t
@@ -160,18 +200,18 @@ func findRenamed(dir string, id fileID) (logFile, error) {
 			continue
 		}
 		if err := retry(func() error { return unix.Lstat(path, &st) }); err != nil && !errors.Is(err, unix.ENOENT) {
-			return logFile{fd: -1}, fmt.Errorf("look at %s: %w", path, err)
-		} else if err != nil || (fileID{st.Dev, st.Ino}) != id {
+			return crilog.Log{}, fmt.Errorf("look at %s: %w", path, err)
+		} else if err != nil || (crilog.FileID{Dev: st.Dev, Ino: st.Ino}) != id {
 			continue
 		}
-		f, err := findLogFile(path)
-		if err == nil && f.id == id {
-			return f, nil
+		l, err := findLogFile(path)
+		if err == nil && l.ID == id {
+			return l, nil
 		}
-		closeFD(&f.fd)
+		l.Close()
 		if err != nil && !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, errdefs.ErrInvalidArgument) {
-			return logFile{fd: -1}, err
+			return crilog.Log{}, err
 		}
 	}
-	return logFile{fd: -1}, fmt.Errorf("log with inode %d in %s: %w", id.ino, dir, errdefs.ErrNotFound)
+	return crilog.Log{}, fmt.Errorf("log with inode %d in %s: %w", id.Ino, dir, errdefs.ErrNotFound)
 }

@@ -6,7 +6,8 @@ import (
 	"os"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/crilog"
 )
 
 // finish begins the end of a task that prints no more, and returns a channel
@@ -19,7 +20,7 @@ func (t *logTask) finish(start int64) (chan struct{}, error) {
 		return nil, fmt.Errorf("log of %s: %w: %w", t.id, err, errdefs.ErrUnavailable)
 	}
 	if other {
-		if !t.attached && t.stuck == 0 {
+		if t.writer == nil && t.stuck == 0 {
 			t.release()
 		}
 		return nil, fmt.Errorf("log of %s: it was started again meanwhile: %w", t.id, errdefs.ErrNotFound)
@@ -28,7 +29,7 @@ func (t *logTask) finish(start int64) (chan struct{}, error) {
 		t.finished = make(chan struct{})
 	}
 	done := t.finished
-	if !t.attached && t.stuck == 0 {
+	if t.writer == nil && t.stuck == 0 {
 		err := t.attach()
 		if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errdefs.ErrInvalidArgument) {
 			t.release()
@@ -55,7 +56,7 @@ func (t *logTask) startedAfter(start int64) (bool, error) {
 
 // drain writes everything and marks the task as done.
 func (t *logTask) drain() error {
-	if !t.p.done {
+	if !t.writer.Done() {
 		for i, s := range t.streams {
 			if s == nil {
 				continue
@@ -64,18 +65,11 @@ func (t *logTask) drain() error {
 				return err
 			}
 		}
-		if err := t.tell(); err != nil {
+		if err := t.writer.Finish(); err != nil {
 			return err
 		}
-		t.l.step("logger.drained")
-		t.p.done = true
-		if err := t.save(); err != nil {
-			t.p.done = false
-			return err
-		}
-		t.l.step("logger.done")
 	}
-	for _, name := range streamNames {
+	for _, name := range crilog.StreamNames {
 		os.Remove(t.dir().at(name + ".spool"))
 	}
 	t.release()
@@ -85,7 +79,7 @@ func (t *logTask) drain() error {
 // drainStream takes what the FIFO holds now and no more: a process that has
 // outlived its container cannot keep us.
 func (t *logTask) drainStream(i int) error {
-	left, err := unix.IoctlGetInt(t.streams[i].fifo, unix.TIOCINQ)
+	left, err := t.streams[i].held()
 	if err != nil {
 		return err
 	}
@@ -100,7 +94,7 @@ func (t *logTask) drainStream(i int) error {
 		if err := t.commit(i, n == 0); err != nil {
 			return err
 		}
-		if err := t.compact(i); err != nil {
+		if err := t.writer.Compact(i); err != nil {
 			return err
 		}
 		if n == 0 {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/crilog"
 )
 
 var loggerSteps = []string{
@@ -310,8 +312,8 @@ func TestLoggerKilledAfterTruncation(t *testing.T) {
 	n.startLogger("")
 	n.must("open")
 	line := strings.Repeat("x", 4095) + "\n"
-	n.print(0, "-"+strings.Repeat(line, punchAt/len(line))+"end") // no splice ends at a line's end
-	n.waitSpool(func(size, blocks int64) bool { return size > punchAt && blocks < size/512/4 })
+	n.print(0, "-"+strings.Repeat(line, crilog.PunchAt/len(line))+"end") // no splice ends at a line's end
+	n.waitSpool(func(size, blocks int64) bool { return size > crilog.PunchAt && blocks < size/512/4 })
 	n.stopLogger()
 	if err := os.Truncate(n.log, 0); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/crilog"
 )
 
 // limited gives the node's task a limit, before its logger knows it.
@@ -30,14 +32,26 @@ func (n *node) waitRead() {
 	n.t.Helper()
 	waitFor(n.t, "output to be read", func() bool {
 		left, err := unix.IoctlGetInt(n.fifos[0], unix.TIOCINQ)
-		fd, p, err2 := loadProgress(n.state.task("c").at("progress"))
-		st, err3 := os.Stat(n.state.task("c").at("stdout.spool"))
+		w, err2 := crilog.NewWriter(crilog.Owner{}, 0, n.file("progress"))
+		spool, err3 := crilog.OpenSpool(n.file("stdout.spool"))
 		if err := errors.Join(err, err2, err3); err != nil {
 			n.t.Fatal(err)
 		}
-		closeFD(&fd)
-		return left == 0 && p.off[0] == st.Size()
+		defer w.Close()
+		w.TakeSpools([2]*crilog.Spool{spool})
+		return left == 0 && w.Waiting(0) == 0
 	})
+}
+
+// file opens a file of the node's task.
+func (n *node) file(name string) crilog.File {
+	n.t.Helper()
+	path := n.state.task("c").at(name)
+	fd, err := openFD(path, unix.O_RDWR, 0)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return &diskFile{fd, path}
 }
 
 // leftOut takes the notices out of the logs, oldest first, and returns what they count, how many they are, and what else each stream has.
@@ -55,7 +69,7 @@ func (n *node) leftOut(limit int64, logs ...string) (bytesOut, notices int, stre
 			count, _ := strconv.Atoi(string(m[1]))
 			bytesOut, notices = bytesOut+count, notices+1
 		}
-		got, err := parseCRI(noticeLine.ReplaceAll(raw, nil))
+		got, err := crilog.Parse(noticeLine.ReplaceAll(raw, nil))
 		if err != nil {
 			n.t.Fatal(err)
 		}

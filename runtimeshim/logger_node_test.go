@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/crilog"
 )
 
 // The test binary is also the logger and the container.
@@ -66,9 +68,9 @@ func (o *output) line() []byte {
 	size := o.random.Intn(120)
 	switch o.random.Intn(200) {
 	case 0:
-		size = maxPiece - 20 + o.random.Intn(40)
+		size = crilog.MaxPiece - 20 + o.random.Intn(40)
 	case 1:
-		size = o.random.Intn(4 * maxPiece)
+		size = o.random.Intn(4 * crilog.MaxPiece)
 	case 2, 3, 4:
 		return append(o.buf[:0], '\n')
 	}
@@ -85,7 +87,7 @@ func (o *output) line() []byte {
 func printer(dir string) {
 	stop := make(chan struct{})
 	go func() { io.Copy(io.Discard, os.Stdin); close(stop) }()
-	for i, name := range streamNames {
+	for i, name := range crilog.StreamNames {
 		lines := make(chan int, 1)
 		fifo, err := unix.Open(filepath.Join(dir, name), unix.O_RDWR, 0)
 		if err != nil {
@@ -144,7 +146,7 @@ func newNode(t *testing.T) *node {
 	}
 	t.Cleanup(func() { n.stderr.Close() })
 	n.addTask("c", n.log)
-	for i, name := range streamNames {
+	for i, name := range crilog.StreamNames {
 		n.fifos[i] = openFIFO(t, n.state.task("c").at(name))
 	}
 	t.Cleanup(n.stopLogger)
@@ -173,7 +175,7 @@ func openFIFO(t testing.TB, path string) int {
 func addTask(t testing.TB, state stateDir, id, path string) {
 	dir := state.task(id)
 	err := os.MkdirAll(string(dir), 0o700)
-	for _, name := range streamNames {
+	for _, name := range crilog.StreamNames {
 		err = errors.Join(err, unix.Mkfifo(dir.at(name), 0o600))
 	}
 	if err = errors.Join(err, writeJSON(dir.log(), logRecord{Format: recordFormat, Path: path})); err != nil {
@@ -255,7 +257,7 @@ func (n *node) wantLogs(stdout, stderr string, logs ...string) {
 		}
 		all = append(all, raw...)
 	}
-	got, err := parseCRI(all)
+	got, err := crilog.Parse(all)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -266,7 +268,7 @@ func (n *node) wantLogs(stdout, stderr string, logs ...string) {
 				at++
 			}
 			n.t.Errorf("%s: %d bytes, want %d; differs at %d: %.80q, want %.80q",
-				streamNames[i], len(got[i]), len(want), at, got[i][at:], want[at:])
+				crilog.StreamNames[i], len(got[i]), len(want), at, got[i][at:], want[at:])
 		}
 	}
 }

@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/runtimeshim/crilog"
 )
 
 // logTask carries the output of one task to its log. All its work is done by
@@ -18,32 +19,22 @@ import (
 // wake start it. So what the goroutine owns needs no lock, and a disk that
 // hangs holds one goroutine of one container.
 type logTask struct {
+	worker
 	l  *logger
 	id string
 
-	mu      sync.Mutex
-	queue   []func()
-	ready   uint8 // bits of streams, tick
-	running bool
-
 	// Owned by the working goroutine.
-	path     string // "" = output is dropped
-	limit    int64  // bytes of the log, 0 = none
-	attached bool
-	gone     bool // released: nothing may be done any more
-	streams  [2]*spool
-	log      logFile
-	record   int // descriptor of the file progress
-	p        progress
-	dirty    bool // p must be saved before anything else
-
+	place    place
+	writer   *crilog.Writer // nil: nothing is open
+	gone     bool           // released: nothing may be done any more
+	streams  [2]*source
 	unarmed  uint8     // streams nobody watches: the next tick looks at them
 	last     time.Time // of the last batch
 	timer    *time.Timer
 	due      time.Time     // of the timer; zero = it does not run
 	stuck    time.Duration // pause until the next try; 0 = all is well
 	finished chan struct{} // not nil: to be finished; closed when that is done
-	taps     [2][]*tap     // who else gets a copy of each stream, see logger_attach.go
+	taps     taps          // attached clients
 }
 
 const (
@@ -64,53 +55,12 @@ const (
 var errGone = errors.New("the task was released")
 
 func newLogTask(l *logger, id string) *logTask {
-	return &logTask{l: l, id: id, record: -1, log: logFile{fd: -1}}
+	t := &logTask{l: l, id: id}
+	t.pump = func(ready uint8) { t.survive(func() { t.move(ready) }) }
+	return t
 }
 
 func (t *logTask) dir() taskDir { return t.l.dir.task(t.id) }
-
-// post adds a piece of work.
-func (t *logTask) post(f func()) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.queue = append(t.queue, f)
-	t.start()
-}
-
-// wake says that streams may have something to read, or that it is time.
-func (t *logTask) wake(ready uint8) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.ready |= ready
-	t.start()
-}
-
-func (t *logTask) start() {
-	if !t.running {
-		t.running = true
-		go t.run()
-	}
-}
-
-func (t *logTask) run() {
-	for {
-		t.mu.Lock()
-		queue, ready := t.queue, t.ready
-		t.queue, t.ready = nil, 0
-		if len(queue) == 0 && ready == 0 {
-			t.running = false
-			t.mu.Unlock()
-			return
-		}
-		t.mu.Unlock()
-		for _, f := range queue {
-			t.survive(f)
-		}
-		if ready != 0 {
-			t.survive(func() { t.pump(ready) })
-		}
-	}
-}
 
 // survive runs a piece of work whose panic costs this task a pause, and no other task anything.
 func (t *logTask) survive(work func()) {
@@ -128,11 +78,14 @@ func (t *logTask) survive(work func()) {
 	work()
 }
 
+// later adds a piece of work.
+func (t *logTask) later(f func()) { t.post(func() { t.survive(f) }) }
+
 // do runs f as a piece of work and returns its error. When ctx ends first, the
 // end of f is not awaited. errGone: f was not run.
 func (t *logTask) do(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)
-	t.post(func() {
+	t.later(func() {
 		if t.gone {
 			done <- errGone
 			return
@@ -147,8 +100,8 @@ func (t *logTask) do(ctx context.Context, f func() error) error {
 	}
 }
 
-// pump moves one batch of each stream that is ready.
-func (t *logTask) pump(ready uint8) {
+// move moves one batch of each stream that is ready.
+func (t *logTask) move(ready uint8) {
 	if t.gone {
 		return
 	}
@@ -172,12 +125,12 @@ func (t *logTask) pump(ready uint8) {
 
 func (t *logTask) work(ready uint8) error {
 	retrying := t.stuck != 0
-	if !t.attached {
+	if t.writer == nil {
 		if err := t.attach(); err != nil {
 			return err
 		}
 	}
-	if err := t.settle(); err != nil {
+	if err := t.writer.Settle(); err != nil {
 		return err
 	}
 	now := time.Now()
@@ -186,20 +139,12 @@ func (t *logTask) work(ready uint8) error {
 		if s == nil || (ready&(1<<i) == 0 && !retrying) {
 			continue
 		}
-		n, err, held := 0, error(nil), t.held(i)
-		if !held {
-			n, err = t.fill(i)
-		}
-		if err == nil && (n > 0 || retrying) {
-			err = t.commit(i, false)
-		}
-		if err == nil {
-			err = t.compact(i)
-		}
+		held := t.waitForTaps(i)
+		n, err := t.batch(i, held, retrying)
 		if err != nil {
 			return err
 		}
-		if held || t.held(i) {
+		if held || t.waitForTaps(i) {
 			continue
 		}
 		if n > 0 {
@@ -212,21 +157,55 @@ func (t *logTask) work(ready uint8) error {
 	return nil
 }
 
+// batch takes what a stream has, unless its readers are behind, and writes it to the log.
+func (t *logTask) batch(i int, held, retrying bool) (n int, err error) {
+	if !held {
+		n, err = t.fill(i)
+	}
+	if err == nil && (n > 0 || retrying) {
+		err = t.commit(i, false)
+	}
+	if err == nil {
+		err = t.writer.Compact(i)
+	}
+	return n, err
+}
+
+// commit writes what the spool of a stream holds. With final an unfinished line, too.
+func (t *logTask) commit(i int, final bool) error {
+	if t.writer.Waiting(i) == 0 {
+		return nil
+	}
+	if err := t.place.findFolder(); err != nil {
+		return err
+	}
+	b, err := t.l.buffers.get()
+	if err != nil {
+		return err
+	}
+	defer t.l.buffers.put(b)
+	return t.writer.Commit(i, final, crilog.Buffer{Raw: b.raw, Out: b.out})
+}
+
 // fill takes what a stream has to say, and returns how many bytes; whoever is
 // attached has a copy then.
 func (t *logTask) fill(i int) (int, error) {
 	s := t.streams[i]
-	if s.file < 0 && len(t.taps[i]) > 0 {
+	if s.spool == nil && len(t.taps[i]) > 0 {
 		fresh, err := s.take()
-		t.deliver(i, fresh)
+		t.taps.deliver(i, fresh)
 		return len(fresh), err
 	}
 	n, err := s.fill(t.l.devnull)
 	if n > 0 {
 		t.l.step("logger.spliced")
 	}
+	if err != nil || n == 0 || len(t.taps[i]) == 0 {
+		return n, err
+	}
+	fresh, err := s.spool.Last(n)
 	if err == nil {
-		err = t.copyOut(i, n)
+		t.taps.deliver(i, fresh)
 	}
 	return n, err
 }
@@ -307,7 +286,7 @@ func (t *logTask) release() {
 	}
 	t.gone = true
 	t.l.forget(t)
-	t.finishTaps()
+	t.taps.finish()
 	if t.timer != nil {
 		t.timer.Stop()
 	}
@@ -325,7 +304,8 @@ func (t *logTask) detach() {
 			t.streams[i] = nil
 		}
 	}
-	closeFD(&t.log.fd)
-	closeFD(&t.record)
-	t.attached = false
+	if t.writer != nil {
+		t.writer.Close()
+		t.writer = nil
+	}
 }

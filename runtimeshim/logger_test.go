@@ -37,7 +37,7 @@ func TestLoggerLife(t *testing.T) {
 
 func TestLoggerAppends(t *testing.T) {
 	n := newNode(t)
-	before := format("before\n", false, 1<<10)
+	before := "2026-01-02T02:04:05.000000006Z stdout F before\n"
 	if err := os.WriteFile(n.log, []byte(before), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ func TestPanicCostsOneTask(t *testing.T) {
 	must(t, os.MkdirAll(string(dir.task("c")), 0o700))
 	l := &logger{ctx: context.Background(), dir: dir, tasks: map[string]*logTask{}, fifos: map[int]fifoOwner{}}
 	task := newLogTask(l, "c")
-	task.post(func() { panic("oh") })
+	task.later(func() { panic("oh") })
 	after := make(chan struct{})
 	task.post(func() { close(after) })
 	select {

@@ -1,8 +1,7 @@
-package runtimeshim
+package crilog
 
 import (
 	"bytes"
-	"fmt"
 	"math/rand"
 	"strings"
 	"testing"
@@ -13,10 +12,10 @@ var criAt = time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))
 
 // format feeds src in one piece through a buffer with room bytes.
 func format(src string, final bool, room int) string {
-	prefix := newCRIPrefix(0, criAt)
+	prefix := newPrefix(0, criAt)
 	var all []byte
 	for {
-		out, used := appendCRI(make([]byte, 0, room), &prefix, []byte(src), final)
+		out, used := appendLines(make([]byte, 0, room), &prefix, []byte(src), final)
 		all = append(all, out...)
 		if src = src[used:]; used == 0 {
 			return string(all)
@@ -26,7 +25,7 @@ func format(src string, final bool, room int) string {
 
 func TestCRIFormat(t *testing.T) {
 	const at = "2026-01-02T02:04:05.000000006Z stdout "
-	long := strings.Repeat("x", maxPiece)
+	long := strings.Repeat("x", MaxPiece)
 	tests := []struct {
 		name, src string
 		final     bool
@@ -52,7 +51,7 @@ func TestCRIFormat(t *testing.T) {
 		for _, line := range test.want {
 			want += at + line + "\n"
 		}
-		for _, room := range []int{maxRecord, maxRecord + 1, 1 << 20} {
+		for _, room := range []int{MaxLine, MaxLine + 1, 1 << 20} {
 			if got := format(test.src, test.final, room); got != want {
 				t.Errorf("%s, room %d: got %.200q, want %.200q", test.name, room, got, want)
 			}
@@ -62,62 +61,29 @@ func TestCRIFormat(t *testing.T) {
 
 func TestCRIMiBLine(t *testing.T) {
 	line := strings.Repeat("z", 1<<20)
-	got, err := parseCRI([]byte(format(line+"\n", false, 100<<10)))
+	got, err := Parse([]byte(format(line+"\n", false, 100<<10)))
 	if err != nil || string(got[0]) != line+"\n" {
 		t.Fatalf("got %d bytes back, %v", len(got[0]), err)
 	}
-}
-
-// parseCRI is what a reader of the log sees: the bytes of each stream.
-func parseCRI(raw []byte) (streams [2][]byte, err error) {
-	if len(raw) > 0 && raw[len(raw)-1] != '\n' {
-		return streams, fmt.Errorf("ends within a line: %.200q", raw[max(0, len(raw)-200):])
-	}
-	for line := range bytes.Lines(raw) {
-		if len(line) < criPrefixLen+1 || len(line) > maxRecord {
-			return streams, fmt.Errorf("line of %d bytes: %.200q", len(line), line)
-		}
-		if _, err := time.Parse(time.RFC3339Nano, string(line[:len(criTime)])); err != nil {
-			return streams, fmt.Errorf("%w: %.200q", err, line)
-		}
-		content := line[criPrefixLen : len(line)-1]
-		i := 0
-		switch string(line[len(criTime):criTag]) {
-		case " stdout ":
-		case " stderr ":
-			i = 1
-		default:
-			return streams, fmt.Errorf("stream: %.200q", line)
-		}
-		streams[i] = append(streams[i], content...)
-		switch string(line[criTag:criPrefixLen]) {
-		case "F ":
-			streams[i] = append(streams[i], '\n')
-		case "P ":
-		default:
-			return streams, fmt.Errorf("tag: %.200q", line)
-		}
-	}
-	return streams, nil
 }
 
 // FuzzCRI: what comes back is what went in, in whatever portions it arrived
 // and with whatever room, and it is the same bytes each time.
 func FuzzCRI(f *testing.F) {
 	f.Add([]byte("a\n\nb"), int64(1))
-	f.Add(bytes.Repeat([]byte("x"), 3*maxPiece+1), int64(2))
-	f.Add([]byte(strings.Repeat("y", maxPiece)+"\n"+strings.Repeat("z", maxPiece+1)+"\n"), int64(3))
+	f.Add(bytes.Repeat([]byte("x"), 3*MaxPiece+1), int64(2))
+	f.Add([]byte(strings.Repeat("y", MaxPiece)+"\n"+strings.Repeat("z", MaxPiece+1)+"\n"), int64(3))
 	f.Fuzz(func(t *testing.T, src []byte, seed int64) {
 		random := rand.New(rand.NewSource(seed))
-		prefix := newCRIPrefix(0, criAt)
+		prefix := newPrefix(0, criAt)
 		var log []byte
 		off, arrived := 0, 0
 		for off < len(src) {
-			arrived = min(len(src), arrived+1+random.Intn(2*maxPiece))
+			arrived = min(len(src), arrived+1+random.Intn(2*MaxPiece))
 			final := arrived == len(src)
-			room := maxRecord + random.Intn(maxRecord)
-			out, used := appendCRI(make([]byte, 0, room), &prefix, src[off:arrived], final)
-			again, n := appendCRI(make([]byte, 0, len(out)), &prefix, src[off:off+used], true)
+			room := MaxLine + random.Intn(MaxLine)
+			out, used := appendLines(make([]byte, 0, room), &prefix, src[off:arrived], final)
+			again, n := appendLines(make([]byte, 0, len(out)), &prefix, src[off:off+used], true)
 			if n != used || !bytes.Equal(again, out) {
 				t.Fatalf("made again at %d..%d: differs", off, off+used)
 			}
@@ -127,7 +93,7 @@ func FuzzCRI(f *testing.F) {
 		if whole := format(string(src), true, 64<<10); string(log) != whole {
 			t.Fatalf("depends on the portions")
 		}
-		got, err := parseCRI(log)
+		got, err := Parse(log)
 		if err != nil || !bytes.Equal(got[0], src) {
 			t.Fatalf("got %.100q back of %.100q, %v", got[0], src, err)
 		}
@@ -135,11 +101,11 @@ func FuzzCRI(f *testing.F) {
 }
 
 func BenchmarkCRIFormat(b *testing.B) {
-	src := bytes.Repeat(append(bytes.Repeat([]byte("x"), 79), '\n'), rawSize/80)
-	dst := make([]byte, 0, outSize)
-	prefix := newCRIPrefix(0, criAt)
+	src := bytes.Repeat(append(bytes.Repeat([]byte("x"), 79), '\n'), (128<<10)/80)
+	dst := make([]byte, 0, 256<<10)
+	prefix := newPrefix(0, criAt)
 	b.SetBytes(int64(len(src)))
 	for b.Loop() {
-		appendCRI(dst, &prefix, src, false)
+		appendLines(dst, &prefix, src, false)
 	}
 }

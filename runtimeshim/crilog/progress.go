@@ -1,12 +1,11 @@
-package runtimeshim
+package crilog
 
 import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // progress says how far the output of a task has come; it is the file
@@ -20,7 +19,7 @@ type progress struct {
 	seq     uint64
 	done    bool     // finished: all is in the log, nobody will open the task again
 	off     [2]int64 // offset in the spool of each stream up to which all is in the log or left out
-	log     fileID   // the log that is being written
+	log     FileID   // the log that is being written
 	leftOut int64    // bytes of output that are not in the log, and of which it does not tell yet
 	intent  intent
 }
@@ -54,7 +53,7 @@ func (p *progress) encode(b []byte) {
 	}
 	in := p.intent
 	for i, v := range [...]uint64{
-		progressFormat, p.seq, flags, uint64(p.off[0]), uint64(p.off[1]), p.log.dev, p.log.ino,
+		progressFormat, p.seq, flags, uint64(p.off[0]), uint64(p.off[1]), p.log.Dev, p.log.Ino,
 		uint64(in.length), uint64(in.to), uint64(in.before), uint64(in.at), uint64(p.leftOut),
 	} {
 		binary.LittleEndian.PutUint64(b[8*i:], v)
@@ -70,7 +69,7 @@ func (p *progress) decode(b []byte) bool {
 	}
 	flags := u(2)
 	*p = progress{
-		seq: u(1), done: flags&1 != 0, off: [2]int64{int64(u(3)), int64(u(4))}, log: fileID{u(5), u(6)},
+		seq: u(1), done: flags&1 != 0, off: [2]int64{int64(u(3)), int64(u(4))}, log: FileID{u(5), u(6)},
 		leftOut: int64(u(11)),
 		intent: intent{
 			length: int64(u(7)), stream: int(flags>>8) & 1, to: int64(u(8)),
@@ -80,40 +79,34 @@ func (p *progress) decode(b []byte) bool {
 	return true
 }
 
-// loadProgress opens the file, making it if there is none.
-func loadProgress(path string) (fd int, p progress, err error) {
-	fd, err = openFD(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return -1, p, err
-	}
+// load reads the newest whole slot. The room of both is reserved in a new file: a save must not meet a full disk.
+func (p *progress) load(f File) error {
 	var buf [2 * progressSlot]byte
-	n, err := unix.Pread(fd, buf[:], 0)
-	if err == nil && n < len(buf) { // new: reserve the room, a save must not meet a full disk
-		_, err = unix.Pwrite(fd, buf[:], 0)
+	n, err := f.ReadAt(buf[:], 0)
+	if err == io.EOF {
+		err = nil
+	}
+	if err == nil && n < len(buf) {
+		_, err = f.WriteAt(buf[:], 0)
 	}
 	if err != nil {
-		closeFD(&fd)
-		return -1, p, fmt.Errorf("progress %s: %w", path, err)
+		return err
 	}
 	for slot := range 2 {
 		var q progress
 		if q.decode(buf[slot*progressSlot:][:progressSize]) && q.seq > p.seq {
-			p = q
+			*p = q
 		}
 	}
-	return fd, p, nil
+	return nil
 }
 
 // save writes the next slot.
-func (p *progress) save(fd int) error {
+func (p *progress) save(f File) error {
 	var b [progressSize]byte
 	p.seq++
 	p.encode(b[:])
-	err := retry(func() error {
-		_, err := unix.Pwrite(fd, b[:], int64(p.seq&1)*progressSlot)
-		return err
-	})
-	if err != nil {
+	if _, err := f.WriteAt(b[:], int64(p.seq&1)*progressSlot); err != nil {
 		p.seq-- // again into the same slot: the other one is good
 		return fmt.Errorf("record progress: %w", err)
 	}

@@ -18,22 +18,24 @@ func TestSpool(t *testing.T) {
 				t.Skip(err)
 			}
 			t.Cleanup(func() { os.RemoveAll(dir) })
-			testSpool(t, dir)
+			testSource(t, dir)
 		})
 	}
 }
 
-func testSpool(t *testing.T, dir string) {
+func testSource(t *testing.T, dir string) {
 	fifo, file := filepath.Join(dir, "fifo"), filepath.Join(dir, "spool")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	out := openFIFO(t, fifo)
-	s, err := openSpool(fifo, file)
+	s, err := openSource(fifo, file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.close()
+	disk := &diskFile{fd: s.file}
+	defer disk.Close()
 	fill := func(want string) {
 		t.Helper()
 		if err := writeFull(out, []byte(want)); err != nil {
@@ -45,8 +47,8 @@ func testSpool(t *testing.T, dir string) {
 		if n, err := s.fill(-1); n != 0 || err != nil {
 			t.Fatalf("fill of nothing: %d, %v", n, err)
 		}
-		got, err := s.read(make([]byte, 1<<20))
-		if err != nil || !bytes.HasSuffix(got, []byte(want)) {
+		got, err := s.spool.Last(len(want))
+		if err != nil || string(got) != want {
 			t.Fatalf("read: %.50q, %v, want %.50q", got, err, want)
 		}
 	}
@@ -54,27 +56,27 @@ func testSpool(t *testing.T, dir string) {
 	fill("two")
 	s.busy()
 	fill(string(bytes.Repeat([]byte("x"), 200_000)))
-	before := s.size
+	before := s.spool.Size()
 
-	s.off = s.size - 1
-	s.punch()
+	disk.Punch(before &^ 4095)
 	fill("three")
-	again, err := openSpool(fifo, file)
+	again, err := openSource(fifo, file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer again.close()
-	if again.size != before+5 || s.size != again.size {
-		t.Errorf("size %d, a second look %d, want %d", s.size, again.size, before+5)
+	defer again.spool.Close()
+	if again.spool.Size() != before+5 || s.spool.Size() != again.spool.Size() {
+		t.Errorf("size %d, a second look %d, want %d", s.spool.Size(), again.spool.Size(), before+5)
 	}
 	if st, _ := fstat(s.file); st.Blocks*512 > 3*4096 {
 		t.Errorf("%d bytes are kept after punch", st.Blocks*512)
 	}
 
-	s.off = s.size
-	if err := s.empty(); err != nil {
+	if err := disk.Truncate(0); err != nil {
 		t.Fatal(err)
 	}
+	s.spool.Grow(-s.spool.Size())
 	fill("four")
 	if st, _ := fstat(s.file); st.Size != 4 {
 		t.Errorf("size %d after empty and 4 bytes", st.Size)
@@ -86,7 +88,7 @@ func TestSpoolNeedsFIFO(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openSpool(file, ""); err == nil {
+	if _, err := openSource(file, ""); err == nil {
 		t.Error("a regular file was taken for a FIFO")
 	}
 }
