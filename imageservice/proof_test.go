@@ -118,6 +118,27 @@ func TestRecordsOfOlderVersions(t *testing.T) {
 	wantFile(t, mounted(t, c, next)("f"), "next")
 }
 
+// TestDigestsOfOlderVersions: a record that does not say which digests were pulled as such keeps all of them.
+func TestDigestsOfOlderVersions(t *testing.T) {
+	r := newRegistry(t)
+	id, m := r.build("", []testLayer{gzipLayer(tarOf(t, reg("f"), "x"))}, nil)
+	push := func(other string) string {
+		root := r.putManifest("1", ocispec.MediaTypeImageIndex, index(platform(m, "linux", goarch, ""), platform(m, "linux", other, "")))
+		return r.ref("app@" + root.Digest.String())
+	}
+	c := newImages(t, nil)
+	before := push("a")
+	c.mustPull(t, before)
+	older(t, c, id)
+	c = reopen(t, c.cfg.Root)
+	want := []string{before, push("b")}
+	c.mustPull(t, r.ref("app:1"))
+	slices.Sort(want)
+	if img, err := c.Lookup(id); err != nil || !slices.Equal(img.RepoDigests, want) {
+		t.Errorf("digests %q (%v), want %q", img.RepoDigests, err, want)
+	}
+}
+
 // older rewrites the record as a version wrote it that knew nothing of proofs and roots.
 func older(t testing.TB, c *Images, id string) {
 	t.Helper()

@@ -22,8 +22,10 @@ type refusal struct {
 
 // registryRefusals is every refusal of registries, their hosts and credentials. How each is made is in refusedRegistries.
 var registryRefusals = []refusal{
-	{"broken hosts.toml", "a hosts.toml that is no TOML, or has a capability that does not exist",
+	{"broken hosts.toml", "a hosts.toml that is no TOML",
 		"logs it and asks the registry itself", "registry configuration of", "asks other servers than the administrator meant"},
+	{"unknown capability", "a hosts.toml with a capability that does not exist",
+		"logs it and asks the registry itself", "unknown capability", "asks other servers than the administrator meant"},
 	{"broken cribox.toml", "a key of cribox.toml that does not exist", "has no such file", "strict mode", "a misspelt key would have no effect"},
 	{"token server by http", "a https registry that names a token server by http, and not on its own host",
 		"sends the password in clear text", "it does not use https", "the password is on the network; token_servers allows it"},
@@ -37,7 +39,7 @@ var registryRefusals = []refusal{
 		"follows", "set redirect_to_http = true in", "everybody on the way sees the layers; the key allows it"},
 	{"manifest by http", "a https registry that redirects a tag to http",
 		"follows", "redirects manifest 1 from https to plain http", "nothing proves what the tag is; server = \"http://...\" says that this is meant"},
-	{"redirect to no web address", "Location: file:///etc/passwd", "refuses as well", "not a web address", "there is nothing to ask"},
+	{"redirect to no web address", "Location: file://localhost/etc/passwd", "refuses as well", "not a web address", "there is nothing to ask"},
 	{"redirects without end", "more than 10 redirects", "refuses as well", "more than 10 times", "there is no end"},
 	{"credentials for another server", "server_address names another registry",
 		"shows none either", "and were not shown", "the password is for somebody else"},
@@ -61,7 +63,7 @@ func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 	layer := gzipLayer(noise(t, 1000))
 	alice := &Auth{Username: "alice", Password: "wonderland"}
 	// answering pulls app:1 from a registry that answers with f first.
-	answering := func(t *testing.T, tls bool, creds *Auth, f func(r *registryServer, w http.ResponseWriter, q *http.Request) bool) error {
+	answering := func(t *testing.T, tls bool, creds *Auth, settings string, f func(r *registryServer, w http.ResponseWriter, q *http.Request) bool) error {
 		r := newRegistry(t)
 		r.build("1", []testLayer{layer}, nil)
 		r.intercept(func(w http.ResponseWriter, q *http.Request) bool { return f(r, w, q) })
@@ -72,12 +74,13 @@ func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 			text = fmt.Sprintf("server = %q\nca = %q\n", server.URL, ca)
 		}
 		folder(t, c.cfg.RegistryConfig, "reg.test", "hosts.toml", text)
+		folder(t, c.cfg.RegistryConfig, "reg.test", "cribox.toml", settings)
 		_, err := c.Pull(t.Context(), "reg.test/app:1", creds)
 		return err
 	}
 	with := func(auth Auth) func(*testing.T) error {
 		return func(t *testing.T) error {
-			return answering(t, false, &auth, func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
+			return answering(t, false, &auth, "", func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
 				return unauthorized(w, `Basic realm="x"`)
 			})
 		}
@@ -92,14 +95,14 @@ func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 	}
 	realm := func(realm string) func(*testing.T) error {
 		return func(t *testing.T) error {
-			return answering(t, true, alice, func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
+			return answering(t, true, alice, "", func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
 				return unauthorized(w, fmt.Sprintf("Bearer realm=%q", realm))
 			})
 		}
 	}
-	redirect := func(match, to string) func(*testing.T) error {
+	redirect := func(match, to, settings string) func(*testing.T) error {
 		return func(t *testing.T) error {
-			return answering(t, true, nil, func(r *registryServer, w http.ResponseWriter, q *http.Request) bool {
+			return answering(t, true, nil, settings, func(r *registryServer, w http.ResponseWriter, q *http.Request) bool {
 				if !strings.Contains(q.URL.Path, match) {
 					return false
 				}
@@ -111,6 +114,7 @@ func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 	}
 	return map[string]func(*testing.T) error{
 		"broken hosts.toml":  file("hosts.toml", "server = [\n"),
+		"unknown capability": file("hosts.toml", "[host.'https://mirror.example']\ncapabilities = ['read']\n"),
 		"broken cribox.toml": file("cribox.toml", "token_server = 'https://a.example'\n"),
 		"token server by http": func(t *testing.T) error {
 			return foreignAuthorizer(http.StatusOK).challenge(t.Context(), http.Header{"Www-Authenticate": {`Bearer realm="http://tokens.reg.example/token"`}}, "")
@@ -126,19 +130,19 @@ func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 				w.Header().Set("Location", "http://127.0.0.2:1/token")
 				w.WriteHeader(http.StatusFound)
 			}
-			return answering(t, false, alice, func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
+			return answering(t, false, alice, "", func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
 				return unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token"`, tokens.URL))
 			})
 		},
-		"redirect to http":               redirect("/blobs/", "PLAIN/x"),
-		"manifest by http":               redirect("/manifests/1", "PLAIN/x"),
-		"redirect to no web address":     redirect("/blobs/", "file:///etc/passwd"),
-		"redirects without end":          redirect("/", "/v2/app/blobs/again"),
+		"redirect to http":               redirect("/blobs/", "PLAIN/x", ""),
+		"manifest by http":               redirect("/manifests/1", "PLAIN/x", "redirect_to_http = true"),
+		"redirect to no web address":     redirect("/blobs/", "file://localhost/etc/passwd", ""),
+		"redirects without end":          redirect("/", "/v2/app/blobs/again", ""),
 		"credentials for another server": with(Auth{Username: "alice", Password: "wonderland", ServerAddress: "other.example"}),
 		"control character":              with(Auth{Username: "alice", Password: "wonderland\n"}),
 		"auth that is no base64":         with(Auth{Auth: "hunter2"}),
 		"other digest than promised": func(t *testing.T) error {
-			return answering(t, false, nil, func(r *registryServer, w http.ResponseWriter, q *http.Request) bool {
+			return answering(t, false, nil, "", func(r *registryServer, w http.ResponseWriter, q *http.Request) bool {
 				if !strings.HasSuffix(q.URL.Path, "/manifests/1") {
 					return false
 				}
@@ -149,7 +153,7 @@ func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 			})
 		},
 		"other length than promised": func(t *testing.T) error {
-			return answering(t, false, nil, func(_ *registryServer, w http.ResponseWriter, q *http.Request) bool {
+			return answering(t, false, nil, "", func(_ *registryServer, w http.ResponseWriter, q *http.Request) bool {
 				if !isBlobGet(q, digest.FromBytes(layer.blob)) {
 					return false
 				}
@@ -158,13 +162,13 @@ func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 			})
 		},
 		"document without end": func(t *testing.T) error {
-			return answering(t, false, nil, func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
+			return answering(t, false, nil, "", func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
 				w.Write([]byte(strings.Repeat(" ", 5<<20)))
 				return true
 			})
 		},
 		"registry that asks to wait": func(t *testing.T) error {
-			return answering(t, false, nil, func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
+			return answering(t, false, nil, "", func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
 				w.Header().Set("Retry-After", "3600")
 				w.WriteHeader(http.StatusTooManyRequests)
 				return true
