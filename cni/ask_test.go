@@ -1,6 +1,8 @@
 package cni
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -9,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
 	"golang.org/x/sys/unix"
 )
 
@@ -76,6 +79,9 @@ func TestStatusIsTheReason(t *testing.T) {
 			h, f := statusHost(t, cniError(code, "the agent is away", "no socket"))
 			err := h.settled(func(err error) bool { return err != nil })
 			wantErr(t, err, errdefs.ErrUnavailable, "network x", "plugin fakenet is not ready", "the agent is away", "no socket", fmt.Sprint("code ", code))
+			if strings.Contains(err.Error(), "exit status") != (code != codeUnavailable && code != codeLimited) {
+				t.Errorf("the exit status says something for other codes only: %v", err)
+			}
 			if s := h.n.Status(t.Context()); !strings.Contains(s.PluginStatus, "the agent is away") || !strings.Contains(s.Error, "the agent is away") {
 				t.Errorf("status %+v", s)
 			}
@@ -157,4 +163,73 @@ func TestStatusHangs(t *testing.T) {
 	h.fake("other", "", "").status(cniError(50, "not yet", ""))
 	h.conf("05-y.conflist", strings.Replace(list("y", "other"), `"1.0.0"`, `"1.1.0"`, 1))
 	wantErr(t, h.settled(func(err error) bool { return err != nil }), errdefs.ErrUnavailable, "network y", "not yet")
+}
+
+// statusNetwork is a network of CNI 1.1.0 for questions that no plugin gets.
+func statusNetwork(name string) *network {
+	return &network{name: name, version: "1.1.0", chains: [4]*libcni.NetworkConfigList{{Bytes: []byte(name)}}}
+}
+
+// A question has an end of its own, and ends when the network is another one. What comes of it later is nothing about the next network.
+func TestStatusOfAnotherNetwork(t *testing.T) {
+	ended, late := make(chan error, 1), make(chan struct{})
+	a := &asker{ask: func(ctx context.Context, w *network) error {
+		if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > statusTimeout {
+			t.Errorf("the question about %s may last until %s", w.name, deadline)
+		}
+		if w.name == "next" {
+			return nil
+		}
+		<-ctx.Done()
+		ended <- ctx.Err()
+		<-late
+		return errors.New("said of the network before")
+	}}
+	next := statusNetwork("next")
+	first := a.start(statusNetwork("before"))
+	if second := a.start(next); !within(second, time.Minute) {
+		t.Fatal("no answer about the next network")
+	}
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the question about the network before ended with %v", err)
+	}
+	close(late)
+	if !within(first, time.Minute) {
+		t.Fatal("the question about the network before does not end")
+	}
+	if err := a.verdict(next); err != nil || a.last(next) != "ready" {
+		t.Errorf("the next network is %q, %v", a.last(next), err)
+	}
+}
+
+// A question that has no answer leaves what was said before.
+func TestStatusWithoutAnswer(t *testing.T) {
+	hangs := fmt.Errorf("plugin: %w", context.DeadlineExceeded)
+	answers := make(chan error, 1)
+	a, w := &asker{ask: func(context.Context, *network) error { return <-answers }}, statusNetwork("x")
+	for i, row := range []struct {
+		answer     error
+		words, say string
+	}{
+		{hangs, "<nil>", "no answer: plugin: context deadline exceeded"},
+		{errors.New("not yet"), "not yet", "not yet"},
+		{hangs, "not yet", "no answer: plugin: context deadline exceeded"},
+		{nil, "<nil>", "ready"},
+	} {
+		a.mu.Lock()
+		a.at, a.mute = time.Time{}, nil // the last answer is old
+		a.mu.Unlock()
+		answered := a.start(w)
+		answers <- row.answer
+		if !within(answered, time.Minute) {
+			t.Fatalf("answer %d does not come", i)
+		}
+		if a.mu.Lock(); fmt.Sprint(a.words) != row.words {
+			t.Errorf("after answer %d the plugins say %v, want %s", i, a.words, row.words)
+		}
+		a.mu.Unlock()
+		if say := a.last(w); say != row.say {
+			t.Errorf("after answer %d the status is %q, want %q", i, say, row.say)
+		}
+	}
 }

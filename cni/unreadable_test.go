@@ -55,6 +55,12 @@ func TestUnreadableConfiguration(t *testing.T) {
 	h.wantNetwork("y")
 	uncover()
 	h.wantNetwork("y")
+	// So it does while a file that comes before it cannot be read.
+	h.conf("01-z.conflist", list("z", "host-local"))
+	uncover = cover(t, filepath.Join(h.c.ConfDir, "01-z.conflist"))
+	h.wantNetwork("y")
+	uncover()
+	h.wantNetwork("z")
 }
 
 // A record that cannot be read is read again for its DEL, and is owed until that can be.
