@@ -285,6 +285,11 @@ func TestOddContainersRun(t *testing.T) {
 	if places["/data"] != "/d" || places["/dev"] != "/dev" || places["/dev/shm"] != p.ShmPath {
 		t.Errorf("the mounts are %v", places)
 	}
+	for _, hidden := range []string{"/dev/pts", "/dev/mqueue"} {
+		if source, ok := places[hidden]; ok {
+			t.Errorf("%s is mounted over the host's %s", source, hidden)
+		}
+	}
 	for _, word := range []string{`"data" is not absolute`, "CAP_NET_RAWW is not known", "CAP_ALL is not known"} {
 		if !strings.Contains(notes, word) {
 			t.Errorf("no note says %q: %q", word, notes)
