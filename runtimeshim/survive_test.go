@@ -49,6 +49,27 @@ func TestLogIsBounded(t *testing.T) {
 	}
 }
 
+// TestLogsOfShimAndLoggerAreBounded: both empty their log when they write to it and it is large.
+func TestLogsOfShimAndLoggerAreBounded(t *testing.T) {
+	h := newHost(t)
+	emptied := func(process string, write func()) {
+		log := filepath.Join(h.state, process+".log")
+		must(t, os.Truncate(log, mostLog+1))
+		write()
+		h.eventually("the "+process+" empties its log", func() bool { st, err := os.Stat(log); return err == nil && st.Size() <= mostLog })
+	}
+	emptied("logger", func() {
+		st := h.params("c", sh("seq 100000; exec sleep 1000000"))
+		st.LogLimit = MinLogLimit // it says that the log is full
+		h.start(st)
+	})
+	emptied("shim", func() {
+		must(t, os.Mkdir(filepath.Join(h.state, "shim/c/exit"), 0o700)) // it says that the exit is not written
+		must(t, h.client.Kill(t.Context(), "c", unix.SIGKILL, false))
+		h.wantExit("c", 137)
+	})
+}
+
 // TestOrphansAreForgotten: processes that nobody claims do not stay in memory while execs overlap.
 func TestOrphansAreForgotten(t *testing.T) {
 	r := newReaper()
@@ -68,5 +89,19 @@ func TestOrphansAreForgotten(t *testing.T) {
 	}
 	if len(r.early) != 100*fewEarly {
 		t.Errorf("%d ends are left of %d", len(r.early), 100*fewEarly)
+	}
+	clear(r.early)
+	r.prune = fewEarly
+	for pid := range fewEarly {
+		r.early[-pid-1] = earlyEnd{unix.WaitStatus(0), old}
+	}
+	child := newChild(t)
+	must(t, unix.Kill(child, unix.SIGKILL))
+	must(t, unix.Waitid(unix.P_PID, child, nil, unix.WEXITED|unix.WNOWAIT, nil))
+	for known := false; !known && r.reapOne(); {
+		_, known = r.early[child]
+	}
+	if _, known := r.early[child]; !known || len(r.early) >= fewEarly {
+		t.Errorf("reaping one more keeps %d ends, its own: %t", len(r.early), known)
 	}
 }
