@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 	"sandbox/selinux":    {"internal/tree"},
 	"imageservice":       {"internal/tree", "internal/guard", "internal/keyed"},
 	"cni":                {"internal/guard", "internal/keyed"},
-	"runtimeshim":        {"runtimeshim/crilog", "internal/guard"},
+	"runtimeshim":        {"runtimeshim/crilog", "internal/tree", "internal/guard"},
 	"runtimeshim/crilog": {},
 	"internal/tree":      {},
 	"internal/guard":     {},

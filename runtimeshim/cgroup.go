@@ -3,9 +3,7 @@ package runtimeshim
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -267,47 +265,25 @@ func signalListed(dir string, pids []int, sig unix.Signal) (sent []int) {
 	return sent
 }
 
-// cgroupProcs lists the processes in dir and below; zombies count in v1.
-func cgroupProcs(dir string) []int {
-	var pids []int
-	_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil || !e.IsDir() {
-			return nil
-		}
-		raw, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		for _, w := range strings.Fields(string(raw)) {
-			if pid, err := strconv.Atoi(w); err == nil && pid > 0 {
-				pids = append(pids, pid)
-			}
-		}
-		return nil
-	})
-	return pids
-}
-
-// allProcs lists the processes in dirs and below, each once.
-func allProcs(dirs []string) []int {
-	var pids []int
-	for _, dir := range dirs {
-		pids = append(pids, cgroupProcs(dir)...)
-	}
-	slices.Sort(pids)
-	return slices.Compact(pids)
-}
-
 // freezeCgroups stops or continues all processes of the cgroups where the kernel has
-// a freezer, so that a fork bomb cannot outrun the kill.
+// a freezer, so that a fork bomb cannot outrun the kill. What is continued is with all below that was stopped by itself.
 func freezeCgroups(dirs []string, on bool) {
 	v1, v2 := "THAWED", "0"
 	if on {
 		v1, v2 = "FROZEN", "1"
 	}
 	for _, dir := range dirs {
-		for name, value := range map[string]string{"freezer.state": v1, "cgroup.freeze": v2} {
+		for name, value := range map[string]string{freezerV1: v1, "cgroup.freeze": v2} {
 			tryWrite(filepath.Join(dir, name), value) // the kill comes all the same
+		}
+		if _, err := os.Lstat(filepath.Join(dir, freezerV1)); err == nil && !on {
+			thawBelow(dir)
 		}
 	}
 }
+
+// freezerV1 stops the processes of a cgroup of version 1, which do not die then, not even by SIGKILL.
+const freezerV1 = "freezer.state"
 
 // tryWrite writes to a file of a cgroup, if there is one.
 func tryWrite(name, value string) {
@@ -356,24 +332,6 @@ func removeCgroups(ctx context.Context, dirs []string) error {
 		}
 		pause = min(2*pause, 200*time.Millisecond)
 	}
-}
-
-// rmCgroup removes a cgroup directory, children first.
-func rmCgroup(dir string) error {
-	err := unix.Rmdir(dir)
-	if err == nil || errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		if e.IsDir() {
-			_ = rmCgroup(filepath.Join(dir, e.Name())) // that of dir says so
-		}
-	}
-	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
-		return err
-	}
-	return nil
 }
 
 // oomKills reads the counter oom_kill of a memory.oom_control (v1) or

@@ -12,6 +12,7 @@ import (
 type listing struct {
 	buf  []byte
 	rest []byte
+	kind byte // of the name that was returned last: unix.DT_DIR and so on
 }
 
 func newListing() *listing { return &listing{buf: make([]byte, 8<<10)} }
@@ -20,6 +21,7 @@ func newListing() *listing { return &listing{buf: make([]byte, 8<<10)} }
 const (
 	direntNext   = 8
 	direntLength = 16
+	direntKind   = 18
 	direntName   = 19
 )
 
@@ -32,6 +34,7 @@ func (l *listing) next(fd int) (name string, at int64, err error) {
 				return "", 0, unix.EIO
 			}
 			at = int64(binary.NativeEndian.Uint64(l.rest[direntNext:]))
+			l.kind = l.rest[direntKind]
 			raw, _, _ := bytes.Cut(l.rest[direntName:length], []byte{0})
 			l.rest = l.rest[length:]
 			if name = string(raw); name != "." && name != ".." && name != "" {

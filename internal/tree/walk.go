@@ -27,6 +27,8 @@ type Visitor struct {
 	Leave func(dir int) error
 	// Mounts: the walk goes into what is mounted in the tree.
 	Mounts bool
+	// Folders: nothing but folders is visited, which saves a look at each file.
+	Folders bool
 }
 
 // Walk visits everything below the folder that root is open on, which stays the caller's. It crosses no mount, unless
@@ -79,9 +81,15 @@ func (w *walk) step() error {
 		return errors.Join(ignoreGone(err), w.leave())
 	}
 	l.at = at
+	if w.visit.Folders && l.names.kind != unix.DT_DIR && l.names.kind != unix.DT_UNKNOWN {
+		return nil
+	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(l.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return ignoreGone(err)
+	}
+	if w.visit.Folders && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil
 	}
 	if w.visit.Entry != nil {
 		if err := w.visit.Entry(l.fd, name, &st); err != nil {
