@@ -27,6 +27,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cribox/cribox/config"
+
 	"github.com/containerd/log"
 )
 
@@ -82,8 +84,8 @@ func newNode(b *testing.B) *node {
 		b.Skip("needs root")
 	}
 	_ = log.SetLevel("error")
-	c := defaultConfig()
-	c.Root, c.State, c.CgroupDriver = b.TempDir(), b.TempDir(), driverCgroupfs
+	c := config.Default()
+	c.Root, c.State, c.CgroupDriver = b.TempDir(), b.TempDir(), config.DriverCgroupfs
 	c.Listen = "unix://" + filepath.Join(c.State, "cribox.sock")
 	c.Images.RegistryConfig, c.Network.ConfDir = filepath.Join(c.Root, "no-certs.d"), filepath.Join(c.Root, "no-net.d")
 	n := &node{TB: b}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/moby/sys/mountinfo"
+
+	"github.com/cribox/cribox/config"
 )
 
 const (
@@ -22,7 +24,7 @@ const (
 
 // lockFolders makes this process the only daemon of its root and of its state folder until release is called, and sees to it that the two
 // belong together. Both are known by their real paths from here on.
-func lockFolders(c *Config) (release func(), err error) {
+func lockFolders(c *config.Config) (release func(), err error) {
 	root, err := lockFolder("root", &c.Root, 0o700)
 	if err != nil {
 		return nil, err

@@ -7,17 +7,19 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/cribox/cribox/config"
 )
 
 // folders returns a configuration with a root and a state of its own.
-func folders(t *testing.T) Config {
+func folders(t *testing.T) config.Config {
 	t.Helper()
-	c := defaultConfig()
+	c := config.Default()
 	c.Root, c.State = filepath.Join(t.TempDir(), "root"), filepath.Join(t.TempDir(), "state")
 	return c
 }
 
-func lock(t *testing.T, c *Config) (release func()) {
+func lock(t *testing.T, c *config.Config) (release func()) {
 	t.Helper()
 	release, err := lockFolders(c)
 	if err != nil {
@@ -49,7 +51,7 @@ func TestSecondDaemonIsTold(t *testing.T) {
 	release := lock(t, &first)
 	otherState, otherRoot := folders(t), folders(t)
 	otherState.Root, otherRoot.State = first.Root, first.State
-	for _, c := range []Config{first, otherState, otherRoot} {
+	for _, c := range []config.Config{first, otherState, otherRoot} {
 		if _, err := lockFolders(&c); err == nil || !strings.Contains(err.Error(), "pid "+strconv.Itoa(os.Getpid())) {
 			t.Errorf("root %s, state %s: %v", c.Root, c.State, err)
 		}
@@ -133,7 +135,7 @@ func TestFoldersThroughLinks(t *testing.T) {
 	other := c
 	other.State = link
 	lock(t, &other)()
-	if other.instance() != c.instance() {
-		t.Fatalf("%s and %s are instances %s and %s", c.State, link, c.instance(), other.instance())
+	if other.Instance() != c.Instance() {
+		t.Fatalf("%s and %s are instances %s and %s", c.State, link, c.Instance(), other.Instance())
 	}
 }

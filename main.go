@@ -1,4 +1,5 @@
-// cribox is a container runtime for Kubernetes nodes. The root of the program is the only place where its rooms meet; it decides nothing.
+// cribox is a container runtime for Kubernetes nodes. Package main is the only place where its
+// packages meet; it decides nothing.
 package main
 
 import (
@@ -13,10 +14,16 @@ import (
 	"syscall"
 
 	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/config"
+	"github.com/cribox/cribox/internal/step"
 )
 
 // version is set by the build.
 var version = ""
+
+// steps is passed by every side effect of this process.
+var steps = step.FromEnv()
 
 const usage = `cribox runs the containers of a Kubernetes node: it serves CRI v1 on a unix socket.
 
@@ -31,15 +38,15 @@ Usage: cribox COMMAND [FLAGS]
   shim, logger   parts of cribox that serve starts by itself
 
 Flags of serve, check, config and shutdown:
-  --config FILE          configuration, a TOML file (default ` + defaultConfigFile + `), and over it FILE.d/*.toml
+  --config FILE          configuration, a TOML file (default ` + config.DefaultFile + `), and over it FILE.d/*.toml
   --listen unix:///PATH  socket to serve on
   --root DIR             folder that survives a reboot
   --state DIR            folder of what runs
 `
 
-var commands = map[string]func(context.Context, Config, io.Writer) error{
+var commands = map[string]func(context.Context, config.Config, io.Writer) error{
 	"serve":    serve,
-	"check":    checkHost,
+	"check":    check,
 	"config":   printConfig,
 	"shutdown": shutdown,
 	"shim":     shim,
@@ -83,51 +90,28 @@ func run(args []string, out io.Writer) error {
 	return command(ctx, c, out)
 }
 
-// configure reads the flags, the file that they name, and then lets the flags win.
-func configure(command string, args []string) (Config, error) {
+// configure reads the flags, and the files for a command that needs them.
+func configure(command string, args []string) (config.Config, error) {
+	var f config.Flags
 	flags := flag.NewFlagSet("cribox "+command, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	file := flags.String("config", defaultConfigFile, "")
-	listen, root, state := flags.String("listen", "", ""), flags.String("root", "", ""), flags.String("state", "", "")
+	flags.StringVar(&f.File, "config", config.DefaultFile, "")
+	flags.StringVar(&f.Listen, "listen", "", "")
+	flags.StringVar(&f.Root, "root", "", "")
+	flags.StringVar(&f.State, "state", "", "")
 	if err := flags.Parse(args); err != nil {
-		return Config{}, err
+		return config.Config{}, err
 	}
 	if flags.NArg() > 0 {
-		return Config{}, fmt.Errorf("%s takes no argument %q", command, flags.Arg(0))
+		return config.Config{}, fmt.Errorf("%s takes no argument %q", command, flags.Arg(0))
 	}
-	c := defaultConfig()
-	if command != "shim" && command != "logger" { // they are told all they need, and must start whatever the file has become
-		var err error
-		if c, err = loadConfig(*file); err != nil {
-			return c, err
-		}
+	if command == "shim" || command == "logger" {
+		f.File = "" // their flags say all they need, and they start whatever the files have become
 	}
-	if *state != "" {
-		if *listen == "" && c.Listen == defaultConfig().Listen {
-			c.Listen = "unix://" + *state + "/cribox.sock"
-		}
-		c.State = *state
-	}
-	if *listen != "" {
-		c.Listen = *listen
-	}
-	if *root != "" {
-		c.Root = *root
-	}
-	c.reread = func() (Config, error) { return configure(command, args) }
-	return c, c.validate(*file)
+	return config.Read(f)
 }
 
-func printConfig(_ context.Context, c Config, out io.Writer) error {
-	b, err := c.print()
-	if err != nil {
-		return err
-	}
-	_, err = out.Write(b)
-	return err
-}
-
-// versionString is what the build said, or the version control's word for it.
+// versionString returns the version that the build set, or the one that version control knows.
 func versionString() string {
 	if version != "" {
 		return version

@@ -1,24 +1,23 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/containerd/log"
-	"github.com/distribution/reference"
 
 	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/config"
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox"
@@ -29,16 +28,16 @@ import (
 const lastWord = 10 * time.Second
 
 // serve runs the daemon until ctx ends.
-func serve(ctx context.Context, c Config, _ io.Writer) error {
+func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 	syscall.Umask(0o022)
 	hangup := make(chan os.Signal, 1) // from now on it does not end us
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 	manager := newNotifier()
-	var inEffect atomic.Pointer[Config]
+	var inEffect atomic.Pointer[config.Config]
 	asked := c
 	inEffect.Store(&asked)
-	if _, err := c.systemdCgroup(sandbox.SystemdRuns()); err != nil {
+	if _, err := c.SystemdCgroup(sandbox.SystemdRuns()); err != nil {
 		return err
 	}
 	unlock, err := lockFolders(&c)
@@ -46,7 +45,7 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 		return err
 	}
 	defer unlock()
-	listener, err := listen(c.socket())
+	listener, err := listen(c.Socket())
 	if err != nil {
 		return err
 	}
@@ -59,11 +58,11 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(listener) }()
 
-	pods, images, err := openRooms(ctx, c)
+	pods, images, err := openPackages(ctx, c)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	s.Open(pods, images, func() any { return inEffect.Load().values() })
+	s.Open(pods, images, func() any { return inEffect.Load().Values() })
 	log.G(ctx).WithField("took", time.Since(start).Round(time.Millisecond).String()).Infof("cribox %s serves %s, root %s, state %s", versionString(), c.Listen, c.Root, c.State)
 	manager.ready(ctx)
 	select {
@@ -78,10 +77,10 @@ func serve(ctx context.Context, c Config, _ io.Writer) error {
 	return errors.Join(err, pods.Close())
 }
 
-// openRooms wires the rooms together.
-func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.Images, error) {
+// openPackages opens the packages, each with what it needs of the configuration.
+func openPackages(ctx context.Context, c config.Config) (*sandbox.Manager, *imageservice.Images, error) {
 	images, err := imageservice.Open(ctx, imageservice.Config{
-		Root: c.Root, RegistryConfig: c.Images.RegistryConfig, Pinned: pinned(c), Step: step,
+		Root: c.Root, RegistryConfig: c.Images.RegistryConfig, Pinned: c.PinnedImages(), Step: steps,
 		MaxDownloads: int(c.Images.Downloads), MaxUnpacks: int(c.Images.Unpacks), StallTimeout: time.Duration(c.Images.StallTime),
 		Limits: imageservice.Limits{
 			LayerBytes: int64(c.Images.LayerSizeMax), ImageBytes: int64(c.Images.ImageSizeMax), Entries: c.Images.LayerFilesMax,
@@ -91,54 +90,48 @@ func openRooms(ctx context.Context, c Config) (*sandbox.Manager, *imageservice.I
 	if err != nil {
 		return nil, nil, err
 	}
-	network, err := openNetwork(ctx, c, c.instance())
+	network, err := openNetwork(ctx, c)
 	if err != nil {
 		return nil, nil, err
 	}
-	systemd, err := c.systemdCgroup(sandbox.SystemdRuns())
+	systemd, err := c.SystemdCgroup(sandbox.SystemdRuns())
 	if err != nil {
 		return nil, nil, err
 	}
 	pods, err := sandbox.Open(ctx, sandbox.Config{
-		Root: c.Root, State: c.State, Instance: c.instance(), Images: images, Network: network,
-		Shim:     runtimeshim.Config{State: c.State, LogLevel: c.LogLevel, Scope: c.scopes(sandbox.SystemdRuns()), Step: step},
-		Handlers: handlers(c), Default: c.DefaultRuntime, Pause: c.PauseImage, SystemdCgroup: systemd, Step: step,
+		Root: c.Root, State: c.State, Instance: c.Instance(), Images: images, Network: network,
+		Shim:     runtimeshim.Config{State: c.State, LogLevel: c.LogLevel, Scope: c.Scopes(sandbox.SystemdRuns()), Step: steps},
+		Handlers: handlers(c), Default: c.DefaultRuntime, Pause: c.PauseImage, SystemdCgroup: systemd, Step: steps,
 		CDISpecDirs: c.CDISpecDirs, SELinux: c.Containers.SELinux,
 	})
 	return pods, images, err
 }
 
-// pinned returns the names of the images that a kubelet should not collect: without its pause image no pod starts.
-func pinned(c Config) (names []string) {
-	for _, name := range slices.Concat(c.Images.Pinned, []string{c.PauseImage}) {
-		if ref, err := reference.ParseDockerRef(name); err == nil { // not one with a star
-			name = ref.String()
-		}
-		if name != "" {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
-func openNetwork(ctx context.Context, c Config, instance string) (*cni.Networks, error) {
-	keep, err := c.Network.noMasquerade()
+func openNetwork(ctx context.Context, c config.Config) (*cni.Networks, error) {
+	wanted, err := c.CNI()
 	if err != nil {
 		return nil, err
 	}
-	return cni.Open(ctx, cni.Config{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, Default: c.Network.Default, Subnet: c.Network.Subnet, NoMasquerade: keep,
-		Instance: instance, Root: c.Root, State: c.State, Step: step})
+	wanted.Step = steps
+	return cni.Open(ctx, wanted)
 }
 
-// program returns the absolute path of a runtime; a name that PATH does not have stays, and the condition RuntimeReady tells.
-func program(name string) string {
-	if filepath.IsAbs(name) {
-		return name
+// handlers returns the ways to run containers that the configuration describes.
+func handlers(c config.Config) map[string]sandbox.Handler {
+	all := map[string]sandbox.Handler{}
+	for name, r := range c.Runtimes {
+		all[name] = sandbox.Handler{
+			Path: r.Program(), Rlimits: c.Rlimits(r), PidsLimit: c.Containers.PidsLimit,
+			LogLimit: int64(c.Containers.LogSizeMax),
+			ShmSize:  int64(cmp.Or(r.ShmSize, c.Containers.ShmSize)),
+			Ports:    c.Containers.UnprivilegedPorts, Ping: c.Containers.UnprivilegedPing,
+			MissingPaths: sandbox.MissingPaths{
+				Refuse: c.Containers.HostPathMissing == config.PathRefuse, Never: c.Containers.HostPathNever,
+			},
+			NoHostDevices: r.PrivilegedWithoutHostDevices,
+		}
 	}
-	if path, err := exec.LookPath(name); err == nil {
-		return path
-	}
-	return filepath.Join("/usr/bin", name)
+	return all
 }
 
 // listen makes the socket, in place of one that a killed daemon left. Only root can connect.
@@ -165,40 +158,4 @@ func listen(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
 	return l, nil
-}
-
-// shim is the parent of every container.
-func shim(ctx context.Context, c Config, _ io.Writer) error {
-	return runtimeshim.ShimMain(ctx, c.State, nil)
-}
-
-// logger writes the containers' logs. A hangup of everybody named cribox is meant for the daemon.
-func logger(ctx context.Context, c Config, _ io.Writer) error {
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
-	return runtimeshim.LoggerMain(ctx, c.State, nil)
-}
-
-// shutdown ends what outlives the daemon, when nothing runs any more.
-func shutdown(ctx context.Context, c Config, out io.Writer) error {
-	unlock, err := lockFolders(&c)
-	if err != nil {
-		return fmt.Errorf("stop the daemon first: %w", err)
-	}
-	defer unlock()
-	client, err := runtimeshim.Connect(ctx, runtimeshim.Config{State: c.State, LogLevel: c.LogLevel})
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(client.Shutdown(ctx), client.Close()); err != nil {
-		return err
-	}
-	network, err := openNetwork(ctx, c, c.instance())
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(network.RemoveDefault(ctx), sandbox.RemoveCgroupParent(ctx, c.instance())); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(out, "nothing of %s runs any more\n", c.State)
-	return err
 }

@@ -62,7 +62,7 @@ func (n *Networks) CollectGarbage(ctx context.Context, connected []string) error
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), gcTimeout)
 	defer cancel()
-	n.step("cni.gc")
+	n.step.Pass("cni.gc")
 	return n.failed("GC", "", n.gc(ctx, list, inUse))
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/cribox/cribox/internal/keyed"
+	"github.com/cribox/cribox/internal/step"
 )
 
 // Config tells where networks come from and where their state is kept.
@@ -28,7 +29,7 @@ type Config struct {
 	Root         string        // keeps cni.debts and cni/ through a reboot
 	State        string        // keeps leases of the default network, results and the pod CIDR in cni/
 	Timeout      time.Duration // of one chain of plugins, ADD or DEL; zero = 60 s
-	Step         func(string)  // told every side effect by name; nil = nobody listens
+	Step         step.Hook
 }
 
 // PodCIDR is a subnet of the default network that only the kubelet names: as long as it has not, no pod can be connected. A pod that came
@@ -49,7 +50,7 @@ var (
 // Networks connects pods. It is safe for concurrent use; calls for one pod wait for each other.
 type Networks struct {
 	c       Config
-	step    func(string)
+	step    step.Hook
 	folder  *folder
 	own     *bridgeNetwork
 	debts   *ledger
@@ -100,9 +101,6 @@ func (c *Config) complete() error {
 	}
 	if c.Timeout <= 0 {
 		c.Timeout = defaultTimeout
-	}
-	if c.Step == nil {
-		c.Step = func(string) {}
 	}
 	return nil
 }
@@ -188,7 +186,7 @@ func (n *Networks) NewNetNS(path string) error {
 	if err := NewNetNS(path); err != nil {
 		return err
 	}
-	n.step("cni.netns.created")
+	n.step.Pass("cni.netns.created")
 	return nil
 }
 
@@ -197,7 +195,7 @@ func (n *Networks) PinNetNS(path string, ns *os.File) error {
 	if err := PinNetNS(path, ns); err != nil {
 		return err
 	}
-	n.step("cni.netns.created")
+	n.step.Pass("cni.netns.created")
 	return nil
 }
 
@@ -206,7 +204,7 @@ func (n *Networks) RemoveNetNS(path string) error {
 	if err := RemoveNetNS(path); err != nil {
 		return err
 	}
-	n.step("netns.removed")
+	n.step.Pass("netns.removed")
 	return nil
 }
 

@@ -50,7 +50,7 @@ func (n *Networks) Setup(ctx context.Context, pod Pod) (Result, error) {
 	if err := n.debts.begin(ctx, r); err != nil {
 		return Result{}, err
 	}
-	n.step("cni.debt.written")
+	n.step.Pass("cni.debt.written")
 	res, err := n.add(ctx, list, r, pod)
 	n.debts.settle(pod.ID, err == nil)
 	if err == nil {
@@ -172,12 +172,12 @@ func (n *Networks) add(ctx context.Context, list *libcni.NetworkConfigList, r re
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.c.Timeout)
 	defer cancel()
-	n.step("cni.add")
+	n.step.Pass("cni.add")
 	res, err := n.plugins(pod).AddNetworkList(ctx, list, rt)
 	if err != nil {
 		return Result{}, err
 	}
-	n.step("cni.added")
+	n.step.Pass("cni.added")
 	return parseResult(res)
 }
 

@@ -34,15 +34,15 @@ func (n *Networks) disconnect(ctx context.Context, pod Pod) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.c.Timeout)
 	defer cancel()
-	n.step("cni.del")
+	n.step.Pass("cni.del")
 	if err := n.del(ctx, &d, pod); err != nil {
 		return n.failed("DEL", pod.ID, fmt.Errorf("network %s: %w", d.Network, err))
 	}
-	n.step("cni.deleted")
+	n.step.Pass("cni.deleted")
 	if err := n.debts.clear(ctx, pod.ID); err != nil {
 		log.G(ctx).WithError(err).WithField("pod", pod.ID).Warn("a paid network debt cannot be cleared on disk; it will be paid again after a restart")
 	}
-	n.step("cni.debt.cleared")
+	n.step.Pass("cni.debt.cleared")
 	return nil
 }
 

@@ -1,6 +1,6 @@
 // Package crictltests drives the real cribox binaries through their socket, with crictl and with a Go client, and looks at
 // what the host shows of it.
 //
-// It imports no room of cribox. It kills nothing that it did not start, and leaves the host as it was: every test ends
+// It imports no package of cribox. It kills nothing that it did not start, and leaves the host as it was: every test ends
 // with its ledger flat.
 package crictltests

@@ -86,7 +86,7 @@ func mayStay(kind, line string) bool {
 	return err == nil && info.IsDir() && isHouse(line)
 }
 
-// isHouse tells a folder that belongs to a room from one that belongs to a pod, container, layer or image.
+// isHouse tells a folder that belongs to a package from one that belongs to a pod, container, layer or image.
 func isHouse(path string) bool {
 	return !carriesID.MatchString(filepath.Base(path))
 }

@@ -13,9 +13,11 @@ import (
 
 const module = "github.com/cribox/cribox"
 
-// mayImport is the table of ARCHITECTURE.md: which rooms a room may know.
+// mayImport is the table of ARCHITECTURE.md: which packages a package may import.
 var mayImport = map[string][]string{
-	"":                   {"server", "sandbox", "imageservice", "cni", "runtimeshim"},
+	"":                   {"config", "preflight", "server", "sandbox", "imageservice", "cni", "runtimeshim", "internal/step"},
+	"config":             {"cni", "runtimeshim"},
+	"preflight":          {"config", "sandbox", "imageservice", "cni", "runtimeshim"},
 	"server":             {"sandbox", "imageservice", "internal/guard"},
 	"sandbox":            {"sandbox/spec", "sandbox/store", "sandbox/pause", "sandbox/userns", "sandbox/cgroup", "sandbox/apparmor", "sandbox/selinux", "imageservice", "cni", "runtimeshim", "internal/tree", "internal/guard", "internal/keyed"},
 	"sandbox/spec":       {},
@@ -26,15 +28,16 @@ var mayImport = map[string][]string{
 	"sandbox/apparmor":   {},
 	"sandbox/selinux":    {"internal/tree"},
 	"imageservice":       {"internal/tree", "internal/guard", "internal/keyed"},
-	"cni":                {"internal/guard", "internal/keyed"},
+	"cni":                {"internal/guard", "internal/keyed", "internal/step"},
 	"runtimeshim":        {"runtimeshim/crilog", "internal/tree", "internal/guard"},
 	"runtimeshim/crilog": {},
 	"internal/tree":      {},
 	"internal/guard":     {},
 	"internal/keyed":     {},
+	"internal/step":      {},
 }
 
-// onlyIn says where a library may be met, tests included: rooms, and single files.
+// onlyIn says where a library may be met, tests included: packages, and single files.
 var onlyIn = []struct {
 	library string
 	in      []string
@@ -53,43 +56,46 @@ var onlyIn = []struct {
 	{"github.com/containerd/containerd/v2/pkg/archive", []string{"imageservice"}},
 }
 
-// TestRooms holds every import of the module against the two tables.
-func TestRooms(t *testing.T) {
+// TestPackages holds every import of the module against the two tables.
+func TestPackages(t *testing.T) {
 	files := 0
-	eachImport(t, func(room, file, path string) {
+	eachImport(t, func(pkg, file, path string) {
 		files++
-		if other, ours := strings.CutPrefix(path, module+"/"); ours && other != room && !slices.Contains(mayImport[room], other) {
-			t.Errorf("%s: room %q may not import room %q", file, room, other)
+		if other, ours := strings.CutPrefix(path, module+"/"); ours && other != pkg && !slices.Contains(mayImport[pkg], other) {
+			t.Errorf("%s: package %q may not import package %q", file, pkg, other)
 		}
 		for _, rule := range onlyIn {
-			if (path == rule.library || strings.HasPrefix(path, rule.library+"/")) && !slices.Contains(rule.in, room) && !slices.Contains(rule.in, file) {
+			met := path == rule.library || strings.HasPrefix(path, rule.library+"/")
+			if met && !slices.Contains(rule.in, pkg) && !slices.Contains(rule.in, file) {
 				t.Errorf("%s: %s belongs to %q alone", file, rule.library, rule.in)
 			}
 		}
 	})
 	if files < 100 {
-		t.Fatalf("only %d imports seen: the walk has missed the rooms", files)
+		t.Fatalf("only %d imports seen: the walk has missed the packages", files)
 	}
 }
 
-func eachImport(t *testing.T, visit func(room, file, path string)) {
+var elsewhere = []string{"crictl-tests", "kube-tests", "hack", "bin"}
+
+func eachImport(t *testing.T, visit func(pkg, file, path string)) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(file string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		if e.IsDir() && (file == "crictl-tests" || file == "kube-tests" || file == "hack" || file == "bin" || strings.HasPrefix(file, ".") && file != ".") {
+		if e.IsDir() && (slices.Contains(elsewhere, file) || strings.HasPrefix(file, ".") && file != ".") {
 			return filepath.SkipDir // other modules, and no Go
 		}
 		if !strings.HasSuffix(file, ".go") {
 			return nil
 		}
-		room := filepath.ToSlash(filepath.Dir(file))
-		if room == "." {
-			room = ""
+		pkg := filepath.ToSlash(filepath.Dir(file))
+		if pkg == "." {
+			pkg = ""
 		}
-		if _, ok := mayImport[room]; !ok {
-			t.Errorf("%s lies in no room of the table", file)
+		if _, ok := mayImport[pkg]; !ok {
+			t.Errorf("%s lies in no package of the table", file)
 		}
 		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
 		if err != nil {
@@ -100,7 +106,7 @@ func eachImport(t *testing.T, visit func(room, file, path string)) {
 			if err != nil {
 				return err
 			}
-			visit(room, file, path)
+			visit(pkg, file, path)
 		}
 		return nil
 	})

@@ -1,4 +1,4 @@
-package main
+package preflight
 
 import (
 	"errors"
@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/config"
 )
 
 // TestSEC24OldRunc: a runc that is known to let containers out is named by `cribox check`, in every series that was repaired.
@@ -50,7 +51,7 @@ func TestSEC67OldPlugins(t *testing.T) {
 		}
 	}
 	found := lookPlugins(t.Context(), []string{filepath.Join(dir, "none"), dir})
-	if len(found) != 1 || !strings.Contains(found[0].what, "portmap plugin v1.8.0") || !strings.Contains(found[0].remedy, "1.9.0") || found[0].fatal {
+	if len(found) != 1 || !strings.Contains(found[0].What, "portmap plugin v1.8.0") || !strings.Contains(found[0].Remedy, "1.9.0") || found[0].Fatal {
 		t.Errorf("found %+v", found)
 	}
 }
@@ -62,28 +63,28 @@ func TestCheckAdvertisements(t *testing.T) {
 		t.Errorf("nobody forwards: %+v", found)
 	}
 	found := lookAdvertisements(true, deaf)
-	if len(found) != 2 || found[0].fatal || !strings.Contains(found[0].remedy, "net.ipv6.conf.eth0.accept_ra=2") || !strings.Contains(found[1].remedy, "net.ipv6.conf.eth0/5.accept_ra=2") {
+	if len(found) != 2 || found[0].Fatal || !strings.Contains(found[0].Remedy, "net.ipv6.conf.eth0.accept_ra=2") || !strings.Contains(found[1].Remedy, "net.ipv6.conf.eth0/5.accept_ra=2") {
 		t.Errorf("found %+v", found)
 	}
 	found = lookAdvertisements(true, func() ([]string, error) { return nil, errors.New("no answer") })
-	if len(found) != 1 || !strings.Contains(found[0].what, "no answer") || found[0].remedy == "" {
+	if len(found) != 1 || !strings.Contains(found[0].What, "no answer") || found[0].Remedy == "" {
 		t.Errorf("found %+v", found)
 	}
-	if !ipv6Pods(Config{Network: NetworkConfig{Subnet: "10.1.0.0/16,fd00::/64"}}) {
+	if !ipv6Pods(config.Config{Network: config.Network{Subnet: "10.1.0.0/16,fd00::/64"}}) {
 		t.Error("an IPv6 subnet does not count")
 	}
 }
 
 // TestCheckPodCIDR: what the kubelet has named to the daemon counts for a check beside it.
 func TestCheckPodCIDR(t *testing.T) {
-	plugins, err := filepath.Abs(filepath.Join("bin", "cni"))
+	plugins, err := filepath.Abs(filepath.Join("..", "bin", "cni"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(plugins); err != nil {
 		t.Skip(err)
 	}
-	c := defaultConfig()
+	c := config.Default()
 	c.State, c.Network.ConfDir, c.Network.BinDirs = t.TempDir(), t.TempDir(), []string{plugins}
 	c.Network.Default, c.Network.Subnet = true, cni.PodCIDR
 	if err := networkReady(t.Context(), c); err == nil || !strings.Contains(err.Error(), "has not named the pod CIDR") {
@@ -109,20 +110,20 @@ func TestCheckCgroupDriver(t *testing.T) {
 		{"auto", true, "systemd", "", false}, {"auto", false, "cgroupfs", "", false}, {"systemd", false, "no systemd", "cgroup_driver is systemd", true},
 		{"cgroupfs", true, "cgroupfs", "owns the cgroups", false}, {"cgroupfs", false, "cgroupfs", "", false},
 	} {
-		c := defaultConfig()
+		c := config.Default()
 		c.CgroupDriver = row.asked
 		f := lookDriver(c, row.runs)
-		if !strings.Contains(f.what, row.what) || !strings.Contains(f.remedy, row.remedy) || (row.remedy == "") != (f.remedy == "") || f.fatal != row.fatal {
+		if !strings.Contains(f.What, row.what) || !strings.Contains(f.Remedy, row.remedy) || (row.remedy == "") != (f.Remedy == "") || f.Fatal != row.fatal {
 			t.Errorf("%+v: %+v", row, f)
 		}
 	}
 }
 
 func TestCheckAppArmor(t *testing.T) {
-	if f := appArmorFinding("/usr/sbin/apparmor_parser", nil); f.remedy != "" || f.fatal || !strings.Contains(f.what, "/usr/sbin/apparmor_parser") {
+	if f := appArmorFinding("/usr/sbin/apparmor_parser", nil); f.Remedy != "" || f.Fatal || !strings.Contains(f.What, "/usr/sbin/apparmor_parser") {
 		t.Errorf("with a parser: %+v", f)
 	}
-	if f := appArmorFinding("", errors.New("none")); f.fatal || !strings.Contains(f.remedy, "package apparmor") {
+	if f := appArmorFinding("", errors.New("none")); f.Fatal || !strings.Contains(f.Remedy, "package apparmor") {
 		t.Errorf("without a parser: %+v", f)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"errors"
@@ -63,7 +63,7 @@ func TestConfigErrorsNameKeyAndLine(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := writeConfig(t, c.text)
-			_, err := configure("serve", []string{"--config", path})
+			_, err := Read(Flags{File: path})
 			if err == nil {
 				t.Fatal("accepted")
 			}
@@ -75,14 +75,14 @@ func TestConfigErrorsNameKeyAndLine(t *testing.T) {
 }
 
 func TestMissingConfigFile(t *testing.T) {
-	if _, err := configure("serve", []string{"--config", "/nowhere/config.toml"}); err == nil {
+	if _, err := Read(Flags{File: "/nowhere/config.toml"}); err == nil {
 		t.Fatal("a configuration that was named and is missing was accepted")
 	}
 }
 
 func TestFlagsWin(t *testing.T) {
 	path := writeConfig(t, "root = '/file/root'\nstate = '/file/state'\n")
-	c, err := configure("serve", []string{"--config", path, "--root", "/flag/root", "--state", "/flag/state"})
+	c, err := Read(Flags{File: path, Root: "/flag/root", State: "/flag/state"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,12 +93,12 @@ func TestFlagsWin(t *testing.T) {
 
 // What `cribox config` prints can be used as a file, says the same, and documents every key.
 func TestPrintedConfigIsAConfig(t *testing.T) {
-	want := defaultConfig()
-	b, err := want.print()
+	want := Default()
+	b, err := want.Print()
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := loadConfig(writeConfig(t, string(b)))
+	got, err := load(writeConfig(t, string(b)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,39 +121,39 @@ func TestPrintedConfigIsAConfig(t *testing.T) {
 }
 
 func TestInstancesDiffer(t *testing.T) {
-	a, b := defaultConfig(), defaultConfig()
+	a, b := Default(), Default()
 	b.State = "/run/other"
-	if a.instance() == b.instance() || len(a.instance()) != 6 {
-		t.Fatalf("instances %q and %q", a.instance(), b.instance())
+	if a.Instance() == b.Instance() || len(a.Instance()) != 6 {
+		t.Fatalf("instances %q and %q", a.Instance(), b.Instance())
 	}
 }
 
 func TestScopeNames(t *testing.T) {
-	c, other, third := defaultConfig(), defaultConfig(), defaultConfig()
+	c, other, third := Default(), Default(), Default()
 	c.State, other.State, third.State = c.State+"/", "/run/other", "/srv/run/other"
-	if c.scopes(false) != nil {
+	if c.Scopes(false) != nil {
 		t.Error("scopes without systemd")
 	}
-	if name := c.scopes(true)("shim"); name != "cribox-shim.scope" {
+	if name := c.Scopes(true)("shim"); name != "cribox-shim.scope" {
 		t.Errorf("the default instance's shim is in %s", name)
 	}
 	names := map[string]bool{}
 	for _, c := range []Config{c, other, third} {
-		names[c.scopes(true)("shim")] = true
-		names[c.scopes(true)("logger")] = true
+		names[c.Scopes(true)("shim")] = true
+		names[c.Scopes(true)("logger")] = true
 	}
-	if name := other.scopes(true)("logger"); len(names) != 6 || name != "cribox-logger-"+other.instance()+".scope" {
+	if name := other.Scopes(true)("logger"); len(names) != 6 || name != "cribox-logger-"+other.Instance()+".scope" {
 		t.Errorf("scopes of three instances: %v", names)
 	}
 }
 
 // The documentation shows the defaults as they are.
 func TestDocumentedConfig(t *testing.T) {
-	doc, err := os.ReadFile("docs/configuration.md")
+	doc, err := os.ReadFile("../docs/configuration.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := defaultConfig().print()
+	b, err := Default().Print()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,8 +163,8 @@ func TestDocumentedConfig(t *testing.T) {
 }
 
 func TestSizes(t *testing.T) {
-	for text, want := range map[string]size{"0": 0, "1": 1, "1023": 1023, "1Ki": 1 << 10, "1536Ki": 1536 << 10, "64Mi": 64 << 20, "3Gi": 3 << 30} {
-		var got size
+	for text, want := range map[string]Size{"0": 0, "1": 1, "1023": 1023, "1Ki": 1 << 10, "1536Ki": 1536 << 10, "64Mi": 64 << 20, "3Gi": 3 << 30} {
+		var got Size
 		if err := got.UnmarshalText([]byte(text)); err != nil || got != want {
 			t.Errorf("%s is %d (%v), want %d", text, got, err, want)
 		}
@@ -176,9 +176,9 @@ func TestSizes(t *testing.T) {
 
 // A handler's own limits win name by name.
 func TestUlimits(t *testing.T) {
-	c := defaultConfig()
+	c := Default()
 	c.Containers.Ulimits = []string{"nofile=1024:4096", "core=0"}
-	got := c.ulimits(Runtime{Ulimits: []string{"memlock=unlimited", "nofile=100"}})
+	got := c.Rlimits(Runtime{Ulimits: []string{"memlock=unlimited", "nofile=100"}})
 	want := []specs.POSIXRlimit{
 		{Type: "RLIMIT_CORE"}, {Type: "RLIMIT_MEMLOCK", Soft: math.MaxUint64, Hard: math.MaxUint64}, {Type: "RLIMIT_NOFILE", Soft: 100, Hard: 100},
 	}
@@ -205,7 +205,7 @@ func TestDropIns(t *testing.T) {
 		"[runtimes.runc]\nulimits = ['core=0']\n")
 	writeDropIn(t, path, "30-old.toml.bak", "root = '/no'\n")
 	writeDropIn(t, path, ".31-hidden.toml", "root = '/no'\n")
-	c, err := configure("serve", []string{"--config", path})
+	c, err := Read(Flags{File: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +224,7 @@ func TestDropInErrors(t *testing.T) {
 	} {
 		path := writeConfig(t, "[containers]\npids_limit = 1\n")
 		file := writeDropIn(t, path, "a.toml", c.text)
-		_, err := configure("serve", []string{"--config", path})
+		_, err := Read(Flags{File: path})
 		if err == nil || !strings.Contains(err.Error(), file+", "+c.want) {
 			t.Errorf("%s: error %v does not name %s, %s", c.name, err, file, c.want)
 		}
@@ -232,13 +232,29 @@ func TestDropInErrors(t *testing.T) {
 }
 
 func TestChangedKeys(t *testing.T) {
-	a, b := defaultConfig(), defaultConfig()
+	a, b := Default(), Default()
 	if got := changed(a, b); got != nil {
 		t.Errorf("nothing changed, but %v", got)
 	}
 	b.Root, b.Network.Default, b.Containers.PidsLimit, b.Runtimes["x"] = "/x", true, 7, Runtime{Path: "/x"}
 	if got, want := changed(a, b), []string{"root", "network.default", "containers.pids_limit", "runtimes"}; !reflect.DeepEqual(got, want) {
 		t.Errorf("changed %v, want %v", got, want)
+	}
+}
+
+// A running daemon takes over what it can; the rest keeps its old value and is named.
+func TestReload(t *testing.T) {
+	old, next := Default(), Default()
+	next.Root, next.LogLevel, next.Containers.PidsLimit = "/x", "debug", 7
+	next.Images.Pinned, next.Images.Downloads = []string{"a"}, 9
+	now, late := Reload(old, next)
+	if want := []string{"root", "images.downloads"}; !reflect.DeepEqual(late, want) {
+		t.Errorf("%v need a restart, want %v", late, want)
+	}
+	want := old
+	want.LogLevel, want.Containers.PidsLimit, want.Images.Pinned = "debug", 7, []string{"a"}
+	if !reflect.DeepEqual(now, want) {
+		t.Errorf("in effect is %+v, want %+v", now, want)
 	}
 }
 
@@ -251,9 +267,9 @@ func TestCgroupDriver(t *testing.T) {
 		{"auto", true, true, true}, {"auto", false, false, true}, {"cgroupfs", true, false, true}, {"cgroupfs", false, false, true},
 		{"systemd", true, true, true}, {"systemd", false, false, false},
 	} {
-		c := defaultConfig()
+		c := Default()
 		c.CgroupDriver = row.asked
-		if got, err := c.systemdCgroup(row.runs); got != row.systemd || (err == nil) != row.good {
+		if got, err := c.SystemdCgroup(row.runs); got != row.systemd || (err == nil) != row.good {
 			t.Errorf("%+v: %t, %v", row, got, err)
 		}
 	}

@@ -1,0 +1,102 @@
+package config
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Flags are what the command line says. They win over the files.
+type Flags struct {
+	File                string // empty: no file is read
+	Listen, Root, State string // empty: as in the files
+}
+
+// Read returns the configuration of the files and the flags, checked. An error names the file, the
+// line and the key.
+func Read(f Flags) (Config, error) {
+	c := Default()
+	if f.File != "" {
+		var err error
+		if c, err = load(f.File); err != nil {
+			return c, err
+		}
+	}
+	c.flags = f
+	if f.State != "" {
+		if f.Listen == "" && c.Listen == Default().Listen {
+			c.Listen = "unix://" + f.State + "/cribox.sock"
+		}
+		c.State = f.State
+	}
+	c.Listen, c.Root = cmp.Or(f.Listen, c.Listen), cmp.Or(f.Root, c.Root)
+	return c, c.validate(cmp.Or(f.File, DefaultFile))
+}
+
+// Reread reads the files of c again, under the same flags.
+func (c Config) Reread() (Config, error) { return Read(c.flags) }
+
+// load puts the file over the defaults and then, in the order of their names, the files
+// FILE.d/*.toml: key by key, the last one wins. Only the default file and the folder may be missing.
+func load(path string) (Config, error) {
+	c := Default()
+	if err := c.read(path); err != nil && (path != DefaultFile || !errors.Is(err, os.ErrNotExist)) {
+		return c, err
+	}
+	entries, err := os.ReadDir(path + ".d")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return c, fmt.Errorf("configuration: %w", err)
+	}
+	for _, e := range entries { // sorted
+		if strings.HasPrefix(e.Name(), ".") || filepath.Ext(e.Name()) != ".toml" {
+			continue
+		}
+		if err := c.read(filepath.Join(path+".d", e.Name())); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
+}
+
+// read puts one file over c.
+func (c *Config) read(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	c.files = append(c.files, path)
+	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := d.Decode(c); err != nil {
+		return explain(path, err)
+	}
+	return nil
+}
+
+// explain turns a decoder's error into one sentence with the line and the key.
+func explain(path string, err error) error {
+	var unknown *toml.StrictMissingError
+	if errors.As(err, &unknown) {
+		var all []error
+		for _, e := range unknown.Errors {
+			row, _ := e.Position()
+			all = append(all, fmt.Errorf("configuration %s, line %d: unknown key %q", path, row, strings.Join(e.Key(), ".")))
+		}
+		return errors.Join(all...)
+	}
+	var bad *toml.DecodeError
+	if errors.As(err, &bad) {
+		row, _ := bad.Position()
+		key := ""
+		if len(bad.Key()) > 0 {
+			key = fmt.Sprintf("key %q: ", strings.Join(bad.Key(), "."))
+		}
+		return fmt.Errorf("configuration %s, line %d: %s%s", path, row, key, strings.TrimPrefix(bad.Error(), "toml: "))
+	}
+	return fmt.Errorf("configuration %s: %w", path, err)
+}

@@ -1,0 +1,68 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// rlimitNames are the limits that an OCI runtime sets, by the names of prlimit(1).
+var rlimitNames = []string{"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice",
+	"nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"}
+
+// parseUlimits returns the limits of a list NAME=SOFT:HARD, NAME=BOTH, by name. Only one of a name.
+func parseUlimits(list []string) (map[string]specs.POSIXRlimit, error) {
+	limits := map[string]specs.POSIXRlimit{}
+	for _, text := range list {
+		name, values, _ := strings.Cut(text, "=")
+		if !slices.Contains(rlimitNames, name) {
+			return nil, fmt.Errorf("%q names none of %s", text, strings.Join(rlimitNames, ", "))
+		}
+		if _, twice := limits[name]; twice {
+			return nil, fmt.Errorf("%s occurs twice", name)
+		}
+		first, second, two := strings.Cut(values, ":")
+		if !two {
+			second = first
+		}
+		soft, err := parseLimit(first)
+		hard, err2 := parseLimit(second)
+		if err := errors.Join(err, err2); err != nil {
+			return nil, fmt.Errorf("%q: %w", text, err)
+		}
+		if soft > hard {
+			return nil, fmt.Errorf("%q: the soft limit is above the hard one", text)
+		}
+		limits[name] = specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(name), Soft: soft, Hard: hard}
+	}
+	return limits, nil
+}
+
+func parseLimit(s string) (uint64, error) {
+	if s == "unlimited" {
+		return math.MaxUint64, nil
+	}
+	n, err := strconv.ParseUint(s, 10, 63)
+	if err != nil {
+		return 0, fmt.Errorf("%q is neither a number nor unlimited", s)
+	}
+	return n, nil
+}
+
+// Rlimits returns the limits for one handler, by name: its own over those of all. Both lists were checked.
+func (c *Config) Rlimits(r Runtime) []specs.POSIXRlimit {
+	all, _ := parseUlimits(c.Containers.Ulimits)
+	own, _ := parseUlimits(r.Ulimits)
+	maps.Copy(all, own)
+	var limits []specs.POSIXRlimit
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		limits = append(limits, all[name])
+	}
+	return limits
+}

@@ -1,0 +1,105 @@
+package preflight
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/config"
+)
+
+func lookNetwork(ctx context.Context, c config.Config) []Finding {
+	all := []Finding{lookForwarding("/proc/sys/net/ipv4/ip_forward")}
+	for _, plugin := range []string{"bridge", "host-local", "portmap"} {
+		if !hasPlugin(c.Network.BinDirs, plugin) && c.Network.Default {
+			all = append(all, Finding{What: "no CNI plugin " + plugin + " in " + strings.Join(c.Network.BinDirs, ":"), Fatal: true,
+				Remedy: "install the CNI plugins (Debian: containernetworking-plugins), or set network.bin_dirs"})
+		}
+	}
+	all = append(all, lookPlugins(ctx, c.Network.BinDirs)...)
+	all = append(all, lookAdvertisements(ipv6Pods(c), cni.DeafUplinks)...)
+	if err := networkReady(ctx, c); err != nil {
+		return append(all, Finding{What: "no network for pods yet: " + err.Error(),
+			Remedy: remedyNetwork(c)})
+	}
+	return append(all, Finding{What: "network for pods"})
+}
+
+func remedyNetwork(c config.Config) string {
+	if c.Network.Default && c.Network.Subnet == cni.PodCIDR {
+		return "the kubelet names the range when the cluster has given the node one"
+	}
+	return "a network add-on will write one to " + c.Network.ConfDir + ", or set network.default = true"
+}
+
+// networkReady looks at the network through folders of its own, with the pod CIDR that was named: a daemon may be using the configured ones.
+func networkReady(ctx context.Context, c config.Config) error {
+	scratch, err := os.MkdirTemp("", "cribox-check-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(scratch)
+	instance := c.Instance()
+	named := cni.PodCIDRFile(c.State)
+	c.Root, c.State = filepath.Join(scratch, "root"), filepath.Join(scratch, "state")
+	b, err := os.ReadFile(named)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err == nil {
+		mine := cni.PodCIDRFile(c.State)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(mine), 0o700), os.WriteFile(mine, b, 0o600)); err != nil {
+			return err
+		}
+	}
+	wanted, err := c.CNI()
+	if err != nil {
+		return err
+	}
+	wanted.Instance = instance
+	network, err := cni.Open(ctx, wanted)
+	if err != nil {
+		return err
+	}
+	return network.Ready()
+}
+
+func lookForwarding(path string) Finding {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return Finding{What: "whether the host forwards IPv4 cannot be read: " + err.Error(), Remedy: "mount /proc"}
+	}
+	if strings.TrimSpace(string(b)) != "1" {
+		return Finding{What: "the host does not forward IPv4: pods reach each other but not beyond", Remedy: "sysctl -w net.ipv4.ip_forward=1"}
+	}
+	return Finding{What: "IPv4 forwarding"}
+}
+
+// ipv6Pods tells whether the host forwards IPv6, or will do so for the default network.
+func ipv6Pods(c config.Config) bool {
+	named, err := os.ReadFile(cni.PodCIDRFile(c.State))
+	return cni.ForwardsIPv6() || strings.Contains(c.Network.Subnet, ":") || err == nil && strings.Contains(string(named), ":")
+}
+
+// lookAdvertisements names uplinks whose IPv6 router is forgotten once the host forwards IPv6 for pods.
+func lookAdvertisements(forwards bool, deaf func() ([]string, error)) []Finding {
+	if !forwards {
+		return nil
+	}
+	links, err := deaf()
+	if err != nil {
+		return []Finding{{What: "how this host learns its IPv6 router cannot be read: " + err.Error(), Remedy: "mount /proc, and run as root"}}
+	}
+	var all []Finding
+	for _, link := range links {
+		key := "net.ipv6.conf." + strings.ReplaceAll(link, ".", "/") + ".accept_ra"
+		all = append(all, Finding{
+			What:   link + " learns its IPv6 router from advertisements; a host that forwards IPv6 for pods ignores them, and loses the router some minutes later",
+			Remedy: "sysctl -w " + key + "=2, and the same in /etc/sysctl.d; a program that listens in the kernel's place sets it to 0",
+		})
+	}
+	return all
+}

@@ -1,0 +1,56 @@
+package preflight
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"strings"
+
+	"github.com/cribox/cribox/config"
+	"github.com/cribox/cribox/runtimeshim"
+)
+
+// runcVersion is what runc says on --version.
+var runcVersion = regexp.MustCompile(`(?m)^runc version (\S+)`)
+
+func lookRuntimes(ctx context.Context, c config.Config) []Finding {
+	var all []Finding
+	for name, r := range c.Runtimes {
+		path := r.Program()
+		b, err := exec.CommandContext(ctx, path, "--version").Output()
+		if err != nil {
+			all = append(all, Finding{What: fmt.Sprintf("runtime %s: %s: %v", name, path, err), Fatal: name == c.DefaultRuntime,
+				Remedy: runtimeshim.RuncAdvice + ", or set [runtimes." + name + "] path"})
+			continue
+		}
+		what, _, _ := strings.Cut(string(b), "\n")
+		f := Finding{What: fmt.Sprintf("runtime %s: %s (%s)", name, what, path)}
+		if flaw := runcFlaw(b); flaw != "" {
+			f.Remedy = flaw + "; " + runtimeshim.RuncAdvice
+		}
+		all = append(all, f, lookFeatures(ctx, name, path))
+	}
+	return all
+}
+
+// lookFeatures asks a runtime what it can do for pods with user namespaces.
+func lookFeatures(ctx context.Context, name, path string) Finding {
+	can, err := runtimeshim.AskFeatures(ctx, path)
+	switch {
+	case err != nil:
+		return Finding{What: fmt.Sprintf("runtime %s does not say what it can do: %v", name, err), Remedy: "install runc 1.2 or newer for pods with user namespaces"}
+	case !can.UserNamespaces || !can.IDMappedMounts:
+		return Finding{What: "runtime " + name + ": no user namespaces with id-mapped mounts", Remedy: "install runc 1.2 or newer"}
+	}
+	return Finding{What: "runtime " + name + ": user namespaces, id-mapped mounts"}
+}
+
+// runcFlaw returns the worst that is known of the runc that says this of its version; "" also for what is no runc.
+func runcFlaw(says []byte) string {
+	m := runcVersion.FindSubmatch(says)
+	if m == nil {
+		return ""
+	}
+	return runtimeshim.RuncFlaw(string(m[1]))
+}

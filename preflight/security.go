@@ -1,0 +1,64 @@
+package preflight
+
+import (
+	"context"
+
+	"github.com/cribox/cribox/config"
+	"github.com/cribox/cribox/sandbox"
+)
+
+func lookAppArmor(context.Context, config.Config) []Finding {
+	if !sandbox.HasAppArmor() {
+		return []Finding{{What: "no AppArmor in this kernel: requests for a profile will be refused"}}
+	}
+	return []Finding{appArmorFinding(sandbox.AppArmorParser())}
+}
+
+// appArmorFinding tells whether containers that name no profile will have the default one.
+func appArmorFinding(parser string, err error) Finding {
+	if err != nil {
+		return Finding{What: "AppArmor without apparmor_parser: containers that name no profile are not confined by one, and RuntimeDefault is refused",
+			Remedy: "install AppArmor's tools (package apparmor) and restart cribox"}
+	}
+	return Finding{What: "AppArmor, with " + parser + " to load the default profile"}
+}
+
+func lookSELinux(_ context.Context, c config.Config) []Finding {
+	switch {
+	case !sandbox.HasSELinux():
+		return nil
+	case !c.Containers.SELinux:
+		return []Finding{{What: "SELinux, and nothing is labelled", Remedy: "set selinux = true in [containers], or leave it so on purpose"}}
+	}
+	return []Finding{{What: "SELinux: pods are labelled"}}
+}
+
+// lookAbilities tells what a pod may ask for on this machine. What is absent is refused when it is asked for.
+func lookAbilities(context.Context, config.Config) []Finding {
+	h, err := sandbox.ReadHost()
+	if err != nil {
+		return []Finding{{What: "this machine: " + err.Error(), Remedy: "mount /proc", Fatal: true}}
+	}
+	return []Finding{
+		ability(h.MemorySwapAccounting, "limits of swap", "boot with swapaccount=1"),
+		ability(h.RecursiveReadOnly, "recursive read-only mounts", "use Linux 5.12 or newer"),
+		ability(h.AppArmor, "AppArmor", ""),
+		ability(h.SELinux, "SELinux", ""),
+	}
+}
+
+// ability is no flaw when it is absent and there is no Remedy: a distribution has the one or the other.
+func ability(have bool, what, remedy string) Finding {
+	if have {
+		return Finding{What: what}
+	}
+	return Finding{What: "no " + what, Remedy: remedy}
+}
+
+func lookUserNamespaces(_ context.Context, c config.Config) []Finding {
+	if err := sandbox.CheckUserNamespaces(c.Root); err != nil {
+		return []Finding{{What: "no user namespaces for pods: " + err.Error(),
+			Remedy: "use Linux 6.5 or newer, root on ext4, xfs or btrfs, and user.max_user_namespaces above 0"}}
+	}
+	return []Finding{{What: "user namespaces, images with mapped ids"}}
+}

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/cribox/cribox/config"
+	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox"
+)
+
+// shutdown ends what outlives the daemon, when nothing runs any more.
+func shutdown(ctx context.Context, c config.Config, out io.Writer) error {
+	unlock, err := lockFolders(&c)
+	if err != nil {
+		return fmt.Errorf("stop the daemon first: %w", err)
+	}
+	defer unlock()
+	client, err := runtimeshim.Connect(ctx, runtimeshim.Config{State: c.State, LogLevel: c.LogLevel})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(client.Shutdown(ctx), client.Close()); err != nil {
+		return err
+	}
+	network, err := openNetwork(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(network.RemoveDefault(ctx), sandbox.RemoveCgroupParent(ctx, c.Instance())); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "nothing of %s runs any more\n", c.State)
+	return err
+}
