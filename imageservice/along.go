@@ -8,6 +8,9 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/progress"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cribox/cribox/internal/guard"
@@ -53,9 +56,9 @@ func (ft *fetcher) unpackAlong(ctx context.Context, desc ocispec.Descriptor, dif
 	go func() {
 		stop := context.AfterFunc(ctx, func() { a.close(context.Cause(ctx)) })
 		defer stop()
-		it := &item{}
+		it := &progress.Item{}
 		a.result <- guard.Call(ctx, "unpacking along", func() (err error) {
-			a.layer, err = ft.newLayer(ctx, source{&growing{a, desc}, desc.Size, a.arrived}, diffID, nil, it)
+			a.layer, err = ft.unpacker.unpackLayer(ctx, source{&growing{a, desc}, desc.Size, a.arrived}, diffID, nil, it)
 			return err
 		})
 	}()
@@ -79,7 +82,7 @@ func (g *growing) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	if g.file == nil {
-		f, err := os.Open(g.ft.by.blobs.ingestFile(g.ft.ref.ingestRef(g.desc.Digest)))
+		f, err := os.Open(g.ft.by.blobs.ingestFile(g.ft.ref.IngestRef(g.desc.Digest)))
 		if os.IsNotExist(err) {
 			f, err = os.Open(g.ft.by.blobs.path(g.desc.Digest)) // committed before we came to it
 		}
@@ -155,7 +158,7 @@ func (a *alongside) end(download error) error {
 	a.mu.Unlock()
 	if download != nil || void {
 		if err == nil {
-			_ = removeTree(a.ft.by.layers.dir(a.layer.Dir)) // if it cannot be, it is an orphan for the next Open
+			_ = a.ft.by.layers.remove(a.layer.Dir) // if it cannot be, it is an orphan for the next Open
 		}
 		return download // what unpacking made of void bytes, an error or not, says nothing
 	}

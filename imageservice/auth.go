@@ -19,6 +19,10 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/imageref"
+
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 	"golang.org/x/net/publicsuffix"
@@ -75,7 +79,7 @@ func (c credentials) key() string {
 
 // credentialsFor checks a and returns what of it may be shown to the registry of t: nothing when a belongs to another server.
 // Errors are ErrInvalidArgument and name the field, never its value.
-func credentialsFor(a *Auth, t target) (credentials, error) {
+func credentialsFor(a *Auth, t imageref.Target) (credentials, error) {
 	if a == nil {
 		return credentials{}, nil
 	}
@@ -108,7 +112,7 @@ func credentialsFor(a *Auth, t target) (credentials, error) {
 	default:
 		c.username = a.Username
 	}
-	if a.ServerAddress != "" && !sameServer(schemeOf(a.ServerAddress), serverOf(a.ServerAddress), t.domain) {
+	if a.ServerAddress != "" && !sameServer(schemeOf(a.ServerAddress), serverOf(a.ServerAddress), t.Domain) {
 		return credentials{withheld: namedServer(a.ServerAddress)}, nil
 	}
 	return c, nil
@@ -123,7 +127,7 @@ func namedServer(address string) string {
 	if _, behind, _ := strings.Cut(rest, "/"); strings.Contains(behind, "@") {
 		return "another server"
 	}
-	return strconv.Quote(clip(serverOf(address)))
+	return strconv.Quote(fault.Clip(serverOf(address)))
 }
 
 // schemeOf is the scheme of a server_address, which need not have one.
@@ -345,13 +349,13 @@ func (a *authorizer) tokenError(realm *url.URL, err error) error {
 			return fmt.Errorf("%w: %w", se, errdefs.ErrUnauthenticated)
 		}
 		if busy(status.StatusCode) {
-			return unavailable{se}
+			return fault.Unavailable(se)
 		}
 		return se
 	}
 	var netErr net.Error
 	if errors.As(err, &netErr) || errors.Is(err, io.EOF) {
-		return unavailable{heard{"ask " + origin(realm) + " for a token: " + redact(err.Error(), a.secrets()...), err}}
+		return fault.Unavailable(heard{"ask " + origin(realm) + " for a token: " + redact(err.Error(), a.secrets()...), err})
 	}
 	return fmt.Errorf("ask %s for a token: %v: %w", origin(realm), redact(err.Error(), a.secrets()...), errdefs.ErrUnauthenticated)
 }
@@ -404,6 +408,8 @@ func sameDomain(a, b string) bool {
 func origin(u *url.URL) string {
 	return strings.ToLower(u.Scheme + "://" + withoutPort(u.Scheme, u.Host))
 }
+
+const maxToken = 1 << 20 // bytes of a token server's reply
 
 // cappedReplies ends the body of every reply at maxToken.
 type cappedReplies struct{ http.RoundTripper }

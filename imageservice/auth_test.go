@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +19,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/imagetest"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -33,9 +37,9 @@ func unauthorized(w http.ResponseWriter, challenge string) bool {
 }
 
 func TestBasicAuth(t *testing.T) {
-	r := newRegistry(t)
-	r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "x"))}, nil)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r := imagetest.NewRegistry(t)
+	r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "x"))}, nil)
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		return q.Header.Get("Authorization") != basic("user", "pass:word") && unauthorized(w, `Basic realm="x"`)
 	})
 	b64 := base64.StdEncoding.EncodeToString([]byte("user:pass:word"))
@@ -45,14 +49,14 @@ func TestBasicAuth(t *testing.T) {
 	}{
 		"password":       {&Auth{Username: "user", Password: "pass:word"}, true},
 		"auth":           {&Auth{Auth: b64}, true},
-		"own server":     {&Auth{Auth: b64, ServerAddress: "https://" + r.host() + "/v2/"}, true},
+		"own server":     {&Auth{Auth: b64, ServerAddress: "https://" + r.Host() + "/v2/"}, true},
 		"other server":   {&Auth{Auth: b64, ServerAddress: "https://index.docker.io/v1/"}, false},
 		"wrong password": {&Auth{Username: "user", Password: "wrong"}, false},
 		"none":           {nil, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			images := newImages(t, nil)
-			_, err := images.Pull(t.Context(), r.ref("app:1"), c.auth)
+			_, err := images.Pull(t.Context(), r.Ref("app:1"), c.auth)
 			if c.ok && err != nil || !c.ok && !errdefs.IsUnauthorized(err) {
 				t.Error(err)
 			}
@@ -63,9 +67,9 @@ func TestBasicAuth(t *testing.T) {
 	}
 	// An image that is here does not answer for the registry.
 	images := newImages(t, nil)
-	_, err := images.Pull(t.Context(), r.ref("app:1"), &Auth{Auth: b64})
-	must(t, err)
-	if _, err := images.Pull(t.Context(), r.ref("app:1"), nil); !errdefs.IsUnauthorized(err) {
+	_, err := images.Pull(t.Context(), r.Ref("app:1"), &Auth{Auth: b64})
+	imagetest.Must(t, err)
+	if _, err := images.Pull(t.Context(), r.Ref("app:1"), nil); !errdefs.IsUnauthorized(err) {
 		t.Errorf("a pull without credentials of an image that is here: %v", err)
 	}
 }
@@ -122,14 +126,14 @@ func TestTokenAuth(t *testing.T) {
 		"identity":  {&Auth{IdentityToken: "refresh"}, "POST  client_id=cribox&grant_type=refresh_token&refresh_token=refresh&scope=repository%3Aapp%3Apull&service=reg"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, tokens := newRegistry(t), newTokenServer(t)
-			l := gzipLayer(noise(t, 100_000))
-			r.build("1", []testLayer{l, gzipLayer(tarOf(t, reg("a"))), gzipLayer(tarOf(t, reg("b")))}, nil)
-			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+			r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
+			l := imagetest.Gzip(imagetest.Noise(t, 100_000))
+			r.Build("1", []imagetest.Layer{l, imagetest.Gzip(imagetest.Tar(t, imagetest.File("a"))), imagetest.Gzip(imagetest.Tar(t, imagetest.File("b")))}, nil)
+			r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 				return q.Header.Get("Authorization") != "Bearer token-1" && unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token",service="reg",scope="repository:app:pull"`, tokens.URL))
 			})
-			_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), c.auth)
-			must(t, err)
+			_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), c.auth)
+			imagetest.Must(t, err)
 			if !slices.Equal(tokens.seen, []string{c.want}) {
 				t.Errorf("token server saw %q", tokens.seen)
 			}
@@ -138,35 +142,35 @@ func TestTokenAuth(t *testing.T) {
 }
 
 func TestRegistryToken(t *testing.T) {
-	r := newRegistry(t)
-	r.build("1", nil, nil)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r := imagetest.NewRegistry(t)
+	r.Build("1", nil, nil)
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		return q.Header.Get("Authorization") != "Bearer mine" && unauthorized(w, `Bearer realm="http://127.0.0.1:1/"`)
 	})
-	_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{RegistryToken: "mine"})
-	must(t, err)
-	if _, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{RegistryToken: "wrong"}); !errdefs.IsUnauthorized(err) {
+	_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{RegistryToken: "mine"})
+	imagetest.Must(t, err)
+	if _, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{RegistryToken: "wrong"}); !errdefs.IsUnauthorized(err) {
 		t.Error(err)
 	}
 }
 
 // TestTokenExpires: the token dies between two requests and is fetched once more; a registry that refuses everything is not asked for ever.
 func TestTokenExpires(t *testing.T) {
-	r, tokens := newRegistry(t), newTokenServer(t)
-	l := gzipLayer(noise(t, 100_000))
-	r.build("1", []testLayer{l}, nil)
+	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
+	l := imagetest.Gzip(imagetest.Noise(t, 100_000))
+	r.Build("1", []imagetest.Layer{l}, nil)
 	challenge := fmt.Sprintf(`Bearer realm="%s/token",service="reg"`, tokens.URL)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		want := "Bearer token-1"
-		if isBlobGet(q, digest.FromBytes(l.blob)) {
+		if imagetest.IsBlobGet(q, digest.FromBytes(l.Blob)) {
 			want = "Bearer token-2"
 		}
 		return q.Header.Get("Authorization") != want && unauthorized(w, challenge)
 	})
-	newImages(t, nil).mustPull(t, r.ref("app:1"))
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool { return unauthorized(w, challenge) })
+	newImages(t, nil).mustPull(t, r.Ref("app:1"))
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool { return unauthorized(w, challenge) })
 	before := tokens.tokens.Load()
-	if _, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), nil); !errdefs.IsUnauthorized(err) {
+	if _, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), nil); !errdefs.IsUnauthorized(err) {
 		t.Error(err)
 	}
 	if n := tokens.tokens.Load() - before; n > 2 {
@@ -203,13 +207,13 @@ func TestTokenServerFaults(t *testing.T) {
 		}, func(err error) bool { return err != nil }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, tokens := newRegistry(t), newTokenServer(t)
+			r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
 			tokens.reply = c.reply
-			r.build("1", nil, nil)
-			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+			r.Build("1", nil, nil)
+			r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 				return unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token"`, tokens.URL))
 			})
-			_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{Username: "user", Password: "wonderland"})
+			_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{Username: "user", Password: "wonderland"})
 			if !c.ok(err) || strings.Contains(fmt.Sprint(err), "wonderland") {
 				t.Error(err)
 			}
@@ -219,14 +223,14 @@ func TestTokenServerFaults(t *testing.T) {
 
 // TestStrangeRealm: credentials and requests do not go where a registry's challenge would like.
 func TestStrangeRealm(t *testing.T) {
-	r, tokens := newRegistry(t), newTokenServer(t)
-	r.build("1", nil, nil)
+	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
+	r.Build("1", nil, nil)
 	var realm string
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		return unauthorized(w, fmt.Sprintf(`Bearer realm="%s",service="reg"`, realm))
 	})
 	for _, realm = range []string{strings.Replace(tokens.URL, "127.0.0.1", "localhost", 1), "file:///etc/passwd", "http://169.254.169.254/latest", "https://169.254.169.254/", "gopher://127.0.0.1/", "", "http://u:p@127.0.0.1/"} {
-		_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{Username: "user", Password: "password"})
+		_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{Username: "user", Password: "password"})
 		if !errdefs.IsUnauthorized(err) {
 			t.Errorf("realm %s: %v", realm, err)
 		}
@@ -288,22 +292,22 @@ func newStranger(t testing.TB, answer http.HandlerFunc) *stranger {
 
 // TestRedirects: to another port the bytes come, but nothing that is ours goes there.
 func TestRedirects(t *testing.T) {
-	r := newRegistry(t)
-	l := gzipLayer(noise(t, 1000))
-	r.build("1", []testLayer{l}, nil)
-	cdn := newStranger(t, func(w http.ResponseWriter, q *http.Request) { w.Write(l.blob) })
+	r := imagetest.NewRegistry(t)
+	l := imagetest.Gzip(imagetest.Noise(t, 1000))
+	r.Build("1", []imagetest.Layer{l}, nil)
+	cdn := newStranger(t, func(w http.ResponseWriter, q *http.Request) { w.Write(l.Blob) })
 	challenging := newStranger(t, func(w http.ResponseWriter, q *http.Request) { unauthorized(w, `Basic realm="x"`) })
 	certs := t.TempDir()
-	writeHosts(t, certs, r.host(), fmt.Sprintf("server = %q\n[header]\nX-Secret = \"header\"\n", r.URL))
+	writeHosts(t, certs, r.Host(), fmt.Sprintf("server = %q\n[header]\nX-Secret = \"header\"\n", r.URL))
 	to := cdn.URL + "/blob?sig=SECRET"
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		if q.Header.Get("Authorization") != basic("user", "password") {
 			return unauthorized(w, `Basic realm="x"`)
 		}
 		if q.Header.Get("X-Secret") != "header" {
 			t.Error("header of hosts.toml is not sent")
 		}
-		if !isBlobGet(q, digest.FromBytes(l.blob)) {
+		if !imagetest.IsBlobGet(q, digest.FromBytes(l.Blob)) {
 			return false
 		}
 		w.Header().Set("Location", to)
@@ -312,10 +316,10 @@ func TestRedirects(t *testing.T) {
 	})
 	pull := func() error {
 		images := newImages(t, func(c *Config) { c.RegistryConfig = certs })
-		_, err := images.Pull(t.Context(), r.ref("app:1"), &Auth{Username: "user", Password: "password"})
+		_, err := images.Pull(t.Context(), r.Ref("app:1"), &Auth{Username: "user", Password: "password"})
 		return err
 	}
-	must(t, pull())
+	imagetest.Must(t, pull())
 	to = challenging.URL + "/blob?sig=SECRET"
 	if err := pull(); err == nil || strings.Contains(err.Error(), "SECRET") {
 		t.Errorf("401 after the redirect: %v", err)
@@ -332,25 +336,25 @@ func TestRedirects(t *testing.T) {
 			t.Error("the redirect is not followed")
 		}
 	}
-	for _, to = range []string{r.URL + "/v2/app/blobs/" + digest.FromBytes(l.blob).String() + "?loop=SECRET", "file:///etc/passwd?SECRET", "http://127.0.0.1:1/?SECRET", "http://user:SECRET@127.0.0.1:1/", "::SECRET"} {
+	for _, to = range []string{r.URL + "/v2/app/blobs/" + digest.FromBytes(l.Blob).String() + "?loop=SECRET", "file:///etc/passwd?SECRET", "http://127.0.0.1:1/?SECRET", "http://user:SECRET@127.0.0.1:1/", "::SECRET"} {
 		if err := pull(); err == nil || strings.Contains(err.Error(), "SECRET") {
 			t.Errorf("to %s: %v", to, err)
 		}
 	}
-	if n := r.count("GET /v2/app/blobs/" + digest.FromBytes(l.blob).String()); n > 40 {
+	if n := r.Count("GET /v2/app/blobs/" + digest.FromBytes(l.Blob).String()); n > 40 {
 		t.Errorf("%d requests, a loop is followed for long", n)
 	}
 }
 
 func writeHosts(t testing.TB, certs, host, toml string) {
 	d := filepath.Join(certs, strings.Replace(host, ":", "_", 1)+"_")
-	must(t, os.MkdirAll(d, 0o755))
-	must(t, os.WriteFile(filepath.Join(d, "hosts.toml"), []byte(toml), 0o644))
+	imagetest.Must(t, os.MkdirAll(d, 0o755))
+	imagetest.Must(t, os.WriteFile(filepath.Join(d, "hosts.toml"), []byte(toml), 0o644))
 }
 
 func TestTLS(t *testing.T) {
-	plain := newRegistry(t)
-	_, m := plain.build("1", nil, nil)
+	plain := imagetest.NewRegistry(t)
+	_, m := plain.Build("1", nil, nil)
 	secure := httptest.NewTLSServer(plain)
 	t.Cleanup(secure.Close)
 	host := strings.TrimPrefix(secure.URL, "https://")
@@ -362,12 +366,12 @@ func TestTLS(t *testing.T) {
 		t.Errorf("a certificate nobody signed: %v", err)
 	}
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})
-	must(t, os.WriteFile(filepath.Join(certs, "ca.pem"), ca, 0o644))
+	imagetest.Must(t, os.WriteFile(filepath.Join(certs, "ca.pem"), ca, 0o644))
 	writeHosts(t, certs, host, fmt.Sprintf("server = %q\nca = %q\n", secure.URL, filepath.Join(certs, "ca.pem")))
 	images.mustPull(t, host+"/app:1")
 
 	// From https a redirect does not lead to http.
-	plain.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	plain.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		if q.TLS == nil {
 			t.Error("plain http is spoken")
 			return false
@@ -380,18 +384,18 @@ func TestTLS(t *testing.T) {
 		t.Error(err)
 	}
 	// A registry that speaks http only is not spoken to when https is configured.
-	plain.intercept(nil)
-	writeHosts(t, certs, plain.host(), fmt.Sprintf("server = \"https://%s\"\n", plain.host()))
-	if _, err := images.Pull(t.Context(), plain.ref("app:1"), nil); err == nil {
+	plain.Intercept(nil)
+	writeHosts(t, certs, plain.Host(), fmt.Sprintf("server = \"https://%s\"\n", plain.Host()))
+	if _, err := images.Pull(t.Context(), plain.Ref("app:1"), nil); err == nil {
 		t.Error("http although https is configured")
 	}
 }
 
 func TestMirrors(t *testing.T) {
-	origin, mirror := newRegistry(t), newRegistry(t)
-	l := gzipLayer(noise(t, 1000))
-	id, _ := origin.build("1", []testLayer{l}, nil)
-	mirror.build("1", []testLayer{l}, nil)
+	origin, mirror := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
+	l := imagetest.Gzip(imagetest.Noise(t, 1000))
+	id, _ := origin.Build("1", []imagetest.Layer{l}, nil)
+	mirror.Build("1", []imagetest.Layer{l}, nil)
 	dead := httptest.NewServer(nil)
 	dead.Close()
 	certs := t.TempDir()
@@ -400,31 +404,31 @@ func TestMirrors(t *testing.T) {
 		for _, m := range mirrors {
 			toml += fmt.Sprintf("[host.%q]\ncapabilities = [\"pull\", \"resolve\"]\n", m)
 		}
-		writeHosts(t, certs, origin.host(), toml)
+		writeHosts(t, certs, origin.Host(), toml)
 	}
 	pull := func(auth *Auth) error {
 		images := newImages(t, func(c *Config) { c.RegistryConfig = certs })
-		img, err := images.Pull(t.Context(), origin.ref("app:1"), auth)
-		if err == nil && (img.ID != id || img.RepoTags[0] != origin.ref("app:1")) {
+		img, err := images.Pull(t.Context(), origin.Ref("app:1"), auth)
+		if err == nil && (img.ID != id || img.RepoTags[0] != origin.Ref("app:1")) {
 			t.Errorf("%+v", img)
 		}
 		return err
 	}
-	total := func(r *registryServer) int { return r.count("") }
+	total := func(r *imagetest.Registry) int { return r.Count("") }
 
 	hosts(mirror.URL)
-	must(t, pull(nil))
+	imagetest.Must(t, pull(nil))
 	if total(origin) != 0 || total(mirror) == 0 {
 		t.Errorf("%d requests to the registry, %d to its mirror", total(origin), total(mirror))
 	}
 	// The registry's credentials are not for the mirror, even when it asks.
-	mirror.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	mirror.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		if q.Header.Get("Authorization") != "" {
 			t.Error("a mirror sees credentials")
 		}
 		return unauthorized(w, `Basic realm="x"`)
 	})
-	must(t, pull(&Auth{Username: "user", Password: "password"}))
+	imagetest.Must(t, pull(&Auth{Username: "user", Password: "password"}))
 	if total(origin) == 0 {
 		t.Error("no fall through to the registry")
 	}
@@ -432,30 +436,30 @@ func TestMirrors(t *testing.T) {
 	asked := total(mirror)
 	hosts(dead.URL, mirror.URL)
 	for _, code := range []int{500, 404, 429} {
-		mirror.intercept(func(w http.ResponseWriter, q *http.Request) bool { w.WriteHeader(code); return true })
-		must(t, pull(nil))
+		mirror.Intercept(func(w http.ResponseWriter, q *http.Request) bool { w.WriteHeader(code); return true })
+		imagetest.Must(t, pull(nil))
 	}
-	mirror.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	mirror.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		if strings.Contains(q.URL.Path, "/blobs/") {
 			w.WriteHeader(404)
 			return true
 		}
 		return false
 	})
-	must(t, pull(nil))
+	imagetest.Must(t, pull(nil))
 	if n := total(mirror) - asked; n > 4*3 { // manifest, config and layer
 		t.Errorf("four pulls ask a bad mirror %d times", n)
 	}
 	// A mirror without resolve is not asked what a tag is.
-	before := mirror.count("GET /v2/app/manifests/1")
-	mirror.intercept(nil)
-	writeHosts(t, certs, origin.host(), fmt.Sprintf("server = %q\n[host.%q]\ncapabilities = [\"pull\"]\n", origin.URL, mirror.URL))
-	must(t, pull(nil))
-	if mirror.count("GET /v2/app/manifests/1") != before {
+	before := mirror.Count("GET /v2/app/manifests/1")
+	mirror.Intercept(nil)
+	writeHosts(t, certs, origin.Host(), fmt.Sprintf("server = %q\n[host.%q]\ncapabilities = [\"pull\"]\n", origin.URL, mirror.URL))
+	imagetest.Must(t, pull(nil))
+	if mirror.Count("GET /v2/app/manifests/1") != before {
 		t.Error("mirror is asked for the tag")
 	}
 	// A broken hosts.toml is an error, not a way around the mirror.
-	writeHosts(t, certs, origin.host(), "server = [broken")
+	writeHosts(t, certs, origin.Host(), "server = [broken")
 	if err := pull(nil); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
 	}
@@ -463,37 +467,37 @@ func TestMirrors(t *testing.T) {
 
 // TestLyingMirror: what a mirror serves wrong comes from the registry in the end, and nothing of both is mixed.
 func TestLyingMirror(t *testing.T) {
-	l := gzipLayer(noise(t, 10_000))
+	l := imagetest.Gzip(imagetest.Noise(t, 10_000))
 	for name, lie := range map[string]func(b []byte) []byte{
 		"flipped": func(b []byte) []byte { c := append([]byte(nil), b...); c[len(c)/2] ^= 1; return c },
-		"stale":   func(b []byte) []byte { return gzipLayer(tarOf(t, reg("stale"))).blob },
+		"stale":   func(b []byte) []byte { return imagetest.Gzip(imagetest.Tar(t, imagetest.File("stale"))).Blob },
 	} {
 		for _, what := range []string{"/manifests/sha256", "/blobs/"} {
 			t.Run(name+what, func(t *testing.T) {
-				origin, mirror := newRegistry(t), newRegistry(t)
-				_, m := origin.build("", []testLayer{l}, nil)
-				origin.putManifest("1", ocispec.MediaTypeImageIndex, index(platform(m, "linux", goarch, "")))
-				mirror.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				origin, mirror := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
+				_, m := origin.Build("", []imagetest.Layer{l}, nil)
+				origin.PutManifest("1", ocispec.MediaTypeImageIndex, index(platform(m, "linux", runtime.GOARCH, "")))
+				mirror.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 					if !strings.Contains(q.URL.Path, what) {
 						w.WriteHeader(404)
 						return true
 					}
 					d := digest.Digest(q.URL.Path[strings.Index(q.URL.Path, "sha256:"):])
-					b, ok := origin.blobs[d]
+					b, ok := origin.Blobs[d]
 					if !ok {
-						b = origin.manifests[d.String()].body
+						b = origin.Manifests[d.String()].Body
 					}
 					w.Write(lie(b))
 					return true
 				})
 				certs := t.TempDir()
-				writeHosts(t, certs, origin.host(), fmt.Sprintf("server = %q\n[host.%q]\n", origin.URL, mirror.URL))
+				writeHosts(t, certs, origin.Host(), fmt.Sprintf("server = %q\n[host.%q]\n", origin.URL, mirror.URL))
 				images := newImages(t, func(c *Config) { c.RegistryConfig = certs })
-				img := images.mustPull(t, origin.ref("app:1"))
+				img := images.mustPull(t, origin.Ref("app:1"))
 				if info, err := os.Stat(mounted(t, images, img.ID)("noise")); err != nil || info.Size() != 10_000 {
 					t.Error(info, err)
 				}
-				if mirror.count("") == 0 {
+				if mirror.Count("") == 0 {
 					t.Error("the mirror is not asked")
 				}
 			})
@@ -502,27 +506,27 @@ func TestLyingMirror(t *testing.T) {
 }
 
 func TestSlowMirror(t *testing.T) {
-	origin := newRegistry(t)
-	origin.build("1", nil, nil)
+	origin := imagetest.NewRegistry(t)
+	origin.Build("1", nil, nil)
 	slow := newStranger(t, func(w http.ResponseWriter, q *http.Request) { <-q.Context().Done() })
 	certs := t.TempDir()
-	writeHosts(t, certs, origin.host(), fmt.Sprintf("server = %q\n[host.%q]\n", origin.URL, slow.URL))
+	writeHosts(t, certs, origin.Host(), fmt.Sprintf("server = %q\n[host.%q]\n", origin.URL, slow.URL))
 	images := newImages(t, func(c *Config) { c.RegistryConfig, c.StallTimeout = certs, 3*time.Second })
-	images.mustPull(t, origin.ref("app:1"))
-	images.mustPull(t, origin.ref("app:1"))
+	images.mustPull(t, origin.Ref("app:1"))
+	images.mustPull(t, origin.Ref("app:1"))
 	if len(slow.seen) != 1 {
 		t.Errorf("the slow mirror costs its time %d times", len(slow.seen))
 	}
 }
 
 func TestDenied(t *testing.T) {
-	r := newRegistry(t)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r := imagetest.NewRegistry(t)
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		w.WriteHeader(403)
 		fmt.Fprint(w, `{"errors":[{"code":"DENIED","message":"your address is not allowed, see https://x.io/?token=SECRET, wonderland"}]}`)
 		return true
 	})
-	_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{Username: "user", Password: "wonderland"})
+	_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{Username: "user", Password: "wonderland"})
 	if !errdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), "your address is not allowed") || strings.Contains(err.Error(), "SECRET") || strings.Contains(err.Error(), "wonderland") {
 		t.Error(err)
 	}
@@ -530,9 +534,9 @@ func TestDenied(t *testing.T) {
 
 // TestRefusalsSayWhy: what a person reads who looks for the reason of a failed pull.
 func TestRefusalsSayWhy(t *testing.T) {
-	r := newRegistry(t)
-	r.build("1", nil, nil)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r := imagetest.NewRegistry(t)
+	r.Build("1", nil, nil)
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		switch {
 		case strings.Contains(q.URL.Path, "/private/"):
 			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
@@ -549,8 +553,8 @@ func TestRefusalsSayWhy(t *testing.T) {
 	t.Cleanup(secure.Close)
 	c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
 	for host, server := range map[string]string{"tls.test": secure.URL, "plain.test": strings.Replace(r.URL, "http:", "https:", 1)} {
-		must(t, os.Mkdir(filepath.Join(c.cfg.RegistryConfig, host), 0o755))
-		must(t, os.WriteFile(filepath.Join(c.cfg.RegistryConfig, host, "hosts.toml"), fmt.Appendf(nil, "server = %q\n", server), 0o600))
+		imagetest.Must(t, os.Mkdir(filepath.Join(c.cfg.RegistryConfig, host), 0o755))
+		imagetest.Must(t, os.WriteFile(filepath.Join(c.cfg.RegistryConfig, host, "hosts.toml"), fmt.Appendf(nil, "server = %q\n", server), 0o600))
 	}
 	alice := &Auth{Username: "alice", Password: "not-the-word"}
 	for _, row := range []struct {
@@ -562,17 +566,17 @@ func TestRefusalsSayWhy(t *testing.T) {
 		{"127.0.0.1:1/app:1", nil, []string{"RegistryUnavailable: ", "connection refused"}},
 		{"tls.test/app:1", nil, []string{"RegistryUnavailable: ", "certificate signed by unknown authority"}},
 		{"plain.test/app:1", nil, []string{"RegistryUnavailable: ", "speaks plain http"}},
-		{r.ref("app:none"), nil, []string{"404 Not Found for manifest none: MANIFEST_UNKNOWN"}},
-		{r.ref("private:1"), nil, []string{"wants a user name and password", "brought no credentials"}},
-		{r.ref("private:1"), alice, []string{"refuses user name or password", "brought a user name and password"}},
-		{r.ref("private:1"), &Auth{IdentityToken: "not-the-word"}, []string{"brought an identity token"}},
-		{r.ref("private:1"), &Auth{RegistryToken: "not-the-word"}, []string{"refuses the registry token", "brought a registry token"}},
-		{r.ref("private:1"), &Auth{Username: "alice", Password: "not-the-word", ServerAddress: "https://bob:not-the-word@elsewhere.test/v1/"},
+		{r.Ref("app:none"), nil, []string{"404 Not Found for manifest none: MANIFEST_UNKNOWN"}},
+		{r.Ref("private:1"), nil, []string{"wants a user name and password", "brought no credentials"}},
+		{r.Ref("private:1"), alice, []string{"refuses user name or password", "brought a user name and password"}},
+		{r.Ref("private:1"), &Auth{IdentityToken: "not-the-word"}, []string{"brought an identity token"}},
+		{r.Ref("private:1"), &Auth{RegistryToken: "not-the-word"}, []string{"refuses the registry token", "brought a registry token"}},
+		{r.Ref("private:1"), &Auth{Username: "alice", Password: "not-the-word", ServerAddress: "https://bob:not-the-word@elsewhere.test/v1/"},
 			[]string{`are for "elsewhere.test" and were not shown`}},
-		{r.ref("private:1"), &Auth{Username: "alice", Password: "not-the-word", ServerAddress: "alice:not-the-word/2@elsewhere.test"},
+		{r.Ref("private:1"), &Auth{Username: "alice", Password: "not-the-word", ServerAddress: "alice:not-the-word/2@elsewhere.test"},
 			[]string{"are for another server and were not shown"}},
-		{r.ref("forbidden:1"), nil, []string{"403 Forbidden", "DENIED requested access is denied", "brought no credentials"}},
-		{r.ref("forbidden:1"), alice, []string{"403 Forbidden", "brought a user name and password"}},
+		{r.Ref("forbidden:1"), nil, []string{"403 Forbidden", "DENIED requested access is denied", "brought no credentials"}},
+		{r.Ref("forbidden:1"), alice, []string{"403 Forbidden", "brought a user name and password"}},
 	} {
 		_, err := c.Pull(t.Context(), row.ref, row.auth)
 		for _, want := range row.want {

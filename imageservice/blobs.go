@@ -1,9 +1,11 @@
 package imageservice
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -11,7 +13,13 @@ import (
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/manifest"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 )
 
 // blobs owns content/: the blobs, the partial downloads, and what is known of them.
@@ -47,7 +55,7 @@ func (b *blobs) ingestFile(ref string) string {
 
 // readDocument reads a manifest, index or config and verifies it on the way.
 func (b *blobs) readDocument(d digest.Digest) ([]byte, error) {
-	raw, err := readCapped(b.path(d), maxDocument)
+	raw, err := readCapped(b.path(d), manifest.MaxBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -56,6 +64,28 @@ func (b *blobs) readDocument(d digest.Digest) ([]byte, error) {
 	}
 	return raw, nil
 }
+
+// blobWriter writes one blob.
+type blobWriter = content.Writer
+
+// openWriter begins or goes on with a partial download. It hashes what is there.
+func (b *blobs) openWriter(ctx context.Context, ref string, size int64) (content.Writer, error) {
+	return content.OpenWriter(ctx, b.store, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: size}))
+}
+
+// writeDocument adds a verified document. What is there under its digest and does not verify makes room.
+func (b *blobs) writeDocument(ctx context.Context, ref string, raw []byte, desc ocispec.Descriptor) error {
+	if err := b.delete(ctx, desc.Digest); err != nil {
+		return err
+	}
+	if err := content.WriteBlob(ctx, b.store, documentPrefix+ref, bytes.NewReader(raw), desc); err != nil {
+		return fmt.Errorf("write blob %s: %w", desc.Digest, fault.Disk(err))
+	}
+	return nil
+}
+
+// documentPrefix begins the name of a document that is being written.
+const documentPrefix = "document "
 
 // delete removes a blob; an absent one is no error.
 func (b *blobs) delete(ctx context.Context, d digest.Digest) error {
@@ -85,4 +115,31 @@ func (b *blobs) forget(d digest.Digest) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.diffIDs, d)
+}
+
+// senderAttribute is where the file of a blob says who has sent it, a repository a line. Records say so too, but a blob may belong to a
+// pull that failed, or that a restart has interrupted. A blob without it is fetched again.
+const senderAttribute = "trusted.cribox.from"
+
+const maxSenders = 2 << 10 // bytes of the attribute
+
+// senders returns the repositories that are known to have sent the blob.
+func (b *blobs) senders(d digest.Digest) []string {
+	text := make([]byte, maxSenders)
+	n, err := unix.Lgetxattr(b.path(d), senderAttribute, text)
+	if err != nil {
+		return nil
+	}
+	return strings.Split(string(text[:n]), "\n")
+}
+
+// addSender notes that a repository has sent the blob, or has proven to have it.
+func (b *blobs) addSender(d digest.Digest, repository string) error {
+	all := b.senders(d)
+	if slices.Contains(all, repository) {
+		return nil
+	}
+	for all = append(all, repository); len(strings.Join(all, "\n")) > maxSenders; all = all[1:] {
+	}
+	return unix.Lsetxattr(b.path(d), senderAttribute, []byte(strings.Join(all, "\n")), 0)
 }

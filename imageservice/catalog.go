@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/cribox/cribox/imageservice/imageref"
 )
 
 // catalog owns the records of images and their names. Its lock is taken before those of blobs, layerStore and pins, never after one of them.
@@ -41,12 +43,12 @@ func newCatalog(dir string, step func(string), b *blobs, l *layerStore, p *pins)
 }
 
 // lookup is Images.Lookup.
-func (c *catalog) lookup(ref string) (Image, error) {
+func (c *catalog) lookup(ref string) (image, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r, err := c.find(ref)
 	if err != nil {
-		return Image{}, err
+		return image{}, err
 	}
 	return r.image(c.pinned), nil
 }
@@ -54,19 +56,19 @@ func (c *catalog) lookup(ref string) (Image, error) {
 // find is lookup under the lock.
 func (c *catalog) find(ref string) (*record, error) {
 	hex := strings.TrimPrefix(ref, "sha256:")
-	if bareID.MatchString(hex) {
+	if imageref.IsID(hex) {
 		if r := c.records["sha256:"+hex]; r != nil {
 			return r, nil
 		}
 		return nil, fmt.Errorf("image %s: %w", ref, errdefs.ErrNotFound)
 	}
-	t, err := parseTarget(ref)
+	t, err := imageref.Parse(ref)
 	if err == nil {
 		if r := c.named(t); r != nil {
 			return r, nil
 		}
 	}
-	if idPrefix.MatchString(hex) {
+	if imageref.IsIDPrefix(hex) {
 		r, ambiguous := c.byPrefix("sha256:" + hex)
 		if ambiguous {
 			return nil, fmt.Errorf("image id prefix %q fits more than one image: %w", ref, errdefs.ErrInvalidArgument)
@@ -81,8 +83,8 @@ func (c *catalog) find(ref string) (*record, error) {
 	return nil, fmt.Errorf("image %s: %w", ref, errdefs.ErrNotFound)
 }
 
-func (c *catalog) named(t target) *record {
-	if t.digest == "" {
+func (c *catalog) named(t imageref.Target) *record {
+	if t.Digest == "" {
 		return c.records[c.names[t.String()]]
 	}
 	for _, r := range c.records {
@@ -106,14 +108,14 @@ func (c *catalog) byPrefix(prefix string) (found *record, ambiguous bool) {
 }
 
 // list returns every image, sorted by id.
-func (c *catalog) list() []Image {
+func (c *catalog) list() []image {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	list := make([]Image, 0, len(c.records))
+	list := make([]image, 0, len(c.records))
 	for _, r := range c.records {
 		list = append(list, r.image(c.pinned))
 	}
-	slices.SortFunc(list, func(a, b Image) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(list, func(a, b image) int { return strings.Compare(a.ID, b.ID) })
 	return list
 }
 
@@ -166,7 +168,7 @@ func (c *catalog) pinned(name string) bool {
 }
 
 // knows tells whether a record has the reference.
-func (c *catalog) knows(t target) bool {
+func (c *catalog) knows(t imageref.Target) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.named(t) != nil
@@ -282,7 +284,7 @@ func (c *catalog) relist(r *record, garbage []string) {
 // merge makes the record of an image that was pulled of what is new and the record there may be. old is the record, without the tag, of the
 // image that loses it. garbage are blobs that the image does not need any more. The caller has the writer's right, so that records do not
 // change meanwhile.
-func (c *catalog) merge(r *record, t target, root digest.Digest) (old *record, changed bool, garbage []blob) {
+func (c *catalog) merge(r *record, t imageref.Target, root digest.Digest) (old *record, changed bool, garbage []blob) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	blobs := r.Blobs
@@ -298,10 +300,10 @@ func (c *catalog) merge(r *record, t target, root digest.Digest) (old *record, c
 			changed = true
 		}
 	}
-	if r.addDigest(t.repository()+"@"+root.String(), t.tag == "") {
+	if r.addDigest(t.Repository()+"@"+root.String(), t.Tag == "") {
 		changed = true
 	}
-	if t.tag == "" {
+	if t.Tag == "" {
 		return nil, changed, nil
 	}
 	if r.setRoot(t.String(), root) {
@@ -314,7 +316,7 @@ func (c *catalog) merge(r *record, t target, root digest.Digest) (old *record, c
 		}
 		changed = true
 	}
-	if garbage = r.forgetRoots(t.repository(), root, blobs); len(garbage) > 0 {
+	if garbage = r.forgetRoots(t.Repository(), root, blobs); len(garbage) > 0 {
 		changed = true
 	}
 	return old, changed, garbage

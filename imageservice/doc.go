@@ -16,13 +16,6 @@
 //
 // A layer is keyed by its diff id alone: overlay's lower directories do not depend on each other.
 //
-// # Other ids
-//
-// For a pod with a user namespace the layers are taken through one id-mapped clone of layers/ (Rootfs.UserNS), whose files belong to the
-// namespace's ids: however many layers there are, nothing is copied and no owner is changed on disk. The writable layer is not mapped: what
-// a process writes there has the ids that it has on the host. Overlayfs is mounted by the paths of the layers in a mount namespace of one
-// thread, in which the clone lies over layers/; so the mount shows the same paths as any other.
-//
 // # Durability (invariant I10)
 //
 // Blobs and layers first, one syncfs, then the record: written, fsynced, renamed, its directory fsynced. Only then a name is listed.

@@ -4,23 +4,26 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"mime"
 	"net/http"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/manifest"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // root asks the registry what the reference points to. Where this repository has served what a HEAD answers, that will do: it is cheap, it
 // still proves that the caller may have the image, and Docker Hub does not count it.
 func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error) {
-	q := request{method: http.MethodGet, kind: "manifests", object: r.ref.object(), accept: acceptManifests, resolve: r.ref.digest == ""}
+	q := request{method: http.MethodGet, kind: "manifests", object: r.ref.Object(), accept: manifest.Accept, resolve: r.ref.Digest == ""}
 	if r.by.catalog.knows(r.ref) {
 		head := q
 		head.method = http.MethodHead
@@ -28,8 +31,8 @@ func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error)
 		if err == nil {
 			resp.Body.Close()
 			if raw, ok := r.unchanged(ctx, resp.Header); ok {
-				desc := descriptorOf(raw, contentType(resp.Header))
-				if _, err := decodeDocument(raw, desc.MediaType); err == nil { // else the HEAD says too little of what it is
+				desc := manifest.Describe(raw, contentType(resp.Header))
+				if _, err := manifest.Decode(raw, desc.MediaType); err == nil { // else the HEAD says too little of what it is
 					r.held.note(desc)
 					return raw, desc, nil
 				}
@@ -39,14 +42,14 @@ func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error)
 		}
 	}
 	var desc ocispec.Descriptor
-	raw, err := r.get(ctx, q, maxDocument, func(raw []byte, header http.Header) error {
-		desc = descriptorOf(raw, contentType(header))
-		for _, want := range []digest.Digest{r.ref.digest, digest.Digest(header.Get("Docker-Content-Digest"))} {
+	raw, err := r.get(ctx, q, manifest.MaxBytes, func(raw []byte, header http.Header) error {
+		desc = manifest.Describe(raw, contentType(header))
+		for _, want := range []digest.Digest{r.ref.Digest, digest.Digest(header.Get("Docker-Content-Digest"))} {
 			if strings.HasPrefix(string(want), "sha256:") && want != desc.Digest {
-				return refuse(errdefs.ErrDataLoss, "manifest has digest %s, not %s", desc.Digest, clip(string(want)))
+				return fault.Refuse(errdefs.ErrDataLoss, "manifest has digest %s, not %s", desc.Digest, fault.Clip(string(want)))
 			}
 		}
-		_, err := decodeDocument(raw, desc.MediaType)
+		_, err := manifest.Decode(raw, desc.MediaType)
 		return err
 	})
 	if err != nil {
@@ -63,11 +66,11 @@ func noHead(err error) bool {
 
 // unchanged returns the root document if it is the one we have.
 func (r *resolver) unchanged(ctx context.Context, header http.Header) ([]byte, bool) {
-	d := r.ref.digest
+	d := r.ref.Digest
 	if d == "" {
 		d = digest.Digest(header.Get("Docker-Content-Digest"))
 	}
-	if checkDigest(d) != nil || !r.by.catalog.knows(target{domain: r.ref.domain, path: r.ref.path, digest: d}) || r.held.pin(ctx, blobKey(d)) != nil {
+	if imageref.CheckDigest(d) != nil || !r.by.catalog.knows(imageref.Target{Domain: r.ref.Domain, Path: r.ref.Path, Digest: d}) || r.held.pin(ctx, blobKey(d)) != nil {
 		return nil, false
 	}
 	raw, err := r.by.blobs.readDocument(d)
@@ -97,7 +100,7 @@ func (r *resolver) get(ctx context.Context, q request, most int64, verify func([
 			switch {
 			case err != nil:
 			case int64(len(raw)) > most:
-				err = refuse(errdefs.ErrResourceExhausted, "%s has more than %d bytes", q, most)
+				err = fault.Refuse(errdefs.ErrResourceExhausted, "%s has more than %d bytes", q, most)
 			default:
 				err = verify(raw, resp.Header)
 			}
@@ -111,7 +114,7 @@ func (r *resolver) get(ctx context.Context, q request, most int64, verify func([
 		case attempt == maxAttempts || !again:
 			return nil, err
 		}
-		if err := r.prog.waiting(func() error { return sleep(ctx, backoff(attempt)) }); err != nil {
+		if err := r.prog.Waiting(func() error { return sleep(ctx, backoff(attempt)) }); err != nil {
 			return nil, err
 		}
 	}
@@ -124,11 +127,11 @@ func plainDocument(raw []byte, most int64) ([]byte, error) {
 	}
 	z, err := gzip.NewReader(bytes.NewReader(raw))
 	if err != nil {
-		return nil, refuse(errdefs.ErrDataLoss, "answer in gzip: %v", err)
+		return nil, fault.Refuse(errdefs.ErrDataLoss, "answer in gzip: %v", err)
 	}
 	plain, err := io.ReadAll(io.LimitReader(z, most+1))
 	if err != nil {
-		return nil, refuse(errdefs.ErrDataLoss, "answer in gzip: %v", err)
+		return nil, fault.Refuse(errdefs.ErrDataLoss, "answer in gzip: %v", err)
 	}
 	return plain, nil
 }
@@ -150,12 +153,12 @@ func (r *resolver) document(ctx context.Context, desc ocispec.Descriptor, kind s
 		accept = desc.MediaType
 	}
 	q := request{method: http.MethodGet, kind: kind, object: desc.Digest.String(), accept: accept}
-	raw, err := r.get(ctx, q, maxDocument, func(raw []byte, header http.Header) error {
+	raw, err := r.get(ctx, q, manifest.MaxBytes, func(raw []byte, header http.Header) error {
 		if got := digest.FromBytes(raw); got != desc.Digest || int64(len(raw)) != desc.Size {
-			return refuse(errdefs.ErrDataLoss, "%s arrives as %d bytes with digest %s, its descriptor says %d", desc.Digest, len(raw), got, desc.Size)
+			return fault.Refuse(errdefs.ErrDataLoss, "%s arrives as %d bytes with digest %s, its descriptor says %d", desc.Digest, len(raw), got, desc.Size)
 		}
-		if t := contentType(header); kind == "manifests" && manifestType(t) && indexType(t) != indexType(desc.MediaType) {
-			return refuse(errdefs.ErrInvalidArgument, "manifest %s is served as %q, its descriptor says %q", desc.Digest, t, clip(desc.MediaType))
+		if t := contentType(header); kind == "manifests" && manifest.IsManifest(t) && manifest.IsIndex(t) != manifest.IsIndex(desc.MediaType) {
+			return fault.Refuse(errdefs.ErrInvalidArgument, "manifest %s is served as %q, its descriptor says %q", desc.Digest, t, fault.Clip(desc.MediaType))
 		}
 		return nil
 	})
@@ -179,15 +182,9 @@ func (r *resolver) keep(ctx context.Context, raw []byte, desc ocispec.Descriptor
 	if have, err := r.by.blobs.readDocument(desc.Digest); err == nil && len(have) == len(raw) {
 		return nil
 	}
-	// What is there and does not verify makes room.
-	if err := r.by.blobs.delete(ctx, desc.Digest); err != nil {
-		return err
-	}
-	err = r.prog.waiting(func() error { // it syncs
-		return content.WriteBlob(ctx, r.by.blobs.store, documentPrefix+r.ref.ingestRef(desc.Digest), bytes.NewReader(raw), desc)
-	})
+	err = r.prog.Waiting(func() error { return r.by.blobs.writeDocument(ctx, r.ref.IngestRef(desc.Digest), raw, desc) }) // it syncs
 	if err != nil {
-		return fmt.Errorf("write blob %s: %w", desc.Digest, diskError(err))
+		return err
 	}
 	r.by.cfg.Step("pull.blob.written")
 	return nil

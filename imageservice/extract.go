@@ -13,6 +13,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/overlay"
 )
 
 // extractor writes one layer's tar below a directory of its own. The rule that keeps it there (I19): names from the tar are never joined
@@ -75,7 +78,7 @@ func extract(ctx context.Context, r io.Reader, root int, most caps) (implied []s
 			return nil, streamError(err)
 		}
 		if err := x.entry(h, tr); err != nil {
-			return nil, fmt.Errorf("layer entry %q: %w", clip(h.Name), err)
+			return nil, fmt.Errorf("layer entry %q: %w", fault.Clip(h.Name), err)
 		}
 	}
 	if err := x.settleTimes(); err != nil {
@@ -87,14 +90,14 @@ func extract(ctx context.Context, r io.Reader, root int, most caps) (implied []s
 // streamError gives errors of the tar format their class and lets those of the stream below pass.
 func streamError(err error) error {
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return refuse(errdefs.ErrInvalidArgument, "layer is not a whole tar archive: %v", err)
+		return fault.Refuse(errdefs.ErrInvalidArgument, "layer is not a whole tar archive: %v", err)
 	}
 	return err
 }
 
 func (x *extractor) count() error {
 	if x.entries++; x.entries > x.most.entries {
-		return refuse(errdefs.ErrResourceExhausted, "more than %d entries in one layer (layer_files_max)", x.most.entries)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "more than %d entries in one layer (layer_files_max)", x.most.entries)
 	}
 	return x.most.files.entry()
 }
@@ -102,7 +105,7 @@ func (x *extractor) count() error {
 // remember counts a name that is kept until the end: there may be as many as entries, each of the length of a path.
 func (x *extractor) remember(name string) error {
 	if x.names += int64(len(name)) + bytesOfTimes; x.names > x.most.names {
-		return refuse(errdefs.ErrResourceExhausted, "more than %d bytes of directories' names and times in one layer", x.most.names)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "more than %d bytes of directories' names and times in one layer", x.most.names)
 	}
 	return nil
 }
@@ -140,19 +143,19 @@ func (x *extractor) entry(h *tar.Header, r io.Reader) error {
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		return x.node(parent, e, func() error { return unix.Mknodat(parent, e.base, nodeType(h), nodeDevice(h)) })
 	}
-	return refuse(errdefs.ErrInvalidArgument, "entry of unknown type %q", h.Typeflag)
+	return fault.Refuse(errdefs.ErrInvalidArgument, "entry of unknown type %q", h.Typeflag)
 }
 
 // split cleans a name as if the layer's root were "/" and refuses what cannot be one.
 func split(h *tar.Header) (entry, error) {
 	if len(h.Name) > maxName || len(h.Linkname) > maxName {
-		return entry{}, refuse(errdefs.ErrInvalidArgument, "name of more than %d bytes", maxName)
+		return entry{}, fault.Refuse(errdefs.ErrInvalidArgument, "name of more than %d bytes", maxName)
 	}
 	if strings.ContainsRune(h.Name, 0) || strings.ContainsRune(h.Linkname, 0) {
-		return entry{}, refuse(errdefs.ErrInvalidArgument, "name with a NUL")
+		return entry{}, fault.Refuse(errdefs.ErrInvalidArgument, "name with a NUL")
 	}
 	if h.Uid < 0 || h.Gid < 0 || h.Uid >= 1<<32-1 || h.Gid >= 1<<32-1 {
-		return entry{}, refuse(errdefs.ErrInvalidArgument, "owner %d:%d", h.Uid, h.Gid)
+		return entry{}, fault.Refuse(errdefs.ErrInvalidArgument, "owner %d:%d", h.Uid, h.Gid)
 	}
 	dir, base := splitName(h.Name)
 	return entry{Header: h, dir: dir, base: base}, nil
@@ -169,7 +172,7 @@ func (x *extractor) rootEntry(e entry) error {
 	if e.Typeflag != tar.TypeDir {
 		return nil
 	}
-	e.Mode |= rootMode
+	e.Mode |= overlay.RootMode
 	fd, err := x.in(".", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
@@ -181,9 +184,6 @@ func (x *extractor) rootEntry(e entry) error {
 	x.dirs = append(x.dirs, dirTime{".", e.times()})
 	return x.dress(fd, e)
 }
-
-// rootMode is what the root of every layer allows.
-const rootMode = 0o555
 
 func (x *extractor) directory(parent int, e entry) error {
 	opaque := false
@@ -203,7 +203,7 @@ func (x *extractor) directory(parent int, e entry) error {
 		}
 	}
 	if err != nil {
-		return diskError(err)
+		return fault.Disk(err)
 	}
 	fd, err := unix.Openat(parent, e.base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -218,7 +218,7 @@ func (x *extractor) directory(parent int, e entry) error {
 		delete(x.implied, name)
 	}
 	if opaque {
-		if err := setOpaque(fd); err != nil {
+		if err := overlay.SetOpaque(fd); err != nil {
 			return err
 		}
 	}
@@ -239,14 +239,14 @@ func (x *extractor) file(parent int, e entry, r io.Reader) error {
 		}
 	}
 	if err != nil {
-		return diskError(err)
+		return fault.Disk(err)
 	}
 	err = x.copy(fd, r)
 	if err == nil {
 		err = x.dress(fd, e)
 	}
 	if cerr := unix.Close(fd); err == nil {
-		err = diskError(cerr)
+		err = fault.Disk(cerr)
 	}
 	if err != nil {
 		return err
@@ -285,7 +285,7 @@ func (x *extractor) copy(fd int, r io.Reader) error {
 		}
 		switch {
 		case err == io.EOF && end < at:
-			return diskError(unix.Ftruncate(fd, at))
+			return fault.Disk(unix.Ftruncate(fd, at))
 		case err == io.EOF:
 			return nil
 		case err != nil:
@@ -314,7 +314,7 @@ func (x *extractor) write(fd int, b []byte, at int64) error {
 			continue
 		}
 		if err != nil {
-			return diskError(err)
+			return fault.Disk(err)
 		}
 		b, at = b[n:], at+int64(n)
 	}
@@ -330,7 +330,7 @@ func (x *extractor) node(parent int, e entry, mk func() error) error {
 		}
 	}
 	if err != nil {
-		return diskError(err)
+		return fault.Disk(err)
 	}
 	if err := unix.Fchownat(parent, e.base, e.Uid, e.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
@@ -353,7 +353,7 @@ func (x *extractor) hardlink(parent int, e entry) error {
 	}
 	from, err := x.in(orDot(dir), unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
-		return refuse(errdefs.ErrInvalidArgument, "hard link to %q: %v", clip(e.Linkname), err)
+		return fault.Refuse(errdefs.ErrInvalidArgument, "hard link to %q: %v", fault.Clip(e.Linkname), err)
 	}
 	defer unix.Close(from)
 	err = unix.Linkat(from, base, parent, e.base, 0)
@@ -364,9 +364,9 @@ func (x *extractor) hardlink(parent int, e entry) error {
 	}
 	switch {
 	case err == unix.ENOENT || err == unix.EPERM || err == unix.ENOTDIR:
-		return refuse(errdefs.ErrInvalidArgument, "hard link to %q: %v", clip(e.Linkname), err)
+		return fault.Refuse(errdefs.ErrInvalidArgument, "hard link to %q: %v", fault.Clip(e.Linkname), err)
 	case err != nil:
-		return diskError(err)
+		return fault.Disk(err)
 	}
 	return nil
 }
@@ -425,11 +425,11 @@ func (x *extractor) dress(fd int, e entry) error {
 		switch err := unix.Fsetxattr(fd, k, []byte(v), 0); err {
 		case nil, unix.ENOTSUP:
 		case unix.ENOSPC, unix.E2BIG, unix.ERANGE:
-			return refuse(errdefs.ErrResourceExhausted, "extended attribute %q: %v", clip(k), err)
+			return fault.Refuse(errdefs.ErrResourceExhausted, "extended attribute %q: %v", fault.Clip(k), err)
 		case unix.EINVAL, unix.EPERM:
-			return refuse(errdefs.ErrInvalidArgument, "extended attribute %q: %v", clip(k), err)
+			return fault.Refuse(errdefs.ErrInvalidArgument, "extended attribute %q: %v", fault.Clip(k), err)
 		default:
-			return diskError(err)
+			return fault.Disk(err)
 		}
 	}
 	return nil

@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/overlay"
 	"github.com/cribox/cribox/internal/tree"
 )
 
@@ -24,18 +26,18 @@ func (x *extractor) whiteout(parent int, base string) error {
 			return err
 		}
 		defer unix.Close(fd)
-		return setOpaque(fd)
+		return overlay.SetOpaque(fd)
 	}
 	if strings.HasPrefix(base, ".wh..wh.") {
 		return nil
 	}
 	name := strings.TrimPrefix(base, whiteoutPrefix)
 	if name == "" || name == "." || name == ".." {
-		return refuse(errdefs.ErrInvalidArgument, "whiteout of nothing")
+		return fault.Refuse(errdefs.ErrInvalidArgument, "whiteout of nothing")
 	}
 	err := unix.Mknodat(parent, name, unix.S_IFCHR, 0)
 	if err != unix.EEXIST {
-		return diskError(err)
+		return fault.Disk(err)
 	}
 	// The name came earlier in this very layer and stays: a whiteout is about the layers below. What they have under it must not shine
 	// through a directory.
@@ -43,18 +45,11 @@ func (x *extractor) whiteout(parent int, base string) error {
 	switch err {
 	case nil:
 		defer unix.Close(fd)
-		return setOpaque(fd)
+		return overlay.SetOpaque(fd)
 	case unix.ENOTDIR, unix.ELOOP, unix.ENXIO:
 		return nil
 	}
 	return err
-}
-
-func setOpaque(fd int) error {
-	if err := unix.Fsetxattr(fd, "trusted.overlay.opaque", []byte("y"), 0); err != nil {
-		return fmt.Errorf("mark a directory opaque: %w", diskError(err))
-	}
-	return nil
 }
 
 func isWhiteout(st unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 }
@@ -113,7 +108,7 @@ func (x *extractor) forget() {
 const maxLinks = 40
 
 func tooDeep() error {
-	return refuse(errdefs.ErrResourceExhausted, "directories so deep that their path has more than the %d bytes that the kernel takes", maxName)
+	return fault.Refuse(errdefs.ErrResourceExhausted, "directories so deep that their path has more than the %d bytes that the kernel takes", maxName)
 }
 
 // openOrMake opens directory dir and makes what is missing of it, from the top. It holds two descriptors, however deep dir is.
@@ -148,7 +143,7 @@ func (x *extractor) make(above int, base string, links int) (int, error) {
 		return -1, err
 	}
 	if links == maxLinks {
-		return -1, refuse(errdefs.ErrInvalidArgument, "too many links in parent %q", clip(base))
+		return -1, fault.Refuse(errdefs.ErrInvalidArgument, "too many links in parent %q", fault.Clip(base))
 	}
 	to, err := readlinkAt(above, base)
 	if err != nil {
@@ -194,9 +189,9 @@ func parentError(dir string, err error) error {
 	case nil:
 		return nil
 	case unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.EINVAL, unix.EXDEV, unix.ENOENT:
-		return refuse(errdefs.ErrInvalidArgument, "parent %q: %v", clip(dir), err)
+		return fault.Refuse(errdefs.ErrInvalidArgument, "parent %q: %v", fault.Clip(dir), err)
 	}
-	return diskError(err)
+	return fault.Disk(err)
 }
 
 func readlinkAt(dir int, base string) (string, error) {

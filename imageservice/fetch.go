@@ -6,53 +6,48 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/manifest"
+	"github.com/cribox/cribox/imageservice/progress"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 )
 
-// ingestRef names a partial download in the content store. It is its registry's own: what one registry has begun, another need not wait for,
-// and cannot spoil.
-func (t target) ingestRef(d digest.Digest) string { return t.domain + " " + string(d) }
-
-// documentPrefix begins the name of a document that is being written.
-const documentPrefix = "document "
-
 // fetcher brings the layers of one pull here.
 type fetcher struct {
 	by        *puller
-	ref       target
+	ref       imageref.Target
 	reg       *registry
-	prog      *progress
+	prog      *progress.Clock
 	held      *holding
 	downloads *semaphore.Weighted
 	proved    bool // the whole image is recorded for this repository
-
-	looks         int    // into layers, for directories that were made up
-	read, written budget // by the unpackers: bytes of tars, and of files, whose holes are in no tar
+	unpacker  *unpacker
 }
 
 func newFetcher(p *pull, proved bool) *fetcher {
-	ft := &fetcher{by: p.by, ref: p.ref, reg: p.reg, prog: &p.prog, held: p.held, proved: proved,
-		downloads: semaphore.NewWeighted(int64(p.by.cfg.MaxDownloads))}
-	ft.read.most, ft.written.most = p.by.cfg.Limits.ImageBytes, p.by.cfg.Limits.ImageBytes
-	return ft
+	return &fetcher{by: p.by, ref: p.ref, reg: p.reg, prog: &p.prog, held: p.held, proved: proved,
+		downloads: semaphore.NewWeighted(int64(p.by.cfg.MaxDownloads)), unpacker: newUnpacker(p.by.layers, p.by.cfg.Limits, &p.prog)}
 }
 
 // layer brings one layer here: its blob into content/ and its files into layers/, at the same time where there is a free unpacker.
 func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string) (*layer, error) {
-	for _, key := range []string{blobKey(desc.Digest), partialPrefix + ft.ref.ingestRef(desc.Digest), layerPrefix + string(diffID)} {
+	for _, key := range []string{blobKey(desc.Digest), partialPrefix + ft.ref.IngestRef(desc.Digest), layerPrefix + string(diffID)} {
 		if err := ft.held.pin(ctx, key); err != nil {
 			return nil, err
 		}
 	}
 	ft.held.note(desc)
 	if err := ft.fetch(ctx, desc, diffID, name); err != nil {
-		if errdefs.IsNotFound(err) && foreignLayer(desc) {
+		if errdefs.IsNotFound(err) && manifest.IsForeign(desc) {
 			err = fmt.Errorf("%w (it is a foreign layer, and its own urls are not asked: push it to the registry)", err)
 		}
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -75,7 +70,7 @@ func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID di
 // fetch returns when the blob is in content/. On the way it may have unpacked the layer, too. It waits for other pulls from the same registry
 // only: how fast somebody else's registry is must not matter.
 func (ft *fetcher) fetch(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string) error {
-	release, err := ft.by.claim(ctx, ft.prog, partialPrefix+ft.ref.ingestRef(desc.Digest))
+	release, err := ft.by.claim(ctx, ft.prog, partialPrefix+ft.ref.IngestRef(desc.Digest))
 	if err != nil {
 		return err
 	}
@@ -83,12 +78,12 @@ func (ft *fetcher) fetch(ctx context.Context, desc ocispec.Descriptor, diffID di
 	if ok, err := ft.present(ctx, desc); ok || err != nil {
 		return err
 	}
-	if err := ft.prog.waiting(func() error { return ft.downloads.Acquire(ctx, 1) }); err != nil {
+	if err := ft.prog.Waiting(func() error { return ft.downloads.Acquire(ctx, 1) }); err != nil {
 		return err
 	}
 	defer ft.downloads.Release(1)
-	it := ft.prog.item(name, desc.Size)
-	defer ft.prog.finish(name)
+	it := ft.prog.Item(name, desc.Size)
+	defer ft.prog.Finish(name)
 	along := ft.unpackAlong(ctx, desc, diffID)
 	if err = ft.download(ctx, desc, it, along); err == nil {
 		err = ft.noteSender(ctx, desc.Digest)
@@ -130,7 +125,7 @@ func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool,
 		}
 	} else if known {
 		// The blob is verified, so it is the descriptor that lies.
-		return false, refuse(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", desc.Digest, info.Size(), desc.Size)
+		return false, fault.Refuse(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", desc.Digest, info.Size(), desc.Size)
 	}
 	return false, ft.by.blobs.delete(ctx, desc.Digest)
 }
@@ -139,7 +134,7 @@ func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool,
 type noticed struct {
 	ctx  context.Context
 	r    io.Reader
-	prog *progress
+	prog *progress.Clock
 }
 
 func (n *noticed) Read(b []byte) (int, error) {
@@ -147,7 +142,7 @@ func (n *noticed) Read(b []byte) (int, error) {
 		return 0, context.Cause(n.ctx)
 	}
 	c, err := n.r.Read(b)
-	n.prog.moved.Add(int64(c))
+	n.prog.Moved.Add(int64(c))
 	return c, err
 }
 
@@ -165,7 +160,7 @@ func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diff
 	if l := ft.by.layers.byKey(strings.TrimPrefix(key, layerPrefix)); l != nil {
 		return l, nil
 	}
-	if err := ft.prog.waiting(func() error { return ft.by.unpacks.Acquire(ctx, 1) }); err != nil {
+	if err := ft.prog.Waiting(func() error { return ft.by.unpacks.Acquire(ctx, 1) }); err != nil {
 		return nil, err
 	}
 	defer ft.by.unpacks.Release(1)
@@ -174,10 +169,10 @@ func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diff
 		return nil, err
 	}
 	defer f.Close()
-	name := "unpacking " + short(diffID)
-	it := ft.prog.item(name, 0)
-	defer ft.prog.finish(name)
-	l, err := ft.newLayer(ctx, source{Reader: f, size: desc.Size}, diffID, fixes, it)
+	name := "unpacking " + imageref.Short(diffID)
+	it := ft.prog.Item(name, 0)
+	defer ft.prog.Finish(name)
+	l, err := ft.unpacker.unpackLayer(ctx, source{Reader: f, size: desc.Size}, diffID, fixes, it)
 	if err != nil {
 		return nil, err
 	}
@@ -187,14 +182,14 @@ func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diff
 
 // download fetches a blob into content/, from where an earlier attempt stopped. It may be there already: then its bytes are the proof that the
 // repository has it.
-func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *item, along *alongside) error {
-	var w content.Writer
-	err := ft.prog.waiting(func() (err error) { // it hashes what is there
-		w, err = content.OpenWriter(ctx, ft.by.blobs.store, content.WithRef(ft.ref.ingestRef(desc.Digest)), content.WithDescriptor(ocispec.Descriptor{Size: desc.Size}))
+func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *progress.Item, along *alongside) error {
+	var w blobWriter
+	err := ft.prog.Waiting(func() (err error) { // it hashes what is there
+		w, err = ft.by.blobs.openWriter(ctx, ft.ref.IngestRef(desc.Digest), desc.Size)
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("open blob %s: %w", desc.Digest, diskError(err))
+		return fmt.Errorf("open blob %s: %w", desc.Digest, fault.Disk(err))
 	}
 	defer w.Close()
 	status, err := w.Status()
@@ -219,13 +214,35 @@ func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *it
 	}
 	along.advance(d.offset)
 	err = d.run(ctx)
-	var wrong contentError
-	if errors.As(err, &wrong) {
+	if fault.IsRefused(err) {
 		w.Close()
-		return errors.Join(err, ft.by.blobs.abort(context.WithoutCancel(ctx), ft.ref.ingestRef(desc.Digest)))
+		return errors.Join(err, ft.by.blobs.abort(context.WithoutCancel(ctx), ft.ref.IngestRef(desc.Digest)))
 	}
 	if err == nil {
 		ft.by.cfg.Step("pull.blob.written")
 	}
 	return err
+}
+
+// fixLayers settles what made-up directories look like, bottom up.
+func (ft *fetcher) fixLayers(ctx context.Context, got *contents) error {
+	var total uint64
+	var below []*layer // topmost first
+	for i, l := range got.layers {
+		if total += l.Bytes; total > uint64(ft.by.cfg.Limits.ImageBytes) {
+			return fault.Refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes (image_size_max)", ft.by.cfg.Limits.ImageBytes)
+		}
+		fixes, err := ft.unpacker.fixesOf(ctx, l, below)
+		if err != nil {
+			return err
+		}
+		if l.Fixes != fixesKey(fixes) {
+			if l, err = ft.unpackBlob(ctx, got.doc.Layers[i], l.DiffID, fixes); err != nil {
+				return err
+			}
+			got.layers[i] = l
+		}
+		below = slices.Insert(below, 0, l)
+	}
+	return nil
 }

@@ -21,7 +21,7 @@ type flight struct {
 	done    chan struct{} // closed at the end; img and err are set before
 
 	stallErr error
-	img      Image
+	img      image
 	err      error
 }
 
@@ -29,7 +29,7 @@ var errNobodyWaits = errors.New("nobody waits for this pull any more")
 
 // do runs work under key, or joins the run under way, and returns its result. A caller that gives up gets its context's error; work is
 // cancelled when nobody is left.
-func (fs *flights) do(ctx context.Context, key string, work func(context.Context, *flight)) (Image, error) {
+func (fs *flights) do(ctx context.Context, key string, work func(context.Context, *flight)) (image, error) {
 	for {
 		f, old := fs.join(ctx, key, work)
 		if old == nil {
@@ -38,7 +38,7 @@ func (fs *flights) do(ctx context.Context, key string, work func(context.Context
 		select {
 		case <-old.done: // a cancelled one winds down
 		case <-ctx.Done():
-			return Image{}, ctx.Err()
+			return image{}, ctx.Err()
 		}
 	}
 }
@@ -69,12 +69,12 @@ func (fs *flights) join(ctx context.Context, key string, work func(context.Conte
 }
 
 // await returns what the flight brings, or leaves it.
-func (fs *flights) await(ctx context.Context, f *flight) (Image, error) {
+func (fs *flights) await(ctx context.Context, f *flight) (image, error) {
 	select {
 	case <-f.done:
 		return f.img, f.err
 	case <-f.stalled:
-		return Image{}, f.stallErr
+		return image{}, f.stallErr
 	case <-ctx.Done():
 	}
 	fs.mu.Lock()
@@ -83,7 +83,7 @@ func (fs *flights) await(ctx context.Context, f *flight) (Image, error) {
 		f.leaving = true
 		f.cancel(errNobodyWaits)
 	}
-	return Image{}, ctx.Err()
+	return image{}, ctx.Err()
 }
 
 // giveUp sends everybody away with told and cancels the work with cause.
@@ -94,6 +94,16 @@ func (fs *flights) giveUp(f *flight, told, cause error) {
 	fs.mu.Unlock()
 	close(f.stalled)
 	f.cancel(cause)
+}
+
+// waiting returns how many wait for each of them.
+func (fs *flights) waiting() (callers []int) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for _, f := range fs.all {
+		callers = append(callers, f.waiters)
+	}
+	return callers
 }
 
 func (fs *flights) land(key string, f *flight) {

@@ -2,9 +2,7 @@ package imageservice
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,14 +11,17 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/cribox/cribox/internal/tree"
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/imageref"
 )
+
+// debrisRetention is how long what nobody needs stays for the next try.
+const debrisRetention = 10 * time.Minute
 
 // collector deletes what no record lists and no pull needs: at once, or after a while.
 type collector struct {
@@ -32,6 +33,10 @@ type collector struct {
 
 	mu       sync.Mutex
 	sweeping *time.Timer
+}
+
+func newCollector(c *catalog, b *blobs, l *layerStore, p *pins, step func(string)) *collector {
+	return &collector{catalog: c, blobs: b, layers: l, pins: p, step: step}
 }
 
 // unpin gives pins back. With discard, what then belongs to nobody is deleted; else it stays a while for the next try.
@@ -71,7 +76,7 @@ func (g *collector) deleteOne(key string) error {
 	if l == nil {
 		return nil
 	}
-	err := removeTree(g.layers.dir(l.Dir))
+	err := g.layers.remove(l.Dir)
 	g.step("remove.layer.gone")
 	return err
 }
@@ -83,7 +88,7 @@ func (g *collector) remove(ctx context.Context, ref string) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("remove image %s: %w", shown(ref), err)
+		return fmt.Errorf("remove image %s: %w", imageref.Quoted(ref), err)
 	}
 	g.delete(garbage)
 	return nil
@@ -101,7 +106,7 @@ func (g *collector) unlist(ctx context.Context, ref string) (garbage []string, e
 	}
 	if err := g.catalog.erase(r.ID); err != nil {
 		g.catalog.relist(r, garbage)
-		return nil, diskError(err)
+		return nil, fault.Disk(err)
 	}
 	g.step("remove.unrecorded")
 	return garbage, nil
@@ -113,10 +118,11 @@ func (g *collector) unlist(ctx context.Context, ref string) (garbage []string, e
 func (g *collector) forget(ctx context.Context) {
 	listed := g.catalog.listed()
 	doubtful := g.layers.takeAll(func(key string) bool {
-		return !g.pins.isDying(layerPrefix+key) && !listed[layerPrefix+key]
+		_, dying := g.pins.state(layerPrefix + key)
+		return !dying && !listed[layerPrefix+key]
 	})
 	for _, l := range doubtful {
-		if err := removeTree(g.layers.dir(l.Dir)); err != nil {
+		if err := g.layers.remove(l.Dir); err != nil {
 			log.G(ctx).WithError(err).WithField("layer", l.Dir).Warn("layer that may not be on disk could not be deleted")
 		}
 	}
@@ -152,50 +158,10 @@ func (g *collector) sweep(t time.Time) (more bool) {
 			keys = append(keys, layerPrefix+key)
 		}
 	}
-	err := g.blobs.store.Walk(ctx, func(i content.Info) error {
-		switch {
-		case listed[blobKey(i.Digest)]:
-		case i.CreatedAt.Before(t):
-			keys = append(keys, blobKey(i.Digest))
-		default:
-			more = true
-		}
-		return nil
-	})
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		log.L.WithError(err).Warn("blobs could not be listed to find what nobody needs")
-	}
-	partial, _ := g.blobs.store.ListStatuses(ctx)
-	for _, s := range partial {
-		switch {
-		case s.UpdatedAt.Before(t):
-			keys = append(keys, partialPrefix+s.Ref)
-		default:
-			more = true
-		}
-	}
-	g.collect(keys)
+	debris, more := g.blobs.debris(ctx, t, listed)
+	g.collect(append(keys, debris...))
 	g.step("sweep.done")
 	return more
-}
-
-// dropBrokenDownloads deletes what is below ingest/ and is no partial download. The others are gone on with, or swept when nobody does.
-func (g *collector) dropBrokenDownloads(ctx context.Context) {
-	dir := filepath.Join(g.blobs.dir, "ingest")
-	entries, _ := os.ReadDir(dir) // it is made when it is missing
-	for _, e := range entries {
-		ref, err := readCapped(filepath.Join(dir, e.Name(), "ref"), maxName)
-		if err != nil && !damaged(err) {
-			log.G(ctx).WithError(err).WithField("download", e.Name()).Warn("partial download cannot be read now; it stays for a while")
-			continue
-		}
-		if err == nil && digest.FromBytes(ref).Encoded() == e.Name() && !strings.HasPrefix(string(ref), documentPrefix) {
-			continue
-		}
-		if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
-			log.G(ctx).WithError(err).WithField("download", e.Name()).Warn("partial download could not be deleted")
-		}
-	}
 }
 
 // dropOrphanLayers deletes the directories no record lists: they were never proven to be on disk. What is mounted stays all the same: a
@@ -223,7 +189,7 @@ func (g *collector) dropOrphanLayers(ctx context.Context) error {
 		if known[e.Name()] || !g.catalog.isRead() || mounted(e.Name()) {
 			continue
 		}
-		if err := removeTree(g.layers.dir(e.Name())); err != nil {
+		if err := g.layers.remove(e.Name()); err != nil {
 			log.G(ctx).WithError(err).WithField("layer", e.Name()).Warn("orphan layer could not be deleted")
 		}
 	}
@@ -237,13 +203,3 @@ func showsLayer(options, layer string) bool {
 	parts := ":" + strings.NewReplacer("=", ":", ",", ":").Replace(options) + ":"
 	return strings.Contains(options, layer) || strings.Contains(parts, ":"+relative+":")
 }
-
-func ignoreNotFound(err error) error {
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	return err
-}
-
-// removeTree deletes a tree, whatever its shape. It goes on to the end: what is left over is found by the next Open only.
-func removeTree(path string) error { return tree.Remove(context.Background(), path) }

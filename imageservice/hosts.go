@@ -22,7 +22,23 @@ import (
 	"github.com/containerd/log"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/sirupsen/logrus"
+
+	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/progress"
 )
+
+// Client opens the registries of references, and remembers for a while which of their hosts were dead or slow.
+type Client struct {
+	folder   string // in the style of containerd's certs.d (<host>/hosts.toml), read at every pull; "" = none
+	stall    time.Duration
+	troubled troubledHosts
+}
+
+// NewClient returns a client that is configured by a folder in the style of containerd's certs.d (<host>/hosts.toml), which is read
+// at every open; "" for none. No answer is waited for longer than stall.
+func NewClient(folder string, stall time.Duration) *Client {
+	return &Client{folder: folder, stall: stall}
+}
 
 // host is one server of a repository: a mirror or the registry itself.
 type host struct {
@@ -135,14 +151,14 @@ func (f hostsFile) entry(host string) hostsEntry {
 }
 
 // readFolder reads hosts.toml and cribox.toml of a registry's folder. Both may be missing.
-func (u *puller) readFolder(domain string) (hosts hostsFile, settings registrySettings, err error) {
-	if u.cfg.RegistryConfig == "" {
+func (c *Client) readFolder(domain string) (hosts hostsFile, settings registrySettings, err error) {
+	if c.folder == "" {
 		settings.file = settingsName + " in the registry's folder below registry_config"
 		return hosts, settings, nil
 	}
-	dir, err := config.HostDirFromRoot(u.cfg.RegistryConfig)(domain)
+	dir, err := config.HostDirFromRoot(c.folder)(domain)
 	if err != nil {
-		settings.file = filepath.Join(u.cfg.RegistryConfig, domain, settingsName)
+		settings.file = filepath.Join(c.folder, domain, settingsName)
 		return hosts, settings, ignoreNotFound(err)
 	}
 	settings.file = filepath.Join(dir, settingsName)
@@ -189,10 +205,10 @@ func parseTokenServer(name string) *url.URL {
 	return u
 }
 
-// openRegistry reads the configuration of t's registry. Nothing is contacted yet.
-func (u *puller) openRegistry(ctx context.Context, t target, creds credentials, prog *progress) (*registry, error) {
-	r := &registry{repo: t, prog: prog, creds: creds, troubled: &u.troubled,
-		stall: u.cfg.StallTimeout, idle: max(u.cfg.StallTimeout/3, time.Millisecond)}
+// open reads the configuration of t's registry. Nothing is contacted yet.
+func (c *Client) open(ctx context.Context, t imageref.Target, creds credentials, prog *progress.Clock) (*registry, error) {
+	r := &registry{repo: t, prog: prog, creds: creds, troubled: &c.troubled,
+		stall: c.stall, idle: max(c.stall/3, time.Millisecond)}
 	opts := config.HostOptions{
 		UpdateClient: func(client *http.Client) error {
 			if tr, ok := client.Transport.(*http.Transport); ok {
@@ -203,20 +219,20 @@ func (u *puller) openRegistry(ctx context.Context, t target, creds credentials, 
 			return nil
 		},
 	}
-	if u.cfg.RegistryConfig != "" {
-		opts.HostDir = config.HostDirFromRoot(u.cfg.RegistryConfig)
+	if c.folder != "" {
+		opts.HostDir = config.HostDirFromRoot(c.folder)
 	}
 	logger, complaint := listener()
-	hosts, err := config.ConfigureHosts(log.WithLogger(ctx, logger), opts)(t.domain)
+	hosts, err := config.ConfigureHosts(log.WithLogger(ctx, logger), opts)(t.Domain)
 	if err == nil {
 		err = complaint() // a hosts.toml that does not parse is ignored by the library, and we do not want to ask other hosts than meant
 	}
 	var file hostsFile
 	if err == nil {
-		file, r.settings, err = u.readFolder(t.domain)
+		file, r.settings, err = c.readFolder(t.Domain)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("registry configuration of %s: %v: %w", t.domain, err, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("registry configuration of %s: %v: %w", t.Domain, err, errdefs.ErrFailedPrecondition)
 	}
 	r.addHosts(hosts, file)
 	return r, nil
@@ -227,13 +243,13 @@ func (u *puller) openRegistry(ctx context.Context, t target, creds credentials, 
 func (r *registry) addHosts(hosts []docker.RegistryHost, file hostsFile) {
 	for i, rh := range hosts {
 		last := i == len(hosts)-1
-		same := sameServer(rh.Scheme, rh.Host, r.repo.domain)
+		same := sameServer(rh.Scheme, rh.Host, r.repo.Domain)
 		h := &host{RegistryHost: rh, own: last || same, proxies: !same}
 		h.dial = file.entry(rh.Host).timeout()
 		if last {
 			h.dial = file.timeout()
 		}
-		h.name = fmt.Sprintf("%s %d %s%s", r.repo.domain, i, h.origin(), h.Path)
+		h.name = fmt.Sprintf("%s %d %s%s", r.repo.Domain, i, h.origin(), h.Path)
 		r.hosts = append(r.hosts, h)
 	}
 	r.foldOwn(file.bare())

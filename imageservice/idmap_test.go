@@ -13,6 +13,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/imageservice/imagetest"
+	"github.com/cribox/cribox/imageservice/overlay"
 )
 
 const mappedRoot = 300000
@@ -23,10 +26,10 @@ func userNS(t *testing.T) *os.File {
 	ids := []syscall.SysProcIDMap{{HostID: mappedRoot, Size: 65536}}
 	cmd := exec.Command("sleep", "60")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids}
-	must(t, cmd.Start())
+	imagetest.Must(t, cmd.Start())
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", cmd.Process.Pid))
-	must(t, err)
+	imagetest.Must(t, err)
 	t.Cleanup(func() { f.Close() })
 	return f
 }
@@ -34,7 +37,7 @@ func userNS(t *testing.T) *os.File {
 func wantOwner(t *testing.T, path string, uid, gid uint32) {
 	t.Helper()
 	var st unix.Stat_t
-	must(t, unix.Lstat(path, &st))
+	imagetest.Must(t, unix.Lstat(path, &st))
 	if st.Uid != uid || st.Gid != gid {
 		t.Errorf("%s belongs to %d:%d, want %d:%d", path, st.Uid, st.Gid, uid, gid)
 	}
@@ -42,31 +45,31 @@ func wantOwner(t *testing.T, path string, uid, gid uint32) {
 
 // TestMountMapped: an image's files belong to the ids of a user namespace, in any number of layers, and the layers stay as they are.
 func TestMountMapped(t *testing.T) {
-	r := newRegistry(t)
-	owned := reg("home/f")
+	r := imagetest.NewRegistry(t)
+	owned := imagetest.File("home/f")
 	owned.Uid, owned.Gid = 7, 8
-	layers := []testLayer{gzipLayer(tarOf(t, dir("./", 0o711), reg("f"), "x", owned, "y"))}
+	layers := []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.Dir("./", 0o711), imagetest.File("f"), "x", owned, "y"))}
 	for i := range 60 {
-		layers = append(layers, gzipLayer(tarOf(t, dir("./", 0o711), reg(fmt.Sprint("f", i)), fmt.Sprint(i))))
+		layers = append(layers, imagetest.Gzip(imagetest.Tar(t, imagetest.Dir("./", 0o711), imagetest.File(fmt.Sprint("f", i)), fmt.Sprint(i))))
 	}
 	c := newImages(t, nil)
 	ns := userNS(t)
-	must(t, c.CheckIDMap(ns))
-	for name, stack := range map[string][]testLayer{"none": {}, "one": layers[:1], "many": layers} {
-		id, _ := r.build(name, stack, nil)
-		c.mustPull(t, r.ref("app:"+name))
+	imagetest.Must(t, c.CheckIDMap(ns))
+	for name, stack := range map[string][]imagetest.Layer{"none": {}, "one": layers[:1], "many": layers} {
+		id, _ := r.Build(name, stack, nil)
+		c.mustPull(t, r.Ref("app:"+name))
 		for _, readOnly := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, " ro=", readOnly), func(t *testing.T) {
 				base := t.TempDir()
 				target := filepath.Join(base, "rootfs")
 				rootfs := Rootfs{ImageID: id, Dir: filepath.Join(base, "c"), Target: target, ReadOnly: readOnly, UserNS: ns}
-				must(t, c.Mount(t.Context(), rootfs))
+				imagetest.Must(t, c.Mount(t.Context(), rootfs))
 				defer c.Unmount(context.Background(), target)
 				wantOwner(t, target, mappedRoot, mappedRoot)
 				mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(target))
-				must(t, err)
+				imagetest.Must(t, err)
 				names, err := c.Layers(id)
-				must(t, err)
+				imagetest.Must(t, err)
 				if len(mounts) != 1 || !showsLayer(mounts[0].VFSOptions, names[len(names)-1]) {
 					t.Errorf("the mount does not show its layers, and Open would delete them: %v", mounts)
 				}
@@ -76,22 +79,22 @@ func TestMountMapped(t *testing.T) {
 				if info, _ := os.Stat(target); info.Mode().Perm() != 0o755 {
 					t.Error(info.Mode())
 				}
-				wantFile(t, filepath.Join(target, "f"), "x")
+				imagetest.WantFile(t, filepath.Join(target, "f"), "x")
 				wantOwner(t, filepath.Join(target, "f"), mappedRoot, mappedRoot)
 				wantOwner(t, filepath.Join(target, "home/f"), mappedRoot+7, mappedRoot+8)
 				if name == "many" {
-					wantFile(t, filepath.Join(target, "f59"), "59")
+					imagetest.WantFile(t, filepath.Join(target, "f59"), "59")
 				}
 				if !readOnly { // what is copied up keeps its owner
-					must(t, os.WriteFile(filepath.Join(target, "home/f"), []byte("z"), 0o644))
+					imagetest.Must(t, os.WriteFile(filepath.Join(target, "home/f"), []byte("z"), 0o644))
 					wantOwner(t, filepath.Join(base, "c/upper/home/f"), mappedRoot+7, mappedRoot+8)
 				}
-				must(t, c.Unmount(t.Context(), target))
-				must(t, c.Unmount(t.Context(), target))
+				imagetest.Must(t, c.Unmount(t.Context(), target))
+				imagetest.Must(t, c.Unmount(t.Context(), target))
 			})
 		}
 		names, err := c.Layers(id)
-		must(t, err)
+		imagetest.Must(t, err)
 		for _, l := range names {
 			wantOwner(t, l, 0, 0)
 		}
@@ -103,7 +106,7 @@ func TestMountMapped(t *testing.T) {
 
 // TestCheckIDMap: a file system without id-mapped mounts is named.
 func TestCheckIDMap(t *testing.T) {
-	if _, err := idMapped("/proc/sys", userNS(t)); err == nil || !strings.Contains(err.Error(), "/proc/sys") || !errdefs.IsFailedPrecondition(err) {
+	if err := overlay.CheckIDMap("/proc/sys", userNS(t)); err == nil || !strings.Contains(err.Error(), "/proc/sys") || !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
 	}
 }

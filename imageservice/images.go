@@ -3,8 +3,6 @@ package imageservice
 import (
 	"context"
 	"time"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Config is what Open needs to know.
@@ -17,17 +15,12 @@ type Config struct {
 	MaxUnpacks     int           // layers unpacked in parallel by all pulls together, and as many more while they arrive; default CPUs, at least 2
 	Pinned         []string      // names of images that are reported as pinned, see SetPinned
 	Step           func(name string)
+
+	syncfs func(fd int) error // instead of the system call
 }
 
 // Image is one image as the CRI shows it.
-type Image struct {
-	ID          string        // "sha256:" and the hex digest of the config; the same string in every API
-	RepoTags    []string      // fully qualified ("docker.io/library/busybox:1"), sorted; empty after a pull by digest
-	RepoDigests []string      // fully qualified ("registry.k8s.io/pause@sha256:..."), sorted
-	Size        int64         // compressed bytes of this platform's manifest, config and layers; > 0
-	Config      ocispec.Image // the image's config; its maps and slices are shared and must not be changed
-	Pinned      bool          // one of its names fits one given to SetPinned
-}
+type Image = image
 
 // Images is the image service. All methods may be called at the same time from anywhere.
 type Images struct {

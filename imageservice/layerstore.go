@@ -1,6 +1,7 @@
 package imageservice
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,10 +13,29 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/overlay"
+	"github.com/cribox/cribox/internal/tree"
 )
 
 // layer is an unpacked and verified layer. It is proven to be on disk only when a record lists it.
-type layer = layerRecord
+type layer struct {
+	DiffID digest.Digest `json:"diff_id"`
+	Fixes  string        `json:"fixes,omitempty"` // see link.go
+	Dir    string        `json:"dir"`             // below layers/
+	Bytes  uint64        `json:"bytes"`           // what du says
+	Inodes uint64        `json:"inodes"`
+	Opaque bool          `json:"opaque,omitempty"` // its root hides every layer below, which overlayfs does not do by itself
+}
+
+func (l layer) key() string { return layerKey(l.DiffID, l.Fixes) }
+
+func layerKey(diffID digest.Digest, fixes string) string {
+	if fixes == "" {
+		return string(diffID)
+	}
+	return string(diffID) + "+" + fixes
+}
 
 // layerStore owns layers/: the folders of unpacked layers, and which of them are known.
 type layerStore struct {
@@ -53,11 +73,21 @@ func (s *layerStore) make() (string, error) {
 	}
 }
 
+// remove deletes the folder of a layer, whatever is in it. It goes on to the end: what is left over is found by the next Open only.
+func (s *layerStore) remove(name string) error { return tree.Remove(context.Background(), s.dir(name)) }
+
 // taken says that a number is in use.
 func (s *layerStore) taken(n uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.last = max(s.last, n)
+}
+
+// latest is the highest number in use so far.
+func (s *layerStore) latest() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last
 }
 
 // any returns an unpacked layer of this diff id, with or without fixes.
@@ -95,7 +125,7 @@ func (s *layerStore) add(l *layer) *layer {
 	}
 	s.mu.Unlock()
 	if first != nil {
-		if err := removeTree(s.dir(l.Dir)); err != nil {
+		if err := s.remove(l.Dir); err != nil {
 			log.L.WithError(err).WithField("layer", l.Dir).Warn("layer that was unpacked twice could not be deleted")
 		}
 		return first
@@ -162,8 +192,8 @@ func (s *layerStore) check(name string) error {
 	if !info.IsDir() {
 		return fmt.Errorf("layer %s is not a directory", name)
 	}
-	if info.Mode()&rootMode == rootMode {
+	if info.Mode()&overlay.RootMode == overlay.RootMode {
 		return nil
 	}
-	return os.Chmod(s.files(name), info.Mode()|rootMode) // an older version unpacked it
+	return os.Chmod(s.files(name), info.Mode()|overlay.RootMode) // an older version unpacked it
 }

@@ -7,28 +7,31 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/imageservice/imagetest"
 )
 
 // TestNothingLeaks: pulls that succeed, fail, stall and are cancelled leave no goroutine and no descriptor.
 func TestNothingLeaks(t *testing.T) {
-	r := newRegistry(t)
-	good := gzipLayer(noise(t, 100_000))
-	bad := zstdLayer(noise(t, 100_000))
-	bad.diffID = digest.FromString("lie")
-	slow := gzipLayer(noise(t, 200_000))
-	id, _ := r.build("good", []testLayer{good}, nil)
-	r.build("bad", []testLayer{good, bad}, nil)
-	r.build("slow", []testLayer{good, slow}, nil)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
-		if isBlobGet(q, digest.FromBytes(slow.blob)) {
+	r := imagetest.NewRegistry(t)
+	good := imagetest.Gzip(imagetest.Noise(t, 100_000))
+	bad := imagetest.Zstd(imagetest.Noise(t, 100_000))
+	bad.DiffID = digest.FromString("lie")
+	slow := imagetest.Gzip(imagetest.Noise(t, 200_000))
+	id, _ := r.Build("good", []imagetest.Layer{good}, nil)
+	r.Build("bad", []imagetest.Layer{good, bad}, nil)
+	r.Build("slow", []imagetest.Layer{good, slow}, nil)
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if imagetest.IsBlobGet(q, digest.FromBytes(slow.Blob)) {
 			w.Header().Set("Content-Length", "1000000")
-			w.Write(slow.blob[:1000])
+			w.Write(slow.Blob[:1000])
 			w.(http.Flusher).Flush()
 			<-q.Context().Done()
 			return true
@@ -37,21 +40,21 @@ func TestNothingLeaks(t *testing.T) {
 	})
 	c, hasty := newImages(t, nil), newImages(t, func(c *Config) { c.StallTimeout = 200 * time.Millisecond })
 	round := func() {
-		c.mustPull(t, r.ref("app:good"))
+		c.mustPull(t, r.Ref("app:good"))
 		mounted := filepath.Join(t.TempDir(), "m")
-		must(t, c.Mount(t.Context(), Rootfs{ImageID: id, Dir: filepath.Join(t.TempDir(), "c"), Target: mounted}))
-		must(t, c.Unmount(t.Context(), mounted))
+		imagetest.Must(t, c.Mount(t.Context(), Rootfs{ImageID: id, Dir: filepath.Join(t.TempDir(), "c"), Target: mounted}))
+		imagetest.Must(t, c.Unmount(t.Context(), mounted))
 		for tag, images := range map[string]*Images{"bad": c, "slow": hasty, "none": c} {
-			if _, err := images.Pull(t.Context(), r.ref("app:"+tag), nil); err == nil {
+			if _, err := images.Pull(t.Context(), r.Ref("app:"+tag), nil); err == nil {
 				t.Errorf("%s is pulled", tag)
 			}
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
-		if _, err := c.Pull(ctx, r.ref("app:slow"), nil); err == nil {
+		if _, err := c.Pull(ctx, r.Ref("app:slow"), nil); err == nil {
 			t.Error("slow is pulled")
 		}
-		must(t, c.Remove(t.Context(), id))
+		imagetest.Must(t, c.Remove(t.Context(), id))
 	}
 	round()
 	count := func() (int, int) {
@@ -79,28 +82,28 @@ func TestNothingLeaks(t *testing.T) {
 // TestFullDisk: a pull that fills the disk says so and gives everything back; removing works without a free byte.
 func TestFullDisk(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "root")
-	must(t, os.Mkdir(root, 0o700))
-	must(t, unix.Mount("tmpfs", root, "tmpfs", 0, "size=4m"))
+	imagetest.Must(t, os.Mkdir(root, 0o700))
+	imagetest.Must(t, unix.Mount("tmpfs", root, "tmpfs", 0, "size=4m"))
 	t.Cleanup(func() { unix.Unmount(root, unix.MNT_DETACH) })
-	r := newRegistry(t)
-	small, _ := r.build("small", []testLayer{gzipLayer(tarOf(t, reg("f"), "x"))}, nil)
-	r.build("blob", []testLayer{gzipLayer(noise(t, 6<<20))}, nil)
-	r.build("unpacked", []testLayer{gzipLayer(tarOf(t, reg("f"), strings.Repeat("x", 6<<20)))}, nil)
+	r := imagetest.NewRegistry(t)
+	small, _ := r.Build("small", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "x"))}, nil)
+	r.Build("blob", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 6<<20))}, nil)
+	r.Build("unpacked", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), strings.Repeat("x", 6<<20)))}, nil)
 	c := newImages(t, func(c *Config) { c.Root = root })
-	c.mustPull(t, r.ref("app:small"))
+	c.mustPull(t, r.Ref("app:small"))
 	var before, after unix.Statfs_t
-	must(t, unix.Statfs(root, &before))
+	imagetest.Must(t, unix.Statfs(root, &before))
 	for _, tag := range []string{"blob", "unpacked"} {
-		if _, err := c.Pull(t.Context(), r.ref("app:"+tag), nil); !errdefs.IsResourceExhausted(err) {
+		if _, err := c.Pull(t.Context(), r.Ref("app:"+tag), nil); !errdefs.IsResourceExhausted(err) {
 			t.Errorf("%s: %v", tag, err)
 		}
-		must(t, unix.Statfs(root, &after))
+		imagetest.Must(t, unix.Statfs(root, &after))
 		if after.Bfree < before.Bfree || after.Ffree < before.Ffree {
 			t.Errorf("%s: %d blocks and %d inodes are not given back", tag, before.Bfree-after.Bfree, before.Ffree-after.Ffree)
 		}
 	}
 	f, err := os.Create(filepath.Join(root, "filler"))
-	must(t, err)
+	imagetest.Must(t, err)
 	defer f.Close()
 	for b := make([]byte, 4096); ; {
 		if _, err := f.Write(b); err != nil {
@@ -110,21 +113,29 @@ func TestFullDisk(t *testing.T) {
 	if len(reopen(t, root).List()) != 1 {
 		t.Error("the image is not listed on a full disk")
 	}
-	must(t, c.Remove(t.Context(), small))
+	imagetest.Must(t, c.Remove(t.Context(), small))
 	c.wantNothing(t)
 }
 
 // TestSyncFails: write errors are told once, so what they may be about is neither listed nor kept for the next pull. The disk that fails is
 // a system call that does.
 func TestSyncFails(t *testing.T) {
-	r := newRegistry(t)
-	kept := gzipLayer(tarOf(t, reg("kept"), "x"))
-	old, _ := r.build("old", []testLayer{kept}, nil)
-	id, _ := r.build("1", []testLayer{kept, gzipLayer(noise(t, 100_000))}, nil)
-	c := newImages(t, nil)
-	c.mustPull(t, r.ref("app:old"))
-	c.puller.syncfs = func(int) error { return unix.EIO }
-	_, err := c.Pull(t.Context(), r.ref("app:1"), nil)
+	r := imagetest.NewRegistry(t)
+	kept := imagetest.Gzip(imagetest.Tar(t, imagetest.File("kept"), "x"))
+	old, _ := r.Build("old", []imagetest.Layer{kept}, nil)
+	id, _ := r.Build("1", []imagetest.Layer{kept, imagetest.Gzip(imagetest.Noise(t, 100_000))}, nil)
+	fail := atomic.Bool{}
+	c := newImages(t, func(c *Config) {
+		c.syncfs = func(fd int) error {
+			if fail.Load() {
+				return unix.EIO
+			}
+			return unix.Syncfs(fd)
+		}
+	})
+	c.mustPull(t, r.Ref("app:old"))
+	fail.Store(true)
+	_, err := c.Pull(t.Context(), r.Ref("app:1"), nil)
 	if err == nil || !strings.Contains(err.Error(), unix.EIO.Error()) {
 		t.Error(err)
 	}
@@ -134,10 +145,10 @@ func TestSyncFails(t *testing.T) {
 	if l := c.List(); len(l) != 1 || l[0].ID != old {
 		t.Error(l)
 	}
-	c.puller.syncfs = unix.Syncfs
-	c.mustPull(t, r.ref("app:1"))
+	fail.Store(false)
+	c.mustPull(t, r.Ref("app:1"))
 	if info, err := os.Stat(mounted(t, c, id)("noise")); err != nil || info.Size() != 100_000 {
 		t.Error(info, err)
 	}
-	wantFile(t, mounted(t, c, old)("kept"), "x")
+	imagetest.WantFile(t, mounted(t, c, old)("kept"), "x")
 }

@@ -1,6 +1,6 @@
 package imageservice
 
-import "time"
+import "github.com/cribox/cribox/imageservice/overlay"
 
 // Limits caps what a registry can make us store (I13). Zero fields take the default.
 type Limits struct {
@@ -14,19 +14,10 @@ type Limits struct {
 }
 
 const (
-	maxDocument     = 4 << 20   // bytes of a manifest, index or image config
-	maxValues       = 1 << 17   // values in a manifest, index or image config
-	maxToken        = 1 << 20   // bytes of a token server's reply
-	maxErrorBody    = 8 << 10   // bytes read of a registry's error reply
-	maxLooks        = 16 << 20  // into the layers of an image, for directories that the ones above them made up
-	maxIndexEntries = 1024      // manifests in one index
-	maxUnsaid       = 64        // entries of an index without platforms whose configs are read
-	maxIndexDepth   = 3         // indexes in indexes
-	maxOverlay      = 500       // lower directories of one overlay mount
-	maxName         = 4096      // bytes of a path in a layer
-	maxNames        = 128 << 20 // bytes of names and times of directories, see caps
-	maxWindow       = 128 << 20 // bytes of a zstd window, the most that zstd makes without --ultra --long
-	debrisRetention = 10 * time.Minute
+	maxLooks  = 16 << 20  // into the layers of an image, for directories that the ones above them made up
+	maxName   = 4096      // bytes of a path in a layer
+	maxNames  = 128 << 20 // bytes of names and times of directories, see caps
+	maxWindow = 128 << 20 // bytes of a zstd window, the most that zstd makes without --ultra --long
 )
 
 func (l Limits) withDefaults() Limits {
@@ -40,8 +31,8 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Entries, 5_000_000)
 	def(&l.Ratio, 200)
 	def(&l.RatioFloor, 256<<20)
-	if l.Layers <= 0 || l.Layers > maxOverlay {
-		l.Layers = maxOverlay
+	if l.Layers <= 0 || l.Layers > overlay.MaxLayers {
+		l.Layers = overlay.MaxLayers
 	}
 	return l
 }

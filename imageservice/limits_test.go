@@ -17,15 +17,19 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/imagetest"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
 
 // bomb is a layer whose tar holds one file of n zeros, made without ever having them all.
-func bomb(t testing.TB, n int64, compress func(w io.Writer) io.WriteCloser, mediaType string) testLayer {
+func bomb(t testing.TB, n int64, compress func(w io.Writer) io.WriteCloser, mediaType string) imagetest.Layer {
 	var b bytes.Buffer
 	z := compress(&b)
-	header := tarOf(t, reg("zeros"), "")[:512]
+	header := imagetest.Tar(t, imagetest.File("zeros"), "")[:512]
 	copy(header[124:136], fmt.Sprintf("%011o ", n))
 	copy(header[148:156], "        ")
 	var check int
@@ -39,43 +43,43 @@ func bomb(t testing.TB, n int64, compress func(w io.Writer) io.WriteCloser, medi
 		z.Write(zeros)
 	}
 	z.Close()
-	return testLayer{blob: b.Bytes(), mediaType: mediaType, diffID: digest.FromString("nobody knows")}
+	return imagetest.Layer{Blob: b.Bytes(), MediaType: mediaType, DiffID: digest.FromString("nobody knows")}
 }
 
 func TestBombs(t *testing.T) {
 	gz := func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) }
 	zs := func(w io.Writer) io.WriteCloser { z, _ := zstd.NewWriter(w); return z }
 	for name, c := range map[string]struct {
-		layer  testLayer
+		layer  imagetest.Layer
 		limits Limits
 	}{
 		"zstd bytes":  {bomb(t, 20<<20, zs, ocispec.MediaTypeImageLayerZstd), Limits{LayerBytes: 10 << 20}},
 		"layer bytes": {bomb(t, 20<<20, gz, ocispec.MediaTypeImageLayerGzip), Limits{LayerBytes: 10 << 20}},
-		"concatenated": {func() testLayer {
+		"concatenated": {func() imagetest.Layer {
 			l := bomb(t, 8<<20, gz, ocispec.MediaTypeImageLayerGzip)
-			l.blob = bytes.Repeat(l.blob, 3)
+			l.Blob = bytes.Repeat(l.Blob, 3)
 			return l
 		}(), Limits{LayerBytes: 10 << 20}},
-		"entries":               {gzipLayer(tarOf(t, reg("a"), reg("b"), reg("c/d/e"))), Limits{Entries: 4}},
-		"image bytes":           {gzipLayer(noise(t, 1<<20)), Limits{ImageBytes: 100_000}},
-		"image bytes, unpacked": {gzipLayer(tarOf(t, reg("x"), strings.Repeat("x", 1<<20))), Limits{ImageBytes: 100_000}},
-		"zstd window": {func() testLayer {
+		"entries":               {imagetest.Gzip(imagetest.Tar(t, imagetest.File("a"), imagetest.File("b"), imagetest.File("c/d/e"))), Limits{Entries: 4}},
+		"image bytes":           {imagetest.Gzip(imagetest.Noise(t, 1<<20)), Limits{ImageBytes: 100_000}},
+		"image bytes, unpacked": {imagetest.Gzip(imagetest.Tar(t, imagetest.File("x"), strings.Repeat("x", 1<<20))), Limits{ImageBytes: 100_000}},
+		"zstd window": {func() imagetest.Layer {
 			var b bytes.Buffer
 			z, err := zstd.NewWriter(&b, zstd.WithWindowSize(256<<20))
-			must(t, err)
-			z.Write(bytes.Repeat(noise(t, 1<<20), 3))
+			imagetest.Must(t, err)
+			z.Write(bytes.Repeat(imagetest.Noise(t, 1<<20), 3))
 			z.Flush()
 			z.Close()
-			return testLayer{blob: b.Bytes(), mediaType: ocispec.MediaTypeImageLayerZstd, diffID: digest.FromString("x")}
+			return imagetest.Layer{Blob: b.Bytes(), MediaType: ocispec.MediaTypeImageLayerZstd, DiffID: digest.FromString("x")}
 		}(), Limits{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRegistry(t)
-			r.build("1", []testLayer{c.layer}, nil)
+			r := imagetest.NewRegistry(t)
+			r.Build("1", []imagetest.Layer{c.layer}, nil)
 			images := newImages(t, func(cfg *Config) { cfg.Limits = c.limits })
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			_, err := images.Pull(t.Context(), r.ref("app:1"), nil)
+			_, err := images.Pull(t.Context(), r.Ref("app:1"), nil)
 			runtime.ReadMemStats(&after)
 			if !errdefs.IsResourceExhausted(err) {
 				t.Error(err)
@@ -89,7 +93,7 @@ func TestBombs(t *testing.T) {
 }
 
 func TestBrokenStreams(t *testing.T) {
-	good := map[string]testLayer{"gzip": gzipLayer(noise(t, 50_000)), "zstd": zstdLayer(noise(t, 50_000))}
+	good := map[string]imagetest.Layer{"gzip": imagetest.Gzip(imagetest.Noise(t, 50_000)), "zstd": imagetest.Zstd(imagetest.Noise(t, 50_000))}
 	for name, l := range good {
 		for how, spoil := range map[string]func(b []byte) []byte{
 			"truncated":         func(b []byte) []byte { return b[:len(b)/2] },
@@ -100,12 +104,12 @@ func TestBrokenStreams(t *testing.T) {
 			"garbage, no magic": func(b []byte) []byte { return bytes.Repeat([]byte("x"), 2000) },
 		} {
 			t.Run(name+" "+how, func(t *testing.T) {
-				r := newRegistry(t)
+				r := imagetest.NewRegistry(t)
 				bad := l
-				bad.blob = spoil(l.blob)
-				r.build("1", []testLayer{bad}, nil)
+				bad.Blob = spoil(l.Blob)
+				r.Build("1", []imagetest.Layer{bad}, nil)
 				images := newImages(t, nil)
-				_, err := images.Pull(t.Context(), r.ref("app:1"), nil)
+				_, err := images.Pull(t.Context(), r.Ref("app:1"), nil)
 				if !errdefs.IsInvalidArgument(err) && !errdefs.IsDataLoss(err) {
 					t.Error(err)
 				}
@@ -119,8 +123,8 @@ func TestBrokenStreams(t *testing.T) {
 func smallDisk(t testing.TB, mib int) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root")
-	must(t, os.Mkdir(root, 0o700))
-	must(t, unix.Mount("tmpfs", root, "tmpfs", 0, fmt.Sprintf("size=%dm", mib)))
+	imagetest.Must(t, os.Mkdir(root, 0o700))
+	imagetest.Must(t, unix.Mount("tmpfs", root, "tmpfs", 0, fmt.Sprintf("size=%dm", mib)))
 	t.Cleanup(func() { unix.Unmount(root, unix.MNT_DETACH) })
 	return root
 }
@@ -129,24 +133,24 @@ func smallDisk(t testing.TB, mib int) string {
 func TestImageBytesWhileUnpacking(t *testing.T) {
 	for name, file := range map[string]func(i int) []any{
 		"files": func(i int) []any {
-			return []any{reg(fmt.Sprint("f", i)), strings.Repeat(fmt.Sprint(i), 4<<20)}
+			return []any{imagetest.File(fmt.Sprint("f", i)), strings.Repeat(fmt.Sprint(i), 4<<20)}
 		},
 		"empty files": func(i int) (all []any) {
 			for n := range 1000 {
-				all = append(all, reg(fmt.Sprint(i, "/", n)))
+				all = append(all, imagetest.File(fmt.Sprint(i, "/", n)))
 			}
 			return all
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRegistry(t)
-			var layers []testLayer
+			r := imagetest.NewRegistry(t)
+			var layers []imagetest.Layer
 			for i := range 4 {
-				layers = append(layers, gzipLayer(tarOf(t, file(i)...)))
+				layers = append(layers, imagetest.Gzip(imagetest.Tar(t, file(i)...)))
 			}
-			r.build("1", layers, nil)
+			r.Build("1", layers, nil)
 			images := newImages(t, func(c *Config) { c.Root, c.Limits.ImageBytes = smallDisk(t, 12), 8<<20 })
-			_, err := images.Pull(t.Context(), r.ref("app:1"), nil)
+			_, err := images.Pull(t.Context(), r.Ref("app:1"), nil)
 			if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "image unpacks to more than") {
 				t.Error(err)
 			}
@@ -172,16 +176,16 @@ func sparse(n int64) []byte {
 
 // TestHoles: what a tar's holes become on disk counts like bytes.
 func TestHoles(t *testing.T) {
-	r := newRegistry(t)
-	small, _ := r.build("small", []testLayer{gzipLayer(sparse(1 << 20))}, nil)
-	r.build("large", []testLayer{gzipLayer(sparse(1 << 32))}, nil)
+	r := imagetest.NewRegistry(t)
+	small, _ := r.Build("small", []imagetest.Layer{imagetest.Gzip(sparse(1 << 20))}, nil)
+	r.Build("large", []imagetest.Layer{imagetest.Gzip(sparse(1 << 32))}, nil)
 	for _, limits := range []Limits{{LayerBytes: 4 << 20}, {ImageBytes: 4 << 20}} {
 		images := newImages(t, func(c *Config) { c.Root, c.Limits = smallDisk(t, 12), limits })
-		if _, err := images.Pull(t.Context(), r.ref("app:large"), nil); !errdefs.IsResourceExhausted(err) || strings.Contains(err.Error(), "no space") {
+		if _, err := images.Pull(t.Context(), r.Ref("app:large"), nil); !errdefs.IsResourceExhausted(err) || strings.Contains(err.Error(), "no space") {
 			t.Error(err)
 		}
 		images.wantNothing(t)
-		images.mustPull(t, r.ref("app:small"))
+		images.mustPull(t, r.Ref("app:small"))
 		if info, err := os.Stat(mounted(t, images, small)("hole")); err != nil || info.Size() != 1<<20 {
 			t.Error(info, err)
 		}
@@ -190,11 +194,11 @@ func TestHoles(t *testing.T) {
 
 // TestZeros: a layer of zeros, as disk images and databases of logins are, unpacks however small it is packed, and takes no space.
 func TestZeros(t *testing.T) {
-	tarball := tarOf(t, reg("disk"), "begin"+strings.Repeat("\x00", 40<<20)+"end", reg("zeros"), strings.Repeat("\x00", 20<<20+5), reg("short"), "\x00")
-	r := newRegistry(t)
-	id, _ := r.build("1", []testLayer{gzipLayer(tarball)}, nil)
+	tarball := imagetest.Tar(t, imagetest.File("disk"), "begin"+strings.Repeat("\x00", 40<<20)+"end", imagetest.File("zeros"), strings.Repeat("\x00", 20<<20+5), imagetest.File("short"), "\x00")
+	r := imagetest.NewRegistry(t)
+	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(tarball)}, nil)
 	images := newImages(t, func(c *Config) { c.Root, c.Limits = smallDisk(t, 12), Limits{RatioFloor: 10 << 20, Reserve: 50} })
-	images.mustPull(t, r.ref("app:1"))
+	images.mustPull(t, r.Ref("app:1"))
 	file := mounted(t, images, id)
 	for name, want := range map[string]string{"disk": "begin" + strings.Repeat("\x00", 40<<20) + "end", "zeros": strings.Repeat("\x00", 20<<20+5), "short": "\x00"} {
 		if got, err := os.ReadFile(file(name)); err != nil || string(got) != want {
@@ -205,15 +209,15 @@ func TestZeros(t *testing.T) {
 
 // TestDiskReserve: what is packed small cannot fill the disk; what is packed large, or what an administrator allows, can.
 func TestDiskReserve(t *testing.T) {
-	letters := gzipLayer(tarOf(t, reg("x"), strings.Repeat("x", 40<<20)))
+	letters := imagetest.Gzip(imagetest.Tar(t, imagetest.File("x"), strings.Repeat("x", 40<<20)))
 	for _, c := range []struct {
 		limits Limits
 		refuse bool
 	}{{Limits{RatioFloor: 10 << 20, Reserve: 50}, true}, {Limits{RatioFloor: 10 << 20}, false}, {Limits{Reserve: 50}, false}, {Limits{RatioFloor: 10 << 20, Ratio: 5000, Reserve: 50}, false}} {
-		r := newRegistry(t)
-		r.build("1", []testLayer{letters}, nil)
+		r := imagetest.NewRegistry(t)
+		r.Build("1", []imagetest.Layer{letters}, nil)
 		images := newImages(t, func(cfg *Config) { cfg.Root, cfg.Limits = smallDisk(t, 60), c.limits })
-		_, err := images.Pull(t.Context(), r.ref("app:1"), nil)
+		_, err := images.Pull(t.Context(), r.Ref("app:1"), nil)
 		if !c.refuse && err != nil || c.refuse && (!errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "disk_reserve")) {
 			t.Errorf("%+v: %v", c.limits, err)
 		}
@@ -223,24 +227,17 @@ func TestDiskReserve(t *testing.T) {
 	}
 }
 
-// madeLayer tells whether exactly one folder of a layer was made.
-func madeLayer(c *Images) bool {
-	c.layers.mu.Lock()
-	defer c.layers.mu.Unlock()
-	return c.layers.last == 1
-}
-
 // TestUnpackingStaysBehindTheDownload: a layer said to be large may unpack to much, once it is here.
 func TestUnpackingStaysBehindTheDownload(t *testing.T) {
-	r := newRegistry(t)
+	r := imagetest.NewRegistry(t)
 	l := bomb(t, 20<<20, func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) }, ocispec.MediaTypeImageLayerGzip)
-	r.build("1", []testLayer{l}, func(m *ocispec.Manifest, _ *ocispec.Image) { m.Layers[0].Size = 10 << 20 })
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
-		if !isBlobGet(q, digest.FromBytes(l.blob)) {
+	r.Build("1", []imagetest.Layer{l}, func(m *ocispec.Manifest, _ *ocispec.Image) { m.Layers[0].Size = 10 << 20 })
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if !imagetest.IsBlobGet(q, digest.FromBytes(l.Blob)) {
 			return false
 		}
 		w.(http.Flusher).Flush() // no length: the rest may come yet
-		w.Write(l.blob)
+		w.Write(l.Blob)
 		w.(http.Flusher).Flush()
 		<-q.Context().Done()
 		return true
@@ -249,17 +246,17 @@ func TestUnpackingStaysBehindTheDownload(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() {
-		_, err := images.Pull(ctx, r.ref("app:1"), nil)
+		_, err := images.Pull(ctx, r.Ref("app:1"), nil)
 		done <- err
 	}()
-	partial := images.blobs.ingestFile(target{domain: r.host()}.ingestRef(digest.FromBytes(l.blob)))
+	partial := images.blobs.ingestFile(imageref.Target{Domain: r.Host()}.IngestRef(digest.FromBytes(l.Blob)))
 	waitFor(t, func() bool {
 		info, err := os.Stat(partial)
-		return err == nil && info.Size() == int64(len(l.blob)) && madeLayer(images) && !exists(images.layers.dir("1"))
+		return err == nil && info.Size() == int64(len(l.Blob)) && images.layers.latest() == 1 && !exists(images.layers.dir("1"))
 	})
 	cancel()
 	if err := <-done; !errdefs.IsCanceled(err) {
 		t.Error(err)
 	}
-	waitFor(t, func() bool { return len(images.waiters()) == 0 })
+	waitFor(t, func() bool { return len(images.puller.waiting()) == 0 })
 }

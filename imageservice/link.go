@@ -10,6 +10,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/overlay"
 )
 
 // Some layers put a file into a directory that their tar does not name: "tmp/x" without "tmp/". We have to make the directory up, and
@@ -34,42 +37,24 @@ func fixesKey(fixes []fix) string {
 	return sum(b)
 }
 
-// fixLayers settles what made-up directories look like, bottom up.
-func (ft *fetcher) fixLayers(ctx context.Context, got *contents) error {
-	var total uint64
-	var below []*layer // topmost first
-	for i, l := range got.layers {
-		if total += l.Bytes; total > uint64(ft.by.cfg.Limits.ImageBytes) {
-			return refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes (image_size_max)", ft.by.cfg.Limits.ImageBytes)
-		}
-		implied, err := ft.by.layers.implied(l.Dir)
-		if err != nil {
-			return err
-		}
-		fixes, err := ft.fixesFor(ctx, implied, below)
-		if err != nil {
-			return err
-		}
-		if l.Fixes != fixesKey(fixes) {
-			if l, err = ft.unpackBlob(ctx, got.doc.Layers[i], l.DiffID, fixes); err != nil {
-				return err
-			}
-			got.layers[i] = l
-		}
-		below = slices.Insert(below, 0, l)
+// fixesOf returns the fixes that a layer needs above others, which are given topmost first.
+func (u *unpacker) fixesOf(ctx context.Context, l *layer, below []*layer) ([]fix, error) {
+	implied, err := u.store.implied(l.Dir)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	return u.fixesFor(ctx, implied, below)
 }
 
 // fixesFor looks for the directories that a layer made up (sorted, so that parents come first) in the layers below it, given topmost first.
 // ErrResourceExhausted when that takes more looks than one image is worth.
-func (ft *fetcher) fixesFor(ctx context.Context, implied []string, below []*layer) ([]fix, error) {
+func (u *unpacker) fixesFor(ctx context.Context, implied []string, below []*layer) ([]fix, error) {
 	var fixes []fix
 	for _, l := range below {
 		if len(implied) == 0 {
 			break
 		}
-		found, rest, err := ft.lookLayer(ctx, l, implied)
+		found, rest, err := u.lookLayer(ctx, l, implied)
 		if err != nil {
 			return nil, fmt.Errorf("look for directories in layer %s: %w", l.Dir, err)
 		}
@@ -88,15 +73,15 @@ func (ft *fetcher) fixesFor(ctx context.Context, implied []string, below []*laye
 
 // lookLayer looks for directories in one layer. It returns those that the layer has, and the names about which it says nothing: what is in
 // neither is hidden by something in this layer.
-func (ft *fetcher) lookLayer(ctx context.Context, l *layer, names []string) (found []fix, rest []string, err error) {
-	root, err := unix.Open(ft.by.layers.files(l.Dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+func (u *unpacker) lookLayer(ctx context.Context, l *layer, names []string) (found []fix, rest []string, err error) {
+	root, err := unix.Open(u.store.files(l.Dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer unix.Close(root)
-	v := &view{root: root, dirs: map[string]seen{".": {state: present}}, look: func() error { return ft.look(ctx) }}
+	v := &view{root: root, dirs: map[string]seen{".": {state: present}}, look: func() error { return u.look(ctx) }}
 	for _, name := range names {
-		if err := ft.look(ctx); err != nil {
+		if err := u.look(ctx); err != nil {
 			return nil, nil, err
 		}
 		s, err := v.at(name)
@@ -114,9 +99,9 @@ func (ft *fetcher) lookLayer(ctx context.Context, l *layer, names []string) (fou
 }
 
 // look counts one look of the pull and ends with its context.
-func (ft *fetcher) look(ctx context.Context) error {
-	if ft.looks++; ft.looks > maxLooks {
-		return refuse(errdefs.ErrResourceExhausted, "too many directories that the layers do not name, in too many layers")
+func (u *unpacker) look(ctx context.Context) error {
+	if u.looks++; u.looks > maxLooks {
+		return fault.Refuse(errdefs.ErrResourceExhausted, "too many directories that the layers do not name, in too many layers")
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -186,16 +171,10 @@ func (v *view) open(name string, opaque bool) (seen, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return seen{}, err
 	}
-	return seen{state: present, opaque: opaque || isOpaque(fd), mode: st.Mode, uid: st.Uid, gid: st.Gid}, nil
+	return seen{state: present, opaque: opaque || overlay.IsOpaque(fd), mode: st.Mode, uid: st.Uid, gid: st.Gid}, nil
 }
 
 const insideNoLinks = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS
-
-func isOpaque(fd int) bool {
-	b := make([]byte, 2)
-	n, err := unix.Fgetxattr(fd, "trusted.overlay.opaque", b)
-	return err == nil && n == 1 && b[0] == 'y'
-}
 
 // applyFixes gives made-up directories their metadata.
 func applyFixes(root int, fixes []fix) error {
@@ -210,7 +189,7 @@ func applyFixes(root int, fixes []fix) error {
 		}
 		unix.Close(fd)
 		if err != nil {
-			return fmt.Errorf("give %q its metadata: %w", f.Name, diskError(err))
+			return fmt.Errorf("give %q its metadata: %w", f.Name, fault.Disk(err))
 		}
 	}
 	return nil

@@ -14,6 +14,9 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/manifest"
 )
 
 // A record that cannot be read for a reason that may pass (a failing disk, a lack of descriptors) says nothing about what its image needs.
@@ -77,7 +80,7 @@ func (c *catalog) remember(r *record) {
 
 // read reads one record and checks that what it lists is there: the config down to its hash, blobs by size, layers by existence.
 func (c *catalog) read(id string) (*record, error) {
-	b, err := readCapped(c.path(id), 4*maxDocument)
+	b, err := readCapped(c.path(id), 4*manifest.MaxBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -106,15 +109,9 @@ func (c *catalog) read(id string) (*record, error) {
 	return r, json.Unmarshal(config, &r.config)
 }
 
-// damaged says whether what cannot be read can never be read again. A failing disk or a lack of descriptors is something else, and so is a
-// record of a newer version: nothing may be concluded from them, or the layers below running containers would be taken for orphans.
-func damaged(err error) bool {
-	var errno unix.Errno
-	if errors.Is(err, errNewer) {
-		return false
-	}
-	return !errors.As(err, &errno) || errno == unix.ENOENT || errno == unix.ENOTDIR || errno == unix.EISDIR
-}
+// damaged says whether a record that cannot be read can never be read again. One of a newer version can: nothing may be concluded from it,
+// or the layers below running containers would be taken for orphans.
+func damaged(err error) bool { return !errors.Is(err, errNewer) && lasting(err) }
 
 // assignTags gives each tag to the record with the latest claim and corrects the loser's file, so that the tag does not come back when
 // the winner is removed.
@@ -209,7 +206,7 @@ func (c *catalog) write(r *record) error {
 	tmp := path + ".tmp"
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return diskError(err)
+		return fault.Disk(err)
 	}
 	_, err = f.Write(b)
 	if err == nil {
@@ -222,7 +219,7 @@ func (c *catalog) write(r *record) error {
 	}
 	if err != nil {
 		os.Remove(tmp)
-		return diskError(err)
+		return fault.Disk(err)
 	}
 	return syncDir(c.dir)
 }

@@ -3,7 +3,6 @@ package imageservice
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,6 +30,9 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 	}
 	if c.MaxUnpacks <= 0 {
 		c.MaxUnpacks = max(2, runtime.NumCPU())
+	}
+	if c.syncfs == nil {
+		c.syncfs = unix.Syncfs
 	}
 	c.Limits = c.Limits.withDefaults()
 	if err := makeFolders(c.Root); err != nil {
@@ -54,11 +55,12 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 func assemble(c Config, blobs *blobs) *Images {
 	pins, layers := newPins(), newLayerStore(filepath.Join(c.Root, "layers"), c.Step)
 	catalog := newCatalog(filepath.Join(c.Root, "images"), c.Step, blobs, layers, pins)
-	garbage := &collector{catalog: catalog, blobs: blobs, layers: layers, pins: pins, step: c.Step}
-	return &Images{cfg: c, catalog: catalog, blobs: blobs, layers: layers, garbage: garbage, puller: &puller{
-		cfg: c, catalog: catalog, blobs: blobs, layers: layers, pins: pins, garbage: garbage, syncfs: unix.Syncfs,
-		unpacks: semaphore.NewWeighted(int64(c.MaxUnpacks)), alongs: semaphore.NewWeighted(int64(c.MaxUnpacks)),
-	}}
+	garbage := newCollector(catalog, blobs, layers, pins, c.Step)
+	puller := newPuller(pullConfig{
+		Root: c.Root, Client: NewClient(c.RegistryConfig, c.StallTimeout), Limits: c.Limits, StallTimeout: c.StallTimeout,
+		MaxDownloads: c.MaxDownloads, MaxUnpacks: c.MaxUnpacks, Step: c.Step, Syncfs: c.syncfs,
+	}, garbage)
+	return &Images{cfg: c, catalog: catalog, blobs: blobs, layers: layers, garbage: garbage, puller: puller}
 }
 
 // makeFolders creates what is missing. 0700 keeps the setuid files of images away from the node's users.
@@ -85,7 +87,7 @@ func makeFolders(root string) error {
 }
 
 func (s *Images) recover(ctx context.Context) error {
-	s.garbage.dropBrokenDownloads(ctx)
+	s.blobs.dropBroken(ctx)
 	if err := os.MkdirAll(filepath.Join(s.blobs.dir, "ingest"), 0o700); err != nil {
 		return err
 	}
@@ -97,25 +99,4 @@ func (s *Images) recover(ctx context.Context) error {
 	}
 	s.garbage.sweepLater(debrisRetention)
 	return nil
-}
-
-func readCapped(path string, most int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > most {
-		return nil, errors.New(filepath.Base(path) + " is not a file of a sane size")
-	}
-	b := make([]byte, info.Size())
-	n, err := f.ReadAt(b, 0)
-	if n == len(b) {
-		err = nil
-	}
-	return b, err
 }

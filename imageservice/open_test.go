@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/imageservice/imagetest"
 )
 
 func reopen(t testing.TB, root string) *Images {
@@ -28,15 +30,15 @@ func reopen(t testing.TB, root string) *Images {
 }
 
 func TestReopen(t *testing.T) {
-	r := newRegistry(t)
-	r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "one"))}, nil)
+	r := imagetest.NewRegistry(t)
+	r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)
 	c := newImages(t, nil)
-	img := c.mustPull(t, r.ref("app:1"))
+	img := c.mustPull(t, r.Ref("app:1"))
 	again := reopen(t, c.cfg.Root)
 	if got := fmt.Sprint(again.List()); got != fmt.Sprint(c.List()) {
 		t.Errorf("%s\nwas %v", got, c.List())
 	}
-	wantFile(t, mounted(t, again, img.ID)("f"), "one")
+	imagetest.WantFile(t, mounted(t, again, img.ID)("f"), "one")
 	if _, err := os.Stat(filepath.Join(c.cfg.Root, "content", "oci-layout")); err != nil {
 		t.Error(err)
 	}
@@ -49,14 +51,14 @@ func TestReopen(t *testing.T) {
 
 // After a downgrade the images of the newer version are neither set aside nor taken for orphans: Open refuses.
 func TestNewerRecordRefusesToOpen(t *testing.T) {
-	r := newRegistry(t)
-	id, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "one"))}, nil)
+	r := imagetest.NewRegistry(t)
+	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)
 	c := newImages(t, nil)
-	c.mustPull(t, r.ref("app:1"))
-	path, layer := c.catalog.path(id), c.layers.dir(c.catalog.records[id].Layers[0].Dir)
+	c.mustPull(t, r.Ref("app:1"))
+	path, layer := recordFile(c, id), layersOf(t, c, id)[0]
 	b, err := os.ReadFile(path)
-	must(t, err)
-	must(t, os.WriteFile(path, bytes.Replace(b, []byte(`"format":1`), []byte(`"format":2`), 1), 0o600))
+	imagetest.Must(t, err)
+	imagetest.Must(t, os.WriteFile(path, bytes.Replace(b, []byte(`"format":1`), []byte(`"format":2`), 1), 0o600))
 	if _, err := Open(t.Context(), Config{Root: c.cfg.Root}); err == nil {
 		t.Error("opened")
 	}
@@ -69,53 +71,58 @@ func TestNewerRecordRefusesToOpen(t *testing.T) {
 
 // A container runs on although the record of its image is damaged: its layers stay.
 func TestTornRecordKeepsWhatIsMounted(t *testing.T) {
-	r := newRegistry(t)
-	id, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "one"))}, nil)
+	r := imagetest.NewRegistry(t)
+	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)
 	c := newImages(t, nil)
-	c.mustPull(t, r.ref("app:1"))
+	c.mustPull(t, r.Ref("app:1"))
 	file := mounted(t, c, id)
-	must(t, os.WriteFile(c.catalog.path(id), nil, 0o600))
+	imagetest.Must(t, os.WriteFile(recordFile(c, id), nil, 0o600))
 	if l := reopen(t, c.cfg.Root).List(); len(l) != 0 {
 		t.Errorf("%v", l)
 	}
-	wantFile(t, file("f"), "one")
+	imagetest.WantFile(t, file("f"), "one")
 }
 
 func TestTornRecords(t *testing.T) {
 	for name, tear := range map[string]func(t *testing.T, c *Images, record string, b []byte){
-		"empty": func(t *testing.T, _ *Images, p string, _ []byte) { must(t, os.WriteFile(p, nil, 0o600)) },
-		"half":  func(t *testing.T, _ *Images, p string, b []byte) { must(t, os.WriteFile(p, b[:len(b)/2], 0o600)) },
+		"empty": func(t *testing.T, _ *Images, p string, _ []byte) { imagetest.Must(t, os.WriteFile(p, nil, 0o600)) },
+		"half": func(t *testing.T, _ *Images, p string, b []byte) {
+			imagetest.Must(t, os.WriteFile(p, b[:len(b)/2], 0o600))
+		},
 		"zeros": func(t *testing.T, _ *Images, p string, b []byte) {
-			must(t, os.WriteFile(p, make([]byte, len(b)), 0o600))
+			imagetest.Must(t, os.WriteFile(p, make([]byte, len(b)), 0o600))
 		},
 		"a flipped name": func(t *testing.T, _ *Images, p string, b []byte) {
-			must(t, os.WriteFile(p, bytes.Replace(b, []byte("app:1"), []byte("apq:1"), 1), 0o600))
+			imagetest.Must(t, os.WriteFile(p, bytes.Replace(b, []byte("app:1"), []byte("apq:1"), 1), 0o600))
 		},
 		"other image's": func(t *testing.T, _ *Images, p string, b []byte) {
-			must(t, os.Rename(p, filepath.Join(filepath.Dir(p), someHex)))
+			imagetest.Must(t, os.Rename(p, filepath.Join(filepath.Dir(p), someHex)))
 		},
-		"a directory": func(t *testing.T, _ *Images, p string, b []byte) { must(t, os.Remove(p)); must(t, os.Mkdir(p, 0o700)) },
-		"layer gone": func(t *testing.T, c *Images, _ string, _ []byte) {
-			must(t, removeTree(c.layers.dir(c.catalog.records[c.catalog.names[firstTag(c, "app:1")]].Layers[0].Dir)))
+		"a directory": func(t *testing.T, _ *Images, p string, b []byte) {
+			imagetest.Must(t, os.Remove(p))
+			imagetest.Must(t, os.Mkdir(p, 0o700))
+		},
+		"layer gone": func(t *testing.T, c *Images, p string, _ []byte) {
+			imagetest.Must(t, os.RemoveAll(layersOf(t, c, "sha256:"+filepath.Base(p))[0]))
 		},
 		"config spoilt": func(t *testing.T, c *Images, p string, _ []byte) {
 			d := c.blobs.path(digest.Digest("sha256:" + filepath.Base(p)))
 			b, err := os.ReadFile(d)
-			must(t, err)
+			imagetest.Must(t, err)
 			b[10] ^= 1
-			must(t, os.WriteFile(d, b, 0o600))
+			imagetest.Must(t, os.WriteFile(d, b, 0o600))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRegistry(t)
-			id, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "one"))}, nil)
-			other, _ := r.build("2", []testLayer{gzipLayer(tarOf(t, reg("f"), "two"))}, nil)
+			r := imagetest.NewRegistry(t)
+			id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)
+			other, _ := r.Build("2", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "two"))}, nil)
 			c := newImages(t, nil)
-			c.mustPull(t, r.ref("app:1"))
-			c.mustPull(t, r.ref("app:2"))
-			path := c.catalog.path(id)
+			c.mustPull(t, r.Ref("app:1"))
+			c.mustPull(t, r.Ref("app:2"))
+			path := recordFile(c, id)
 			b, err := os.ReadFile(path)
-			must(t, err)
+			imagetest.Must(t, err)
 			tear(t, c, path, b)
 			c = reopen(t, c.cfg.Root)
 			if l := c.List(); len(l) != 1 || l[0].ID != other {
@@ -125,10 +132,10 @@ func TestTornRecords(t *testing.T) {
 				t.Errorf("set aside: %q", torn)
 			}
 			// Pulling again repairs.
-			if img := c.mustPull(t, r.ref("app:1")); img.ID != id {
+			if img := c.mustPull(t, r.Ref("app:1")); img.ID != id {
 				t.Error(img)
 			}
-			wantFile(t, mounted(t, c, id)("f"), "one")
+			imagetest.WantFile(t, mounted(t, c, id)("f"), "one")
 			if c = reopen(t, c.cfg.Root); len(c.List()) != 2 {
 				t.Error(c.List())
 			}
@@ -136,21 +143,27 @@ func TestTornRecords(t *testing.T) {
 	}
 }
 
-func firstTag(c *Images, suffix string) string {
-	for n := range c.catalog.names {
-		if strings.HasSuffix(n, suffix) {
-			return n
-		}
+func recordFile(c *Images, id string) string {
+	return filepath.Join(c.cfg.Root, "images", strings.TrimPrefix(id, "sha256:"))
+}
+
+// layersOf returns the folders of an image's layers, topmost first.
+func layersOf(t testing.TB, c *Images, id string) []string {
+	t.Helper()
+	files, err := c.Layers(id)
+	imagetest.Must(t, err)
+	for i := range files {
+		files[i] = filepath.Dir(files[i])
 	}
-	return ""
+	return files
 }
 
 func TestOrphansGo(t *testing.T) {
 	c := newImages(t, nil)
 	for _, d := range []string{"layers/7/fs/etc", "layers/junk", "content/ingest/abc"} {
-		must(t, os.MkdirAll(filepath.Join(c.cfg.Root, d), 0o755))
+		imagetest.Must(t, os.MkdirAll(filepath.Join(c.cfg.Root, d), 0o755))
 	}
-	must(t, os.WriteFile(filepath.Join(c.cfg.Root, "images", someHex+".tmp"), nil, 0o600))
+	imagetest.Must(t, os.WriteFile(filepath.Join(c.cfg.Root, "images", someHex+".tmp"), nil, 0o600))
 	c = reopen(t, c.cfg.Root)
 	c.wantNothing(t)
 	if dir, err := c.layers.make(); err != nil || dir != "8" {
@@ -184,16 +197,16 @@ func (c *crashes) step(name string) {
 // TestCrashDuringPull: whatever step a pull dies at, the next start lists the image whole or not at all, the old one still has its tag
 // unless the new one has it, and pulling again works.
 func TestCrashDuringPull(t *testing.T) {
-	r := newRegistry(t)
-	oldID, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "old"))}, nil)
+	r := imagetest.NewRegistry(t)
+	oldID, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "old"))}, nil)
 	k := &crashes{t: t, root: filepath.Join(t.TempDir(), "root")}
-	c := newImages(t, func(c *Config) { c.Root, c.Step = k.root, k.step })
-	c.mustPull(t, r.ref("app:1"))
-	newID, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "new")), zstdLayer(noise(t, 10_000))}, nil)
+	c := newImages(t, func(c *Config) { c.Root, c.Step, c.MaxDownloads = k.root, k.step, 1 }) // one partial download at a time
+	c.mustPull(t, r.Ref("app:1"))
+	newID, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "new")), imagetest.Zstd(imagetest.Noise(t, 10_000))}, nil)
 	k.mu.Lock()
 	k.on = true
 	k.mu.Unlock()
-	c.mustPull(t, r.ref("app:1"))
+	c.mustPull(t, r.Ref("app:1"))
 	k.mu.Lock()
 	k.on = false
 	k.mu.Unlock()
@@ -209,8 +222,8 @@ func TestCrashDuringPull(t *testing.T) {
 	for i, dir := range k.dirs {
 		t.Run(fmt.Sprint(i, " ", k.at[i]), func(t *testing.T) {
 			c := reopen(t, dir)
-			img, err := c.Lookup(r.ref("app:1"))
-			must(t, err)
+			img, err := c.Lookup(r.Ref("app:1"))
+			imagetest.Must(t, err)
 			recorded := i >= slices.Index(k.at, "pull.recorded")
 			if want := map[bool]string{false: oldID, true: newID}[recorded]; img.ID != want {
 				t.Errorf("the tag is at %s, want %s", img.ID, want)
@@ -228,14 +241,14 @@ func TestCrashDuringPull(t *testing.T) {
 			if left, _ := filepath.Glob(filepath.Join(dir, "content", "ingest", "*")); len(left) > 0 {
 				t.Errorf("partial downloads %q", left)
 			}
-			if img := c.mustPull(t, r.ref("app:1")); img.ID != newID {
+			if img := c.mustPull(t, r.Ref("app:1")); img.ID != newID {
 				t.Error(img)
 			}
-			wantFile(t, mounted(t, c, newID)("f"), "new")
-			wantFile(t, mounted(t, c, oldID)("f"), "old")
-			must(t, c.Remove(t.Context(), newID))
+			imagetest.WantFile(t, mounted(t, c, newID)("f"), "new")
+			imagetest.WantFile(t, mounted(t, c, oldID)("f"), "old")
+			imagetest.Must(t, c.Remove(t.Context(), newID))
 			c = reopen(t, dir)
-			if img, err := c.Lookup(r.ref("app:1")); err == nil {
+			if img, err := c.Lookup(r.Ref("app:1")); err == nil {
 				t.Errorf("the tag came back to %s", img.ID)
 			}
 		})
@@ -243,16 +256,16 @@ func TestCrashDuringPull(t *testing.T) {
 }
 
 func TestCrashDuringRemove(t *testing.T) {
-	r := newRegistry(t)
-	shared := gzipLayer(tarOf(t, reg("shared"), "shared"))
-	id, _ := r.build("1", []testLayer{shared, gzipLayer(tarOf(t, reg("f"), "one"))}, nil)
-	other, _ := r.build("2", []testLayer{shared, gzipLayer(tarOf(t, reg("f"), "two"))}, nil)
+	r := imagetest.NewRegistry(t)
+	shared := imagetest.Gzip(imagetest.Tar(t, imagetest.File("shared"), "shared"))
+	id, _ := r.Build("1", []imagetest.Layer{shared, imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)
+	other, _ := r.Build("2", []imagetest.Layer{shared, imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "two"))}, nil)
 	k := &crashes{t: t, root: filepath.Join(t.TempDir(), "root")}
 	c := newImages(t, func(c *Config) { c.Root, c.Step = k.root, k.step })
-	c.mustPull(t, r.ref("app:1"))
-	c.mustPull(t, r.ref("app:2"))
+	c.mustPull(t, r.Ref("app:1"))
+	c.mustPull(t, r.Ref("app:2"))
 	k.on = true
-	must(t, c.Remove(t.Context(), id))
+	imagetest.Must(t, c.Remove(t.Context(), id))
 	k.on = false
 	for _, want := range []string{"remove.unrecorded", "remove.blob.gone", "remove.layer.gone"} {
 		if !slices.Contains(k.at, want) {
@@ -265,33 +278,33 @@ func TestCrashDuringRemove(t *testing.T) {
 			t.Errorf("%s: %v", k.at[i], l)
 		}
 		at := mounted(t, c, other)
-		wantFile(t, at("f"), "two")
-		wantFile(t, at("shared"), "shared")
-		c.mustPull(t, r.ref("app:1"))
-		wantFile(t, mounted(t, c, id)("f"), "one")
+		imagetest.WantFile(t, at("f"), "two")
+		imagetest.WantFile(t, at("shared"), "shared")
+		c.mustPull(t, r.Ref("app:1"))
+		imagetest.WantFile(t, mounted(t, c, id)("f"), "one")
 	}
 }
 
 // TestDebris: what a failed pull leaves goes after its time, and a whole blob is used, once hashed again, or replaced.
 func TestDebris(t *testing.T) {
-	r := newRegistry(t)
-	good, bad := gzipLayer(noise(t, 10_000)), gzipLayer(noise(t, 20_000))
-	id, _ := r.build("1", []testLayer{good, bad}, nil)
+	r := imagetest.NewRegistry(t)
+	good, bad := imagetest.Gzip(imagetest.Noise(t, 10_000)), imagetest.Gzip(imagetest.Noise(t, 20_000))
+	id, _ := r.Build("1", []imagetest.Layer{good, bad}, nil)
 	c := newImages(t, nil)
-	blob := func(l testLayer) string { return c.blobs.path(digest.FromBytes(l.blob)) }
-	must(t, os.MkdirAll(filepath.Dir(blob(good)), 0o755))
-	must(t, os.WriteFile(blob(good), good.blob, 0o400))
-	must(t, unix.Lsetxattr(blob(good), senderAttribute, []byte(r.ref("app")), 0))
-	must(t, os.WriteFile(blob(bad), bytes.Repeat([]byte("x"), len(bad.blob)), 0o400))
-	c.mustPull(t, r.ref("app:1"))
-	if n := r.count("GET /v2/app/blobs/" + digest.FromBytes(good.blob).String()); n != 0 {
+	blob := func(l imagetest.Layer) string { return c.blobs.path(digest.FromBytes(l.Blob)) }
+	imagetest.Must(t, os.MkdirAll(filepath.Dir(blob(good)), 0o755))
+	imagetest.Must(t, os.WriteFile(blob(good), good.Blob, 0o400))
+	imagetest.Must(t, unix.Lsetxattr(blob(good), senderAttribute, []byte(r.Ref("app")), 0))
+	imagetest.Must(t, os.WriteFile(blob(bad), bytes.Repeat([]byte("x"), len(bad.Blob)), 0o400))
+	c.mustPull(t, r.Ref("app:1"))
+	if n := r.Count("GET /v2/app/blobs/" + digest.FromBytes(good.Blob).String()); n != 0 {
 		t.Error("a whole blob is fetched again")
 	}
 	if info, err := os.Stat(mounted(t, c, id)("noise")); err != nil || info.Size() != 20_000 {
 		t.Error(info, err)
 	}
 	orphan := c.blobs.path(digest.FromString("orphan"))
-	must(t, os.WriteFile(orphan, []byte("orphan"), 0o400))
+	imagetest.Must(t, os.WriteFile(orphan, []byte("orphan"), 0o400))
 	if c.garbage.sweep(longAgo()); !exists(orphan) {
 		t.Error("young debris is swept")
 	}
@@ -318,13 +331,13 @@ func TestShowsLayer(t *testing.T) {
 
 // TestRootModeOfOlderLayers: a root that an older version left closed is opened.
 func TestRootModeOfOlderLayers(t *testing.T) {
-	r := newRegistry(t)
-	id, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "one"))}, nil)
+	r := imagetest.NewRegistry(t)
+	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)
 	c := newImages(t, nil)
-	c.mustPull(t, r.ref("app:1"))
+	c.mustPull(t, r.Ref("app:1"))
 	layers, err := c.Layers(id)
-	must(t, err)
-	must(t, os.Chmod(layers[0], 0o700))
+	imagetest.Must(t, err)
+	imagetest.Must(t, os.Chmod(layers[0], 0o700))
 	reopen(t, c.cfg.Root)
 	if info, err := os.Stat(layers[0]); err != nil || info.Mode().Perm() != 0o755 {
 		t.Error(info.Mode(), err)
@@ -333,31 +346,31 @@ func TestRootModeOfOlderLayers(t *testing.T) {
 
 // TestUnreadableRecord: a record that cannot be read now costs its image until it can; nothing is deleted meanwhile, and the rest works.
 func TestUnreadableRecord(t *testing.T) {
-	r := newRegistry(t)
-	id, _ := r.build("1", []testLayer{gzipLayer(tarOf(t, reg("f"), "one"))}, nil)
-	r.build("2", []testLayer{gzipLayer(tarOf(t, reg("f"), "one"))}, nil) // the same layer
+	r := imagetest.NewRegistry(t)
+	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)
+	r.Build("2", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil) // the same layer
 	c := newImages(t, nil)
-	c.mustPull(t, r.ref("app:1"))
-	c.mustPull(t, r.ref("app:2"))
-	path, kept := c.catalog.path(id), filepath.Join(t.TempDir(), "kept")
+	c.mustPull(t, r.Ref("app:1"))
+	c.mustPull(t, r.Ref("app:2"))
+	path, kept := recordFile(c, id), filepath.Join(t.TempDir(), "kept")
 	whole, err := os.ReadFile(path)
-	must(t, errors.Join(err, os.Rename(path, kept), os.Symlink(filepath.Base(path), path))) // a link to itself
+	imagetest.Must(t, errors.Join(err, os.Rename(path, kept), os.Symlink(filepath.Base(path), path))) // a link to itself
 	c = reopen(t, c.cfg.Root)
 	if l := c.List(); len(l) != 1 || l[0].ID == id {
 		t.Errorf("listed: %v", l)
 	}
-	must(t, c.Hold(id, "container"))
-	must(t, c.Remove(t.Context(), r.ref("app:2")))
+	imagetest.Must(t, c.Hold(id, "container"))
+	imagetest.Must(t, c.Remove(t.Context(), r.Ref("app:2")))
 	if !c.garbage.sweep(time.Now().Add(time.Hour)) {
 		t.Error("the sweep does not come again")
 	}
-	must(t, errors.Join(os.Remove(path), os.WriteFile(path, whole, 0o600)))
+	imagetest.Must(t, errors.Join(os.Remove(path), os.WriteFile(path, whole, 0o600)))
 	c.garbage.sweep(time.Now().Add(time.Hour))
-	img, err := c.Lookup(r.ref("app:1"))
+	img, err := c.Lookup(r.Ref("app:1"))
 	if err != nil || img.ID != id {
 		t.Fatalf("read again: %+v, %v", img, err)
 	}
-	wantFile(t, mounted(t, c, id)("f"), "one")
+	imagetest.WantFile(t, mounted(t, c, id)("f"), "one")
 	if err := c.Remove(t.Context(), id); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("removed while it is held: %v", err)
 	}

@@ -17,10 +17,3 @@ func TestPanicCostsOneLayer(t *testing.T) {
 		t.Errorf("a panic comes back as %v", err)
 	}
 }
-
-// TestPanicApart: what panics on a thread of its own comes back as an error.
-func TestPanicApart(t *testing.T) {
-	if err := apart(func() error { panic("oh") }); !errors.Is(err, errdefs.ErrInternal) {
-		t.Errorf("a panic comes back as %v", err)
-	}
-}

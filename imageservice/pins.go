@@ -81,9 +81,18 @@ func (p *pins) end(keys []string) {
 	}
 }
 
-func (p *pins) isDying(key string) bool {
+// state says by how many pulls a key is in use, and whether it is being deleted.
+func (p *pins) state(key string) (users int, dying bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_, dying := p.dying[key]
-	return dying
+	_, dying = p.dying[key]
+	return p.held[key], dying
+}
+
+// blob is one blob that an image consists of.
+type blob struct {
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"`
+	// DiffID is the digest of what a layer's blob was seen to unpack to. Older versions did not write it.
+	DiffID digest.Digest `json:"diff_id,omitempty"`
 }

@@ -5,10 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/progress"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
@@ -17,35 +23,53 @@ import (
 	"github.com/cribox/cribox/internal/keyed"
 )
 
+// pullConfig is what a puller needs to know.
+type pullConfig struct {
+	Root         string // the folder that content/ and layers/ are in
+	Client       *Client
+	Limits       Limits
+	StallTimeout time.Duration // a pull that moves no bytes for so long is cancelled
+	MaxDownloads int           // blobs fetched in parallel by one pull
+	MaxUnpacks   int           // layers unpacked in parallel by all pulls, and as many more while they arrive
+	Step         func(name string)
+	Syncfs       func(fd int) error
+}
+
 // puller pulls images; what pulls share is here.
 type puller struct {
-	cfg     Config
+	cfg     pullConfig
 	catalog *catalog
 	blobs   *blobs
 	layers  *layerStore
 	pins    *pins
 	garbage *collector
-	syncfs  func(fd int) error
 
-	unpacks  *semaphore.Weighted // of blobs that are here: each is given back as soon as our own disk and CPU allow
-	alongs   *semaphore.Weighted // of blobs that are arriving: nobody waits for one
-	claims   keyed.Turns         // the right to produce a thing, by key: the others wait for it and look again
-	troubled troubledHosts
-	flights  flights
+	unpacks *semaphore.Weighted // of blobs that are here: each is given back as soon as our own disk and CPU allow
+	alongs  *semaphore.Weighted // of blobs that are arriving: nobody waits for one
+	claims  keyed.Turns         // the right to produce a thing, by key: the others wait for it and look again
+	flights flights
+}
+
+// newPuller returns a puller of images into the folders and records that a collector looks after.
+func newPuller(cfg pullConfig, g *collector) *puller {
+	return &puller{
+		cfg: cfg, catalog: g.catalog, blobs: g.blobs, layers: g.layers, pins: g.pins, garbage: g,
+		unpacks: semaphore.NewWeighted(int64(cfg.MaxUnpacks)), alongs: semaphore.NewWeighted(int64(cfg.MaxUnpacks)),
+	}
 }
 
 // pull is Images.Pull.
-func (u *puller) pull(ctx context.Context, ref string, auth *Auth) (Image, error) {
-	t, err := parseTarget(ref)
+func (u *puller) pull(ctx context.Context, ref string, auth *Auth) (image, error) {
+	t, err := imageref.Parse(ref)
 	if err != nil {
-		return Image{}, err
+		return image{}, err
 	}
 	creds, err := credentialsFor(auth, t)
 	if err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
-		return Image{}, fmt.Errorf("pull %s: %w", t, err)
+		return image{}, fmt.Errorf("pull %s: %w", t, err)
 	}
 	img, err := u.flights.do(ctx, t.String()+" "+creds.key(), func(ctx context.Context, f *flight) { u.fly(ctx, f, t, creds) })
 	if err != nil && err == ctx.Err() {
@@ -54,8 +78,11 @@ func (u *puller) pull(ctx context.Context, ref string, auth *Auth) (Image, error
 	return img, err
 }
 
+// Waiting returns how many callers wait for each pull under way.
+func (u *puller) waiting() []int { return u.flights.waiting() }
+
 // fly runs a pull to its end, whatever that is.
-func (u *puller) fly(ctx context.Context, f *flight, t target, creds credentials) {
+func (u *puller) fly(ctx context.Context, f *flight, t imageref.Target, creds credentials) {
 	f.err = errdefs.ErrAborted // what remains if the goroutine is ended from within
 	watch, unwatch := context.WithCancel(ctx)
 	defer func() {
@@ -66,8 +93,8 @@ func (u *puller) fly(ctx context.Context, f *flight, t target, creds credentials
 		unwatch()
 	}()
 	p := &pull{by: u, ref: t, creds: creds, held: &holding{pins: u.pins}, moved: unwatch}
-	go p.prog.watch(watch, u.cfg.StallTimeout, func() {
-		err := unavailable{fmt.Errorf("nothing moved for %s at %s", u.cfg.StallTimeout, p.prog.where())}
+	go p.prog.Watch(watch, u.cfg.StallTimeout, func() {
+		err := fault.Unavailable(fmt.Errorf("nothing moved for %s at %s", u.cfg.StallTimeout, p.prog.Where()))
 		u.flights.giveUp(f, pullError(t.String(), err), err)
 	})
 	img, err := p.run(ctx)
@@ -84,8 +111,8 @@ func (u *puller) fly(ctx context.Context, f *flight, t target, creds credentials
 }
 
 // claim takes a key with the stall clock of a pull stopped.
-func (u *puller) claim(ctx context.Context, prog *progress, key string) (release func(), err error) {
-	err = prog.waiting(func() (err error) {
+func (u *puller) claim(ctx context.Context, prog *progress.Clock, key string) (release func(), err error) {
+	err = prog.Waiting(func() (err error) {
 		release, err = u.claims.Take(ctx, key)
 		return err
 	})
@@ -95,9 +122,9 @@ func (u *puller) claim(ctx context.Context, prog *progress, key string) (release
 // pull is one pull, from a reference to a record.
 type pull struct {
 	by    *puller
-	ref   target
+	ref   imageref.Target
 	creds credentials
-	prog  progress
+	prog  progress.Clock
 	moved func() // ends the stall watch
 	reg   *registry
 	held  *holding
@@ -112,34 +139,33 @@ type contents struct {
 	layers   []*layer // bottom first
 }
 
-func (p *pull) run(ctx context.Context) (img Image, err error) {
+func (p *pull) run(ctx context.Context) (img image, err error) {
 	defer func() {
 		// Bytes that are wrong will be wrong again, and a full disk wants them gone. Others wait for the next try.
-		var wrong contentError
 		full := errors.Is(err, errdefs.ErrResourceExhausted)
-		p.by.garbage.unpin(p.held.keys, err == nil || full || errors.As(err, &wrong))
+		p.by.garbage.unpin(p.held.keys, err == nil || full || fault.IsRefused(err))
 	}()
 	// Opened before the first write, so that syncfs reports every write error since.
 	disk, err := openDisk(p.by.cfg.Root)
 	if err != nil {
-		return Image{}, err
+		return image{}, err
 	}
 	defer disk.close()
-	if p.reg, err = p.by.openRegistry(ctx, p.ref, p.creds, &p.prog); err != nil {
-		return Image{}, err
+	if p.reg, err = p.by.cfg.Client.open(ctx, p.ref, p.creds, &p.prog); err != nil {
+		return image{}, err
 	}
 	defer p.reg.close()
 	var got contents
-	err = p.prog.working(func() (err error) {
+	err = p.prog.Working(func() (err error) {
 		got, err = newResolver(p).documents(ctx)
 		return err
 	})
 	if err != nil {
-		return Image{}, err
+		return image{}, err
 	}
-	proved := p.by.catalog.pulled(got.doc.Config.Digest.String(), p.ref.repository()+"@"+got.root.Digest.String())
+	proved := p.by.catalog.pulled(got.doc.Config.Digest.String(), p.ref.Repository()+"@"+got.root.Digest.String())
 	if err := p.fetchLayers(ctx, newFetcher(p, proved), &got); err != nil {
-		return Image{}, err
+		return image{}, err
 	}
 	p.moved()
 	return p.commit(ctx, got, disk)
@@ -151,9 +177,9 @@ func (p *pull) fetchLayers(ctx context.Context, ft *fetcher, got *contents) erro
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range got.doc.Layers {
 		g.Go(func() error {
-			name := fmt.Sprintf("layer %d/%d %s", i+1, len(got.layers), short(got.doc.Layers[i].Digest))
+			name := fmt.Sprintf("layer %d/%d %s", i+1, len(got.layers), imageref.Short(got.doc.Layers[i].Digest))
 			return guard.Call(ctx, name, func() error {
-				return p.prog.working(func() (err error) {
+				return p.prog.Working(func() (err error) {
 					got.layers[i], err = ft.layer(gctx, got.doc.Layers[i], got.config.RootFS.DiffIDs[i], name)
 					return err
 				})
@@ -163,21 +189,14 @@ func (p *pull) fetchLayers(ctx context.Context, ft *fetcher, got *contents) erro
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	return p.prog.working(func() error { return ft.fixLayers(ctx, got) })
-}
-
-func short(d digest.Digest) string {
-	if s := string(d); len(s) > 19 {
-		return s[:19]
-	}
-	return string(d)
+	return p.prog.Working(func() error { return ft.fixLayers(ctx, got) })
 }
 
 // commit makes the image durable and lists it (I10).
-func (p *pull) commit(ctx context.Context, got contents, disk *disk) (Image, error) {
+func (p *pull) commit(ctx context.Context, got contents, disk *disk) (image, error) {
 	var unsynced error
 	if !p.proven(got) {
-		if unsynced = disk.sync(p.by.syncfs); unsynced == nil {
+		if unsynced = disk.sync(p.by.cfg.Syncfs); unsynced == nil {
 			p.by.cfg.Step("pull.synced")
 		}
 	}
@@ -186,15 +205,15 @@ func (p *pull) commit(ctx context.Context, got contents, disk *disk) (Image, err
 	}
 	c := p.by.catalog
 	if err := c.writer.Acquire(ctx, 1); err != nil {
-		return Image{}, err
+		return image{}, err
 	}
 	defer c.writer.Release(1)
 	if unsynced != nil {
 		p.by.garbage.forget(ctx)
-		return Image{}, fmt.Errorf("sync image data: %w", diskError(unsynced))
+		return image{}, fmt.Errorf("sync image data: %w", fault.Disk(unsynced))
 	}
 	if lost := p.forgotten(got); lost != nil {
-		return Image{}, fmt.Errorf("layer %s went with a sync that failed, pull again: %w", short(lost.DiffID), errdefs.ErrAborted)
+		return image{}, fmt.Errorf("layer %s went with a sync that failed, pull again: %w", imageref.Short(lost.DiffID), errdefs.ErrAborted)
 	}
 	r := p.newRecord(got)
 	old, changed, garbage := c.merge(r, p.ref, got.root.Digest)
@@ -202,7 +221,7 @@ func (p *pull) commit(ctx context.Context, got contents, disk *disk) (Image, err
 		return r.image(c.pinned), nil
 	}
 	if err := c.write(r); err != nil {
-		return Image{}, fmt.Errorf("write image record: %w", err)
+		return image{}, fmt.Errorf("write image record: %w", err)
 	}
 	p.by.cfg.Step("pull.recorded")
 	c.put(r, old)

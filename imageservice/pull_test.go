@@ -4,17 +4,18 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cribox/cribox/imageservice/imagetest"
+	"github.com/cribox/cribox/imageservice/manifest"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
-
-const goarch = runtime.GOARCH
 
 // newImages opens a service on a folder of its own.
 func newImages(t testing.TB, edit func(*Config)) *Images {
@@ -55,40 +56,32 @@ func mounted(t testing.TB, c *Images, id string) func(string) string {
 	return func(name string) string { return filepath.Join(target, name) }
 }
 
-func wantFile(t testing.TB, path, want string) {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil || string(b) != want {
-		t.Errorf("%s holds %q (%v), want %q", filepath.Base(path), b, err, want)
-	}
-}
-
 func TestPullFormats(t *testing.T) {
-	base := tarOf(t, dir("etc", 0o755), reg("etc/a"), "from base", reg("etc/b"), "hidden later")
-	upper := tarOf(t, dir("etc", 0o755), reg("etc/.wh.b"), reg("etc/c"), "from upper")
-	for name, wrap := range map[string]func([]byte) testLayer{"plain": plainLayer, "gzip": gzipLayer, "zstd": zstdLayer} {
+	base := imagetest.Tar(t, imagetest.Dir("etc", 0o755), imagetest.File("etc/a"), "from base", imagetest.File("etc/b"), "hidden later")
+	upper := imagetest.Tar(t, imagetest.Dir("etc", 0o755), imagetest.File("etc/.wh.b"), imagetest.File("etc/c"), "from upper")
+	for name, wrap := range map[string]func([]byte) imagetest.Layer{"plain": imagetest.Plain, "gzip": imagetest.Gzip, "zstd": imagetest.Zstd} {
 		for _, docker := range []bool{false, true} {
 			t.Run(name, func(t *testing.T) {
-				r := newRegistry(t)
-				id, desc := r.build("1", []testLayer{wrap(base), wrap(upper)}, func(m *ocispec.Manifest, _ *ocispec.Image) {
+				r := imagetest.NewRegistry(t)
+				id, desc := r.Build("1", []imagetest.Layer{wrap(base), wrap(upper)}, func(m *ocispec.Manifest, _ *ocispec.Image) {
 					if docker {
-						m.MediaType = dockerManifest
+						m.MediaType = manifest.DockerManifest
 						for i := range m.Layers {
-							m.Layers[i].MediaType = dockerLayer + map[string]string{"plain": "", "gzip": ".gzip", "zstd": ".zstd"}[name]
+							m.Layers[i].MediaType = manifest.DockerLayer + map[string]string{"plain": "", "gzip": ".gzip", "zstd": ".zstd"}[name]
 						}
 					}
 				})
 				c := newImages(t, nil)
-				img := c.mustPull(t, r.ref("app:1"))
-				if img.ID != id || !slices.Equal(img.RepoTags, []string{r.ref("app:1")}) || !slices.Equal(img.RepoDigests, []string{r.ref("app@" + desc.Digest.String())}) {
+				img := c.mustPull(t, r.Ref("app:1"))
+				if img.ID != id || !slices.Equal(img.RepoTags, []string{r.Ref("app:1")}) || !slices.Equal(img.RepoDigests, []string{r.Ref("app@" + desc.Digest.String())}) {
 					t.Errorf("pulled %+v", img)
 				}
 				if img.Size <= 0 || !slices.Equal(img.Config.Config.Env, []string{"TAG=1"}) {
 					t.Errorf("size %d, config %+v", img.Size, img.Config.Config)
 				}
 				at := mounted(t, c, id)
-				wantFile(t, at("etc/a"), "from base")
-				wantFile(t, at("etc/c"), "from upper")
+				imagetest.WantFile(t, at("etc/a"), "from base")
+				imagetest.WantFile(t, at("etc/c"), "from upper")
 				if _, err := os.Lstat(at("etc/b")); !os.IsNotExist(err) {
 					t.Errorf("whited out file: %v", err)
 				}
@@ -98,8 +91,8 @@ func TestPullFormats(t *testing.T) {
 }
 
 func TestPullNotFound(t *testing.T) {
-	r := newRegistry(t)
-	_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:none"), nil)
+	r := imagetest.NewRegistry(t)
+	_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:none"), nil)
 	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "no such thing") {
 		t.Fatal(err)
 	}

@@ -10,6 +10,9 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/imageref"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -18,12 +21,12 @@ const recordFormat = 1
 
 // record is everything we know about an image and cannot compute from its blobs. In memory it is immutable: a change is a new record.
 type record struct {
-	ID      string        `json:"id"`
-	Tags    []tag         `json:"tags,omitempty"`
-	Digests []string      `json:"digests,omitempty"` // repository@digest of the root documents that name it
-	Blobs   []blob        `json:"blobs"`             // every blob that exists because of this image
-	Layers  []layerRecord `json:"layers"`            // bottom first, as in the config
-	Size    int64         `json:"size"`              // manifest, config and layers of this platform, compressed bytes
+	ID      string   `json:"id"`
+	Tags    []tag    `json:"tags,omitempty"`
+	Digests []string `json:"digests,omitempty"` // repository@digest of the root documents that name it
+	Blobs   []blob   `json:"blobs"`             // every blob that exists because of this image
+	Layers  []layer  `json:"layers"`            // bottom first, as in the config
+	Size    int64    `json:"size"`              // manifest, config and layers of this platform, compressed bytes
 
 	// ByDigest are those of Digests that somebody has pulled by digest. Older versions did not write it.
 	ByDigest []string `json:"by_digest,omitempty"`
@@ -37,31 +40,6 @@ type tag struct {
 	Serial uint64 `json:"serial"`
 	// Root is what the tag pointed to when it was pulled last. Older versions did not write it.
 	Root digest.Digest `json:"root,omitempty"`
-}
-
-type blob struct {
-	Digest digest.Digest `json:"digest"`
-	Size   int64         `json:"size"`
-	// DiffID is the digest of what a layer's blob was seen to unpack to. Older versions did not write it.
-	DiffID digest.Digest `json:"diff_id,omitempty"`
-}
-
-type layerRecord struct {
-	DiffID digest.Digest `json:"diff_id"`
-	Fixes  string        `json:"fixes,omitempty"` // see link.go
-	Dir    string        `json:"dir"`             // below layers/
-	Bytes  uint64        `json:"bytes"`           // what du says
-	Inodes uint64        `json:"inodes"`
-	Opaque bool          `json:"opaque,omitempty"` // its root hides every layer below, which overlayfs does not do by itself
-}
-
-func (l layerRecord) key() string { return layerKey(l.DiffID, l.Fixes) }
-
-func layerKey(diffID digest.Digest, fixes string) string {
-	if fixes == "" {
-		return string(diffID)
-	}
-	return string(diffID) + "+" + fixes
 }
 
 // file is the JSON on disk. Sum is the sha256 of Record's bytes: a record is believed whole or not at all.
@@ -109,7 +87,7 @@ func decodeRecord(b []byte, id string) (*record, error) {
 		return nil, fmt.Errorf("it is the record of %q", r.ID)
 	}
 	for _, b := range r.Blobs {
-		if err := checkDigest(b.Digest); err != nil {
+		if err := imageref.CheckDigest(b.Digest); err != nil {
 			return nil, err
 		}
 	}
@@ -122,8 +100,8 @@ func decodeRecord(b []byte, id string) (*record, error) {
 }
 
 // image is the public view. The slices are the caller's own.
-func (r *record) image(pinned func(string) bool) Image {
-	img := Image{ID: r.ID, RepoDigests: slices.Clone(r.Digests), Size: r.Size, Config: r.config}
+func (r *record) image(pinned func(string) bool) image {
+	img := image{ID: r.ID, RepoDigests: slices.Clone(r.Digests), Size: r.Size, Config: r.config}
 	for _, t := range r.Tags {
 		img.RepoTags = append(img.RepoTags, t.Name)
 		img.Pinned = img.Pinned || pinned(t.Name)
@@ -178,6 +156,12 @@ func (r *record) setRoot(name string, root digest.Digest) bool {
 	}
 	r.Tags[i].Root = root
 	return true
+}
+
+// repositoryOf is the repository of a digest reference.
+func repositoryOf(reference string) string {
+	repository, _, _ := strings.Cut(reference, "@")
+	return repository
 }
 
 // forgetRoots drops the digest references of a repository that no tag points to any more and nobody has pulled by digest: a tag that was
@@ -250,4 +234,14 @@ func (r *record) withoutTag(name string) *record {
 	c := *r
 	c.Tags = slices.DeleteFunc(slices.Clone(r.Tags), func(t tag) bool { return t.Name == name })
 	return &c
+}
+
+// image is one image as the CRI shows it.
+type image struct {
+	ID          string        // "sha256:" and the hex digest of the config; the same string in every API
+	RepoTags    []string      // fully qualified ("docker.io/library/busybox:1"), sorted; empty after a pull by digest
+	RepoDigests []string      // fully qualified ("registry.k8s.io/pause@sha256:..."), sorted
+	Size        int64         // compressed bytes of this platform's manifest, config and layers; > 0
+	Config      ocispec.Image // the image's config; its maps and slices are shared and must not be changed
+	Pinned      bool          // one of its names fits one given to SetPinned
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/imagetest"
 )
 
 // refusal is a row of the policy: what is refused although, or because, containerd does something else with it. What containerd runs, runs,
@@ -60,17 +62,17 @@ var registryRefusals = []refusal{
 
 // refusedRegistries makes each row happen and returns the error.
 func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
-	layer := gzipLayer(noise(t, 1000))
+	layer := imagetest.Gzip(imagetest.Noise(t, 1000))
 	alice := &Auth{Username: "alice", Password: "wonderland"}
 	// answering pulls app:1 from a registry that answers with f first.
-	answering := func(t *testing.T, tls bool, creds *Auth, settings string, f func(r *registryServer, w http.ResponseWriter, q *http.Request) bool) error {
-		r := newRegistry(t)
-		r.build("1", []testLayer{layer}, nil)
-		r.intercept(func(w http.ResponseWriter, q *http.Request) bool { return f(r, w, q) })
+	answering := func(t *testing.T, tls bool, creds *Auth, settings string, f func(r *imagetest.Registry, w http.ResponseWriter, q *http.Request) bool) error {
+		r := imagetest.NewRegistry(t)
+		r.Build("1", []imagetest.Layer{layer}, nil)
+		r.Intercept(func(w http.ResponseWriter, q *http.Request) bool { return f(r, w, q) })
 		c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
 		text := fmt.Sprintf("server = %q\n", r.URL)
 		if tls {
-			server, ca := r.secure(t)
+			server, ca := secure(r, t)
 			text = fmt.Sprintf("server = %q\nca = %q\n", server.URL, ca)
 		}
 		folder(t, c.cfg.RegistryConfig, "reg.test", "hosts.toml", text)
@@ -80,7 +82,7 @@ func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 	}
 	with := func(auth Auth) func(*testing.T) error {
 		return func(t *testing.T) error {
-			return answering(t, false, &auth, "", func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
+			return answering(t, false, &auth, "", func(_ *imagetest.Registry, w http.ResponseWriter, _ *http.Request) bool {
 				return unauthorized(w, `Basic realm="x"`)
 			})
 		}
@@ -95,14 +97,14 @@ func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 	}
 	realm := func(realm string) func(*testing.T) error {
 		return func(t *testing.T) error {
-			return answering(t, true, alice, "", func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
+			return answering(t, true, alice, "", func(_ *imagetest.Registry, w http.ResponseWriter, _ *http.Request) bool {
 				return unauthorized(w, fmt.Sprintf("Bearer realm=%q", realm))
 			})
 		}
 	}
 	redirect := func(match, to, settings string) func(*testing.T) error {
 		return func(t *testing.T) error {
-			return answering(t, true, nil, settings, func(r *registryServer, w http.ResponseWriter, q *http.Request) bool {
+			return answering(t, true, nil, settings, func(r *imagetest.Registry, w http.ResponseWriter, q *http.Request) bool {
 				if !strings.Contains(q.URL.Path, match) {
 					return false
 				}
@@ -130,7 +132,7 @@ func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 				w.Header().Set("Location", "http://127.0.0.2:1/token")
 				w.WriteHeader(http.StatusFound)
 			}
-			return answering(t, false, alice, "", func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
+			return answering(t, false, alice, "", func(_ *imagetest.Registry, w http.ResponseWriter, _ *http.Request) bool {
 				return unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token"`, tokens.URL))
 			})
 		},
@@ -142,19 +144,19 @@ func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 		"control character":              with(Auth{Username: "alice", Password: "wonderland\n"}),
 		"auth that is no base64":         with(Auth{Auth: "hunter2"}),
 		"other digest than promised": func(t *testing.T) error {
-			return answering(t, false, nil, "", func(r *registryServer, w http.ResponseWriter, q *http.Request) bool {
+			return answering(t, false, nil, "", func(r *imagetest.Registry, w http.ResponseWriter, q *http.Request) bool {
 				if !strings.HasSuffix(q.URL.Path, "/manifests/1") {
 					return false
 				}
 				w.Header().Set("Docker-Content-Digest", "sha256:"+strings.Repeat("a", 64))
-				w.Header().Set("Content-Type", r.manifests["1"].mediaType)
-				w.Write(r.manifests["1"].body)
+				w.Header().Set("Content-Type", r.Manifests["1"].MediaType)
+				w.Write(r.Manifests["1"].Body)
 				return true
 			})
 		},
 		"other length than promised": func(t *testing.T) error {
-			return answering(t, false, nil, "", func(_ *registryServer, w http.ResponseWriter, q *http.Request) bool {
-				if !isBlobGet(q, digest.FromBytes(layer.blob)) {
+			return answering(t, false, nil, "", func(_ *imagetest.Registry, w http.ResponseWriter, q *http.Request) bool {
+				if !imagetest.IsBlobGet(q, digest.FromBytes(layer.Blob)) {
 					return false
 				}
 				fmt.Fprint(w, "short")
@@ -162,39 +164,39 @@ func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 			})
 		},
 		"document without end": func(t *testing.T) error {
-			return answering(t, false, nil, "", func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
+			return answering(t, false, nil, "", func(_ *imagetest.Registry, w http.ResponseWriter, _ *http.Request) bool {
 				w.Write([]byte(strings.Repeat(" ", 5<<20)))
 				return true
 			})
 		},
 		"registry that asks to wait": func(t *testing.T) error {
-			return answering(t, false, nil, "", func(_ *registryServer, w http.ResponseWriter, _ *http.Request) bool {
+			return answering(t, false, nil, "", func(_ *imagetest.Registry, w http.ResponseWriter, _ *http.Request) bool {
 				w.Header().Set("Retry-After", "3600")
 				w.WriteHeader(http.StatusTooManyRequests)
 				return true
 			})
 		},
 		"registry that is silent": func(t *testing.T) error {
-			r := newRegistry(t)
-			r.intercept(func(_ http.ResponseWriter, q *http.Request) bool { <-q.Context().Done(); return true })
-			_, err := newImages(t, func(c *Config) { c.StallTimeout = time.Second }).Pull(t.Context(), r.ref("app:1"), nil)
+			r := imagetest.NewRegistry(t)
+			r.Intercept(func(_ http.ResponseWriter, q *http.Request) bool { <-q.Context().Done(); return true })
+			_, err := newImages(t, func(c *Config) { c.StallTimeout = time.Second }).Pull(t.Context(), r.Ref("app:1"), nil)
 			return err
 		},
 		"digest of somebody else": func(t *testing.T) error {
-			owner, other := newRegistry(t), newRegistry(t)
-			for _, r := range []*registryServer{owner, other} {
-				r.build("1", []testLayer{layer}, nil)
+			owner, other := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
+			for _, r := range []*imagetest.Registry{owner, other} {
+				r.Build("1", []imagetest.Layer{layer}, nil)
 			}
-			other.intercept(func(w http.ResponseWriter, q *http.Request) bool {
-				if !isBlobGet(q, digest.FromBytes(layer.blob)) {
+			other.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				if !imagetest.IsBlobGet(q, digest.FromBytes(layer.Blob)) {
 					return false
 				}
 				w.WriteHeader(http.StatusNotFound)
 				return true
 			})
 			c := newImages(t, nil)
-			c.mustPull(t, owner.ref("app:1"))
-			_, err := c.Pull(t.Context(), other.ref("app:1"), nil)
+			c.mustPull(t, owner.Ref("app:1"))
+			_, err := c.Pull(t.Context(), other.Ref("app:1"), nil)
 			return err
 		},
 	}

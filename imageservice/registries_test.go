@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -21,6 +22,12 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/imagetest"
+	"github.com/cribox/cribox/imageservice/manifest"
+	"github.com/cribox/cribox/imageservice/progress"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -28,29 +35,29 @@ import (
 func folder(t testing.TB, certs, registry, name, text string) {
 	t.Helper()
 	dir := filepath.Join(certs, registry)
-	must(t, os.MkdirAll(dir, 0o755))
-	must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+	imagetest.Must(t, os.MkdirAll(dir, 0o755))
+	imagetest.Must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 }
 
 // secure serves r by TLS, and writes its certificate into a file.
-func (s *registryServer) secure(t testing.TB) (server *httptest.Server, ca string) {
+func secure(s *imagetest.Registry, t testing.TB) (server *httptest.Server, ca string) {
 	t.Helper()
 	server = httptest.NewUnstartedServer(s)
 	server.Config.ErrorLog = nil
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	ca = filepath.Join(t.TempDir(), "ca.pem")
-	must(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o644))
+	imagetest.Must(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o644))
 	return server, ca
 }
 
 // TestOwnEntry: an entry with the registry's own address says how to connect to it. What the registry answers is the answer, and one bad
 // pull is in nobody's way.
 func TestOwnEntry(t *testing.T) {
-	r := newRegistry(t)
-	r.build("1", []testLayer{gzipLayer(noise(t, 1000))}, nil)
-	server, ca := r.secure(t)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r := imagetest.NewRegistry(t)
+	r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, nil)
+	server, ca := secure(r, t)
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		switch {
 		case strings.Contains(q.URL.Path, "/private/"):
 			return q.Header.Get("Authorization") != basic("user", "wonderland") && unauthorized(w, `Basic realm="x"`)
@@ -84,28 +91,28 @@ func TestOwnEntry(t *testing.T) {
 			}
 			c.mustPull(t, "reg.test/app:1")
 			_, err := c.Pull(t.Context(), "reg.test/private:1", &Auth{Username: "user", Password: "wonderland"})
-			must(t, err)
+			imagetest.Must(t, err)
 		})
 	}
 }
 
 // TestOnlyDialErrorsAreRemembered: a certificate that was bad a moment ago does not keep anybody from asking.
 func TestOnlyDialErrorsAreRemembered(t *testing.T) {
-	origin, mirror := newRegistry(t), newRegistry(t)
-	l := gzipLayer(noise(t, 1000))
-	origin.build("1", []testLayer{l}, nil)
-	mirror.build("1", []testLayer{l}, nil)
-	server, ca := mirror.secure(t)
+	origin, mirror := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
+	l := imagetest.Gzip(imagetest.Noise(t, 1000))
+	origin.Build("1", []imagetest.Layer{l}, nil)
+	mirror.Build("1", []imagetest.Layer{l}, nil)
+	server, ca := secure(mirror, t)
 	c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
 	text := fmt.Sprintf("server = %q\n[host.%q]\n", origin.URL, server.URL)
 	folder(t, c.cfg.RegistryConfig, "reg.test", "hosts.toml", text)
 	c.mustPull(t, "reg.test/app:1")
-	if mirror.count("") > 0 {
+	if mirror.Count("") > 0 {
 		t.Fatal("a mirror without a good certificate was asked")
 	}
 	folder(t, c.cfg.RegistryConfig, "reg.test", "hosts.toml", text+fmt.Sprintf("ca = %q\n", ca))
 	c.mustPull(t, "reg.test/app:1")
-	if mirror.count("") == 0 {
+	if mirror.Count("") == 0 {
 		t.Error("the mirror was not asked again")
 	}
 	for err, want := range map[error]trouble{
@@ -123,11 +130,11 @@ func TestOnlyDialErrorsAreRemembered(t *testing.T) {
 // it does not.
 func TestSlowMirrorAlone(t *testing.T) {
 	const stall = 4500 * time.Millisecond // so it has 1.5 s while there are others
-	mirror, closed := newRegistry(t), newRegistry(t)
-	mirror.build("1", []testLayer{gzipLayer(noise(t, 1000))}, nil)
+	mirror, closed := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
+	mirror.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, nil)
 	closed.Close()
 	silent := atomic.Bool{}
-	mirror.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	mirror.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		cold := time.After(2 * time.Second)
 		if silent.Load() {
 			cold = nil
@@ -139,7 +146,7 @@ func TestSlowMirrorAlone(t *testing.T) {
 			return true
 		}
 	})
-	for name, upstream := range map[string]string{"unreachable": closed.URL, "without the image": newRegistry(t).URL} {
+	for name, upstream := range map[string]string{"unreachable": closed.URL, "without the image": imagetest.NewRegistry(t).URL} {
 		t.Run(name, func(t *testing.T) {
 			silent.Store(false)
 			c := newImages(t, func(c *Config) { c.RegistryConfig, c.StallTimeout = t.TempDir(), stall })
@@ -202,8 +209,8 @@ func TestCredentialsOfHosts(t *testing.T) {
 	} {
 		c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
 		folder(t, c.cfg.RegistryConfig, strings.Replace(row.domain, ":443", "_443_", 1), "hosts.toml", row.hosts)
-		r, err := c.puller.openRegistry(t.Context(), target{domain: row.domain, path: "app"}, credentials{username: "user", secret: "secret"}, &progress{})
-		must(t, err)
+		r, err := c.puller.cfg.Client.open(t.Context(), imageref.Target{Domain: row.domain, Path: "app"}, credentials{username: "user", secret: "secret"}, &progress.Clock{})
+		imagetest.Must(t, err)
 		var got []bool
 		for _, h := range r.hosts {
 			got = append(got, h.auth.creds.username != "")
@@ -220,7 +227,7 @@ func TestCredentialsOfHosts(t *testing.T) {
 		{"reg.example", "REG.example", true}, {"reg.example", "http://reg.example:80", true}, {"docker.io", "https://index.docker.io/v1/", true},
 		{"reg.example", "reg.example:8443", false}, {"reg.example", "https://evil-reg.example", false}, {"reg.example:80", "https://reg.example", false},
 	} {
-		got, err := credentialsFor(&Auth{Username: "user", Password: "secret", ServerAddress: row.address}, target{domain: row.domain})
+		got, err := credentialsFor(&Auth{Username: "user", Password: "secret", ServerAddress: row.address}, imageref.Target{Domain: row.domain})
 		if err != nil || (got.username != "") != row.shown {
 			t.Errorf("%s with the address %s: %+v, %v", row.domain, row.address, got, err)
 		}
@@ -229,30 +236,30 @@ func TestCredentialsOfHosts(t *testing.T) {
 
 // TestServerOfAnotherName: the server of hosts.toml is the registry, and gets what is for the registry.
 func TestServerOfAnotherName(t *testing.T) {
-	r := newRegistry(t)
-	r.build("1", nil, nil)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r := imagetest.NewRegistry(t)
+	r.Build("1", nil, nil)
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		return q.Header.Get("Authorization") != basic("user", "wonderland") && unauthorized(w, `Basic realm="x"`)
 	})
 	c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
 	folder(t, c.cfg.RegistryConfig, "other.test", "hosts.toml", fmt.Sprintf("server = %q\n", r.URL))
 	_, err := c.Pull(t.Context(), "other.test/app:1", &Auth{Username: "user", Password: "wonderland"})
-	must(t, err)
+	imagetest.Must(t, err)
 }
 
 // TestTokenServers: one on another domain is shown the credentials when the registry's folder names it; else the error says how.
 func TestTokenServers(t *testing.T) {
-	r, tokens := newRegistry(t), newTokenServer(t)
-	r.build("1", nil, nil)
+	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
+	r.Build("1", nil, nil)
 	elsewhere := strings.Replace(tokens.URL, "127.0.0.1", "localhost", 1)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		return q.Header.Get("Authorization") != "Bearer token-1" && unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token",service="reg"`, elsewhere))
 	})
 	c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
-	name := strings.Replace(r.host(), ":", "_", 1) + "_"
+	name := strings.Replace(r.Host(), ":", "_", 1) + "_"
 	folder(t, c.cfg.RegistryConfig, name, "hosts.toml", fmt.Sprintf("server = %q\n", r.URL))
 	alice := &Auth{Username: "alice", Password: "wonderland"}
-	_, err := c.Pull(t.Context(), r.ref("app:1"), alice)
+	_, err := c.Pull(t.Context(), r.Ref("app:1"), alice)
 	if text := fmt.Sprint(err); !errdefs.IsUnauthorized(err) || !strings.Contains(text, "token_servers of "+filepath.Join(c.cfg.RegistryConfig, name, "cribox.toml")) {
 		t.Error(err)
 	}
@@ -263,13 +270,13 @@ func TestTokenServers(t *testing.T) {
 		"token_server = []": "strict mode", "token_servers = ['https://a/b']": `"https://a/b" is neither`, "token_servers = 1": "cribox.toml",
 	} {
 		folder(t, c.cfg.RegistryConfig, name, "cribox.toml", text)
-		if _, err := c.Pull(t.Context(), r.ref("app:1"), alice); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), want) {
+		if _, err := c.Pull(t.Context(), r.Ref("app:1"), alice); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
 	folder(t, c.cfg.RegistryConfig, name, "cribox.toml", fmt.Sprintf("token_servers = [%q]\n", elsewhere))
-	_, err = c.Pull(t.Context(), r.ref("app:1"), alice)
-	must(t, err)
+	_, err = c.Pull(t.Context(), r.Ref("app:1"), alice)
+	imagetest.Must(t, err)
 	if len(tokens.seen) != 1 || !strings.Contains(tokens.seen[0], basic("alice", "wonderland")) {
 		t.Errorf("token server saw %q", tokens.seen)
 	}
@@ -316,11 +323,11 @@ func TestForeignTokenServer(t *testing.T) {
 
 // TestRedirectToHTTP: blobs may be redirected from https to plain http where that is set, and nothing else ever.
 func TestRedirectToHTTP(t *testing.T) {
-	store := newRegistry(t)
-	l := gzipLayer(noise(t, 1000))
-	_, m := store.build("1", []testLayer{l}, nil)
-	front := newRegistry(t)
-	front.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	store := imagetest.NewRegistry(t)
+	l := imagetest.Gzip(imagetest.Noise(t, 1000))
+	_, m := store.Build("1", []imagetest.Layer{l}, nil)
+	front := imagetest.NewRegistry(t)
+	front.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		if strings.Contains(q.URL.Path, "/manifests/1") {
 			return false
 		}
@@ -328,8 +335,8 @@ func TestRedirectToHTTP(t *testing.T) {
 		w.WriteHeader(http.StatusTemporaryRedirect)
 		return true
 	})
-	front.manifests["1"] = store.manifests["1"]
-	server, ca := front.secure(t)
+	front.Manifests["1"] = store.Manifests["1"]
+	server, ca := secure(front, t)
 	c := newImages(t, func(c *Config) { c.RegistryConfig = t.TempDir() })
 	folder(t, c.cfg.RegistryConfig, "reg.test", "hosts.toml", fmt.Sprintf("server = %q\nca = %q\n", server.URL, ca))
 	_, err := c.Pull(t.Context(), "reg.test/app:1", nil)
@@ -340,14 +347,14 @@ func TestRedirectToHTTP(t *testing.T) {
 	folder(t, c.cfg.RegistryConfig, "reg.test", "cribox.toml", "redirect_to_http = true\n")
 	c.mustPull(t, "reg.test/app:1")
 	c.mustPull(t, "reg.test/other@"+m.Digest.String()) // what has a digest cannot be another thing
-	delete(front.manifests, "1")
-	store.intercept(func(_ http.ResponseWriter, q *http.Request) bool {
+	delete(front.Manifests, "1")
+	store.Intercept(func(_ http.ResponseWriter, q *http.Request) bool {
 		if strings.HasSuffix(q.URL.Path, "/manifests/1") {
 			t.Error("a tag is asked for by plain http")
 		}
 		return false
 	})
-	front.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	front.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		w.Header().Set("Location", store.URL+q.URL.Path)
 		w.WriteHeader(http.StatusTemporaryRedirect)
 		return true
@@ -359,7 +366,7 @@ func TestRedirectToHTTP(t *testing.T) {
 
 // TestMirrorSendsPages: a mirror that sends something else than was asked for is left out, and the registry is asked.
 func TestMirrorSendsPages(t *testing.T) {
-	l := gzipLayer(noise(t, 50_000))
+	l := imagetest.Gzip(imagetest.Noise(t, 50_000))
 	page := []byte("<html>" + strings.Repeat("please log in ", 100) + "</html>")
 	write := func(chunked bool, b []byte) http.HandlerFunc {
 		return func(w http.ResponseWriter, q *http.Request) {
@@ -376,21 +383,21 @@ func TestMirrorSendsPages(t *testing.T) {
 		"a page":           write(false, page),
 		"a page, chunked":  write(true, page),
 		"too long":         write(true, bytes.Repeat(page, 1000)),
-		"half":             write(true, l.blob[:20_000]),
+		"half":             write(true, l.Blob[:20_000]),
 		"no content":       func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) },
 		"an error, as 200": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"errors":[{"code":"DENIED"}]}`) },
 		"a part, unasked": func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusPartialContent)
-			w.Write(l.blob[:100])
+			w.Write(l.Blob[:100])
 		},
 	} {
-		for _, what := range []string{"/manifests/", "/blobs/" + digest.FromBytes(l.blob).String()} {
+		for _, what := range []string{"/manifests/", "/blobs/" + digest.FromBytes(l.Blob).String()} {
 			t.Run(name+" for"+what[:8], func(t *testing.T) {
-				origin, mirror := newRegistry(t), newRegistry(t)
-				for _, r := range []*registryServer{origin, mirror} {
-					r.build("1", []testLayer{l, gzipLayer(noise(t, 40_000))}, nil)
+				origin, mirror := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
+				for _, r := range []*imagetest.Registry{origin, mirror} {
+					r.Build("1", []imagetest.Layer{l, imagetest.Gzip(imagetest.Noise(t, 40_000))}, nil)
 				}
-				mirror.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				mirror.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 					if !strings.Contains(q.URL.Path, what) {
 						return false
 					}
@@ -403,7 +410,7 @@ func TestMirrorSendsPages(t *testing.T) {
 				if info, err := os.Stat(mounted(t, c, img.ID)("noise")); err != nil || info.Size() != 40_000 {
 					t.Error(info, err)
 				}
-				if n := mirror.count("GET"); n == 0 || n > 4 { // manifest, config, two layers
+				if n := mirror.Count("GET"); n == 0 || n > 4 { // manifest, config, two layers
 					t.Errorf("the mirror was asked %d times", n)
 				}
 			})
@@ -413,33 +420,33 @@ func TestMirrorSendsPages(t *testing.T) {
 
 // TestCompressedDocuments: a proxy that compresses text although it is asked not to does no harm.
 func TestCompressedDocuments(t *testing.T) {
-	r := newRegistry(t)
-	id, _ := r.build("1", []testLayer{gzipLayer(noise(t, 1000))}, nil)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r := imagetest.NewRegistry(t)
+	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, nil)
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		name := filepath.Base(q.URL.Path)
-		r.mu.Lock()
-		b, kind := r.manifests[name].body, r.manifests[name].mediaType
+		r.Mu.Lock()
+		b, kind := r.Manifests[name].Body, r.Manifests[name].MediaType
 		if name == id {
-			b, kind = r.blobs[digest.Digest(id)], "application/octet-stream"
+			b, kind = r.Blobs[digest.Digest(id)], "application/octet-stream"
 		}
-		r.mu.Unlock()
+		r.Mu.Unlock()
 		if b == nil || q.Method != http.MethodGet {
 			return false
 		}
 		w.Header().Set("Content-Type", kind)
 		w.Header().Set("Content-Encoding", "gzip")
-		w.Write(gzipLayer(b).blob)
+		w.Write(imagetest.Gzip(b).Blob)
 		return true
 	})
-	newImages(t, nil).mustPull(t, r.ref("app:1"))
+	newImages(t, nil).mustPull(t, r.Ref("app:1"))
 }
 
 // TestTwoChallenges: where the first way to log in fails, the second one is tried.
 func TestTwoChallenges(t *testing.T) {
-	r, tokens := newRegistry(t), newTokenServer(t)
-	r.build("1", nil, nil)
+	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
+	r.Build("1", nil, nil)
 	tokens.reply = func(w http.ResponseWriter, _ int32) { w.WriteHeader(http.StatusUnauthorized) }
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		w.Header().Add("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token"`, tokens.URL))
 		w.Header().Add("WWW-Authenticate", `Basic realm="x"`)
 		if q.Header.Get("Authorization") == basic("alice", "wonderland") {
@@ -448,26 +455,26 @@ func TestTwoChallenges(t *testing.T) {
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	})
-	_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{Username: "alice", Password: "wonderland"})
-	must(t, err)
+	_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{Username: "alice", Password: "wonderland"})
+	imagetest.Must(t, err)
 }
 
 // TestManyDrips: the stall clock stands only while all layers wait for their turn.
 func TestManyDrips(t *testing.T) {
-	r := newRegistry(t)
-	var layers []testLayer
+	r := imagetest.NewRegistry(t)
+	var layers []imagetest.Layer
 	for n := range 5 {
-		layers = append(layers, plainLayer(noise(t, 100_000+n)))
+		layers = append(layers, imagetest.Plain(imagetest.Noise(t, 100_000+n)))
 	}
-	r.build("1", layers, nil)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r.Build("1", layers, nil)
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		for _, l := range layers {
-			if !isBlobGet(q, digest.FromBytes(l.blob)) {
+			if !imagetest.IsBlobGet(q, digest.FromBytes(l.Blob)) {
 				continue
 			}
-			w.Header().Set("Content-Length", fmt.Sprint(len(l.blob)))
-			for i := range l.blob {
-				if _, err := w.Write(l.blob[i : i+1]); err != nil {
+			w.Header().Set("Content-Length", fmt.Sprint(len(l.Blob)))
+			for i := range l.Blob {
+				if _, err := w.Write(l.Blob[i : i+1]); err != nil {
 					return true
 				}
 				w.(http.Flusher).Flush()
@@ -484,21 +491,21 @@ func TestManyDrips(t *testing.T) {
 	c := newImages(t, func(c *Config) { c.StallTimeout = time.Second })
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if _, err := c.Pull(ctx, r.ref("app:1"), nil); !strings.HasPrefix(fmt.Sprint(err), "RegistryUnavailable: ") {
+	if _, err := c.Pull(ctx, r.Ref("app:1"), nil); !strings.HasPrefix(fmt.Sprint(err), "RegistryUnavailable: ") {
 		t.Error(err)
 	}
-	waitFor(t, func() bool { return len(c.waiters()) == 0 })
+	waitFor(t, func() bool { return len(c.puller.waiting()) == 0 })
 }
 
 // TestExpiredWithoutAChallenge: a registry that refuses an old token without saying how to get a new one is asked once without a token.
 func TestExpiredWithoutAChallenge(t *testing.T) {
-	r, tokens := newRegistry(t), newTokenServer(t)
-	l := gzipLayer(noise(t, 100_000))
-	r.build("1", []testLayer{l}, nil)
+	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
+	l := imagetest.Gzip(imagetest.Noise(t, 100_000))
+	r.Build("1", []imagetest.Layer{l}, nil)
 	var silent atomic.Int32
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		want := "Bearer token-1"
-		if isBlobGet(q, digest.FromBytes(l.blob)) {
+		if imagetest.IsBlobGet(q, digest.FromBytes(l.Blob)) {
 			want = "Bearer token-2"
 		}
 		switch got := q.Header.Get("Authorization"); {
@@ -512,37 +519,37 @@ func TestExpiredWithoutAChallenge(t *testing.T) {
 		return unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token",service="reg"`, tokens.URL))
 	})
 	c := newImages(t, nil)
-	c.mustPull(t, r.ref("app:1"))
+	c.mustPull(t, r.Ref("app:1"))
 	if silent.Load() != 1 {
 		t.Errorf("%d requests with an old token", silent.Load())
 	}
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool { w.WriteHeader(http.StatusUnauthorized); return true })
-	before := r.count("")
-	if _, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{RegistryToken: "old"}); !errdefs.IsUnauthorized(err) {
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool { w.WriteHeader(http.StatusUnauthorized); return true })
+	before := r.Count("")
+	if _, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{RegistryToken: "old"}); !errdefs.IsUnauthorized(err) {
 		t.Error(err)
 	}
-	if n := r.count("") - before; n > 2 {
+	if n := r.Count("") - before; n > 2 {
 		t.Errorf("%d requests for one refusal", n)
 	}
 }
 
 // TestOwnWordsAreNotRedacted: a password that is a word of ours cannot be read off an error, and one that a server repeats does not stand in it.
 func TestOwnWordsAreNotRedacted(t *testing.T) {
-	r := newRegistry(t)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r := imagetest.NewRegistry(t)
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
 		w.WriteHeader(http.StatusForbidden)
 		fmt.Fprintf(w, `{"errors":[{"code":"DENIED","message":"you are %s"}]}`, strings.TrimPrefix(q.Header.Get("Authorization"), "Basic "))
 		return true
 	})
 	for _, password := range []string{"pass", "user", "name", "manifest", "Forbidden"} {
-		_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{Username: "alice", Password: password})
+		_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{Username: "alice", Password: password})
 		text := fmt.Sprint(err)
 		if !strings.Contains(text, "403 Forbidden for manifest 1") || !strings.Contains(text, "the request brought a user name and password") {
 			t.Errorf("password %q: %v", password, err)
 		}
 	}
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		given := q.Header.Get("Authorization")
 		if given == "" {
 			return unauthorized(w, `Basic realm="x"`)
@@ -551,7 +558,7 @@ func TestOwnWordsAreNotRedacted(t *testing.T) {
 		fmt.Fprintf(w, `{"errors":[{"code":"DENIED","message":"%s is wrong, wonderland too, %s"}]}`, given, strings.TrimPrefix(given, "Basic "))
 		return true
 	})
-	_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{Username: "alice", Password: "wonderland"})
+	_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{Username: "alice", Password: "wonderland"})
 	given := strings.TrimPrefix(basic("alice", "wonderland"), "Basic ")
 	if text := fmt.Sprint(err); strings.Contains(text, "wonderland") || strings.Contains(text, given) || !strings.Contains(text, "is wrong") {
 		t.Error(err)
@@ -560,41 +567,41 @@ func TestOwnWordsAreNotRedacted(t *testing.T) {
 
 // TestPartialDownloadsOutliveARestart: the next daemon goes on where the last one stood, and what nobody goes on with is swept.
 func TestPartialDownloadsOutliveARestart(t *testing.T) {
-	r := newRegistry(t)
-	l := plainLayer(noise(t, 400_000))
-	r.build("1", []testLayer{l}, nil)
-	blob := digest.FromBytes(l.blob)
+	r := imagetest.NewRegistry(t)
+	l := imagetest.Plain(imagetest.Noise(t, 400_000))
+	r.Build("1", []imagetest.Layer{l}, nil)
+	blob := digest.FromBytes(l.Blob)
 	arrived := make(chan struct{}, 1)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
-		if !isBlobGet(q, blob) {
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if !imagetest.IsBlobGet(q, blob) {
 			return false
 		}
-		w.Header().Set("Content-Length", fmt.Sprint(len(l.blob)))
-		w.Write(l.blob[:300_000])
+		w.Header().Set("Content-Length", fmt.Sprint(len(l.Blob)))
+		w.Write(l.Blob[:300_000])
 		w.(http.Flusher).Flush()
 		arrived <- struct{}{}
 		<-q.Context().Done()
 		return true
 	})
 	c := newImages(t, nil)
-	partial := c.blobs.ingestFile(target{domain: r.host()}.ingestRef(blob))
+	partial := c.blobs.ingestFile(imageref.Target{Domain: r.Host()}.IngestRef(blob))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { c.Pull(ctx, r.ref("app:1"), nil); close(done) }()
+	go func() { c.Pull(ctx, r.Ref("app:1"), nil); close(done) }()
 	<-arrived
 	waitFor(t, func() bool { info, err := os.Stat(partial); return err == nil && info.Size() == 300_000 })
 	cancel()
 	<-done
-	waitFor(t, func() bool { return len(c.waiters()) == 0 })
-	r.intercept(nil)
-	must(t, os.MkdirAll(filepath.Join(c.cfg.Root, "content", "ingest", "junk"), 0o700))
+	waitFor(t, func() bool { return len(c.puller.waiting()) == 0 })
+	r.Intercept(nil)
+	imagetest.Must(t, os.MkdirAll(filepath.Join(c.cfg.Root, "content", "ingest", "junk"), 0o700))
 	c = reopen(t, c.cfg.Root)
 	if exists(filepath.Join(c.cfg.Root, "content", "ingest", "junk")) {
 		t.Error("what is no download stays")
 	}
-	before := r.blobBytes.Load()
-	c.mustPull(t, r.ref("app:1"))
-	if n := r.blobBytes.Load() - before; n > 110_000+10_000 {
+	before := r.BlobBytes.Load()
+	c.mustPull(t, r.Ref("app:1"))
+	if n := r.BlobBytes.Load() - before; n > 110_000+10_000 {
 		t.Errorf("%d bytes fetched after the restart", n)
 	}
 	if exists(partial) {
@@ -620,12 +627,12 @@ func TestSilentStart(t *testing.T) {
 
 // TestRedirectToAnotherRegistry: a registry that is a name for another one, which wants a token of its own: nothing of ours goes there.
 func TestRedirectToAnotherRegistry(t *testing.T) {
-	front, back, tokens := newRegistry(t), newRegistry(t), newTokenServer(t)
-	back.build("1", []testLayer{gzipLayer(noise(t, 1000))}, nil)
-	back.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	front, back, tokens := imagetest.NewRegistry(t), imagetest.NewRegistry(t), newTokenServer(t)
+	back.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, nil)
+	back.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		return q.Header.Get("Authorization") != "Bearer token-1" && unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token",scope="repository:app:pull"`, tokens.URL))
 	})
-	front.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	front.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		if q.Header.Get("Authorization") != basic("alice", "wonderland") {
 			return unauthorized(w, `Basic realm="x"`)
 		}
@@ -633,8 +640,8 @@ func TestRedirectToAnotherRegistry(t *testing.T) {
 		w.WriteHeader(http.StatusTemporaryRedirect)
 		return true
 	})
-	_, err := newImages(t, nil).Pull(t.Context(), front.ref("app:1"), &Auth{Username: "alice", Password: "wonderland"})
-	must(t, err)
+	_, err := newImages(t, nil).Pull(t.Context(), front.Ref("app:1"), &Auth{Username: "alice", Password: "wonderland"})
+	imagetest.Must(t, err)
 	if want := []string{"GET  scope=repository%3Aapp%3Apull"}; fmt.Sprint(tokens.seen) != fmt.Sprint(want) {
 		t.Errorf("its token server saw %q, want %q", tokens.seen, want)
 	}
@@ -642,32 +649,32 @@ func TestRedirectToAnotherRegistry(t *testing.T) {
 
 // TestNamesOfTypes: Docker's and OCI's names of one kind of document may stand for each other.
 func TestNamesOfTypes(t *testing.T) {
-	for _, kind := range []string{ocispec.MediaTypeImageManifest, dockerManifest, "application/json", ""} {
-		for _, own := range []string{ocispec.MediaTypeImageManifest, dockerManifest} {
-			r := newRegistry(t)
-			_, m := r.build("", []testLayer{gzipLayer(noise(t, 1000))}, func(m *ocispec.Manifest, _ *ocispec.Image) { m.MediaType = own })
-			entry := platform(m, "linux", goarch, "")
-			entry.MediaType = dockerManifest
-			r.putManifest("1", dockerList, index(entry))
-			r.mu.Lock()
-			r.manifests[m.Digest.String()] = served{kind, r.manifests[m.Digest.String()].body}
-			r.mu.Unlock()
+	for _, kind := range []string{ocispec.MediaTypeImageManifest, manifest.DockerManifest, "application/json", ""} {
+		for _, own := range []string{ocispec.MediaTypeImageManifest, manifest.DockerManifest} {
+			r := imagetest.NewRegistry(t)
+			_, m := r.Build("", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, func(m *ocispec.Manifest, _ *ocispec.Image) { m.MediaType = own })
+			entry := platform(m, "linux", runtime.GOARCH, "")
+			entry.MediaType = manifest.DockerManifest
+			r.PutManifest("1", manifest.DockerList, index(entry))
+			r.Mu.Lock()
+			r.Manifests[m.Digest.String()] = imagetest.Served{MediaType: kind, Body: r.Manifests[m.Digest.String()].Body}
+			r.Mu.Unlock()
 			c := newImages(t, nil)
 			for range 2 {
-				c.mustPull(t, r.ref("app:1"))
+				c.mustPull(t, r.Ref("app:1"))
 			}
-			c.mustPull(t, r.ref("app@"+m.Digest.String()))
+			c.mustPull(t, r.Ref("app@"+m.Digest.String()))
 		}
 	}
 }
 
 // TestVagueHead: a HEAD without a type, of a document that has none itself, says too little on the second pull.
 func TestVagueHead(t *testing.T) {
-	r := newRegistry(t)
-	_, m := r.build("1", []testLayer{gzipLayer(noise(t, 1000))}, func(m *ocispec.Manifest, _ *ocispec.Image) { m.MediaType = "" })
-	r.manifests["1"] = served{ocispec.MediaTypeImageManifest, r.manifests["1"].body}
+	r := imagetest.NewRegistry(t)
+	_, m := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, func(m *ocispec.Manifest, _ *ocispec.Image) { m.MediaType = "" })
+	r.Manifests["1"] = imagetest.Served{MediaType: ocispec.MediaTypeImageManifest, Body: r.Manifests["1"].Body}
 	for _, vague := range []string{"", "application/octet-stream"} {
-		r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 			if q.Method != http.MethodHead {
 				return false
 			}
@@ -677,15 +684,15 @@ func TestVagueHead(t *testing.T) {
 		})
 		c := newImages(t, nil)
 		for range 2 {
-			c.mustPull(t, r.ref("app:1"))
+			c.mustPull(t, r.Ref("app:1"))
 		}
 	}
 }
 
 // TestOddAnswersForBlobs: what has all the bytes is the blob, whatever the answer calls it.
 func TestOddAnswersForBlobs(t *testing.T) {
-	l := gzipLayer(noise(t, 100_000))
-	plain := plainLayer(noise(t, 110_000))
+	l := imagetest.Gzip(imagetest.Noise(t, 100_000))
+	plain := imagetest.Plain(imagetest.Noise(t, 110_000))
 	for name, answer := range map[string]func(w http.ResponseWriter, b []byte){
 		"a range that is all": func(w http.ResponseWriter, b []byte) {
 			w.Header().Set("Content-Range", fmt.Sprintf("bytes 0-%d/%d", len(b)-1, len(b)))
@@ -695,12 +702,12 @@ func TestOddAnswersForBlobs(t *testing.T) {
 		"203": func(w http.ResponseWriter, b []byte) { w.WriteHeader(http.StatusNonAuthoritativeInfo); w.Write(b) },
 		"compressed for the way": func(w http.ResponseWriter, b []byte) {
 			w.Header().Set("Content-Encoding", "gzip")
-			w.Write(gzipLayer(b).blob)
+			w.Write(imagetest.Gzip(b).Blob)
 		},
 		"compressed for the way, in chunks": func(w http.ResponseWriter, b []byte) {
 			w.Header().Set("Content-Encoding", "gzip")
 			w.(http.Flusher).Flush()
-			w.Write(gzipLayer(b).blob)
+			w.Write(imagetest.Gzip(b).Blob)
 		},
 		"stored compressed": func(w http.ResponseWriter, b []byte) {
 			w.Header().Set("Content-Encoding", "gzip")
@@ -708,19 +715,19 @@ func TestOddAnswersForBlobs(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRegistry(t)
-			r.build("1", []testLayer{l, plain}, nil)
-			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
-				for _, l := range []testLayer{l, plain} {
-					if isBlobGet(q, digest.FromBytes(l.blob)) {
-						answer(w, l.blob)
+			r := imagetest.NewRegistry(t)
+			r.Build("1", []imagetest.Layer{l, plain}, nil)
+			r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				for _, l := range []imagetest.Layer{l, plain} {
+					if imagetest.IsBlobGet(q, digest.FromBytes(l.Blob)) {
+						answer(w, l.Blob)
 						return true
 					}
 				}
 				return false
 			})
 			c := newImages(t, nil)
-			img := c.mustPull(t, r.ref("app:1"))
+			img := c.mustPull(t, r.Ref("app:1"))
 			if info, err := os.Stat(mounted(t, c, img.ID)("noise")); err != nil || info.Size() != 110_000 {
 				t.Error(info, err)
 			}
@@ -744,7 +751,7 @@ func TestWhichCredentials(t *testing.T) {
 		{"registry token", Auth{RegistryToken: "r"}, credentials{registryToken: "r"}},
 		{"auth with a line break", Auth{Auth: encoded[:8] + "\n" + encoded[8:] + "\r\n "}, credentials{username: "bob", secret: "builder"}},
 	} {
-		got, err := credentialsFor(&row.auth, target{domain: "reg.example"})
+		got, err := credentialsFor(&row.auth, imageref.Target{Domain: "reg.example"})
 		if err != nil || got != row.want {
 			t.Errorf("%s: %+v, %v", row.name, got, err)
 		}
@@ -754,8 +761,8 @@ func TestWhichCredentials(t *testing.T) {
 // TestTokenServerWithoutOAuth: one that does not know POST is asked by GET.
 func TestTokenServerWithoutOAuth(t *testing.T) {
 	for _, code := range []int{400, 401, 404, 405} {
-		r := newRegistry(t)
-		r.build("1", nil, nil)
+		r := imagetest.NewRegistry(t)
+		r.Build("1", nil, nil)
 		tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 			if q.Method == http.MethodPost || q.Header.Get("Authorization") != basic("", "refresh") {
 				w.WriteHeader(code)
@@ -764,11 +771,11 @@ func TestTokenServerWithoutOAuth(t *testing.T) {
 			fmt.Fprint(w, `{"token":"good"}`)
 		}))
 		t.Cleanup(tokens.Close)
-		r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 			return q.Header.Get("Authorization") != "Bearer good" && unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token"`, tokens.URL))
 		})
-		_, err := newImages(t, nil).Pull(t.Context(), r.ref("app:1"), &Auth{IdentityToken: "refresh"})
-		must(t, err)
+		_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{IdentityToken: "refresh"})
+		imagetest.Must(t, err)
 	}
 }
 
@@ -787,7 +794,7 @@ func TestWhatTokenServersSee(t *testing.T) {
 			return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(`{"token":"x"}`)), Request: q}, nil
 		})}
 		a := newAuthorizer(row.server, "repository:app:pull", credentials{}, client, http.Header{"Authorization": {"Basic bWlycm9y"}}, registrySettings{})
-		must(t, a.challenge(t.Context(), http.Header{"Www-Authenticate": {fmt.Sprintf("Bearer realm=%q", row.realm)}}, ""))
+		imagetest.Must(t, a.challenge(t.Context(), http.Header{"Www-Authenticate": {fmt.Sprintf("Bearer realm=%q", row.realm)}}, ""))
 		if seen != row.want || a.current() != "Bearer x" {
 			t.Errorf("%s with %s: it saw %q, want %q", row.server, row.realm, seen, row.want)
 		}
@@ -799,10 +806,10 @@ func TestUnreadableDownloadStays(t *testing.T) {
 	c := newImages(t, nil)
 	ingest := func(name string) string { return filepath.Join(c.cfg.Root, "content", "ingest", name) }
 	for _, name := range []string{"unreadable", "without", "other"} {
-		must(t, os.MkdirAll(ingest(name), 0o700))
+		imagetest.Must(t, os.MkdirAll(ingest(name), 0o700))
 	}
-	must(t, os.Symlink("ref", filepath.Join(ingest("unreadable"), "ref"))) // ELOOP
-	must(t, os.WriteFile(filepath.Join(ingest("other"), "ref"), []byte("reg.example sha256:x"), 0o600))
+	imagetest.Must(t, os.Symlink("ref", filepath.Join(ingest("unreadable"), "ref"))) // ELOOP
+	imagetest.Must(t, os.WriteFile(filepath.Join(ingest("other"), "ref"), []byte("reg.example sha256:x"), 0o600))
 	reopen(t, c.cfg.Root)
 	for name, want := range map[string]bool{"unreadable": true, "without": false, "other": false} {
 		if got := exists(ingest(name)); got != want {

@@ -24,10 +24,15 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/progress"
 )
 
 const (
-	maxAttempts    = 5 // per request and host
+	maxErrorBody   = 8 << 10 // bytes read of a registry's error reply
+	maxAttempts    = 5       // per request and host
 	maxRedirects   = 10
 	maxRetryAfter  = 60 * time.Second
 	mirrorPatience = 4 * time.Second  // to the first byte of a host while there are others to ask
@@ -37,12 +42,12 @@ const (
 
 // registry asks the hosts that serve one repository, mirrors first, the registry itself last, as hosts.toml says.
 type registry struct {
-	repo     target
+	repo     imageref.Target
 	settings registrySettings
 	creds    credentials // never for mirrors; what of them a server repeats is taken out of errors
 	hosts    []*host
 	conns    []*http.Transport
-	prog     *progress
+	prog     *progress.Clock
 	stall    time.Duration // the most to the first byte of an answer
 	idle     time.Duration // a connection that moves nothing for so long is dropped; the request is tried again
 	troubled *troubledHosts
@@ -167,8 +172,7 @@ func (f failures) definite() bool {
 }
 
 func answered(err error) bool {
-	var u unavailable
-	return !errors.As(err, &u)
+	return !fault.IsUnavailable(err)
 }
 
 // join makes one error of all. What the registry itself answers stands before what a connection to it met, and both before what mirrors say,
@@ -192,7 +196,7 @@ func (r *registry) join(q request, fails failures) error {
 		}
 	}
 	if best == nil {
-		best = &hostError{nil, fmt.Errorf("no host is configured to serve %s of %s: %w", q, r.repo.repository(), errdefs.ErrNotFound)}
+		best = &hostError{nil, fmt.Errorf("no host is configured to serve %s of %s: %w", q, r.repo.Repository(), errdefs.ErrNotFound)}
 	}
 	var asides []string
 	for _, h := range r.hosts {
@@ -243,7 +247,7 @@ func (r *registry) ask(ctx context.Context, h *host, q request, patient bool) (*
 		if !patient || attempt == maxAttempts || wait > maxRetryAfter || !transient(err) || hadItsTime(err) {
 			return nil, h.explain(err)
 		}
-		if err := r.prog.waiting(func() error { return sleep(ctx, wait) }); err != nil {
+		if err := r.prog.Waiting(func() error { return sleep(ctx, wait) }); err != nil {
 			return nil, err
 		}
 	}
@@ -304,23 +308,21 @@ func (r *registry) failure(h *host, q request, resp *reply, wait time.Duration) 
 	if after := retryAfter(resp.Header.Get("Retry-After"), time.Now()); after > 0 {
 		wait = after
 		if after > maxRetryAfter {
-			return unavailable{fmt.Errorf("%w; it asks to come back after %s", se, after.Round(time.Second))}, wait
+			return fault.Unavailable(fmt.Errorf("%w; it asks to come back after %s", se, after.Round(time.Second))), wait
 		}
 	}
-	return unavailable{se}, wait
+	return fault.Unavailable(se), wait
 }
 
 // transient errors are worth another try.
 func transient(err error) bool {
-	var u unavailable
-	return errors.As(err, &u) && !hopeless(err)
+	return fault.IsUnavailable(err) && !hopeless(err)
 }
 
 // transport errors are those without an answer.
 func transport(err error) bool {
-	var u unavailable
 	var se *statusError
-	return errors.As(err, &u) && !errors.As(err, &se)
+	return fault.IsUnavailable(err) && !errors.As(err, &se)
 }
 
 // authorized sends q with what authorization there is and answers challenges of the host itself: twice at most, the first because we
@@ -345,7 +347,7 @@ func (r *registry) authorized(ctx context.Context, h *host, q request, patience 
 		cancel()
 		switch {
 		case err != nil && ctx.Err() == nil && cause == errSilent:
-			return nil, unavailable{fmt.Errorf("token server of %s: %w", h.origin(), errSilent)}
+			return nil, fault.Unavailable(fmt.Errorf("token server of %s: %w", h.origin(), errSilent))
 		case err != nil:
 			return nil, err
 		case used != "" && who.current() == "" && !without:
@@ -395,7 +397,7 @@ func (s *strangers) at(r *registry, h *host, u *url.URL) *authorizer {
 }
 
 // scope is what a token must allow.
-func (r *registry) scope() string { return "repository:" + r.repo.path + ":pull" }
+func (r *registry) scope() string { return "repository:" + r.repo.Path + ":pull" }
 
 // blame leaves a mirror out whose answer was no good, for the rest of the pull. It returns whether there is somebody else to ask.
 func (r *registry) blame(h *host, err error) bool {
@@ -408,10 +410,10 @@ func (r *registry) blame(h *host, err error) bool {
 
 // follow sends q and follows redirects: from https to http only for what has a digest, only where that is set, and to another origin only with the headers that any server may see.
 func (r *registry) follow(ctx context.Context, h *host, q request, patience time.Duration) (*reply, error) {
-	u := &url.URL{Scheme: h.Scheme, Host: h.Host, Path: path.Join("/", h.Path, r.repo.path, q.kind, q.object)}
+	u := &url.URL{Scheme: h.Scheme, Host: h.Host, Path: path.Join("/", h.Path, r.repo.Path, q.kind, q.object)}
 	until := time.Now().Add(patience) // for all redirects together
 	if h.proxies {
-		u.RawQuery = url.Values{"ns": {r.repo.domain}}.Encode()
+		u.RawQuery = url.Values{"ns": {r.repo.Domain}}.Encode()
 	}
 	used, foreign := "", false
 	for hop := 0; hop <= maxRedirects; hop++ {
@@ -486,7 +488,7 @@ func (r *registry) send(ctx context.Context, h *host, method string, u *url.URL,
 	}
 	req.Header = header
 	var resp *http.Response
-	err = r.prog.waiting(func() (err error) {
+	err = r.prog.Waiting(func() (err error) {
 		// Not Client.Do: redirects are ours to follow, and its errors quote the Location.
 		resp, err = h.Client.Transport.RoundTrip(req)
 		return err
@@ -496,7 +498,7 @@ func (r *registry) send(ctx context.Context, h *host, method string, u *url.URL,
 		cause := context.Cause(ctx)
 		cancel(nil)
 		if cause == errSilent && !connected.Load() {
-			return nil, unavailable{fmt.Errorf("%s: %w for %s: %w", origin(u), errNoConnection, patience.Round(time.Second), errSilent)}
+			return nil, fault.Unavailable(fmt.Errorf("%s: %w for %s: %w", origin(u), errNoConnection, patience.Round(time.Second), errSilent))
 		}
 		return nil, r.transportError(h, u, err, cause)
 	}
@@ -520,7 +522,7 @@ func (b *body) Read(p []byte) (int, error) {
 	b.timer.Reset(b.idle)
 	n, err := b.ReadCloser.Read(p)
 	b.timer.Stop()
-	b.reg.prog.moved.Add(int64(n))
+	b.reg.prog.Moved.Add(int64(n))
 	if err != nil && err != io.EOF {
 		err = b.reg.transportError(b.host, b.from, err, context.Cause(b.ctx))
 	}
@@ -537,16 +539,16 @@ func (b *body) Close() error {
 // transportError names the server and decides whether trying again makes sense.
 func (r *registry) transportError(h *host, u *url.URL, err, cause error) error {
 	if errors.Is(cause, errSilent) {
-		return unavailable{fmt.Errorf("%s: %w", origin(u), errSilent)}
+		return fault.Unavailable(fmt.Errorf("%s: %w", origin(u), errSilent))
 	}
 	if cause != nil {
 		return cause
 	}
 	var plain tls.RecordHeaderError
 	if errors.As(err, &plain) && string(plain.RecordHeader[:]) == "HTTP/" {
-		return unavailable{fmt.Errorf("%s speaks plain http, which its hosts.toml does not say: %w", origin(u), err)}
+		return fault.Unavailable(fmt.Errorf("%s speaks plain http, which its hosts.toml does not say: %w", origin(u), err))
 	}
-	return unavailable{heard{origin(u) + ": " + redact(err.Error(), h.auth.secrets()...), err}}
+	return fault.Unavailable(heard{origin(u) + ": " + redact(err.Error(), h.auth.secrets()...), err})
 }
 
 // heard is an error whose words may be a server's.

@@ -9,15 +9,21 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/manifest"
+	"github.com/cribox/cribox/imageservice/progress"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // resolver finds the manifest and the config that the reference of a pull stands for.
 type resolver struct {
 	by   *puller
-	ref  target
+	ref  imageref.Target
 	reg  *registry
-	prog *progress
+	prog *progress.Clock
 	held *holding
 	want platforms.MatchComparer
 }
@@ -39,28 +45,30 @@ func (r *resolver) documents(ctx context.Context) (contents, error) {
 	return r.resolve(ctx, contents{root: desc}, raw, desc, 0)
 }
 
+const maxIndexDepth = 3 // indexes in indexes
+
 // errOtherPlatform is for an image of an index without platforms that is not for this machine.
 type errOtherPlatform struct{ platform string }
 
 func (e errOtherPlatform) Error() string { return "the image is for " + e.platform }
 
 func (r *resolver) resolve(ctx context.Context, got contents, raw []byte, desc ocispec.Descriptor, depth int) (contents, error) {
-	doc, err := decodeDocument(raw, desc.MediaType)
+	doc, err := manifest.Decode(raw, desc.MediaType)
 	if err != nil {
 		return got, err
 	}
-	if doc.manifest != nil {
-		got.manifest, got.doc = desc, doc.manifest
-		got.config, err = r.config(ctx, doc.manifest)
+	if doc.Manifest != nil {
+		got.manifest, got.doc = desc, doc.Manifest
+		got.config, err = r.config(ctx, doc.Manifest)
 		if err == nil {
 			err = r.checkPlatform(ctx, got)
 		}
 		return got, err
 	}
 	if depth == maxIndexDepth {
-		return got, refuse(errdefs.ErrResourceExhausted, "indexes nested more than %d deep", maxIndexDepth)
+		return got, fault.Refuse(errdefs.ErrResourceExhausted, "indexes nested more than %d deep", maxIndexDepth)
 	}
-	entries, err := choose(doc.index, r.want)
+	entries, err := manifest.Choose(doc.Index, r.want)
 	if err != nil {
 		return got, err
 	}
@@ -89,19 +97,19 @@ func (r *resolver) firstThatFits(ctx context.Context, got contents, entries []oc
 	if depth > 1 {
 		return got, errOtherPlatform{strings.Join(others, ", ")}
 	}
-	return got, refuse(errdefs.ErrNotFound, "no image for %s, there are: %s", platforms.DefaultString(), clip(strings.Join(others, ", ")))
+	return got, fault.Refuse(errdefs.ErrNotFound, "no image for %s, there are: %s", platforms.DefaultString(), fault.Clip(strings.Join(others, ", ")))
 }
 
 // config fetches and checks the config of a manifest.
 func (r *resolver) config(ctx context.Context, m *ocispec.Manifest) (ocispec.Image, error) {
-	if err := checkManifest(m, r.by.cfg.Limits); err != nil {
+	if err := manifest.Check(m, r.by.cfg.Limits.Layers, r.by.cfg.Limits.ImageBytes); err != nil {
 		return ocispec.Image{}, err
 	}
 	raw, err := r.document(ctx, m.Config, "blobs")
 	if err != nil {
 		return ocispec.Image{}, err
 	}
-	return decodeConfig(raw, m)
+	return manifest.DecodeConfig(raw, m)
 }
 
 // checkPlatform holds the config's platform against this machine's.
@@ -110,7 +118,7 @@ func (r *resolver) checkPlatform(ctx context.Context, got contents) error {
 	if img.OS == "" || img.Architecture == "" || r.want.Match(platforms.Normalize(img)) {
 		return nil
 	}
-	other := clip(platforms.Format(img))
+	other := fault.Clip(platforms.Format(img))
 	if got.manifest.Digest != got.root.Digest && got.manifest.Platform == nil {
 		return errOtherPlatform{other}
 	}

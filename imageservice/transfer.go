@@ -8,9 +8,12 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/progress"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -18,14 +21,14 @@ import (
 type transfer struct {
 	ft     *fetcher
 	desc   ocispec.Descriptor
-	w      content.Writer
+	w      blobWriter
 	offset int64 // bytes written
 	pieces bool  // they came over more than one answer
 	starts int   // how often we began again
 	from   *host // who sent the last bytes
 	coded  bool  // and said that they are compressed for the way
 	decode bool  // and they are
-	item   *item
+	item   *progress.Item
 	along  *alongside
 }
 
@@ -37,7 +40,7 @@ func (t *transfer) wrong(h *host, format string, args ...any) error {
 		t.decode = true
 		return errNoRange
 	}
-	err := refuse(errdefs.ErrDataLoss, format, args...)
+	err := fault.Refuse(errdefs.ErrDataLoss, format, args...)
 	if t.ft.reg.blame(h, err) {
 		return errNoRange
 	}
@@ -76,7 +79,7 @@ func (t *transfer) run(ctx context.Context) error {
 			return fmt.Errorf("%d of %d bytes: %w", t.offset, t.desc.Size, err)
 		}
 		t.pieces = t.offset > 0
-		if err := t.ft.prog.waiting(func() error { return sleep(ctx, backoff(barren)) }); err != nil {
+		if err := t.ft.prog.Waiting(func() error { return sleep(ctx, backoff(barren)) }); err != nil {
 			return err
 		}
 	}
@@ -85,7 +88,7 @@ func (t *transfer) run(ctx context.Context) error {
 // restart throws away what is there, a few times.
 func (t *transfer) restart() error {
 	if t.starts++; t.starts > maxAttempts {
-		return unavailable{fmt.Errorf("%s: %w", t.desc.Digest, errNoRange)}
+		return fault.Unavailable(fmt.Errorf("%s: %w", t.desc.Digest, errNoRange))
 	}
 	t.along.abandon()
 	t.offset, t.pieces = 0, false
@@ -170,21 +173,21 @@ func (t *transfer) copy(from *reply) error {
 		}
 		if n > 0 {
 			if _, err := t.w.Write(buf[:n]); err != nil {
-				return fmt.Errorf("write blob %s: %w", t.desc.Digest, diskError(err))
+				return fmt.Errorf("write blob %s: %w", t.desc.Digest, fault.Disk(err))
 			}
 			t.offset += int64(n)
-			t.item.done.Store(t.offset)
+			t.item.Done.Store(t.offset)
 			t.along.advance(t.offset)
 		}
 		switch {
 		case err == io.EOF && t.offset < t.desc.Size && (!from.host.own || t.coded && !t.decode): // not broken off: that is all
 			return t.wrong(from.host, "%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size)
 		case err == io.EOF && t.offset < t.desc.Size:
-			return unavailable{fmt.Errorf("%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size)}
+			return fault.Unavailable(fmt.Errorf("%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size))
 		case err == io.EOF:
 			return nil
 		case t.decode && errors.Is(err, io.ErrUnexpectedEOF):
-			return unavailable{fmt.Errorf("%s ends in the middle: %w", t.desc.Digest, err)}
+			return fault.Unavailable(fmt.Errorf("%s ends in the middle: %w", t.desc.Digest, err))
 		case err != nil:
 			return err
 		}
@@ -199,15 +202,15 @@ func (t *transfer) commit(ctx context.Context) (done bool, err error) {
 			t.decode = true
 			return false, t.restart()
 		}
-		err := refuse(errdefs.ErrDataLoss, "blob arrives with digest %s, not %s", got, t.desc.Digest)
+		err := fault.Refuse(errdefs.ErrDataLoss, "blob arrives with digest %s, not %s", got, t.desc.Digest)
 		if t.ft.reg.blame(t.from, err) || t.pieces {
 			return false, t.restart()
 		}
 		return true, err
 	}
-	err = t.ft.prog.waiting(func() error { return t.w.Commit(ctx, t.desc.Size, t.desc.Digest) }) // it syncs
+	err = t.ft.prog.Waiting(func() error { return t.w.Commit(ctx, t.desc.Size, t.desc.Digest) }) // it syncs
 	if err != nil && !errdefs.IsAlreadyExists(err) {
-		return true, fmt.Errorf("commit blob %s: %w", t.desc.Digest, diskError(err))
+		return true, fmt.Errorf("commit blob %s: %w", t.desc.Digest, fault.Disk(err))
 	}
 	return true, nil
 }

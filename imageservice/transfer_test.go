@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -18,22 +18,14 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/imagetest"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // noise is a layer of n bytes that do not compress.
-func noise(t testing.TB, n int) []byte {
-	b := make([]byte, n)
-	rnd := rand.NewChaCha8([32]byte{byte(n)})
-	rnd.Read(b)
-	return tarOf(t, reg("noise"), string(b))
-}
-
-func isBlobGet(r *http.Request, d digest.Digest) bool {
-	return r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/blobs/"+d.String())
-}
-
-// hijack ends a connection after n bytes of a blob's answer.
 func cut(w http.ResponseWriter, b []byte, offset, n int64, reset bool) {
 	conn, buf, err := w.(http.Hijacker).Hijack()
 	if err != nil {
@@ -65,14 +57,14 @@ func TestResume(t *testing.T) {
 		noRange bool
 	}{{name: "truncated"}, {name: "reset", reset: true}, {name: "no ranges", noRange: true}} {
 		t.Run(c.name, func(t *testing.T) {
-			r := newRegistry(t)
-			r.noRange = c.noRange
-			l := plainLayer(noise(t, 1<<20))
-			id, _ := r.build("1", []testLayer{l}, nil)
+			r := imagetest.NewRegistry(t)
+			r.NoRange = c.noRange
+			l := imagetest.Plain(imagetest.Noise(t, 1<<20))
+			id, _ := r.Build("1", []imagetest.Layer{l}, nil)
 			var cuts atomic.Int32
 			var sent atomic.Int64
-			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
-				if !isBlobGet(q, digest.FromBytes(l.blob)) {
+			r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				if !imagetest.IsBlobGet(q, digest.FromBytes(l.Blob)) {
 					return false
 				}
 				n := cuts.Add(1)
@@ -84,16 +76,16 @@ func TestResume(t *testing.T) {
 					from = 0
 				}
 				sent.Add(100_000)
-				cut(w, l.blob, from, 100_000, c.reset)
+				cut(w, l.Blob, from, 100_000, c.reset)
 				return true
 			})
 			images := newImages(t, nil)
-			images.mustPull(t, r.ref("app:1"))
+			images.mustPull(t, r.Ref("app:1"))
 			at := mounted(t, images, id)
 			if info, err := os.Stat(at("noise")); err != nil || info.Size() != 1<<20 {
 				t.Error(info, err)
 			}
-			if extra := sent.Load() + r.blobBytes.Load() - int64(len(l.blob)); !c.noRange && !c.reset && extra > 4096 {
+			if extra := sent.Load() + r.BlobBytes.Load() - int64(len(l.Blob)); !c.noRange && !c.reset && extra > 4096 {
 				t.Errorf("%d bytes fetched twice", extra)
 			}
 		})
@@ -153,17 +145,17 @@ func TestWrongBytes(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRegistry(t)
-			l := gzipLayer(noise(t, 300_000))
-			r.build("1", []testLayer{l}, nil)
+			r := imagetest.NewRegistry(t)
+			l := imagetest.Gzip(imagetest.Noise(t, 300_000))
+			r.Build("1", []imagetest.Layer{l}, nil)
 			var n atomic.Int32
-			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
-				return isBlobGet(q, digest.FromBytes(l.blob)) && c.spoil(l.blob, w, q, n.Add(1))
+			r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				return imagetest.IsBlobGet(q, digest.FromBytes(l.Blob)) && c.spoil(l.Blob, w, q, n.Add(1))
 			})
 			images := newImages(t, nil)
-			_, err := images.Pull(t.Context(), r.ref("app:1"), nil)
+			_, err := images.Pull(t.Context(), r.Ref("app:1"), nil)
 			if c.good {
-				must(t, err)
+				imagetest.Must(t, err)
 				return
 			}
 			if name == "short" { // which may be a broken connection: what came is kept
@@ -196,30 +188,30 @@ func (c *Images) wantNothing(t testing.TB) {
 func TestWrongDocuments(t *testing.T) {
 	for _, name := range []string{"root by tag", "root by digest", "manifest", "config"} {
 		t.Run(name, func(t *testing.T) {
-			r := newRegistry(t)
-			id, m := r.build("", []testLayer{gzipLayer(noise(t, 1000))}, nil)
-			root := r.putManifest("1", ocispec.MediaTypeImageIndex, index(platform(m, "linux", goarch, "")))
-			ref, spoilt := r.ref("app:1"), ""
+			r := imagetest.NewRegistry(t)
+			id, m := r.Build("", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, nil)
+			root := r.PutManifest("1", ocispec.MediaTypeImageIndex, index(platform(m, "linux", runtime.GOARCH, "")))
+			ref, spoilt := r.Ref("app:1"), ""
 			switch name {
 			case "root by tag":
 				spoilt = "1"
 			case "root by digest":
-				ref, spoilt = r.ref("app@"+root.Digest.String()), root.Digest.String()
+				ref, spoilt = r.Ref("app@"+root.Digest.String()), root.Digest.String()
 			case "manifest":
 				spoilt = m.Digest.String()
 			case "config":
 				spoilt = id
 			}
-			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+			r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 				if !strings.HasSuffix(q.URL.Path, "/"+spoilt) {
 					return false
 				}
-				r.mu.Lock()
-				defer r.mu.Unlock()
-				b, ok := r.blobs[digest.Digest(spoilt)]
+				r.Mu.Lock()
+				defer r.Mu.Unlock()
+				b, ok := r.Blobs[digest.Digest(spoilt)]
 				if !ok {
-					b = r.manifests[spoilt].body
-					w.Header().Set("Content-Type", r.manifests[spoilt].mediaType)
+					b = r.Manifests[spoilt].Body
+					w.Header().Set("Content-Type", r.Manifests[spoilt].MediaType)
 					w.Header().Set("Docker-Content-Digest", digest.FromBytes(b).String())
 				}
 				w.Write(append(bytes.TrimSuffix(bytes.Clone(b), []byte("}")), " }"...))
@@ -240,10 +232,10 @@ func TestSizeLies(t *testing.T) {
 		"layer smaller": func(m *ocispec.Manifest, _ *ocispec.Image) { m.Layers[0].Size-- },
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRegistry(t)
-			r.build("1", []testLayer{gzipLayer(noise(t, 1000))}, edit)
+			r := imagetest.NewRegistry(t)
+			r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, edit)
 			images := newImages(t, nil)
-			if _, err := images.Pull(t.Context(), r.ref("app:1"), nil); !errdefs.IsDataLoss(err) {
+			if _, err := images.Pull(t.Context(), r.Ref("app:1"), nil); !errdefs.IsDataLoss(err) {
 				t.Error(err)
 			}
 			images.wantNothing(t)
@@ -252,14 +244,14 @@ func TestSizeLies(t *testing.T) {
 }
 
 func TestDiffIDLies(t *testing.T) {
-	for name, wrap := range map[string]func([]byte) testLayer{"plain": plainLayer, "gzip": gzipLayer, "zstd": zstdLayer} {
+	for name, wrap := range map[string]func([]byte) imagetest.Layer{"plain": imagetest.Plain, "gzip": imagetest.Gzip, "zstd": imagetest.Zstd} {
 		t.Run(name, func(t *testing.T) {
-			r := newRegistry(t)
-			l := wrap(noise(t, 1000))
-			l.diffID = digest.FromString("something else")
-			r.build("1", []testLayer{l}, nil)
+			r := imagetest.NewRegistry(t)
+			l := wrap(imagetest.Noise(t, 1000))
+			l.DiffID = digest.FromString("something else")
+			r.Build("1", []imagetest.Layer{l}, nil)
 			images := newImages(t, nil)
-			if _, err := images.Pull(t.Context(), r.ref("app:1"), nil); !errdefs.IsDataLoss(err) {
+			if _, err := images.Pull(t.Context(), r.Ref("app:1"), nil); !errdefs.IsDataLoss(err) {
 				t.Error(err)
 			}
 			images.wantNothing(t)
@@ -271,10 +263,10 @@ func TestTransientErrors(t *testing.T) {
 	for _, where := range []string{"/manifests/1", "/blobs/"} {
 		for _, code := range []int{500, 502, 503, 504, 429, 0} {
 			t.Run(fmt.Sprint(where, code), func(t *testing.T) {
-				r := newRegistry(t)
-				r.build("1", []testLayer{plainLayer(noise(t, 1000))}, nil)
+				r := imagetest.NewRegistry(t)
+				r.Build("1", []imagetest.Layer{imagetest.Plain(imagetest.Noise(t, 1000))}, nil)
 				var n atomic.Int32
-				r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 					if !strings.Contains(q.URL.Path, where) || n.Add(1) > 2 {
 						return false
 					}
@@ -288,17 +280,17 @@ func TestTransientErrors(t *testing.T) {
 					w.WriteHeader(code)
 					return true
 				})
-				newImages(t, nil).mustPull(t, r.ref("app:1"))
+				newImages(t, nil).mustPull(t, r.Ref("app:1"))
 			})
 		}
 	}
 }
 
 func TestRegistryUnavailable(t *testing.T) {
-	closed := newRegistry(t)
+	closed := imagetest.NewRegistry(t)
 	closed.Close()
-	r := newRegistry(t)
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	r := imagetest.NewRegistry(t)
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		if strings.Contains(q.URL.Path, "slow") {
 			w.Header().Set("Retry-After", "86400")
 			w.WriteHeader(http.StatusTooManyRequests)
@@ -307,7 +299,7 @@ func TestRegistryUnavailable(t *testing.T) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return true
 	})
-	for name, ref := range map[string]string{"refused": closed.ref("app:1"), "503": r.ref("app:1"), "Retry-After of a day": r.ref("slow:1"), "no such name": "does-not-exist.invalid/app:1"} {
+	for name, ref := range map[string]string{"refused": closed.Ref("app:1"), "503": r.Ref("app:1"), "Retry-After of a day": r.Ref("slow:1"), "no such name": "does-not-exist.invalid/app:1"} {
 		t.Run(name, func(t *testing.T) {
 			_, err := newImages(t, nil).Pull(t.Context(), ref, nil)
 			if err == nil || !strings.HasPrefix(err.Error(), "RegistryUnavailable: pull ") {
@@ -323,20 +315,20 @@ func TestRegistryUnavailable(t *testing.T) {
 func TestStallIsCancelled(t *testing.T) {
 	for name, drip := range map[string]bool{"silent": false, "a byte now and then": true} {
 		t.Run(name, func(t *testing.T) {
-			r := newRegistry(t)
-			l := plainLayer(noise(t, 200_000))
-			r.build("1", []testLayer{l}, nil)
-			r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
-				if !isBlobGet(q, digest.FromBytes(l.blob)) {
+			r := imagetest.NewRegistry(t)
+			l := imagetest.Plain(imagetest.Noise(t, 200_000))
+			r.Build("1", []imagetest.Layer{l}, nil)
+			r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
+				if !imagetest.IsBlobGet(q, digest.FromBytes(l.Blob)) {
 					return false
 				}
 				from := rangeOf(q)
-				w.Header().Set("Content-Length", fmt.Sprint(len(l.blob)-int(from)))
+				w.Header().Set("Content-Length", fmt.Sprint(len(l.Blob)-int(from)))
 				if from > 0 {
-					w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(l.blob)-1, len(l.blob)))
+					w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(l.Blob)-1, len(l.Blob)))
 					w.WriteHeader(http.StatusPartialContent)
 				} else {
-					w.Write(l.blob[:100_000])
+					w.Write(l.Blob[:100_000])
 					from = 100_000
 				}
 				for i := int(from); ; i++ {
@@ -347,22 +339,22 @@ func TestStallIsCancelled(t *testing.T) {
 					case <-time.After(20 * time.Millisecond):
 					}
 					if drip {
-						w.Write(l.blob[i : i+1])
+						w.Write(l.Blob[i : i+1])
 					}
 				}
 			})
 			images := newImages(t, func(c *Config) { c.StallTimeout = time.Second })
-			_, err := images.Pull(t.Context(), r.ref("app:1"), nil)
+			_, err := images.Pull(t.Context(), r.Ref("app:1"), nil)
 			text := fmt.Sprint(err)
-			if !strings.HasPrefix(text, "RegistryUnavailable: ") || !strings.Contains(text, "layer 1/1") || !strings.Contains(text, fmt.Sprintf("of %d bytes", len(l.blob))) {
+			if !strings.HasPrefix(text, "RegistryUnavailable: ") || !strings.Contains(text, "layer 1/1") || !strings.Contains(text, fmt.Sprintf("of %d bytes", len(l.Blob))) {
 				t.Fatal(text)
 			}
 			// The next try goes on where this one stood.
-			r.intercept(nil)
+			r.Intercept(nil)
 			images.cfg.StallTimeout = time.Minute
-			before := r.blobBytes.Load()
-			images.mustPull(t, r.ref("app:1"))
-			if n := r.blobBytes.Load() - before; n > 110_000+10_000 {
+			before := r.BlobBytes.Load()
+			images.mustPull(t, r.Ref("app:1"))
+			if n := r.BlobBytes.Load() - before; n > 110_000+10_000 {
 				t.Errorf("%d bytes fetched after the stall", n)
 			}
 		})
@@ -371,21 +363,21 @@ func TestStallIsCancelled(t *testing.T) {
 
 // TestSilentConnectionHeals: one connection that goes dead is replaced in time.
 func TestSilentConnectionHeals(t *testing.T) {
-	r := newRegistry(t)
-	l := plainLayer(noise(t, 200_000))
-	r.build("1", []testLayer{l}, nil)
+	r := imagetest.NewRegistry(t)
+	l := imagetest.Plain(imagetest.Noise(t, 200_000))
+	r.Build("1", []imagetest.Layer{l}, nil)
 	var n atomic.Int32
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
-		if !isBlobGet(q, digest.FromBytes(l.blob)) || n.Add(1) > 1 {
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if !imagetest.IsBlobGet(q, digest.FromBytes(l.Blob)) || n.Add(1) > 1 {
 			return false
 		}
-		w.Header().Set("Content-Length", fmt.Sprint(len(l.blob)))
-		w.Write(l.blob[:100_000])
+		w.Header().Set("Content-Length", fmt.Sprint(len(l.Blob)))
+		w.Write(l.Blob[:100_000])
 		w.(http.Flusher).Flush()
 		<-q.Context().Done()
 		return true
 	})
-	newImages(t, func(c *Config) { c.StallTimeout = 2 * time.Second }).mustPull(t, r.ref("app:1"))
+	newImages(t, func(c *Config) { c.StallTimeout = 2 * time.Second }).mustPull(t, r.Ref("app:1"))
 }
 
 // gate holds blob answers back until it is opened.
@@ -395,10 +387,10 @@ type gate struct {
 	once    sync.Once
 }
 
-func (r *registryServer) gate(d digest.Digest) *gate {
+func newGate(r *imagetest.Registry, d digest.Digest) *gate {
 	g := &gate{arrived: make(chan struct{}), open: make(chan struct{})}
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
-		if isBlobGet(q, d) {
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if imagetest.IsBlobGet(q, d) {
 			g.once.Do(func() { close(g.arrived) })
 			select {
 			case <-g.open:
@@ -411,14 +403,14 @@ func (r *registryServer) gate(d digest.Digest) *gate {
 }
 
 func TestIdenticalPullsAreOne(t *testing.T) {
-	r := newRegistry(t)
-	l := gzipLayer(noise(t, 500_000))
-	id, _ := r.build("1", []testLayer{l}, nil)
-	g := r.gate(digest.FromBytes(l.blob))
+	r := imagetest.NewRegistry(t)
+	l := imagetest.Gzip(imagetest.Noise(t, 500_000))
+	id, _ := r.Build("1", []imagetest.Layer{l}, nil)
+	g := newGate(r, digest.FromBytes(l.Blob))
 	images := newImages(t, nil)
 	errs := make(chan error, 51)
 	pull := func(ctx context.Context) {
-		img, err := images.Pull(ctx, r.ref("app:1"), nil)
+		img, err := images.Pull(ctx, r.Ref("app:1"), nil)
 		if err == nil && img.ID != id {
 			err = fmt.Errorf("image %s", img.ID)
 		}
@@ -430,17 +422,17 @@ func TestIdenticalPullsAreOne(t *testing.T) {
 	for range 50 {
 		go pull(t.Context())
 	}
-	waitFor(t, func() bool { return slices.Equal(images.waiters(), []int{51}) })
+	waitFor(t, func() bool { return slices.Equal(images.puller.waiting(), []int{51}) })
 	leave()
 	if err := <-errs; !errdefs.IsCanceled(err) {
 		t.Errorf("the impatient: %v", err)
 	}
 	close(g.open)
 	for range 50 {
-		must(t, <-errs)
+		imagetest.Must(t, <-errs)
 	}
-	if n := r.blobBytes.Load(); n > int64(len(l.blob))+10_000 {
-		t.Errorf("%d bytes for a layer of %d", n, len(l.blob))
+	if n := r.BlobBytes.Load(); n > int64(len(l.Blob))+10_000 {
+		t.Errorf("%d bytes for a layer of %d", n, len(l.Blob))
 	}
 }
 
@@ -455,55 +447,45 @@ func waitFor(t testing.TB, cond func() bool) {
 	t.Fatal("condition does not come true")
 }
 
-// waiters is how many wait for each pull under way.
-func (c *Images) waiters() (n []int) {
-	c.puller.flights.mu.Lock()
-	defer c.puller.flights.mu.Unlock()
-	for _, f := range c.puller.flights.all {
-		n = append(n, f.waiters)
-	}
-	return n
-}
-
 func TestOtherCredentialsAreAnotherPull(t *testing.T) {
-	r := newRegistry(t)
-	l := gzipLayer(noise(t, 500_000))
-	r.build("1", []testLayer{l}, nil)
-	g := r.gate(digest.FromBytes(l.blob))
+	r := imagetest.NewRegistry(t)
+	l := imagetest.Gzip(imagetest.Noise(t, 500_000))
+	r.Build("1", []imagetest.Layer{l}, nil)
+	g := newGate(r, digest.FromBytes(l.Blob))
 	images := newImages(t, nil)
 	errs := make(chan error, 2)
 	for _, user := range []string{"a", "b"} {
 		go func() {
-			_, err := images.Pull(t.Context(), r.ref("app:1"), &Auth{Username: user, Password: "x"})
+			_, err := images.Pull(t.Context(), r.Ref("app:1"), &Auth{Username: user, Password: "x"})
 			errs <- err
 		}()
 	}
 	<-g.arrived
-	waitFor(t, func() bool { return len(images.waiters()) == 2 })
+	waitFor(t, func() bool { return len(images.puller.waiting()) == 2 })
 	close(g.open)
-	must(t, <-errs)
-	must(t, <-errs)
+	imagetest.Must(t, <-errs)
+	imagetest.Must(t, <-errs)
 	// Each asked for itself, the blob came once.
-	if n := r.count("GET /v2/app/manifests/1"); n != 2 {
+	if n := r.Count("GET /v2/app/manifests/1"); n != 2 {
 		t.Errorf("%d manifest requests", n)
 	}
-	if n := r.blobBytes.Load(); n > int64(len(l.blob))+10_000 {
-		t.Errorf("%d bytes for a layer of %d", n, len(l.blob))
+	if n := r.BlobBytes.Load(); n > int64(len(l.Blob))+10_000 {
+		t.Errorf("%d bytes for a layer of %d", n, len(l.Blob))
 	}
 }
 
 func TestLastWaiterCancels(t *testing.T) {
-	r := newRegistry(t)
-	l := plainLayer(noise(t, 400_000))
-	id, _ := r.build("1", []testLayer{l}, nil)
+	r := imagetest.NewRegistry(t)
+	l := imagetest.Plain(imagetest.Noise(t, 400_000))
+	id, _ := r.Build("1", []imagetest.Layer{l}, nil)
 	arrived := make(chan struct{})
 	gone := make(chan struct{})
-	r.intercept(func(w http.ResponseWriter, q *http.Request) bool {
-		if !isBlobGet(q, digest.FromBytes(l.blob)) {
+	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
+		if !imagetest.IsBlobGet(q, digest.FromBytes(l.Blob)) {
 			return false
 		}
-		w.Header().Set("Content-Length", fmt.Sprint(len(l.blob)))
-		w.Write(l.blob[:300_000])
+		w.Header().Set("Content-Length", fmt.Sprint(len(l.Blob)))
+		w.Write(l.Blob[:300_000])
 		w.(http.Flusher).Flush()
 		close(arrived)
 		<-q.Context().Done()
@@ -514,12 +496,12 @@ func TestLastWaiterCancels(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	errs := make(chan error)
 	go func() {
-		_, err := images.Pull(ctx, r.ref("app:1"), nil)
+		_, err := images.Pull(ctx, r.Ref("app:1"), nil)
 		errs <- err
 	}()
 	<-arrived
 	waitFor(t, func() bool {
-		info, err := os.Stat(images.blobs.ingestFile(target{domain: r.host()}.ingestRef(digest.FromBytes(l.blob))))
+		info, err := os.Stat(images.blobs.ingestFile(imageref.Target{Domain: r.Host()}.IngestRef(digest.FromBytes(l.Blob))))
 		return err == nil && info.Size() >= 300_000
 	})
 	cancel()
@@ -527,10 +509,10 @@ func TestLastWaiterCancels(t *testing.T) {
 		t.Error(err)
 	}
 	<-gone // the registry sees it
-	r.intercept(nil)
-	before := r.blobBytes.Load()
-	images.mustPull(t, r.ref("app:1")) // waits for the cancelled one to wind down, then resumes
-	if n := r.blobBytes.Load() - before; n > 150_000 {
+	r.Intercept(nil)
+	before := r.BlobBytes.Load()
+	images.mustPull(t, r.Ref("app:1")) // waits for the cancelled one to wind down, then resumes
+	if n := r.BlobBytes.Load() - before; n > 150_000 {
 		t.Errorf("%d bytes fetched again", n)
 	}
 	at := mounted(t, images, id)
@@ -540,40 +522,40 @@ func TestLastWaiterCancels(t *testing.T) {
 }
 
 func TestDeadline(t *testing.T) {
-	r := newRegistry(t)
-	l := plainLayer(noise(t, 1000))
-	r.build("1", []testLayer{l}, nil)
-	r.gate(digest.FromBytes(l.blob))
+	r := imagetest.NewRegistry(t)
+	l := imagetest.Plain(imagetest.Noise(t, 1000))
+	r.Build("1", []imagetest.Layer{l}, nil)
+	newGate(r, digest.FromBytes(l.Blob))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	if _, err := newImages(t, nil).Pull(ctx, r.ref("app:1"), nil); !errdefs.IsDeadlineExceeded(err) {
+	if _, err := newImages(t, nil).Pull(ctx, r.Ref("app:1"), nil); !errdefs.IsDeadlineExceeded(err) {
 		t.Error(err)
 	}
 }
 
 // TestForeignRegistriesDoNotWait: while one registry drips, others serve the same layers and other ones.
 func TestForeignRegistriesDoNotWait(t *testing.T) {
-	slow, good := newRegistry(t), newRegistry(t)
-	same := []testLayer{gzipLayer(noise(t, 100_000)), gzipLayer(noise(t, 110_000)), zstdLayer(noise(t, 120_000))}
+	slow, good := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
+	same := []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 100_000)), imagetest.Gzip(imagetest.Noise(t, 110_000)), imagetest.Zstd(imagetest.Noise(t, 120_000))}
 	var id, other string
-	for _, r := range []*registryServer{slow, good} {
-		id, _ = r.build("same", same, nil)
-		other, _ = r.build("other", []testLayer{gzipLayer(noise(t, 130_000))}, nil)
+	for _, r := range []*imagetest.Registry{slow, good} {
+		id, _ = r.Build("same", same, nil)
+		other, _ = r.Build("other", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 130_000))}, nil)
 	}
 	dripping := make(chan struct{}, 100) // more than there are requests
 	enough := make(chan struct{})
-	slow.intercept(func(w http.ResponseWriter, q *http.Request) bool {
+	slow.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		for _, l := range same {
-			if isBlobGet(q, digest.FromBytes(l.blob)) {
-				w.Header().Set("Content-Length", fmt.Sprint(len(l.blob)))
-				w.Write(l.blob[:50_000])
+			if imagetest.IsBlobGet(q, digest.FromBytes(l.Blob)) {
+				w.Header().Set("Content-Length", fmt.Sprint(len(l.Blob)))
+				w.Write(l.Blob[:50_000])
 				w.(http.Flusher).Flush()
 				dripping <- struct{}{}
 				select {
 				case <-enough:
 				case <-q.Context().Done():
 				}
-				w.Write(l.blob[50_000:])
+				w.Write(l.Blob[50_000:])
 				return true
 			}
 		}
@@ -582,14 +564,14 @@ func TestForeignRegistriesDoNotWait(t *testing.T) {
 	images := newImages(t, func(c *Config) { c.MaxUnpacks = 1 })
 	slowly := make(chan error, 1)
 	go func() {
-		_, err := images.Pull(t.Context(), slow.ref("app:same"), nil)
+		_, err := images.Pull(t.Context(), slow.Ref("app:same"), nil)
 		slowly <- err
 	}()
 	for range same {
 		<-dripping
 	}
 	for tag, want := range map[string]string{"same": id, "other": other} {
-		if img := images.mustPull(t, good.ref("app:"+tag)); img.ID != want {
+		if img := images.mustPull(t, good.Ref("app:"+tag)); img.ID != want {
 			t.Error(tag, img)
 		}
 	}
@@ -599,7 +581,7 @@ func TestForeignRegistriesDoNotWait(t *testing.T) {
 	default:
 	}
 	close(enough)
-	must(t, <-slowly)
+	imagetest.Must(t, <-slowly)
 	if info, err := os.Stat(mounted(t, images, id)("noise")); err != nil || info.Size() != 120_000 {
 		t.Error(info, err)
 	}

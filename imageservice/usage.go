@@ -32,17 +32,12 @@ func (s *Images) Usage(ctx context.Context) (Usage, error) {
 		if _, err := os.Stat(dir); err != nil { // a disk that is away is not an empty one
 			return Usage{}, fmt.Errorf("usage of image data: %w", err)
 		}
-		used, err := diskUsage(dir)
+		bytes, inodes, err := tree.Usage(dir)
 		if err != nil {
 			return Usage{}, fmt.Errorf("usage of image data: %w", err)
 		}
-		u.Bytes += used.Bytes
-		u.Inodes += used.Inodes
+		u.Bytes += bytes
+		u.Inodes += inodes
 	}
 	return u, nil
-}
-
-func diskUsage(dir string) (Usage, error) {
-	bytes, inodes, err := tree.Usage(dir)
-	return Usage{Bytes: bytes, Inodes: inodes}, err
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"hash"
 	"io"
 	"os"
@@ -21,6 +22,11 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/overlay"
+	"github.com/cribox/cribox/imageservice/progress"
+	"github.com/cribox/cribox/internal/tree"
 )
 
 // source is a layer's compressed bytes, perhaps still arriving.
@@ -55,7 +61,7 @@ func (m *meter) add(n int64) error {
 	m.n += n
 	switch {
 	case m.n > m.limits.LayerBytes:
-		return refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d bytes (layer_size_max)", m.limits.LayerBytes)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d bytes (layer_size_max)", m.limits.LayerBytes)
 	case m.src.arrived != nil && m.beyond(m.src.arrived()):
 		return errAhead
 	}
@@ -83,7 +89,7 @@ func (m *meter) wrote(n int64, fd int) error {
 		return err
 	}
 	if fs.Bavail*100 < fs.Blocks*uint64(m.limits.Reserve) {
-		return refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d times its %d bytes, and less than %d %% of the disk are free (disk_reserve)",
+		return fault.Refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d times its %d bytes, and less than %d %% of the disk are free (disk_reserve)",
 			m.limits.Ratio, m.src.size, m.limits.Reserve)
 	}
 	return nil
@@ -95,7 +101,7 @@ func (m *meter) entry() error { return m.spend(4096) }
 func (m *meter) spend(n int64) error {
 	m.spent += n
 	if m.image.used.Add(n) > m.image.most {
-		return refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes (image_size_max)", m.image.most)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes (image_size_max)", m.image.most)
 	}
 	return nil
 }
@@ -103,57 +109,94 @@ func (m *meter) spend(n int64) error {
 // giveBack makes the layer's bytes as if they had never been.
 func (m *meter) giveBack() { m.image.used.Add(-m.spent) }
 
-// newLayer unpacks src into a directory of its own, verifies that its tar has digest diffID, applies the fixes, and returns the layer.
+// unpacker unpacks the layers of one image, within the limits that they have together.
+type unpacker struct {
+	store  *layerStore
+	limits Limits
+	prog   *progress.Clock
+
+	looks         int    // into layers, for directories that were made up
+	read, written budget // bytes of tars, and of files, whose holes are in no tar
+}
+
+func newUnpacker(store *layerStore, limits Limits, prog *progress.Clock) *unpacker {
+	u := &unpacker{store: store, limits: limits, prog: prog}
+	u.read.most, u.written.most = limits.ImageBytes, limits.ImageBytes
+	return u
+}
+
+// unpackLayer unpacks src into a directory of its own, verifies that its tar has digest diffID, applies the fixes, and returns the layer.
 // Nothing of it is left on error.
-func (ft *fetcher) newLayer(ctx context.Context, src source, diffID digest.Digest, fixes []fix, it *item) (l *layer, err error) {
-	dir, err := ft.by.layers.make()
+func (u *unpacker) unpackLayer(ctx context.Context, src source, diffID digest.Digest, fixes []fix, it *progress.Item) (l *layer, err error) {
+	dir, err := u.store.make()
 	if err != nil {
-		return nil, diskError(err)
+		return nil, fault.Disk(err)
 	}
-	read := &meter{src: src, limits: ft.by.cfg.Limits, image: &ft.read}
-	written := &meter{src: src, limits: ft.by.cfg.Limits, image: &ft.written}
+	read := &meter{src: src, limits: u.limits, image: &u.read}
+	written := &meter{src: src, limits: u.limits, image: &u.written}
 	defer func() {
 		// The decoders read what a stranger wrote. A panic there is that image's failure.
 		if r := recover(); r != nil {
 			log.G(ctx).WithField("layer", diffID).Errorf("panic while unpacking: %v\n%s", r, debug.Stack())
-			err = refuse(errdefs.ErrInvalidArgument, "layer %s made the unpacker panic", diffID)
+			err = fault.Refuse(errdefs.ErrInvalidArgument, "layer %s made the unpacker panic", diffID)
 		}
 		if err != nil {
 			read.giveBack()
 			written.giveBack()
-			if rerr := removeTree(ft.by.layers.dir(dir)); rerr != nil {
+			if rerr := u.store.remove(dir); rerr != nil {
 				log.G(ctx).WithError(rerr).WithField("layer", dir).Warn("half unpacked layer could not be deleted")
 			}
 		}
 	}()
-	root, err := unix.Open(ft.by.layers.files(dir), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	root, err := unix.Open(u.store.files(dir), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(root)
-	tarball := &counted{ctx: ctx, hash: sha256.New(), meter: read, item: it, prog: ft.prog}
-	implied, err := unpack(ctx, src, tarball, root, caps{ft.by.cfg.Limits.Entries, maxNames, written})
+	tarball := &counted{ctx: ctx, hash: sha256.New(), meter: read, item: it, prog: u.prog}
+	implied, err := unpackTar(ctx, src, tarball, root, caps{u.limits.Entries, maxNames, written})
 	if err != nil {
 		return nil, err
 	}
 	if got := digest.NewDigest(digest.SHA256, tarball.hash); got != diffID {
-		return nil, refuse(errdefs.ErrDataLoss, "layer unpacks to %s, the image config says %s", got, diffID)
+		return nil, fault.Refuse(errdefs.ErrDataLoss, "layer unpacks to %s, the image config says %s", got, diffID)
 	}
 	if err := applyFixes(root, fixes); err != nil {
 		return nil, err
 	}
-	if err := writeImplied(ft.by.layers.dir(dir), implied); err != nil {
-		return nil, diskError(err)
+	if err := writeImplied(u.store.dir(dir), implied); err != nil {
+		return nil, fault.Disk(err)
 	}
-	used, err := diskUsage(ft.by.layers.dir(dir))
+	bytes, inodes, err := tree.Usage(u.store.dir(dir))
 	if err != nil {
 		return nil, err
 	}
-	return &layer{DiffID: diffID, Fixes: fixesKey(fixes), Dir: dir, Bytes: used.Bytes, Inodes: used.Inodes, Opaque: isOpaque(root)}, nil
+	return &layer{DiffID: diffID, Fixes: fixesKey(fixes), Dir: dir, Bytes: bytes, Inodes: inodes, Opaque: overlay.IsOpaque(root)}, nil
 }
 
-// unpack decompresses src, extracts it below root and reads on to the end, so that tarball has hashed every byte.
-func unpack(ctx context.Context, src source, tarball *counted, root int, most caps) (implied []string, err error) {
+// hash returns the digest of what a blob unpacks to, without writing any of it.
+func (u *unpacker) hash(ctx context.Context, src source, blob digest.Digest, it *progress.Item) (d digest.Digest, err error) {
+	defer func() {
+		if r := recover(); r != nil { // see unpackLayer
+			log.G(ctx).WithField("layer", blob).Errorf("panic while unpacking: %v\n%s", r, debug.Stack())
+			err = fault.Refuse(errdefs.ErrInvalidArgument, "layer %s made the unpacker panic", blob)
+		}
+	}()
+	plain, closer, err := decompress(src)
+	if err != nil {
+		return "", err
+	}
+	defer closer()
+	read := &meter{src: src, limits: u.limits, image: &u.read}
+	tarball := &counted{ctx: ctx, r: plain, hash: sha256.New(), meter: read, item: it, prog: u.prog}
+	if _, err := io.Copy(io.Discard, bufio.NewReaderSize(tarball, 256<<10)); err != nil {
+		return "", fmt.Errorf("read blob %s: %w", blob, err)
+	}
+	return digest.NewDigest(digest.SHA256, tarball.hash), nil
+}
+
+// unpackTar decompresses src, extracts it below root and reads on to the end, so that tarball has hashed every byte.
+func unpackTar(ctx context.Context, src source, tarball *counted, root int, most caps) (implied []string, err error) {
 	plain, closer, err := decompress(src)
 	if err != nil {
 		return nil, err
@@ -215,9 +258,9 @@ func (t *tracked) blame(err error) error {
 	case t.err != nil:
 		return t.err
 	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
-		return refuse(errdefs.ErrResourceExhausted, "layer wants too much memory to decompress: %v", err)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "layer wants too much memory to decompress: %v", err)
 	}
-	return refuse(errdefs.ErrInvalidArgument, "layer does not decompress: %v", err)
+	return fault.Refuse(errdefs.ErrInvalidArgument, "layer does not decompress: %v", err)
 }
 
 type decoder struct {
@@ -239,8 +282,8 @@ type counted struct {
 	r     io.Reader
 	hash  hash.Hash
 	meter *meter
-	item  *item
-	prog  *progress
+	item  *progress.Item
+	prog  *progress.Clock
 }
 
 func (t *counted) Read(p []byte) (int, error) {
@@ -249,8 +292,8 @@ func (t *counted) Read(p []byte) (int, error) {
 	}
 	n, err := t.r.Read(p)
 	t.hash.Write(p[:n])
-	t.prog.moved.Add(int64(n))
-	t.item.done.Store(t.meter.n + int64(n))
+	t.prog.Moved.Add(int64(n))
+	t.item.Done.Store(t.meter.n + int64(n))
 	if over := t.meter.add(int64(n)); over != nil {
 		return 0, over
 	}

@@ -1,4 +1,5 @@
-package imageservice
+// Package manifest reads the documents of an image, and refuses what two readers could take for two things. It fetches nothing.
+package manifest
 
 import (
 	"bytes"
@@ -11,80 +12,92 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/imageref"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const (
-	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
-	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
-	dockerConfig   = "application/vnd.docker.container.image.v1+json"
-	dockerLayer    = "application/vnd.docker.image.rootfs.diff.tar"
+	DockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
+	DockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
+	DockerConfig   = "application/vnd.docker.container.image.v1+json"
+	DockerLayer    = "application/vnd.docker.image.rootfs.diff.tar"
 	dockerForeign  = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 )
 
-var acceptManifests = strings.Join([]string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, dockerList, dockerManifest}, ", ")
+// What a document may have.
+const (
+	MaxBytes   = 4 << 20 // bytes of a manifest, index or image config
+	maxValues  = 1 << 17 // values in one
+	MaxEntries = 1024    // manifests in one index
+	maxUnsaid  = 64      // entries of an index without platforms whose configs are read
+)
+
+var Accept = strings.Join([]string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, DockerList, DockerManifest}, ", ")
 
 // document is a decoded manifest or index.
 type document struct {
 	mediaType string
-	index     *ocispec.Index
-	manifest  *ocispec.Manifest
+	Index     *ocispec.Index
+	Manifest  *ocispec.Manifest
 }
 
-// decodeDocument decides by the declared type what raw is, and refuses what could be read as anything else (CVE-2021-41190): declared is
+// Decode decides by the declared type what raw is, and refuses what could be read as anything else (CVE-2021-41190): declared is
 // the Content-Type of a root document or the media type of its descriptor, and the document's own mediaType has to agree.
-func decodeDocument(raw []byte, declared string) (document, error) {
+func Decode(raw []byte, declared string) (document, error) {
 	if err := checkValues(raw); err != nil {
 		return document{}, err
 	}
 	keys, err := topLevelKeys(raw)
 	if err != nil {
-		return document{}, refuse(errdefs.ErrInvalidArgument, "manifest is not an unambiguous JSON object: %v", err)
+		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "manifest is not an unambiguous JSON object: %v", err)
 	}
 	var own string
 	if v, ok := keys["mediaType"]; ok && json.Unmarshal(v, &own) != nil {
-		return document{}, refuse(errdefs.ErrInvalidArgument, "manifest has a mediaType that is no string")
+		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "manifest has a mediaType that is no string")
 	}
 	has := func(k string) bool { return !nothing(keys[k]) }
 	kind := declared
-	if !manifestType(kind) && own != "" {
+	if !IsManifest(kind) && own != "" {
 		kind = own // a server that says application/json, or nothing
 	}
 	if generic(kind) {
 		kind = guess(has)
 	}
 	// Docker's types and OCI's are two names of the same thing.
-	if own != "" && own != kind && (!manifestType(own) || indexType(own) != indexType(kind)) {
-		return document{}, refuse(errdefs.ErrInvalidArgument, "manifest is served as %q and calls itself %q", clip(declared), clip(own))
+	if own != "" && own != kind && (!IsManifest(own) || IsIndex(own) != IsIndex(kind)) {
+		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "manifest is served as %q and calls itself %q", fault.Clip(declared), fault.Clip(own))
 	}
 	if strings.HasPrefix(kind, "application/vnd.docker.distribution.manifest.v1+") || has("fsLayers") {
-		return document{}, refuse(errdefs.ErrNotImplemented, "manifest schema 1 is not supported, push the image again in a newer format")
+		return document{}, fault.Refuse(errdefs.ErrNotImplemented, "manifest schema 1 is not supported, push the image again in a newer format")
 	}
 	if has("manifests") && (has("layers") || has("config")) {
-		return document{}, refuse(errdefs.ErrInvalidArgument, "ambiguous document: it has both manifests and layers or config")
+		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "ambiguous document: it has both manifests and layers or config")
 	}
 	if bytes.Equal(bytes.TrimSpace(keys["schemaVersion"]), []byte("1")) {
-		return document{}, refuse(errdefs.ErrNotImplemented, "manifest schema 1 is not supported, push the image again in a newer format")
+		return document{}, fault.Refuse(errdefs.ErrNotImplemented, "manifest schema 1 is not supported, push the image again in a newer format")
 	}
 	d := document{mediaType: kind}
 	switch kind {
-	case ocispec.MediaTypeImageIndex, dockerList:
+	case ocispec.MediaTypeImageIndex, DockerList:
 		if _, ok := keys["manifests"]; !ok {
-			return document{}, refuse(errdefs.ErrInvalidArgument, "index without manifests")
+			return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "index without manifests")
 		}
-		d.index = &ocispec.Index{}
-		err = json.Unmarshal(raw, d.index)
-	case ocispec.MediaTypeImageManifest, dockerManifest:
+		d.Index = &ocispec.Index{}
+		err = json.Unmarshal(raw, d.Index)
+	case ocispec.MediaTypeImageManifest, DockerManifest:
 		if !has("config") {
-			return document{}, refuse(errdefs.ErrInvalidArgument, "manifest without config")
+			return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "manifest without config")
 		}
-		d.manifest = &ocispec.Manifest{}
-		err = json.Unmarshal(raw, d.manifest)
+		d.Manifest = &ocispec.Manifest{}
+		err = json.Unmarshal(raw, d.Manifest)
 	default:
-		return document{}, refuse(errdefs.ErrNotImplemented, "manifest of type %q is not supported", clip(kind))
+		return document{}, fault.Refuse(errdefs.ErrNotImplemented, "manifest of type %q is not supported", fault.Clip(kind))
 	}
 	if err != nil {
-		return document{}, refuse(errdefs.ErrInvalidArgument, "manifest does not decode: %v", err)
+		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "manifest does not decode: %v", err)
 	}
 	return d, nil
 }
@@ -121,7 +134,7 @@ func guess(has func(string) bool) string {
 	return ""
 }
 
-func indexType(t string) bool { return t == ocispec.MediaTypeImageIndex || t == dockerList }
+func IsIndex(t string) bool { return t == ocispec.MediaTypeImageIndex || t == DockerList }
 
 // checkValues counts before anything is decoded: two bytes of JSON may become a hundred and more of memory.
 func checkValues(raw []byte) error {
@@ -137,14 +150,14 @@ func checkValues(raw []byte) error {
 		}
 	}
 	if values > maxValues {
-		return refuse(errdefs.ErrResourceExhausted, "document of more than %d values", maxValues)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "document of more than %d values", maxValues)
 	}
 	return nil
 }
 
-func manifestType(t string) bool {
+func IsManifest(t string) bool {
 	switch t {
-	case ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, dockerList, dockerManifest:
+	case ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, DockerList, DockerManifest:
 		return true
 	}
 	return strings.HasPrefix(t, "application/vnd.docker.distribution.manifest.v1+")
@@ -170,7 +183,7 @@ func topLevelKeys(raw []byte) (map[string]json.RawMessage, error) {
 			return nil, errors.New("a key is no string")
 		}
 		if _, twice := keys[k]; twice {
-			return nil, fmt.Errorf("key %q appears twice", clip(k))
+			return nil, fmt.Errorf("key %q appears twice", fault.Clip(k))
 		}
 		if i := slices.IndexFunc(knownKeys, func(known string) bool { return strings.EqualFold(known, k) }); i >= 0 && knownKeys[i] != k {
 			return nil, fmt.Errorf("key %q is not %q", k, knownKeys[i])
@@ -190,25 +203,18 @@ func topLevelKeys(raw []byte) (map[string]json.RawMessage, error) {
 	return keys, nil
 }
 
-func clip(s string) string {
-	if len(s) > 120 {
-		return s[:120] + "..."
-	}
-	return s
-}
-
-// choose picks the entry of an index that suits this machine best. Where none has the right platform, it returns those without a platform, whose
+// Choose picks the entry of an index that suits this machine best. Where none has the right platform, it returns those without a platform, whose
 // configs have to be read. ErrNotFound lists what there is.
-func choose(index *ocispec.Index, want platforms.MatchComparer) ([]ocispec.Descriptor, error) {
-	if len(index.Manifests) > maxIndexEntries {
-		return nil, refuse(errdefs.ErrResourceExhausted, "index with %d entries, the most is %d", len(index.Manifests), maxIndexEntries)
+func Choose(index *ocispec.Index, want platforms.MatchComparer) ([]ocispec.Descriptor, error) {
+	if len(index.Manifests) > MaxEntries {
+		return nil, fault.Refuse(errdefs.ErrResourceExhausted, "index with %d entries, the most is %d", len(index.Manifests), MaxEntries)
 	}
 	var best *ocispec.Descriptor
 	var unsaid []ocispec.Descriptor
 	for i := range index.Manifests {
 		m := &index.Manifests[i]
 		switch {
-		case !manifestType(m.MediaType):
+		case !IsManifest(m.MediaType):
 		case m.Platform == nil:
 			if len(unsaid) < maxUnsaid {
 				unsaid = append(unsaid, *m)
@@ -221,10 +227,10 @@ func choose(index *ocispec.Index, want platforms.MatchComparer) ([]ocispec.Descr
 		unsaid = []ocispec.Descriptor{*best}
 	}
 	if len(unsaid) == 0 {
-		return nil, refuse(errdefs.ErrNotFound, "no image for %s, there are: %s", platforms.DefaultString(), offered(index))
+		return nil, fault.Refuse(errdefs.ErrNotFound, "no image for %s, there are: %s", platforms.DefaultString(), offered(index))
 	}
 	for _, d := range unsaid {
-		if err := checkDescriptor(d, maxDocument); err != nil {
+		if err := checkDescriptor(d, MaxBytes); err != nil {
 			return nil, err
 		}
 	}
@@ -235,7 +241,7 @@ func offered(index *ocispec.Index) string {
 	var list []string
 	for _, m := range index.Manifests {
 		if m.Platform != nil && len(list) < 50 && m.Platform.OS != "unknown" {
-			if p := clip(platforms.Format(*m.Platform)); !slices.Contains(list, p) {
+			if p := fault.Clip(platforms.Format(*m.Platform)); !slices.Contains(list, p) {
 				list = append(list, p)
 			}
 		}
@@ -249,41 +255,41 @@ func offered(index *ocispec.Index) string {
 // checkDescriptor refuses digests and sizes that are none. Its urls mean nothing to us: whoever made the image would choose whom this node
 // asks for what.
 func checkDescriptor(d ocispec.Descriptor, most int64) error {
-	if err := checkDigest(d.Digest); err != nil {
-		return refuse(errdefs.ErrInvalidArgument, "descriptor: %v", err)
+	if err := imageref.CheckDigest(d.Digest); err != nil {
+		return fault.Refuse(errdefs.ErrInvalidArgument, "descriptor: %v", err)
 	}
 	if d.Size <= 0 {
-		return refuse(errdefs.ErrInvalidArgument, "descriptor %s has size %d", d.Digest, d.Size)
+		return fault.Refuse(errdefs.ErrInvalidArgument, "descriptor %s has size %d", d.Digest, d.Size)
 	}
 	if d.Size > most {
-		return refuse(errdefs.ErrResourceExhausted, "descriptor %s has size %d, the most is %d", d.Digest, d.Size, most)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "descriptor %s has size %d, the most is %d", d.Digest, d.Size, most)
 	}
 	return nil
 }
 
-// checkManifest refuses what we do not run: other things than images, encrypted layers, too many or too large ones.
-func checkManifest(m *ocispec.Manifest, l Limits) error {
+// Check refuses what we do not run: other things than images, encrypted layers, too many or too large ones.
+func Check(m *ocispec.Manifest, maxLayers int, maxBytes int64) error {
 	switch t := m.Config.MediaType; {
-	case t == ocispec.MediaTypeImageConfig || t == dockerConfig || generic(t):
+	case t == ocispec.MediaTypeImageConfig || t == DockerConfig || generic(t):
 	default:
-		return refuse(errdefs.ErrNotImplemented, "not a container image: its config has type %q", clip(t))
+		return fault.Refuse(errdefs.ErrNotImplemented, "not a container image: its config has type %q", fault.Clip(t))
 	}
-	if err := checkDescriptor(m.Config, maxDocument); err != nil {
+	if err := checkDescriptor(m.Config, MaxBytes); err != nil {
 		return err
 	}
-	if len(m.Layers) > l.Layers {
-		return refuse(errdefs.ErrResourceExhausted, "image with %d layers, the most is %d", len(m.Layers), l.Layers)
+	if len(m.Layers) > maxLayers {
+		return fault.Refuse(errdefs.ErrResourceExhausted, "image with %d layers, the most is %d", len(m.Layers), maxLayers)
 	}
 	var total int64
 	for _, d := range m.Layers {
 		if err := checkLayerType(d.MediaType); err != nil {
 			return err
 		}
-		if err := checkDescriptor(d, l.ImageBytes); err != nil {
+		if err := checkDescriptor(d, maxBytes); err != nil {
 			return err
 		}
-		if total += d.Size; total > l.ImageBytes {
-			return refuse(errdefs.ErrResourceExhausted, "image with more than %d compressed bytes (image_size_max)", l.ImageBytes)
+		if total += d.Size; total > maxBytes {
+			return fault.Refuse(errdefs.ErrResourceExhausted, "image with more than %d compressed bytes (image_size_max)", maxBytes)
 		}
 	}
 	return nil
@@ -293,45 +299,45 @@ func checkManifest(m *ocispec.Manifest, l Limits) error {
 // registry has them after all, they are as good as others.
 func checkLayerType(t string) error {
 	if strings.HasSuffix(t, "+encrypted") {
-		return refuse(errdefs.ErrNotImplemented, "layer of type %q is encrypted", clip(t))
+		return fault.Refuse(errdefs.ErrNotImplemented, "layer of type %q is encrypted", fault.Clip(t))
 	}
 	base, _, _ := strings.Cut(t, "+")
 	switch base {
-	case dockerLayer, dockerLayer + ".gzip", dockerLayer + ".zstd", dockerForeign, dockerForeign + ".gzip", dockerForeign + ".zstd":
+	case DockerLayer, DockerLayer + ".gzip", DockerLayer + ".zstd", dockerForeign, dockerForeign + ".gzip", dockerForeign + ".zstd":
 		return nil
 	}
 	if strings.HasPrefix(base, "application/vnd.oci.image.layer.") && strings.HasSuffix(base, ".tar") {
 		return nil
 	}
-	return refuse(errdefs.ErrNotImplemented, "layer of type %q is not supported", clip(t))
+	return fault.Refuse(errdefs.ErrNotImplemented, "layer of type %q is not supported", fault.Clip(t))
 }
 
-// foreignLayer says whether a layer is one that need not be in the registry of its image.
-func foreignLayer(d ocispec.Descriptor) bool {
+// IsForeign says whether a layer is one that need not be in the registry of its image.
+func IsForeign(d ocispec.Descriptor) bool {
 	return len(d.URLs) > 0 || strings.Contains(d.MediaType, "foreign") || strings.Contains(d.MediaType, "nondistributable")
 }
 
-// decodeConfig checks an image config against its manifest.
-func decodeConfig(raw []byte, m *ocispec.Manifest) (ocispec.Image, error) {
+// DecodeConfig checks an image config against its manifest.
+func DecodeConfig(raw []byte, m *ocispec.Manifest) (ocispec.Image, error) {
 	var img ocispec.Image
 	if err := checkValues(raw); err != nil {
 		return img, err
 	}
 	if err := json.Unmarshal(raw, &img); err != nil {
-		return img, refuse(errdefs.ErrInvalidArgument, "image config does not decode: %v", err)
+		return img, fault.Refuse(errdefs.ErrInvalidArgument, "image config does not decode: %v", err)
 	}
 	if len(img.RootFS.DiffIDs) != len(m.Layers) {
-		return img, refuse(errdefs.ErrInvalidArgument, "image config names %d diff ids, its manifest %d layers", len(img.RootFS.DiffIDs), len(m.Layers))
+		return img, fault.Refuse(errdefs.ErrInvalidArgument, "image config names %d diff ids, its manifest %d layers", len(img.RootFS.DiffIDs), len(m.Layers))
 	}
 	for _, d := range img.RootFS.DiffIDs {
-		if err := checkDigest(d); err != nil {
-			return img, refuse(errdefs.ErrInvalidArgument, "image config, diff id: %v", err)
+		if err := imageref.CheckDigest(d); err != nil {
+			return img, fault.Refuse(errdefs.ErrInvalidArgument, "image config, diff id: %v", err)
 		}
 	}
 	return img, nil
 }
 
-// descriptorOf describes a document we have in hand.
-func descriptorOf(raw []byte, mediaType string) ocispec.Descriptor {
+// Describe describes a document we have in hand.
+func Describe(raw []byte, mediaType string) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
 }

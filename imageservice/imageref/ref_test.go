@@ -1,4 +1,4 @@
-package imageservice
+package imageref
 
 import (
 	"strings"
@@ -30,7 +30,7 @@ func TestParseTarget(t *testing.T) {
 		"K8S.io/x":                              "K8S.io/x:latest",
 		"localhost/" + strings.Repeat("a", 200): "localhost/" + strings.Repeat("a", 200) + ":latest",
 	} {
-		got, err := parseTarget(in)
+		got, err := Parse(in)
 		if err != nil || got.String() != want {
 			t.Errorf("%s is %s (%v), want %s", in, got, err, want)
 		}
@@ -44,7 +44,7 @@ func TestParseTargetRefuses(t *testing.T) {
 		someHex, "sha256:" + someHex, "../x", "/x", "x/", "registry.example.com./x", "exämple.com/x", "http://x/y", "a\x00b", "a\nb",
 		"x//y", "[::1]/", "a:b:c", "a/" + strings.Repeat("a", 300),
 	} {
-		got, err := parseTarget(in)
+		got, err := Parse(in)
 		if !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%.80q is taken as %s (%v)", in, got, err)
 		}
@@ -59,11 +59,11 @@ func FuzzParseTarget(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		a, err := parseTarget(s)
+		a, err := Parse(s)
 		if err != nil {
 			return
 		}
-		b, err := parseTarget(a.String())
+		b, err := Parse(a.String())
 		if err != nil || a != b {
 			t.Errorf("%q is %s and then %s (%v)", s, a, b, err)
 		}

@@ -1,6 +1,7 @@
-package imageservice
+package overlay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -8,11 +9,25 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/internal/tree"
 )
 
-// CheckIDMap tells whether images can be mounted with the ids of a user namespace (Rootfs.UserNS): the error names what is missing. Nothing
-// becomes visible, and nothing is left.
-func (s *Images) CheckIDMap(userNS *os.File) error { return checkIDMap(s.cfg.Root, userNS) }
+// CheckIDMap tells whether the layers of a folder can be mounted with the ids of a user namespace: the error names what is missing.
+// Nothing becomes visible, and nothing is left.
+func CheckIDMap(layers string, userNS *os.File) error {
+	o := overlay{layers: layers, lower: []string{"empty", "none"}, target: layers}
+	var err error
+	if o.mapped, err = idMapped(o.layers, userNS); err != nil {
+		return err
+	}
+	defer o.mapped.Close()
+	mnt, err := o.detached()
+	if err != nil {
+		return fmt.Errorf("overlayfs on id-mapped layers, Linux 5.19: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return mnt.Close()
+}
 
 // CheckHostIDMap is CheckIDMap for a root where no images are yet; see CheckHost.
 func CheckHostIDMap(root string, userNS *os.File) error {
@@ -24,23 +39,9 @@ func CheckHostIDMap(root string, userNS *os.File) error {
 		err = errors.Join(err, os.MkdirAll(filepath.Join(dir, "layers", layer), 0o755))
 	}
 	if err == nil {
-		err = checkIDMap(dir, userNS)
+		err = CheckIDMap(filepath.Join(dir, "layers"), userNS)
 	}
-	return errors.Join(err, removeTree(dir))
-}
-
-func checkIDMap(root string, userNS *os.File) error {
-	o := overlay{layers: filepath.Join(root, "layers"), lower: []string{"empty", "none"}, target: root}
-	var err error
-	if o.mapped, err = idMapped(o.layers, userNS); err != nil {
-		return err
-	}
-	defer o.mapped.Close()
-	mnt, err := o.detached()
-	if err != nil {
-		return fmt.Errorf("overlayfs on id-mapped layers, Linux 5.19: %w: %w", err, errdefs.ErrFailedPrecondition)
-	}
-	return mnt.Close()
+	return errors.Join(err, tree.Remove(context.Background(), dir))
 }
 
 // idMapped returns a clone of dir, a mount that is not attached, in which every file belongs to whom its owner's number is in userNS.

@@ -1,4 +1,12 @@
-package imageservice
+// Package overlay mounts layers as a root filesystem and does not know where they come from.
+//
+// For a pod with a user namespace the layers are taken through one id-mapped clone of their folder
+// (Spec.UserNS), whose files belong to the namespace's ids: however many layers there are, nothing is
+// copied and no owner is changed on disk. The writable layer is not mapped: what a process writes
+// there has the ids that it has on the host. Overlayfs is mounted by the paths of the layers in a mount
+// namespace of one thread, in which the clone lies over the folder; so the mount shows the same paths
+// as any other.
+package overlay
 
 import (
 	"context"
@@ -14,51 +22,35 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// Rootfs is a root filesystem to mount.
-type Rootfs struct {
-	ImageID  string
-	Dir      string // holds upper/ and work/ of the writable layer, created when missing; unused when ReadOnly
-	Target   string // mountpoint, created when missing
-	Label    string // SELinux context of all files as the mount shows them; "" leaves them theirs
-	ReadOnly bool   // no writable layer: the image's files as they are, any number of times
-
-	// UserNS, when not nil, is a user namespace as whose ids those of the image's files are taken: a file of root belongs to the
-	// namespace's root. Nothing is copied for that.
-	UserNS *os.File
+// Spec is a mount to make.
+type Spec struct {
+	Layers   string   // folder that Lower is relative to
+	Lower    []string // directories, topmost first
+	Dir      string   // holds upper/ and work/ of the writable layer, created when missing; unused when ReadOnly
+	Target   string   // mountpoint, created when missing
+	Label    string   // SELinux context of all files as the mount shows them; "" leaves them theirs
+	ReadOnly bool     // no writable layer: the files as they are, any number of times
+	UserNS   *os.File // as whose ids those of the layers' files are taken; nil: as they are
 }
 
-// Layers returns the lower directories of an image, topmost first: absolute paths, at least one.
-// ErrNotFound when there is no such image.
-func (s *Images) Layers(imageID string) ([]string, error) {
-	r, err := s.catalog.record(imageID)
-	if err != nil {
-		return nil, err
+// Mount mounts layers at s.Target, with a writable layer in s.Dir unless s.ReadOnly. The writable layer is volatile: nothing of it is
+// synced, so it is good for one mount only, and mounting it again, or over a mounted target, is ErrFailedPrecondition.
+func Mount(s Spec) (err error) {
+	o := overlay{layers: s.Layers, lower: s.Lower, target: s.Target, label: s.Label}
+	if s.UserNS != nil {
+		if o.mapped, err = idMapped(o.layers, s.UserNS); err != nil {
+			return err
+		}
+		defer o.mapped.Close()
 	}
-	names := r.stack()
-	for i := range names {
-		names[i] = s.layers.dir(names[i])
+	if err := o.prepare(s); err != nil {
+		return fault.Disk(err)
 	}
-	return names, nil
-}
-
-// Mount mounts an image's layers at r.Target, with a writable layer in r.Dir unless r.ReadOnly. The
-// writable layer is volatile: nothing of it is synced, so it is good for one mount only, and mounting
-// it again, or over a mounted target, is ErrFailedPrecondition. ErrNotFound when there is no such
-// image. The caller holds the image.
-func (s *Images) Mount(ctx context.Context, r Rootfs) error {
-	image, err := s.catalog.record(r.ImageID)
-	if err != nil {
-		return fmt.Errorf("mount root filesystem: %w", err)
-	}
-	o := overlay{layers: s.layers.root, lower: image.stack(), target: r.Target, label: r.Label}
-	if err := o.mountRootfs(r); err != nil {
-		return fmt.Errorf("mount root filesystem at %s: %w", r.Target, err)
-	}
-	s.cfg.Step("mount.mounted")
-	return nil
+	return fault.Disk(o.mount())
 }
 
 // overlay is one mount to make.
@@ -72,47 +64,33 @@ type overlay struct {
 	mapped *os.File // layers with other ids, a mount that is not attached; nil: they are taken as they are
 }
 
-// mountRootfs is all that it takes to mount r.
-func (o *overlay) mountRootfs(r Rootfs) (err error) {
-	if r.UserNS != nil {
-		if o.mapped, err = idMapped(o.layers, r.UserNS); err != nil {
-			return err
-		}
-		defer o.mapped.Close()
-	}
-	if err := o.prepare(r); err != nil {
-		return diskError(err)
-	}
-	return diskError(o.mount())
-}
-
 // prepare creates the folders and refuses what must not be mounted a second time.
-func (o *overlay) prepare(r Rootfs) error {
-	if !filepath.IsAbs(r.Target) {
+func (o *overlay) prepare(s Spec) error {
+	if !filepath.IsAbs(s.Target) {
 		return fmt.Errorf("target is not absolute: %w", errdefs.ErrInvalidArgument)
 	}
-	if err := os.MkdirAll(r.Target, 0o755); err != nil {
+	if err := os.MkdirAll(s.Target, 0o755); err != nil {
 		return err
 	}
-	mounted, err := isMountpoint(r.Target)
+	mounted, err := isMountpoint(s.Target)
 	if err != nil {
 		return err
 	}
 	if mounted {
 		return fmt.Errorf("something is mounted there: %w", errdefs.ErrFailedPrecondition)
 	}
-	if r.ReadOnly {
+	if s.ReadOnly {
 		if len(o.lower) == 1 {
 			o.lower = append(o.lower, "none") // without an upper layer overlayfs wants two lower ones
 		}
 		return nil
 	}
-	if !filepath.IsAbs(r.Dir) {
+	if !filepath.IsAbs(s.Dir) {
 		return fmt.Errorf("folder of the writable layer is not absolute: %w", errdefs.ErrInvalidArgument)
 	}
-	o.upper, o.work = filepath.Join(r.Dir, "upper"), filepath.Join(r.Dir, "work")
+	o.upper, o.work = filepath.Join(s.Dir, "upper"), filepath.Join(s.Dir, "work")
 	if _, err := os.Lstat(filepath.Join(o.work, "work", "incompat", "volatile")); err == nil {
-		return fmt.Errorf("the writable layer %s was mounted before, and a volatile one can be mounted only once: %w", r.Dir, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the writable layer %s was mounted before, and a volatile one can be mounted only once: %w", s.Dir, errdefs.ErrFailedPrecondition)
 	}
 	if err := os.MkdirAll(o.upper, 0o755); err != nil {
 		return err
@@ -141,7 +119,7 @@ func (o *overlay) adoptRoot() error {
 	if err := os.Lchown(o.upper, int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
-	return unix.Chmod(o.upper, st.Mode&0o7777|rootMode)
+	return unix.Chmod(o.upper, st.Mode&0o7777|RootMode)
 }
 
 // isMountpoint compares the device and the mount id with the parent's.
@@ -219,7 +197,7 @@ func (o *overlay) mountNew() (*os.File, error) {
 			if err != nil {
 				return err
 			}
-			open, dir = append(open, fd), fdPath(fd)
+			open, dir = append(open, fd), fmt.Sprintf("/proc/self/fd/%d", fd)
 		}
 		if err := unix.FsconfigSetString(fs, key, dir); err != nil {
 			return fsError(fs, key+" "+dir, err)
@@ -335,17 +313,9 @@ const (
 	unmountPause = 20 * time.Millisecond
 )
 
-// Unmount unmounts whatever is mounted at target; nothing mounted, or no target, is no error. A busy
-// mount is tried for a short time and then detached: it goes away when its last user does.
-func (s *Images) Unmount(ctx context.Context, target string) error {
-	if err := unmount(ctx, target); err != nil {
-		return fmt.Errorf("unmount %s: %w", target, err)
-	}
-	s.cfg.Step("mount.unmounted")
-	return nil
-}
-
-func unmount(ctx context.Context, target string) error {
+// Unmount unmounts whatever is mounted at target; nothing mounted, or no target, is no error. A busy mount is tried for a short time and
+// then detached: it goes away when its last user does.
+func Unmount(ctx context.Context, target string) error {
 	for try := 1; ; {
 		flags := unix.UMOUNT_NOFOLLOW
 		if try >= unmountTries || ctx.Err() != nil {
@@ -360,10 +330,19 @@ func unmount(ctx context.Context, target string) error {
 				return err
 			}
 			try++
-			_ = sleep(ctx, unmountPause) // an unmount is not given up half-way
+			pause(ctx, unmountPause) // an unmount is not given up half-way
 		case unix.EINTR:
 		default:
 			return err
 		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }

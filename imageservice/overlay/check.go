@@ -1,4 +1,4 @@
-package imageservice
+package overlay
 
 import (
 	"context"
@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/internal/tree"
 )
 
 // CheckHost tells whether this machine can keep and mount images below root, which is created if need be: openat2, overlayfs with
@@ -20,7 +22,7 @@ func CheckHost(root string) error {
 	if err != nil {
 		return fmt.Errorf("image root %s: %w", root, err)
 	}
-	return errors.Join(checkIn(dir), removeTree(dir))
+	return errors.Join(checkIn(dir), tree.Remove(context.Background(), dir))
 }
 
 func checkIn(dir string) error {
@@ -35,11 +37,12 @@ func checkIn(dir string) error {
 		return err
 	}
 	defer unix.Close(root)
-	fd, err := openIn(root, ".", unix.O_RDONLY|unix.O_DIRECTORY, unix.RESOLVE_IN_ROOT)
+	how := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT}
+	fd, err := unix.Openat2(root, ".", &how)
 	if err != nil {
 		return fmt.Errorf("openat2(2), Linux 5.6: %w", err)
 	}
-	err = setOpaque(fd)
+	err = SetOpaque(fd)
 	unix.Close(fd)
 	if err != nil {
 		return fmt.Errorf("trusted extended attributes on %s: %w", dir, err)
@@ -49,11 +52,11 @@ func checkIn(dir string) error {
 	}
 	target := filepath.Join(dir, "target")
 	o := overlay{layers: filepath.Join(dir, "layers"), lower: []string{"2/fs", "1/fs"}, target: target}
-	if err := o.prepare(Rootfs{Dir: filepath.Join(dir, "c"), Target: target}); err != nil {
+	if err := o.prepare(Spec{Dir: filepath.Join(dir, "c"), Target: target}); err != nil {
 		return err
 	}
 	if err := o.mount(); err != nil {
 		return fmt.Errorf("overlayfs with volatile layers, Linux 5.10, on %s: %w", dir, err)
 	}
-	return unmount(context.Background(), target)
+	return Unmount(context.Background(), target)
 }
