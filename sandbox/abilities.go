@@ -62,7 +62,7 @@ func (a *abilities) noUserNamespaces(handler string, h Handler) string {
 }
 
 // ask asks this machine and all runtimes at the same time, but not again for what before, which may be nil, knows of the same program.
-func (m *Manager) ask(ctx context.Context, byName map[string]Handler, before *abilities) *abilities {
+func (n *node) ask(ctx context.Context, byName map[string]Handler, before *abilities) *abilities {
 	next := &abilities{byName: map[string]ability{}, wait: askEvery}
 	if before != nil {
 		next.wait = min(2*before.wait, askAtMost)
@@ -83,7 +83,7 @@ func (m *Manager) ask(ctx context.Context, byName map[string]Handler, before *ab
 		})
 	}
 	if before == nil || before.noUserNS != nil {
-		next.noUserNS = m.tryUserNamespace()
+		next.noUserNS = n.tryUserNamespace()
 	}
 	all.Wait()
 	next.asked = time.Now()
@@ -138,25 +138,25 @@ func text(err error) string {
 
 // AskAgain asks once more, without waiting, for what machine and runtimes have not said yet, if the last time is long enough ago: what fails
 // for want of descriptors or time must not cost a feature until the next start.
-func (m *Manager) AskAgain() {
-	now := m.handlers.Load()
-	if now.can.complete() || time.Since(now.can.asked) < now.can.wait || !m.asking.CompareAndSwap(false, true) {
+func (n *node) AskAgain() {
+	now := n.handlers.Load()
+	if now.can.complete() || time.Since(now.can.asked) < now.can.wait || !n.asking.CompareAndSwap(false, true) {
 		return
 	}
 	go func() {
-		defer m.asking.Store(false)
-		guard.Run(m.background, "features of the runtimes", func() {
+		defer n.asking.Store(false)
+		guard.Run(n.background, "features of the runtimes", func() {
 			next := *now
-			next.can = m.ask(m.background, now.byName, now.can)
-			m.handlers.CompareAndSwap(now, &next) // unless all handlers were replaced meanwhile, who were asked anew
+			next.can = n.ask(n.background, now.byName, now.can)
+			n.handlers.CompareAndSwap(now, &next) // unless all handlers were replaced meanwhile, who were asked anew
 		})
 	}()
 }
 
 // Flaws returns an error that names every handler whose OCI runtime is a version that is known to let containers out; nil when none is.
-func (m *Manager) Flaws() error {
+func (n *node) Flaws() error {
 	var all []string
-	for name, can := range m.handlers.Load().can.byName {
+	for name, can := range n.handlers.Load().can.byName {
 		if can.Flaw != "" {
 			all = append(all, fmt.Sprintf("runtime %s is runc %s: %s", name, can.Version, can.Flaw))
 		}
@@ -169,9 +169,9 @@ func (m *Manager) Flaws() error {
 }
 
 // Features returns what the OCI runtime of each handler said that it can do, or why nothing is known.
-func (m *Manager) Features() map[string]any {
+func (n *node) Features() map[string]any {
 	all := map[string]any{}
-	for name, can := range m.handlers.Load().can.byName {
+	for name, can := range n.handlers.Load().can.byName {
 		if all[name] = can.Features; can.err != nil {
 			all[name] = map[string]string{"error": can.err.Error()}
 		}

@@ -17,12 +17,12 @@ import (
 // injectDevices adds to a container's spec what its CDI devices need: device nodes, mounts, environment, groups, hooks. The files that
 // describe devices belong to root and are trusted. They are read each time: what a device plugin wrote a moment ago counts.
 // ErrFailedPrecondition names the devices that no file describes, and those of which this machine lacks a part.
-func (m *Manager) injectDevices(p *pod, c *container, s *specs.Spec) error {
+func (n *node) injectDevices(p *pod, c *container, s *specs.Spec) error {
 	names := spec.CDIDevices(c.config)
 	if len(names) == 0 {
 		return nil
 	}
-	edits, err := findEdits(names, m.conf.CDISpecDirs)
+	edits, err := findEdits(names, n.cdiDirs)
 	if err != nil {
 		return err
 	}

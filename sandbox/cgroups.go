@@ -37,14 +37,14 @@ func SystemdRuns() bool {
 
 // hostOfPod is HostOf for what is made in a pod: whoever makes the pod's cgroups goes on to make them, also after the configuration has named
 // somebody else. All of it is of one moment: handlers may be replaced in the next. ErrInvalidArgument when the pod's is gone.
-func (m *Manager) hostOfPod(r *store.Pod) (spec.Host, error) {
-	now := m.handlers.Load()
+func (n *node) hostOfPod(r *store.Pod) (spec.Host, error) {
+	now := n.handlers.Load()
 	if _, err := now.find(r.Handler); err != nil {
 		return spec.Host{}, err
 	}
-	h := m.hostBy(now, r.Handler)
+	h := n.hostBy(now, r.Handler)
 	h.SystemdCgroup = madeBySystemd(r.Cgroup)
-	h.CgroupParent = CgroupParent(m.conf.Instance, h.SystemdCgroup)
+	h.CgroupParent = CgroupParent(n.layout.Instance, h.SystemdCgroup)
 	return h, nil
 }
 

@@ -6,6 +6,9 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+
+	"github.com/cribox/cribox/sandbox/layout"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/store"
@@ -19,13 +22,14 @@ func TestEndAfterClockStepBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	ahead := time.Now().Add(1000 * time.Hour).UnixNano()
-	m, c := &Manager{store: records, background: t.Context()}, newContainer("p", store.Container{ID: "c"}, nil)
+	states := &states{records}
+	cs, c := &containers{states: states, endings: &endings{states: states}}, newContainer("p", store.Container{ID: "c"}, nil)
 	pod := store.Pod{ID: "p", Containers: map[string]store.Container{"c": {ID: "c", State: store.ContainerStarting, Created: ahead}}}
 	if err := records.Create(pod, []byte("{}")); err != nil {
 		t.Fatal(err)
 	}
-	m.recordStartError(t.Context(), c, errors.New("oh"))
-	r, ok := m.record(c)
+	cs.recordStartError(t.Context(), c, errors.New("oh"))
+	r, ok := states.record(c)
 	if limit := time.Now().Add(time.Hour).UnixNano(); !ok || r.Started == 0 || r.Finished <= r.Started || r.Finished > limit {
 		t.Errorf("it began %s and ended %s", time.Unix(0, r.Started), time.Unix(0, r.Finished))
 	}
@@ -50,13 +54,14 @@ func TestDatesAfterClockStepBack(t *testing.T) {
 	if err := records.Create(r, asked); err != nil {
 		t.Fatal(err)
 	}
-	m := &Manager{store: records, pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]string{}}
-	m.remember(t.Context(), &r)
-	first, second := m.now(request("a", 1)), m.now(request("a", 1))
+	all := newTable(layout.Layout{})
+	all.states.store = records
+	all.remember(t.Context(), &r)
+	first, second := all.now(request("a", 1)), all.now(request("a", 1))
 	if first <= ahead || second <= first {
 		t.Errorf("after %d its pod has the dates %d and %d", ahead, first, second)
 	}
-	if other, limit := m.now(request("b", 0)), time.Now().UnixNano(); other > limit {
+	if other, limit := all.now(request("b", 0)), time.Now().UnixNano(); other > limit {
 		t.Errorf("another pod is made at %s", time.Unix(0, other))
 	}
 }

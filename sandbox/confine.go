@@ -29,11 +29,11 @@ type defaultProfile struct {
 const profileLimit = 30 * time.Second
 
 // loadProfile gives a kernel that confines by AppArmor the default profile. Nobody waits for it but the first pod.
-func (m *Manager) loadProfile(ctx context.Context) {
-	m.profile.settled = make(chan struct{})
+func (n *node) loadProfile(ctx context.Context) {
+	n.profile.settled = make(chan struct{})
 	go func() {
-		defer close(m.profile.settled)
-		if !m.host.AppArmor {
+		defer close(n.profile.settled)
+		if !n.host.AppArmor {
 			return
 		}
 		err := guard.Call(ctx, "loading the AppArmor profile", func() error { return apparmor.Load(ctx) })
@@ -44,27 +44,27 @@ func (m *Manager) loadProfile(ctx context.Context) {
 			log.G(ctx).WithError(err).Warn("the default AppArmor profile stays as an earlier start has loaded it")
 			return
 		}
-		m.profile.missing = err
+		n.profile.missing = err
 		log.G(ctx).WithError(err).Warn("containers that name no AppArmor profile are not confined by one")
 	}()
 }
 
 // defaultAppArmor returns the name of the default profile, or why there is none. Until that is known it is taken for loaded; whoever goes on to
 // make a process waits with awaitProfile first.
-func (m *Manager) defaultAppArmor() (name, missing string) {
+func (n *node) defaultAppArmor() (name, missing string) {
 	select {
-	case <-m.profile.settled:
-		if m.profile.missing != nil {
-			return "", m.profile.missing.Error()
+	case <-n.profile.settled:
+		if n.profile.missing != nil {
+			return "", n.profile.missing.Error()
 		}
 	default:
 	}
 	return apparmor.Default, ""
 }
 
-func (m *Manager) awaitProfile(ctx context.Context) error {
+func (n *node) awaitProfile(ctx context.Context) error {
 	select {
-	case <-m.profile.settled:
+	case <-n.profile.settled:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("load the default AppArmor profile: %w", ctx.Err())
@@ -73,7 +73,7 @@ func (m *Manager) awaitProfile(ctx context.Context) error {
 
 // hasProfile refuses a process whose AppArmor profile the kernel does not have: the OCI runtime would do so only when the process starts. The
 // default one is loaded again if somebody has taken it away.
-func (m *Manager) hasProfile(ctx context.Context, s *specs.Spec) error {
+func (n *node) hasProfile(ctx context.Context, s *specs.Spec) error {
 	name := s.Process.ApparmorProfile
 	if name == "" || name == "unconfined" {
 		return nil
@@ -83,7 +83,7 @@ func (m *Manager) hasProfile(ctx context.Context, s *specs.Spec) error {
 		return err
 	}
 	if name == apparmor.Default {
-		_, err := m.flights.Do(ctx, "loading the AppArmor profile", profileLimit, func(ctx context.Context) (string, error) { return "", apparmor.Load(ctx) })
+		_, err := n.flights.Do(ctx, "loading the AppArmor profile", profileLimit, func(ctx context.Context) (string, error) { return "", apparmor.Load(ctx) })
 		return err
 	}
 	return fmt.Errorf("security_context.apparmor: the profile %q is not loaded on this node: %w", short(name), errdefs.ErrFailedPrecondition)

@@ -23,16 +23,16 @@ type Container struct {
 }
 
 // Container returns the container with this id or unique beginning of one. ErrNotFound, ErrInvalidArgument.
-func (m *Manager) Container(id string) (Container, error) {
-	c, err := m.findContainer(id)
+func (t *table) Container(id string) (Container, error) {
+	c, err := t.findContainer(id)
 	if err != nil {
 		return Container{}, err
 	}
-	return m.view(c)
+	return t.view(c)
 }
 
-func (m *Manager) view(c *container) (Container, error) {
-	r, ok := m.record(c)
+func (t *table) view(c *container) (Container, error) {
+	r, ok := t.states.record(c)
 	if !ok || r.State == store.ContainerCreating {
 		return Container{}, fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
 	}
@@ -40,32 +40,32 @@ func (m *Manager) view(c *container) (Container, error) {
 }
 
 // Containers returns every container that is more than an attempt, the newest first.
-func (m *Manager) Containers() []Container {
-	records := m.store.List()
+func (t *table) Containers() []Container {
+	records := t.states.list()
 	slices.SortFunc(records, newestPodFirst) // little is left to sort then of what is larger than a pointer
-	m.mu.RLock()
-	all := make([]Container, 0, len(m.containers))
+	t.mu.RLock()
+	all := make([]Container, 0, len(t.containers))
 	for _, r := range records {
-		all = m.addContainers(all, r)
+		all = t.addContainers(all, r)
 	}
-	m.mu.RUnlock()
+	t.mu.RUnlock()
 	slices.SortFunc(all, newestFirst)
 	return all
 }
 
 // ContainersOf is Containers for one pod, as they were when p was looked up.
-func (m *Manager) ContainersOf(p Pod) []Container {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	all := m.addContainers(nil, &p.Pod)
+func (t *table) ContainersOf(p Pod) []Container {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	all := t.addContainers(nil, &p.Pod)
 	slices.SortFunc(all, newestFirst)
 	return all
 }
 
 // addContainers adds the containers of a record that a list has, in no order. The caller holds m.mu.
-func (m *Manager) addContainers(all []Container, r *store.Pod) []Container {
+func (t *table) addContainers(all []Container, r *store.Pod) []Container {
 	for cid, c := range r.Containers {
-		if known, ok := m.containers[cid]; ok && c.State != store.ContainerCreating {
+		if known, ok := t.containers[cid]; ok && c.State != store.ContainerCreating {
 			all = append(all, Container{Container: c, PodID: r.ID, Config: known.config, Told: &known.told})
 		}
 	}
@@ -131,81 +131,3 @@ func rememberedOr(b []byte, asked *runtimeapi.LinuxContainerResources) *runtimea
 
 // StopSignal returns the signal that a stop sends, by the CRI's number.
 func (c Container) StopSignal() runtimeapi.Signal { return spec.CRISignal(syscall.Signal(c.Signal)) }
-
-func (m *Manager) findContainer(id string) (*container, error) {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	full, err := expand("container", id, m.containers)
-	if err != nil {
-		return nil, err
-	}
-	return m.containers[full], nil
-}
-
-// record returns the container's record as it is now.
-func (m *Manager) record(c *container) (store.Container, bool) {
-	r, ok := m.store.Get(c.podID)
-	if !ok {
-		return store.Container{}, false
-	}
-	rec, ok := r.Containers[c.id]
-	return rec, ok
-}
-
-// change rewrites the container's record; act may refuse. A container that is gone is ErrNotFound.
-func (m *Manager) change(c *container, act func(*store.Container) error) error {
-	_, err := m.store.Update(c.podID, changing(c, act))
-	return err
-}
-
-// insist is change for stop and remove, which go on when the disk is full.
-func (m *Manager) insist(c *container, act func(*store.Container) error) error {
-	_, err := m.store.Insist(c.podID, changing(c, act))
-	return err
-}
-
-func changing(c *container, act func(*store.Container) error) func(*store.Pod) error {
-	return func(p *store.Pod) error {
-		r, ok := p.Containers[c.id]
-		if !ok {
-			return fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
-		}
-		if err := act(&r); err != nil {
-			return err
-		}
-		p.Containers[c.id] = r
-		return nil
-	}
-}
-
-// forgetContainer takes the container out of memory; its name is free from here on.
-func (m *Manager) forgetContainer(c *container) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.containers, c.id)
-	if key := containerKey(c.podID, c.config); m.names[key] == c.id {
-		delete(m.names, key)
-	}
-}
-
-// ofPod returns the containers of a pod.
-func (m *Manager) ofPod(id string) []*container {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	var all []*container
-	for _, c := range m.containers {
-		if c.podID == id {
-			all = append(all, c)
-		}
-	}
-	return all
-}
-
-// Spec returns the OCI spec of a container, as long as its pod is not stopped.
-func (m *Manager) Spec(c Container) ([]byte, error) {
-	known, err := m.findContainer(c.ID)
-	if err != nil {
-		return nil, err
-	}
-	return m.specFile(known)
-}

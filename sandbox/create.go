@@ -7,18 +7,48 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/sandbox/layout"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/internal/keyed"
+	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
+
+// containers makes, starts, stops and removes containers.
+type containers struct {
+	layout     layout.Layout
+	states     *states
+	table      *table
+	node       *node
+	mounts     *mounts
+	files      *podFiles
+	labels     *labels
+	namespaces *namespaces
+	shim       *runtimeshim.Client
+	step       func(string)
+	background context.Context // ends with Close; for what nobody waits for
+
+	endings *endings
+
+	flights keyed.Flights
+	turns   *keyed.Turns // by container
+
+	mu    sync.Mutex       // guards what follows
+	stops map[string]*stop // running StopContainer, by container id
+}
 
 const createLimit = 3 * time.Minute
 
@@ -28,8 +58,8 @@ const createLimit = 3 * time.Minute
 //
 // sandboxConfig says whether the container may be privileged: a kubelet adds such a container to a pod that began without one
 // (kubectl debug --profile=sysadmin). In all else the pod is what it was made as.
-func (m *Manager) CreateContainer(ctx context.Context, podID string, config *runtimeapi.ContainerConfig, sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
-	p, err := m.findPod(podID)
+func (cs *containers) CreateContainer(ctx context.Context, podID string, config *runtimeapi.ContainerConfig, sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
+	p, err := cs.table.findPod(podID)
 	if err != nil {
 		return "", err
 	}
@@ -37,24 +67,24 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, config *run
 	if err := known(p.lacks); err != nil {
 		return "", fmt.Errorf("create a container in pod %s: %w", p.id, err)
 	}
-	if err := spec.ValidateContainer(podConfig, config, m.hostOf(p)); err != nil {
+	if err := spec.ValidateContainer(podConfig, config, cs.node.hostOf(p)); err != nil {
 		return "", err
 	}
 	config = proto.CloneOf(config)
 	key := containerKey(p.id, config)
-	id, err := m.flights.Do(ctx, key, createLimit, func(ctx context.Context) (string, error) {
-		if id, ok := m.named(key); ok {
-			same, err := m.yield(ctx, id, config)
+	id, err := cs.flights.Do(ctx, key, createLimit, func(ctx context.Context) (string, error) {
+		if id, ok := cs.table.idByKey(key); ok {
+			same, err := cs.yield(ctx, id, config)
 			if same || err != nil {
 				return id, err
 			}
 		}
-		return m.createContainer(withPod(ctx, p.id), p, config, podConfig)
+		return cs.createContainer(withPod(ctx, p.id), p, config, podConfig)
 	})
 	if err != nil {
 		return "", err
 	}
-	if c, err := m.findContainer(id); err == nil && !proto.Equal(c.config, config) { // joined one that was under way
+	if c, err := cs.table.findContainer(id); err == nil && !proto.Equal(c.config, config) { // joined one that was under way
 		return "", fmt.Errorf("%s is being made as %s with another configuration: %w", key, id, errdefs.ErrAlreadyExists)
 	}
 	return id, nil
@@ -63,15 +93,15 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, config *run
 // yield says whether the container that has the name already is the one that is asked for. One that is being removed, was never finished, or
 // was made for another request and never started is taken away first: whoever asked for it has given up, and must not poison what comes
 // after. ErrAlreadyExists when it was started with another configuration.
-func (m *Manager) yield(ctx context.Context, id string, config *runtimeapi.ContainerConfig) (same bool, err error) {
-	c, err := m.findContainer(id)
+func (cs *containers) yield(ctx context.Context, id string, config *runtimeapi.ContainerConfig) (same bool, err error) {
+	c, err := cs.table.findContainer(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	r, ok := m.record(c)
+	r, ok := cs.states.record(c)
 	switch {
 	case !ok || r.State == store.ContainerCreating || r.State == store.ContainerRemoving:
 	case proto.Equal(c.config, config):
@@ -79,46 +109,46 @@ func (m *Manager) yield(ctx context.Context, id string, config *runtimeapi.Conta
 	case r.State != store.ContainerCreated:
 		return false, fmt.Errorf("container %s has this name and attempt, another configuration, and is %s: %w", id, r.State, errdefs.ErrAlreadyExists)
 	}
-	return false, m.removeContainer(ctx, c)
+	return false, cs.removeContainer(ctx, c)
 }
 
-func (m *Manager) createContainer(ctx context.Context, p *pod, config *runtimeapi.ContainerConfig, podConfig *runtimeapi.PodSandboxConfig) (string, error) {
-	img, err := m.images.Lookup(config.GetImage().GetImage())
+func (cs *containers) createContainer(ctx context.Context, p *pod, config *runtimeapi.ContainerConfig, podConfig *runtimeapi.PodSandboxConfig) (string, error) {
+	img, err := cs.mounts.images.Lookup(config.GetImage().GetImage())
 	if err != nil {
 		return "", fmt.Errorf("image %q of container %s: %w", short(config.GetImage().GetImage()), config.GetMetadata().GetName(), err)
 	}
-	volumes, err := m.mountImages(config.GetMounts())
+	volumes, err := cs.mounts.mountImages(config.GetMounts())
 	if err != nil {
 		return "", err
 	}
 	c := newContainer(p.id, store.Container{ID: newID(), ImageID: img.ID, MountImages: volumes}, config)
-	done, err := m.turns.Take(ctx, c.id)
+	done, err := cs.turns.Take(ctx, c.id)
 	if err != nil {
 		return "", err
 	}
 	defer done()
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.id))
-	if err := m.holdImages(c); err != nil {
+	if err := cs.mounts.holdImages(c); err != nil {
 		return "", err
 	}
-	if err := m.recordContainer(p, c, img); err != nil {
-		m.undoContainer(ctx, c)
+	if err := cs.recordContainer(p, c, img); err != nil {
+		cs.undoContainer(ctx, c)
 		return "", err
 	}
-	err = m.prepare(ctx, p, c, img, podConfig)
+	err = cs.prepare(ctx, p, c, img, podConfig)
 	if err == nil {
-		err = m.declareCreated(c)
+		err = cs.states.created(c)
 	}
 	if err != nil {
-		m.undoContainer(ctx, c)
+		cs.undoContainer(ctx, c)
 		return "", err
 	}
-	m.step("container.created")
+	cs.step("container.created")
 	return c.id, nil
 }
 
 // recordContainer writes the intent: from here on the container has a name and recovery knows of it.
-func (m *Manager) recordContainer(p *pod, c *container, img imageservice.Image) error {
+func (cs *containers) recordContainer(p *pod, c *container, img imageservice.Image) error {
 	asked, err := proto.Marshal(c.config)
 	if err != nil {
 		return err
@@ -127,34 +157,24 @@ func (m *Manager) recordContainer(p *pod, c *container, img imageservice.Image) 
 	if err != nil {
 		return err
 	}
-	rec := store.Container{ID: c.id, State: store.ContainerCreating, Created: m.now(p.config), ImageID: img.ID, ImageRef: imageRef(img),
+	rec := store.Container{ID: c.id, Created: cs.table.now(p.config), ImageID: img.ID, ImageRef: imageRef(img),
 		MountImages: c.mountImages, Signal: int(signal)}
 	if path := c.config.GetLogPath(); path != "" && p.config.GetLogDirectory() != "" {
 		rec.LogPath = filepath.Join(p.config.GetLogDirectory(), path)
 	}
-	m.mu.Lock() // before the record, so that whoever finds the record finds the container
-	m.containers[c.id] = c
-	m.names[containerKey(p.id, c.config)] = c.id
-	m.mu.Unlock()
-	_, err = m.store.Update(p.id, func(r *store.Pod) error {
-		if !ready(r) {
-			return fmt.Errorf("pod %s is not ready, no container can be made in it: %w", p.id, errdefs.ErrFailedPrecondition)
-		}
-		r.Containers[c.id] = rec
-		return nil
-	})
-	if err != nil {
+	cs.table.addContainer(c) // before the record, so that whoever finds the record finds the container
+	if err := cs.states.creating(p.id, rec); err != nil {
 		return err
 	}
-	m.step("container.recorded")
-	return m.store.SetAsked(p.id, c.id, asked)
+	cs.step("container.recorded")
+	return cs.states.store.SetAsked(p.id, c.id, asked)
 }
 
 // undoContainer takes a container that was not made away, in its turn.
-func (m *Manager) undoContainer(ctx context.Context, c *container) {
-	if err := clean(ctx, teardownLimit, func(ctx context.Context) error { return m.discard(ctx, c) }); err != nil {
+func (cs *containers) undoContainer(ctx context.Context, c *container) {
+	if err := clean(ctx, teardownLimit, func(ctx context.Context) error { return cs.discard(ctx, c) }); err != nil {
 		log.G(ctx).WithError(err).Warn("a container that was not made cannot be taken away yet; will be tried again")
-		go m.finish(m.background, "removing", func(ctx context.Context) error { return m.removeContainer(ctx, c) })
+		go retryUntilDone(cs.background, "removing", func(ctx context.Context) error { return cs.removeContainer(ctx, c) })
 	}
 }
 
@@ -168,43 +188,43 @@ func imageRef(img imageservice.Image) string {
 
 // prepare mounts the root filesystem and the image volumes, and writes the spec that StartContainer hands to the runtime.
 // podConfig is the pod's, with the privilege that the request gives it.
-func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imageservice.Image, podConfig *runtimeapi.PodSandboxConfig) error {
-	if err := m.makeLogFolder(p, c); err != nil {
+func (cs *containers) prepare(ctx context.Context, p *pod, c *container, img imageservice.Image, podConfig *runtimeapi.PodSandboxConfig) error {
+	if err := makeLogFolder(p, c); err != nil {
 		return err
 	}
-	labels, err := m.containerLabels(p, c)
+	labels, err := cs.labels.forContainer(p, c)
 	if err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
-	root, err := m.mountRoot(ctx, p, c.id, imageservice.Rootfs{ImageID: img.ID, Label: labels.Mount})
+	root, err := cs.mounts.mountRoot(ctx, p, c.id, imageservice.Rootfs{ImageID: img.ID, Label: labels.Mount})
 	if err != nil {
 		return fmt.Errorf("root filesystem of container %s: %w", c.id, err)
 	}
-	m.step("container.mounted")
-	if err := m.mountVolumes(ctx, p, c, labels.Mount); err != nil {
+	cs.step("container.mounted")
+	if err := cs.mounts.mountVolumes(ctx, p, c, labels.Mount); err != nil {
 		return err
 	}
-	input, err := m.specContainer(ctx, p, c, root, img)
+	input, err := cs.specContainer(ctx, p, c, root, img)
 	if err != nil {
 		return err
 	}
 	input.ProcessLabel, input.MountLabel = labels.Process, labels.Mount
-	if err := m.relabel(ctx, c, &input); err != nil {
+	if err := cs.relabel(ctx, c, &input); err != nil {
 		return err
 	}
-	r, ok := m.store.Get(p.id)
+	r, ok := cs.states.get(p.id)
 	if !ok {
 		return fmt.Errorf("pod %s: %w", p.id, errdefs.ErrNotFound)
 	}
-	in, err := m.specPod(p, r)
+	in, err := cs.files.specPod(p, r)
 	if err != nil {
 		return err
 	}
 	in.Config = podConfig
-	if err := m.awaitProfile(ctx); err != nil {
+	if err := cs.node.awaitProfile(ctx); err != nil {
 		return err
 	}
-	host, err := m.hostOfPod(r)
+	host, err := cs.node.hostOfPod(r)
 	if err != nil {
 		return err
 	}
@@ -215,29 +235,25 @@ func (m *Manager) prepare(ctx context.Context, p *pod, c *container, img imagese
 	if err != nil {
 		return err
 	}
-	m.note(ctx, notes)
-	if err := m.hasProfile(ctx, s); err != nil {
+	cs.node.note(ctx, notes)
+	if err := cs.node.hasProfile(ctx, s); err != nil {
 		return err
 	}
-	if err := m.injectDevices(p, c, s); err != nil {
+	if err := cs.node.injectDevices(p, c, s); err != nil {
 		return err
 	}
-	if err := m.pinPause(ctx, p.id); err != nil { // for a pod of an earlier version; it stays with the pod
+	if err := cs.namespaces.pinPause(ctx, p.id); err != nil { // for a pod of an earlier version; it stays with the pod
 		return err
 	}
-	if err := m.saveSpec(c, s); err != nil {
+	if err := cs.files.saveSpec(c, s); err != nil {
 		return fmt.Errorf("spec of container %s: %w", c.id, err)
 	}
-	m.step("container.prepared")
-	return m.change(c, func(r *store.Container) error {
-		r.Cgroup = cgroupPath(s)
-		r.UID, r.GID, r.Groups = input.User.UID, input.User.GID, input.User.AdditionalGIDs
-		return nil
-	})
+	cs.step("container.prepared")
+	return cs.states.prepared(c, cgroupPath(s), input.User)
 }
 
 // specContainer gathers what needs the disk: the user's numbers from the image, host paths, a seccomp profile.
-func (m *Manager) specContainer(ctx context.Context, p *pod, c *container, root string, img imageservice.Image) (spec.Container, error) {
+func (cs *containers) specContainer(ctx context.Context, p *pod, c *container, root string, img imageservice.Image) (spec.Container, error) {
 	in := spec.Container{ID: c.id, Config: c.config, Image: img.Config, ImageName: c.config.GetImage().GetImage(), Rootfs: root}
 	var err error
 	if in.User, err = lookupUser(in.Rootfs, img.Config.Config.User, c.config.GetLinux().GetSecurityContext()); err != nil {
@@ -250,39 +266,26 @@ func (m *Manager) specContainer(ctx context.Context, p *pod, c *container, root 
 	if in.SeccompProfile, err = readSeccomp(profile); err != nil {
 		return in, err
 	}
-	if in.Volumes, err = m.makeVolumes(ctx, p, c, root, img); err != nil {
+	if in.Volumes, err = cs.mounts.makeVolumes(ctx, p, c, root, img); err != nil {
 		return in, err
 	}
-	h, err := m.handlerOf(p)
+	h, err := cs.node.handlerOf(p)
 	if err != nil {
 		return in, err
 	}
-	if in.Mounts, err = m.resolveMounts(ctx, h.MissingPaths, c); err != nil {
+	if in.Mounts, err = cs.mounts.resolveMounts(ctx, h.MissingPaths, c); err != nil {
 		return in, err
 	}
-	if err := m.canMap(p, c.config.GetMounts(), in.Mounts); err != nil {
+	if err := cs.mounts.canMap(p, c.config.GetMounts(), in.Mounts); err != nil {
 		return in, err
 	}
-	in.TargetNS, err = m.pinTarget(c)
+	in.TargetNS, err = cs.namespaces.pinTarget(c)
 	return in, err
 }
 
-func (m *Manager) declareCreated(c *container) error {
-	_, err := m.store.Update(c.podID, func(p *store.Pod) error {
-		if !ready(p) {
-			return fmt.Errorf("pod %s is not ready any more: %w", p.ID, errdefs.ErrFailedPrecondition)
-		}
-		r := p.Containers[c.id]
-		r.State = store.ContainerCreated
-		p.Containers[c.id] = r
-		return nil
-	})
-	return err
-}
-
 // saveSpec writes the spec for StartContainer and ExecSync beside the pod's files: they end with the pod.
-func (m *Manager) saveSpec(c *container, s *specs.Spec) error {
-	dir := m.statePath("pods", c.podID, c.id)
+func (f *podFiles) saveSpec(c *container, s *specs.Spec) error {
+	dir := f.layout.StatePath("pods", c.podID, c.id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -300,10 +303,6 @@ func replaceFile(path string, b []byte) error {
 	return os.Rename(path+".new", path)
 }
 
-func (m *Manager) specFile(c *container) ([]byte, error) {
-	return os.ReadFile(m.specPath(c))
-}
-
-func (m *Manager) specPath(c *container) string {
-	return m.statePath("pods", c.podID, c.id, "config.json")
+func (f *podFiles) specFile(c *container) ([]byte, error) {
+	return os.ReadFile(f.layout.SpecPath(c.podID, c.id))
 }

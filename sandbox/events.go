@@ -40,11 +40,11 @@ type subscriber struct {
 
 // Subscribe returns the events from now on. They end with the context that is returned: when ctx ends, or, with a cause of class
 // ErrResourceExhausted, when the subscriber was so slow that an event had to be left out. None is left out before that.
-func (m *Manager) Subscribe(ctx context.Context) (context.Context, <-chan *Event) {
+func (e *events) Subscribe(ctx context.Context) (context.Context, <-chan *Event) {
 	ctx, cut := context.WithCancelCause(ctx)
 	s := &subscriber{queue: make(chan *Event, maxEvents), cut: cut}
-	m.events.add(s)
-	context.AfterFunc(ctx, func() { m.events.remove(s) })
+	e.add(s)
+	context.AfterFunc(ctx, func() { e.remove(s) })
 	return ctx, s.queue
 }
 
@@ -85,33 +85,33 @@ func (e *events) send(one *Event) {
 }
 
 // changed is told of every change of a record after it is shown. It is the one place where events are made.
-func (m *Manager) changed(old, next *store.Pod) {
+func (t *table) changed(old, next *store.Pod) {
 	found := changes(old, next)
-	if len(found) == 0 || !m.events.wanted() {
+	if len(found) == 0 || !t.wanted() {
 		return
 	}
 	r := next
 	if r == nil {
 		r = old
 	}
-	pod, containers, ok := m.whole(r)
+	pod, containers, ok := t.whole(r)
 	if !ok {
 		return // its request cannot be read: it was never shown
 	}
 	for _, c := range found {
-		m.events.send(&Event{ID: c.id, Type: c.what, At: m.now(pod.Config), Pod: pod, Containers: containers})
+		t.send(&Event{ID: c.id, Type: c.what, At: t.now(pod.Config), Pod: pod, Containers: containers})
 	}
 }
 
 // whole returns what a record and the requests in memory say of a pod.
-func (m *Manager) whole(r *store.Pod) (Pod, []Container, bool) {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	p, ok := m.pods[r.ID]
+func (t *table) whole(r *store.Pod) (Pod, []Container, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	p, ok := t.pods[r.ID]
 	if !ok {
 		return Pod{}, nil, false
 	}
-	containers := m.addContainers(nil, r)
+	containers := t.addContainers(nil, r)
 	slices.SortFunc(containers, newestFirst)
 	return Pod{Pod: *r, Config: p.config, Told: &p.told}, containers, true
 }

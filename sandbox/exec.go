@@ -10,12 +10,24 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cribox/cribox/sandbox/layout"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
+
+// sessions connects clients with processes and ports: exec, attach, port-forward. It changes no record.
+type sessions struct {
+	layout layout.Layout
+	states *states
+	table  *table
+	files  *podFiles
+	shim   *runtimeshim.Client
+}
 
 // maxExecOutput bounds what one stream of an ExecSync returns, so that both fit into the 16 MiB that a kubelet takes in one message. What
 // comes after is read and thrown away: the command must not block on its own output.
@@ -53,15 +65,15 @@ const execStartGrace = 10 * time.Second
 // it the command is killed and the error is context.DeadlineExceeded, by which a kubelet knows a failed probe. A command that cannot be
 // started is an exit code of 126 or 127 with the reason on stderr, as a shell has it. Output of a child that the command left behind is not
 // waited for.
-func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (ExecResult, error) {
+func (ss *sessions) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (ExecResult, error) {
 	if timeout < 0 {
 		return ExecResult{}, fmt.Errorf("timeout %v is negative: %w", timeout, errdefs.ErrInvalidArgument)
 	}
-	c, err := m.findContainer(id)
+	c, err := ss.table.findContainer(id)
 	if err != nil {
 		return ExecResult{}, err
 	}
-	request, err := m.execRequest(c, cmd, false)
+	request, err := ss.execRequest(c, cmd, false)
 	if err != nil {
 		return ExecResult{}, err
 	}
@@ -75,7 +87,7 @@ func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout
 		defer over.Stop()
 		request.OnStarted = func() { over.Reset(timeout) }
 	}
-	return m.execSync(ctx, request)
+	return ss.execSync(ctx, request)
 }
 
 // command is a process to run in a container. Its pipes belong to root in the pod, who may open /dev/stdout.
@@ -85,14 +97,14 @@ type command struct {
 }
 
 // execRequest describes the command as a process like the container's own.
-func (m *Manager) execRequest(c *container, cmd []string, tty bool) (command, error) {
+func (ss *sessions) execRequest(c *container, cmd []string, tty bool) (command, error) {
 	if len(cmd) == 0 {
 		return command{}, fmt.Errorf("cmd is empty: %w", errdefs.ErrInvalidArgument)
 	}
-	if err := m.mustRun(c); err != nil {
+	if err := ss.mustRun(c); err != nil {
 		return command{}, err
 	}
-	b, err := m.specFile(c)
+	b, err := ss.files.specFile(c)
 	if err != nil {
 		return command{}, fmt.Errorf("spec of container %s: %w", c.id, err)
 	}
@@ -108,12 +120,12 @@ func (m *Manager) execRequest(c *container, cmd []string, tty bool) (command, er
 	if err != nil {
 		return command{}, err
 	}
-	return command{runtimeshim.Exec{ID: c.id, Process: process, LockFile: m.lockPath(c.podID)}, m.rootIn(c.podID)}, nil
+	return command{runtimeshim.Exec{ID: c.id, Process: process, LockFile: ss.layout.LockPath(c.podID)}, ss.files.rootIn(c.podID)}, nil
 }
 
 // mustRun returns ErrNotFound or ErrFailedPrecondition unless the container runs.
-func (m *Manager) mustRun(c *container) error {
-	r, ok := m.record(c)
+func (ss *sessions) mustRun(c *container) error {
+	r, ok := ss.states.record(c)
 	if !ok || r.State == store.ContainerCreating {
 		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
 	}
@@ -123,7 +135,7 @@ func (m *Manager) mustRun(c *container) error {
 	return nil
 }
 
-func (m *Manager) execSync(ctx context.Context, c command) (ExecResult, error) {
+func (ss *sessions) execSync(ctx context.Context, c command) (ExecResult, error) {
 	out, err := newCapture(c.as)
 	if err != nil {
 		return ExecResult{}, err
@@ -135,7 +147,7 @@ func (m *Manager) execSync(ctx context.Context, c command) (ExecResult, error) {
 	}
 	defer errs.close()
 	c.Stdout, c.Stderr = out.w, errs.w
-	code, err := m.shim.Exec(ctx, c.Exec)
+	code, err := ss.shim.Exec(ctx, c.Exec)
 	if cause := context.Cause(ctx); cause != nil {
 		return ExecResult{}, cause
 	}

@@ -13,10 +13,10 @@ import (
 
 // collectGarbage has the network plugins give back, once after a start, what no pod uses. It waits as long as what is
 // in use cannot be told for certain, and tries again later.
-func (m *Manager) collectGarbage(ctx context.Context) {
+func (w *wires) collectGarbage(ctx context.Context) {
 	said := ""
 	for wait := collectEvery; ; wait = min(2*wait, collectAtMost) {
-		err := m.network.CollectGarbage(ctx, m.connected())
+		err := w.network.CollectGarbage(ctx, w.connected())
 		if err == nil {
 			return
 		}
@@ -36,9 +36,9 @@ func (m *Manager) collectGarbage(ctx context.Context) {
 }
 
 // connected returns the pods that have a network of their own and use it.
-func (m *Manager) connected() []string {
+func (w *wires) connected() []string {
 	var ids []string
-	for _, r := range m.store.List() {
+	for _, r := range w.states.list() {
 		if r.State == store.PodReady && r.NetNS != "" {
 			ids = append(ids, r.ID)
 		}

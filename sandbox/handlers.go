@@ -5,11 +5,17 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/sandbox/layout"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
@@ -26,6 +32,26 @@ type Handler struct {
 	NoHostDevices bool                // a privileged container has the devices that it asks for, and not all of the host's
 }
 
+// node is what this machine and its OCI runtimes can do, and what a pod or container is refused or
+// given for that.
+type node struct {
+	layout     layout.Layout
+	states     *states
+	host       spec.Host
+	images     *imageservice.Images
+	cdiDirs    []string // Config.CDISpecDirs
+	background context.Context
+
+	profile  defaultProfile
+	handlers atomic.Pointer[handlers] // replaced whole
+	asking   atomic.Bool              // see AskAgain
+	notes    notes
+	flights  keyed.Flights
+}
+
+// Host returns what was found out about this machine at start.
+func (n *node) Host() spec.Host { return n.host }
+
 // handlers is what pods and containers can be made with at one moment. It never changes.
 type handlers struct {
 	byName    map[string]Handler
@@ -35,32 +61,32 @@ type handlers struct {
 
 // SetHandlers replaces all handlers, for pods and containers that are made from now on. byDefault, the handler of a pod that names none, is
 // one of them. A pod whose handler is gone runs on, and takes no more containers. Commands are executed by what has started their container.
-func (m *Manager) SetHandlers(ctx context.Context, byName map[string]Handler, byDefault string) {
+func (n *node) SetHandlers(ctx context.Context, byName map[string]Handler, byDefault string) {
 	next := &handlers{byName: map[string]Handler{}, byDefault: byDefault}
 	for name, h := range byName {
 		ctx := log.WithLogger(ctx, log.G(ctx).WithField("handler", name))
 		var clamped []spec.Note
-		h.Rlimits, clamped = spec.ClampRlimits(h.Rlimits, m.host.RlimitHard)
-		m.note(ctx, clamped)
+		h.Rlimits, clamped = spec.ClampRlimits(h.Rlimits, n.host.RlimitHard)
+		n.note(ctx, clamped)
 		next.byName[name] = h
 	}
-	next.can = m.ask(ctx, next.byName, nil)
-	m.handlers.Store(next)
+	next.can = n.ask(ctx, next.byName, nil)
+	n.handlers.Store(next)
 }
 
 // Handlers returns the names of all handlers, sorted, and which of them is the default.
-func (m *Manager) Handlers() (names []string, byDefault string) {
-	now := m.handlers.Load()
+func (n *node) Handlers() (names []string, byDefault string) {
+	now := n.handlers.Load()
 	return slices.Sorted(maps.Keys(now.byName)), now.byDefault
 }
 
 // HostOf is Host for the pods of one handler, "" is the default one.
-func (m *Manager) HostOf(handler string) spec.Host {
-	return m.hostBy(m.handlers.Load(), handler)
+func (n *node) HostOf(handler string) spec.Host {
+	return n.hostBy(n.handlers.Load(), handler)
 }
 
-func (m *Manager) hostBy(now *handlers, handler string) spec.Host {
-	h := withHardware(m.host)
+func (n *node) hostBy(now *handlers, handler string) spec.Host {
+	h := withHardware(n.host)
 	if handler == "" {
 		handler = now.byDefault
 	}
@@ -70,19 +96,19 @@ func (m *Manager) hostBy(now *handlers, handler string) spec.Host {
 	h.NoUserNamespaces = now.can.noUserNamespaces(handler, with)
 	h.RecursiveReadOnly = h.RecursiveReadOnly && now.can.byName[handler].RecursiveReadOnly
 	if h.AppArmor {
-		h.AppArmorProfile, h.NoAppArmorProfile = m.defaultAppArmor()
+		h.AppArmorProfile, h.NoAppArmorProfile = n.defaultAppArmor()
 	}
 	return h
 }
 
 // CheckHandler returns ErrInvalidArgument for a handler that is not configured; "" is the default one.
-func (m *Manager) CheckHandler(name string) error {
-	_, err := m.handler(name)
+func (n *node) CheckHandler(name string) error {
+	_, err := n.handler(name)
 	return err
 }
 
-func (m *Manager) handler(name string) (Handler, error) {
-	return m.handlers.Load().find(name)
+func (n *node) handler(name string) (Handler, error) {
+	return n.handlers.Load().find(name)
 }
 
 func (now *handlers) find(name string) (Handler, error) {
@@ -97,10 +123,10 @@ func (now *handlers) find(name string) (Handler, error) {
 }
 
 // handlerOf returns the handler that a pod was made with.
-func (m *Manager) handlerOf(p *pod) (Handler, error) {
-	r, ok := m.store.Get(p.id)
+func (n *node) handlerOf(p *pod) (Handler, error) {
+	r, ok := n.states.get(p.id)
 	if !ok {
 		return Handler{}, fmt.Errorf("pod %s: %w", p.id, errdefs.ErrNotFound)
 	}
-	return m.handler(r.Handler)
+	return n.handler(r.Handler)
 }

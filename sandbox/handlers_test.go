@@ -10,14 +10,14 @@ import (
 
 // TestHostOfPod: a container is made with the settings of its pod's handler, or not at all: those of none would give it the host's devices.
 func TestHostOfPod(t *testing.T) {
-	m := &Manager{}
-	m.handlers.Store(&handlers{byName: map[string]Handler{"bare": {NoHostDevices: true}}, byDefault: "bare", can: &abilities{}})
+	n := &node{}
+	n.handlers.Store(&handlers{byName: map[string]Handler{"bare": {NoHostDevices: true}}, byDefault: "bare", can: &abilities{}})
 	for _, name := range []string{"bare", ""} {
-		if h, err := m.hostOfPod(&store.Pod{Handler: name}); err != nil || !h.NoHostDevices {
+		if h, err := n.hostOfPod(&store.Pod{Handler: name}); err != nil || !h.NoHostDevices {
 			t.Errorf("handler %q: %v, %v", name, h.NoHostDevices, err)
 		}
 	}
-	if _, err := m.hostOfPod(&store.Pod{Handler: "gone"}); !errdefs.IsInvalidArgument(err) {
+	if _, err := n.hostOfPod(&store.Pod{Handler: "gone"}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a handler that is gone: %v", err)
 	}
 }

@@ -24,7 +24,7 @@ type MissingPaths struct {
 // hostPath returns a mount's host path with its links resolved. One that does not exist is made, as every runtime does:
 // add-ons count on it, and a kubelet has checked those whose volume has a type. ErrInvalidArgument, or
 // ErrFailedPrecondition where it may not or cannot be made.
-func (m *Manager) hostPath(ctx context.Context, missing MissingPaths, path string) (string, error) {
+func (m *mounts) hostPath(ctx context.Context, missing MissingPaths, path string) (string, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err == nil {
 		return real, nil
@@ -130,7 +130,7 @@ func makeIn(dir *os.File, name string) (*os.File, error) {
 // makeLogFolder makes the folders of a container's log that are missing below the log directory of its pod, where a kubelet
 // has one for each container and others put logs deeper. ErrFailedPrecondition for a link on the way: who may write there
 // would send the log, which root writes, to any file of the host.
-func (m *Manager) makeLogFolder(p *pod, c *container) error {
+func makeLogFolder(p *pod, c *container) error {
 	path, directory := c.config.GetLogPath(), p.config.GetLogDirectory()
 	folder := strings.TrimPrefix(filepath.Dir(filepath.Clean("/"+path)), "/")
 	if path == "" || directory == "" || folder == "" {

@@ -30,7 +30,6 @@ func TestBlameHost(t *testing.T) {
 
 // TestLogDirectoryIsAFIFO: nothing waits for who would write into it.
 func TestLogDirectoryIsAFIFO(t *testing.T) {
-	m := &Manager{}
 	fifo := filepath.Join(t.TempDir(), "logs")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
@@ -38,7 +37,7 @@ func TestLogDirectoryIsAFIFO(t *testing.T) {
 	p := &pod{config: &runtimeapi.PodSandboxConfig{LogDirectory: fifo}}
 	c := &container{config: &runtimeapi.ContainerConfig{LogPath: "a/0.log"}}
 	done := make(chan error, 1)
-	go func() { done <- m.makeLogFolder(p, c) }()
+	go func() { done <- makeLogFolder(p, c) }()
 	if err := <-done; !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("%v", err)
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
@@ -16,7 +15,7 @@ import (
 
 // mountImages finds the images that the mounts of a request name (Mount.image): by the index of the mount, "" for a host path; nil when
 // there is none. An image must be here, whoever asks for it pulls it first: ErrNotFound.
-func (m *Manager) mountImages(mounts []*runtimeapi.Mount) ([]string, error) {
+func (m *mounts) mountImages(mounts []*runtimeapi.Mount) ([]string, error) {
 	var ids []string
 	for i, asked := range mounts {
 		if asked.GetImage() == nil {
@@ -40,7 +39,7 @@ func volumeFailed(asked *runtimeapi.Mount, err error) error {
 }
 
 // holdImages keeps the images of the container from being removed, or none of them.
-func (m *Manager) holdImages(c *container) error {
+func (m *mounts) holdImages(c *container) error {
 	for i, id := range append([]string{c.imageID}, c.mountImages...) {
 		if id == "" {
 			continue
@@ -59,7 +58,7 @@ func (m *Manager) holdImages(c *container) error {
 }
 
 // releaseImages undoes holdImages.
-func (m *Manager) releaseImages(c *container) {
+func (m *mounts) releaseImages(c *container) {
 	for _, id := range append([]string{c.imageID}, c.mountImages...) {
 		m.images.Release(id, c.id)
 	}
@@ -67,12 +66,12 @@ func (m *Manager) releaseImages(c *container) {
 
 // mountVolumes mounts every image that the container's mounts name once, read-only and without a writable layer, with the ids of the pod's
 // user namespace. Two containers have a mount each: none depends on what becomes of the other.
-func (m *Manager) mountVolumes(ctx context.Context, p *pod, c *container, label string) error {
+func (m *mounts) mountVolumes(ctx context.Context, p *pod, c *container, label string) error {
 	for i, id := range c.mountImages {
 		if id == "" || slices.Index(c.mountImages, id) < i {
 			continue
 		}
-		if err := m.mountVolume(ctx, p, imageservice.Rootfs{ImageID: id, Target: m.volumePlace(c, i), ReadOnly: true, Label: label}); err != nil {
+		if err := m.mountVolume(ctx, p, imageservice.Rootfs{ImageID: id, Target: m.layout.VolumePlace(c.id, c.mountImages, i), ReadOnly: true, Label: label}); err != nil {
 			return volumeFailed(c.config.GetMounts()[i], err)
 		}
 		m.step("container.volume")
@@ -80,7 +79,7 @@ func (m *Manager) mountVolumes(ctx context.Context, p *pod, c *container, label 
 	return nil
 }
 
-func (m *Manager) mountVolume(ctx context.Context, p *pod, r imageservice.Rootfs) error {
+func (m *mounts) mountVolume(ctx context.Context, p *pod, r imageservice.Rootfs) error {
 	var err error
 	if r.UserNS, err = m.openUserNS(p); err != nil {
 		return err
@@ -91,16 +90,11 @@ func (m *Manager) mountVolume(ctx context.Context, p *pod, r imageservice.Rootfs
 	return m.images.Mount(ctx, r)
 }
 
-// volumePlace is where the image of mount i is mounted: mounts of the same image share the place.
-func (m *Manager) volumePlace(c *container, i int) string {
-	return m.statePath("volumes", c.id, strconv.Itoa(slices.Index(c.mountImages, c.mountImages[i])))
-}
-
 // volumeSource returns what mount i binds: the mounted image, or what image_sub_path names in it, a folder or a file. The kernel resolves the
 // path without leaving the image, and nobody can change the image afterwards: the path that is returned has no links.
-func (m *Manager) volumeSource(c *container, i int) (string, error) {
+func (m *mounts) volumeSource(c *container, i int) (string, error) {
 	asked := c.config.GetMounts()[i]
-	path, err := resolveInVolume(m.volumePlace(c, i), asked.GetImageSubPath())
+	path, err := resolveInVolume(m.layout.VolumePlace(c.id, c.mountImages, i), asked.GetImageSubPath())
 	if err != nil {
 		return "", volumeFailed(asked, fmt.Errorf("image_sub_path %q: %w", short(asked.GetImageSubPath()), err))
 	}
@@ -131,13 +125,4 @@ func resolveInVolume(root, sub string) (string, error) {
 		return "", fmt.Errorf("leads to a name that is not UTF-8, which the OCI runtime spec cannot carry: %w", errdefs.ErrInvalidArgument)
 	}
 	return path, nil
-}
-
-// volumePlaces returns where images are mounted for a container, by what is there.
-func (m *Manager) volumePlaces(id string) []string {
-	var places []string
-	for _, name := range namesIn(m.statePath("volumes", id)) {
-		places = append(places, m.statePath("volumes", id, name))
-	}
-	return places
 }

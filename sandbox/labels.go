@@ -19,9 +19,15 @@ func seLinuxOptions(o *runtimeapi.SELinuxOption) selinux.Options {
 	return selinux.Options{User: o.GetUser(), Role: o.GetRole(), Type: o.GetType(), Level: o.GetLevel()}
 }
 
-// podLabels returns the SELinux labels of a new pod, none where the host has no SELinux. Their level belongs to the pod until dropLabels.
-func (m *Manager) podLabels(c *runtimeapi.PodSandboxConfig) (selinux.Labels, error) {
-	if !m.host.SELinux {
+// labels are the SELinux labels of pods and containers, as their records have them.
+type labels struct {
+	on     bool // the kernel labels, and so does this daemon
+	states *states
+}
+
+// forPod returns the SELinux labels of a new pod, none where the host has no SELinux. Their level belongs to the pod until drop.
+func (l *labels) forPod(c *runtimeapi.PodSandboxConfig) (selinux.Labels, error) {
+	if !l.on {
 		return selinux.Labels{}, nil
 	}
 	return selinux.NewPod(seLinuxOptions(c.GetLinux().GetSecurityContext().GetSelinuxOptions()))
@@ -31,41 +37,41 @@ func labelsOf(r *store.Pod) selinux.Labels {
 	return selinux.Labels{Process: r.ProcessLabel, Mount: r.MountLabel}
 }
 
-// reserveLabels keeps the levels of all pods that were made by an earlier daemon.
-func (m *Manager) reserveLabels() {
-	for _, r := range m.store.List() {
+// reserve keeps the levels of all pods that were made by an earlier daemon.
+func (l *labels) reserve() {
+	for _, r := range l.states.list() {
 		if r.MountLabel != "" {
 			selinux.Reserve(labelsOf(r))
 		}
 	}
 }
 
-// dropLabels lets the level of a pod that is forgotten be given away, unless another pod has it: several may have asked for the same.
-func (m *Manager) dropLabels(l selinux.Labels) {
-	if l.Mount == "" {
+// drop lets the level of a pod that is forgotten be given away, unless another pod has it: several may have asked for the same.
+func (l *labels) drop(of selinux.Labels) {
+	if of.Mount == "" {
 		return
 	}
-	for _, r := range m.store.List() {
-		if selinux.Level(r.MountLabel) == selinux.Level(l.Mount) {
+	for _, r := range l.states.list() {
+		if selinux.Level(r.MountLabel) == selinux.Level(of.Mount) {
 			return
 		}
 	}
-	selinux.Release(l)
+	selinux.Release(of)
 }
 
-// mountLabel returns the label of the pod's files, "" for none.
-func (m *Manager) mountLabel(p *pod) string {
-	r, ok := m.store.Get(p.id)
-	if !ok || !m.host.SELinux {
+// mount returns the label of the pod's files, "" for none.
+func (l *labels) mount(p *pod) string {
+	r, ok := l.states.get(p.id)
+	if !ok || !l.on {
 		return ""
 	}
 	return r.MountLabel
 }
 
-// containerLabels returns the labels of a container: its pod's, with what its own request puts in their place.
-func (m *Manager) containerLabels(p *pod, c *container) (selinux.Labels, error) {
-	r, ok := m.store.Get(p.id)
-	if !ok || !m.host.SELinux {
+// forContainer returns the labels of a container: its pod's, with what its own request puts in their place.
+func (l *labels) forContainer(p *pod, c *container) (selinux.Labels, error) {
+	r, ok := l.states.get(p.id)
+	if !ok || !l.on {
 		return selinux.Labels{}, nil
 	}
 	sc := c.config.GetLinux().GetSecurityContext()
@@ -77,7 +83,7 @@ func (m *Manager) containerLabels(p *pod, c *container) (selinux.Labels, error) 
 
 // relabel gives the files of the container's volumes the label of its files: of those of the image always, of a host path when the mount asks
 // for it. A privileged container needs none, and takes none away from others. What is not done when ctx ends goes on with the next request.
-func (m *Manager) relabel(ctx context.Context, c *container, in *spec.Container) error {
+func (cs *containers) relabel(ctx context.Context, c *container, in *spec.Container) error {
 	if in.MountLabel == "" {
 		return nil
 	}
@@ -98,7 +104,7 @@ func (m *Manager) relabel(ctx context.Context, c *container, in *spec.Container)
 }
 
 // writePodFile writes one of etcFiles, with the pod's label; it belongs to root in the pod.
-func (m *Manager) writePodFile(p *pod, name string, b []byte) error {
-	path := m.etcFile(p.id, name)
-	return errors.Join(writeFor(p.config, path, b), selinux.SetLabel(path, m.mountLabel(p)))
+func (f *podFiles) writePodFile(p *pod, name string, b []byte) error {
+	path := f.etcFile(p.id, name)
+	return errors.Join(writeFor(p.config, path, b), selinux.SetLabel(path, f.labels.mount(p)))
 }

@@ -13,22 +13,35 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/layout"
 )
 
 // Every network plugin and every runtime process of a pod inherits the pod's locked file. A daemon that was killed leaves such processes
 // behind; before their pod is torn down they are waited for and then ended, or a plugin that is still busy would take an address after it
 // was given back.
 
+// wires connects pods and gives back what they held of the network.
+type wires struct {
+	layout  layout.Layout
+	states  *states
+	table   *table
+	network *cni.Networks
+	shim    *runtimeshim.Client
+	step    func(string)
+	collect chan struct{} // asks the collector to look again
+}
+
 const lockGrace = 5 * time.Second // for a plugin or runtime that nobody waits for any more
 
 var lockLimit = 10 * time.Second // tests shorten it
 
-func (m *Manager) lockPath(id string) string { return m.statePath("locks", id) }
-
 // podLock opens the pod's lock file with a shared lock, to be inherited by a child process. Another teardown of the pod that finds nobody
 // left holds it alone for a moment, which is waited for. ErrUnavailable when that takes longer than lockLimit.
-func (m *Manager) podLock(ctx context.Context, id string) (*os.File, error) {
-	f, err := os.OpenFile(m.lockPath(id), os.O_RDWR|os.O_CREATE, 0o600)
+func (w *wires) podLock(ctx context.Context, id string) (*os.File, error) {
+	f, err := os.OpenFile(w.layout.LockPath(id), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -52,8 +65,8 @@ func (m *Manager) podLock(ctx context.Context, id string) (*os.File, error) {
 }
 
 // quiesce returns when no plugin or runtime process of the pod is left: it gives them a grace and then kills them.
-func (m *Manager) quiesce(ctx context.Context, id string) error {
-	f, err := os.OpenFile(m.lockPath(id), os.O_RDWR, 0)
+func (w *wires) quiesce(ctx context.Context, id string) error {
+	f, err := os.OpenFile(w.layout.LockPath(id), os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -72,7 +85,7 @@ func (m *Manager) quiesce(ctx context.Context, id string) error {
 			return fmt.Errorf("lock of pod %s: %w", id, err)
 		}
 		if time.Now().After(kill) {
-			m.killHolders(ctx, id)
+			w.killHolders(ctx, id)
 			kill = time.Now().Add(time.Second)
 		}
 		if time.Since(start) > lockLimit {
@@ -86,8 +99,8 @@ func (m *Manager) quiesce(ctx context.Context, id string) error {
 	}
 }
 
-func (m *Manager) dropLock(id string) error {
-	if err := os.Remove(m.lockPath(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+func (w *wires) dropLock(id string) error {
+	if err := os.Remove(w.layout.LockPath(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -95,13 +108,13 @@ func (m *Manager) dropLock(id string) error {
 
 // killHolders ends every process that has the pod's lock file open, except cribox's own: daemon and shim open it for the moment of starting
 // a child. When it cannot be told which process is the shim, nobody is ended.
-func (m *Manager) killHolders(ctx context.Context, id string) {
-	ours, err := m.ourProcesses(ctx)
+func (w *wires) killHolders(ctx context.Context, id string) {
+	ours, err := w.ourProcesses(ctx)
 	if err != nil {
 		log.G(ctx).WithError(err).Warn("a plugin or runtime process that outlived its request is left alone for now")
 		return
 	}
-	lock, err := os.Stat(m.lockPath(id))
+	lock, err := os.Stat(w.layout.LockPath(id))
 	if err != nil {
 		log.G(ctx).WithError(err).Warn("cannot tell who has the pod's lock")
 		return
@@ -110,7 +123,7 @@ func (m *Manager) killHolders(ctx context.Context, id string) {
 		if ctx.Err() != nil {
 			return
 		}
-		if err := endHolder(ctx, pid, m.lockPath(id), lock, ours); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) {
+		if err := endHolder(ctx, pid, w.layout.LockPath(id), lock, ours); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) {
 			log.G(ctx).WithField("pid", pid).WithError(err).Warn("cannot end a process that has the pod's lock")
 		}
 	}
@@ -123,8 +136,8 @@ type family struct {
 	programs []os.FileInfo
 }
 
-func (m *Manager) ourProcesses(ctx context.Context) (f family, err error) {
-	if f.pids, err = m.shim.Peers(ctx); err != nil {
+func (w *wires) ourProcesses(ctx context.Context) (f family, err error) {
+	if f.pids, err = w.shim.Peers(ctx); err != nil {
 		return f, err
 	}
 	f.pids = append(f.pids, os.Getpid())

@@ -8,15 +8,17 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/sandbox/layout"
 )
 
 // TestPodLockWaits: somebody who holds the pod's lock alone for a moment is waited for, as long as the caller wants to.
 func TestPodLockWaits(t *testing.T) {
-	m := &Manager{conf: Config{State: t.TempDir()}}
-	if err := os.Mkdir(m.statePath("locks"), 0o700); err != nil {
+	w := &wires{layout: layout.Layout{State: t.TempDir()}}
+	if err := os.Mkdir(w.layout.StatePath("locks"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	alone, err := os.Create(m.lockPath("pod"))
+	alone, err := os.Create(w.layout.LockPath("pod"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,18 +27,18 @@ func TestPodLockWaits(t *testing.T) {
 	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := m.podLock(gone, "pod"); !errors.Is(err, context.Canceled) {
+	if _, err := w.podLock(gone, "pod"); !errors.Is(err, context.Canceled) {
 		t.Errorf("a caller who has left gets %v", err)
 	}
 	patience := lockLimit
 	lockLimit = 0
-	if _, err := m.podLock(t.Context(), "pod"); !errdefs.IsUnavailable(err) {
+	if _, err := w.podLock(t.Context(), "pod"); !errdefs.IsUnavailable(err) {
 		t.Errorf("a caller who has waited long enough gets %v", err)
 	}
 	lockLimit = patience
 	taken := make(chan error)
 	go func() {
-		lock, err := m.podLock(t.Context(), "pod")
+		lock, err := w.podLock(t.Context(), "pod")
 		if err == nil {
 			err = lock.Close()
 		}

@@ -5,25 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
-	"github.com/cribox/cribox/internal/keyed"
-
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/internal/guard"
+	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/internal/tree"
 	"github.com/cribox/cribox/runtimeshim"
-	"github.com/cribox/cribox/sandbox/selinux"
-	"github.com/cribox/cribox/sandbox/spec"
-	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/sandbox/layout"
 )
 
 // Config is what a Manager needs from the root of the program.
@@ -44,131 +37,109 @@ type Config struct {
 	SystemdCgroup bool     // systemd makes the cgroups of pods that are made from now on; otherwise the OCI runtime does
 }
 
-// Manager holds every pod and container of this daemon.
+// Manager holds every pod and container of this daemon. It is the parts that it consists of, and has
+// their exported methods.
 type Manager struct {
-	conf     Config
-	host     spec.Host
-	profile  defaultProfile
-	handlers atomic.Pointer[handlers] // replaced whole
-	asking   atomic.Bool              // see AskAgain
-	notes    notes
-	store    *store.Store
-	images   *imageservice.Images
-	network  *cni.Networks
+	*table
+	*node
+	*pods
+	*containers
+	*updates
+	*sessions
+	*figures
+	wires    *wires
+	endings  *endings
+	recovery *recovery
+	exits    exits
 	shim     *runtimeshim.Client
-	step     func(string)
 
-	flights keyed.Flights
-	turns   keyed.Turns
-	exits   exits
-	events  events
-	layers  layers
-	trash   *tree.Trash // of what containers wrote
-	rates   rates
-	collect chan struct{} // asks the collector to look again
 	open    chan struct{} // closed when recovery has made the records true
 	stopped context.CancelFunc
-
-	background context.Context // ends with Close; for what nobody waits for
-
-	mu         sync.RWMutex // guards what follows; never held across I/O
-	pods       map[string]*pod
-	containers map[string]*container
-	names      map[string]string // podKey or containerKey to id
-	stops      map[string]*stop  // running StopContainer, by container id
-	unread     map[string]error  // pods whose record cannot be read now, see unread.go
 }
 
-// pod is what is kept in memory beside the record: the request, which never changes.
-type pod struct {
-	id     string
-	config *runtimeapi.PodSandboxConfig
-	told   Told
-	lacks  error         // why config cannot be read now, and is empty
-	paused chan struct{} // closed when the pause process is known to have ended
-	once   *sync.Once
-	latest int64 // what now has returned last for the pod; guarded by Manager.mu
-}
-
-type container struct {
-	id          string
-	podID       string
-	imageID     string   // held as long as the container is known
-	mountImages []string // held as well: see store.Container
-	config      *runtimeapi.ContainerConfig
-	told        Told
-	lacks       error         // why config cannot be read now, and is empty
-	exited      chan struct{} // closed after the exit is recorded
-	settling    atomic.Bool   // see settleLater
-	once        *sync.Once
-}
-
-func newPod(id string, c *runtimeapi.PodSandboxConfig) *pod {
-	return &pod{id: id, config: c, paused: make(chan struct{}), once: &sync.Once{}}
-}
-
-func newContainer(podID string, r store.Container, c *runtimeapi.ContainerConfig) *container {
-	return &container{id: r.ID, podID: podID, imageID: r.ImageID, mountImages: r.MountImages, config: c, exited: make(chan struct{}), once: &sync.Once{}}
-}
-
-func (c *container) markExited() { c.once.Do(func() { close(c.exited) }) }
-func (p *pod) markPaused()       { p.once.Do(func() { close(p.paused) }) }
-
-// trashName is the folder, beside those of the containers, in which they wait to be deleted. No container has such an id.
+// trashName is the folder, beside those of the containers, in which they wait to be deleted. No
+// container has such an id.
 const trashName = ".trash"
 
-// Open loads the records, finds the shim and logger or starts them, and brings what was interrupted to an end in the background. When it
-// returns, lists and statuses tell the truth. ctx ends the background work.
+// Open loads the records, finds the shim and logger or starts them, and brings what was interrupted to
+// an end in the background. When it returns, lists and statuses tell the truth. ctx ends the
+// background work.
 func Open(ctx context.Context, c Config) (*Manager, error) {
 	if c.Step == nil {
 		c.Step = func(string) {}
 	}
-	m := &Manager{
-		conf: c, images: c.Images, network: c.Network, step: c.Step, collect: make(chan struct{}, 1), open: make(chan struct{}),
-		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]string{}, stops: map[string]*stop{}, unread: map[string]error{},
-	}
-	for _, dir := range []string{m.statePath("pods"), m.statePath("rootfs"), m.statePath("volumes"), m.statePath("locks"), m.rootPath("containers")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("open pods: %w", err)
-		}
-	}
-	if err := os.MkdirAll(m.statePath("userns"), 0o711); err != nil {
+	l := layout.Layout{Root: c.Root, State: c.State, Instance: c.Instance}
+	if err := l.Make(); err != nil {
 		return nil, fmt.Errorf("open pods: %w", err)
 	}
-	host, err := ReadHost()
+	host, err := hostFor(c)
 	if err != nil {
 		return nil, err
 	}
-	host.SystemdCgroup, host.CgroupParent = c.SystemdCgroup, CgroupParent(c.Instance, c.SystemdCgroup)
-	host.SELinux, host.SELinuxOff = c.SELinux && selinux.Enabled(), !c.SELinux && selinux.Enabled()
-	m.host = host
-	m.loadProfile(ctx)
+	m := &Manager{open: make(chan struct{}), table: newTable(l)}
+	background, stopped := context.WithCancel(ctx)
+	m.stopped = stopped
+	m.node = &node{layout: l, host: host, images: c.Images, cdiDirs: c.CDISpecDirs, background: background, states: m.table.states}
+	m.node.loadProfile(ctx)
 	m.SetHandlers(ctx, c.Handlers, c.Default)
-	if err := m.load(ctx); err != nil {
+	if err := m.table.load(ctx); err != nil {
+		stopped()
 		return nil, err
 	}
-	m.reserveLabels()
-	ctx, m.stopped = context.WithCancel(ctx)
-	m.background = ctx
-	if m.trash, err = tree.OpenTrash(ctx, m.rootPath("containers", trashName)); err != nil {
-		m.stopped()
+	trash, err := tree.OpenTrash(background, l.RootPath("containers", trashName))
+	if err != nil {
+		stopped()
 		return nil, fmt.Errorf("open pods: %w", err)
 	}
 	shim := c.Shim
-	shim.OnExit = func(t runtimeshim.Task) { m.onExit(ctx, t) }
-	if m.shim, err = connect(ctx, shim); err != nil {
-		m.stopped()
+	shim.OnExit = func(t runtimeshim.Task) { m.onExit(background, t) }
+	if m.shim, err = connect(background, shim); err != nil {
+		stopped()
 		return nil, err
 	}
-	if err := m.recover(ctx); err != nil {
+	m.assemble(c, background, trash)
+	if err := m.recovery.recover(background); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	close(m.open)
-	go m.collector(ctx)
+	go m.wires.collector(background)
 	return m, nil
 }
 
-// connect waits for a shim that is alive and silent: it is the parent of everything that runs, and there can be no second one.
+// assemble makes the parts that need the shim. Each knows those before it alone.
+func (m *Manager) assemble(c Config, background context.Context, trash *tree.Trash) {
+	l, states := m.table.layout, m.table.states
+	labels := &labels{on: m.node.host.SELinux, states: states}
+	labels.reserve()
+	mounts := &mounts{layout: l, states: states, node: m.node, labels: labels, images: c.Images, trash: trash, pause: c.Pause, step: c.Step}
+	files := &podFiles{layout: l, table: m.table, node: m.node, labels: labels}
+	m.wires = &wires{layout: l, states: states, table: m.table, network: c.Network, shim: m.shim, step: c.Step, collect: make(chan struct{}, 1)}
+	namespaces := &namespaces{layout: l, table: m.table, shim: m.shim}
+	turns := &keyed.Turns{}
+	m.endings = &endings{states: states, mounts: mounts, shim: m.shim, turns: turns, step: c.Step}
+	m.containers = &containers{
+		endings: m.endings, turns: turns,
+		layout: l, states: states, table: m.table, node: m.node, mounts: mounts, files: files, labels: labels, namespaces: namespaces,
+		shim: m.shim, step: c.Step, background: background, stops: map[string]*stop{},
+	}
+	m.pods = &pods{
+		layout: l, states: states, table: m.table, node: m.node, mounts: mounts, files: files, labels: labels, namespaces: namespaces,
+		wires: m.wires, containers: m.containers, shim: m.shim, step: c.Step, background: background,
+	}
+	m.updates = &updates{
+		layout: l, states: states, table: m.table, node: m.node, files: files, containers: m.containers,
+		shim: m.shim, step: c.Step, background: background,
+	}
+	m.sessions = &sessions{layout: l, states: states, table: m.table, files: files, shim: m.shim}
+	m.figures = &figures{layout: l, table: m.table, node: m.node}
+	m.recovery = &recovery{
+		layout: l, states: states, table: m.table, mounts: mounts, files: files, wires: m.wires, containers: m.containers, endings: m.endings, pods: m.pods,
+		updates: m.updates, shim: m.shim, background: background,
+	}
+}
+
+// connect waits for a shim that is alive and silent: it is the parent of everything that runs, and
+// there can be no second one.
 func connect(ctx context.Context, c runtimeshim.Config) (*runtimeshim.Client, error) {
 	for {
 		client, err := runtimeshim.Connect(ctx, c)
@@ -190,14 +161,18 @@ func (m *Manager) Close() error {
 	return errors.Join(m.shim.Close(), m.exits.wait())
 }
 
+// shimPatience is how long the shim may take to answer before the node counts as not ready.
+const shimPatience = 2 * time.Second
+
 // Ready says why no container can be started, or nil (CRI condition RuntimeReady).
 func (m *Manager) Ready(ctx context.Context) error {
-	h, err := m.handler("")
+	h, err := m.node.handler("")
 	if err != nil {
 		return err
 	}
 	if _, err := os.Stat(h.Path); err != nil {
-		return fmt.Errorf("runtime %s: %w", m.handlers.Load().byDefault, err)
+		_, byDefault := m.Handlers()
+		return fmt.Errorf("runtime %s: %w", byDefault, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, shimPatience)
 	defer cancel()
@@ -207,54 +182,28 @@ func (m *Manager) Ready(ctx context.Context) error {
 	return nil
 }
 
-// shimPatience is how long the shim may take to answer before the node counts as not ready.
-const shimPatience = 2 * time.Second
+// NetworkReady says why no pod can be connected now, or nil (CRI condition NetworkReady).
+func (m *Manager) NetworkReady() error { return m.wires.network.Ready() }
 
-// Host returns what was found out about this machine at start.
-func (m *Manager) Host() spec.Host { return m.host }
+// Network returns what is known of the network that pods are connected to now.
+func (m *Manager) Network(ctx context.Context) cni.Status { return m.wires.network.Status(ctx) }
 
-// now returns the date of something that is made, or happens, in a pod of that name: the time in nanoseconds, and later
-// than all before in pods of the same name, of which the kubelet takes the one with the latest date for the one that
-// counts. Where the clock was far ahead, those stay there, so this does not say when something has ended.
-func (m *Manager) now(c *runtimeapi.PodSandboxConfig) int64 {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	now := time.Now().UnixNano()
-	var same []*pod
-	for _, p := range m.pods {
-		if sameName(p.config.GetMetadata(), c.GetMetadata()) {
-			same = append(same, p)
-			now = max(now, p.latest+1)
-		}
+// SetPodCIDR takes the range of this node's pods (CRI UpdateRuntimeConfig). ErrInvalidArgument when it
+// is none.
+func (m *Manager) SetPodCIDR(cidr string) error { return m.wires.network.SetPodCIDR(cidr) }
+
+// Spec returns the OCI spec of a container, as long as its pod is not stopped.
+func (m *Manager) Spec(c Container) ([]byte, error) {
+	known, err := m.table.findContainer(c.ID)
+	if err != nil {
+		return nil, err
 	}
-	for _, p := range same {
-		p.latest = now
-	}
-	return now
+	return os.ReadFile(m.table.layout.SpecPath(known.podID, known.id))
 }
 
-// sameName tells whether two pods are one for the kubelet, be it in two attempts.
-func sameName(a, b *runtimeapi.PodSandboxMetadata) bool {
-	return a.GetUid() == b.GetUid() && a.GetName() == b.GetName() && a.GetNamespace() == b.GetNamespace()
-}
-
-func (m *Manager) rootPath(parts ...string) string {
-	return filepath.Join(append([]string{m.conf.Root}, parts...)...)
-}
-
-func (m *Manager) statePath(parts ...string) string {
-	return filepath.Join(append([]string{m.conf.State}, parts...)...)
-}
-
-// podKey identifies a pod for its owner: a second request with the same key is the same request.
-func podKey(c *runtimeapi.PodSandboxConfig) string {
-	d := c.GetMetadata()
-	return fmt.Sprintf("pod %s/%s %s attempt %d", d.GetNamespace(), d.GetName(), d.GetUid(), d.GetAttempt())
-}
-
-func containerKey(podID string, c *runtimeapi.ContainerConfig) string {
-	d := c.GetMetadata()
-	return fmt.Sprintf("container %s of pod %s attempt %d", d.GetName(), podID, d.GetAttempt())
+// PodSpec returns the OCI spec of a pod, which names its namespaces, as long as the pod is not stopped.
+func (m *Manager) PodSpec(p Pod) ([]byte, error) {
+	return os.ReadFile(m.table.layout.PodFile(p.ID, podSpecFile))
 }
 
 // clean runs an act that must finish whether or not anybody still waits for it.
@@ -264,11 +213,25 @@ func clean(ctx context.Context, limit time.Duration, act func(context.Context) e
 	return act(ctx)
 }
 
-// NetworkReady says why no pod can be connected now, or nil (CRI condition NetworkReady).
-func (m *Manager) NetworkReady() error { return m.network.Ready() }
+// warn logs an error that does not change what happens next.
+func warn(ctx context.Context, err error) {
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("going on")
+	}
+}
 
-// Network returns what is known of the network that pods are connected to now.
-func (m *Manager) Network(ctx context.Context) cni.Status { return m.network.Status(ctx) }
-
-// SetPodCIDR takes the range of this node's pods (CRI UpdateRuntimeConfig). ErrInvalidArgument when it is none.
-func (m *Manager) SetPodCIDR(cidr string) error { return m.network.SetPodCIDR(cidr) }
+// retryUntilDone repeats an act until it succeeds or ctx ends, each time with more patience.
+func retryUntilDone(ctx context.Context, what string, act func(context.Context) error) {
+	for wait := time.Second; ; wait = min(2*wait, collectAtMost) {
+		err := guard.Call(ctx, what, func() error { return clean(ctx, teardownLimit, act) })
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		log.G(ctx).WithField("step", what).WithError(err).Warn("what was interrupted is not finished yet")
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}

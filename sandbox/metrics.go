@@ -27,14 +27,14 @@ type PodMetrics struct {
 }
 
 // Metrics returns what is counted of every pod in which something runs (CRI ListPodSandboxMetrics).
-func (m *Manager) Metrics() ([]PodMetrics, error) {
-	pods := live(m.Pods())
+func (f *figures) Metrics() ([]PodMetrics, error) {
+	pods := live(f.table.Pods())
 	all := make([]PodMetrics, len(pods))
 	err := each(len(pods), func(i int) {
 		p := pods[i]
 		all[i] = PodMetrics{Pod: p, Interfaces: interfacesOf(p)}
-		for _, c := range running(m.ContainersOf(p)) {
-			if d := m.cgroups().Detail(c.Cgroup, m.hugePages(c)); !d.Gone() {
+		for _, c := range running(f.table.ContainersOf(p)) {
+			if d := f.cgroups().Detail(c.Cgroup, f.hugePages(c)); !d.Gone() {
 				all[i].Containers = append(all[i].Containers, Metrics{Container: c, Detail: d})
 			}
 		}
@@ -49,33 +49,33 @@ func (m *Manager) Metrics() ([]PodMetrics, error) {
 			}
 		}
 	}
-	m.addDisks(all)
+	f.addDisks(all)
 	return all, nil
 }
 
 // hugePages returns the sizes that the container may use any of: all others are denied it.
-func (m *Manager) hugePages(c Container) []string {
+func (f *figures) hugePages(c Container) []string {
 	var sizes []string
 	for _, l := range c.Resources().GetHugepageLimits() {
-		if l.GetLimit() > 0 && len(m.host.HugePageSizes) > 0 {
+		if l.GetLimit() > 0 && len(f.node.host.HugePageSizes) > 0 {
 			sizes = append(sizes, l.GetPageSize())
 		}
 	}
 	return sizes
 }
 
-func (m *Manager) addDisks(pods []PodMetrics) {
+func (f *figures) addDisks(pods []PodMetrics) {
 	var all []*Metrics
 	var dirs []string
 	for i := range pods {
 		for j := range pods[i].Containers {
 			c := &pods[i].Containers[j]
-			all, dirs = append(all, c), append(dirs, m.upper(c.Container))
+			all, dirs = append(all, c), append(dirs, f.layout.Upper(c.ID))
 		}
 	}
 	names := deviceNames{}
-	root := names.below(m.conf.Root)
-	for i, l := range m.layers.measure(dirs...) {
+	root := names.below(f.layout.Root)
+	for i, l := range f.layers.measure(dirs...) {
 		all[i].Layer, all[i].Device = l, root
 		for _, d := range all[i].Devices {
 			all[i].Names = append(all[i].Names, names.of(d.Major, d.Minor))

@@ -19,7 +19,7 @@ import (
 
 // resolveMounts finds, for each mount of a request, what is really bound: a part of a mounted image, or the host path with its links
 // resolved, and how the mount it lies on propagates. A host path that does not exist is made, see hostPath.
-func (m *Manager) resolveMounts(ctx context.Context, missing MissingPaths, c *container) ([]spec.Mount, error) {
+func (m *mounts) resolveMounts(ctx context.Context, missing MissingPaths, c *container) ([]spec.Mount, error) {
 	var table []*mountinfo.Info
 	resolved := make([]spec.Mount, 0, len(c.config.GetMounts()))
 	for i, asked := range c.config.GetMounts() {
@@ -44,7 +44,7 @@ func (m *Manager) resolveMounts(ctx context.Context, missing MissingPaths, c *co
 	return resolved, nil
 }
 
-func (m *Manager) mountSource(ctx context.Context, missing MissingPaths, c *container, i int) (string, error) {
+func (m *mounts) mountSource(ctx context.Context, missing MissingPaths, c *container, i int) (string, error) {
 	asked := c.config.GetMounts()[i]
 	if asked.GetImage() != nil {
 		return m.volumeSource(c, i)

@@ -9,8 +9,13 @@ import (
 	"regexp"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cribox/cribox/sandbox/layout"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cribox/cribox/internal/keyed"
+	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/userns"
 )
@@ -19,39 +24,41 @@ import (
 // its start that process may end, and another one may get its number: of the host, say. So the spec never names a process. The namespaces are
 // pinned as files of the pod or the container, after it was seen that they are those of the process that is meant, and end with these.
 
+// namespaces pins the namespaces that the containers of a pod join.
+type namespaces struct {
+	layout layout.Layout
+	table  *table
+	shim   *runtimeshim.Client
+	turns  keyed.Turns // by pod
+}
+
 // pauseKinds are the namespaces that the pause process may have of its own for the containers, by their names in /proc/PID/ns.
 var pauseKinds = []string{"ipc", "uts", "pid"}
 
-// pauseNS is the folder in which the namespaces of the pause process are pinned.
-func (m *Manager) pauseNS(id string) string { return m.podFile(id, "ns") }
-
-// targetNS is where the PID namespace is pinned that a container of mode TARGET joins.
-func (m *Manager) targetNS(podID, id string) string { return m.statePath("pods", podID, id, "pidns") }
-
 // pinPause pins the namespaces of the pause process, once for each pod. ErrFailedPrecondition when it has ended.
-func (m *Manager) pinPause(ctx context.Context, id string) error {
-	done, err := m.turns.Take(ctx, id+" namespaces")
+func (n *namespaces) pinPause(ctx context.Context, id string) error {
+	done, err := n.turns.Take(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer done()
-	if pinned, err := isThere(filepath.Join(m.pauseNS(id), ".all")); err != nil || pinned {
+	if pinned, err := isThere(filepath.Join(n.layout.PauseNS(id), ".all")); err != nil || pinned {
 		return err
 	}
-	files, err := m.shim.Namespaces(id, pauseKinds...)
+	files, err := n.shim.Namespaces(id, pauseKinds...)
 	if err != nil {
 		return fmt.Errorf("namespaces of pod %s: %w", id, err)
 	}
-	if err := os.MkdirAll(m.pauseNS(id), 0o700); err != nil {
+	if err := os.MkdirAll(n.layout.PauseNS(id), 0o700); err != nil {
 		return errors.Join(err, closeFiles(files))
 	}
 	for i, kind := range pauseKinds {
-		err = errors.Join(err, pinUnlessOurs(files[i], kind, filepath.Join(m.pauseNS(id), kind)))
+		err = errors.Join(err, pinUnlessOurs(files[i], kind, filepath.Join(n.layout.PauseNS(id), kind)))
 	}
 	if err = errors.Join(err, closeFiles(files)); err != nil {
 		return fmt.Errorf("namespaces of pod %s: %w", id, err)
 	}
-	return os.WriteFile(filepath.Join(m.pauseNS(id), ".all"), nil, 0o600)
+	return os.WriteFile(filepath.Join(n.layout.PauseNS(id), ".all"), nil, 0o600)
 }
 
 // pinUnlessOurs pins a namespace. The host's own needs no name: no spec has it.
@@ -76,16 +83,16 @@ func closeFiles(files []*os.File) (err error) {
 
 // pinTarget pins the PID namespace of the container that c asks to share one with (NamespaceMode TARGET), and returns where; "" when it asks for
 // none. ErrFailedPrecondition when that container does not run.
-func (m *Manager) pinTarget(c *container) (string, error) {
-	target, err := m.target(c)
+func (n *namespaces) pinTarget(c *container) (string, error) {
+	target, err := n.target(c)
 	if target == nil || err != nil {
 		return "", err
 	}
-	files, err := m.shim.Namespaces(target.ID, "pid")
+	files, err := n.shim.Namespaces(target.ID, "pid")
 	if err != nil {
 		return "", fmt.Errorf("namespace_options.target_id: container %s: %w", target.ID, err)
 	}
-	path := m.targetNS(c.podID, c.id)
+	path := n.layout.TargetNS(c.podID, c.id)
 	err = os.MkdirAll(filepath.Dir(path), 0o700)
 	if err == nil {
 		err = userns.Pin(files[0], path)
@@ -94,12 +101,12 @@ func (m *Manager) pinTarget(c *container) (string, error) {
 }
 
 // target returns the container whose PID namespace c asks to share, nil for none.
-func (m *Manager) target(c *container) (*Container, error) {
+func (n *namespaces) target(c *container) (*Container, error) {
 	ns := c.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	if ns.GetPid() != runtimeapi.NamespaceMode_TARGET {
 		return nil, nil
 	}
-	target, err := m.Container(ns.GetTargetId())
+	target, err := n.table.Container(ns.GetTargetId())
 	if err != nil {
 		return nil, fmt.Errorf("namespace_options.target_id: %w", err)
 	}
@@ -116,20 +123,20 @@ func (m *Manager) target(c *container) (*Container, error) {
 var numbered = regexp.MustCompile(`"path":"/proc/\d+/ns/(ipc|uts|pid)"`)
 
 // withoutNumbers returns a spec that names no process. One that an earlier version has written did, which may be another process by now.
-func (m *Manager) withoutNumbers(ctx context.Context, p *store.Pod, c *container, spec []byte) ([]byte, error) {
+func (n *namespaces) withoutNumbers(ctx context.Context, p *store.Pod, c *container, spec []byte) ([]byte, error) {
 	if !numbered.Match(spec) {
 		return spec, nil
 	}
-	if err := m.pinPause(ctx, p.ID); err != nil {
+	if err := n.pinPause(ctx, p.ID); err != nil {
 		return nil, err
 	}
-	shared, err := m.pinTarget(c)
+	shared, err := n.pinTarget(c)
 	if err != nil {
 		return nil, err
 	}
 	return numbered.ReplaceAllFunc(spec, func(old []byte) []byte {
 		kind := string(numbered.FindSubmatch(old)[1])
-		path := filepath.Join(m.pauseNS(p.ID), kind)
+		path := filepath.Join(n.layout.PauseNS(p.ID), kind)
 		if kind == "pid" && shared != "" {
 			path = shared
 		}

@@ -34,19 +34,19 @@ func (n *notes) add(text string) bool {
 }
 
 // note logs what could not be given: as a warning the first time, then for those who look closely.
-func (m *Manager) note(ctx context.Context, all []spec.Note) {
-	for _, n := range all {
-		if m.notes.add(n.String()) {
-			log.G(ctx).Warn(n)
+func (n *node) note(ctx context.Context, all []spec.Note) {
+	for _, one := range all {
+		if n.notes.add(one.String()) {
+			log.G(ctx).Warn(one)
 		} else {
-			log.G(ctx).Debug(n)
+			log.G(ctx).Debug(one)
 		}
 	}
 }
 
 // Notes returns what could not be given whole since the start, and how often: a copy.
-func (m *Manager) Notes() map[string]int {
-	m.notes.mu.Lock()
-	defer m.notes.mu.Unlock()
-	return maps.Clone(m.notes.count)
+func (n *node) Notes() map[string]int {
+	n.notes.mu.Lock()
+	defer n.notes.mu.Unlock()
+	return maps.Clone(n.notes.count)
 }

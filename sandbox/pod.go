@@ -3,7 +3,6 @@ package sandbox
 import (
 	"cmp"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -36,12 +35,12 @@ func (p Pod) Resources() *runtimeapi.LinuxContainerResources {
 func ready(r *store.Pod) bool { return r.State == store.PodReady && r.PausePID != 0 }
 
 // Pod returns the pod with this id or unique beginning of one. ErrNotFound, ErrInvalidArgument.
-func (m *Manager) Pod(id string) (Pod, error) {
-	p, err := m.findPod(id)
+func (t *table) Pod(id string) (Pod, error) {
+	p, err := t.findPod(id)
 	if err != nil {
 		return Pod{}, err
 	}
-	r, ok := m.store.Get(p.id)
+	r, ok := t.states.get(p.id)
 	if !ok || r.State == store.PodCreating {
 		return Pod{}, fmt.Errorf("pod %s: %w", id, errdefs.ErrNotFound)
 	}
@@ -49,45 +48,22 @@ func (m *Manager) Pod(id string) (Pod, error) {
 }
 
 // Pods returns every pod that is more than an attempt, the newest first.
-func (m *Manager) Pods() []Pod {
-	records := m.store.List()
+func (t *table) Pods() []Pod {
+	records := t.states.list()
 	slices.SortFunc(records, newestPodFirst)
 	all := make([]Pod, 0, len(records))
-	m.mu.RLock()
+	t.mu.RLock()
 	for _, r := range records {
-		if p, ok := m.pods[r.ID]; ok && r.State != store.PodCreating {
+		if p, ok := t.pods[r.ID]; ok && r.State != store.PodCreating {
 			all = append(all, Pod{Pod: *r, Config: p.config, Told: &p.told})
 		}
 	}
-	m.mu.RUnlock()
+	t.mu.RUnlock()
 	return all
 }
 
 func newestPodFirst(a, b *store.Pod) int {
 	return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID))
-}
-
-func (m *Manager) findPod(id string) (*pod, error) {
-	if err := m.recordUnread(id); err != nil {
-		return nil, err
-	}
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	full, err := expand("pod", id, m.pods)
-	if err != nil {
-		return nil, err
-	}
-	return m.pods[full], nil
-}
-
-// forgetPod takes the pod out of memory; its name is free from here on.
-func (m *Manager) forgetPod(p *pod) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.pods, p.id)
-	if key := podKey(p.config); m.names[key] == p.id {
-		delete(m.names, key)
-	}
 }
 
 func hostNetwork(c *runtimeapi.PodSandboxConfig) bool {
@@ -96,6 +72,3 @@ func hostNetwork(c *runtimeapi.PodSandboxConfig) bool {
 
 // podSpecFile is the OCI spec of the pause process, among the pod's files.
 const podSpecFile = "config.json"
-
-// PodSpec returns the OCI spec of a pod, which names its namespaces, as long as the pod is not stopped.
-func (m *Manager) PodSpec(p Pod) ([]byte, error) { return os.ReadFile(m.podFile(p.ID, podSpecFile)) }

@@ -12,6 +12,9 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/sandbox/layout"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
@@ -22,11 +25,13 @@ import (
 	"github.com/cribox/cribox/sandbox/userns"
 )
 
-func (m *Manager) netns(id string) string {
-	return filepath.Join("/run/netns", "cribox-"+m.conf.Instance+"-"+id)
+// podFiles makes the files of a pod in the state folder, and those of its containers there.
+type podFiles struct {
+	layout layout.Layout
+	table  *table
+	node   *node
+	labels *labels
 }
-
-func (m *Manager) podFile(id, name string) string { return m.statePath("pods", id, name) }
 
 func hostIPC(c *runtimeapi.PodSandboxConfig) bool {
 	return c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetIpc() == runtimeapi.NamespaceMode_NODE
@@ -38,13 +43,14 @@ var etcFiles = []string{"hosts", "hostname", "resolv.conf"}
 // etcSize is how much a pod's etcFiles can grow to together, beside what the host's own take.
 const etcSize = 1 << 20
 
-// etcFile is where one of etcFiles lies: in a small file system of the pod's own, so that a container that writes to it without end
-// fills that and not the state folder. A pod that an earlier version made has it directly in its folder.
-func (m *Manager) etcFile(id, name string) string {
-	if old := m.podFile(id, name); exists(old) {
+// etcFile is where one of etcFiles lies: in a small file system of the pod's own, so that a container
+// that writes to it without end fills that and not the state folder. A pod that an earlier version
+// made has it directly in its folder.
+func (f *podFiles) etcFile(id, name string) string {
+	if old := f.layout.PodFile(id, name); exists(old) {
 		return old
 	}
-	return filepath.Join(m.podFile(id, "etc"), name)
+	return filepath.Join(f.layout.PodFile(id, "etc"), name)
 }
 
 // mountEtc mounts the file system for etcFiles, unless it is there. Nothing but these files can be made in it.
@@ -70,40 +76,40 @@ func mountEtc(dir string) error {
 
 // makePodFiles writes hostname and resolv.conf and mounts /dev/shm; what exists already is kept. The folder of the logs is made too: a kubelet
 // does that itself, a person with crictl does not.
-func (m *Manager) makePodFiles(p *pod) error {
+func (f *podFiles) makePodFiles(p *pod) error {
 	if dir := p.config.GetLogDirectory(); dir != "" {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
-	if err := os.MkdirAll(m.statePath("pods", p.id), 0o700); err != nil {
+	if err := os.MkdirAll(f.layout.StatePath("pods", p.id), 0o700); err != nil {
 		return err
 	}
-	if err := mountEtc(m.podFile(p.id, "etc")); err != nil {
+	if err := mountEtc(f.layout.PodFile(p.id, "etc")); err != nil {
 		return err
 	}
 	name, err := podHostname(p.config)
 	if err != nil {
 		return err
 	}
-	if err := m.writePodFile(p, "hostname", []byte(name+"\n")); err != nil {
+	if err := f.writePodFile(p, "hostname", []byte(name+"\n")); err != nil {
 		return err
 	}
 	resolv, err := resolvConf(p.config.GetDnsConfig())
 	if err != nil {
 		return err
 	}
-	if err := m.writePodFile(p, "resolv.conf", resolv); err != nil {
+	if err := f.writePodFile(p, "resolv.conf", resolv); err != nil {
 		return err
 	}
 	if hostIPC(p.config) {
 		return nil
 	}
-	h, err := m.handlerOf(p)
+	h, err := f.node.handlerOf(p)
 	if err != nil {
 		return err
 	}
-	return mountShm(p.config, m.podFile(p.id, "shm"), h.ShmSize, m.mountLabel(p))
+	return mountShm(p.config, f.layout.PodFile(p.id, "shm"), h.ShmSize, f.labels.mount(p))
 }
 
 func podHostname(c *runtimeapi.PodSandboxConfig) (string, error) {
@@ -153,13 +159,13 @@ func mountShm(c *runtimeapi.PodSandboxConfig, dir string, size int64, label stri
 }
 
 // writeHosts writes the pod's /etc/hosts: the host's own for a pod in the host's network, else localhost and the pod itself.
-func (m *Manager) writeHosts(p *pod, ips []netip.Addr) error {
+func (f *podFiles) writeHosts(p *pod, ips []netip.Addr) error {
 	if hostNetwork(p.config) {
 		b, err := os.ReadFile("/etc/hosts")
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		return m.writePodFile(p, "hosts", b)
+		return f.writePodFile(p, "hosts", b)
 	}
 	name, err := podHostname(p.config)
 	if err != nil {
@@ -170,40 +176,40 @@ func (m *Manager) writeHosts(p *pod, ips []netip.Addr) error {
 	for _, ip := range ips {
 		fmt.Fprintf(&b, "%s\t%s\n", ip, name)
 	}
-	return m.writePodFile(p, "hosts", []byte(b.String()))
+	return f.writePodFile(p, "hosts", []byte(b.String()))
 }
 
 // removePodFiles is the opposite of makePodFiles and may be called at any time.
-func (m *Manager) removePodFiles(id string) error {
-	for _, dir := range []string{m.podFile(id, "shm"), m.podFile(id, "etc")} {
+func (f *podFiles) removePodFiles(id string) error {
+	for _, dir := range []string{f.layout.PodFile(id, "shm"), f.layout.PodFile(id, "etc")} {
 		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("unmount %s: %w", dir, err)
 		}
 	}
-	if err := errors.Join(userns.Unpin(m.userns(id)), unpin(m.statePath("pods", id))); err != nil {
+	if err := errors.Join(userns.Unpin(f.layout.UserNS(id)), unpin(f.layout.StatePath("pods", id))); err != nil {
 		return err
 	}
-	return os.RemoveAll(m.statePath("pods", id))
+	return os.RemoveAll(f.layout.StatePath("pods", id))
 }
 
 // specPod gathers what the spec of a pod, or of a container in it, is made of.
-func (m *Manager) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
+func (f *podFiles) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
 	name, err := podHostname(p.config)
 	if err != nil {
 		return spec.Pod{}, err
 	}
 	s := spec.Pod{ID: p.id, Config: p.config, RuntimeHandler: r.Handler, NetNS: r.NetNS,
-		Hostname: name, ShmPath: m.podFile(p.id, "shm"), HostsPath: m.etcFile(p.id, "hosts"),
-		HostnamePath: m.etcFile(p.id, "hostname"), ResolvConfPath: m.etcFile(p.id, "resolv.conf"), ProcessLabel: r.ProcessLabel, MountLabel: r.MountLabel}
+		Hostname: name, ShmPath: f.layout.PodFile(p.id, "shm"), HostsPath: f.etcFile(p.id, "hosts"),
+		HostnamePath: f.etcFile(p.id, "hostname"), ResolvConfPath: f.etcFile(p.id, "resolv.conf"), ProcessLabel: r.ProcessLabel, MountLabel: r.MountLabel}
 	if hostIPC(p.config) {
 		s.ShmPath = ""
 	}
 	if _, _, ok := spec.UserNamespace(p.config); ok {
-		s.UserNS = m.userns(p.id)
+		s.UserNS = f.layout.UserNS(p.id)
 	}
 	if r.PausePID != 0 {
-		s.PauseNS = m.pauseNS(p.id)
+		s.PauseNS = f.layout.PauseNS(p.id)
 		return s, nil
 	}
 	profile, err := spec.PodSeccompPath(p.config)
@@ -218,11 +224,11 @@ func (m *Manager) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
 
 // pauseRoot returns the root of the pause container: the built-in program in a folder that all pods share read-only; or the configured
 // image's, and the arguments that start it.
-func (m *Manager) pauseRoot(ctx context.Context, p *pod, image string) (root string, args []string, err error) {
+func (m *mounts) pauseRoot(ctx context.Context, p *pod, image string) (root string, args []string, err error) {
 	if image == "" {
 		root, err := m.builtinPause()
 		if err == nil {
-			err = selinux.Relabel(ctx, root, selinux.Shared(m.mountLabel(p)))
+			err = selinux.Relabel(ctx, root, selinux.Shared(m.labels.mount(p)))
 		}
 		if err == nil {
 			root, err = m.executable(ctx, p, root)
@@ -237,13 +243,13 @@ func (m *Manager) pauseRoot(ctx context.Context, p *pod, image string) (root str
 		return "", nil, fmt.Errorf("pause_image: %w", err)
 	}
 	args = spec.Command(img.Config.Config, nil, nil)
-	root, err = m.mountRoot(ctx, p, p.id, imageservice.Rootfs{ImageID: image, Label: m.mountLabel(p)})
+	root, err = m.mountRoot(ctx, p, p.id, imageservice.Rootfs{ImageID: image, Label: m.labels.mount(p)})
 	return root, args, err
 }
 
 // executable returns root, or where it is mounted once more without noexec: /run is often mounted so, and an OCI runtime keeps the flag (runc
 // since 1.5.3; inside a user namespace none may take it off).
-func (m *Manager) executable(ctx context.Context, p *pod, root string) (string, error) {
+func (m *mounts) executable(ctx context.Context, p *pod, root string) (string, error) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(root, &fs); err != nil {
 		return "", err
@@ -271,11 +277,11 @@ func (m *Manager) executable(ctx context.Context, p *pod, root string) (string, 
 }
 
 // pauseImage returns the id of the configured pause image, or nothing when there is none.
-func (m *Manager) pauseImage() (string, error) {
-	if m.conf.Pause == "" {
+func (m *mounts) pauseImage() (string, error) {
+	if m.pause == "" {
 		return "", nil
 	}
-	img, err := m.images.Lookup(m.conf.Pause)
+	img, err := m.images.Lookup(m.pause)
 	if err != nil {
 		return "", fmt.Errorf("pause_image: %w", err)
 	}
@@ -283,8 +289,8 @@ func (m *Manager) pauseImage() (string, error) {
 }
 
 // builtinPause writes the pause program and the empty folders that its mounts need, once for each daemon.
-func (m *Manager) builtinPause() (string, error) {
-	dir := m.statePath("pause")
+func (m *mounts) builtinPause() (string, error) {
+	dir := m.layout.StatePath("pause")
 	if _, err := os.Stat(filepath.Join(dir, "pause")); err == nil {
 		return dir, nil
 	}

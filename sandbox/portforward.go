@@ -26,8 +26,8 @@ const maxPorts = 1024
 
 // PortForward connects the client with a port of the pod's loopback, IPv4 or IPv6, until one of them is done or ctx ends (CRI PortForward).
 // ErrNotFound, ErrInvalidArgument for a port that is none, ErrFailedPrecondition when the pod is not ready or nobody listens.
-func (m *Manager) PortForward(ctx context.Context, podID string, port int32, client io.ReadWriteCloser) error {
-	p, err := m.forwardable(podID, port)
+func (ss *sessions) PortForward(ctx context.Context, podID string, port int32, client io.ReadWriteCloser) error {
+	p, err := ss.forwardable(podID, port)
 	if err != nil {
 		return err
 	}
@@ -100,8 +100,8 @@ func (u *upload) wait(ctx context.Context) {
 }
 
 // CheckPortForward says why a port could not be forwarded now: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition.
-func (m *Manager) CheckPortForward(podID string, ports []int32) error {
-	if _, err := m.readyPod(podID); err != nil {
+func (ss *sessions) CheckPortForward(podID string, ports []int32) error {
+	if _, err := ss.readyPod(podID); err != nil {
 		return err
 	}
 	if len(ports) > maxPorts {
@@ -115,8 +115,8 @@ func (m *Manager) CheckPortForward(podID string, ports []int32) error {
 	return nil
 }
 
-func (m *Manager) forwardable(podID string, port int32) (Pod, error) {
-	p, err := m.readyPod(podID)
+func (ss *sessions) forwardable(podID string, port int32) (Pod, error) {
+	p, err := ss.readyPod(podID)
 	if err == nil {
 		err = checkPort(port)
 	}
@@ -130,8 +130,8 @@ func checkPort(port int32) error {
 	return nil
 }
 
-func (m *Manager) readyPod(id string) (Pod, error) {
-	p, err := m.Pod(id)
+func (ss *sessions) readyPod(id string) (Pod, error) {
+	p, err := ss.table.Pod(id)
 	if err == nil && !p.Ready() {
 		err = fmt.Errorf("pod %s is not ready: %w", p.ID, errdefs.ErrFailedPrecondition)
 	}

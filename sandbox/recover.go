@@ -17,8 +17,26 @@ import (
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/store"
 )
+
+// recovery brings what a crash has interrupted to an end. It is at work while the daemon starts, and
+// as long as a record or a request cannot be read.
+type recovery struct {
+	layout     layout.Layout
+	states     *states
+	table      *table
+	mounts     *mounts
+	files      *podFiles
+	wires      *wires
+	containers *containers
+	endings    *endings
+	pods       *pods
+	updates    *updates
+	shim       *runtimeshim.Client
+	background context.Context // ends with Close; for what nobody waits for
+}
 
 // recover compares the records with what runs. What is only a matter of memory is settled before it returns; what waits for processes or
 // plugins is continued in the background, each pod by itself.
@@ -41,31 +59,31 @@ import (
 //	container updating    it can be updated          updated, or what fails is undone
 //	container exited      a start given up goes on   taken away
 //	container removing    -                          removed to the end
-func (m *Manager) recover(ctx context.Context) error {
-	tasks, err := m.tasks(ctx)
+func (rc *recovery) recover(ctx context.Context) error {
+	tasks, err := rc.tasks(ctx)
 	if err != nil {
 		return fmt.Errorf("what runs already: %w", err)
 	}
-	for _, r := range m.store.List() {
-		m.recoverPod(ctx, r, tasks)
+	for _, r := range rc.states.list() {
+		rc.recoverPod(ctx, r, tasks)
 	}
-	if pods, containers := m.lacking(); len(m.unread)+len(pods)+len(containers) > 0 {
-		go m.readAgain(ctx)
+	if pods, containers := rc.table.lacking(); len(rc.table.unreadPods())+len(pods)+len(containers) > 0 {
+		go rc.readAgain(ctx)
 	} else {
-		go m.collectAll(ctx, tasks)
+		go rc.collectAll(ctx, tasks)
 	}
-	m.lookAgain()
+	rc.wires.lookAgain()
 	return nil
 }
 
 // collectAll takes away what belongs to nobody, once after a start, when every record and request is in memory.
-func (m *Manager) collectAll(ctx context.Context, tasks map[string]runtimeshim.Task) {
-	guard.Run(ctx, "collecting what belongs to nobody", func() { m.collectOrphans(ctx, tasks) })
-	guard.Run(ctx, "collecting networks", func() { m.collectGarbage(ctx) })
+func (rc *recovery) collectAll(ctx context.Context, tasks map[string]runtimeshim.Task) {
+	guard.Run(ctx, "collecting what belongs to nobody", func() { rc.collectOrphans(ctx, tasks) })
+	guard.Run(ctx, "collecting networks", func() { rc.wires.collectGarbage(ctx) })
 }
 
-func (m *Manager) tasks(ctx context.Context) (map[string]runtimeshim.Task, error) {
-	list, err := m.shim.Tasks(ctx)
+func (rc *recovery) tasks(ctx context.Context) (map[string]runtimeshim.Task, error) {
+	list, err := rc.shim.Tasks(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -76,36 +94,32 @@ func (m *Manager) tasks(ctx context.Context) (map[string]runtimeshim.Task, error
 	return tasks, nil
 }
 
-func (m *Manager) recoverPod(ctx context.Context, r *store.Pod, tasks map[string]runtimeshim.Task) {
-	m.mu.RLock()
-	p := m.pods[r.ID]
-	m.mu.RUnlock()
+func (rc *recovery) recoverPod(ctx context.Context, r *store.Pod, tasks map[string]runtimeshim.Task) {
+	p, _ := rc.table.byID(r.ID)
 	ctx = withPod(ctx, p.id)
 	for cid, c := range r.Containers {
-		m.recoverContainer(ctx, r, c, cid, tasks)
+		rc.recoverContainer(ctx, r, c, cid, tasks)
 	}
-	m.holdPauseImage(ctx, r)
+	rc.mounts.holdPauseImage(ctx, r)
 	task, ok := tasks[p.id]
 	switch {
 	case r.State == store.PodCreating || r.State == store.PodRemoving:
-		go m.finish(ctx, "removing", func(ctx context.Context) error { return m.RemovePod(ctx, p.id) })
+		go retryUntilDone(ctx, "removing", func(ctx context.Context) error { return rc.pods.RemovePod(ctx, p.id) })
 	case r.State == store.PodStopping:
-		go m.finish(ctx, "stopping", func(ctx context.Context) error { return m.StopPod(ctx, p.id) })
+		go retryUntilDone(ctx, "stopping", func(ctx context.Context) error { return rc.pods.StopPod(ctx, p.id) })
 	case r.State == store.PodReady && (!ok || task.Exit != nil):
-		m.pauseExited(ctx, p)
+		rc.pods.pauseExited(ctx, p)
 	}
 }
 
-func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Container, cid string, tasks map[string]runtimeshim.Task) {
-	m.mu.RLock()
-	c := m.containers[cid]
-	m.mu.RUnlock()
+func (rc *recovery) recoverContainer(ctx context.Context, p *store.Pod, r store.Container, cid string, tasks map[string]runtimeshim.Task) {
+	_, c := rc.table.byID(cid)
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", cid))
 	for _, id := range append([]string{r.ImageID}, r.MountImages...) {
 		if id == "" {
 			continue
 		}
-		if err := m.images.Hold(id, cid); err != nil {
+		if err := rc.mounts.images.Hold(id, cid); err != nil {
 			log.G(ctx).WithError(err).Warn("an image of a container is gone")
 		}
 	}
@@ -113,61 +127,61 @@ func (m *Manager) recoverContainer(ctx context.Context, p *store.Pod, r store.Co
 	running := found && task.Pid > 0 && task.Exit == nil
 	switch r.State {
 	case store.ContainerCreating, store.ContainerRemoving:
-		go m.finish(ctx, "removing", func(ctx context.Context) error { return m.removeContainer(ctx, c) })
+		go retryUntilDone(ctx, "removing", func(ctx context.Context) error { return rc.containers.removeContainer(ctx, c) })
 	case store.ContainerCreated:
-		if !m.startable(ctx, c) {
-			m.lost(ctx, c)
+		if !rc.startable(ctx, c) {
+			rc.endings.lost(ctx, c)
 		}
 	case store.ContainerStarting:
 		switch {
 		case running:
-			m.log(ctx, m.declareRunning(ctx, c, task))
+			warn(ctx, rc.containers.declareRunning(ctx, c, task))
 		case found && task.Exit != nil:
-			m.containerExited(ctx, c, task)
+			rc.endings.exited(ctx, c, task)
 		default:
-			go m.finish(ctx, "starting", func(ctx context.Context) error { return m.resolveStart(ctx, c) })
+			go retryUntilDone(ctx, "starting", func(ctx context.Context) error { return rc.containers.resolveStart(ctx, c) })
 		}
 	case store.ContainerRunning, store.ContainerStopping:
 		switch {
 		case found && task.Exit != nil:
-			m.containerExited(ctx, c, task)
+			rc.endings.exited(ctx, c, task)
 		case found && task.State == "starting":
-			go m.finish(ctx, "adopting", func(ctx context.Context) error { return m.recoverLater(ctx, p.ID, cid) })
+			go retryUntilDone(ctx, "adopting", func(ctx context.Context) error { return rc.recoverLater(ctx, p.ID, cid) })
 		case !running:
-			go m.finish(ctx, "clearing", func(ctx context.Context) error { return m.shim.Delete(ctx, cid) }) // should its cgroup hold somebody
-			m.lost(ctx, c)
+			go retryUntilDone(ctx, "clearing", func(ctx context.Context) error { return rc.shim.Delete(ctx, cid) }) // should its cgroup hold somebody
+			rc.endings.lost(ctx, c)
 		case r.State == store.ContainerStopping:
-			m.joinStop(ctx, c, stopBy(r))
+			rc.containers.joinStop(ctx, c, stopBy(r))
 		}
 	case store.ContainerExited:
 		c.markExited()
 		if found && task.Exit == nil {
-			go m.finish(ctx, "clearing", func(ctx context.Context) error { return m.shim.Delete(ctx, cid) })
+			go retryUntilDone(ctx, "clearing", func(ctx context.Context) error { return rc.shim.Delete(ctx, cid) })
 		}
-		go m.settle(ctx, c)
+		go rc.endings.releaseLater(ctx, c)
 	}
 	if r.Updating != nil && c.lacks == nil {
-		m.settleLater(c)
+		rc.updates.settleLater(c)
 	}
 }
 
 // startable says whether a created container has what a start needs. One of which that cannot be told now has it: the start will tell.
-func (m *Manager) startable(ctx context.Context, c *container) bool {
-	has, err := isThere(m.statePath("pods", c.podID, c.id, "config.json"))
+func (rc *recovery) startable(ctx context.Context, c *container) bool {
+	has, err := isThere(rc.layout.StatePath("pods", c.podID, c.id, "config.json"))
 	if err == nil && has {
-		has, err = m.mounted(c.id)
+		has, err = rc.mounts.mounted(c.id)
 	}
-	m.log(ctx, err)
+	warn(ctx, err)
 	return has || err != nil
 }
 
 // recoverLater is recoverContainer for one of which the shim could not tell yet whether it runs.
-func (m *Manager) recoverLater(ctx context.Context, podID, cid string) error {
-	task, found, err := m.settled(ctx, cid)
+func (rc *recovery) recoverLater(ctx context.Context, podID, cid string) error {
+	task, found, err := rc.containers.settled(ctx, cid)
 	if err != nil {
 		return err
 	}
-	p, ok := m.store.Get(podID)
+	p, ok := rc.states.get(podID)
 	if !ok || p.Containers[cid].ID == "" {
 		return nil
 	}
@@ -175,50 +189,45 @@ func (m *Manager) recoverLater(ctx context.Context, podID, cid string) error {
 	if found {
 		tasks[cid] = task
 	}
-	m.recoverContainer(m.background, p, p.Containers[cid], cid, tasks)
+	rc.recoverContainer(rc.background, p, p.Containers[cid], cid, tasks)
 	return nil
 }
 
 // resolveStart is resolve for a start that a restart interrupted.
-func (m *Manager) resolveStart(ctx context.Context, c *container) error {
-	done, err := m.turns.Take(ctx, c.id)
+func (cs *containers) resolveStart(ctx context.Context, c *container) error {
+	done, err := cs.turns.Take(ctx, c.id)
 	if err != nil {
 		return err
 	}
 	defer done()
-	return m.resolve(ctx, c)
+	return cs.resolve(ctx, c)
 }
 
 // resolve finds out, in the container's turn, what became of a start, waiting for a runtime that is still at work: a container with a process
 // is adopted, one without is created again, so that it can be started.
-func (m *Manager) resolve(ctx context.Context, c *container) error {
-	task, found, err := m.settled(ctx, c.id)
+func (cs *containers) resolve(ctx context.Context, c *container) error {
+	task, found, err := cs.settled(ctx, c.id)
 	switch {
 	case err != nil:
 		return err
 	case found && task.Exit != nil:
-		m.containerExited(ctx, c, task)
+		cs.endings.exited(ctx, c, task)
 		return nil
 	case found && task.Pid > 0:
-		return m.declareRunning(ctx, c, task)
+		return cs.declareRunning(ctx, c, task)
 	}
-	if err := m.shim.Delete(ctx, c.id); err != nil {
+	if err := cs.shim.Delete(ctx, c.id); err != nil {
 		return err
 	}
-	return m.change(c, func(r *store.Container) error {
-		if r.State == store.ContainerStarting {
-			r.State = store.ContainerCreated
-		}
-		return nil
-	})
+	return cs.states.notStarted(c)
 }
 
 // settled returns the task once the shim's runtime has come to an end with it. A shim that has just died is asked again.
-func (m *Manager) settled(ctx context.Context, id string) (task runtimeshim.Task, found bool, err error) {
+func (cs *containers) settled(ctx context.Context, id string) (task runtimeshim.Task, found bool, err error) {
 	again := time.NewTicker(50 * time.Millisecond)
 	defer again.Stop()
 	for {
-		tasks, err := m.shim.Tasks(ctx)
+		tasks, err := cs.shim.Tasks(ctx)
 		i := slices.IndexFunc(tasks, func(t runtimeshim.Task) bool { return t.ID == id })
 		switch {
 		case errors.Is(err, errdefs.ErrUnavailable):
@@ -239,49 +248,19 @@ func (m *Manager) settled(ctx context.Context, id string) (task runtimeshim.Task
 	}
 }
 
-// lost records a container that ended while nobody could see it.
-func (m *Manager) lost(ctx context.Context, c *container) {
-	r, _ := m.record(c)
-	t := runtimeshim.Task{ID: c.id, StartedAt: time.Unix(0, max(r.Started, r.Created)), Exit: &runtimeshim.Exit{Code: 255, At: time.Now()}}
-	m.containerExited(ctx, c, t)
-}
-
-func (m *Manager) holdPauseImage(ctx context.Context, r *store.Pod) {
+func (m *mounts) holdPauseImage(ctx context.Context, r *store.Pod) {
 	if r.PauseImage != "" && r.State != store.PodNotReady {
-		m.log(ctx, m.images.Hold(r.PauseImage, r.ID))
-	}
-}
-
-// log notes an error that does not change what happens next.
-func (m *Manager) log(ctx context.Context, err error) {
-	if err != nil {
-		log.G(ctx).WithError(err).Warn("going on")
-	}
-}
-
-// finish repeats an interrupted act until it succeeds, each time with more patience.
-func (m *Manager) finish(ctx context.Context, what string, act func(context.Context) error) {
-	for wait := time.Second; ; wait = min(2*wait, collectAtMost) {
-		err := guard.Call(ctx, what, func() error { return clean(ctx, teardownLimit, act) })
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		log.G(ctx).WithField("step", what).WithError(err).Warn("what a restart interrupted is not finished yet")
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(wait):
-		}
+		warn(ctx, m.images.Hold(r.PauseImage, r.ID))
 	}
 }
 
 // collectOrphans takes away what carries this instance's mark and belongs to no record: tasks, network namespaces, root filesystems, files.
 // Requests are served meanwhile, so each thing that was listed is held against what is known at that moment: a record comes before what it
 // speaks of, and is forgotten after it.
-func (m *Manager) collectOrphans(ctx context.Context, tasks map[string]runtimeshim.Task) {
-	prefix := filepath.Base(m.netns(""))
+func (rc *recovery) collectOrphans(ctx context.Context, tasks map[string]runtimeshim.Task) {
+	prefix := filepath.Base(rc.layout.NetNS(""))
 	var networks []string
-	for _, name := range namesIn(filepath.Dir(m.netns(""))) {
+	for _, name := range namesIn(filepath.Dir(rc.layout.NetNS(""))) {
 		if id, ours := strings.CutPrefix(name, prefix); ours {
 			networks = append(networks, id)
 		}
@@ -290,35 +269,36 @@ func (m *Manager) collectOrphans(ctx context.Context, tasks map[string]runtimesh
 		ids    []string
 		remove func(ctx context.Context, id string) error
 	}{
-		{slices.Collect(maps.Keys(tasks)), m.shim.Delete},
-		{namesIn(m.statePath("pods")), func(_ context.Context, id string) error { return m.removePodFiles(id) }},
-		{slices.Concat(namesIn(m.statePath("rootfs")), namesIn(m.statePath("userns")), namesIn(m.statePath("volumes"))), m.removeRoot},
-		{namesIn(m.rootPath("containers")), func(ctx context.Context, id string) error { return m.trash.Put(ctx, m.rootPath("containers", id)) }},
-		{namesIn(m.statePath("locks")), func(ctx context.Context, id string) error { return errors.Join(m.quiesce(ctx, id), m.dropLock(id)) }},
+		{slices.Collect(maps.Keys(tasks)), rc.shim.Delete},
+		{namesIn(rc.layout.StatePath("pods")), func(_ context.Context, id string) error { return rc.files.removePodFiles(id) }},
+		{slices.Concat(namesIn(rc.layout.StatePath("rootfs")), namesIn(rc.layout.StatePath("userns")), namesIn(rc.layout.StatePath("volumes"))), rc.mounts.removeRoot},
+		{namesIn(rc.layout.RootPath("containers")), func(ctx context.Context, id string) error {
+			return rc.mounts.trash.Put(ctx, rc.layout.RootPath("containers", id))
+		}},
+		{namesIn(rc.layout.StatePath("locks")), func(ctx context.Context, id string) error {
+			return errors.Join(rc.wires.quiesce(ctx, id), rc.wires.dropLock(id))
+		}},
 		{networks, func(ctx context.Context, id string) error {
-			return errors.Join(m.network.Teardown(ctx, cni.Pod{ID: id, NetNS: m.netns(id)}), m.network.RemoveNetNS(m.netns(id)))
+			return errors.Join(rc.wires.network.Teardown(ctx, cni.Pod{ID: id, NetNS: rc.layout.NetNS(id)}), rc.wires.network.RemoveNetNS(rc.layout.NetNS(id)))
 		}},
 	} {
 		for _, id := range kind.ids {
-			if m.knows(id) || id == trashName {
+			if rc.knows(id) || id == trashName {
 				continue
 			}
 			remove := func(ctx context.Context) error { return kind.remove(ctx, id) }
 			if err := clean(ctx, teardownLimit, remove); err != nil {
-				m.log(ctx, err)
-				go m.finish(ctx, "collecting", remove)
+				warn(ctx, err)
+				go retryUntilDone(ctx, "collecting", remove)
 			}
 		}
 	}
 }
 
 // knows says whether id is a pod or a container of ours.
-func (m *Manager) knows(id string) bool {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	_, pod := m.pods[id]
-	_, container := m.containers[id]
-	return pod || container
+func (rc *recovery) knows(id string) bool {
+	p, c := rc.table.byID(id)
+	return p != nil || c != nil
 }
 
 // namesIn returns what is in a folder; nothing when it cannot be read.

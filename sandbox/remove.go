@@ -9,72 +9,68 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
-	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/userns"
 )
 
 // RemoveContainer ends the container if it runs and forgets it (CRI RemoveContainer). Its log stays: that is the kubelet's. An unknown
 // container is no error.
-func (m *Manager) RemoveContainer(ctx context.Context, id string) error {
-	c, err := m.findContainer(id)
+func (cs *containers) RemoveContainer(ctx context.Context, id string) error {
+	c, err := cs.table.findContainer(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	_, err = m.flights.Do(ctx, "removal of container "+c.id, teardownLimit, func(ctx context.Context) (string, error) {
-		return "", m.removeContainer(log.WithLogger(ctx, log.G(ctx).WithField("container", c.id)), c)
+	_, err = cs.flights.Do(ctx, "removal of container "+c.id, teardownLimit, func(ctx context.Context) (string, error) {
+		return "", cs.removeContainer(log.WithLogger(ctx, log.G(ctx).WithField("container", c.id)), c)
 	})
 	return err
 }
 
-func (m *Manager) removeContainer(ctx context.Context, c *container) error {
-	if err := m.stopContainer(ctx, c, 0); err != nil {
+func (cs *containers) removeContainer(ctx context.Context, c *container) error {
+	if err := cs.stopContainer(ctx, c, 0); err != nil {
 		return err
 	}
-	done, err := m.turns.Take(ctx, c.id)
+	done, err := cs.turns.Take(ctx, c.id)
 	if err != nil {
 		return err
 	}
 	defer done()
-	return m.discard(ctx, c)
+	return cs.discard(ctx, c)
 }
 
 // discard takes everything of a container away, its record last, in the container's turn. It may be called in any state, any number of
 // times.
-func (m *Manager) discard(ctx context.Context, c *container) error {
-	err := m.insist(c, func(r *store.Container) error {
-		r.State = store.ContainerRemoving
-		return nil
-	})
+func (cs *containers) discard(ctx context.Context, c *container) error {
+	err := cs.states.removing(c)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("removing although it cannot be recorded")
 	}
-	m.step("container.removing")
-	if err := m.shim.Delete(ctx, c.id); err != nil {
+	cs.step("container.removing")
+	if err := cs.shim.Delete(ctx, c.id); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
-	if err := m.removeRoot(ctx, c.id); err != nil {
+	if err := cs.mounts.removeRoot(ctx, c.id); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
-	if err := userns.Unpin(m.targetNS(c.podID, c.id)); err != nil {
+	if err := userns.Unpin(cs.layout.TargetNS(c.podID, c.id)); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
-	err = errors.Join(m.trash.Put(ctx, m.rootPath("containers", c.id)), os.RemoveAll(m.statePath("pods", c.podID, c.id)),
-		m.store.DropAsked(c.podID, c.id))
+	err = errors.Join(cs.mounts.trash.Put(ctx, cs.layout.RootPath("containers", c.id)), os.RemoveAll(cs.layout.StatePath("pods", c.podID, c.id)),
+		cs.states.store.DropAsked(c.podID, c.id))
 	if err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
-	m.step("container.trashed")
-	_, err = m.store.Insist(c.podID, func(p *store.Pod) error { delete(p.Containers, c.id); return nil })
+	cs.step("container.trashed")
+	err = cs.states.forgotten(c)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("removed although it cannot be recorded; a restart removes it again")
 	}
-	m.step("container.forgotten")
-	m.releaseImages(c)
+	cs.step("container.forgotten")
+	cs.mounts.releaseImages(c)
 	c.markExited()
-	m.forgetContainer(c)
+	cs.table.forgetContainer(c)
 	return nil
 }
 

@@ -13,14 +13,38 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/cribox/cribox/sandbox/layout"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/internal/guard"
+	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
+
+// pods makes, stops and removes pods.
+type pods struct {
+	layout     layout.Layout
+	states     *states
+	table      *table
+	node       *node
+	mounts     *mounts
+	files      *podFiles
+	labels     *labels
+	namespaces *namespaces
+	wires      *wires
+	containers *containers
+	shim       *runtimeshim.Client
+	step       func(string)
+	background context.Context // ends with Close; for what nobody waits for
+
+	flights keyed.Flights
+	turns   keyed.Turns // by pod
+}
 
 const (
 	// bringUpLimit is longer than the kubelet waits (4 minutes), so that a slow plugin's work is not thrown away just before it is asked for again.
@@ -31,57 +55,50 @@ const (
 // RunPod makes a pod and returns its id when its network is up and its pause process runs (CRI RunPodSandbox). The same request again joins
 // the first or returns its result. ErrInvalidArgument names the field; ErrAlreadyExists when the name is taken by a different request;
 // ErrUnavailable when there is no network to join. A failure leaves nothing behind, or a pod that is not ready and is still listed.
-func (m *Manager) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
-	if err := spec.ValidatePod(config, m.HostOf(handler)); err != nil {
+func (ps *pods) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	if err := spec.ValidatePod(config, ps.node.HostOf(handler)); err != nil {
 		return "", err
 	}
-	if _, err := m.handler(handler); err != nil {
+	if _, err := ps.node.handler(handler); err != nil {
 		return "", err
 	}
 	config = proto.CloneOf(config)
 	key := podKey(config)
-	id, err := m.flights.Do(ctx, key, bringUpLimit, func(ctx context.Context) (string, error) {
-		if id, ok := m.named(key); ok {
-			up, err := m.already(ctx, id)
+	id, err := ps.flights.Do(ctx, key, bringUpLimit, func(ctx context.Context) (string, error) {
+		if id, ok := ps.table.idByKey(key); ok {
+			up, err := ps.already(ctx, id)
 			if up || err != nil {
 				return id, err
 			}
 		}
-		return m.runPod(ctx, config, handler)
+		return ps.runPod(ctx, config, handler)
 	})
 	if err != nil {
 		return "", err
 	}
-	p, err := m.Pod(id)
+	p, err := ps.table.Pod(id)
 	if err == nil && (!proto.Equal(p.Config, config) || p.Handler != handler) {
 		return "", fmt.Errorf("%s exists as %s with another configuration: %w", key, id, errdefs.ErrAlreadyExists)
 	}
 	return id, nil
 }
 
-func (m *Manager) named(key string) (id string, ok bool) {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	id, ok = m.names[key]
-	return id, ok
-}
-
 // already says whether the pod that has the name is ready. What a crash or a failure left of an attempt, or is being removed, is taken away
 // first. ErrAlreadyExists for a pod that was ready once: it can never become so again.
-func (m *Manager) already(ctx context.Context, id string) (up bool, err error) {
-	r, ok := m.store.Get(id)
+func (ps *pods) already(ctx context.Context, id string) (up bool, err error) {
+	r, ok := ps.states.get(id)
 	switch {
 	case !ok || r.State == store.PodCreating || r.State == store.PodRemoving:
-		return false, m.RemovePod(ctx, id)
+		return false, ps.RemovePod(ctx, id)
 	case ready(r):
 		return true, nil
 	}
 	return false, fmt.Errorf("pod %s has this name and attempt and is not ready any more: %w", id, errdefs.ErrAlreadyExists)
 }
 
-func (m *Manager) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+func (ps *pods) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
 	if !hostNetwork(config) {
-		if err := m.network.Ready(); err != nil {
+		if err := ps.wires.network.Ready(); err != nil {
 			return "", fmt.Errorf("no network for pods: %w: %w", err, errdefs.ErrUnavailable)
 		}
 	}
@@ -90,77 +107,78 @@ func (m *Manager) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 		return "", err
 	}
 	p := newPod(newID(), config)
-	r := store.Pod{ID: p.id, State: store.PodCreating, Handler: handler, Created: m.now(config)}
-	if r.PauseImage, err = m.pauseImage(); err != nil {
+	r := store.Pod{ID: p.id, Handler: handler, Created: ps.table.now(config)}
+	if r.PauseImage, err = ps.mounts.pauseImage(); err != nil {
 		return "", err
 	}
 	if !hostNetwork(config) {
-		r.NetNS = m.netns(p.id)
+		r.NetNS = ps.layout.NetNS(p.id)
 	}
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("pod", p.id))
-	labels, err := m.podLabels(config)
+	labels, err := ps.labels.forPod(config)
 	if err != nil {
 		return "", err
 	}
 	r.ProcessLabel, r.MountLabel = labels.Process, labels.Mount
-	if err := m.store.Create(r, asked); err != nil {
-		m.dropLabels(labels)
+	if err := ps.states.podCreating(r, asked); err != nil {
+		ps.labels.drop(labels)
 		return "", err
 	}
 	p.latest = r.Created
-	m.mu.Lock()
-	m.pods[p.id] = p
-	m.names[podKey(config)] = p.id
-	m.mu.Unlock()
-	m.step("pod.recorded")
-	if err := m.bringUp(ctx, p); err != nil {
-		m.undo(ctx, p)
+	ps.table.addPod(p)
+	ps.step("pod.recorded")
+	if err := ps.bringUp(ctx, p); err != nil {
+		ps.undo(ctx, p)
 		return "", err
 	}
 	return p.id, nil
 }
 
 // undo takes a pod that did not come up away. One that cannot be taken away now is listed as a pod that is not ready until it is gone.
-func (m *Manager) undo(ctx context.Context, p *pod) {
-	remove := func(ctx context.Context) error { return m.removePod(withPod(ctx, p.id), p) }
+func (ps *pods) undo(ctx context.Context, p *pod) {
+	remove := func(ctx context.Context) error { return ps.removePod(withPod(ctx, p.id), p) }
 	if err := clean(ctx, teardownLimit, remove); err != nil {
 		log.G(ctx).WithError(err).Warn("a pod that did not come up cannot be taken away yet; will be tried again")
-		go m.finish(m.background, "removing", remove)
+		go retryUntilDone(ps.background, "removing", remove)
 	}
 }
 
-func (m *Manager) bringUp(ctx context.Context, p *pod) error {
-	if err := m.makePodFiles(p); err != nil {
+func (ps *pods) bringUp(ctx context.Context, p *pod) error {
+	if err := ps.files.makePodFiles(p); err != nil {
 		return fmt.Errorf("prepare pod %s: %w", p.id, err)
 	}
-	m.step("pod.files")
-	if err := m.makeNamespaces(p); err != nil {
+	ps.step("pod.files")
+	if err := ps.wires.makeNamespaces(p); err != nil {
 		return fmt.Errorf("namespaces of pod %s: %w", p.id, err)
 	}
-	ips, task, err := m.connectAndStart(ctx, p)
+	ips, task, err := ps.connectAndStart(ctx, p)
 	if err != nil {
 		return err
 	}
-	if err := m.writeHosts(p, ips); err != nil {
+	if err := ps.files.writeHosts(p, ips); err != nil {
 		return fmt.Errorf("prepare pod %s: %w", p.id, err)
 	}
-	if err := m.pinPause(ctx, p.id); err != nil {
+	if err := ps.namespaces.pinPause(ctx, p.id); err != nil {
 		return err
 	}
-	return m.declareReady(p, ips, task)
+	if err := ps.states.podReady(p, ips, task.Pid); err != nil {
+		return err
+	}
+	ps.step("pod.ready")
+	return nil
 }
 
 // connectAndStart runs the network plugins and the pause process beside each other: neither needs the other, except for a sysctl of an
 // interface that a plugin has yet to make.
-func (m *Manager) connectAndStart(ctx context.Context, p *pod) (ips []netip.Addr, task runtimeshim.Task, err error) {
+func (ps *pods) connectAndStart(ctx context.Context, p *pod) (ips []netip.Addr, task runtimeshim.Task, err error) {
 	connect := func(ctx context.Context) error {
 		var err error
-		ips, err = m.connect(ctx, p)
+		ips, err = ps.wires.connect(ctx, p)
 		return err
 	}
 	start := func(ctx context.Context) error {
 		var err error
-		task, err = m.startPause(ctx, p)
+		task, err = ps.startPause(ctx, p)
 		return err
 	}
 	if networkSysctls(p.config) {
@@ -186,18 +204,18 @@ func networkSysctls(c *runtimeapi.PodSandboxConfig) bool {
 	return false
 }
 
-func (m *Manager) connect(ctx context.Context, p *pod) ([]netip.Addr, error) {
+func (w *wires) connect(ctx context.Context, p *pod) ([]netip.Addr, error) {
 	if hostNetwork(p.config) {
 		return nil, nil
 	}
-	lock, err := m.podLock(ctx, p.id)
+	lock, err := w.podLock(ctx, p.id)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	network := m.networkOf(p)
+	network := w.networkOf(p)
 	network.Lock = lock
-	result, err := m.network.Setup(ctx, network)
+	result, err := w.network.Setup(ctx, network)
 	if err != nil {
 		return nil, fmt.Errorf("connect pod %s: %w", p.id, err)
 	}
@@ -205,9 +223,9 @@ func (m *Manager) connect(ctx context.Context, p *pod) ([]netip.Addr, error) {
 }
 
 // networkOf says what the network plugins are told of a pod.
-func (m *Manager) networkOf(p *pod) cni.Pod {
+func (w *wires) networkOf(p *pod) cni.Pod {
 	d := p.config.GetMetadata()
-	n := cni.Pod{ID: p.id, Name: d.GetName(), Namespace: d.GetNamespace(), UID: d.GetUid(), NetNS: m.netns(p.id),
+	n := cni.Pod{ID: p.id, Name: d.GetName(), Namespace: d.GetNamespace(), UID: d.GetUid(), NetNS: w.layout.NetNS(p.id),
 		Annotations: p.config.GetAnnotations(), CgroupParent: p.config.GetLinux().GetCgroupParent()}
 	for _, port := range p.config.GetPortMappings() {
 		if port.GetHostPort() <= 0 {
@@ -234,32 +252,32 @@ func hostIP(port *runtimeapi.PortMapping) string {
 	return a.Unmap().String()
 }
 
-func (m *Manager) startPause(ctx context.Context, p *pod) (runtimeshim.Task, error) {
-	r, ok := m.store.Get(p.id)
+func (ps *pods) startPause(ctx context.Context, p *pod) (runtimeshim.Task, error) {
+	r, ok := ps.states.get(p.id)
 	if !ok {
 		return runtimeshim.Task{}, fmt.Errorf("pod %s: %w", p.id, errdefs.ErrNotFound)
 	}
-	h, err := m.handler(r.Handler)
+	h, err := ps.node.handler(r.Handler)
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
-	input, err := m.specPod(p, r)
+	input, err := ps.files.specPod(p, r)
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
 	var args []string
-	if input.Rootfs, args, err = m.pauseRoot(ctx, p, r.PauseImage); err != nil {
+	if input.Rootfs, args, err = ps.mounts.pauseRoot(ctx, p, r.PauseImage); err != nil {
 		return runtimeshim.Task{}, err
 	}
-	if err := m.awaitProfile(ctx); err != nil {
+	if err := ps.node.awaitProfile(ctx); err != nil {
 		return runtimeshim.Task{}, err
 	}
-	s, notes, err := spec.ForPod(m.HostOf(r.Handler), input)
+	s, notes, err := spec.ForPod(ps.node.HostOf(r.Handler), input)
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
-	m.note(ctx, notes)
-	if err := m.hasProfile(ctx, s); err != nil {
+	ps.node.note(ctx, notes)
+	if err := ps.node.hasProfile(ctx, s); err != nil {
 		return runtimeshim.Task{}, err
 	}
 	if args != nil {
@@ -269,40 +287,17 @@ func (m *Manager) startPause(ctx context.Context, p *pod) (runtimeshim.Task, err
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
-	if err := replaceFile(m.podFile(p.id, podSpecFile), b); err != nil {
+	if err := replaceFile(ps.layout.PodFile(p.id, podSpecFile), b); err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("spec of pod %s: %w", p.id, err)
 	}
-	if _, err := m.store.Update(p.id, func(r *store.Pod) error { r.Cgroup = cgroupPath(s); return nil }); err != nil {
+	if err := ps.states.podCgroup(p.id, cgroupPath(s)); err != nil {
 		return runtimeshim.Task{}, err
 	}
-	task, err := m.shim.Start(ctx, runtimeshim.Start{ID: p.id, Runtime: h.Path, Spec: b, LockFile: m.lockPath(p.id), Keeper: true,
+	task, err := ps.shim.Start(ctx, runtimeshim.Start{ID: p.id, Runtime: h.Path, Spec: b, LockFile: ps.layout.LockPath(p.id), Keeper: true,
 		SystemdCgroup: madeBySystemd(cgroupPath(s))})
 	if err != nil {
 		return task, fmt.Errorf("start pause of pod %s: %w", p.id, err)
 	}
-	m.step("pod.started")
+	ps.step("pod.started")
 	return task, nil
-}
-
-// declareReady shows the pod. A pause process that ended meanwhile was reported to onExit, which left a pod that was being made alone.
-func (m *Manager) declareReady(p *pod, ips []netip.Addr, task runtimeshim.Task) error {
-	_, err := m.store.Update(p.id, func(r *store.Pod) error {
-		select {
-		case <-p.paused:
-			return fmt.Errorf("pause of pod %s ended while the pod was made: %w", p.id, errdefs.ErrAborted)
-		default:
-		}
-		if r.State != store.PodCreating {
-			return fmt.Errorf("pod %s is %s: %w", p.id, r.State, errdefs.ErrAborted)
-		}
-		r.State, r.PausePID, r.IPs = store.PodReady, task.Pid, make([]string, 0, len(ips))
-		for _, ip := range ips {
-			r.IPs = append(r.IPs, ip.String())
-		}
-		return nil
-	})
-	if err == nil {
-		m.step("pod.ready")
-	}
-	return err
 }

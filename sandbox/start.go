@@ -20,51 +20,50 @@ import (
 
 const startLimit = 2 * time.Minute
 
-// startError is the reason of a container that had no process (CRI ContainerStatus.reason, as the kubelet knows it).
-const startError = "StartError"
-
 // StartContainer starts a created container (CRI StartContainer). A start that fails leaves a container that has exited with code 128 and
 // reason StartError, as the kubelet expects to find it. ErrUnavailable, and a machine that lacks room or descriptors for the start, leave it
 // created, so that it can be started again.
 // ErrFailedPrecondition when the container is not in state created.
-func (m *Manager) StartContainer(ctx context.Context, id string) error {
-	c, err := m.findContainer(id)
+func (cs *containers) StartContainer(ctx context.Context, id string) error {
+	c, err := cs.table.findContainer(id)
 	if err != nil {
 		return err
 	}
-	_, err = m.flights.Do(ctx, "start of container "+c.id, startLimit, func(ctx context.Context) (string, error) {
-		return "", m.startContainer(log.WithLogger(ctx, log.G(ctx).WithField("container", c.id)), c)
+	_, err = cs.flights.Do(ctx, "start of container "+c.id, startLimit, func(ctx context.Context) (string, error) {
+		return "", cs.startContainer(log.WithLogger(ctx, log.G(ctx).WithField("container", c.id)), c)
 	})
 	return err
 }
 
-func (m *Manager) startContainer(ctx context.Context, c *container) error {
-	done, err := m.turns.Take(ctx, c.id)
+func (cs *containers) startContainer(ctx context.Context, c *container) error {
+	done, err := cs.turns.Take(ctx, c.id)
 	if err != nil {
 		return err
 	}
 	defer done()
-	if p, err := m.findPod(c.podID); err == nil {
-		if err := m.makeLogFolder(p, c); err != nil { // made at its creation, and taken away since
-			return fmt.Errorf("start container %s: %w", c.id, err)
-		}
+	p, _ := cs.table.byID(c.podID)
+	if p == nil {
+		return fmt.Errorf("start container %s: pod %s: %w", c.id, c.podID, errdefs.ErrNotFound)
 	}
-	if err := errors.Join(known(c.lacks), m.knownPod(c.podID)); err != nil {
+	if err := errors.Join(known(c.lacks), known(p.lacks)); err != nil {
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
-	if err := m.declareStarting(c); err != nil {
+	if err := makeLogFolder(p, c); err != nil { // made at its creation, and taken away since
+		return fmt.Errorf("start container %s: %w", c.id, err)
+	}
+	if err := cs.states.starting(c); err != nil {
 		return err
 	}
-	m.step("container.starting")
-	task, err := m.launch(ctx, c)
+	cs.step("container.starting")
+	task, err := cs.launch(ctx, c)
 	switch {
 	case err == nil:
-		m.step("container.started")
-		return m.declareRunning(ctx, c, task)
+		cs.step("container.started")
+		return cs.declareRunning(ctx, c, task)
 	case errors.Is(err, errdefs.ErrUnavailable) || exhausted(err):
-		return m.startUnanswered(ctx, c, err)
+		return cs.startUnanswered(ctx, c, err)
 	}
-	m.startFailed(ctx, c, err)
+	cs.startFailed(ctx, c, err)
 	return err
 }
 
@@ -73,14 +72,14 @@ const resolveLimit = 30 * time.Second
 
 // startUnanswered returns what became of a start for which shim or logger had no answer, or for which the node had no room. That may pass:
 // were the container an exited one for that, a pod that restarts nothing had failed.
-func (m *Manager) startUnanswered(ctx context.Context, c *container, cause error) error {
-	err := clean(ctx, resolveLimit, func(ctx context.Context) error { return m.resolve(ctx, c) })
+func (cs *containers) startUnanswered(ctx context.Context, c *container, cause error) error {
+	err := clean(ctx, resolveLimit, func(ctx context.Context) error { return cs.resolve(ctx, c) })
 	if err != nil {
-		go m.finish(m.background, "starting", func(ctx context.Context) error { return m.shim.Delete(ctx, c.id) }) // the shim may still come to it
-		m.startFailed(ctx, c, cause)
+		go retryUntilDone(cs.background, "starting", func(ctx context.Context) error { return cs.shim.Delete(ctx, c.id) }) // the shim may still come to it
+		cs.startFailed(ctx, c, cause)
 		return fmt.Errorf("%v; nor could be found out what became of it: %v: %w", cause, err, errdefs.ErrInternal)
 	}
-	if r, ok := m.record(c); ok && r.State == store.ContainerCreated {
+	if r, ok := cs.states.record(c); ok && r.State == store.ContainerCreated {
 		return cause
 	}
 	return nil
@@ -93,109 +92,72 @@ func exhausted(err error) bool {
 }
 
 // startFailed records it, and gives up what the container held.
-func (m *Manager) startFailed(ctx context.Context, c *container, cause error) {
-	m.recordStartError(ctx, c, cause)
-	_ = clean(ctx, settleLimit, func(ctx context.Context) error { m.release(ctx, c); return nil })
-}
-
-func (m *Manager) declareStarting(c *container) error {
-	_, err := m.store.Update(c.podID, func(p *store.Pod) error {
-		r, ok := p.Containers[c.id]
-		if !ok {
-			return fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
-		}
-		if r.State != store.ContainerCreated {
-			return fmt.Errorf("container %s is %s, only a created one can be started: %w", c.id, r.State, errdefs.ErrFailedPrecondition)
-		}
-		if !ready(p) {
-			return fmt.Errorf("pod %s is not ready: %w", p.ID, errdefs.ErrFailedPrecondition)
-		}
-		r.State = store.ContainerStarting
-		p.Containers[c.id] = r
-		return nil
-	})
-	return err
+func (cs *containers) startFailed(ctx context.Context, c *container, cause error) {
+	cs.recordStartError(ctx, c, cause)
+	_ = clean(ctx, releaseLimit, func(ctx context.Context) error { cs.endings.release(ctx, c); return nil })
 }
 
 // launch asks the shim.
-func (m *Manager) launch(ctx context.Context, c *container) (runtimeshim.Task, error) {
-	p, ok := m.store.Get(c.podID)
+func (cs *containers) launch(ctx context.Context, c *container) (runtimeshim.Task, error) {
+	p, ok := cs.states.get(c.podID)
 	if !ok {
 		return runtimeshim.Task{}, fmt.Errorf("pod %s: %w", c.podID, errdefs.ErrNotFound)
 	}
-	h, err := m.handler(p.Handler)
+	h, err := cs.node.handler(p.Handler)
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
-	spec, err := m.specFile(c)
+	spec, err := cs.files.specFile(c)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable) // it may be read later
 	}
 	if err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.id, err)
 	}
-	saved, file := spec, m.specPath(c)
-	if spec, err = m.withoutNumbers(ctx, p, c, spec); err != nil {
+	saved, file := spec, cs.layout.SpecPath(c.podID, c.id)
+	if spec, err = cs.namespaces.withoutNumbers(ctx, p, c, spec); err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.id, err)
 	}
 	if !bytes.Equal(spec, saved) {
 		file = ""
 	}
-	if _, err := m.target(c); err != nil {
+	if _, err := cs.namespaces.target(c); err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("start container %s: %w", c.id, err)
 	}
 	rec := p.Containers[c.id]
 	start := runtimeshim.Start{ID: c.id, Pod: c.podID, Runtime: h.Path, Spec: spec, SpecFile: file, LogPath: rec.LogPath, LogLimit: h.LogLimit,
-		OOMFile: m.oomFile(rec.Cgroup), SystemdCgroup: madeBySystemd(rec.Cgroup),
-		Terminal: c.config.GetTty(), Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), LockFile: m.lockPath(c.podID)}
-	root := m.rootIn(c.podID)
+		OOMFile: cs.oomFile(rec.Cgroup), SystemdCgroup: madeBySystemd(rec.Cgroup),
+		Terminal: c.config.GetTty(), Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), LockFile: cs.layout.LockPath(c.podID)}
+	root := cs.files.rootIn(c.podID)
 	start.OwnerUID, start.OwnerGID = root.uid, root.gid
-	task, err := m.shim.Start(ctx, start)
+	task, err := cs.shim.Start(ctx, start)
 	if err != nil {
 		return task, fmt.Errorf("start container %s: %w", c.id, err)
 	}
 	return task, nil
 }
 
-func (m *Manager) recordStartError(ctx context.Context, c *container, cause error) {
-	err := m.insist(c, func(r *store.Container) error {
-		if r.State == store.ContainerExited {
-			return nil // it ran, and its end is told
-		}
-		r.State, r.ExitCode, r.Reason, r.Message = store.ContainerExited, 128, startError, cause.Error()
-		r.Started = time.Now().UnixNano() // not m.now: a kubelet waits for so long after an end before it tries again
-		r.Finished = r.Started + 1
-		return nil
-	})
-	if err != nil {
+func (cs *containers) recordStartError(ctx context.Context, c *container, cause error) {
+	if err := cs.states.startFailed(c, cause); err != nil {
 		log.G(ctx).WithError(err).Warn("cannot record that the container did not start")
 	}
 	c.markExited()
 }
 
 // declareRunning shows the container, unless its exit was faster.
-func (m *Manager) declareRunning(ctx context.Context, c *container, task runtimeshim.Task) error {
-	err := m.insist(c, func(r *store.Container) error {
-		r.PID, r.Started = task.Pid, task.StartedAt.UnixNano()
-		if r.State == store.ContainerStarting {
-			r.State = store.ContainerRunning
-		}
-		if r.Finished != 0 {
-			r.Finished = max(r.Finished, r.Started+1)
-		}
-		return nil
-	})
+func (cs *containers) declareRunning(ctx context.Context, c *container, task runtimeshim.Task) error {
+	err := cs.states.running(c, task.Pid, task.StartedAt)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return err
 	}
-	m.log(ctx, err) // a full disk does not make it any less running
-	m.step("container.running")
+	warn(ctx, err) // a full disk does not make it any less running
+	cs.step("container.running")
 	return nil
 }
 
 // ReopenLog makes the logger continue in a new file at the container's log path (CRI ReopenContainerLog). On error no new file exists.
-func (m *Manager) ReopenLog(ctx context.Context, id string) error {
-	c, err := m.Container(id)
+func (cs *containers) ReopenLog(ctx context.Context, id string) error {
+	c, err := cs.table.Container(id)
 	if err != nil {
 		return err
 	}
@@ -205,7 +167,7 @@ func (m *Manager) ReopenLog(ctx context.Context, id string) error {
 	if c.LogPath == "" {
 		return nil
 	}
-	err = m.shim.ReopenLog(ctx, c.ID)
+	err = cs.shim.ReopenLog(ctx, c.ID)
 	if errors.Is(err, errdefs.ErrNotFound) { // the folder, not the container that was asked for
 		return fmt.Errorf("reopen the log of container %s: %v: %w", c.ID, err, errdefs.ErrInternal)
 	}
@@ -213,8 +175,8 @@ func (m *Manager) ReopenLog(ctx context.Context, id string) error {
 }
 
 // oomFile returns the file in which the kernel counts the processes of the cgroup that it killed for want of memory.
-func (m *Manager) oomFile(cgroup string) string {
-	if m.host.CgroupV2 {
+func (cs *containers) oomFile(cgroup string) string {
+	if cs.node.host.CgroupV2 {
 		return filepath.Join(cgroupRoot, cgroup, "memory.events")
 	}
 	return filepath.Join(cgroupRoot, "memory", cgroup, "memory.oom_control")

@@ -16,7 +16,17 @@ import (
 
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/sandbox/cgroup"
+	"github.com/cribox/cribox/sandbox/layout"
 )
+
+// figures reads what pods and containers use. It changes no record.
+type figures struct {
+	layout layout.Layout
+	table  *table
+	node   *node
+	layers layers
+	rates  rates
+}
 
 // Stats is what a container uses at one moment. A figure that cannot be read is nil.
 type Stats struct {
@@ -48,31 +58,31 @@ type (
 // asks again, a figure that is missing is zero, and what is not in a list has ended.
 
 // Stats returns what a container uses, straight from its cgroup; of one that does not run, its writable layer (CRI ContainerStats).
-func (m *Manager) Stats(c Container) (Stats, error) {
-	s := m.read(c)
+func (f *figures) Stats(c Container) (Stats, error) {
+	s := f.read(c)
 	if err := starved(s); err != nil {
 		return Stats{}, err
 	}
-	s.Layer = m.layers.measure(m.upper(c))[0]
+	s.Layer = f.layers.measure(f.layout.Upper(c.ID))[0]
 	return s, nil
 }
 
 // ListStats is Stats of those that run, in their order. One that ends meanwhile is left out (CRI ListContainerStats).
-func (m *Manager) ListStats(of []Container) ([]Stats, error) {
+func (f *figures) ListStats(of []Container) ([]Stats, error) {
 	of = running(of)
 	all := make([]Stats, len(of))
-	err := each(len(of), func(i int) { all[i] = m.read(of[i]) })
+	err := each(len(of), func(i int) { all[i] = f.read(of[i]) })
 	if err := cmp.Or(err, starved(all...)); err != nil {
 		return nil, err
 	}
 	all = present(all)
-	m.addLayers(all)
+	f.addLayers(all)
 	return all, nil
 }
 
 // PodStats returns what a pod and its containers use; of one in which nothing runs, nothing (CRI PodSandboxStats).
-func (m *Manager) PodStats(p Pod) (PodStats, error) {
-	all, err := m.podStats([]Pod{p})
+func (f *figures) PodStats(p Pod) (PodStats, error) {
+	all, err := f.podStats([]Pod{p})
 	if err != nil {
 		return PodStats{}, err
 	}
@@ -80,13 +90,13 @@ func (m *Manager) PodStats(p Pod) (PodStats, error) {
 }
 
 // ListPodStats is PodStats of the pods in which something runs, in their order (CRI ListPodSandboxStats).
-func (m *Manager) ListPodStats(of []Pod) ([]PodStats, error) {
-	return m.podStats(live(of))
+func (f *figures) ListPodStats(of []Pod) ([]PodStats, error) {
+	return f.podStats(live(of))
 }
 
-func (m *Manager) podStats(of []Pod) ([]PodStats, error) {
+func (f *figures) podStats(of []Pod) ([]PodStats, error) {
 	all := make([]PodStats, len(of))
-	if err := each(len(of), func(i int) { all[i] = m.readPod(of[i]) }); err != nil {
+	if err := each(len(of), func(i int) { all[i] = f.readPod(of[i]) }); err != nil {
 		return nil, err
 	}
 	var containers []Stats
@@ -96,7 +106,7 @@ func (m *Manager) podStats(of []Pod) ([]PodStats, error) {
 		}
 		containers = append(containers, all[i].Containers...)
 	}
-	m.addLayers(containers)
+	f.addLayers(containers)
 	for i := range all {
 		n := len(all[i].Containers)
 		all[i].Containers, containers = containers[:n:n], containers[n:]
@@ -104,32 +114,32 @@ func (m *Manager) podStats(of []Pod) ([]PodStats, error) {
 	return all, nil
 }
 
-func (m *Manager) readPod(p Pod) PodStats {
+func (f *figures) readPod(p Pod) PodStats {
 	s := PodStats{Pod: p}
 	if !lives(p) {
 		return s
 	}
 	s.Interfaces, s.InterfacesAt = interfacesOf(p), time.Now()
-	for _, c := range running(m.ContainersOf(p)) {
-		s.Containers = append(s.Containers, m.read(c))
+	for _, c := range running(f.table.ContainersOf(p)) {
+		s.Containers = append(s.Containers, f.read(c))
 	}
 	s.Containers = present(s.Containers)
 	if own := ownCgroup(p); own != "" {
-		s.Usage, s.Threads = m.cgroups().PodUsage(own)
+		s.Usage, s.Threads = f.cgroups().PodUsage(own)
 	} else {
-		s.Usage, s.Threads = m.addUp(p, s.Containers)
+		s.Usage, s.Threads = f.addUp(p, s.Containers)
 	}
-	s.NanoCores = m.rates.nanoCores(p.ID, s.At, s.CPU)
+	s.NanoCores = f.rates.nanoCores(p.ID, s.At, s.CPU)
 	return s
 }
 
 // addUp returns what pause and containers use together: the figures of a pod whose owner made no cgroup for it. They are less by what a
 // container has used as soon as it has ended.
-func (m *Manager) addUp(p Pod, containers []Stats) (cgroup.Usage, *uint64) {
-	pause, its := m.cgroups().PodUsage(p.Cgroup)
+func (f *figures) addUp(p Pod, containers []Stats) (cgroup.Usage, *uint64) {
+	pause, its := f.cgroups().PodUsage(p.Cgroup)
 	usage, threads := []cgroup.Usage{pause}, []*uint64{its}
 	for _, c := range containers {
-		usage, threads = append(usage, c.Usage), append(threads, m.cgroups().Threads(c.Cgroup))
+		usage, threads = append(usage, c.Usage), append(threads, f.cgroups().Threads(c.Cgroup))
 	}
 	return cgroup.Sum(usage...), cgroup.SumOf(threads...)
 }
@@ -142,32 +152,31 @@ func ownCgroup(p Pod) string {
 	return filepath.Dir(p.Cgroup)
 }
 
-func (m *Manager) cgroups() cgroup.Tree { return cgroup.Tree{Root: cgroupRoot, V2: m.host.CgroupV2} }
+func (f *figures) cgroups() cgroup.Tree {
+	return cgroup.Tree{Root: cgroupRoot, V2: f.node.host.CgroupV2}
+}
 
-func (m *Manager) read(c Container) Stats {
+func (f *figures) read(c Container) Stats {
 	s := Stats{Container: c}
 	if c.Running() && c.Cgroup != "" {
-		s.Usage = m.cgroups().Usage(c.Cgroup)
-		s.NanoCores = m.rates.nanoCores(c.ID, s.At, s.CPU)
+		s.Usage = f.cgroups().Usage(c.Cgroup)
+		s.NanoCores = f.rates.nanoCores(c.ID, s.At, s.CPU)
 	}
 	return s
 }
 
-func (m *Manager) addLayers(all []Stats) {
+func (f *figures) addLayers(all []Stats) {
 	dirs := make([]string, len(all))
 	for i, s := range all {
-		dirs[i] = m.upper(s.Container)
+		dirs[i] = f.layout.Upper(s.ID)
 	}
-	for i, l := range m.layers.measure(dirs...) {
+	for i, l := range f.layers.measure(dirs...) {
 		all[i].Layer = l
 	}
 }
 
-// upper is the folder of what the container has written.
-func (m *Manager) upper(c Container) string { return m.rootPath("containers", c.ID, "upper") }
-
 // Filesystem is where images and writable layers lie, and what CRI calls its mountpoint.
-func (m *Manager) Filesystem() string { return m.conf.Root }
+func (f *figures) Filesystem() string { return f.layout.Root }
 
 func running(all []Container) []Container {
 	var out []Container

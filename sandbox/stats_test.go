@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/store"
 )
 
@@ -186,8 +187,9 @@ func TestDiskUsage(t *testing.T) {
 // TestStatsWithoutDescriptors: what runs is not left out of a list because its figures could not be read: the
 // question fails, and is asked again. A cgroup that is gone is left out.
 func TestStatsWithoutDescriptors(t *testing.T) {
-	m := &Manager{}
-	m.host.CgroupV2 = unifiedCgroups()
+	m := &Manager{table: newTable(layout.Layout{}), node: &node{}}
+	m.figures = &figures{table: m.table, node: m.node}
+	m.node.host.CgroupV2 = unifiedCgroups()
 	runs := Container{Container: store.Container{ID: "c", State: store.ContainerRunning, Cgroup: "/"}}
 	pod := Pod{Pod: store.Pod{ID: "p", PausePID: 1, Cgroup: "/"}}
 	var before unix.Rlimit

@@ -36,29 +36,29 @@ type stop struct {
 // StopContainer sends the stop signal, waits for grace and then kills (CRI StopContainer). It returns when the exit is recorded. A container
 // that does not run, or is unknown, is no error. ErrInvalidArgument for a negative grace, context.DeadlineExceeded when the process cannot
 // be killed.
-func (m *Manager) StopContainer(ctx context.Context, id string, grace time.Duration) error {
+func (cs *containers) StopContainer(ctx context.Context, id string, grace time.Duration) error {
 	if grace < 0 {
 		return fmt.Errorf("timeout %v is negative: %w", grace, errdefs.ErrInvalidArgument)
 	}
-	c, err := m.findContainer(id)
+	c, err := cs.table.findContainer(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return m.stopContainer(ctx, c, min(grace, maxGrace))
+	return cs.stopContainer(ctx, c, min(grace, maxGrace))
 }
 
-func (m *Manager) stopContainer(ctx context.Context, c *container, grace time.Duration) error {
-	if err := m.awaitStart(ctx, c); err != nil {
+func (cs *containers) stopContainer(ctx context.Context, c *container, grace time.Duration) error {
+	if err := cs.awaitStart(ctx, c); err != nil {
 		return err
 	}
-	r, ok := m.record(c)
+	r, ok := cs.states.record(c)
 	if !ok || r.State != store.ContainerRunning && r.State != store.ContainerStopping {
 		return nil
 	}
-	s := m.joinStop(ctx, c, time.Now().Add(grace))
+	s := cs.joinStop(ctx, c, time.Now().Add(grace))
 	select {
 	case <-s.done:
 		return s.err
@@ -69,14 +69,14 @@ func (m *Manager) stopContainer(ctx context.Context, c *container, grace time.Du
 
 // awaitStart returns when no start of the container is under way. After a restart the start may not have its turn yet: until recovery has
 // found out what became of it, the container may have a process.
-func (m *Manager) awaitStart(ctx context.Context, c *container) error {
+func (cs *containers) awaitStart(ctx context.Context, c *container) error {
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	for {
-		if r, ok := m.record(c); !ok || r.State != store.ContainerStarting {
+		if r, ok := cs.states.record(c); !ok || r.State != store.ContainerStarting {
 			return nil
 		}
-		done, err := m.turns.Take(ctx, c.id)
+		done, err := cs.turns.Take(ctx, c.id)
 		if err != nil {
 			return err
 		}
@@ -90,24 +90,24 @@ func (m *Manager) awaitStart(ctx context.Context, c *container) error {
 }
 
 // joinStop returns the stop under way, made to end by the given time at the latest, or begins one.
-func (m *Manager) joinStop(ctx context.Context, c *container, by time.Time) *stop {
-	m.mu.Lock()
-	s, running := m.stops[c.id]
+func (cs *containers) joinStop(ctx context.Context, c *container, by time.Time) *stop {
+	cs.mu.Lock()
+	s, running := cs.stops[c.id]
 	if !running {
 		s = &stop{done: make(chan struct{}), by: by, shorter: make(chan struct{}, 1)}
-		m.stops[c.id] = s
+		cs.stops[c.id] = s
 	}
-	m.mu.Unlock()
+	cs.mu.Unlock()
 	if running {
 		s.shorten(by)
 		return s
 	}
 	go func() {
 		ctx := log.WithLogger(context.WithoutCancel(ctx), log.G(ctx).WithField("container", c.id))
-		s.err = guard.Call(ctx, "stop of a container", func() error { return m.runStop(ctx, c, s) })
-		m.mu.Lock()
-		delete(m.stops, c.id)
-		m.mu.Unlock()
+		s.err = guard.Call(ctx, "stop of a container", func() error { return cs.runStop(ctx, c, s) })
+		cs.mu.Lock()
+		delete(cs.stops, c.id)
+		cs.mu.Unlock()
 		close(s.done)
 	}()
 	return s
@@ -131,26 +131,18 @@ func (s *stop) deadline() time.Time {
 	return s.by
 }
 
-func (m *Manager) runStop(ctx context.Context, c *container, s *stop) error {
+func (cs *containers) runStop(ctx context.Context, c *container, s *stop) error {
 	note := func() syscall.Signal {
-		var signal syscall.Signal
-		err := m.insist(c, func(r *store.Container) error {
-			if r.State == store.ContainerRunning {
-				r.State = store.ContainerStopping
-			}
-			by := s.deadline()
-			r.StopBy, r.StopByBoot, signal = by.UnixNano(), sinceBoot()+int64(time.Until(by)), syscall.Signal(r.Signal)
-			return nil
-		})
+		signal, err := cs.states.stopping(c, s.deadline())
 		if err != nil {
 			log.G(ctx).WithError(err).Warn("stopping although it cannot be recorded")
 		}
 		return signal
 	}
 	signal := note()
-	m.step("container.stopping")
+	cs.step("container.stopping")
 	if time.Until(s.deadline()) > 0 { // also when recovery goes on with a stop: a signal twice does less harm than none
-		m.log(ctx, m.signal(ctx, c, signal, false))
+		warn(ctx, cs.signal(ctx, c, signal, false))
 	}
 	for {
 		left := time.Until(s.deadline())
@@ -168,7 +160,7 @@ func (m *Manager) runStop(ctx context.Context, c *container, s *stop) error {
 		}
 		timer.Stop()
 	}
-	return m.kill(ctx, c)
+	return cs.kill(ctx, c)
 }
 
 // sinceBoot is the time since the machine's boot in nanoseconds, suspends included.
@@ -189,15 +181,15 @@ func stopBy(r store.Container) time.Time {
 }
 
 // kill ends every process of the container and waits until its exit is recorded.
-func (m *Manager) kill(ctx context.Context, c *container) error {
+func (cs *containers) kill(ctx context.Context, c *container) error {
 	limit := time.NewTimer(killLimit)
 	defer limit.Stop()
 	again := time.NewTicker(time.Second)
 	defer again.Stop()
 	for {
-		m.log(ctx, m.signal(ctx, c, unix.SIGKILL, true))
-		if m.vanished(ctx, c) {
-			m.lost(ctx, c)
+		warn(ctx, cs.signal(ctx, c, unix.SIGKILL, true))
+		if cs.vanished(ctx, c) {
+			cs.endings.lost(ctx, c)
 			return nil
 		}
 		select {
@@ -211,21 +203,21 @@ func (m *Manager) kill(ctx context.Context, c *container) error {
 }
 
 // signal sends a signal to the container's first process, or to all. That there is none is no error.
-func (m *Manager) signal(ctx context.Context, c *container, sig syscall.Signal, all bool) error {
+func (cs *containers) signal(ctx context.Context, c *container, sig syscall.Signal, all bool) error {
 	if sig == 0 {
 		sig = unix.SIGTERM
 	}
 	ctx, cancel := context.WithTimeout(ctx, killLimit)
 	defer cancel()
-	if err := m.shim.Kill(ctx, c.id, sig, all); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+	if err := cs.shim.Kill(ctx, c.id, sig, all); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		return fmt.Errorf("send %s to container %s: %w", unix.SignalName(sig), c.id, err)
 	}
 	return nil
 }
 
 // vanished says whether the shim, asked now, knows no process of the container and no exit of it either: then there will never be one.
-func (m *Manager) vanished(ctx context.Context, c *container) bool {
-	tasks, err := m.shim.Tasks(ctx)
+func (cs *containers) vanished(ctx context.Context, c *container) bool {
+	tasks, err := cs.shim.Tasks(ctx)
 	if err != nil {
 		return false
 	}

@@ -29,14 +29,14 @@ type Size struct{ Width, Height uint16 }
 // Exec runs a command in a container with the client's streams and returns its exit code (CRI Exec). A command that cannot be started is an
 // exit code of 126 or 127 with the reason on the client's error stream. When the client leaves, the command is killed with its process
 // group. Output of a child that the command left behind is not waited for.
-func (m *Manager) Exec(ctx context.Context, id string, cmd []string, tty bool, client Streams) (int32, error) {
-	request, err := m.execFor(id, cmd, tty)
+func (ss *sessions) Exec(ctx context.Context, id string, cmd []string, tty bool, client Streams) (int32, error) {
+	request, err := ss.execFor(id, cmd, tty)
 	if err != nil {
 		return 0, err
 	}
-	run := m.execPipes
+	run := ss.execPipes
 	if tty {
-		run = m.execTerminal
+		run = ss.execTerminal
 	}
 	code, err := run(ctx, request, client)
 	if ctx.Err() != nil {
@@ -53,17 +53,17 @@ func (m *Manager) Exec(ctx context.Context, id string, cmd []string, tty bool, c
 }
 
 // CheckExec says why a command could not be run now: ErrNotFound, ErrFailedPrecondition, ErrInvalidArgument.
-func (m *Manager) CheckExec(id string, cmd []string, tty bool) error {
-	_, err := m.execFor(id, cmd, tty)
+func (ss *sessions) CheckExec(id string, cmd []string, tty bool) error {
+	_, err := ss.execFor(id, cmd, tty)
 	return err
 }
 
-func (m *Manager) execFor(id string, cmd []string, tty bool) (command, error) {
-	c, err := m.findContainer(id)
+func (ss *sessions) execFor(id string, cmd []string, tty bool) (command, error) {
+	c, err := ss.table.findContainer(id)
 	if err != nil {
 		return command{}, err
 	}
-	return m.execRequest(c, cmd, tty)
+	return ss.execRequest(c, cmd, tty)
 }
 
 // complain tells the client what the command could not.
@@ -77,7 +77,7 @@ func (s Streams) complain(text []byte) {
 	}
 }
 
-func (m *Manager) execPipes(ctx context.Context, c command, client Streams) (int32, error) {
+func (ss *sessions) execPipes(ctx context.Context, c command, client Streams) (int32, error) {
 	stdin, err := feed(c.as, client.Stdin)
 	if err != nil {
 		return 0, err
@@ -90,7 +90,7 @@ func (m *Manager) execPipes(ctx context.Context, c command, client Streams) (int
 	defer out.close()
 	c.Stdin, c.Stdout, c.Stderr = stdin, out.stdout(), out.stderr()
 	c.Session = true
-	code, err := m.shim.Exec(ctx, c.Exec)
+	code, err := ss.shim.Exec(ctx, c.Exec)
 	if err == nil {
 		out.finish()
 	}
@@ -175,7 +175,7 @@ func (p pair) close() {
 // which leads its session, ends: only a kernel that is stuck takes so long.
 const lastOutput = 2 * time.Second
 
-func (m *Manager) execTerminal(ctx context.Context, c command, client Streams) (int32, error) {
+func (ss *sessions) execTerminal(ctx context.Context, c command, client Streams) (int32, error) {
 	var tty *os.File
 	read := make(chan struct{})
 	var ended atomic.Bool
@@ -191,7 +191,7 @@ func (m *Manager) execTerminal(ctx context.Context, c command, client Streams) (
 		}
 	}
 	c.Session = true
-	code, err := m.shim.Exec(ctx, c.Exec)
+	code, err := ss.shim.Exec(ctx, c.Exec)
 	if tty == nil {
 		return code, err
 	}
@@ -252,12 +252,12 @@ func resize(ctx context.Context, tty *os.File, sizes <-chan Size) {
 // (CRI Attach). Output begins now. What the client does with its input is what the container was made for: with stdin_once the container's
 // stdin ends with the first client's, otherwise it stays open for the next one; without stdin the client's is not read. A client whose
 // own input has ended leaves an open stdin that is no terminal: it has what was printed until then, and the container goes on.
-func (m *Manager) Attach(ctx context.Context, id string, client Streams) error {
-	c, err := m.findContainer(id)
+func (ss *sessions) Attach(ctx context.Context, id string, client Streams) error {
+	c, err := ss.table.findContainer(id)
 	if err != nil {
 		return err
 	}
-	if err := m.mustRun(c); err != nil {
+	if err := ss.mustRun(c); err != nil {
 		return err
 	}
 	if c.config.GetTty() {
@@ -273,17 +273,17 @@ func (m *Manager) Attach(ctx context.Context, id string, client Streams) error {
 	defer out.close()
 	leave, ended := context.WithCancel(ctx)
 	defer ended()
-	return m.follow(ctx, leave, c, out, func() error { return m.talk(ctx, c, client, ended) })
+	return ss.follow(ctx, leave, c, out, func() error { return ss.talk(ctx, c, client, ended) })
 }
 
 // CheckAttach says why nobody can attach to a container now: ErrNotFound, ErrFailedPrecondition, ErrInvalidArgument when the client means to
 // find a terminal and there is none, or the other way round (CRI AttachRequest.tty).
-func (m *Manager) CheckAttach(id string, tty bool) error {
-	c, err := m.findContainer(id)
+func (ss *sessions) CheckAttach(id string, tty bool) error {
+	c, err := ss.table.findContainer(id)
 	if err != nil {
 		return err
 	}
-	if err := m.mustRun(c); err != nil {
+	if err := ss.mustRun(c); err != nil {
 		return err
 	}
 	if tty != c.config.GetTty() {
@@ -294,12 +294,12 @@ func (m *Manager) CheckAttach(id string, tty bool) error {
 
 // follow copies a container's output until it ends. begun is called once, when the output that an input causes will be seen. A logger that
 // died is asked again: the next one knows of nobody who was attached. When leave ends it is over, too.
-func (m *Manager) follow(ctx, leave context.Context, c *container, out pair, begun func() error) error {
+func (ss *sessions) follow(ctx, leave context.Context, c *container, out pair, begun func() error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	first := true
 	for {
-		err := m.shim.Attach(ctx, leave, c.id, out.stdout(), out.stderr(), func() {
+		err := ss.shim.Attach(ctx, leave, c.id, out.stdout(), out.stderr(), func() {
 			if first {
 				first = false
 				if err := begun(); err != nil {
@@ -313,7 +313,7 @@ func (m *Manager) follow(ctx, leave context.Context, c *container, out pair, beg
 		case leave.Err() != nil && !errors.Is(err, errdefs.ErrAborted): // also when the logger did not live to hand over the last words
 			out.finish()
 			return nil
-		case errors.Is(err, errdefs.ErrUnavailable) && m.mustRun(c) == nil:
+		case errors.Is(err, errdefs.ErrUnavailable) && ss.mustRun(c) == nil:
 			select {
 			case <-ctx.Done():
 			case <-time.After(50 * time.Millisecond):
@@ -330,11 +330,11 @@ func (m *Manager) follow(ctx, leave context.Context, c *container, out pair, beg
 
 // talk gives the container what the client types, and its terminal the client's size. over is called when the client's input has ended
 // and the container's stays open for another.
-func (m *Manager) talk(ctx context.Context, c *container, client Streams, over func()) error {
+func (ss *sessions) talk(ctx context.Context, c *container, client Streams, over func()) error {
 	if client.Stdin == nil && !c.config.GetTty() {
 		return nil
 	}
-	ends, err := m.shim.Streams(ctx, c.id)
+	ends, err := ss.shim.Streams(ctx, c.id)
 	if errors.Is(err, errdefs.ErrFailedPrecondition) || errors.Is(err, errdefs.ErrNotFound) {
 		return nil // it has just ended
 	}

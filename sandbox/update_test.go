@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/sandbox/store"
 )
 
@@ -13,15 +14,17 @@ func TestSettleLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, c := &Manager{store: records, background: t.Context()}, newContainer("p", store.Container{ID: "c"}, nil)
+	states := &states{records}
+	cs := &containers{states: states, turns: &keyed.Turns{}}
+	u, c := &updates{states: states, containers: cs, background: t.Context()}, newContainer("p", store.Container{ID: "c"}, nil)
 	for range 2 {
-		done, err := m.turns.Take(t.Context(), c.id)
+		done, err := cs.turns.Take(t.Context(), c.id)
 		if err != nil {
 			t.Fatal(err)
 		}
 		before := runtime.NumGoroutine()
 		for range 100 {
-			m.settleLater(c)
+			u.settleLater(c)
 		}
 		if more := runtime.NumGoroutine() - before; more < 1 || more > 10 {
 			t.Errorf("%d goroutines go on with one update", more)

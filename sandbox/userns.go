@@ -15,17 +15,17 @@ import (
 )
 
 // hostOf is HostOf for the handler of a pod.
-func (m *Manager) hostOf(p *pod) spec.Host {
-	r, ok := m.store.Get(p.id)
+func (n *node) hostOf(p *pod) spec.Host {
+	r, ok := n.states.get(p.id)
 	if !ok {
-		return withHardware(m.host)
+		return withHardware(n.host)
 	}
-	return m.HostOf(r.Handler)
+	return n.HostOf(r.Handler)
 }
 
 // tryUserNamespace makes one and mounts images with its ids, out of sight.
-func (m *Manager) tryUserNamespace() error {
-	if err := reachable(m.conf.State); err != nil {
+func (n *node) tryUserNamespace() error {
+	if err := reachable(n.layout.State); err != nil {
 		return err
 	}
 	ids := userns.IDs{First: 1, Length: 1}
@@ -33,7 +33,7 @@ func (m *Manager) tryUserNamespace() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(m.images.CheckIDMap(ns.User), ns.Close())
+	return errors.Join(n.images.CheckIDMap(ns.User), ns.Close())
 }
 
 // CheckUserNamespaces tells whether pods can have user namespaces on this machine, with images below root, which exists. The error names what
@@ -66,38 +66,35 @@ func reachable(dir string) error {
 
 // makeNamespaces makes the namespaces that are there before the pause process: the network's, and for a pod that has one the user namespace
 // that it belongs to.
-func (m *Manager) makeNamespaces(p *pod) error {
+func (w *wires) makeNamespaces(p *pod) error {
 	uids, gids, ok := spec.UserNamespace(p.config)
 	if !ok {
 		if hostNetwork(p.config) {
 			return nil
 		}
-		return m.network.NewNetNS(m.netns(p.id))
+		return w.network.NewNetNS(w.layout.NetNS(p.id))
 	}
 	ns, err := userns.New(pause.Binary(), userns.IDs(uids), userns.IDs(gids), !hostNetwork(p.config))
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	if err := userns.Pin(ns.User, m.userns(p.id)); err != nil {
+	if err := userns.Pin(ns.User, w.layout.UserNS(p.id)); err != nil {
 		return err
 	}
-	m.step("pod.userns")
+	w.step("pod.userns")
 	if ns.Net == nil {
 		return nil
 	}
-	return m.network.PinNetNS(m.netns(p.id), ns.Net)
+	return w.network.PinNetNS(w.layout.NetNS(p.id), ns.Net)
 }
 
-// userns is where the user namespace of a pod that has one is pinned. It ends with the pod's files.
-func (m *Manager) userns(id string) string { return m.podFile(id, "userns") }
-
 // openUserNS opens the pod's user namespace; nil for a pod that has none.
-func (m *Manager) openUserNS(p *pod) (*os.File, error) {
+func (m *mounts) openUserNS(p *pod) (*os.File, error) {
 	if _, _, ok := spec.UserNamespace(p.config); !ok {
 		return nil, nil
 	}
-	f, err := os.Open(m.userns(p.id))
+	f, err := os.Open(m.layout.UserNS(p.id))
 	if err != nil {
 		return nil, fmt.Errorf("user namespace of pod %s: %w", p.id, err)
 	}
@@ -105,7 +102,7 @@ func (m *Manager) openUserNS(p *pod) (*os.File, error) {
 }
 
 // canMap refuses a mount whose ids are to be mapped and cannot be: the OCI runtime would do so only when the container starts.
-func (m *Manager) canMap(p *pod, asked []*runtimeapi.Mount, found []spec.Mount) error {
+func (m *mounts) canMap(p *pod, asked []*runtimeapi.Mount, found []spec.Mount) error {
 	ns, err := m.openUserNS(p)
 	if err != nil || ns == nil {
 		return err
@@ -132,10 +129,8 @@ func rootOf(c *runtimeapi.PodSandboxConfig) owner {
 }
 
 // rootIn is rootOf for a pod by its id.
-func (m *Manager) rootIn(id string) owner {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	if p, ok := m.pods[id]; ok {
+func (f *podFiles) rootIn(id string) owner {
+	if p, _ := f.table.byID(id); p != nil {
 		return rootOf(p.config)
 	}
 	return owner{}

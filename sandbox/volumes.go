@@ -25,14 +25,14 @@ const maxVolumes = 128
 // makeVolumes gives every VOLUME of the image that the request mounts nothing on a folder beside the container's writable layer, filled
 // with what the image has there: it can be written even when the root filesystem cannot. It ends with the container. A copy that takes longer
 // than ctx lasts is given up. ErrInvalidArgument when there are too many.
-func (m *Manager) makeVolumes(ctx context.Context, p *pod, c *container, root string, img imageservice.Image) ([]spec.Volume, error) {
+func (m *mounts) makeVolumes(ctx context.Context, p *pod, c *container, root string, img imageservice.Image) ([]spec.Volume, error) {
 	asked := spec.ImageVolumes(img.Config, c.config)
 	if len(asked) > maxVolumes {
 		return nil, fmt.Errorf("the image has %d volumes that nothing is mounted on, at most %d are made: %w", len(asked), maxVolumes, errdefs.ErrInvalidArgument)
 	}
 	var all []spec.Volume
 	for i, inside := range asked {
-		dir := m.rootPath("containers", c.id, volumesFolder, strconv.Itoa(i))
+		dir := m.layout.RootPath("containers", c.id, volumesFolder, strconv.Itoa(i))
 		if err := copyFromRoot(ctx, p.config, root, inside, dir); err != nil {
 			return nil, fmt.Errorf("volume %s of the image: %w", inside, err)
 		}

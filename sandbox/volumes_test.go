@@ -9,6 +9,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/sandbox/layout"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
@@ -17,7 +20,7 @@ import (
 
 // TestTooManyVolumes: an image cannot have itself copied as often as it likes.
 func TestTooManyVolumes(t *testing.T) {
-	m := &Manager{conf: Config{Root: t.TempDir()}}
+	m := &mounts{layout: layout.Layout{Root: t.TempDir()}}
 	p, c := newPod("p", &runtimeapi.PodSandboxConfig{}), newContainer("p", store.Container{ID: "c"}, &runtimeapi.ContainerConfig{})
 	img := imageservice.Image{}
 	img.Config.Config.Volumes = map[string]struct{}{}
@@ -27,14 +30,14 @@ func TestTooManyVolumes(t *testing.T) {
 	if all, err := m.makeVolumes(t.Context(), p, c, t.TempDir(), img); err != nil || len(all) != maxVolumes {
 		t.Errorf("%d volumes: %v", len(all), err)
 	}
-	if err := os.RemoveAll(m.conf.Root); err != nil {
+	if err := os.RemoveAll(m.layout.Root); err != nil {
 		t.Fatal(err)
 	}
 	img.Config.Config.Volumes["/more"] = struct{}{}
 	if _, err := m.makeVolumes(t.Context(), p, c, t.TempDir(), img); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
 	}
-	if exists(m.conf.Root) {
+	if exists(m.layout.Root) {
 		t.Error("something was made")
 	}
 	c.config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/more"}}
