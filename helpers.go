@@ -8,16 +8,17 @@ import (
 	"syscall"
 
 	"github.com/cribox/cribox/config"
-	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/logger"
+	"github.com/cribox/cribox/runtimeshim/shim"
 )
 
-// shim is the parent of every container.
-func shim(ctx context.Context, c config.Config, _ io.Writer) error {
-	return runtimeshim.ShimMain(ctx, c.State, nil)
+// runShim is the parent of every container.
+func runShim(ctx context.Context, c config.Config, _ io.Writer) error {
+	return shim.Main(ctx, c.State, nil)
 }
 
-// logger writes the containers' logs. A SIGHUP to every process named cribox is meant for the daemon.
-func logger(ctx context.Context, c config.Config, _ io.Writer) error {
+// runLogger writes the containers' logs. A SIGHUP to every process named cribox is meant for the daemon.
+func runLogger(ctx context.Context, c config.Config, _ io.Writer) error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
-	return runtimeshim.LoggerMain(ctx, c.State, nil)
+	return logger.Main(ctx, c.State, nil)
 }

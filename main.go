@@ -49,8 +49,8 @@ var commands = map[string]func(context.Context, config.Config, io.Writer) error{
 	"check":    check,
 	"config":   printConfig,
 	"shutdown": shutdown,
-	"shim":     shim,
-	"logger":   logger,
+	"shim":     runShim,
+	"logger":   runLogger,
 }
 
 func main() {

@@ -19,7 +19,7 @@ import (
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/config"
 	"github.com/cribox/cribox/imageservice"
-	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox"
 	"github.com/cribox/cribox/server"
 )
@@ -100,7 +100,7 @@ func openPackages(ctx context.Context, c config.Config) (*sandbox.Manager, *imag
 	}
 	pods, err := sandbox.Open(ctx, sandbox.Config{
 		Root: c.Root, State: c.State, Instance: c.Instance(), Images: images, Network: network,
-		Shim:     runtimeshim.Config{State: c.State, LogLevel: c.LogLevel, Scope: c.Scopes(sandbox.SystemdRuns()), Step: steps},
+		Shim:     client.Config{State: c.State, LogLevel: c.LogLevel, Scope: c.Scopes(sandbox.SystemdRuns()), Step: steps},
 		Handlers: handlers(c), Default: c.DefaultRuntime, Pause: c.PauseImage, SystemdCgroup: systemd, Step: steps,
 		CDISpecDirs: c.CDISpecDirs, SELinux: c.Containers.SELinux,
 	})

@@ -7,7 +7,7 @@ import (
 	"io"
 
 	"github.com/cribox/cribox/config"
-	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox"
 )
 
@@ -18,7 +18,7 @@ func shutdown(ctx context.Context, c config.Config, out io.Writer) error {
 		return fmt.Errorf("stop the daemon first: %w", err)
 	}
 	defer unlock()
-	client, err := runtimeshim.Connect(ctx, runtimeshim.Config{State: c.State, LogLevel: c.LogLevel})
+	client, err := client.Connect(ctx, client.Config{State: c.State, LogLevel: c.LogLevel})
 	if err != nil {
 		return err
 	}

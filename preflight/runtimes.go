@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"github.com/cribox/cribox/config"
-	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/oci"
 )
 
 // runcVersion is what runc says on --version.
@@ -21,13 +21,13 @@ func lookRuntimes(ctx context.Context, c config.Config) []Finding {
 		b, err := exec.CommandContext(ctx, path, "--version").Output()
 		if err != nil {
 			all = append(all, Finding{What: fmt.Sprintf("runtime %s: %s: %v", name, path, err), Fatal: name == c.DefaultRuntime,
-				Remedy: runtimeshim.RuncAdvice + ", or set [runtimes." + name + "] path"})
+				Remedy: oci.RuncAdvice + ", or set [runtimes." + name + "] path"})
 			continue
 		}
 		what, _, _ := strings.Cut(string(b), "\n")
 		f := Finding{What: fmt.Sprintf("runtime %s: %s (%s)", name, what, path)}
 		if flaw := runcFlaw(b); flaw != "" {
-			f.Remedy = flaw + "; " + runtimeshim.RuncAdvice
+			f.Remedy = flaw + "; " + oci.RuncAdvice
 		}
 		all = append(all, f, lookFeatures(ctx, name, path))
 	}
@@ -36,7 +36,7 @@ func lookRuntimes(ctx context.Context, c config.Config) []Finding {
 
 // lookFeatures asks a runtime what it can do for pods with user namespaces.
 func lookFeatures(ctx context.Context, name, path string) Finding {
-	can, err := runtimeshim.AskFeatures(ctx, path)
+	can, err := oci.AskFeatures(ctx, path)
 	switch {
 	case err != nil:
 		return Finding{What: fmt.Sprintf("runtime %s does not say what it can do: %v", name, err), Remedy: "install runc 1.2 or newer for pods with user namespaces"}
@@ -52,5 +52,5 @@ func runcFlaw(says []byte) string {
 	if m == nil {
 		return ""
 	}
-	return runtimeshim.RuncFlaw(string(m[1]))
+	return oci.RuncFlaw(string(m[1]))
 }

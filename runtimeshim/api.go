@@ -49,8 +49,16 @@ type Task struct {
 	Pid       int       // of the first process, as the shim sees it; stays after the exit
 	StartedAt time.Time // when the runtime had returned
 	Exit      *Exit     // nil while there is none
-	State     string    // "created" (folder only), "starting", "running", "exited"
+	State     string    // one of those below
 }
+
+// States of a task, as in Task.State.
+const (
+	StateCreated  = "created" // there is its folder only
+	StateStarting = "starting"
+	StateRunning  = "running"
+	StateExited   = "exited"
+)
 
 // Exec is one more process in a running task.
 type Exec struct {
@@ -90,4 +98,11 @@ type Streams struct {
 	Stdin    *os.File // writing end of the pipe; with StdinOnce only the first caller gets it
 }
 
-func (s Streams) Close() { closeAll([]*os.File{s.Terminal, s.Stdin}) }
+// Close may be called twice.
+func (s Streams) Close() {
+	for _, f := range []*os.File{s.Terminal, s.Stdin} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}

@@ -1,8 +1,10 @@
-// Package runtimeshim runs OCI runtimes and outlives the daemon: it is the
+// Package runtimeshim has the words in which the daemon speaks of tasks: what to
+// start, what runs, how it has ended. What does it is in the folders below: the
 // shim (parent of every task), the logger (reader of what tasks print) and the
-// client that finds both again.
+// client that finds both again. Another runtime driver would take and give the
+// same values.
 //
-// It will not: know what a pod or a container is beyond a name that groups
+// They will not: know what a pod or a container is beyond a name that groups
 // tasks, pull or mount anything, connect networks, decide restarts, or write
 // anything but the CRI log outside its state folder. It has never heard of
 // Kubernetes.

@@ -22,7 +22,7 @@ import (
 
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/internal/keyed"
-	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -37,7 +37,7 @@ type containers struct {
 	files      *podFiles
 	labels     *labels
 	namespaces *namespaces
-	shim       *runtimeshim.Client
+	shim       *client.Client
 	step       func(string)
 	background context.Context // ends with Close; for what nobody waits for
 

@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -26,7 +27,7 @@ type sessions struct {
 	states *states
 	table  *table
 	files  *podFiles
-	shim   *runtimeshim.Client
+	shim   *client.Client
 }
 
 // maxExecOutput bounds what one stream of an ExecSync returns, so that both fit into the 16 MiB that a kubelet takes in one message. What

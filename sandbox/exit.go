@@ -11,6 +11,7 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/store"
 )
 
@@ -20,7 +21,7 @@ const releaseLimit = time.Minute
 type endings struct {
 	states *states
 	mounts *mounts
-	shim   *runtimeshim.Client
+	shim   *client.Client
 	turns  *keyed.Turns // by container
 	step   func(string)
 }

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/cni"
-	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/layout"
 )
 
@@ -29,7 +29,7 @@ type wires struct {
 	states  *states
 	table   *table
 	network *cni.Networks
-	shim    *runtimeshim.Client
+	shim    *client.Client
 	step    func(string)
 	collect chan struct{} // asks the collector to look again
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/internal/tree"
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/layout"
 )
 
@@ -26,7 +27,7 @@ type Config struct {
 	Instance string // marks what this daemon makes on the host
 	Images   *imageservice.Images
 	Network  *cni.Networks
-	Shim     runtimeshim.Config // State, Executable, LogLevel; the Manager adds OnExit
+	Shim     client.Config      // State, Executable, LogLevel; the Manager adds OnExit
 	Handlers map[string]Handler // those to begin with, see SetHandlers
 	Default  string             // handler of a pod that names none
 	Pause    string             // image of the pause container; empty is the built-in program
@@ -51,7 +52,7 @@ type Manager struct {
 	endings  *endings
 	recovery *recovery
 	exits    exits
-	shim     *runtimeshim.Client
+	shim     *client.Client
 
 	open    chan struct{} // closed when recovery has made the records true
 	stopped context.CancelFunc
@@ -140,11 +141,11 @@ func (m *Manager) assemble(c Config, background context.Context, trash *tree.Tra
 
 // connect waits for a shim that is alive and silent: it is the parent of everything that runs, and
 // there can be no second one.
-func connect(ctx context.Context, c runtimeshim.Config) (*runtimeshim.Client, error) {
+func connect(ctx context.Context, c client.Config) (*client.Client, error) {
 	for {
-		client, err := runtimeshim.Connect(ctx, c)
+		found, err := client.Connect(ctx, c)
 		if !errors.Is(err, errdefs.ErrUnavailable) || ctx.Err() != nil {
-			return client, err
+			return found, err
 		}
 		log.G(ctx).WithError(err).Warn("waiting for the shim; nothing can be answered without it")
 		select {

@@ -15,7 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/internal/keyed"
-	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/userns"
 )
@@ -28,7 +28,7 @@ import (
 type namespaces struct {
 	layout layout.Layout
 	table  *table
-	shim   *runtimeshim.Client
+	shim   *client.Client
 	turns  keyed.Turns // by pod
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -34,7 +35,7 @@ type recovery struct {
 	endings    *endings
 	pods       *pods
 	updates    *updates
-	shim       *runtimeshim.Client
+	shim       *client.Client
 	background context.Context // ends with Close; for what nobody waits for
 }
 

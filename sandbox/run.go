@@ -22,6 +22,7 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -38,7 +39,7 @@ type pods struct {
 	namespaces *namespaces
 	wires      *wires
 	containers *containers
-	shim       *runtimeshim.Client
+	shim       *client.Client
 	step       func(string)
 	background context.Context // ends with Close; for what nobody waits for
 

@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -30,7 +31,7 @@ type updates struct {
 	node       *node
 	files      *podFiles
 	containers *containers
-	shim       *runtimeshim.Client
+	shim       *client.Client
 	step       func(string)
 	background context.Context // ends with Close; for what nobody waits for
 }

@@ -1,0 +1,139 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cribox/cribox/runtimeshim/helper"
+	"github.com/cribox/cribox/runtimeshim/statedir"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// limit is a file of a cgroup and what it said.
+type limit struct {
+	Path, Text string
+}
+
+// LimitNames are the files that an update to r may change, of both versions.
+func LimitNames(r specs.LinuxResources) []string {
+	names := []string{
+		"cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "cpuset.cpus", "cpuset.mems", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes",
+		"cpu.weight", "cpu.max", "memory.max", "memory.swap.max",
+	}
+	for _, l := range r.HugepageLimits {
+		names = append(names, hugepageFiles(l.Pagesize)...)
+	}
+	for key := range r.Unified {
+		names = append(names, key)
+	}
+	return names
+}
+
+// NoteLimits returns what the files of these names say in dirs, and keeps it in
+// the file note. What is noted there already is of an update that was cut short
+// or could not be undone, and counts; it may have been one to other names.
+func NoteLimits(note string, dirs, names []string) ([]limit, error) {
+	var was []limit
+	if err := statedir.ReadJSON(note, &was); errdefs.IsNotFound(err) || errdefs.IsDataLoss(err) {
+		was = nil
+	} else if err != nil {
+		return nil, err
+	}
+	for _, dir := range dirs {
+		for _, name := range names {
+			path := filepath.Join(dir, name)
+			if filepath.Dir(path) != dir {
+				return nil, fmt.Errorf("%q is no file of a cgroup: %w", name, errdefs.ErrInvalidArgument)
+			}
+			if slices.ContainsFunc(was, func(l limit) bool { return l.Path == path }) {
+				continue
+			}
+			text, err := os.ReadFile(path)
+			if err != nil && helper.OutOfResources(err) {
+				return nil, err
+			}
+			if err == nil { // the others are of another controller or version, or are only written
+				was = append(was, limit{path, string(text)})
+			}
+		}
+	}
+	return was, statedir.WriteJSON(note, was)
+}
+
+// PutBack writes every limit that has changed since it was noted. Those of a
+// cgroup that is gone need no more than that.
+func PutBack(was []limit) error {
+	var failed error
+	for range 3 { // one may have to come after another: memory and swap, period and quota
+		failed = nil
+		for _, l := range was {
+			now, err := os.ReadFile(l.Path)
+			if err == nil && string(now) != l.Text {
+				err = writeLines(l.Path, l.Text)
+			}
+			if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+				failed = errors.Join(failed, err)
+			}
+		}
+		if failed == nil {
+			return nil
+		}
+	}
+	return failed
+}
+
+// writeLines writes a cgroup's file line by line, as the kernel takes it. No
+// text is one empty line.
+func writeLines(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for line := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
+		if _, err := f.WriteString(line + "\n"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hugepageFiles are the files of a page size, of version 1 and 2, what must be
+// there first.
+func hugepageFiles(size string) []string {
+	return []string{
+		"hugetlb." + size + ".limit_in_bytes", "hugetlb." + size + ".rsvd.limit_in_bytes", "hugetlb." + size + ".max", "hugetlb." + size + ".rsvd.max",
+	}
+}
+
+// SetHugepages does what runc's update leaves out.
+func SetHugepages(dirs []string, limits []specs.LinuxHugepageLimit) error {
+	for _, l := range limits {
+		written := false
+		for _, dir := range dirs {
+			for _, name := range hugepageFiles(l.Pagesize) {
+				err := writeLines(filepath.Join(dir, name), strconv.FormatUint(l.Limit, 10))
+				if errors.Is(err, unix.ENOENT) {
+					continue
+				}
+				if err != nil {
+					return fmt.Errorf("limit pages of %s: %v: %w", l.Pagesize, err, errdefs.ErrFailedPrecondition)
+				}
+				written = true
+			}
+		}
+		if !written {
+			return fmt.Errorf("limit pages of %s: there is no controller for it: %w", l.Pagesize, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,440 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/internal/guard"
+	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/helper"
+	"github.com/cribox/cribox/runtimeshim/statedir"
+	"github.com/cribox/cribox/runtimeshim/wire"
+)
+
+// Config says where the shim and the logger of an instance are.
+type Config struct {
+	State      string // state folder, absolute; at most 90 bytes long
+	Executable string // program that answers `shim --state DIR` and `logger --state DIR`; "" = this program
+	LogLevel   string // log level of both, when we start them; "" = theirs
+
+	// Scope returns the name of the scope of systemd that "shim" and "logger"
+	// are moved into, away from the unit of whoever has started them. No two
+	// state folders have one of the same name. nil = they stay there.
+	Scope func(peer string) string
+
+	// OnExit is called from one goroutine, once per exited task and client,
+	// also for exits that happened while nobody watched: every watch begins
+	// with a snapshot. By then the log has everything the task printed, unless
+	// it cannot be written. A slow OnExit delays later ones and nothing else.
+	OnExit func(runtimeshim.Task)
+
+	Step func(name string) // called at the steps listed in doc.go; nil = none
+}
+
+// Deadlines of a call. The shim's own, of what it executes, are shorter.
+var (
+	connectWait = 10 * time.Second // until shim and logger answer
+	startLimit  = wire.StartWait + wire.DeleteWait + 30*time.Second
+	deleteLimit = wire.DeathWait + wire.DeleteWait + 20*time.Second
+	updateLimit = 3*wire.UpdateWait + 30*time.Second
+	quickLimit  = 10 * time.Second // calls that execute nothing
+	finishLimit = 10 * time.Second // until an exit is told without its log
+)
+
+// Client talks to the shim and the logger of one instance, and keeps them
+// alive. Its methods may be called at once; ErrUnavailable means that the
+// shim (or logger) does not answer now, and says nothing about the task.
+type Client struct {
+	c      Config
+	state  statedir.Root
+	shim   *peer
+	logger *peer
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+
+	mu    sync.Mutex
+	told  map[string]bool // ids of tasks whose exit is delivered, or about to be
+	late  map[string]bool // ids of tasks whose log could not be finished in time
+	exits []runtimeshim.Task
+	more  chan struct{}
+}
+
+// Connect finds the shim and the logger of c.State, or starts them: several
+// clients may try at once, one of each comes to be. One that is alive and does
+// not answer is ErrUnavailable, and never replaced.
+func Connect(ctx context.Context, c Config) (*Client, error) {
+	if !filepath.IsAbs(c.State) || len(c.State) > 90 {
+		return nil, fmt.Errorf("state folder %q is not an absolute path of at most 90 bytes: %w", c.State, errdefs.ErrInvalidArgument)
+	}
+	if c.Executable == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		c.Executable = exe
+	}
+	if c.Step == nil {
+		c.Step = func(string) {}
+	}
+	d := statedir.Root(filepath.Clean(c.State))
+	for _, name := range []string{string(d), d.Tasks(), d.RuncRoot(), d.Gone()} {
+		if err := os.MkdirAll(name, 0o700); err != nil {
+			return nil, fmt.Errorf("make state folder: %w", err)
+		}
+	}
+	k := &Client{c: c, state: d, told: map[string]bool{}, late: map[string]bool{}, more: make(chan struct{}, 1),
+		shim:   newPeer("shim", c, d.ShimSock(), d.ShimLock(), d.ShimHome(), d.ShimLog()),
+		logger: newPeer("logger", c, d.LoggerSock(), d.LoggerLock(), d.LoggerHome(), d.LoggerLog())}
+	k.logger.build = helper.BuildOf(c.Executable) // a logger may be ended at any time, a shim may not
+	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if err := k.connect(ctx); err != nil {
+		k.cancel()
+		return nil, err
+	}
+	k.work.Go(k.deliver)
+	k.work.Go(k.watch)
+	return k, nil
+}
+
+// connect brings both peers up, at the same time, and begins to keep them.
+func (k *Client) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, connectWait)
+	defer cancel()
+	errs := make([]error, 2)
+	var both sync.WaitGroup
+	for i, p := range []*peer{k.logger, k.shim} {
+		both.Go(func() {
+			errs[i] = guard.Call(ctx, "the start of the "+p.name, func() error {
+				pidfd, err := p.ensure(ctx)
+				if err == nil {
+					k.work.Go(func() { p.keep(k.ctx, pidfd) })
+				}
+				return err
+			})
+		})
+	}
+	both.Wait()
+	return errors.Join(errs...)
+}
+
+// Close ends the client. Shim, logger and tasks go on.
+func (k *Client) Close() error {
+	k.cancel()
+	k.work.Wait()
+	return nil
+}
+
+// Shutdown ends shim and logger, and the client. ErrFailedPrecondition, and
+// nothing has ended, while there is a task, exited ones included.
+func (k *Client) Shutdown(ctx context.Context) error {
+	k.shim.leave(true)
+	k.logger.leave(true)
+	if err := k.askShim(ctx, quickLimit, "quit", struct{}{}, nil); err != nil {
+		k.shim.leave(false)
+		k.logger.leave(false)
+		return fmt.Errorf("end the shim: %w", err)
+	}
+	err := k.askLogger(ctx, quickLimit, "quit", wire.LoggerTask{})
+	k.Close()
+	ctx, cancel := context.WithTimeout(ctx, quickLimit)
+	defer cancel()
+	return errors.Join(err, k.shim.waitGone(ctx), k.logger.waitGone(ctx))
+}
+
+// Start runs a task. It returns when the task's first process runs the program
+// it is for. On error nothing of the task is left but its folder, and Delete
+// removes that; the error carries the last one that the runtime has logged.
+// Of class ErrInvalidArgument: the program cannot be executed; ErrAlreadyExists:
+// there is a task of that id. A start goes on when ctx is cancelled, within a
+// limit of its own, and its result is returned then too.
+func (k *Client) Start(ctx context.Context, st runtimeshim.Start) (runtimeshim.Task, error) {
+	ctx = context.WithoutCancel(ctx)
+	if err := statedir.CheckID(st.ID); err != nil {
+		return runtimeshim.Task{}, err
+	}
+	d := k.state.Task(st.ID)
+	if _, err := os.Lstat(d.Record()); err == nil {
+		return runtimeshim.Task{}, fmt.Errorf("start task %s: it has a record: %w", st.ID, errdefs.ErrAlreadyExists)
+	}
+	if st.LogLimit != 0 && st.LogLimit < runtimeshim.MinLogLimit {
+		return runtimeshim.Task{}, fmt.Errorf("start task %s: log limit %d is below %d: %w", st.ID, st.LogLimit, runtimeshim.MinLogLimit, errdefs.ErrInvalidArgument)
+	}
+	k.c.Step("client.start.intent")
+	if err := prepare(d, st); err != nil {
+		return runtimeshim.Task{}, fmt.Errorf("prepare task %s: %w", st.ID, err)
+	}
+	k.c.Step("client.start.folder")
+	if err := k.askLogger(ctx, quickLimit, "open", wire.LoggerTask{ID: st.ID}); err != nil {
+		return runtimeshim.Task{}, fmt.Errorf("open the log of task %s: %w", st.ID, err)
+	}
+	k.c.Step("client.start.log")
+	k.mu.Lock()
+	delete(k.told, st.ID)
+	delete(k.late, st.ID)
+	k.mu.Unlock()
+	t, never, err := k.startTask(ctx, st)
+	k.c.Step("client.start.done")
+	if never || err != nil && !errdefs.IsAlreadyExists(err) && !errdefs.IsUnavailable(err) { // else it may run
+		k.finishLog(ctx, st.ID)
+	}
+	return t, err
+}
+
+// prepare makes the task folder, again if an earlier start has failed.
+func prepare(d statedir.Task, st runtimeshim.Start) error {
+	if err := os.MkdirAll(d.Bundle(), 0o700); err != nil {
+		return err
+	}
+	if err := placeSpec(d.Config(), st); err != nil {
+		return err
+	}
+	if _, err := os.Stat(d.Exit()); errors.Is(err, os.ErrNotExist) { // nothing has run: what a failed start left of a log is not this one's
+		for _, name := range []string{"progress", "stdout.spool", "stderr.spool"} {
+			if err := os.Remove(d.At(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	label, err := mountLabel(st.Spec)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{d.Stdout(), d.Stderr()} {
+		if err := unix.Mkfifo(name, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("make FIFO %s: %w", name, err)
+		}
+		if err := os.Lchown(name, st.OwnerUID, st.OwnerGID); err != nil {
+			return err
+		}
+		if label == "" {
+			continue
+		}
+		if err := unix.Lsetxattr(name, "security.selinux", []byte(label), 0); err != nil {
+			return fmt.Errorf("label FIFO %s: %w", name, err)
+		}
+	}
+	return statedir.WriteJSON(d.Log(), statedir.LogRecord{Format: statedir.Format, Path: st.LogPath, Limit: st.LogLimit, Terminal: st.Terminal, Start: time.Now().UnixNano()})
+}
+
+// placeSpec makes the bundle's config.json. What was there may be a link to the caller's file, so it is
+// not written to.
+func placeSpec(name string, st runtimeshim.Start) error {
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if st.SpecFile != "" && os.Link(st.SpecFile, name) == nil {
+		return nil
+	}
+	return os.WriteFile(name, st.Spec, 0o600)
+}
+
+// mountLabel returns the SELinux label of a task's files (linux.mountLabel of its spec), which its streams have too; "" for none.
+func mountLabel(spec []byte) (string, error) {
+	if !bytes.Contains(spec, []byte(`"mountLabel"`)) {
+		return "", nil
+	}
+	var s struct {
+		Linux struct {
+			MountLabel string `json:"mountLabel"`
+		} `json:"linux"`
+	}
+	if err := json.Unmarshal(spec, &s); err != nil {
+		return "", fmt.Errorf("config.json: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return s.Linux.MountLabel, nil
+}
+
+// startTask asks the shim. When that dies meanwhile, its successor knows what
+// came of the start; never: nothing did.
+func (k *Client) startTask(ctx context.Context, st runtimeshim.Start) (t runtimeshim.Task, never bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	p := statedir.Params{ID: st.ID, Pod: st.Pod, Runtime: st.Runtime, Terminal: st.Terminal, Stdin: st.Stdin,
+		StdinOnce: st.StdinOnce, OOMFile: st.OOMFile, LockFile: st.LockFile, Keeper: st.Keeper,
+		OwnerUID: st.OwnerUID, OwnerGID: st.OwnerGID, Systemd: st.SystemdCgroup}
+	err = k.ask(ctx, k.shim, "start", p, &t, false)
+	if !errors.Is(err, wire.ErrBroken) {
+		return t, false, err
+	}
+	err = k.ask(ctx, k.shim, "settle", wire.Task{ID: st.ID}, &t, true)
+	if errdefs.IsNotFound(err) {
+		return t, true, fmt.Errorf("start task %s: the shim died: %w", st.ID, errdefs.ErrUnavailable)
+	}
+	return t, false, err
+}
+
+// Kill sends a signal to a task's first process; with all, to every process
+// of its cgroup too. ErrNotFound when there is nobody to get it.
+func (k *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bool) error {
+	if err := statedir.CheckID(id); err != nil {
+		return err
+	}
+	k.c.Step("client.kill")
+	return k.askShim(ctx, quickLimit, "kill", wire.Kill{ID: id, Signal: int(sig), All: all}, nil)
+}
+
+// Release removes what the runtime and the kernel have of an exited task. Its
+// exit and its log stay until Delete. ErrFailedPrecondition while it runs.
+func (k *Client) Release(ctx context.Context, id string) error {
+	if err := statedir.CheckID(id); err != nil {
+		return err
+	}
+	k.finishLog(ctx, id)
+	k.c.Step("client.release")
+	return k.askShim(ctx, deleteLimit, "release", wire.Task{ID: id}, nil)
+}
+
+// Delete kills a task if it runs and removes everything of it. Nothing there
+// is no error. After an error the next Delete goes on.
+func (k *Client) Delete(ctx context.Context, id string) error {
+	if err := statedir.CheckID(id); err != nil {
+		return err
+	}
+	k.c.Step("client.delete")
+	d := k.state.Task(id)
+	if _, err := os.Lstat(string(d)); err == nil {
+		// The processes die before the log is finished, else there is no end of it.
+		if err := k.askShim(ctx, deleteLimit, "end", wire.Task{ID: id}, nil); err != nil {
+			return err
+		}
+		k.finishLog(ctx, id)
+	}
+	if err := k.askShim(ctx, deleteLimit, "delete", wire.Task{ID: id}, nil); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	delete(k.told, id)
+	delete(k.late, id)
+	k.mu.Unlock()
+	return nil
+}
+
+// Update changes what a running task may use. On error everything is as it was
+// before. ErrFailedPrecondition: there is no such task, it does not run, or the
+// kernel does not take the values in the task's place (less memory than is in
+// use, processors that the parent has not); ErrInvalidArgument: it would take
+// them nowhere. It goes on when ctx is cancelled, within a limit of its own; an
+// update that a shim did not survive is done again by its successor.
+func (k *Client) Update(ctx context.Context, u runtimeshim.Update) error {
+	if err := statedir.CheckID(u.ID); err != nil {
+		return err
+	}
+	k.c.Step("client.update")
+	b := wire.Update{ID: u.ID, Resources: u.Resources, Previous: u.Previous, OOMScoreAdj: u.OOMScoreAdj, LockFile: u.LockFile}
+	return k.askShim(context.WithoutCancel(ctx), updateLimit, "update", b, nil)
+}
+
+// finishLog waits until everything an ended task has printed is in its log,
+// within a limit: the logger tries on, and the task's end does not wait. A log
+// that was late once is given a second only.
+func (k *Client) finishLog(ctx context.Context, id string) {
+	k.mu.Lock()
+	limit := finishLimit
+	if k.late[id] {
+		limit = time.Second
+	}
+	k.mu.Unlock()
+	var rec statedir.LogRecord
+	_ = statedir.ReadJSON(k.state.Task(id).Log(), &rec) // of a task without one there is nothing to finish, which the logger sees
+	if k.askLogger(ctx, limit, "finish", wire.LoggerTask{ID: id, Start: rec.Start}) != nil && k.ctx.Err() == nil {
+		k.mu.Lock()
+		k.late[id] = true
+		k.mu.Unlock()
+	}
+}
+
+// Tasks lists every task folder, by id.
+func (k *Client) Tasks(ctx context.Context) ([]runtimeshim.Task, error) {
+	var all []runtimeshim.Task
+	err := k.askShim(ctx, quickLimit, "tasks", struct{}{}, &all)
+	return all, err
+}
+
+// ReopenLog makes the logger go on in a new file at the task's log path, after
+// the old one was renamed. On error there is no new file.
+func (k *Client) ReopenLog(ctx context.Context, id string) error {
+	if err := statedir.CheckID(id); err != nil {
+		return err
+	}
+	return k.askLogger(ctx, quickLimit, "reopen", wire.LoggerTask{ID: id})
+}
+
+// askShim is ask for calls that may be repeated when the shim dies over them.
+func (k *Client) askShim(ctx context.Context, limit time.Duration, verb string, body, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return k.ask(ctx, k.shim, verb, body, out, true)
+}
+
+func (k *Client) askLogger(ctx context.Context, limit time.Duration, verb string, body wire.LoggerTask) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return k.ask(ctx, k.logger, verb, body, nil, true)
+}
+
+// ask does one call without descriptors. While nobody listens it waits for
+// keep to bring the peer back; a call that broke is repeated only if it may be.
+func (k *Client) ask(ctx context.Context, p *peer, verb string, body, out any, repeat bool) error {
+	for {
+		err := k.whileNobody(ctx, p, verb, func() error {
+			_, err := p.call(ctx, verb, body, out)
+			return err
+		})
+		if !repeat || !errors.Is(err, wire.ErrBroken) || ctx.Err() != nil {
+			return slow(ctx, p, verb, err)
+		}
+	}
+}
+
+// whileNobody makes a call again as long as nobody listens, which is until keep
+// has brought the peer back, or for quickLimit: nothing of the call has
+// happened then.
+func (k *Client) whileNobody(ctx context.Context, p *peer, verb string, try func() error) error {
+	for began := time.Now(); ; {
+		err := try()
+		if !errors.Is(err, wire.ErrNobody) || time.Since(began) > quickLimit {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("ask the %s for %s: %w", p.name, verb, err)
+		case <-k.ctx.Done():
+			return fmt.Errorf("ask the %s for %s: client is closed: %w", p.name, verb, errdefs.ErrUnavailable)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// slow says who was slow when a call ran into its deadline.
+func slow(ctx context.Context, p *peer, verb string, err error) error {
+	if err == nil || ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
+		return err
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("the %s has not answered %s in time: %w (%w)", p.name, verb, errdefs.ErrUnavailable, err)
+	}
+	return fmt.Errorf("ask the %s for %s: %w", p.name, verb, err)
+}
+
+// logText is what a peer has written to its own log, for an error: the end of it.
+func logText(name string) string {
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(raw[max(0, len(raw)-1024):]))
+}

@@ -1,0 +1,105 @@
+package logger
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cribox/cribox/runtimeshim/crilog"
+	"github.com/cribox/cribox/runtimeshim/statedir"
+)
+
+// finish begins the end of a task that prints no more, and returns a channel
+// that is closed when all of its output is in the log. ErrNotFound: no such
+// task, or its id is that of a later start by now; start 0 is any.
+// ErrInvalidArgument: what it calls its log cannot be one.
+func (t *logTask) finish(start int64) (chan struct{}, error) {
+	other, err := t.startedAfter(start)
+	if err != nil {
+		return nil, fmt.Errorf("log of %s: %w: %w", t.id, err, errdefs.ErrUnavailable)
+	}
+	if other {
+		if t.writer == nil && t.stuck == 0 {
+			t.release()
+		}
+		return nil, fmt.Errorf("log of %s: it was started again meanwhile: %w", t.id, errdefs.ErrNotFound)
+	}
+	if t.finished == nil {
+		t.finished = make(chan struct{})
+	}
+	done := t.finished
+	if t.writer == nil && t.stuck == 0 {
+		err := t.attach()
+		if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.release()
+			return nil, err
+		}
+	}
+	t.wake(tick)
+	return done, nil
+}
+
+// startedAfter tells whether the task folder is that of another start than the
+// one that was meant, 0 for any: who asked to finish that one may have given up.
+func (t *logTask) startedAfter(start int64) (bool, error) {
+	if start == 0 {
+		return false, nil
+	}
+	var rec statedir.LogRecord
+	err := statedir.ReadJSON(t.dir().Log(), &rec)
+	if errdefs.IsNotFound(err) || errdefs.IsDataLoss(err) {
+		err = nil
+	}
+	return rec.Start != 0 && rec.Start != start, err
+}
+
+// drain writes everything and marks the task as done.
+func (t *logTask) drain() error {
+	if !t.writer.Done() {
+		for i, s := range t.streams {
+			if s == nil {
+				continue
+			}
+			if err := t.drainStream(i); err != nil {
+				return err
+			}
+		}
+		if err := t.writer.Finish(); err != nil {
+			return err
+		}
+	}
+	for _, name := range crilog.StreamNames {
+		os.Remove(t.dir().At(name + ".spool"))
+	}
+	t.release()
+	return nil
+}
+
+// drainStream takes what the FIFO holds now and no more: a process that has
+// outlived its container cannot keep us.
+func (t *logTask) drainStream(i int) error {
+	left, err := t.streams[i].held()
+	if err != nil {
+		return err
+	}
+	for {
+		n := 0
+		if left > 0 {
+			if n, err = t.fill(i); err != nil {
+				return err
+			}
+			left -= n
+		}
+		if err := t.commit(i, n == 0); err != nil {
+			return err
+		}
+		if err := t.writer.Compact(i); err != nil {
+			return err
+		}
+		if n == 0 {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,173 @@
+package logger
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/crilog"
+	"github.com/cribox/cribox/runtimeshim/statedir"
+	"github.com/cribox/cribox/runtimeshim/unixfd"
+)
+
+// open begins to read. A folder that was replaced by another of the same name
+// is a new task.
+func (t *logTask) open() error {
+	if t.writer != nil {
+		if t.sameFIFO() {
+			return nil
+		}
+		t.release()
+		return errGone
+	}
+	if err := t.attach(); err != nil || t.writer.Done() {
+		t.release()
+		return err
+	}
+	t.unarmed = anybody
+	t.wake(tick)
+	return nil
+}
+
+func (t *logTask) sameFIFO() bool {
+	var now unix.Stat_t
+	st, err := unixfd.Stat(t.streams[0].fifo)
+	return err == nil && unix.Stat(t.dir().Stdout(), &now) == nil && st.Ino == now.Ino && st.Dev == now.Dev
+}
+
+// resume takes up a task that a logger before us has left. One that has no log
+// or no FIFO is still being made, or is deleted: nothing to do.
+func (t *logTask) resume() {
+	if t.gone || t.writer != nil {
+		return
+	}
+	err := t.attach()
+	switch {
+	case errors.Is(err, errdefs.ErrNotFound), errors.Is(err, errdefs.ErrInvalidArgument):
+		t.release()
+	case err != nil:
+		t.backOff(err)
+	case t.writer.Done():
+		t.release()
+	default:
+		t.unarmed = anybody
+		t.wake(tick)
+	}
+}
+
+// attach opens what the task folder holds and the log. Nothing is open after
+// an error. ErrNotFound: the task folder or the folder of the log is not there.
+func (t *logTask) attach() (err error) {
+	defer func() {
+		if err != nil {
+			t.detach()
+		}
+	}()
+	var rec statedir.LogRecord
+	if err := statedir.ReadJSON(t.dir().Log(), &rec); err != nil {
+		return fmt.Errorf("log of %s: %w", t.id, err)
+	}
+	if err := t.openWriter(rec); err != nil || t.writer.Done() {
+		return err
+	}
+	spools, err := t.openSources(rec)
+	if err != nil {
+		return err
+	}
+	if rec.Path != "" {
+		t.writer.TakeSpools(spools)
+		if err := t.place.open(); err != nil {
+			return err
+		}
+	}
+	for i, s := range t.streams {
+		if s != nil {
+			t.l.watch(t, i, s.fifo)
+		}
+	}
+	return nil
+}
+
+// openWriter makes the Writer and what it knows of how far the work has come.
+func (t *logTask) openWriter(rec statedir.LogRecord) error {
+	path := t.dir().At("progress")
+	fd, err := unixfd.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	t.writer, err = crilog.NewWriter(crilog.Owner{
+		Step: t.l.step, Now: time.Now, Removed: func(size int64) error { return t.place.removed(size) },
+		Full: func() { t.logger().Warn("log has reached its size limit; output is left out until it is rotated") },
+		Lost: func(err error) { t.logger().WithError(err).Error("lines are lost") },
+	}, rec.Limit, &diskFile{fd, path})
+	if err != nil {
+		return fmt.Errorf("progress %s: %w", path, err)
+	}
+	t.place = place{path: rec.Path, writer: t.writer, step: t.l.step}
+	return nil
+}
+
+// openSources opens the FIFOs, and the spools that it returns. All of it is closed by detach, also on error.
+func (t *logTask) openSources(rec statedir.LogRecord) (spools [2]*crilog.Spool, err error) {
+	for i, name := range crilog.StreamNames {
+		if rec.Terminal && i > 0 {
+			continue
+		}
+		file := ""
+		if rec.Path != "" {
+			file = t.dir().At(name + ".spool")
+		}
+		s, err := openSource(t.dir().At(name), file)
+		if errors.Is(err, os.ErrNotExist) {
+			err = fmt.Errorf("%v: %w", err, errdefs.ErrNotFound)
+		}
+		if err != nil {
+			for _, s := range spools {
+				if s != nil {
+					s.Close()
+				}
+			}
+			return spools, fmt.Errorf("output of %s: %w", t.id, err)
+		}
+		t.streams[i], spools[i] = s, s.spool
+	}
+	return spools, nil
+}
+
+// reopen goes on in a new file at the log's path: the old one was renamed.
+// What was read so far goes to the old one. On error nothing has changed.
+func (t *logTask) reopen() error {
+	if t.writer == nil {
+		err := t.attach()
+		if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.release()
+			return err
+		}
+		if err != nil {
+			t.backOff(err) // it may have been waiting for that already
+			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+		}
+		t.unarmed = anybody
+		t.wake(tick)
+	}
+	if t.place.path == "" {
+		return nil
+	}
+	if t.writer.Done() {
+		l, _, err := openLogFile(t.place.path)
+		l.Close()
+		t.release()
+		return err
+	}
+	err := t.place.reopen(func() error {
+		return t.writer.Leave(func(i int) error { return t.commit(i, false) })
+	})
+	if err == nil && t.stuck != 0 {
+		t.wake(tick) // what could not be written to the old file may fit into the new one
+	}
+	return err
+}

@@ -1,0 +1,161 @@
+package logger
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/crilog"
+)
+
+// place finds the file that is the log of a task: files are renamed and
+// removed while we write to them.
+type place struct {
+	path   string // "" = output is dropped
+	writer *crilog.Writer
+	step   func(string)
+}
+
+// open finds the log of a task that was open before, or opens a new one.
+func (p *place) open() error {
+	now, err := findLogFile(p.path)
+	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		return err
+	}
+	was := p.writer.LogID()
+	if was == (crilog.FileID{}) && now.File == nil {
+		return p.create()
+	}
+	if was == (crilog.FileID{}) || now.ID == was {
+		return p.writer.OpenLog(now)
+	}
+	renamed, err := findRenamed(filepath.Dir(p.path), was)
+	switch {
+	case errors.Is(err, errdefs.ErrNotFound):
+		return p.replace(now)
+	case err != nil:
+		now.Close()
+		return err
+	}
+	// Rotated. What was begun belongs into the old file, and so does what
+	// comes, until reopen has made the new one.
+	err = p.writer.OpenLog(renamed)
+	if now.File == nil {
+		return err
+	}
+	if err == nil {
+		err = p.writer.Settle()
+	}
+	if err != nil {
+		now.Close()
+		return err
+	}
+	return p.writer.Adopt(now)
+}
+
+// create makes the log of a new task.
+func (p *place) create() error {
+	l, created, err := openLogFile(p.path)
+	if err != nil {
+		return err
+	}
+	if created {
+		p.step("logger.created")
+	}
+	return p.writer.OpenLog(l)
+}
+
+// replace: the file we wrote is deleted. What was begun is made again in the
+// one that has its name now.
+func (p *place) replace(now crilog.Log) error {
+	if now.File == nil {
+		return p.findFolder()
+	}
+	return p.writer.Replace(now)
+}
+
+// findFolder serves a task whose log was deleted, with its folder, while no
+// logger ran. Had one run, it would go on writing to a file without a name;
+// so output is dropped, until the folder is there again.
+func (p *place) findFolder() error {
+	if p.writer.Log().File != nil || p.path == "" {
+		return nil
+	}
+	l, _, err := openLogFile(p.path)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return p.writer.Replace(l)
+}
+
+// reopen goes on in the file at path, which is made if there is none, after
+// leave has written to the old one what belongs there. On error nothing has changed.
+func (p *place) reopen(leave func() error) error {
+	if err := leave(); err != nil {
+		return err
+	}
+	l, created, err := openLogFile(p.path)
+	if err != nil {
+		return err
+	}
+	if created {
+		p.step("logger.created")
+	}
+	if l.ID == p.writer.Log().ID {
+		l.Close()
+		return nil
+	}
+	if err := p.writer.Switch(l); err != nil {
+		if created {
+			_ = unix.Unlink(p.path)
+		}
+		return err
+	}
+	p.step("logger.reopened")
+	return nil
+}
+
+// removed: the log we write has no name any more. If another file has taken
+// its name, the kubelet has undone a rotation whose answer it did not get: the
+// lines written since belong into that file. If none has, the log was deleted,
+// and we go on until reopen.
+func (p *place) removed(size int64) error {
+	l, err := findLogFile(p.path)
+	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errdefs.ErrInvalidArgument) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if size <= mostMoved {
+		if err := copyLog(l.File, p.writer.Log().File, size); err != nil {
+			l.Close()
+			return fmt.Errorf("write log %s: %w", p.path, err)
+		}
+	}
+	return p.writer.Adopt(l)
+}
+
+const mostMoved = 16 << 20 // more than a rotation that was undone at once can have got
+
+// copyLog appends size bytes, all or nothing.
+func copyLog(to, from crilog.File, size int64) error {
+	st, err := to.Stat()
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, size)
+	if _, err = from.ReadAt(buf, 0); err == nil {
+		err = to.Append(buf)
+	}
+	if err != nil {
+		return errors.Join(err, to.Truncate(st.Size))
+	}
+	return nil
+}

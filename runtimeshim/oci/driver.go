@@ -1,0 +1,247 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/helper"
+	"github.com/cribox/cribox/runtimeshim/procfd"
+	"github.com/cribox/cribox/runtimeshim/statedir"
+	"github.com/cribox/cribox/runtimeshim/unixfd"
+	"github.com/cribox/cribox/runtimeshim/wire"
+)
+
+// Command is one execution of an OCI command line runtime.
+type Command struct {
+	Runtime string
+	Log     string        // file for its JSON log, removed before; the last error in it is the error returned
+	Systemd bool          // makes the task's cgroup
+	Args    []string      // after the global options
+	Stdio   [3]*os.File   // nil = /dev/null
+	Extra   []*os.File    // descriptors 3 and up
+	Said    func() string // what the command has printed, for a reason that is not in its log; nil = nobody knows
+	Wait    time.Duration
+	Grace   time.Duration // how long the command may still run after ctx has ended
+}
+
+// Driver executes the commands of OCI runtimes, as children of this process.
+type Driver struct {
+	state   statedir.Root
+	Reaper  *procfd.Reaper
+	ownOOM  bool // our own oom_score_adj is not 0, so children need theirs reset
+	counter atomic.Uint64
+}
+
+// NewDriver returns a driver of the tasks of a state folder. ownOOM: this process has another
+// oom_score_adj than its children shall have.
+func NewDriver(state statedir.Root, ownOOM bool) *Driver {
+	return &Driver{state: state, Reaper: procfd.NewReaper(), ownOOM: ownOOM}
+}
+
+// Run executes the command and returns nil when it ended with 0. When it is
+// over its deadline, or ctx has ended and the grace too, it and its children
+// are killed.
+func (d *Driver) Run(ctx context.Context, c Command) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	attr := &syscall.ProcAttr{Dir: "/", Env: helper.PlainEnv, Sys: &syscall.SysProcAttr{Setsid: true}}
+	for _, f := range append(c.Stdio[:], c.Extra...) {
+		if f == nil {
+			f = null
+		}
+		attr.Files = append(attr.Files, uintptr(unixfd.Of(f)))
+	}
+	os.Remove(c.Log)
+	proc, err := d.Reaper.Start(c.argv(d.state.RuncRoot()), attr)
+	if err != nil {
+		return startError(c.Runtime, err)
+	}
+	if proc.Pidfd != nil {
+		defer proc.Pidfd.Close()
+	}
+	d.resetOOMScore(proc)
+	name := filepath.Base(c.Runtime) + " " + c.Args[0]
+	ws, err := d.awaitCommand(ctx, proc, c)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if ws.Exited() && ws.ExitStatus() == 0 {
+		return nil
+	}
+	return commandError(name, ws, c)
+}
+
+// argv is the whole command line.
+func (c Command) argv(root string) []string {
+	argv := []string{c.Runtime, "--root", root, "--log", c.Log, "--log-format", "json"}
+	if c.Systemd {
+		argv = append(argv, "--systemd-cgroup")
+	}
+	return append(argv, c.Args...)
+}
+
+// awaitCommand waits for the command within its limits.
+func (d *Driver) awaitCommand(ctx context.Context, proc procfd.Child, c Command) (unix.WaitStatus, error) {
+	deadline := time.NewTimer(c.Wait)
+	defer deadline.Stop()
+	over := make(chan struct{})
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(c.Grace, func() { close(over) }) })()
+	why := fmt.Errorf("no end after %v: %w", c.Wait, context.DeadlineExceeded)
+	select {
+	case ws := <-proc.Done:
+		return ws, nil
+	case <-deadline.C:
+	case <-over:
+		why = context.Cause(ctx)
+	}
+	select {
+	case ws := <-proc.Done: // just now
+		return ws, nil
+	default:
+	}
+	d.killCommand(proc)
+	select {
+	case <-proc.Done:
+	case <-time.After(wire.KilledWait):
+		why = fmt.Errorf("process %d does not die: %w", proc.Pid, why)
+	}
+	return 0, why
+}
+
+// killCommand ends a command of ours and everything that it has started. It is stopped first, so that
+// it starts nothing more while we look for what it has.
+func (d *Driver) killCommand(proc procfd.Child) {
+	if proc.Pidfd != nil {
+		_ = procfd.Signal(proc.Pidfd, unix.SIGSTOP)
+		awaitStopped(proc.Pid)
+		procfd.KillDescendants(proc.Pidfd)
+	}
+	d.Reaper.KillGroup(proc.Pid)
+}
+
+// awaitStopped waits until a process that was sent SIGSTOP has stopped, or ended, for a while: one
+// that is stuck in the kernel does neither.
+func awaitStopped(pid int) {
+	for range 100 {
+		if st, err := procfd.ReadStat(pid); err != nil || strings.IndexByte("TtZX", st.State) >= 0 {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func startError(runtime string, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOEXEC):
+		return fmt.Errorf("execute runtime %s: %v: %w", runtime, err, errdefs.ErrFailedPrecondition)
+	case helper.OutOfResources(err):
+		return fmt.Errorf("execute runtime %s: %v: %w", runtime, err, errdefs.ErrResourceExhausted)
+	}
+	return fmt.Errorf("execute runtime %s: %w", runtime, err)
+}
+
+// commandError makes the error of a command that did not end with 0 from the
+// last error of its log, at most 4 KiB of it, or else from what it has printed.
+func commandError(name string, ws unix.WaitStatus, c Command) error {
+	end := fmt.Sprintf("exit status %d", ws.ExitStatus())
+	if ws.Signaled() {
+		end = "killed by " + unix.SignalName(ws.Signal())
+	}
+	msg := lastLogError(c.Log)
+	if msg == "" && c.Said != nil {
+		if msg = lastWords(c.Said()); msg != "" {
+			msg = end + ": " + msg
+		}
+	}
+	if msg == "" {
+		return fmt.Errorf("%s: %s", name, end)
+	}
+	if class := classOfMessage(msg); class != nil {
+		return fmt.Errorf("%s: %s: %w", name, msg, class)
+	}
+	return fmt.Errorf("%s: %s", name, msg)
+}
+
+// classOfMessage knows some sentences of the runtime. ErrNotFound and
+// ErrPermissionDenied are about the program to execute: a shell's 127 and 126.
+func classOfMessage(msg string) error {
+	about := strings.Contains(msg, "exec: ") || strings.Contains(msg, "exec /")
+	switch {
+	case strings.Contains(msg, "executable file not found"), about && strings.Contains(msg, "no such file or directory"):
+		return errdefs.ErrNotFound
+	case strings.Contains(msg, "exec format error"), about && (strings.Contains(msg, "permission denied") || strings.Contains(msg, "is a directory")):
+		return errdefs.ErrPermissionDenied
+	case strings.Contains(msg, "stopped container"), strings.Contains(msg, "container not running"):
+		return errdefs.ErrFailedPrecondition
+	}
+	for _, lack := range lacks {
+		if strings.Contains(msg, lack) {
+			return errdefs.ErrResourceExhausted
+		}
+	}
+	return nil
+}
+
+// lacks are what a runtime says when the node has too little of something, now.
+var lacks = []string{"no space left on device", "resource temporarily unavailable", "disk quota exceeded", "cannot allocate memory",
+	"too many open files", "cannot fork"}
+
+// lastLogError reads the end of a runtime's JSON log: the last message of level
+// error or worse, else the last line that is not JSON.
+func lastLogError(name string) string {
+	f, err := os.Open(name)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	const tail = 64 << 10
+	if st, err := f.Stat(); err == nil && st.Size() > tail {
+		if _, err := f.Seek(-tail, io.SeekEnd); err != nil {
+			return ""
+		}
+	}
+	raw, _ := io.ReadAll(io.LimitReader(f, tail))
+	var last string
+	for line := range bytes.Lines(raw) {
+		var entry struct{ Level, Msg string }
+		if json.Unmarshal(line, &entry) == nil {
+			if entry.Level == "error" || entry.Level == "fatal" || entry.Level == "panic" {
+				last = entry.Msg
+			}
+		} else if text := strings.TrimSpace(string(line)); text != "" && last == "" {
+			last = text
+		}
+	}
+	return strings.ToValidUTF8(last[max(0, len(last)-4096):], "?")
+}
+
+// resetOOMScore undoes in a child what settleIn did to us.
+func (d *Driver) resetOOMScore(c procfd.Child) {
+	if !d.ownOOM || c.Pidfd == nil {
+		return
+	}
+	proc, err := os.OpenRoot(fmt.Sprintf("/proc/%d", c.Pid)) // of one process: the number may be given away, this not
+	if err != nil {
+		return
+	}
+	defer proc.Close()
+	if procfd.StillHas(c.Pidfd, c.Pid) == nil {
+		_ = proc.WriteFile("oom_score_adj", []byte("0"), 0)
+	}
+}

@@ -1,0 +1,100 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+
+	"github.com/cribox/cribox/runtimeshim/helper"
+)
+
+const (
+	featuresWait  = 5 * time.Second // how long a runtime may think about what it can do
+	featuresGrace = time.Second     // from then on, for what it started to let go of the pipe
+	featuresBytes = 1 << 20         // runc says 4 KiB
+)
+
+// Features is what a runtime says that it can do (features.md of the OCI runtime specification).
+type Features struct {
+	UserNamespaces    bool   `json:"userNamespaces"`       // it joins and makes them
+	IDMappedMounts    bool   `json:"idMappedMounts"`       // it maps the ids of mounts
+	RecursiveReadOnly bool   `json:"recursiveReadOnly"`    // it knows the mount option rro
+	Version           string `json:"version,omitempty"`    // of the runtime, if it says so
+	OCIVersion        string `json:"ociVersion,omitempty"` // the newest that it implements
+	Flaw              string `json:"flaw,omitempty"`       // the worst that is known of this version
+}
+
+// AskFeatures executes the runtime's command features. One that ends with an error, as those do that do not know the command, is
+// ErrNotImplemented; one that cannot be executed, takes too long or is killed is ErrUnavailable: it may answer another time.
+func AskFeatures(ctx context.Context, runtime string) (Features, error) {
+	name := filepath.Base(runtime)
+	out, err := askFeatures(ctx, runtime)
+	var ended *exec.ExitError
+	switch {
+	case err == nil:
+	case errors.As(err, &ended) && ended.Exited():
+		return Features{}, fmt.Errorf("%s features: %w: %w", name, err, errdefs.ErrNotImplemented)
+	default:
+		return Features{}, fmt.Errorf("%s features: %w: %w", name, err, errdefs.ErrUnavailable)
+	}
+	var said features.Features
+	if err := json.Unmarshal(out, &said); err != nil {
+		return Features{}, fmt.Errorf("%s features: %w: %w", name, err, errdefs.ErrNotImplemented)
+	}
+	return readFeatures(said), nil
+}
+
+func askFeatures(ctx context.Context, runtime string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, featuresWait)
+	defer cancel()
+	var out bounded
+	cmd := exec.CommandContext(ctx, runtime, "features")
+	cmd.Env, cmd.Dir, cmd.Stdout, cmd.WaitDelay = helper.PlainEnv, "/", &out, featuresGrace
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("no answer: %w", ctx.Err())
+	}
+	return out.b.Bytes(), err
+}
+
+func readFeatures(said features.Features) Features {
+	f := Features{RecursiveReadOnly: slices.Contains(said.MountOptions, "rro"), OCIVersion: said.OCIVersionMax}
+	for key, value := range said.Annotations {
+		if strings.HasSuffix(key, ".version") && !strings.Contains(key, "seccomp") { // org.opencontainers.runc.version, run.oci.crun.version
+			f.Version = value
+			if key == "org.opencontainers.runc.version" {
+				f.Flaw = RuncFlaw(value)
+			}
+		}
+	}
+	if said.Linux != nil {
+		f.UserNamespaces = slices.Contains(said.Linux.Namespaces, "user")
+		if m := said.Linux.MountExtensions; m != nil && m.IDMap != nil && m.IDMap.Enabled != nil {
+			f.IDMappedMounts = *m.IDMap.Enabled
+		}
+	}
+	return f
+}
+
+// bounded keeps what is written, and fails when that is more than any runtime has to say.
+type bounded struct{ b bytes.Buffer }
+
+func (w *bounded) Write(p []byte) (int, error) {
+	if w.b.Len()+len(p) > featuresBytes {
+		return 0, fmt.Errorf("more than %d bytes", featuresBytes)
+	}
+	return w.b.Write(p)
+}

@@ -1,0 +1,34 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// refusals are how a runtime tells that the kernel does not take a limit in the
+// place where the cgroup is: what is in use, or what the parent has, forbids it.
+var refusals = []string{
+	"invalid argument", "permission denied", "operation not permitted", "device or resource busy", "no space left on device",
+	"numerical result out of range", "no such file or directory", "memory limit", "memory+swap limit", "can't be set", "allowed cpu-shares",
+}
+
+// ClassOfRefusal gives the error of a runtime's update its class.
+func ClassOfRefusal(err error) error {
+	if err == nil || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	said := err.Error()
+	if strings.Contains(said, "unified resource") && strings.Contains(said, "invalid argument") {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	for _, r := range refusals {
+		if strings.Contains(said, r) {
+			return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return err
+}

@@ -1,0 +1,256 @@
+package procfd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/unixfd"
+)
+
+// Open refers to a process (or zombie) by number. unix.ESRCH when there is none.
+func Open(pid int) (*os.File, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "pidfd"), nil
+}
+
+// FromFD wraps a descriptor that is a pidfd already.
+func FromFD(fd int) *os.File {
+	_ = unix.SetNonblock(fd, true) // fails for what is no descriptor only
+	return os.NewFile(uintptr(fd), "pidfd")
+}
+
+// Gone tells the errors of a process that is not there (any more) from those of a look that failed.
+func Gone(err error) bool { return errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrNotExist) }
+
+// OpenSame opens a pidfd of the process that has this number and start time. unix.ESRCH when it is
+// gone; any other error says nothing about it.
+func OpenSame(pid int, ticks uint64) (*os.File, error) {
+	if pid <= 1 {
+		return nil, unix.ESRCH
+	}
+	f, err := Open(pid)
+	if err != nil {
+		return nil, err
+	}
+	// In this order: while we hold the pidfd of a process that is not reaped
+	// after the comparison, the number was its own throughout.
+	st, err := ReadStat(pid)
+	if err == nil && st.StartTicks != ticks || Gone(err) {
+		err = unix.ESRCH
+	}
+	if err == nil {
+		err = StillHas(f, pid)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// StillHas returns nil while the process behind f is not reaped, so that its number is its own:
+// what was read by that number after f was opened is about it. unix.ESRCH afterwards.
+func StillHas(f *os.File, pid int) error {
+	now, err := PidOf(f)
+	if err == nil && now != pid {
+		err = unix.ESRCH
+	}
+	return err
+}
+
+// KillDescendants sends SIGKILL to the children of a process, to theirs and so on. The runtime's own
+// helper leaves the process group early.
+func KillDescendants(parent *os.File) {
+	for range killRounds { // one may have been in the middle of a fork
+		for _, kid := range childrenOf(parent) {
+			_ = Signal(kid, unix.SIGSTOP)
+			KillDescendants(kid)
+			_ = Signal(kid, unix.SIGKILL)
+			kid.Close()
+		}
+	}
+}
+
+const killRounds = 2
+
+// childrenOf returns pidfds of the children of a process that live, the caller's to close.
+//
+// A number from a list may be somebody else's when it is opened: only who is in a second list too,
+// of a parent that has kept its own number, is meant.
+func childrenOf(parent *os.File) []*os.File {
+	pid, err := PidOf(parent)
+	if err != nil || pid <= 0 {
+		return nil
+	}
+	opened := OpenAll(ListChildren(pid))
+	still := ListChildren(pid)
+	if StillHas(parent, pid) != nil {
+		still = nil
+	}
+	return pick(opened, still)
+}
+
+// OpenAll opens a pidfd for each number of a list, as far as there is such a process.
+func OpenAll(pids []int) map[int]*os.File {
+	opened := map[int]*os.File{}
+	for _, pid := range pids {
+		if f, err := Open(pid); err == nil {
+			opened[pid] = f
+		}
+	}
+	return opened
+}
+
+// pick returns those of opened that are in the list and live, and closes the others.
+func pick(opened map[int]*os.File, list []int) []*os.File {
+	var found []*os.File
+	for pid, f := range opened {
+		if slices.Contains(list, pid) && !unixfd.Readable(unixfd.Of(f)) {
+			found = append(found, f)
+		} else {
+			f.Close()
+		}
+	}
+	return found
+}
+
+func ListChildren(pid int) []int {
+	var kids []int
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, name := range files {
+		raw, _ := os.ReadFile(name)
+		for _, w := range strings.Fields(string(raw)) {
+			if n, err := strconv.Atoi(w); err == nil {
+				kids = append(kids, n)
+			}
+		}
+	}
+	return kids
+}
+
+// Signal sends sig to the process. unix.ESRCH once it is reaped.
+func Signal(f *os.File, sig unix.Signal) error {
+	fd := unixfd.Of(f)
+	if fd < 0 {
+		return unix.ESRCH
+	}
+	return unix.PidfdSendSignal(fd, sig, nil, 0)
+}
+
+// WaitDead returns nil when the process has ended (it may be a zombie still),
+// or the context's error. It costs no thread.
+func WaitDead(ctx context.Context, f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	f.SetReadDeadline(time.Time{})
+	defer context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Now()) })()
+	err = raw.Read(func(fd uintptr) bool { return unixfd.Readable(int(fd)) })
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+// PidOf is the number of the process behind f, -1 once it is reaped.
+func PidOf(f *os.File) (int, error) {
+	raw, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(unixfd.Of(f)))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(raw)) {
+		if rest, ok := strings.CutPrefix(line, "Pid:"); ok {
+			return strconv.Atoi(strings.TrimSpace(rest))
+		}
+	}
+	return 0, fmt.Errorf("descriptor is not a pidfd")
+}
+
+// pidfdInfo is struct pidfd_info of linux/pidfd.h, first published size.
+type pidfdInfo struct {
+	Mask     uint64
+	CgroupID uint64
+	Pid      uint32
+	Tgid     uint32
+	Ppid     uint32
+	ids      [8]uint32
+	ExitCode int32
+}
+
+// pidfdGetInfo is PIDFD_GET_INFO for that size.
+const pidfdGetInfo = 0xc0<<24 | unsafe.Sizeof(pidfdInfo{})<<16 | 0xff<<8 | 11
+
+// noPidfdInfo makes the shim behave as on a kernel before 6.15; for tests.
+var noPidfdInfo = os.Getenv("CRIBOX_TEST_NO_PIDFD_INFO") == "1"
+
+// ExitOf is the wait status of a process that somebody else has reaped.
+// False when it is not reaped yet, or the kernel (before 6.15) does not keep it.
+func ExitOf(f *os.File) (unix.WaitStatus, bool) {
+	if noPidfdInfo {
+		return 0, false
+	}
+	info := pidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(unixfd.Of(f)), pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
+	if errno != 0 || info.Mask&unix.PIDFD_INFO_EXIT == 0 {
+		return 0, false
+	}
+	return unix.WaitStatus(info.ExitCode), true
+}
+
+// Stat is what we use of /proc/PID/stat (proc(5)).
+type Stat struct {
+	State      byte
+	Exiting    bool            // PF_EXITING of field 9
+	Session    int             // field 6
+	StartTicks uint64          // field 22, clock ticks since boot
+	ExitCode   unix.WaitStatus // field 52, of a zombie
+}
+
+func ReadStat(pid int) (Stat, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return Stat{}, err
+	}
+	// The second field is a name in brackets, which may contain anything.
+	_, rest, _ := strings.Cut(string(raw[strings.LastIndexByte(string(raw), ')')+1:]), " ")
+	f := strings.Fields(rest)
+	if len(f) < 50 {
+		return Stat{}, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(f)+2)
+	}
+	flags, err := strconv.ParseUint(f[9-3], 10, 64)
+	if err != nil {
+		return Stat{}, err
+	}
+	st := Stat{State: f[0][0], Exiting: flags&4 != 0}
+	if st.Session, err = strconv.Atoi(f[6-3]); err != nil {
+		return Stat{}, err
+	}
+	if st.StartTicks, err = strconv.ParseUint(f[22-3], 10, 64); err != nil {
+		return Stat{}, err
+	}
+	code, err := strconv.ParseUint(f[52-3], 10, 32)
+	st.ExitCode = unix.WaitStatus(code)
+	return st, err
+}
+
+// ExitCode is the code as a shell shows it: 0..255, 128+n for signal n.
+func ExitCode(ws unix.WaitStatus) int32 {
+	if ws.Signaled() {
+		return 128 + int32(ws.Signal())
+	}
+	return int32(ws.ExitStatus())
+}

@@ -1,0 +1,130 @@
+package procfd
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/unixfd"
+)
+
+// TestChildrenOfTheDead: a process that has been reaped has no children, whoever has its number.
+func TestChildrenOfTheDead(t *testing.T) {
+	parent := exec.Command("sh", "-c", "sleep 1000000 & read x")
+	in, err := parent.StdinPipe()
+	must(t, err)
+	must(t, parent.Start())
+	f, err := Open(parent.Process.Pid)
+	must(t, err)
+	defer f.Close()
+	var kids []*os.File
+	for deadline := time.Now().Add(time.Minute); len(kids) == 0 && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond) // a fork has no event
+		kids = childrenOf(f)
+	}
+	if len(kids) != 1 {
+		t.Fatalf("it has %d children", len(kids))
+	}
+	defer unixfd.CloseAll(kids)
+	in.Close()
+	_ = parent.Wait()
+	if left := childrenOf(f); len(left) != 0 {
+		t.Errorf("children of a dead process: %d", len(left))
+	}
+	must(t, Signal(kids[0], unix.SIGKILL))
+}
+
+// TestOrphansAreForgotten: processes that nobody claims do not stay in memory while execs overlap.
+func TestOrphansAreForgotten(t *testing.T) {
+	r := NewReaper()
+	release := r.Hold()
+	defer release()
+	old := time.Now().Add(-2 * claimWait)
+	for pid := range 100 * fewEarly {
+		r.early[pid] = earlyEnd{unix.WaitStatus(0), old}
+		r.pruneEarly()
+	}
+	if len(r.early) > 2*fewEarly {
+		t.Errorf("%d ends are kept", len(r.early))
+	}
+	for pid := range 100 * fewEarly { // young ones may be claimed still
+		r.early[pid] = earlyEnd{unix.WaitStatus(0), time.Now()}
+		r.pruneEarly()
+	}
+	if len(r.early) != 100*fewEarly {
+		t.Errorf("%d ends are left of %d", len(r.early), 100*fewEarly)
+	}
+	clear(r.early)
+	r.prune = fewEarly
+	for pid := range fewEarly {
+		r.early[-pid-1] = earlyEnd{unix.WaitStatus(0), old}
+	}
+	child := childOf(t)
+	must(t, unix.Kill(child, unix.SIGKILL))
+	must(t, unix.Waitid(unix.P_PID, child, nil, unix.WEXITED|unix.WNOWAIT, nil))
+	for known := false; !known && r.reapOne(); {
+		_, known = r.early[child]
+	}
+	if _, known := r.early[child]; !known || len(r.early) >= fewEarly {
+		t.Errorf("reaping one more keeps %d ends, its own: %t", len(r.early), known)
+	}
+}
+
+func TestPidfdExit(t *testing.T) {
+	cmd := exec.Command("/bin/sh", "-c", "read x; exit 9")
+	in, _ := cmd.StdinPipe()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := Open(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if pid, err := PidOf(f); pid != cmd.Process.Pid || err != nil {
+		t.Errorf("pid of pidfd: %d %v", pid, err)
+	}
+	st, err := ReadStat(cmd.Process.Pid)
+	if err != nil || st.StartTicks == 0 {
+		t.Errorf("stat: %+v %v", st, err)
+	}
+	in.Close()
+	if err := WaitDead(context.Background(), f); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := ReadStat(cmd.Process.Pid); err != nil || st.State != 'Z' || ExitCode(st.ExitCode) != 9 {
+		t.Errorf("zombie: %+v %v", st, err)
+	}
+	if _, ok := ExitOf(f); ok {
+		t.Error("the kernel knows the exit of a zombie already")
+	}
+	cmd.Wait()
+	ws, ok := ExitOf(f)
+	if !ok {
+		t.Skip("the kernel is older than 6.15")
+	}
+	if ExitCode(ws) != 9 {
+		t.Errorf("exit code %d", ExitCode(ws))
+	}
+	if pid, _ := PidOf(f); pid != -1 {
+		t.Errorf("pid of a reaped process: %d", pid)
+	}
+}
+
+// childOf starts a process that waits, and is not reaped before the end of the test.
+func childOf(t *testing.T) int {
+	t.Helper()
+	p, err := os.StartProcess("/bin/sleep", []string{"sleep", "1d"}, &os.ProcAttr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.Kill()
+		p.Wait()
+	})
+	return p.Pid
+}

@@ -1,0 +1,490 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/cgroup"
+	"github.com/cribox/cribox/runtimeshim/helper"
+	"github.com/cribox/cribox/runtimeshim/oci"
+	"github.com/cribox/cribox/runtimeshim/procfd"
+	"github.com/cribox/cribox/runtimeshim/statedir"
+	"github.com/cribox/cribox/runtimeshim/unixfd"
+	"github.com/cribox/cribox/runtimeshim/wire"
+)
+
+// adopter takes over the tasks of a shim that is dead.
+type adopter struct {
+	env
+	table    *table
+	holder   *holder
+	reporter *reporter
+	remover  *remover
+	driver   *oci.Driver
+	cgroups  *cgroup.Finder
+}
+
+// adopt takes over the tasks of a shim that is dead. A folder that cannot be
+// read costs that task only. What needs waiting (a runtime still at work, a file
+// that cannot be read now) is left to goroutines that hold the task's op. An
+// error means that it is not known what there is: then this must not be the shim.
+func (a *adopter) adopt(ctx context.Context) error {
+	if err := os.RemoveAll(a.state.Gone()); err != nil {
+		log.G(ctx).WithError(err).Warn("what a shim before left half removed stays")
+	}
+	entries, err := os.ReadDir(a.state.Tasks())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("look for tasks: %w", err)
+	}
+	for _, e := range entries {
+		if statedir.CheckID(e.Name()) == nil {
+			a.load(ctx, a.state.Task(e.Name()))
+		}
+	}
+	a.step("shim.adopt")
+	all := a.table.loaded()
+	saved, err := a.holder.recallAll(all)
+	if err != nil {
+		return err
+	}
+	for _, t := range all {
+		a.adoptTask(ctx, t, saved[t.dir.ID()])
+	}
+	for _, t := range all {
+		a.holder.refreshKeeper(t.dir.ID())
+	}
+	for _, t := range a.table.unread() {
+		go a.loadLater(ctx, t)
+	}
+	stale, _ := filepath.Glob(a.state.At("tty[0-9]*"))
+	for _, name := range stale {
+		os.Remove(name)
+	}
+	return nil
+}
+
+// load puts the task of a folder into the table, locked. One whose record cannot be read now is
+// "starting" until it can.
+func (a *adopter) load(ctx context.Context, d statedir.Task) {
+	t := newTask(d, statedir.Record{Params: statedir.Params{ID: d.ID()}, State: runtimeshim.StateStarting})
+	rec, err := loadRecord(d)
+	switch {
+	case err == nil:
+		t.rec = rec
+	case errdefs.IsNotFound(err):
+		return // never started
+	case errdefs.IsDataLoss(err):
+		log.L.WithError(err).WithField("container", d.ID()).Error("task is not adopted")
+		return
+	default:
+		log.L.WithError(err).WithField("container", d.ID()).Error("record of task cannot be read now; will try again")
+		t.unknown = true
+	}
+	a.table.mu.Lock()
+	a.table.tasks[d.ID()] = t
+	a.table.mu.Unlock()
+}
+
+// loaded lists the tasks whose records are read.
+func (tab *table) loaded() []*task {
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
+	var all []*task
+	for _, t := range tab.tasks {
+		if t.rec.Format != 0 {
+			all = append(all, t)
+		}
+	}
+	return all
+}
+
+// unread lists the other tasks.
+func (tab *table) unread() []*task {
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
+	var some []*task
+	for _, t := range tab.tasks {
+		if t.rec.Format == 0 {
+			some = append(some, t)
+		}
+	}
+	return some
+}
+
+// loadRecord reads a task's record. ErrNotFound: it was never started; ErrDataLoss: the record is
+// none of ours.
+func loadRecord(d statedir.Task) (statedir.Record, error) {
+	var rec statedir.Record
+	err := statedir.ReadJSON(d.Record(), &rec)
+	if err == nil && (rec.ID != d.ID() || rec.Format < 1 || rec.Format > statedir.Format+1) {
+		err = fmt.Errorf("record of task %q in format %d: %w", rec.ID, rec.Format, errdefs.ErrDataLoss)
+	}
+	if err == nil {
+		rec.OOMBase, err = oomBase(rec, d)
+	}
+	return rec, err
+}
+
+// loadLater adopts a task as soon as its record can be read. Between two looks others may have the
+// task: to delete it needs no record.
+func (a *adopter) loadLater(ctx context.Context, t *task) {
+	defer helper.Survive()
+	for a.lookLater(ctx, t) {
+		rec, err := loadRecord(t.dir)
+		switch {
+		case err == nil:
+			saved := t.saved
+			a.table.mu.Lock()
+			t.rec, t.saved, t.keptBy, t.unknown = rec, nil, "", false
+			a.table.mu.Unlock()
+			a.adoptTask(ctx, t, saved)
+			a.holder.refreshKeeper(rec.Pod)
+			return
+		case errdefs.IsNotFound(err), errdefs.IsDataLoss(err):
+			log.L.WithError(err).WithField("container", t.dir.ID()).Error("task is not adopted")
+			a.holder.forget(t)
+			t.unlock()
+			return
+		}
+	}
+}
+
+// lookLater lets go of a task for a while and takes it again. False: it is deleted, or ctx has ended;
+// then nothing is held.
+func (a *adopter) lookLater(ctx context.Context, t *task) bool {
+	t.unlock()
+	helper.Pause(ctx, helper.LookAgain)
+	select {
+	case <-t.op:
+	case <-ctx.Done():
+		return false
+	}
+	a.table.mu.Lock()
+	deleted := t.deleted
+	a.table.mu.Unlock()
+	if deleted {
+		t.saved.close()
+		t.unlock()
+	}
+	return !deleted
+}
+
+// adoptTask continues one task; saved is what its pod kept of it, nil for nothing, and is the
+// function's to close. Where something cannot be read now, it goes on when it can.
+func (a *adopter) adoptTask(ctx context.Context, t *task, saved *kept) {
+	wait, err := a.takeOver(ctx, t, saved)
+	if err == nil && wait == nil {
+		saved.close()
+		t.unlock()
+		return
+	}
+	if err == nil {
+		go func() {
+			defer helper.Survive()
+			defer t.unlock()
+			defer saved.close()
+			wait()
+		}()
+		return
+	}
+	log.L.WithError(err).WithField("container", t.rec.ID).Error("task cannot be adopted now; will try again")
+	a.table.setUnknown(t, true)
+	go a.adoptLater(ctx, t, saved)
+}
+
+// adoptLater takes a task over as soon as that can be done.
+func (a *adopter) adoptLater(ctx context.Context, t *task, saved *kept) {
+	defer helper.Survive()
+	defer saved.close()
+	for a.lookLater(ctx, t) {
+		wait, err := a.takeOver(ctx, t, saved)
+		if err != nil {
+			continue
+		}
+		a.table.setUnknown(t, false)
+		a.holder.refreshKeeper(t.rec.Pod)
+		if wait != nil {
+			wait()
+		}
+		t.unlock()
+		return
+	}
+}
+
+func (tab *table) setUnknown(t *task, unknown bool) {
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
+	t.unknown = unknown
+}
+
+// takeOver finds out what has become of a task and goes on from there. wait, unless nil, is what is
+// left to do and may take long. It may be called again after an error.
+func (a *adopter) takeOver(ctx context.Context, t *task, saved *kept) (wait func(), err error) {
+	var e statedir.ExitRecord
+	switch err := statedir.ReadJSON(t.dir.Exit(), &e); {
+	case err == nil:
+		return nil, a.adoptExit(t, e, saved)
+	case !errdefs.IsNotFound(err) && !errdefs.IsDataLoss(err):
+		return nil, err
+	}
+	if t.rec.State != runtimeshim.StateRunning {
+		return func() { a.adoptStart(ctx, t, saved) }, nil
+	}
+	if err := a.holder.reopen(t, saved); err != nil {
+		return nil, errors.Join(err, a.watchLiving(ctx, t))
+	}
+	stale, err := staleExecs(t.dir) // now: later there may be execs of our own
+	if err != nil {
+		return nil, err
+	}
+	if err := a.adoptProcess(ctx, t, saved); err != nil || len(stale) == 0 {
+		return nil, err
+	}
+	return func() { a.endStaleExecs(ctx, t, stale) }, nil
+}
+
+// watchLiving begins to wait for a task's process if it lives, whatever else cannot be read.
+func (a *adopter) watchLiving(ctx context.Context, t *task) error {
+	if f, err := procfd.OpenSame(t.rec.Pid, t.rec.StartTicks); err != nil {
+		return nil // its end is told when its output can be read
+	} else {
+		f.Close()
+	}
+	return a.adoptProcess(ctx, t, nil)
+}
+
+// adoptExit takes over a task whose end is written down. What its terminal has not given yet comes
+// before anybody is told.
+func (a *adopter) adoptExit(t *task, e statedir.ExitRecord, saved *kept) error {
+	if !t.rec.Released {
+		if err := a.holder.reopen(t, saved); err != nil {
+			return err
+		}
+	}
+	a.holder.finishTerminal(t)
+	a.reporter.tell(t, e)
+	return nil
+}
+
+// adoptProcess begins to wait for a process that is no child of ours. An error says nothing about it.
+func (a *adopter) adoptProcess(ctx context.Context, t *task, saved *kept) error {
+	if t.pidfd != nil {
+		return nil
+	}
+	if t.rec.StartTicks == 0 { // a shim before us could not read it: no process has started then
+		p, err := a.identify(t)
+		if err != nil && !errors.Is(err, errNotStarted) {
+			return err
+		}
+		if err == nil && p.Pid == t.rec.Pid {
+			a.table.mu.Lock()
+			t.rec.StartTicks = p.Ticks
+			a.table.mu.Unlock()
+		}
+	}
+	pidfd, err := procfd.OpenSame(t.rec.Pid, t.rec.StartTicks)
+	if err != nil && !procfd.Gone(err) {
+		return err
+	}
+	if err != nil {
+		if pidfd, err = saved.ended(); err != nil {
+			return err
+		}
+	}
+	if pidfd == nil {
+		a.reporter.ended(t, unknownExit)
+		return nil
+	}
+	a.table.mu.Lock()
+	t.pidfd = pidfd
+	a.table.mu.Unlock()
+	a.reporter.kills.Add(t.rec.OOMFile)
+	go func() {
+		if procfd.WaitDead(ctx, pidfd) != nil {
+			return
+		}
+		e := unknownExit
+		if ws, ok := lastStatus(t, pidfd); ok {
+			e = exitOf(ws)
+		}
+		a.reporter.ended(t, e)
+	}()
+	return nil
+}
+
+// lastStatus finds out how a process that is not our child has ended: from the
+// kernel's record once it is reaped, from /proc while it is a zombie. It may
+// be reaped between the two looks.
+func lastStatus(t *task, pidfd *os.File) (unix.WaitStatus, bool) {
+	for looks := 0; looks < 2; {
+		if ws, ok := procfd.ExitOf(pidfd); ok {
+			return ws, true
+		}
+		st, err := procfd.ReadStat(t.rec.Pid)
+		if err == nil && st.StartTicks == t.rec.StartTicks && st.State == 'Z' {
+			return st.ExitCode, true
+		}
+		if err != nil && helper.OutOfResources(err) {
+			time.Sleep(helper.LookAgain)
+			continue
+		}
+		looks++
+	}
+	return 0, false
+}
+
+// adoptStart finishes a start whose shim died: when the runtime that was in
+// flight has brought the task up, it runs; otherwise it was never started. So
+// is a task whose terminal has gone with the shim: nobody could read it again.
+func (a *adopter) adoptStart(ctx context.Context, t *task, saved *kept) {
+	a.driver.Outlast(ctx, t.lockFile(), wire.StartWait)
+	for said := false; ctx.Err() == nil; helper.Pause(ctx, helper.LookAgain) {
+		err := a.adoptPid(ctx, t, saved)
+		if err == nil {
+			a.step("shim.adopt.start")
+			return
+		}
+		if errors.Is(err, errNotStarted) {
+			log.L.WithError(err).WithField("container", t.rec.ID).Warn("start cut short is undone")
+			err = a.remover.abandon(context.WithoutCancel(ctx), t)
+			if err != nil {
+				log.L.WithError(err).WithField("container", t.rec.ID).Error("start cut short is not cleaned up")
+			}
+			return
+		}
+		if !said {
+			said = true
+			log.L.WithError(err).WithField("container", t.rec.ID).Error("start cut short cannot be taken over now; will try again")
+		}
+	}
+}
+
+// adoptPid takes the process of the runtime's pid file for the task's. errNotStarted: it is not to
+// be taken over, and what there is of it must go; after any other error it may be called again.
+func (a *adopter) adoptPid(ctx context.Context, t *task, saved *kept) error {
+	p, err := a.identify(t)
+	if err != nil {
+		return err
+	}
+	if err := a.holder.reopen(t, saved); err != nil {
+		return err
+	}
+	if t.rec.Terminal && t.tty == nil { // also when it has ended since, of the hang-up
+		return fmt.Errorf("its terminal has gone with the shim that began it: %w", errNotStarted)
+	}
+	rec := t.rec
+	rec.Pid, rec.StartTicks, rec.StartedAt, rec.State = p.Pid, p.Ticks, time.Now(), runtimeshim.StateRunning
+	if st, err := os.Stat(t.dir.Pid()); err == nil {
+		rec.StartedAt = st.ModTime()
+	}
+	if err := statedir.WriteJSON(t.dir.Record(), rec); err != nil {
+		return err
+	}
+	a.table.mu.Lock()
+	t.rec = rec
+	a.table.mu.Unlock()
+	if err := a.adoptProcess(ctx, t, saved); err != nil {
+		return err
+	}
+	if t.rec.Keeper && t.pidfd != nil {
+		if k, err := findKeeper(t.dir, t.pidfd); err == nil {
+			a.table.mu.Lock()
+			t.keeper = k
+			a.table.mu.Unlock()
+		}
+	}
+	a.holder.refreshKeeper(t.rec.Pod)
+	a.holder.refreshKeeper(t.rec.ID)
+	return nil
+}
+
+// staleExecs lists the execs that a dead shim had under way in a task: the path that the files of
+// each begin with.
+func staleExecs(d statedir.Task) ([]string, error) {
+	entries, err := os.ReadDir(string(d))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	var found []string
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".json"); ok && strings.HasPrefix(name, "exec-") {
+			found = append(found, d.At(name))
+		}
+	}
+	return found, nil
+}
+
+// endStaleExecs kills what a dead shim had executed in the task: its callers
+// are gone.
+func (a *adopter) endStaleExecs(ctx context.Context, t *task, names []string) {
+	a.driver.Outlast(ctx, t.lockFile(), wire.RequestWait)
+	for _, name := range names {
+		e := execution{t: t, name: name}
+		for ctx.Err() == nil {
+			err := a.killStale(e)
+			if err == nil {
+				e.cleanup()
+				break
+			}
+			log.L.WithError(err).WithField("container", t.rec.ID).Warn("exec that lost its caller cannot be ended now; will try again")
+			helper.Pause(ctx, 5*time.Second)
+		}
+	}
+}
+
+// killStale kills the process group of the process that an exec's pid file was written for. It leads
+// a session, and it is in the task's cgroup, or a runtime of ours; the task's own process is not it.
+func (a *adopter) killStale(e execution) error {
+	pid, err := oci.ReadPid(e.pidFile())
+	if procfd.Gone(err) || errdefs.IsDataLoss(err) || err == nil && pid == e.t.rec.Pid {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	f, err := procfd.Open(pid)
+	if err == nil {
+		defer f.Close()
+		err = a.isExec(e, pid)
+	}
+	if err == nil {
+		err = procfd.StillHas(f, pid)
+	}
+	if procfd.Gone(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if unix.PidfdSendSignal(unixfd.Of(f), unix.SIGKILL, nil, unix.PIDFD_SIGNAL_PROCESS_GROUP) != nil {
+		_ = procfd.Signal(f, unix.SIGKILL)
+	}
+	return nil
+}
+
+// isExec: the process is one that was executed in the task. os.ErrNotExist when it is not.
+func (a *adopter) isExec(e execution, pid int) error {
+	st, err := procfd.ReadStat(pid)
+	if err != nil {
+		return err
+	}
+	dirs, err := a.cgroups.Of(e.t.dir, 0)
+	if err != nil {
+		return err
+	}
+	in, err := a.cgroups.Contain(pid, dirs)
+	if err == nil && (!in && !a.driver.IsRuntime(pid) || st.Session != pid) {
+		err = os.ErrNotExist
+	}
+	return err
+}

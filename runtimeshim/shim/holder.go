@@ -1,0 +1,344 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/runtimeshim/helper"
+	"github.com/cribox/cribox/runtimeshim/procfd"
+	"github.com/cribox/cribox/runtimeshim/statedir"
+	"github.com/cribox/cribox/runtimeshim/unixfd"
+	"github.com/cribox/cribox/runtimeshim/wire"
+)
+
+// holder owns what the shim holds open for tasks: FIFOs, stdin, terminals and
+// the keepers of pods, which hold the same for a shim to come.
+type holder struct {
+	env
+	table *table
+
+	keeping sync.Mutex // over a change of a keeper; before table.mu
+}
+
+// openStdio opens the FIFOs, and a pipe for stdin whose reading end it returns
+// (nil without Stdin). The FIFOs are opened for reading and writing and passed
+// on like that: the task is its own reader, so it never sees EPIPE.
+func (h *holder) openStdio(t *task) (*os.File, error) {
+	var fifos []*os.File
+	for _, name := range []string{t.dir.Stdout(), t.dir.Stderr()} {
+		f, err := openTaskFIFO(name)
+		if err != nil {
+			unixfd.CloseAll(fifos)
+			return nil, err
+		}
+		fifos = append(fifos, f)
+	}
+	var r, w *os.File
+	if t.rec.Stdin {
+		var fds [2]int
+		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+			unixfd.CloseAll(fifos)
+			return nil, err
+		}
+		r, w = os.NewFile(uintptr(fds[0]), "stdin"), os.NewFile(uintptr(fds[1]), "stdin")
+		if err := r.Chown(t.rec.OwnerUID, t.rec.OwnerGID); err != nil {
+			unixfd.CloseAll(append(fifos, r, w))
+			return nil, err
+		}
+	}
+	h.table.mu.Lock()
+	t.fifos, t.stdin = fifos, w
+	h.table.mu.Unlock()
+	return r, nil
+}
+
+// openTaskFIFO opens a FIFO of the task folder, and nothing else.
+func openTaskFIFO(name string) (*os.File, error) {
+	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", name, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		unix.Close(fd)
+		return nil, fmt.Errorf("%s is no FIFO: %w", name, errdefs.ErrFailedPrecondition)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// attachTerminal starts pumping the terminal into the FIFO stdout.
+func (h *holder) attachTerminal(t *task, tty *os.File) error {
+	fifo, err := openTaskFIFO(t.dir.Stdout())
+	if err != nil {
+		tty.Close()
+		return err
+	}
+	p, err := newPump(tty, t.dir.Stdout())
+	h.table.mu.Lock()
+	t.tty, t.fifos, t.pump = tty, []*os.File{fifo}, p
+	h.table.mu.Unlock()
+	return err
+}
+
+func (h *holder) giveKeeper(t *task) (*os.File, error) {
+	k, err := newKeeper(t.dir)
+	if err != nil {
+		return nil, err
+	}
+	h.table.mu.Lock()
+	t.keeper = k
+	h.table.mu.Unlock()
+	return k.file()
+}
+
+// fds hands out the daemon's ends of a task's streams, terminal and stdin in
+// the order that the reply says.
+func (h *holder) fds(_ context.Context, in *wire.Inbound) (any, error) {
+	var b wire.Task
+	if err := in.Decode(&b); err != nil {
+		return nil, err
+	}
+	t, err := h.table.runningTask(b.ID)
+	if err != nil {
+		return nil, err
+	}
+	var kinds []string
+	h.table.mu.Lock()
+	for kind, f := range map[string]*os.File{"terminal": t.tty, "stdin": t.stdin} {
+		if f == nil {
+			continue
+		}
+		fd, err := unix.FcntlInt(uintptr(unixfd.Of(f)), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			h.table.mu.Unlock()
+			return nil, fmt.Errorf("duplicate %s of task %s: %w", kind, b.ID, err)
+		}
+		kinds = append(kinds, kind)
+		in.Attach(os.NewFile(uintptr(fd), kind))
+	}
+	if t.rec.StdinOnce && t.stdin != nil {
+		given := t.stdin
+		t.stdin, t.giving = nil, given
+		in.Afterwards(func(sent error) { h.giveAway(t, given, sent) })
+	}
+	h.table.mu.Unlock()
+	return kinds, nil
+}
+
+// giveAway lets go of the stdin that has been sent to its only user, here and in the pod's keeper. It
+// comes after the reply: a shim that dies in between leaves it to its successor. What could not be
+// sent waits for the next who asks.
+func (h *holder) giveAway(t *task, stdin *os.File, sent error) {
+	h.table.mu.Lock()
+	if t.giving != stdin {
+		h.table.mu.Unlock()
+		return // the task's streams are closed
+	}
+	t.giving = nil
+	if sent != nil {
+		t.stdin = stdin
+	}
+	h.table.mu.Unlock()
+	if sent == nil {
+		h.refreshKeeper(t.rec.Pod)
+		stdin.Close()
+	}
+}
+
+// finishTerminal moves what a task's terminal still has to where the logger finds it.
+func (h *holder) finishTerminal(t *task) {
+	h.table.mu.Lock()
+	pump := t.pump
+	h.table.mu.Unlock()
+	if pump != nil && !pump.finish(lastOutput) {
+		log.L.WithField("container", t.dir.ID()).Error("the end of the output of a terminal is lost: nobody has read what came before")
+	}
+}
+
+// refreshKeeper puts in flight what the pod's tasks need now. Best effort: it
+// is a second net below the shim's own life. The lock makes the last to come
+// the last to write.
+func (h *holder) refreshKeeper(pod string) {
+	h.keeping.Lock()
+	defer h.keeping.Unlock()
+	h.table.mu.Lock()
+	p := h.table.tasks[pod]
+	if p == nil || p.keeper == nil {
+		h.table.mu.Unlock()
+		return
+	}
+	keeper := p.keeper
+	var items []kept
+	for _, t := range h.table.tasks {
+		if t.keptBy == pod || t.unknown && t.rec.Pod == pod { // what is there of it must stay
+			h.table.mu.Unlock()
+			return
+		}
+		if t.rec.Pod == pod && t.rec.State == runtimeshim.StateRunning && !t.rec.Released {
+			items = append(items, t.toKeep())
+		}
+	}
+	h.table.mu.Unlock()
+	if err := keeper.keep(items); err != nil {
+		log.L.WithError(err).WithField("pod", pod).Warn("descriptors would not survive the shim")
+	}
+}
+
+// letGo closes the task's streams. They leave its pod's keeper first, so that
+// nothing sends a number that has become somebody else's.
+func (h *holder) letGo(t *task) {
+	h.table.mu.Lock()
+	files := append(t.fifos, t.stdin, t.giving, t.tty)
+	pump := t.pump
+	t.fifos, t.stdin, t.giving, t.tty, t.pump = nil, nil, nil, nil, nil
+	h.table.mu.Unlock()
+	h.refreshKeeper(t.rec.Pod)
+	if pump != nil {
+		pump.close()
+	}
+	unixfd.CloseAll(files)
+}
+
+// dropStreams takes back what a failed attempt to start a task has opened.
+func (h *holder) dropStreams(t *task) {
+	h.table.mu.Lock()
+	keeper, files := t.keeper, append(t.fifos, t.stdin)
+	t.keeper, t.fifos, t.stdin = nil, nil, nil
+	h.table.mu.Unlock()
+	if keeper != nil {
+		keeper.close()
+	}
+	unixfd.CloseAll(files)
+}
+
+// recallAll finds the pods' keepers and what is in flight in them, by task.
+func (h *holder) recallAll(all []*task) (map[string]*kept, error) {
+	saved := map[string]*kept{}
+	for _, t := range all {
+		if !t.rec.Keeper || t.rec.State != runtimeshim.StateRunning {
+			continue
+		}
+		pidfd, err := procfd.OpenSame(t.rec.Pid, t.rec.StartTicks)
+		if procfd.Gone(err) {
+			continue
+		}
+		var k *keeper
+		if err == nil {
+			k, err = findKeeper(t.dir, pidfd)
+			pidfd.Close()
+		}
+		if err != nil && helper.OutOfResources(err) { // the next shim may have some
+			return nil, fmt.Errorf("find what pod %s keeps: %w", t.rec.ID, err)
+		}
+		if err != nil {
+			log.L.WithError(err).WithField("pod", t.rec.ID).Warn("pod has no keeper")
+			continue
+		}
+		t.keeper = k
+		if err := h.recall(k, t.rec.ID, saved); err != nil {
+			return nil, fmt.Errorf("find what pod %s keeps: %w", t.rec.ID, err)
+		}
+	}
+	return saved, nil
+}
+
+// recall adds what a pod's keeper has in flight.
+func (h *holder) recall(k *keeper, pod string, saved map[string]*kept) error {
+	all, err := k.recall()
+	if err != nil {
+		return err
+	}
+	for _, it := range all {
+		h.table.mu.Lock()
+		other := h.table.tasks[it.ID]
+		h.table.mu.Unlock()
+		switch {
+		case other != nil && other.rec.Format == 0: // whose task it is will be seen
+			other.saved.close()
+			other.saved, other.keptBy = &it, pod
+		case other == nil || other.rec.Pod != pod:
+			it.close()
+		default:
+			saved[it.ID].close()
+			saved[it.ID] = &it
+		}
+	}
+	return nil
+}
+
+// reopenFIFOs opens those that are there.
+func reopenFIFOs(d statedir.Task) ([]*os.File, error) {
+	var fifos []*os.File
+	for _, name := range []string{d.Stdout(), d.Stderr()} {
+		f, err := openTaskFIFO(name)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			unixfd.CloseAll(fifos)
+			return nil, err
+		}
+		if err == nil {
+			fifos = append(fifos, f)
+		}
+	}
+	return fifos, nil
+}
+
+// forget takes a task out of the table and closes what the shim holds of it.
+// The caller holds op.
+func (h *holder) forget(t *task) {
+	h.table.mu.Lock()
+	t.deleted = true
+	delete(h.table.tasks, t.rec.ID)
+	keeper := t.keeper
+	t.keeper = nil
+	h.table.mu.Unlock()
+	h.letGo(t)
+	h.table.mu.Lock()
+	pidfd := t.pidfd
+	t.pidfd = nil
+	h.table.mu.Unlock()
+	unixfd.CloseAll([]*os.File{pidfd})
+	if keeper != nil {
+		keeper.close()
+	}
+}
+
+// reopen opens the task's streams again. What is open already stays.
+func (h *holder) reopen(t *task, saved *kept) error {
+	if t.fifos == nil {
+		fifos, err := reopenFIFOs(t.dir)
+		if err != nil {
+			return err
+		}
+		h.table.mu.Lock()
+		t.fifos = fifos
+		h.table.mu.Unlock()
+	}
+	h.table.mu.Lock()
+	if t.stdin == nil {
+		t.stdin = saved.take("stdin")
+	}
+	if t.tty == nil {
+		t.tty = saved.take("tty")
+	}
+	tty, pumping := t.tty, t.pump != nil
+	h.table.mu.Unlock()
+	if tty == nil || pumping {
+		return nil
+	}
+	p, err := newPump(tty, t.dir.Stdout())
+	if err != nil {
+		return fmt.Errorf("terminal is not read: %w", err)
+	}
+	h.table.mu.Lock()
+	t.pump = p
+	h.table.mu.Unlock()
+	return nil
+}

@@ -1,0 +1,79 @@
+package shim
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/cgroup"
+	"github.com/cribox/cribox/runtimeshim/procfd"
+	"github.com/cribox/cribox/runtimeshim/statedir"
+)
+
+// The kernel counts the processes of a cgroup that it killed for want of
+// memory, and does not say which. A child may have been one long ago, with its
+// parent none the worse. So what was counted before a SIGKILL of our own is not
+// how the task ends, and is written down before we send it.
+
+// oomMark is the file oom of a task: kills that are not the reason of its end.
+type oomMark struct {
+	Kills uint64 `json:"kills"`
+}
+
+// markOOM forgives what the OOM killer has done so far, unless the task's
+// process is dying of it. To be called before every SIGKILL to it.
+func (p *reporter) markOOM(t *task) {
+	p.table.mu.Lock()
+	file, base, pid, done := t.rec.OOMFile, t.rec.OOMBase, t.livePid(), t.exit != nil
+	p.table.mu.Unlock()
+	kills, err := cgroup.OOMKills(file)
+	if err != nil {
+		log.L.WithError(err).WithField("container", t.dir.ID()).Warn("a kill may be taken for one by the kernel")
+	}
+	if err != nil || done || kills <= base || pid == 0 || dying(pid) {
+		return
+	}
+	if err := statedir.WriteJSON(t.dir.Oom(), oomMark{kills}); err != nil {
+		log.L.WithError(err).WithField("container", t.dir.ID()).Warn("a kill may be taken for one by the kernel if the shim dies now")
+	}
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
+	t.rec.OOMBase = max(t.rec.OOMBase, kills)
+}
+
+// oomBase returns the count from which on a kill is the reason of a task's end.
+func oomBase(rec statedir.Record, d statedir.Task) (uint64, error) {
+	var m oomMark
+	if err := statedir.ReadJSON(d.Oom(), &m); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsDataLoss(err) {
+		return 0, err
+	}
+	return max(rec.OOMBase, m.Kills), nil
+}
+
+// dying tells whether somebody has sent SIGKILL to a process, or it ends for
+// another reason (proc(5)).
+func dying(pid int) bool {
+	st, err := procfd.ReadStat(pid)
+	if procfd.Gone(err) || err == nil && (st.State == 'Z' || st.State == 'X' || st.Exiting) {
+		return true
+	}
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return procfd.Gone(err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "SigPnd" && name != "ShdPnd" {
+			continue
+		}
+		if set, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64); err == nil && set&(1<<(unix.SIGKILL-1)) != 0 {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,276 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/cgroup"
+	"github.com/cribox/cribox/runtimeshim/helper"
+	"github.com/cribox/cribox/runtimeshim/oci"
+	"github.com/cribox/cribox/runtimeshim/procfd"
+	"github.com/cribox/cribox/runtimeshim/statedir"
+	"github.com/cribox/cribox/runtimeshim/wire"
+)
+
+// shim is the parent of every task of this state folder.
+//
+// It opens no file outside the state folder, /proc, /sys and /dev/null, waits
+// for children in one place only (reaper), and has no policy. Each part below
+// owns its fields, and uses only the parts before it.
+type shim struct {
+	env
+	driver   *oci.Driver
+	cgroups  *cgroup.Finder
+	table    *table
+	holder   *holder
+	reporter *reporter
+	remover  *remover
+	starter  *starter
+	updater  *updater
+	execs    *execs
+	adopter  *adopter
+	quit     context.CancelFunc
+}
+
+// env is what every part needs to know.
+type env struct {
+	state statedir.Root
+	step  func(string)
+}
+
+// table knows all tasks, and which of them somebody works on.
+type table struct {
+	env
+
+	mu       sync.Mutex // guards the fields of its tasks too
+	tasks    map[string]*task
+	watchers map[*watcher]bool
+	quitting bool
+}
+
+// task is one entry of the table.
+type task struct {
+	dir    statedir.Task
+	op     chan struct{} // holds one value while nobody starts, releases or deletes the task
+	exited chan struct{} // closed when exit is set
+
+	// Written by the holder of op, under table.mu.
+	rec     statedir.Record
+	pidfd   *os.File
+	fifos   []*os.File // kept open so that unread output survives the logger
+	stdin   *os.File
+	giving  *os.File // the stdin that is being sent to its only user
+	tty     *os.File
+	pump    *pump
+	keeper  *keeper // of a pod task
+	deleted bool
+
+	shareKeyring bool   // the node has no keyring left for it
+	unknown      bool   // something of it cannot be read now; it is taken over when it can
+	keptBy       string // the pod whose keeper has something of it, while its record is not read
+	saved        *kept  // that; of who loads it
+
+	sessions int // execs of clients that are under way; under table.mu
+
+	exit *statedir.ExitRecord // written once, under table.mu, before exited is closed
+}
+
+// Main is the body of `cribox shim --state DIR`. It returns when it was
+// told to quit, or at once with nil when another shim serves the folder; the
+// end of ctx does not end it, because a signal to everybody must not either
+// (but see leaveWithTheMachine). It may execute its own program again, to start
+// from known limits and environment.
+func Main(ctx context.Context, state string, step func(string)) error {
+	s, err := newShim(state, step)
+	if s == nil || err != nil {
+		return err
+	}
+	ctx, s.quit = context.WithCancel(context.WithoutCancel(ctx))
+	defer s.quit()
+	helper.BoundLog()
+	go s.reporter.kills.Run(ctx)
+	go s.driver.Reaper.Run(ctx)
+	if err := s.adopter.adopt(ctx); err != nil {
+		return fmt.Errorf("take over the tasks of the shim before: %w", err)
+	}
+	return wire.Serve(ctx, s.state.ShimSock(), s.handlers())
+}
+
+// newShim makes this process a shim; nil when there is one already.
+func newShim(state string, step func(string)) (*shim, error) {
+	if step == nil {
+		step = func(string) {}
+	}
+	e := env{statedir.Root(state), step}
+	all, err := cgroup.NewFinder(e.state)
+	if err != nil {
+		return nil, err
+	}
+	if err := fixLimits(); err != nil {
+		return nil, err
+	}
+	if held, err := helper.HoldLock(e.state.ShimLock(), e.state.ShimHome()); err != nil || held == nil {
+		return nil, err
+	}
+	ownOOM, err := settleIn()
+	if err != nil {
+		return nil, err
+	}
+	kills, err := cgroup.NewCounterWatch(cgroup.ParseOOMKills)
+	if err != nil {
+		return nil, err
+	}
+	return assemble(e, all, oci.NewDriver(e.state, ownOOM), kills), nil
+}
+
+// assemble makes the parts of a shim.
+func assemble(e env, g *cgroup.Finder, d *oci.Driver, kills *cgroup.CounterWatch) *shim {
+	tab := &table{env: e, tasks: map[string]*task{}, watchers: map[*watcher]bool{}}
+	h := &holder{env: e, table: tab}
+	p := &reporter{env: e, table: tab, holder: h, cgroups: g, kills: kills}
+	r := &remover{env: e, table: tab, holder: h, reporter: p, driver: d, cgroups: g}
+	return &shim{
+		env: e, driver: d, cgroups: g, table: tab, holder: h, reporter: p, remover: r,
+		starter: &starter{env: e, table: tab, holder: h, reporter: p, remover: r, driver: d, reaper: d.Reaper, noPreserveFDs: map[string]bool{}},
+		updater: &updater{env: e, table: tab, driver: d, cgroups: g},
+		execs:   &execs{env: e, table: tab, driver: d, reaper: d.Reaper},
+		adopter: &adopter{env: e, table: tab, holder: h, reporter: p, remover: r, driver: d, cgroups: g},
+	}
+}
+
+// settleIn fixes what the process passes on to its children and what it costs.
+// ownOOM: the process has another oom_score_adj than its children shall have.
+func settleIn() (ownOOM bool, err error) {
+	if level := os.Getenv(helper.LogLevelEnv); level != "" {
+		if err := log.SetLevel(level); err != nil {
+			log.L.WithError(err).Warn("log level is not set")
+		}
+	}
+	runtime.GOMAXPROCS(2)
+	debug.SetGCPercent(25)
+	debug.SetMemoryLimit(64 << 20)
+	unix.Umask(0o022)
+	if err := errors.Join(os.Chdir("/"), unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)); err != nil {
+		return false, fmt.Errorf("become a subreaper in /: %w", err)
+	}
+	// Caught and dropped, because an ignored signal would stay ignored in children.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
+	terminate := make(chan os.Signal, 1)
+	signal.Notify(terminate, unix.SIGTERM)
+	go leaveWithTheMachine(terminate)
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0) // needs CAP_SYS_RESOURCE; without it we stay as killable as we are
+	raw, _ := os.ReadFile("/proc/self/oom_score_adj")
+	return strings.TrimSpace(string(raw)) != "0", nil
+}
+
+const lastInit = "systemd-shutdow" // cut to 15 bytes by the kernel
+
+// leaveWithTheMachine ends this process at the SIGTERM that everybody gets when the machine is turned off. Any other is dropped.
+func leaveWithTheMachine(terminate <-chan os.Signal) {
+	for range terminate {
+		name, err := os.ReadFile(procfd.InitName)
+		if err == nil && strings.TrimSpace(string(name)) == lastInit {
+			os.Exit(0)
+		}
+	}
+}
+
+// limitsEnv marks a process that started with the limits it shall pass on.
+const limitsEnv = "CRIBOX_SHIM_LIMITS"
+
+// fixLimits executes the program again with fixed resource limits and
+// environment. Go raises its own soft limit of open files when it starts and
+// gives children the original, so only an exec sets what children get.
+func fixLimits() error {
+	if os.Getenv(limitsEnv) != "" {
+		return nil
+	}
+	for what, soft := range map[int]uint64{unix.RLIMIT_NOFILE: 1024, unix.RLIMIT_NPROC: unix.RLIM_INFINITY, unix.RLIMIT_CORE: unix.RLIM_INFINITY} {
+		var l syscall.Rlimit
+		if err := syscall.Getrlimit(what, &l); err != nil {
+			return fmt.Errorf("read resource limit %d: %w", what, err)
+		}
+		l.Cur = min(soft, l.Max)
+		if err := syscall.Setrlimit(what, &l); err != nil {
+			return fmt.Errorf("set resource limit %d: %w", what, err)
+		}
+	}
+	exe, err := os.Executable()
+	if err != nil || strings.HasSuffix(exe, " (deleted)") {
+		exe = "/proc/self/exe"
+	}
+	return fmt.Errorf("execute the shim again: %w", syscall.Exec(exe, os.Args, append(helper.Env(), limitsEnv+"=1")))
+}
+
+func (s *shim) handlers() map[string]wire.Handler {
+	return map[string]wire.Handler{
+		"version": func(context.Context, *wire.Inbound) (any, error) {
+			return wire.Version{Format: wire.Format, Pid: os.Getpid()}, nil
+		},
+		"start": func(ctx context.Context, in *wire.Inbound) (any, error) {
+			var p statedir.Params
+			if err := in.Decode(&p); err != nil {
+				return nil, err
+			}
+			return s.starter.start(ctx, p)
+		},
+		"settle":  withID(s.table.settle),
+		"release": withID(func(ctx context.Context, id string) (any, error) { return nil, s.remover.release(ctx, id) }),
+		"delete":  withID(func(ctx context.Context, id string) (any, error) { return nil, s.remover.delete(ctx, id) }),
+		"end":     withID(func(ctx context.Context, id string) (any, error) { return nil, s.remover.endTask(ctx, id) }),
+		"tasks":   func(context.Context, *wire.Inbound) (any, error) { return s.table.list() },
+		"kill":    s.remover.kill,
+		"exec":    s.execs.exec,
+		"update":  s.updater.update,
+		"watch":   s.reporter.watch,
+		"fds":     s.holder.fds,
+		"quit":    s.quitVerb,
+	}
+}
+
+func withID(f func(context.Context, string) (any, error)) wire.Handler {
+	return func(ctx context.Context, in *wire.Inbound) (any, error) {
+		var b wire.Task
+		if err := in.Decode(&b); err != nil {
+			return nil, err
+		}
+		if err := statedir.CheckID(b.ID); err != nil {
+			return nil, err
+		}
+		return f(ctx, b.ID)
+	}
+}
+
+// quitVerb ends the shim when no task folder is left.
+func (s *shim) quitVerb(context.Context, *wire.Inbound) (any, error) {
+	s.table.mu.Lock()
+	s.table.quitting = true
+	s.table.mu.Unlock()
+	left, err := s.table.list()
+	if err != nil || len(left) > 0 {
+		s.table.mu.Lock()
+		s.table.quitting = false
+		s.table.mu.Unlock()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(left) > 0 {
+		return nil, fmt.Errorf("%d tasks are left, %s is %s: %w", len(left), left[0].ID, left[0].State, errdefs.ErrFailedPrecondition)
+	}
+	time.AfterFunc(50*time.Millisecond, s.quit) // the reply goes first
+	return nil, nil
+}

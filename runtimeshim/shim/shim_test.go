@@ -1,0 +1,166 @@
+package shim
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/cgroup"
+	"github.com/cribox/cribox/runtimeshim/oci"
+	"github.com/cribox/cribox/runtimeshim/statedir"
+	"github.com/cribox/cribox/runtimeshim/unixfd"
+)
+
+// The shim has one place that waits for processes. Another one takes statuses
+// away from it, and it from the other.
+func TestNobodyElseWaitsInTheShim(t *testing.T) {
+	var files []string
+	for _, folder := range []string{".", "../cgroup", "../helper", "../oci", "../procfd", "../statedir", "../unixfd"} {
+		found, _ := filepath.Glob(folder + "/*.go")
+		files = append(files, found...)
+	}
+	forbidden := regexp.MustCompile(`"os/exec"|os\.StartProcess|os\.FindProcess|\.Wait\(|Wait4\(|Waitid\(`)
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") || name == "../oci/features.go" { // which the daemon asks for
+			continue
+		}
+		raw, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, line := range strings.Split(string(raw), "\n") {
+			allowed := name == "../procfd/reaper.go" && (strings.Contains(line, "unix.Wait4(-1, ") || strings.Contains(line, "unix.Waitid(unix.P_PIDFD, unixfd.Of(pidfd), nil, ask"))
+			if code, _, _ := strings.Cut(line, "//"); forbidden.MatchString(code) && !allowed {
+				t.Errorf("%s:%d: %s", name, i+1, line)
+			}
+		}
+	}
+}
+
+// The shim stays on every node for ever: what it imports is paid in memory.
+func TestImportsAreLight(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", ".", "../logger").Output()
+	if err != nil {
+		t.Skip("no go command")
+	}
+	for pkg := range strings.FieldsSeq(string(out)) {
+		for _, heavy := range []string{"google.golang.org/", "k8s.io/", "net/http", "github.com/containerd/containerd/"} {
+			if strings.HasPrefix(pkg, heavy) {
+				t.Errorf("imports %s", pkg)
+			}
+		}
+	}
+}
+
+func TestKeeper(t *testing.T) {
+	d := statedir.Task(filepath.Join(t.TempDir(), strings.Repeat("a-long-name", 12))) // longer than sun_path
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	k, err := newKeeper(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.close()
+	const n = 60
+	var writers []*os.File
+	var items []kept
+	for i := range n {
+		r, w, _ := os.Pipe()
+		it := kept{keptHead: keptHead{ID: fmt.Sprint(i)}}
+		it.add("pipe", r)
+		items, writers = append(items, it), append(writers, w)
+	}
+	for range 3 {
+		if err := k.keep(items); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, it := range items {
+		unixfd.CloseAll(it.files)
+	}
+	for i, w := range writers {
+		if _, err := fmt.Fprint(w, i); err != nil {
+			t.Fatal(err) // somebody still has the reading end
+		}
+	}
+	again := &keeper{sock: k.sock, path: k.path}
+	var seen []kept
+	for range 2 { // a recall leaves all in place
+		for _, it := range seen {
+			unixfd.CloseAll(it.files)
+		}
+		seen = recalled(t, again)
+		if len(seen) != n || again.queued != n {
+			t.Fatalf("recalled %d of %d", len(seen), n)
+		}
+		for i, it := range seen {
+			f := it.take("pipe")
+			if it.ID != fmt.Sprint(i) || f == nil || it.take("tty") != nil {
+				t.Fatalf("%+v", it)
+			}
+			seen[i].files = []*os.File{f}
+		}
+	}
+	if err := again.keep(seen[:1]); err != nil {
+		t.Fatal(err)
+	}
+	for _, it := range seen {
+		buf := make([]byte, 8)
+		n, _ := it.files[0].Read(buf)
+		if string(buf[:n]) != it.ID {
+			t.Errorf("read %q of %s", buf[:n], it.ID)
+		}
+		unixfd.CloseAll(it.files)
+	}
+	writers[0].WriteString("x")
+	unix.Sendto(k.sock, []byte("junk"), 0, mustSockname(t, k))
+	if got := recalled(t, again); len(got) != 1 || again.queued != 2 {
+		t.Errorf("recalled %d of %d", len(got), again.queued)
+	} else {
+		unixfd.CloseAll(got[0].files)
+	}
+	if err := again.keep(nil); err != nil || len(recalled(t, again)) != 0 {
+		t.Errorf("something is kept: %v", err)
+	}
+	if _, err := writers[0].WriteString("x"); err == nil {
+		t.Error("a descriptor that is not kept is open")
+	}
+	unixfd.CloseAll(writers)
+}
+
+func recalled(t *testing.T, k *keeper) []kept {
+	t.Helper()
+	all, err := k.recall()
+	must(t, err)
+	return all
+}
+
+func mustSockname(t *testing.T, k *keeper) (a unix.Sockaddr) {
+	t.Helper()
+	if err := k.withAddr(func(addr unix.Sockaddr) error { a = addr; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := unix.Open(filepath.Dir(k.path), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(dir) })
+	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir, filepath.Base(k.path))}
+}
+
+// partsOf are the parts of a shim that serves nobody.
+func partsOf(state string) *shim {
+	e := env{statedir.Root(state), func(string) {}}
+	all, err := cgroup.NewFinder(e.state)
+	if err != nil {
+		panic(err)
+	}
+	return assemble(e, all, oci.NewDriver(e.state, false), nil)
+}

@@ -1,0 +1,147 @@
+package unixfd
+
+import (
+	"errors"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Of is f.Fd() that leaves a non-blocking descriptor non-blocking. The
+// caller keeps f open for as long as it uses the number. -1 when f is closed.
+func Of(f *os.File) int {
+	fd := -1
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(n uintptr) { fd = int(n) })
+	}
+	return fd
+}
+
+// Rights is the control message that passes files, nil for none.
+func Rights(files []*os.File) []byte {
+	if len(files) == 0 {
+		return nil
+	}
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = Of(f)
+	}
+	return unix.UnixRights(fds...)
+}
+
+func Received(oob []byte) []*os.File {
+	var files []*os.File
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	for _, m := range msgs {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "received"))
+		}
+	}
+	return files
+}
+
+func CloseAll(files []*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+func Retry(f func() error) error {
+	for {
+		if err := f(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+func Open(path string, flags int, perm uint32) (int, error) {
+	fd := -1
+	err := Retry(func() (err error) {
+		fd, err = unix.Open(path, flags|unix.O_CLOEXEC, perm)
+		return err
+	})
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
+}
+
+func Close(fd *int) {
+	if *fd >= 0 {
+		unix.Close(*fd)
+	}
+	*fd = -1
+}
+
+func Stat(fd int) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	err := Retry(func() error { return unix.Fstat(fd, &st) })
+	return st, err
+}
+
+func ReadFull(fd int, buf []byte, off int64) (int, error) {
+	n := 0
+	for n < len(buf) {
+		var got int
+		err := Retry(func() (err error) {
+			got, err = unix.Pread(fd, buf[n:], off+int64(n))
+			return err
+		})
+		if err != nil {
+			return n, err
+		}
+		if got == 0 {
+			return n, io.ErrUnexpectedEOF
+		}
+		n += got
+	}
+	return n, nil
+}
+
+func WriteFull(fd int, buf []byte) error {
+	for len(buf) > 0 {
+		var n int
+		err := Retry(func() (err error) {
+			n, err = unix.Write(fd, buf)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		buf = buf[n:]
+	}
+	return nil
+}
+
+// Polled makes Go's poller watch a terminal's master or a pipe's end; f is closed.
+func Polled(f *os.File) (*os.File, error) {
+	defer f.Close()
+	fd, err := unix.FcntlInt(uintptr(Of(f)), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+func Ready(fd int, events int16) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: events}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0 && p[0].Revents != 0
+}
+
+// readable: poll says that a read (or, for a pidfd, the end of the process) has come.
+func Readable(fd int) bool { return Ready(fd, unix.POLLIN) }
