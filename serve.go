@@ -22,6 +22,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox"
 	"github.com/cribox/cribox/server"
+	"github.com/cribox/cribox/server/streaming"
 )
 
 // lastWord is how long requests under way may take once the daemon was told to end. What they do goes on after a restart.
@@ -49,7 +50,7 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	streams, err := server.ListenStreams()
+	streams, err := streaming.Listen()
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}

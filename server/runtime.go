@@ -42,7 +42,7 @@ func (s *runtimeService) Status(ctx context.Context, req *runtimeapi.StatusReque
 		return nil, err
 	}
 	r.Info, err = info(map[string]any{
-		"config": s.rooms.Load().config(), "host": s.pods().HostOf(""), "runtimes": s.pods().Features(), "network": s.pods().Network(ctx),
+		"config": s.parts.Load().config(), "host": s.pods().HostOf(""), "runtimes": s.pods().Features(), "network": s.pods().Network(ctx),
 		"goroutines": runtime.NumGoroutine(), "unknownFields": json.RawMessage(unknown), "notes": s.pods().Notes()})
 	return r, err
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/sandbox"
+	"github.com/cribox/cribox/server/streaming"
 )
 
 // maxMessage is what a kubelet sends and takes in one message.
@@ -35,15 +36,16 @@ const (
 type Server struct {
 	version string
 	grpc    *grpc.Server
-	door    *door
-	rooms   atomic.Pointer[rooms] // nil until Open
+	streams *streaming.Server
+	parts   atomic.Pointer[parts] // nil until Open
 	unknown unknownFields
 	calls   atomic.Int64  // under way
 	ending  chan struct{} // closed by Stop
 	stop    sync.Once
 }
 
-type rooms struct {
+// parts are what requests are passed on to.
+type parts struct {
 	pods   *sandbox.Manager
 	images *imageservice.Images
 	config func() any
@@ -59,11 +61,11 @@ type imageService struct {
 	*Server
 }
 
-// New returns a Server that answers Unavailable until Open is called. Exec, attach and port-forward are streamed through streams, which the
-// Server closes (see ListenStreams).
+// New returns a Server that answers Unavailable until Open is called. Exec, attach and port-forward
+// are streamed through streams, which the Server closes (see streaming.Listen).
 func New(version string, streams net.Listener) *Server {
-	s := &Server{version: version, door: newDoor(streams), ending: make(chan struct{})}
-	go s.door.listen(streams) // ends with Stop
+	s := &Server{version: version, streams: streaming.New(streams), ending: make(chan struct{})}
+	go s.streams.Serve(streams) // ends with Stop
 	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(greeting),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))
@@ -74,7 +76,7 @@ func New(version string, streams net.Listener) *Server {
 
 // Open lets requests through. config returns the configuration in effect, for whoever asks for the verbose Status.
 func (s *Server) Open(pods *sandbox.Manager, images *imageservice.Images, config func() any) {
-	s.rooms.Store(&rooms{pods: pods, images: images, config: config})
+	s.parts.Store(&parts{pods: pods, images: images, config: config})
 }
 
 // Serve answers requests from l until Stop.
@@ -86,7 +88,7 @@ const unreadLimit = time.Second
 // Stop refuses new requests and waits for those under way until ctx ends; then they are cut off. Streams of events and lists end at once with
 // Unavailable, and those of exec, attach and port-forward when Stop returns. A client that does not read its answers holds nothing up.
 func (s *Server) Stop(ctx context.Context) {
-	defer s.door.close()
+	defer s.streams.Close()
 	s.stop.Do(func() { close(s.ending) })
 	done := make(chan struct{})
 	go func() {
@@ -113,8 +115,8 @@ func (s *Server) Stop(ctx context.Context) {
 	}
 }
 
-func (s *Server) pods() *sandbox.Manager       { return s.rooms.Load().pods }
-func (s *Server) images() *imageservice.Images { return s.rooms.Load().images }
+func (s *Server) pods() *sandbox.Manager       { return s.parts.Load().pods }
+func (s *Server) images() *imageservice.Images { return s.parts.Load().images }
 
 var (
 	errStarting = status.Error(codes.Unavailable, "cribox is starting")
@@ -142,7 +144,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 
 // pass is what every request passes: it must wait for nobody, a panic costs one request, an error gets its code, and the log gets one line.
 func (s *Server) pass(ctx context.Context, method string, next func(context.Context) error) (err error) {
-	if s.rooms.Load() == nil {
+	if s.parts.Load() == nil {
 		return errStarting
 	}
 	s.calls.Add(1)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/sandbox"
+	"github.com/cribox/cribox/server/streaming"
 )
 
 func TestCodes(t *testing.T) {
@@ -86,9 +87,9 @@ type uncomparable []string
 
 func (u uncomparable) Error() string { return u[0] }
 
-// A request before the rooms are open is told to come again; a panic costs one request.
+// A request before Open is refused; a panic costs one request.
 func TestGateAndPanic(t *testing.T) {
-	streams, err := ListenStreams()
+	streams, err := streaming.Listen()
 	if err != nil {
 		t.Fatal(err)
 	}

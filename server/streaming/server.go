@@ -1,13 +1,10 @@
-package server
+package streaming
 
 import (
 	"context"
 	"fmt"
 	"net"
 	"net/http"
-	"slices"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -19,13 +16,14 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// door is where exec, attach and port-forward are streamed: an HTTP server on the loopback that answers to tickets only. The kubelet and
-// crictl come there by the URL that the CRI call gave them, and speak SPDY or WebSocket.
-type door struct {
-	*tickets
-	http http.Server
-	base string // of every URL
-	shut context.CancelFunc
+// Server streams exec, attach and port-forward: an HTTP server on the loopback that answers only those
+// who have a ticket. The kubelet and crictl come there by the URL that the CRI call gave them, and
+// speak SPDY or WebSocket.
+type Server struct {
+	tickets *tickets
+	http    http.Server
+	base    string // of every URL
+	shut    context.CancelFunc
 }
 
 const (
@@ -36,8 +34,9 @@ const (
 	maxWaiting  = 256              // clients that have not shown a ticket
 )
 
-// ListenStreams returns the listener that New wants: a free port of the loopback, which the kubelet of this node reaches and nobody else.
-func ListenStreams() (net.Listener, error) {
+// Listen returns the listener that New wants: a free port of the loopback, which only programs of this
+// node can reach.
+func Listen() (net.Listener, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		l, err = net.Listen("tcp", "[::1]:0") // a node without IPv4
@@ -48,14 +47,15 @@ func ListenStreams() (net.Listener, error) {
 	return l, nil
 }
 
-func newDoor(l net.Listener) *door {
+// New returns a Server whose URLs lead to l.
+func New(l net.Listener) *Server {
 	ctx, shut := context.WithCancel(context.Background())
-	d := &door{tickets: newTickets(), base: "http://" + l.Addr().String(), shut: shut}
-	d.http = http.Server{
+	s := &Server{tickets: newTickets(), base: "http://" + l.Addr().String(), shut: shut}
+	s.http = http.Server{
 		ReadHeaderTimeout: headerLimit,
 		ReadTimeout:       headerLimit, // of a request; a stream has taken the connection over by then
 		MaxHeaderBytes:    16 << 10,
-		Handler:           d.routes(),
+		Handler:           s.routes(),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, lineKey{}, c) },
 		ConnState: func(c net.Conn, now http.ConnState) {
@@ -64,92 +64,31 @@ func newDoor(l net.Listener) *door {
 			}
 		},
 	}
-	d.http.SetKeepAlivesEnabled(false)
-	return d
+	s.http.SetKeepAlivesEnabled(false)
+	return s
 }
 
-// line is the connection of one client. The HTTP server forgets it once a protocol has taken it over.
-type line struct {
-	*net.TCPConn
-	taken   atomic.Bool
-	waiting *waiting
-}
+// Serve answers until Close.
+func (s *Server) Serve(l net.Listener) { _ = s.http.Serve(&lineListener{Listener: l}) }
 
-// Close is of the connection, which waits no more.
-func (l *line) Close() error {
-	l.waiting.leave(l)
-	return l.TCPConn.Close()
-}
-
-type lineKey struct{}
-
-// waiting are the connections that have not shown a ticket, the oldest first. Any user of the node may open as many as he likes: the oldest
-// makes room for the newest, so that they keep nobody out. Who has a ticket shows it at once.
-type waiting struct {
-	mu  sync.Mutex // guards all
-	all []*line
-}
-
-// enter closes the oldest when there are too many.
-func (w *waiting) enter(l *line) {
-	w.mu.Lock()
-	w.all = append(w.all, l)
-	var oldest *line
-	if len(w.all) > maxWaiting {
-		oldest = w.all[0]
-	}
-	w.mu.Unlock()
-	if oldest != nil {
-		oldest.Close()
-	}
-}
-
-// leave may be called more than once.
-func (w *waiting) leave(l *line) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if i := slices.Index(w.all, l); i >= 0 {
-		w.all = slices.Delete(w.all, i, i+1)
-	}
-}
-
-// lineListener makes a line of each connection.
-type lineListener struct {
-	net.Listener
-	waiting waiting
-}
-
-func (l *lineListener) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
-	tcp, ok := conn.(*net.TCPConn)
-	if !ok {
-		return conn, err
-	}
-	one := &line{TCPConn: tcp, waiting: &l.waiting}
-	l.waiting.enter(one)
-	return one, nil
-}
-
-// listen answers until close.
-func (d *door) listen(l net.Listener) { _ = d.http.Serve(&lineListener{Listener: l}) }
-
-func (d *door) routes() http.Handler {
+func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
 	for _, method := range []string{http.MethodGet, http.MethodPost} { // WebSocket begins with GET, SPDY with either
-		mux.HandleFunc(method+" /{kind}/{token}", d.serve)
+		mux.HandleFunc(method+" /{kind}/{token}", s.serve)
 	}
 	return mux
 }
 
-func (d *door) close() {
-	d.shut()
-	_ = d.http.Close()
+// Close ends all streams.
+func (s *Server) Close() {
+	s.shut()
+	_ = s.http.Close()
 }
 
 // serve runs what the ticket stands for. Its context ends with the connection, whether or not anybody reads from that; and the connection
 // ends with it: the libraries leave it open when a client does not begin as it should, and panic when it is worse than that.
-func (d *door) serve(w http.ResponseWriter, r *http.Request) {
-	serve := d.take(r.PathValue("token"))
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	serve := s.tickets.take(r.PathValue("token"))
 	if serve == nil {
 		http.NotFound(w, r)
 		return
@@ -207,12 +146,12 @@ func cancelWhenGone(ctx context.Context, conn syscall.Conn, cancel func()) {
 }
 
 // url gives out a ticket.
-func (d *door) url(kind string, serve http.HandlerFunc) (string, error) {
-	token, err := d.issue(serve)
+func (s *Server) url(kind string, serve http.HandlerFunc) (string, error) {
+	token, err := s.tickets.issue(serve)
 	if err != nil {
 		return "", err
 	}
-	return d.base + "/" + kind + "/" + token, nil
+	return s.base + "/" + kind + "/" + token, nil
 }
 
 // What the streaming libraries say about their clients is for whoever debugs them; the client has been told.

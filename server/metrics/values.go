@@ -1,0 +1,56 @@
+package metrics
+
+import (
+	"time"
+
+	"github.com/cribox/cribox/sandbox"
+)
+
+func byDevice(of func(*containerMetrics, int) *uint64) func(*containerMetrics, report) {
+	return func(c *containerMetrics, r report) {
+		for i := range c.Devices {
+			r(of(c, i), c.Names[i])
+		}
+	}
+}
+
+// withQuota leaves the metric out for a container without a CPU quota.
+func withQuota(of func(*containerMetrics) *uint64) func(*containerMetrics) *uint64 {
+	return func(c *containerMetrics) *uint64 {
+		if c.spec.GetCpuQuota() <= 0 {
+			return nil
+		}
+		return of(c)
+	}
+}
+
+func inSeconds(nanoseconds *uint64) *uint64 {
+	if nanoseconds == nil {
+		return nil
+	}
+	return new(*nanoseconds / uint64(time.Second))
+}
+
+// positive leaves out what was not asked for.
+func positive(n int64) *uint64 {
+	if n <= 0 {
+		return nil
+	}
+	return new(uint64(n))
+}
+
+func limit(n int64) *uint64 { return new(uint64(max(n, 0))) }
+
+func someWaited(p *sandbox.Pressure) *uint64 {
+	if p == nil || p.Some == nil {
+		return nil
+	}
+	return inSeconds(&p.Some.Total)
+}
+
+func allWaited(p *sandbox.Pressure) *uint64 {
+	if p == nil || p.Full == nil {
+		return nil
+	}
+	return inSeconds(&p.Full.Total)
+}

@@ -1,0 +1,126 @@
+package streaming
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	utilexec "k8s.io/utils/exec"
+)
+
+// Wanted says which streams were asked for.
+type Wanted struct{ Stdin, Stdout, Stderr, TTY bool }
+
+// Streams are those that were asked for; the others are nil.
+type Streams struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Resize         <-chan Size // closed when no more comes; nil without a terminal
+}
+
+// Size is that of a terminal.
+type Size = remotecommand.TerminalSize
+
+// Run runs a command with the streams of a client and returns its exit code. ctx ends with the client.
+type Run func(ctx context.Context, streams Streams) (code int32, err error)
+
+// Exec returns a URL at which run can be called once, within a minute.
+func (s *Server) Exec(want Wanted, run Run) (string, error) {
+	c := command{want, run}
+	return s.url("exec", func(w http.ResponseWriter, r *http.Request) {
+		if offers(r, protocolV5) {
+			serveV5(w, r, c.serveChannels)
+			return
+		}
+		remotecommand.ServeExec(w, r, c, "", "", "", nil, c.options(), streamIdle, streamBegin, remotecommand.SupportedStreamingProtocols)
+	})
+}
+
+// Attach returns a URL at which run can be called once, within a minute.
+func (s *Server) Attach(want Wanted, run Run) (string, error) {
+	c := command{want, run}
+	return s.url("attach", func(w http.ResponseWriter, r *http.Request) {
+		if offers(r, protocolV5) {
+			serveV5(w, r, c.serveChannels)
+			return
+		}
+		remotecommand.ServeAttach(w, r, c, "", "", "", c.options(), streamIdle, streamBegin, remotecommand.SupportedStreamingProtocols)
+	})
+}
+
+// Forward connects a client to a port. ctx ends with the client.
+type Forward func(ctx context.Context, port int32, client io.ReadWriteCloser) error
+
+// PortForward returns a URL at which a client can open as many connections as it likes, within a
+// minute from now.
+func (s *Server) PortForward(ports []int32, forward Forward) (string, error) {
+	serve := func(w http.ResponseWriter, r *http.Request) {
+		portforward.ServePortForward(w, r, forwarder{r.Context(), forward}, "", "", &portforward.V4Options{Ports: ports},
+			streamIdle, streamBegin, portforward.SupportedProtocols)
+	}
+	return s.url("portforward", func(w http.ResponseWriter, r *http.Request) {
+		if offers(r, tunnelProtocol) {
+			serveTunnel(w, r, serve)
+			return
+		}
+		serve(w, r)
+	})
+}
+
+// command runs with the streams that were asked for: a WebSocket client opens all of them.
+type command struct {
+	want Wanted
+	run  Run
+}
+
+func (c command) options() *remotecommand.Options {
+	return &remotecommand.Options{Stdin: c.want.Stdin, Stdout: c.want.Stdout, Stderr: c.want.Stderr, TTY: c.want.TTY}
+}
+
+func (c command) ExecInContainer(ctx context.Context, _, _, _ string, _ []string, in io.Reader, out, errs io.WriteCloser, _ bool,
+	sizes <-chan Size, _ time.Duration) error {
+	return c.do(ctx, in, out, errs, sizes)
+}
+
+func (c command) AttachContainer(ctx context.Context, _, _, _ string, in io.Reader, out, errs io.WriteCloser, _ bool,
+	sizes <-chan Size) error {
+	return c.do(ctx, in, out, errs, sizes)
+}
+
+func (c command) serveChannels(ctx context.Context, from *channels) error {
+	return c.do(ctx, from.stdin, from.stdout(), from.stderr(), from.sizes)
+}
+
+func (c command) do(ctx context.Context, in io.Reader, out, errs io.Writer, sizes <-chan Size) error {
+	streams := Streams{Resize: sizes}
+	if c.want.Stdin {
+		streams.Stdin = in
+	}
+	if c.want.Stdout {
+		streams.Stdout = out
+	}
+	if c.want.Stderr {
+		streams.Stderr = errs
+	}
+	code, err := c.run(ctx, streams)
+	if err == nil && code != 0 {
+		// By this type the client learns the code; any other error is one of ours.
+		return utilexec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: int(code)}
+	}
+	return err
+}
+
+// forwarder forwards the connections of one client; ctx ends with the client, which the library does
+// not pass on.
+type forwarder struct {
+	ctx     context.Context
+	forward Forward
+}
+
+func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, client io.ReadWriteCloser) error {
+	return f.forward(f.ctx, port, client)
+}
