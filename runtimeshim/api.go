@@ -11,23 +11,24 @@ type Start struct {
 	Pod     string // id of the pod task whose keeper holds this task's descriptors; "" for a pod task itself
 	Runtime string // absolute path of an OCI command line runtime
 	Spec    []byte // config.json
-	// SpecFile has Spec in it, or what has replaced it since; it is never written to, only replaced. A file on the same file system is not
-	// copied. "" = there is none.
+	// SpecFile has Spec in it, or what has replaced it since; it is never written to, only
+	// replaced. A file on the same file system is not copied. "" = there is none.
 	SpecFile string
 
 	Terminal  bool // must agree with process.terminal of Spec
 	Stdin     bool // keep stdin open for Streams; otherwise it is /dev/null
 	StdinOnce bool // Streams gives stdin away, so that its first user closes it
 
-	// OwnerUID and OwnerGID own the FIFOs and the pipe that are the task's streams; they must be root of the user namespace of Spec, or its
-	// processes cannot open /dev/stdout again.
+	// OwnerUID and OwnerGID own the FIFOs and the pipe that are the task's streams; they must be
+	// root of the user namespace of Spec, or its processes cannot open /dev/stdout again.
 	OwnerUID, OwnerGID int
 
 	LogPath  string // absolute path of the CRI log; "" = output is consumed and dropped
 	LogLimit int64  // bytes that the log takes until it is rotated, at least MinLogLimit; 0 = any number
 	OOMFile  string // v1 <memory cgroup>/memory.oom_control, v2 <cgroup>/memory.events; "" = OOMKilled is never told
 	LockFile string // in the state folder; locked shared by every runtime process of the task; "" = one of the task's own
-	// SystemdCgroup: cgroupsPath of Spec is SLICE:PREFIX:NAME, and systemd makes the cgroup (CgroupOf says where).
+	// SystemdCgroup: cgroupsPath of Spec is SLICE:PREFIX:NAME, and systemd makes the cgroup
+	// (CgroupOf says where).
 	SystemdCgroup bool
 	Keeper        bool // a pod task: descriptor 3 of its process is the socket that keeps its containers' descriptors
 }
@@ -85,7 +86,8 @@ type Exec struct {
 type Update struct {
 	ID        string
 	Resources []byte // OCI linux.resources, JSON; what it does not name stays as it is
-	// Previous is what Resources was before, with a word for every limit that Resources sets: systemd gets it back after a failure.
+	// Previous is what Resources was before, with a word for every limit that Resources sets:
+	// systemd gets it back after a failure.
 	Previous    []byte
 	OOMScoreAdj *int   // of every process in the task's cgroup; nil = they stay as they are
 	LockFile    string // as in Start; "" = that of the task

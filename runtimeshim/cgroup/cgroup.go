@@ -1,3 +1,5 @@
+// Package cgroup finds, reads, signals, limits and removes the cgroups of tasks,
+// in both versions, and never touches those of this process.
 package cgroup
 
 import (
@@ -145,8 +147,8 @@ const signalChunk = 256 // descriptors at a time
 // afterListing is called between the two looks at a cgroup, by tests.
 var afterListing = func() {}
 
-// signalListed sends sig to the processes of a list that are in dir, and returns which got it. By the
-// time that a number is opened it may be a stranger's, so the cgroup is asked again afterwards.
+// signalListed sends sig to the processes of a list that are in dir, and returns which got it. By
+// the time that a number is opened it may be a stranger's, so the cgroup is asked again afterwards.
 func signalListed(dir string, pids []int, sig unix.Signal) (sent []int) {
 	afterListing()
 	opened := procfd.OpenAll(pids)
@@ -163,8 +165,8 @@ func signalListed(dir string, pids []int, sig unix.Signal) (sent []int) {
 	return sent
 }
 
-// Freeze stops or continues all processes of the cgroups where the kernel has
-// a freezer, so that a fork bomb cannot outrun the kill. What is continued is with all below that was stopped by itself.
+// Freeze stops or continues all processes of the cgroups where the kernel has a freezer, so that a
+// fork bomb cannot outrun the kill. What is continued is with all below that was stopped by itself.
 func Freeze(dirs []string, on bool) {
 	v1, v2 := "THAWED", "0"
 	if on {
@@ -180,7 +182,8 @@ func Freeze(dirs []string, on bool) {
 	}
 }
 
-// freezerV1 stops the processes of a cgroup of version 1, which do not die then, not even by SIGKILL.
+// freezerV1 stops the processes of a cgroup of version 1, which do not die then, not even by
+// SIGKILL.
 const freezerV1 = "freezer.state"
 
 // tryWrite writes to a file of a cgroup, if there is one.

@@ -11,14 +11,14 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
-
-	"github.com/cribox/cribox/runtimeshim/procfd"
-
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/procfd"
 )
 
-// TestSignalsGoToWhoIsStillThere: between a look at a cgroup and the signal a process ends and its number is given to a stranger.
+// TestSignalsGoToWhoIsStillThere: between a look at a cgroup and the signal a process ends and its
+// number is given to a stranger.
 func TestSignalsGoToWhoIsStillThere(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "cgroup.procs")
 	stranger := exec.Command("sleep", "1000000")
@@ -41,7 +41,8 @@ func TestSignalsGoToWhoIsStillThere(t *testing.T) {
 	}
 }
 
-// TestForeignCgroups: what a task is said to be in is killed with it, but never where the shim is, nor where it was born.
+// TestForeignCgroups: what a task is said to be in is killed with it, but never where the shim is,
+// nor where it was born.
 func TestForeignCgroups(t *testing.T) {
 	all := Mounts()
 	if len(all) == 0 {
@@ -152,5 +153,12 @@ func TestOOMKills(t *testing.T) {
 	}
 	if n, err := OOMKills(dir); err == nil {
 		t.Errorf("a counter that cannot be read is %d", n)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

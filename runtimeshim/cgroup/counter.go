@@ -33,6 +33,7 @@ type CounterWatch struct {
 	last  map[string]uint64
 }
 
+// NewCounterWatch watches what parse finds in the text of a file, once Run is called.
 func NewCounterWatch(parse func([]byte) uint64) (*CounterWatch, error) {
 	wake, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestCounterWatch has the kernel change a file of a cgroup and then take the cgroup away: what was counted is still known.
+// TestCounterWatch has the kernel change a file of a cgroup and then take the cgroup away: what was
+// counted is still known.
 func TestCounterWatch(t *testing.T) {
 	forbidInotify(t)
 	root := ""

@@ -16,6 +16,7 @@ type Finder struct {
 	born        []string // the cgroups of this process when it began
 }
 
+// NewFinder notes which cgroups are our own.
 func NewFinder(state statedir.Root) (*Finder, error) {
 	g := &Finder{state: state}
 	var err error

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// oomRounds bounds how often setOOMScore looks for processes that were forked
+// oomRounds bounds how often SetOOMScore looks for processes that were forked
 // by one that it had not come to yet.
 const oomRounds = 10
 

@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRemoveCgroups: what a container with a writable cgroup file system makes in its own goes with it.
+// TestRemoveCgroups: what a container with a writable cgroup file system makes in its own goes with
+// it.
 func TestRemoveCgroups(t *testing.T) {
 	for name, c := range map[string]struct {
 		names  []string // of the cgroups in one another

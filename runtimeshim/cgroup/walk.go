@@ -14,15 +14,17 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// A container with a cgroup file system that it may write to makes cgroups in its own: so many, and so deep in one
-// another, as it likes. They are walked by descriptors, of which a walk holds a fixed number, and never by their paths.
+// A container with a cgroup file system that it may write to makes cgroups in its own: so many, and
+// so deep in one another, as it likes. They are walked by descriptors, of which a walk holds a
+// fixed number, and never by their paths.
 
 // walkLimit bounds a walk; what it did not come to is left to the next one.
 const walkLimit = 5 * time.Second
 
 var errWalkLimit = errors.New("there are too many cgroups for one walk")
 
-// eachCgroup calls act for the cgroup dir and those below, with the name that a file has seen from the folder at.
+// eachCgroup calls act for the cgroup dir and those below, with the name that a file has seen from
+// the folder at.
 func eachCgroup(dir string, act func(at int, file func(string) string)) {
 	_ = walkCgroup(dir, func(root int) tree.Visitor { // what cannot be walked has gone, or is left to the next walk
 		act(root, func(name string) string { return name })
@@ -85,7 +87,8 @@ func AllProcs(dirs []string) []int {
 	return slices.Compact(pids)
 }
 
-// thawBelow continues what was stopped by a freezer (v1) in dir or below, which the one of dir does not continue.
+// thawBelow continues what was stopped by a freezer (v1) in dir or below, which the one of dir does
+// not continue.
 func thawBelow(dir string) {
 	eachCgroup(dir, func(at int, file func(string) string) {
 		fd, err := unix.Openat(at, file(freezerV1), unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -16,7 +18,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/statedir"
 )
 
-// TestNoKeyringIsLeft: the keys of root are used up on the node. A task is started without a keyring of its own.
+// TestNoKeyringIsLeft: the keys of root are used up on the node. A task is started without a
+// keyring of its own.
 func TestNoKeyringIsLeft(t *testing.T) {
 	h := newHost(t)
 	full := `"msg":"unable to join session keyring: unable to create session key: disk quota exceeded"`
@@ -43,7 +46,8 @@ func (h *host) changeRecord(id string, change func(map[string]any)) {
 	must(h.t, statedir.WriteJSON(name, rec))
 }
 
-// TestRecordWithoutAStartTime: a shim could not read when the process started. What runs is adopted all the same.
+// TestRecordWithoutAStartTime: a shim could not read when the process started. What runs is adopted
+// all the same.
 func TestRecordWithoutAStartTime(t *testing.T) {
 	h := newHost(t)
 	task := h.startCounter("c", "")
@@ -58,7 +62,8 @@ func TestRecordWithoutAStartTime(t *testing.T) {
 	h.wantExit("c", 7)
 }
 
-// TestUnreadableRecordKeepsItsTerminal: while a record cannot be read, what the pod keeps of the task stays there.
+// TestUnreadableRecordKeepsItsTerminal: while a record cannot be read, what the pod keeps of the
+// task stays there.
 func TestUnreadableRecordKeepsItsTerminal(t *testing.T) {
 	h := newHost(t)
 	h.pod("pod")
@@ -87,7 +92,8 @@ func TestUnreadableRecordKeepsItsTerminal(t *testing.T) {
 	h.eventually("its terminal is read", func() bool { return strings.Contains(strings.Join(h.logLines("tty"), " "), "got word") })
 }
 
-// TestUnreadableForGood: a task whose record or streams stay unreadable can be ended, and a signal is no "not found".
+// TestUnreadableForGood: a task whose record or streams stay unreadable can be ended, and a signal
+// is no "not found".
 func TestUnreadableForGood(t *testing.T) {
 	for _, name := range []string{"task.json", "stdout"} {
 		t.Run(name, func(t *testing.T) {
@@ -109,5 +115,37 @@ func TestUnreadableForGood(t *testing.T) {
 				t.Errorf("task is %+v", got)
 			}
 		})
+	}
+}
+
+// TestFolderOfAnEarlierVersion takes over the folder of a task as an earlier version of record
+// format 1 has left it: the task has ended with 7, its output is in the spool, and the logger was
+// killed between an intent and its write.
+func TestFolderOfAnEarlierVersion(t *testing.T) {
+	h := newHost(t)
+	must(t, h.client.Shutdown(t.Context()))
+	folder := filepath.Join(h.state, "shim/c")
+	must(t, os.CopyFS(folder, os.DirFS("testdata/format1")))
+	for _, name := range []string{"task.json", "log.json"} {
+		raw, err := os.ReadFile(filepath.Join(folder, name))
+		must(t, err)
+		here := strings.NewReplacer("/usr/bin/runc", h.runc, "/var/log/pods", h.logs).Replace(string(raw))
+		must(t, os.WriteFile(filepath.Join(folder, name), []byte(here), 0o600))
+	}
+	for _, name := range []string{"stdout", "stderr"} {
+		must(t, unix.Mkfifo(filepath.Join(folder, name), 0o600))
+	}
+	h.connect()
+	h.wantExit("c", 7)
+	task := h.task("c")
+	if at := time.Date(2026, 11, 30, 3, 2, 33, 937008709, time.UTC); task.Pid != 2984 || !task.StartedAt.Equal(at) || task.Exit == nil || task.Exit.OOMKilled {
+		t.Errorf("the task is told as %+v", task)
+	}
+	if got := h.logLines("c"); !slices.Equal(got, []string{"one", "two", "no end"}) {
+		t.Errorf("the log has %q", got)
+	}
+	must(t, h.client.Delete(t.Context(), "c"))
+	if _, err := os.Stat(folder); err == nil {
+		t.Error("the folder is still there")
 	}
 }

@@ -1,3 +1,7 @@
+// Package client is the daemon's end: it finds the shim and the logger, starts
+// them when they are dead, and asks them.
+//
+// It will not: remember a task. What there is, the shim knows.
 package client
 
 import (
@@ -230,8 +234,8 @@ func prepare(d statedir.Task, st runtimeshim.Start) error {
 	return statedir.WriteJSON(d.Log(), statedir.LogRecord{Format: statedir.Format, Path: st.LogPath, Limit: st.LogLimit, Terminal: st.Terminal, Start: time.Now().UnixNano()})
 }
 
-// placeSpec makes the bundle's config.json. What was there may be a link to the caller's file, so it is
-// not written to.
+// placeSpec makes the bundle's config.json. What was there may be a link to the caller's file, so
+// it is not written to.
 func placeSpec(name string, st runtimeshim.Start) error {
 	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -242,7 +246,8 @@ func placeSpec(name string, st runtimeshim.Start) error {
 	return os.WriteFile(name, st.Spec, 0o600)
 }
 
-// mountLabel returns the SELinux label of a task's files (linux.mountLabel of its spec), which its streams have too; "" for none.
+// mountLabel returns the SELinux label of a task's files (linux.mountLabel of its spec), which its
+// streams have too; "" for none.
 func mountLabel(spec []byte) (string, error) {
 	if !bytes.Contains(spec, []byte(`"mountLabel"`)) {
 		return "", nil

@@ -151,7 +151,8 @@ func (k *Client) Attach(ctx, leave context.Context, id string, out, errs *os.Fil
 	})
 }
 
-// leaveWait is how long the logger may take to hand over what was printed before an attached client left.
+// leaveWait is how long the logger may take to hand over what was printed before an attached client
+// left.
 const leaveWait = 30 * time.Second
 
 // hangUp tells the peer that nothing more is asked of it; its answer is still read, for a while.

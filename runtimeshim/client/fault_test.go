@@ -251,7 +251,8 @@ func (h *host) slowRuntime(name string) (path, working, word string) {
 	return path, working, word
 }
 
-// writeScript makes a program while nothing is forked: a child that has not executed anything yet would hold it open for writing.
+// writeScript makes a program while nothing is forked: a child that has not executed anything yet
+// would hold it open for writing.
 func (h *host) writeScript(path, script string) {
 	h.t.Helper()
 	syscall.ForkLock.RLock()
@@ -699,7 +700,8 @@ func daemonMain(state string) error {
 	return err
 }
 
-// TestShimLeavesWithTheMachine: whoever turns the machine off need not wait for the shim. Before, SIGTERM does nothing.
+// TestShimLeavesWithTheMachine: whoever turns the machine off need not wait for the shim. Before,
+// SIGTERM does nothing.
 func TestShimLeavesWithTheMachine(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "comm")
 	t.Setenv("CRIBOX_TEST_INIT_NAME", name)
@@ -735,8 +737,9 @@ func TestShimLeavesWithTheMachine(t *testing.T) {
 	}
 }
 
-// TestStdinOnceSurvives: the shim dies before anybody was attached, and the container does not meet the end of its input; it dies after
-// the first client had it, and the container does when that client goes.
+// TestStdinOnceSurvives: the shim dies before anybody was attached, and the container does not meet
+// the end of its input; it dies after the first client had it, and the container does when that
+// client goes.
 func TestStdinOnceSurvives(t *testing.T) {
 	h := newHost(t)
 	h.pod("pod")
@@ -770,7 +773,8 @@ func TestStdinOnceSurvives(t *testing.T) {
 	}
 }
 
-// TestTerminalWhoseMasterIsGone: the shim dies over the start of a task with a terminal. Nobody could read what it prints, so it was not started.
+// TestTerminalWhoseMasterIsGone: the shim dies over the start of a task with a terminal. Nobody
+// could read what it prints, so it was not started.
 func TestTerminalWhoseMasterIsGone(t *testing.T) {
 	for _, step := range []string{"shim.start.runc", "shim.start.kept"} {
 		t.Run(step, func(t *testing.T) {
@@ -806,4 +810,28 @@ func TestTerminalWhoseMasterIsGone(t *testing.T) {
 			h.wantExit("tty", 3)
 		})
 	}
+}
+
+// mostLog is the size from which on shim and logger empty their logs.
+const mostLog = 256 << 10
+
+// TestLogsOfShimAndLoggerAreBounded: both empty their log when they write to it and it is large.
+func TestLogsOfShimAndLoggerAreBounded(t *testing.T) {
+	h := newHost(t)
+	emptied := func(process string, write func()) {
+		log := filepath.Join(h.state, process+".log")
+		must(t, os.Truncate(log, mostLog+1))
+		write()
+		h.eventually("the "+process+" empties its log", func() bool { st, err := os.Stat(log); return err == nil && st.Size() <= mostLog })
+	}
+	emptied("logger", func() {
+		st := h.params("c", sh("seq 100000; exec sleep 1000000"))
+		st.LogLimit = runtimeshim.MinLogLimit // it says that the log is full
+		h.start(st)
+	})
+	emptied("shim", func() {
+		must(t, os.Mkdir(filepath.Join(h.state, "shim/c/exit"), 0o700)) // it says that the exit is not written
+		must(t, h.client.Kill(t.Context(), "c", unix.SIGKILL, false))
+		h.wantExit("c", 137)
+	})
 }

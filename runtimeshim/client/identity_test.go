@@ -17,7 +17,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/procfd"
 )
 
-// runtimeWith is a runtime that runs a shell script where "$@" are the arguments and $RUNC is the real one.
+// runtimeWith is a runtime that runs a shell script where "$@" are the arguments and $RUNC is the
+// real one.
 func (h *host) runtimeWith(name, script string) string {
 	path := filepath.Join(filepath.Dir(h.state), name)
 	h.writeScript(path, "RUNC="+h.runc+"\n"+script)
@@ -33,7 +34,8 @@ func (h *host) procs(id string) []int {
 	return cgroup.AllProcs(dirs)
 }
 
-// TestExecCancelledAtItsEnd: the caller goes when the runtime has started the process and has not ended yet. Nothing of the exec stays.
+// TestExecCancelledAtItsEnd: the caller goes when the runtime has started the process and has not
+// ended yet. Nothing of the exec stays.
 func TestExecCancelledAtItsEnd(t *testing.T) {
 	for name, script := range map[string]string{
 		// The pid file is written, and the runtime stays for a while.
@@ -72,7 +74,8 @@ func TestExecCancelledAtItsEnd(t *testing.T) {
 	}
 }
 
-// TestExecOfADeadShimIsEnded: its caller is gone. That the clock was stepped meanwhile is no reason to leave it.
+// TestExecOfADeadShimIsEnded: its caller is gone. That the clock was stepped meanwhile is no reason
+// to leave it.
 func TestExecOfADeadShimIsEnded(t *testing.T) {
 	h := newHost(t)
 	h.idle("c")
@@ -106,8 +109,9 @@ func stepBack(t *testing.T, name string) {
 	must(t, os.Chtimes(name, at, at))
 }
 
-// TestClockIsSteppedWhileAStartIsAdopted: the shim dies over a start, and the clock is set forward before the next one looks at the pid file.
-// What runs is known by what the runtime has written down of it, and where that is not there by its cgroup.
+// TestClockIsSteppedWhileAStartIsAdopted: the shim dies over a start, and the clock is set forward
+// before the next one looks at the pid file. What runs is known by what the runtime has written
+// down of it, and where that is not there by its cgroup.
 func TestClockIsSteppedWhileAStartIsAdopted(t *testing.T) {
 	for name, after := range map[string]string{"state": "", "cgroup only": `mv %s/runc/c/state.json %[1]s/state.json.away`} {
 		t.Run(name, func(t *testing.T) {
@@ -145,7 +149,8 @@ echo > %s/working; while ! [ -e %[3]s/go ]; do sleep 0.02; done; exit 0;; esac; 
 	}
 }
 
-// TestAdoptedNumberIsAnothers: the pid file names a process that is not the task's, however young the file is.
+// TestAdoptedNumberIsAnothers: the pid file names a process that is not the task's, however young
+// the file is.
 func TestAdoptedNumberIsAnothers(t *testing.T) {
 	h := newHost(t)
 	stranger := exec.Command("sleep", "1000000")
@@ -174,7 +179,8 @@ echo > %s/working; while ! [ -e %[3]s/go ]; do sleep 0.02; done; exit 0;; esac; 
 	}
 }
 
-// TestUnreadableIsNotGone: what cannot be read now is read again, and nothing that runs is taken for ended or for never started.
+// TestUnreadableIsNotGone: what cannot be read now is read again, and nothing that runs is taken
+// for ended or for never started.
 func TestUnreadableIsNotGone(t *testing.T) {
 	for _, name := range []string{"task.json", "exit", "stdout"} {
 		t.Run(name, func(t *testing.T) {
@@ -202,7 +208,8 @@ func TestUnreadableIsNotGone(t *testing.T) {
 	}
 }
 
-// TestReopenWhenTheLogCannotBeReadNow: a task that the logger waits for is not forgotten by a rotation that comes meanwhile.
+// TestReopenWhenTheLogCannotBeReadNow: a task that the logger waits for is not forgotten by a
+// rotation that comes meanwhile.
 func TestReopenWhenTheLogCannotBeReadNow(t *testing.T) {
 	h := newHost(t)
 	task := h.start(h.params("c", sh("trap 'seq 6 10' USR1; seq 1 5; while :; do sleep 0.02; done")))

@@ -20,14 +20,16 @@ import (
 	"github.com/cribox/cribox/runtimeshim/procfd"
 )
 
-// How long a peer may be outside its scope, and who may be slow about it. Nobody waits for any of it.
+// How long a peer may be outside its scope, and who may be slow about it. Nobody waits for any of
+// it.
 var (
 	scopeCall  = 5 * time.Second  // until systemd has answered
 	scopeJoin  = 3 * time.Second  // until a scope that is still there is joined, not waited for
 	scopeQuiet = 15 * time.Second // until the log says that it does not come to it
 )
 
-// waitApart waits until the peer is dead or ctx ends, as waitDead does, and gives it a scope meanwhile.
+// waitApart waits until the peer is dead or ctx ends, as procfd.WaitDead does, and gives it a scope
+// meanwhile.
 func (p *peer) waitApart(ctx context.Context, pidfd *os.File) {
 	alive, dead := context.WithCancel(ctx)
 	var placing sync.WaitGroup
@@ -96,7 +98,8 @@ func (p *peer) placed(ctx context.Context, scope string) {
 	}
 }
 
-// startScope has systemd make a scope around the process (systemd.scope(5)). It returns when that is begun.
+// startScope has systemd make a scope around the process (systemd.scope(5)). It returns when that
+// is begun.
 //
 //   - Delegate: also when systemd knows no OOMPolicy of scopes, a runtime that
 //     is killed for its memory is no reason to end the others.
@@ -163,8 +166,8 @@ func unitOf(pid int) string {
 	return unitIn(string(raw))
 }
 
-// unitIn finds it in the text of /proc/PID/cgroup: in the hierarchy that systemd names, which there is with cgroups of version 1 and with both
-// versions, else in that of version 2.
+// unitIn finds it in the text of /proc/PID/cgroup: in the hierarchy that systemd names, which there
+// is with cgroups of version 1 and with both versions, else in that of version 2.
 func unitIn(cgroups string) string {
 	v2 := ""
 	for line := range strings.Lines(cgroups) {
@@ -182,8 +185,8 @@ func unitIn(cgroups string) string {
 // isIn: the cgroup is that of the unit, or below.
 func isIn(cgroup, unit string) bool { return slices.Contains(strings.Split(cgroup, "/"), unit) }
 
-// sliceFor returns the slice that cgroup lies in, which is the one that the administrator has given to the daemon. One of a
-// user's would end when the user leaves.
+// sliceFor returns the slice that cgroup lies in, which is the one that the administrator has given
+// to the daemon. One of a user's would end when the user leaves.
 func sliceFor(cgroup string) string {
 	for dir := cgroup; dir != "." && dir != "/"; dir = path.Dir(dir) {
 		if strings.HasSuffix(dir, ".slice") && !isIn(cgroup, "user.slice") {

@@ -24,8 +24,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/procfd"
 )
 
-// systemd is a service manager that knows scopes only: busctl, found by PATH, is this program, and each scope is a cgroup in the hierarchy where
-// systemd has its units.
+// systemd is a service manager that knows scopes only: busctl, found by PATH, is this program, and
+// each scope is a cgroup in the hierarchy where systemd has its units.
 type systemd struct {
 	t    *testing.T
 	dir  string // calls, and what it is told to be
@@ -236,7 +236,8 @@ func properties(c managerCall) map[string]any {
 	return found
 }
 
-// unmarshal reads one value of the signature's first type from words, and returns the rest of the signature.
+// unmarshal reads one value of the signature's first type from words, and returns the rest of the
+// signature.
 func unmarshal(sig string, words *[]string) (any, string) {
 	next := func() string {
 		word := (*words)[0]
@@ -291,8 +292,8 @@ func width(sig string) int {
 	return 1
 }
 
-// TestScopes: shim and logger that were in the daemon's cgroup get scopes when a daemon connects that has them made, each of their successors does,
-// and what runs does not notice.
+// TestScopes: shim and logger that were in the daemon's cgroup get scopes when a daemon connects
+// that has them made, each of their successors does, and what runs does not notice.
 func TestScopes(t *testing.T) {
 	s := newSystemd(t)
 	h := newHost(t)
@@ -330,7 +331,8 @@ func TestScopes(t *testing.T) {
 	}
 }
 
-// TestScopeNameIsTaken: as long as systemd has not collected a dead peer's scope, its successor waits outside.
+// TestScopeNameIsTaken: as long as systemd has not collected a dead peer's scope, its successor
+// waits outside.
 func TestScopeNameIsTaken(t *testing.T) {
 	lasting(t, &scopeJoin, testWait)
 	s := newSystemd(t)
@@ -359,7 +361,8 @@ func TestScopeIsKept(t *testing.T) {
 	s.waitPlaced(h, "shim", "logger")
 }
 
-// TestSystemdDoesNotAnswer: nobody waits for it, and the log has one line for each of the two until it has come to it.
+// TestSystemdDoesNotAnswer: nobody waits for it, and the log has one line for each of the two until
+// it has come to it.
 func TestSystemdDoesNotAnswer(t *testing.T) {
 	s := newSystemd(t)
 	lasting(t, &scopeCall, 2*time.Second)
@@ -383,8 +386,8 @@ func TestSystemdDoesNotAnswer(t *testing.T) {
 	h.eventually("the log takes it back", func() bool { return s.logs.count("is in box-") == 2 })
 }
 
-// TestNobodyMakesScopes: without busctl there is one line in the log, and where systemd is not the first process of our
-// pid namespace it is not told our numbers.
+// TestNobodyMakesScopes: without busctl there is one line in the log, and where systemd is not the
+// first process of our pid namespace it is not told our numbers.
 func TestNobodyMakesScopes(t *testing.T) {
 	s := newSystemd(t)
 	h := newHost(t)

@@ -97,7 +97,8 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
-// TestShimDiesInAnUpdate: its successor does the update again, and knows what was before should it fail now.
+// TestShimDiesInAnUpdate: its successor does the update again, and knows what was before should it
+// fail now.
 func TestShimDiesInAnUpdate(t *testing.T) {
 	for _, step := range []string{"shim.update.intent", "shim.update.runc"} {
 		t.Run(step, func(t *testing.T) {
@@ -130,7 +131,8 @@ func TestShimDiesInAnUpdate(t *testing.T) {
 	})
 }
 
-// TestQuotaEndsWithTheTask: when an end is told, the quota of the parent can be less than the task's was, though nothing was deleted yet.
+// TestQuotaEndsWithTheTask: when an end is told, the quota of the parent can be less than the
+// task's was, though nothing was deleted yet.
 func TestQuotaEndsWithTheTask(t *testing.T) {
 	h := newHost(t)
 	h.needsV1()

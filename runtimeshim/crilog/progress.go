@@ -79,7 +79,8 @@ func (p *progress) decode(b []byte) bool {
 	return true
 }
 
-// load reads the newest whole slot. The room of both is reserved in a new file: a save must not meet a full disk.
+// load reads the newest whole slot. The room of both is reserved in a new file: a save must not
+// meet a full disk.
 func (p *progress) load(f File) error {
 	var buf [2 * progressSlot]byte
 	n, err := f.ReadAt(buf[:], 0)

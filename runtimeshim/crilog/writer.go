@@ -70,8 +70,9 @@ func (w *Writer) LogID() FileID { return w.p.log }
 // Log returns the open log.
 func (w *Writer) Log() Log { return w.log }
 
-// TakeSpools takes the spools over; nil for a stream that there is not. One that is shorter than what
-// the record says of it was emptied by Compact, which happens only when all of it is in the log.
+// TakeSpools takes the spools over; nil for a stream that there is not. One that is shorter than
+// what the record says of it was emptied by Compact, which happens only when all of it is in the
+// log.
 func (w *Writer) TakeSpools(spools [2]*Spool) {
 	w.spools = spools
 	in := &w.p.intent

@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// shared is what the Writers, one after the other, read and write with.
+var shared = Buffer{Raw: make([]byte, 1<<20), Out: make([]byte, 1<<20)}
+
 // container is a task whose output is carried to its log by Writers that are killed.
 type container struct {
 	t       *testing.T
@@ -88,7 +91,7 @@ func (c *container) carry() (alive bool) {
 		must(w.OpenLog(c.log(last)))
 	}
 	must(w.Settle())
-	buf := Buffer{Raw: make([]byte, c.memory), Out: make([]byte, 0, c.memory)}
+	buf := Buffer{Raw: shared.Raw[:c.memory], Out: shared.Out[:0:c.memory]}
 	commit := func(i int) error { return w.Commit(i, false, buf) }
 	for len(c.fifo[0])+len(c.fifo[1]) > 0 {
 		i := c.portion % 2
@@ -238,7 +241,8 @@ func TestKilledTwice(t *testing.T) {
 	}
 }
 
-// killAndGoOn kills the first Writer at an operation, and the second at one of its own unless that is
+// killAndGoOn kills the first Writer at an operation, and the second at one of its own unless that
+// is
 // 0. It tells whether the last of both kills has happened.
 func killAndGoOn(t *testing.T, story func(*testing.T, *disk) *container, at, again int, half bool) bool {
 	t.Helper()
@@ -257,7 +261,8 @@ func killAndGoOn(t *testing.T, story func(*testing.T, *disk) *container, at, aga
 	return !alive
 }
 
-// TestLeaveTakesBack: a line of which the old log has taken a part is whole in the next one, and there alone.
+// TestLeaveTakesBack: a line of which the old log has taken a part is whole in the next one, and
+// there alone.
 func TestLeaveTakesBack(t *testing.T) {
 	d := &disk{}
 	c := newContainer(t, d, 0, nil, []string{"a\nb\n"}, nil)

@@ -34,8 +34,8 @@ func BuildOf(path string) string {
 	return fmt.Sprintf("%d:%d:%d:%d.%d", st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec)
 }
 
-// goBuildID finds the note that the linker puts near the start of a program: the lengths of name and
-// text, type 4, the name "Go".
+// goBuildID finds the note that the linker puts near the start of a program: the lengths of name
+// and text, type 4, the name "Go".
 func goBuildID(head []byte) string {
 	mark := []byte("\x04\x00\x00\x00Go\x00\x00")
 	for at := bytes.Index(head, mark); at >= 8; {

@@ -1,3 +1,5 @@
+// Package helper is what shim and logger have in common as processes that
+// outlive the daemon: a lock, an environment, a bounded log, a build.
 package helper
 
 import (
@@ -59,15 +61,15 @@ func (l boundedLog) Write(b []byte) (int, error) {
 	return l.f.Write(b)
 }
 
-// Survive is deferred in goroutines that are about one task: a panic there must not end the parent of
-// all the others.
+// Survive is deferred in goroutines that are about one task: a panic there must not end the parent
+// of all the others.
 func Survive() {
 	if p := recover(); p != nil {
 		log.L.Errorf("panic: %v\n%s", p, debug.Stack())
 	}
 }
 
-// outOfResources: the machine has no more of something, and may have later.
+// OutOfResources: the machine has no more of something, and may have later.
 func OutOfResources(err error) bool {
 	for _, no := range []error{unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EAGAIN} {
 		if errors.Is(err, no) {

@@ -25,7 +25,8 @@ func TestLogIsBounded(t *testing.T) {
 	}
 }
 
-// TestBuildOf: a Go program has the id that its linker gave it, whatever it is called; another file is known by what it is.
+// TestBuildOf: a Go program has the id that its linker gave it, whatever it is called; another file
+// is known by what it is.
 func TestBuildOf(t *testing.T) {
 	me := BuildOf("/proc/self/exe")
 	if me == "" || BuildOf("/proc/self/exe") != me {
@@ -44,5 +45,12 @@ func TestBuildOf(t *testing.T) {
 	}
 	if got := BuildOf(script + "x"); got != "" {
 		t.Errorf("no file has build %q", got)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

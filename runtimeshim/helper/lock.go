@@ -50,7 +50,7 @@ func flockSoon(fd int) (bool, error) {
 	return false, nil
 }
 
-// lockFree: no process holds the lock, neither by the file nor by the folder.
+// LockFree: no process holds the lock, neither by the file nor by the folder.
 // Each is taken for an instant to know. A file can be removed while it is
 // locked, and a new one of that name is free; a folder in use cannot.
 func LockFree(file, folder string) (bool, error) {

@@ -18,7 +18,7 @@ import (
 // only closed its writing half gets what the task has printed until then first.
 //
 // A caller that does not read makes the task wait, as a terminal does; one that
-// reads nothing for tapPatience is cut off, and the task goes on.
+// reads nothing for TapPatience is cut off, and the task goes on.
 func (l *logger) attach(ctx context.Context, in *wire.Inbound) (any, error) {
 	var body wire.Attach
 	if err := in.Decode(&body); err != nil {
@@ -115,7 +115,8 @@ func (t *logTask) tap(taps [2]*tap) error {
 // mostWaiting is what a spool may hold for the log before only the log's own pace fills it.
 const mostWaiting = 1 << 20
 
-// lastCopy takes what the task's FIFOs hold now and no more, and lets the taps end when they have it.
+// lastCopy takes what the task's FIFOs hold now and no more, and lets the taps end when they have
+// it.
 func (t *logTask) lastCopy(taps [2]*tap) {
 	for i, p := range taps {
 		if p == nil || p.fd < 0 || t.streams[i] == nil {

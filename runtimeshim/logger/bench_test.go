@@ -138,7 +138,8 @@ func drip(fifo string, lines int, every time.Duration) {
 	}
 }
 
-// BenchmarkLoggerLines: a container that prints single lines, as most do. CPU is the logger's alone; a line is one wake-up at least.
+// BenchmarkLoggerLines: a container that prints single lines, as most do. CPU is the logger's
+// alone; a line is one wake-up at least.
 func BenchmarkLoggerLines(b *testing.B) {
 	for _, every := range []string{"100ms", "5ms", "1ms"} {
 		b.Run("every="+every, func(b *testing.B) {

@@ -16,7 +16,7 @@ import (
 // task, or its id is that of a later start by now; start 0 is any.
 // ErrInvalidArgument: what it calls its log cannot be one.
 func (t *logTask) finish(start int64) (chan struct{}, error) {
-	other, err := t.startedAfter(start)
+	other, err := startedAfter(t.dir(), start)
 	if err != nil {
 		return nil, fmt.Errorf("log of %s: %w: %w", t.id, err, errdefs.ErrUnavailable)
 	}
@@ -43,12 +43,12 @@ func (t *logTask) finish(start int64) (chan struct{}, error) {
 
 // startedAfter tells whether the task folder is that of another start than the
 // one that was meant, 0 for any: who asked to finish that one may have given up.
-func (t *logTask) startedAfter(start int64) (bool, error) {
+func startedAfter(d statedir.Task, start int64) (bool, error) {
 	if start == 0 {
 		return false, nil
 	}
 	var rec statedir.LogRecord
-	err := statedir.ReadJSON(t.dir().Log(), &rec)
+	err := statedir.ReadJSON(d.Log(), &rec)
 	if errdefs.IsNotFound(err) || errdefs.IsDataLoss(err) {
 		err = nil
 	}

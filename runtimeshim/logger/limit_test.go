@@ -57,7 +57,8 @@ func (n *node) file(name string) crilog.File {
 	return &diskFile{fd, path}
 }
 
-// leftOut takes the notices out of the logs, oldest first, and returns what they count, how many they are, and what else each stream has.
+// leftOut takes the notices out of the logs, oldest first, and returns what they count, how many
+// they are, and what else each stream has.
 func (n *node) leftOut(limit int64, logs ...string) (bytesOut, notices int, streams [2]string) {
 	n.t.Helper()
 	for _, path := range logs {
@@ -83,8 +84,9 @@ func (n *node) leftOut(limit int64, logs ...string) (bytesOut, notices int, stre
 	return bytesOut, notices, streams
 }
 
-// TestLoggerLimit: a full log takes no more, the container does not wait, and one line tells how much is missing: at the end of a rotated log,
-// at the beginning of what comes after a truncation, at the end of the last one.
+// TestLoggerLimit: a full log takes no more, the container does not wait, and one line tells how
+// much is missing: at the end of a rotated log, at the beginning of what comes after a truncation,
+// at the end of the last one.
 func TestLoggerLimit(t *testing.T) {
 	n := newNode(t)
 	n.limited(runtimeshim.MinLogLimit)
@@ -143,7 +145,8 @@ func TestLoggerLimitTruncated(t *testing.T) {
 	}
 }
 
-// TestLoggerLimitKilledAtSteps: the logger dies where a log becomes full, and where its notice is written.
+// TestLoggerLimitKilledAtSteps: the logger dies where a log becomes full, and where its notice is
+// written.
 func TestLoggerLimitKilledAtSteps(t *testing.T) {
 	flood := strings.Repeat("a line of the flood\n", 20_000)
 	for _, step := range []string{"logger.leftout:1", "logger.leftout:2", "spool.truncated:1", "spool.reset:1", "logger.intent:2", "logger.written:2",
@@ -170,7 +173,8 @@ func TestLoggerLimitKilledAtSteps(t *testing.T) {
 // wasKilled tells whether another logger than the first had to be started.
 func (n *node) wasKilled() bool { return slices.Contains(n.logger.Env, "CRIBOX_TEST_STEP=") }
 
-// TestLoggerLimitKilled: whenever the logger dies, each byte is in a log or counted by a notice, once.
+// TestLoggerLimitKilled: whenever the logger dies, each byte is in a log or counted by a notice,
+// once.
 func TestLoggerLimitKilled(t *testing.T) {
 	const limit = 4 * runtimeshim.MinLogLimit
 	n := newNode(t)
@@ -205,7 +209,8 @@ func TestLoggerLimitKilled(t *testing.T) {
 	wantLines(t, "stderr", got[1], stderr)
 }
 
-// wantLines fails unless every line that is whole was printed, and they are in the order in which they were.
+// wantLines fails unless every line that is whole was printed, and they are in the order in which
+// they were.
 func wantLines(t *testing.T, stream, got, printed string) {
 	t.Helper()
 	at := map[string]int{}

@@ -192,7 +192,7 @@ func (l *logger) unwatch(fd int) {
 
 // handlers is the list of verbs.
 //
-//	version         -> versionReply
+//	version         -> wire.Version
 //	open   {id}     the task folder exists: begin to read; its log exists afterwards. Twice is fine
 //	reopen {id}     the log was renamed: go on in a new file. On error there is no new file
 //	finish {id,start} the task has ended: returns when all it has printed is in the log. Twice is fine

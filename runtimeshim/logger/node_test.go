@@ -292,3 +292,10 @@ func (n *node) waitLog(path, text string) {
 		return bytes.Contains(raw, []byte(text))
 	})
 }
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

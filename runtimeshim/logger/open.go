@@ -18,7 +18,7 @@ import (
 // is a new task.
 func (t *logTask) open() error {
 	if t.writer != nil {
-		if t.sameFIFO() {
+		if t.streams[0].isAt(t.dir().Stdout()) {
 			return nil
 		}
 		t.release()
@@ -31,12 +31,6 @@ func (t *logTask) open() error {
 	t.unarmed = anybody
 	t.wake(tick)
 	return nil
-}
-
-func (t *logTask) sameFIFO() bool {
-	var now unix.Stat_t
-	st, err := unixfd.Stat(t.streams[0].fifo)
-	return err == nil && unix.Stat(t.dir().Stdout(), &now) == nil && st.Ino == now.Ino && st.Dev == now.Dev
 }
 
 // resume takes up a task that a logger before us has left. One that has no log
@@ -111,7 +105,8 @@ func (t *logTask) openWriter(rec statedir.LogRecord) error {
 	return nil
 }
 
-// openSources opens the FIFOs, and the spools that it returns. All of it is closed by detach, also on error.
+// openSources opens the FIFOs, and the spools that it returns. All of it is closed by detach, also
+// on error.
 func (t *logTask) openSources(rec statedir.LogRecord) (spools [2]*crilog.Spool, err error) {
 	for i, name := range crilog.StreamNames {
 		if rec.Terminal && i > 0 {

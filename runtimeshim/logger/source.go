@@ -3,6 +3,7 @@ package logger
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -111,3 +112,20 @@ func (s *source) busy() {
 
 // close closes the FIFO. The spool is the Writer's.
 func (s *source) close() { unixfd.Close(&s.fifo) }
+
+// pace is how long a source that gives n bytes in so much time may be left alone: until its FIFO is
+// a quarter full, so that the container does not wait for us. Attached clients see everything soon.
+func (s *source) pace(n int, since time.Duration, attached bool) time.Duration {
+	if attached {
+		return shortestPace
+	}
+	quarter := since * time.Duration(s.pipe/4) / time.Duration(n)
+	return max(shortestPace, min(quarter, longestPace))
+}
+
+// isAt says whether the FIFO is the file at path.
+func (s *source) isAt(path string) bool {
+	var now unix.Stat_t
+	st, err := unixfd.Stat(s.fifo)
+	return err == nil && unix.Stat(path, &now) == nil && st.Ino == now.Ino && st.Dev == now.Dev
+}

@@ -195,7 +195,8 @@ func (t *logTask) fill(i int) (int, error) {
 	return n, err
 }
 
-// next decides when the stream that has just given n bytes, since the batch before, is looked at again.
+// next decides when the stream that has just given n bytes, since the batch before, is looked at
+// again.
 func (t *logTask) next(i, n int, since time.Duration) error {
 	s := t.streams[i]
 	switch {
@@ -206,7 +207,7 @@ func (t *logTask) next(i, n int, since time.Duration) error {
 	case n > 0 && since < recent:
 		t.l.poll.disarm(s.fifo)
 		t.unarmed |= 1 << i
-		t.after(t.pace(i, n, since))
+		t.after(s.pace(n, since, len(t.taps[i]) > 0))
 	default:
 		t.unarmed &^= 1 << i
 		if err := t.l.poll.arm(s.fifo); err != nil {
@@ -215,16 +216,6 @@ func (t *logTask) next(i, n int, since time.Duration) error {
 		}
 	}
 	return nil
-}
-
-// pace is how long a stream that gives n bytes in so much time may be left alone: until its FIFO is
-// a quarter full, so that the container does not wait for us.
-func (t *logTask) pace(i, n int, since time.Duration) time.Duration {
-	if len(t.taps[i]) > 0 {
-		return shortestPace
-	}
-	quarter := since * time.Duration(t.streams[i].pipe/4) / time.Duration(n)
-	return max(shortestPace, min(quarter, longestPace))
 }
 
 // after makes the next tick come after d, or sooner if that is so already.

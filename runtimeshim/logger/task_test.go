@@ -3,16 +3,23 @@ package logger
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/crilog"
 	"github.com/cribox/cribox/runtimeshim/helper"
 	"github.com/cribox/cribox/runtimeshim/statedir"
+	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// TestPaceOfALogTask: a container that prints lines all the time is read in batches, one that fills its FIFO before it is full.
+// TestPaceOfALogTask: a container that prints lines all the time is read in batches, one that fills
+// its FIFO before it is full.
 func TestPaceOfALogTask(t *testing.T) {
-	task := &logTask{streams: [2]*source{{pipe: 64 << 10}}}
+	s := &source{pipe: 64 << 10}
 	for _, c := range []struct {
 		n     int
 		since time.Duration
@@ -23,12 +30,11 @@ func TestPaceOfALogTask(t *testing.T) {
 		{16 << 10, 10 * time.Millisecond, 10 * time.Millisecond},
 		{30 << 10, time.Millisecond, shortestPace},
 	} {
-		if got := task.pace(0, c.n, c.since); got != c.want {
+		if got := s.pace(c.n, c.since, false); got != c.want {
 			t.Errorf("%d bytes in %v: looks again after %v, want %v", c.n, c.since, got, c.want)
 		}
 	}
-	task.taps[0] = []*tap{{}}
-	if got := task.pace(0, 80, 5*time.Millisecond); got != shortestPace {
+	if got := s.pace(80, 5*time.Millisecond, true); got != shortestPace {
 		t.Errorf("who is attached waits %v", got)
 	}
 }
@@ -51,4 +57,48 @@ func TestPanicCostsOneTask(t *testing.T) {
 		defer helper.Survive()
 		panic("oh")
 	}()
+}
+
+// TestTooManyAttached: the next client is refused.
+func TestTooManyAttached(t *testing.T) {
+	task := &logTask{writer: &crilog.Writer{}}
+	for range mostTaps {
+		task.taps[0] = append(task.taps[0], &tap{})
+	}
+	if err := task.tap([2]*tap{{}}); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("one more: %v", err)
+	}
+}
+
+// TestLeavingTakesNothingForAFullLog: clients that come and go do not fill the spool while the log
+// cannot be written.
+func TestLeavingTakesNothingForAFullLog(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "fifo")
+	must(t, unix.Mkfifo(fifo, 0o600))
+	s, err := openSource(fifo, filepath.Join(dir, "spool"))
+	must(t, err)
+	defer s.close()
+	must(t, unixfd.WriteFull(s.fifo, make([]byte, 4096)))
+	l := &logger{step: func(string) {}}
+	task := &logTask{l: l, streams: [2]*source{s}, stuck: firstRetry}
+	task.running = true
+	r, w := pipeOf(t)
+	defer r.Close()
+	taps, err := newTaps([]*os.File{w}, [2]bool{true})
+	must(t, err)
+	task.taps[0] = []*tap{taps[0]}
+	task.lastCopy(taps)
+	if s.spool.Size() != 0 {
+		t.Errorf("%d bytes are in the spool", s.spool.Size())
+	}
+}
+
+// pipeOf is a pipe that is closed when the test ends.
+func pipeOf(t *testing.T) (r, w *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	must(t, err)
+	t.Cleanup(func() { r.Close(); w.Close() })
+	return r, w
 }

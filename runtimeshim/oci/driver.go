@@ -124,8 +124,8 @@ func (d *Driver) awaitCommand(ctx context.Context, proc procfd.Child, c Command)
 	return 0, why
 }
 
-// killCommand ends a command of ours and everything that it has started. It is stopped first, so that
-// it starts nothing more while we look for what it has.
+// killCommand ends a command of ours and everything that it has started. It is stopped first, so
+// that it starts nothing more while we look for what it has.
 func (d *Driver) killCommand(proc procfd.Child) {
 	if proc.Pidfd != nil {
 		_ = procfd.Signal(proc.Pidfd, unix.SIGSTOP)

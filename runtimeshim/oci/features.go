@@ -35,8 +35,9 @@ type Features struct {
 	Flaw              string `json:"flaw,omitempty"`       // the worst that is known of this version
 }
 
-// AskFeatures executes the runtime's command features. One that ends with an error, as those do that do not know the command, is
-// ErrNotImplemented; one that cannot be executed, takes too long or is killed is ErrUnavailable: it may answer another time.
+// AskFeatures executes the runtime's command features. One that ends with an error, as those do
+// that do not know the command, is ErrNotImplemented; one that cannot be executed, takes too long
+// or is killed is ErrUnavailable: it may answer another time.
 func AskFeatures(ctx context.Context, runtime string) (Features, error) {
 	name := filepath.Base(runtime)
 	out, err := askFeatures(ctx, runtime)

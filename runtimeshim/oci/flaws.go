@@ -6,8 +6,9 @@ import (
 	"strconv"
 )
 
-// runcFlaws are ways out of a container that older versions of runc have, the worst first, and the first version of each series without
-// them. A series between or behind those named has what the next older one had at its end.
+// runcFlaws are ways out of a container that older versions of runc have, the worst first, and the
+// first version of each series without them. A series between or behind those named has what the
+// next older one had at its end.
 var runcFlaws = []struct {
 	what  string
 	fixed [][3]int
@@ -21,7 +22,8 @@ const RuncAdvice = "install runc 1.3.6, 1.4.3, 1.5.0 or newer"
 
 var versionNumbers = regexp.MustCompile(`^v?(\d+)\.(\d+)\.(\d+)`)
 
-// RuncFlaw returns the worst that is known of a version of runc; "" when that is nothing, or the text is no version.
+// RuncFlaw returns the worst that is known of a version of runc; "" when that is nothing, or the
+// text is no version.
 func RuncFlaw(version string) string {
 	m := versionNumbers.FindStringSubmatch(version)
 	if m == nil {
@@ -39,7 +41,8 @@ func RuncFlaw(version string) string {
 	return ""
 }
 
-// hasFix compares with the first good version of have's own series, or of the next older one that has any.
+// hasFix compares with the first good version of have's own series, or of the next older one that
+// has any.
 func hasFix(have [3]int, fixed [][3]int) bool {
 	for i := len(fixed) - 1; i >= 0; i-- {
 		switch series := slices.Compare(have[:2], fixed[i][:2]); {

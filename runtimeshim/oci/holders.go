@@ -100,7 +100,7 @@ func (d *Driver) killHolder(fd, name string) {
 	_ = procfd.Signal(f, unix.SIGKILL)
 }
 
-// isRuntime: the process runs a runtime's command that is about our tasks.
+// IsRuntime: the process runs a runtime's command that is about our tasks.
 func (d *Driver) IsRuntime(pid int) bool {
 	cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return strings.Contains(string(cmdline), "\x00--root\x00"+d.state.RuncRoot()+"\x00")

@@ -31,8 +31,9 @@ func InitOf(name string) (ProcID, error) {
 	return ProcID{st.Pid, st.Start}, err
 }
 
-// SetOOMScore changes the oom_score_adj in runc's state file and returns what it was: runc gives it to everything that it executes
-// in the container, whatever the process that it is handed says, and its update does not change it. Another runtime's state stays.
+// SetOOMScore changes the oom_score_adj in runc's state file and returns what it was: runc gives it
+// to everything that it executes in the container, whatever the process that it is handed says, and
+// its update does not change it. Another runtime's state stays.
 func SetOOMScore(name string, adj json.RawMessage) (was json.RawMessage, err error) {
 	const key = "oom_score_adj"
 	var state, config map[string]json.RawMessage

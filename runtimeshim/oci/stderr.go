@@ -79,6 +79,7 @@ func (p *Stderr) Text() string {
 	return string(p.said)
 }
 
+// Close ends the reading.
 func (p *Stderr) Close() {
 	p.Text()
 	unixfd.CloseAll([]*os.File{p.r, p.W})

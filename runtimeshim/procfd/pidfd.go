@@ -71,8 +71,8 @@ func StillHas(f *os.File, pid int) error {
 	return err
 }
 
-// KillDescendants sends SIGKILL to the children of a process, to theirs and so on. The runtime's own
-// helper leaves the process group early.
+// KillDescendants sends SIGKILL to the children of a process, to theirs and so on. The runtime's
+// own helper leaves the process group early.
 func KillDescendants(parent *os.File) {
 	for range killRounds { // one may have been in the middle of a fork
 		for _, kid := range childrenOf(parent) {
@@ -220,6 +220,7 @@ type Stat struct {
 	ExitCode   unix.WaitStatus // field 52, of a zombie
 }
 
+// ReadStat reads /proc/PID/stat.
 func ReadStat(pid int) (Stat, error) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

@@ -128,3 +128,10 @@ func childOf(t *testing.T) int {
 	})
 	return p.Pid
 }
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

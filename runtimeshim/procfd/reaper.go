@@ -41,6 +41,7 @@ const fewEarly = 256
 // claimWait is longer than any hold waits for the number of its process.
 const claimWait = 3 * time.Minute
 
+// NewReaper returns a reaper that reaps once Run is called.
 func NewReaper() *Reaper {
 	return &Reaper{claimed: map[int]chan unix.WaitStatus{}, early: map[int]earlyEnd{}, prune: fewEarly}
 }

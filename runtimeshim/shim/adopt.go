@@ -159,8 +159,8 @@ func (a *adopter) loadLater(ctx context.Context, t *task) {
 	}
 }
 
-// lookLater lets go of a task for a while and takes it again. False: it is deleted, or ctx has ended;
-// then nothing is held.
+// lookLater lets go of a task for a while and takes it again. False: it is deleted, or ctx has
+// ended; then nothing is held.
 func (a *adopter) lookLater(ctx context.Context, t *task) bool {
 	t.unlock()
 	helper.Pause(ctx, helper.LookAgain)
@@ -276,7 +276,8 @@ func (a *adopter) adoptExit(t *task, e statedir.ExitRecord, saved *kept) error {
 	return nil
 }
 
-// adoptProcess begins to wait for a process that is no child of ours. An error says nothing about it.
+// adoptProcess begins to wait for a process that is no child of ours. An error says nothing about
+// it.
 func (a *adopter) adoptProcess(ctx context.Context, t *task, saved *kept) error {
 	if t.pidfd != nil {
 		return nil
@@ -442,8 +443,9 @@ func (a *adopter) endStaleExecs(ctx context.Context, t *task, names []string) {
 	}
 }
 
-// killStale kills the process group of the process that an exec's pid file was written for. It leads
-// a session, and it is in the task's cgroup, or a runtime of ours; the task's own process is not it.
+// killStale kills the process group of the process that an exec's pid file was written for. It
+// leads a session, and it is in the task's cgroup, or a runtime of ours; the task's own process is
+// not it.
 func (a *adopter) killStale(e execution) error {
 	pid, err := oci.ReadPid(e.pidFile())
 	if procfd.Gone(err) || errdefs.IsDataLoss(err) || err == nil && pid == e.t.rec.Pid {

@@ -13,7 +13,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/statedir"
 )
 
-// TestUnreadableFolderEndsTheShim: a shim that cannot list its tasks must not say that there are none.
+// TestUnreadableFolderEndsTheShim: a shim that cannot list its tasks must not say that there are
+// none.
 func TestUnreadableFolderEndsTheShim(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "shim"), nil, 0o600))
@@ -26,7 +27,8 @@ func TestUnreadableFolderEndsTheShim(t *testing.T) {
 	}
 }
 
-// TestKeptIsNotCut: a shim that may not open as much as a pod keeps does not take the rest for lost.
+// TestKeptIsNotCut: a shim that may not open as much as a pod keeps does not take the rest for
+// lost.
 func TestKeptIsNotCut(t *testing.T) {
 	d := statedir.Task(filepath.Join(t.TempDir(), "pod"))
 	must(t, os.MkdirAll(string(d), 0o700))

@@ -84,8 +84,8 @@ func (x *execs) exec(ctx context.Context, in *wire.Inbound) (any, error) {
 }
 
 // mostSessions of a task are open at a time. Those that clients open and leave open would take the
-// node's memory and process numbers. What the kubelet runs, probes and hooks, is not counted: clients
-// must not make a probe fail.
+// node's memory and process numbers. What the kubelet runs, probes and hooks, is not counted:
+// clients must not make a probe fail.
 const mostSessions = 256
 
 // enterSession counts a session of a task until leave is called.
@@ -194,8 +194,8 @@ func (e *execution) undo() error {
 	return e.kill(proc)
 }
 
-// claim takes the process that the runtime has named, while the caller's hold lasts. A pid file that
-// cannot be read just now is read again: without it the process would be left to itself.
+// claim takes the process that the runtime has named, while the caller's hold lasts. A pid file
+// that cannot be read just now is read again: without it the process would be left to itself.
 func (e *execution) claim() (procfd.Child, error) {
 	for tries := 0; ; tries++ {
 		pid, err := oci.ReadPid(e.pidFile())

@@ -133,9 +133,9 @@ func (h *holder) fds(_ context.Context, in *wire.Inbound) (any, error) {
 	return kinds, nil
 }
 
-// giveAway lets go of the stdin that has been sent to its only user, here and in the pod's keeper. It
-// comes after the reply: a shim that dies in between leaves it to its successor. What could not be
-// sent waits for the next who asks.
+// giveAway lets go of the stdin that has been sent to its only user, here and in the pod's keeper.
+// It comes after the reply: a shim that dies in between leaves it to its successor. What could not
+// be sent waits for the next who asks.
 func (h *holder) giveAway(t *task, stdin *os.File, sent error) {
 	h.table.mu.Lock()
 	if t.giving != stdin {

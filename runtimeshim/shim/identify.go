@@ -19,8 +19,8 @@ import (
 // errNotStarted: nothing says that the runtime brought the task up.
 var errNotStarted = errors.New("it was not started")
 
-// identify finds the process that the runtime's pid file was written for. errNotStarted: the runtime
-// has written none, or it cannot be told. Another error says nothing.
+// identify finds the process that the runtime's pid file was written for. errNotStarted: the
+// runtime has written none, or it cannot be told. Another error says nothing.
 func (a *adopter) identify(t *task) (oci.ProcID, error) {
 	pid, err := oci.ReadPid(t.dir.Pid())
 	if procfd.Gone(err) || errdefs.IsDataLoss(err) {

@@ -71,8 +71,8 @@ func (k *kept) take(kind string) *os.File {
 	return nil
 }
 
-// ended takes the descriptor of a process that is gone, and that knows how it went; nil for none. One
-// that is still alive, under another number, is not the task's.
+// ended takes the descriptor of a process that is gone, and that knows how it went; nil for none.
+// One that is still alive, under another number, is not the task's.
 func (k *kept) ended() (*os.File, error) {
 	if k == nil {
 		return nil, nil
@@ -203,8 +203,8 @@ func (k *keeper) send(it kept) error {
 	})
 }
 
-// recall returns duplicates of everything in flight and leaves it there. Of
-// several datagrams of one task the newest comes last. An error: not all of it could be received now.
+// recall returns duplicates of everything in flight and leaves it there. Of several datagrams of
+// one task the newest comes last. An error: not all of it could be received now.
 func (k *keeper) recall() ([]kept, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -11,7 +11,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/statedir"
 )
 
-// TestUnreadableOOMCounter has no descriptor left for a moment when a task ends: a kill by the kernel is told all the same.
+// TestUnreadableOOMCounter has no descriptor left for a moment when a task ends: a kill by the
+// kernel is told all the same.
 func TestUnreadableOOMCounter(t *testing.T) {
 	w, err := cgroup.NewCounterWatch(cgroup.ParseOOMKills)
 	if err != nil {
@@ -33,7 +34,8 @@ func TestUnreadableOOMCounter(t *testing.T) {
 	}
 }
 
-// A kill of ours forgives what the kernel did before, for a shim that comes later too; not when the kernel has just hit the task itself.
+// A kill of ours forgives what the kernel did before, for a shim that comes later too; not when the
+// kernel has just hit the task itself.
 func TestMarkOOM(t *testing.T) {
 	s := partsOf("/x")
 	for name, row := range map[string]struct {

@@ -178,7 +178,8 @@ func settleIn() (ownOOM bool, err error) {
 
 const lastInit = "systemd-shutdow" // cut to 15 bytes by the kernel
 
-// leaveWithTheMachine ends this process at the SIGTERM that everybody gets when the machine is turned off. Any other is dropped.
+// leaveWithTheMachine ends this process at the SIGTERM that everybody gets when the machine is
+// turned off. Any other is dropped.
 func leaveWithTheMachine(terminate <-chan os.Signal) {
 	for range terminate {
 		name, err := os.ReadFile(procfd.InitName)

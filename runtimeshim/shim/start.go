@@ -120,8 +120,8 @@ func (s *starter) running(t *task, proc procfd.Child) error {
 	t.rec.Pid, t.rec.StartTicks, t.rec.StartedAt, t.rec.State = proc.Pid, ticks, time.Now(), runtimeshim.StateRunning
 	rec := t.rec // a kill may change it from here on
 	s.table.mu.Unlock()
-	// First what must survive us, then the record that relies on it: a terminal without its master is
-	// lost, and then this was no start.
+	// First what must survive us, then the record that relies on it: a terminal without its master
+	// is lost, and then this was no start.
 	s.holder.refreshKeeper(t.rec.Pod)
 	s.step("shim.start.kept")
 	err = statedir.WriteJSON(t.dir.Record(), rec)
@@ -166,7 +166,8 @@ func (s *starter) runTask(ctx context.Context, t *task) error {
 		err = s.runTaskOnce(ctx, t, lock, keeper)
 	}
 	if err != nil && !t.shareKeyring && strings.Contains(err.Error(), "session key") && errdefs.IsResourceExhausted(err) {
-		// Keys of root are a quota of the whole node, which any container without a user namespace can use up.
+		// Keys of root are a quota of the whole node, which any container without a user namespace
+		// can use up.
 		log.L.WithError(err).WithField("container", t.rec.ID).Warn("no keyring is left; the task is started without one of its own")
 		t.shareKeyring = true
 		s.holder.dropStreams(t)

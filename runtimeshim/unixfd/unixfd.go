@@ -1,3 +1,5 @@
+// Package unixfd has what the standard library lacks for descriptors: plain
+// ones without an os.File, and those that travel over sockets.
 package unixfd
 
 import (
@@ -30,6 +32,7 @@ func Rights(files []*os.File) []byte {
 	return unix.UnixRights(fds...)
 }
 
+// Received takes the descriptors out of a control message; whoever gets them closes them.
 func Received(oob []byte) []*os.File {
 	var files []*os.File
 	msgs, err := unix.ParseSocketControlMessage(oob)
@@ -48,6 +51,7 @@ func Received(oob []byte) []*os.File {
 	return files
 }
 
+// CloseAll closes those that are not nil.
 func CloseAll(files []*os.File) {
 	for _, f := range files {
 		if f != nil {
@@ -56,6 +60,7 @@ func CloseAll(files []*os.File) {
 	}
 }
 
+// Retry repeats f as long as a signal interrupts it.
 func Retry(f func() error) error {
 	for {
 		if err := f(); !errors.Is(err, unix.EINTR) {
@@ -64,6 +69,7 @@ func Retry(f func() error) error {
 	}
 }
 
+// Open is open(2) with O_CLOEXEC.
 func Open(path string, flags int, perm uint32) (int, error) {
 	fd := -1
 	err := Retry(func() (err error) {
@@ -76,6 +82,7 @@ func Open(path string, flags int, perm uint32) (int, error) {
 	return fd, nil
 }
 
+// Close closes a descriptor once: it is -1 afterwards.
 func Close(fd *int) {
 	if *fd >= 0 {
 		unix.Close(*fd)
@@ -83,12 +90,14 @@ func Close(fd *int) {
 	*fd = -1
 }
 
+// Stat is fstat(2).
 func Stat(fd int) (unix.Stat_t, error) {
 	var st unix.Stat_t
 	err := Retry(func() error { return unix.Fstat(fd, &st) })
 	return st, err
 }
 
+// ReadFull fills buf from off on. io.ErrUnexpectedEOF when the file is shorter.
 func ReadFull(fd int, buf []byte, off int64) (int, error) {
 	n := 0
 	for n < len(buf) {
@@ -108,6 +117,7 @@ func ReadFull(fd int, buf []byte, off int64) (int, error) {
 	return n, nil
 }
 
+// WriteFull writes all of buf, or returns an error.
 func WriteFull(fd int, buf []byte) error {
 	for len(buf) > 0 {
 		var n int
@@ -137,11 +147,12 @@ func Polled(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
+// Ready says whether one of events is so now.
 func Ready(fd int, events int16) bool {
 	p := []unix.PollFd{{Fd: int32(fd), Events: events}}
 	n, err := unix.Poll(p, 0)
 	return err == nil && n > 0 && p[0].Revents != 0
 }
 
-// readable: poll says that a read (or, for a pidfd, the end of the process) has come.
+// Readable: poll says that a read (or, for a pidfd, the end of the process) has come.
 func Readable(fd int) bool { return Ready(fd, unix.POLLIN) }

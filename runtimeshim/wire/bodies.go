@@ -13,10 +13,12 @@ type Version struct {
 	Build  string `json:"build,omitempty"` // of the program; shims, and loggers of old versions, do not say
 }
 
+// Task is the request of verbs that need no more than its id.
 type Task struct {
 	ID string `json:"id"`
 }
 
+// Kill is the request of the verb kill.
 type Kill struct {
 	ID     string `json:"id"`
 	Signal int    `json:"signal"`

@@ -2,8 +2,8 @@ package wire
 
 import "time"
 
-// Deadlines of what the shim executes, which those of its clients must be longer than. A command that
-// is over its own is killed with its process group. Tests shorten them.
+// Deadlines of what the shim executes, which those of its clients must be longer than. A command
+// that is over its own is killed with its process group. Tests shorten them.
 var (
 	StartWait  = 60 * time.Second
 	DeleteWait = 30 * time.Second

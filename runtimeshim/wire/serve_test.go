@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// TestSocketIsMadeAgainWithoutLooking: a server learns from the kernel that its socket is gone, and does not wake up to look.
+// TestSocketIsMadeAgainWithoutLooking: a server learns from the kernel that its socket is gone, and
+// does not wake up to look.
 func TestSocketIsMadeAgainWithoutLooking(t *testing.T) {
 	check, look := socketCheck, unwatchedLook
 	socketCheck, unwatchedLook = time.Hour, time.Hour
@@ -59,5 +60,12 @@ func answers(ctx context.Context, t *testing.T, path string) {
 			t.Fatal(err)
 		}
 		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

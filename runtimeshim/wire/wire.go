@@ -1,3 +1,5 @@
+// Package wire carries calls between daemon, shim and logger: frames on unix
+// sockets, and the bodies of the verbs. It does not know what a verb does.
 package wire
 
 import (
@@ -45,8 +47,8 @@ var (
 	unwatchedLook = 10 * time.Second
 )
 
-// errNobody: no process listens at the socket, so nothing of the call happened.
-// errBroken: the peer went away after the request was sent; what happened is not known.
+// ErrNobody: no process listens at the socket, so nothing of the call happened.
+// ErrBroken: the peer went away after the request was sent; what happened is not known.
 // Both are of class ErrUnavailable.
 var (
 	ErrNobody = fmt.Errorf("nobody listens: %w", errdefs.ErrUnavailable)
@@ -95,6 +97,7 @@ func StreamIn(ctx context.Context, format int, socket, verb string, body any, fi
 	return got, err
 }
 
+// Dial connects to a socket of our own user. ErrNobody when no process listens there.
 func Dial(ctx context.Context, socket string) (*net.UnixConn, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", socket)
