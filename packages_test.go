@@ -30,14 +30,16 @@ var onlyIn = []struct {
 	{"k8s.io/streaming", []string{"server/streaming"}},
 	{"github.com/gorilla/websocket", []string{"server/streaming"}},
 	{"github.com/containernetworking/cni", []string{"cni"}},
-	{"github.com/containerd/containerd/v2/core", []string{"imageservice"}},
-	{"github.com/containerd/containerd/v2/plugins", []string{"imageservice"}},
-	{"github.com/containerd/containerd/v2/pkg/archive", []string{"imageservice"}},
+	{"github.com/containerd/containerd/v2/core", []string{"imageservice", "imageservice/registry"}},
+	{"github.com/containerd/containerd/v2/plugins", []string{"imageservice", "imageservice/registry"}},
+	{"github.com/containerd/containerd/v2/pkg/archive", []string{"imageservice", "imageservice/registry"}},
 }
 
 // testsMayImport is what the tests of a package may import besides.
 var testsMayImport = map[string][]string{
-	"runtimeshim/client": {"runtimeshim/shim", "runtimeshim/logger", "runtimeshim/cgroup"}, // they run both
+	"runtimeshim/client":    {"runtimeshim/shim", "runtimeshim/logger", "runtimeshim/cgroup"}, // they run both
+	"imageservice/layers":   {"imageservice/imagetest"},
+	"imageservice/registry": {"imageservice/imagetest"},
 }
 
 // TestPackages holds every import of the module against the table of ARCHITECTURE.md and against

@@ -9,6 +9,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/progress"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -23,7 +24,7 @@ type alongside struct {
 	blob   digest.Digest
 	file   *os.File
 	result chan error
-	layer  *layer
+	layer  *layers.Layer
 	finish func()
 
 	mu   sync.Mutex
@@ -40,7 +41,7 @@ var errAbandoned = errors.New("download began again")
 // unpackAlong starts unpacking if nobody has the layer or is at the same, and one of the places that are kept for this is free; else it
 // returns nil, and the layer is unpacked when its download is over.
 func (ft *fetcher) unpackAlong(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) *alongside {
-	if ft.by.layers.any(diffID) != nil {
+	if ft.by.layers.Any(diffID) != nil {
 		return nil
 	}
 	release, ok := ft.by.claims.Try("along " + string(diffID))
@@ -58,7 +59,7 @@ func (ft *fetcher) unpackAlong(ctx context.Context, desc ocispec.Descriptor, dif
 		defer stop()
 		it := &progress.Item{}
 		a.result <- guard.Call(ctx, "unpacking along", func() (err error) {
-			a.layer, err = ft.unpacker.unpackLayer(ctx, source{&growing{a, desc}, desc.Size, a.arrived}, diffID, nil, it)
+			a.layer, err = ft.unpacker.Unpack(ctx, layers.Source{Reader: &growing{a, desc}, Size: desc.Size, Arrived: a.arrived}, diffID, nil, it)
 			return err
 		})
 	}()
@@ -154,11 +155,11 @@ func (a *alongside) end(download error) error {
 		a.file.Close()
 	}
 	a.mu.Lock()
-	void := a.void || errors.Is(err, errAhead)
+	void := a.void || errors.Is(err, layers.ErrAhead)
 	a.mu.Unlock()
 	if download != nil || void {
 		if err == nil {
-			_ = a.ft.by.layers.remove(a.layer.Dir) // if it cannot be, it is an orphan for the next Open
+			_ = a.ft.by.layers.Remove(a.layer.Dir) // if it cannot be, it is an orphan for the next Open
 		}
 		return download // what unpacking made of void bytes, an error or not, says nothing
 	}
@@ -166,6 +167,6 @@ func (a *alongside) end(download error) error {
 		return err
 	}
 	a.ft.by.blobs.noteUnpacked(a.blob, a.layer.DiffID)
-	a.ft.by.layers.add(a.layer)
+	a.ft.by.layers.Add(a.layer)
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cribox/cribox/imageservice/imagetest"
+	"github.com/cribox/cribox/imageservice/registry"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -44,14 +44,14 @@ func TestBasicAuth(t *testing.T) {
 	})
 	b64 := base64.StdEncoding.EncodeToString([]byte("user:pass:word"))
 	for name, c := range map[string]struct {
-		auth *Auth
+		auth *registry.Auth
 		ok   bool
 	}{
-		"password":       {&Auth{Username: "user", Password: "pass:word"}, true},
-		"auth":           {&Auth{Auth: b64}, true},
-		"own server":     {&Auth{Auth: b64, ServerAddress: "https://" + r.Host() + "/v2/"}, true},
-		"other server":   {&Auth{Auth: b64, ServerAddress: "https://index.docker.io/v1/"}, false},
-		"wrong password": {&Auth{Username: "user", Password: "wrong"}, false},
+		"password":       {&registry.Auth{Username: "user", Password: "pass:word"}, true},
+		"auth":           {&registry.Auth{Auth: b64}, true},
+		"own server":     {&registry.Auth{Auth: b64, ServerAddress: "https://" + r.Host() + "/v2/"}, true},
+		"other server":   {&registry.Auth{Auth: b64, ServerAddress: "https://index.docker.io/v1/"}, false},
+		"wrong password": {&registry.Auth{Username: "user", Password: "wrong"}, false},
 		"none":           {nil, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -67,7 +67,7 @@ func TestBasicAuth(t *testing.T) {
 	}
 	// An image that is here does not answer for the registry.
 	images := newImages(t, nil)
-	_, err := images.Pull(t.Context(), r.Ref("app:1"), &Auth{Auth: b64})
+	_, err := images.Pull(t.Context(), r.Ref("app:1"), &registry.Auth{Auth: b64})
 	imagetest.Must(t, err)
 	if _, err := images.Pull(t.Context(), r.Ref("app:1"), nil); !errdefs.IsUnauthorized(err) {
 		t.Errorf("a pull without credentials of an image that is here: %v", err)
@@ -75,7 +75,7 @@ func TestBasicAuth(t *testing.T) {
 }
 
 func TestBadCredentials(t *testing.T) {
-	for name, a := range map[string]*Auth{
+	for name, a := range map[string]*registry.Auth{
 		"newline in password": {Username: "u", Password: "secret\nX: y"},
 		"newline in token":    {RegistryToken: "secret\r\n"},
 		"newline inside auth": {Auth: base64.StdEncoding.EncodeToString([]byte("u:secret\n"))},
@@ -118,12 +118,12 @@ func newTokenServer(t testing.TB) *tokenServer {
 
 func TestTokenAuth(t *testing.T) {
 	for name, c := range map[string]struct {
-		auth *Auth
+		auth *registry.Auth
 		want string // in what the token server sees
 	}{
 		"anonymous": {nil, "GET  scope=repository%3Aapp%3Apull&service=reg"},
-		"password":  {&Auth{Username: "user", Password: "pass"}, "GET " + basic("user", "pass") + " scope=repository%3Aapp%3Apull&service=reg"},
-		"identity":  {&Auth{IdentityToken: "refresh"}, "POST  client_id=cribox&grant_type=refresh_token&refresh_token=refresh&scope=repository%3Aapp%3Apull&service=reg"},
+		"password":  {&registry.Auth{Username: "user", Password: "pass"}, "GET " + basic("user", "pass") + " scope=repository%3Aapp%3Apull&service=reg"},
+		"identity":  {&registry.Auth{IdentityToken: "refresh"}, "POST  client_id=cribox&grant_type=refresh_token&refresh_token=refresh&scope=repository%3Aapp%3Apull&service=reg"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
@@ -147,9 +147,9 @@ func TestRegistryToken(t *testing.T) {
 	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		return q.Header.Get("Authorization") != "Bearer mine" && unauthorized(w, `Bearer realm="http://127.0.0.1:1/"`)
 	})
-	_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{RegistryToken: "mine"})
+	_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &registry.Auth{RegistryToken: "mine"})
 	imagetest.Must(t, err)
-	if _, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{RegistryToken: "wrong"}); !errdefs.IsUnauthorized(err) {
+	if _, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &registry.Auth{RegistryToken: "wrong"}); !errdefs.IsUnauthorized(err) {
 		t.Error(err)
 	}
 }
@@ -213,7 +213,7 @@ func TestTokenServerFaults(t *testing.T) {
 			r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 				return unauthorized(w, fmt.Sprintf(`Bearer realm="%s/token"`, tokens.URL))
 			})
-			_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{Username: "user", Password: "wonderland"})
+			_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &registry.Auth{Username: "user", Password: "wonderland"})
 			if !c.ok(err) || strings.Contains(fmt.Sprint(err), "wonderland") {
 				t.Error(err)
 			}
@@ -230,43 +230,13 @@ func TestStrangeRealm(t *testing.T) {
 		return unauthorized(w, fmt.Sprintf(`Bearer realm="%s",service="reg"`, realm))
 	})
 	for _, realm = range []string{strings.Replace(tokens.URL, "127.0.0.1", "localhost", 1), "file:///etc/passwd", "http://169.254.169.254/latest", "https://169.254.169.254/", "gopher://127.0.0.1/", "", "http://u:p@127.0.0.1/"} {
-		_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{Username: "user", Password: "password"})
+		_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &registry.Auth{Username: "user", Password: "password"})
 		if !errdefs.IsUnauthorized(err) {
 			t.Errorf("realm %s: %v", realm, err)
 		}
 	}
 	if len(tokens.seen) > 0 {
 		t.Errorf("token server saw %q", tokens.seen)
-	}
-}
-
-func TestTrustRealm(t *testing.T) {
-	for _, c := range []struct {
-		registry, realm string
-		related, ok     bool
-	}{
-		{"https://registry-1.docker.io", "https://auth.docker.io/token", true, true},
-		{"https://quay.io", "https://quay.io/v2/auth", true, true},
-		{"https://registry.gitlab.com", "https://gitlab.com/jwt/auth", true, true},
-		{"https://10.0.0.1:5000", "https://10.0.0.1:5001/token", true, true},
-		{"https://lscr.io", "https://ghcr.io/token", false, true},
-		{"https://a.co.uk", "https://b.co.uk/token", false, true},
-		{"https://a.github.io", "https://b.github.io/token", false, true},
-		{"https://quay.io", "http://quay.io/token", false, false},
-		{"https://quay.io", "https://10.0.0.1/token", false, false},
-		{"https://quay.io", "https://[::1]/token", false, false},
-		{"https://quay.io", "https://localhost/token", false, false},
-		{"https://10.0.0.1", "https://10.0.0.2/token", false, false},
-		{"http://127.0.0.1:5000", "http://127.0.0.1:5001/token", true, true},
-		{"http://127.0.0.1:5000", "http://127.0.0.2:5001/token", false, false},
-		{"https://quay.io", "//quay.io/x", false, false},
-	} {
-		a, _ := url.Parse(c.registry)
-		b, _ := url.Parse(c.realm)
-		related, err := trustRealm(a, b, nil)
-		if (err == nil) != c.ok || c.ok && related != c.related {
-			t.Errorf("%s with %s: related %v, %v", c.registry, c.realm, related, err)
-		}
 	}
 }
 
@@ -316,7 +286,7 @@ func TestRedirects(t *testing.T) {
 	})
 	pull := func() error {
 		images := newImages(t, func(c *Config) { c.RegistryConfig = certs })
-		_, err := images.Pull(t.Context(), r.Ref("app:1"), &Auth{Username: "user", Password: "password"})
+		_, err := images.Pull(t.Context(), r.Ref("app:1"), &registry.Auth{Username: "user", Password: "password"})
 		return err
 	}
 	imagetest.Must(t, pull())
@@ -406,7 +376,7 @@ func TestMirrors(t *testing.T) {
 		}
 		writeHosts(t, certs, origin.Host(), toml)
 	}
-	pull := func(auth *Auth) error {
+	pull := func(auth *registry.Auth) error {
 		images := newImages(t, func(c *Config) { c.RegistryConfig = certs })
 		img, err := images.Pull(t.Context(), origin.Ref("app:1"), auth)
 		if err == nil && (img.ID != id || img.RepoTags[0] != origin.Ref("app:1")) {
@@ -428,7 +398,7 @@ func TestMirrors(t *testing.T) {
 		}
 		return unauthorized(w, `Basic realm="x"`)
 	})
-	imagetest.Must(t, pull(&Auth{Username: "user", Password: "password"}))
+	imagetest.Must(t, pull(&registry.Auth{Username: "user", Password: "password"}))
 	if total(origin) == 0 {
 		t.Error("no fall through to the registry")
 	}
@@ -526,7 +496,7 @@ func TestDenied(t *testing.T) {
 		fmt.Fprint(w, `{"errors":[{"code":"DENIED","message":"your address is not allowed, see https://x.io/?token=SECRET, wonderland"}]}`)
 		return true
 	})
-	_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &Auth{Username: "user", Password: "wonderland"})
+	_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &registry.Auth{Username: "user", Password: "wonderland"})
 	if !errdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), "your address is not allowed") || strings.Contains(err.Error(), "SECRET") || strings.Contains(err.Error(), "wonderland") {
 		t.Error(err)
 	}
@@ -556,10 +526,10 @@ func TestRefusalsSayWhy(t *testing.T) {
 		imagetest.Must(t, os.Mkdir(filepath.Join(c.cfg.RegistryConfig, host), 0o755))
 		imagetest.Must(t, os.WriteFile(filepath.Join(c.cfg.RegistryConfig, host, "hosts.toml"), fmt.Appendf(nil, "server = %q\n", server), 0o600))
 	}
-	alice := &Auth{Username: "alice", Password: "not-the-word"}
+	alice := &registry.Auth{Username: "alice", Password: "not-the-word"}
 	for _, row := range []struct {
 		ref  string
-		auth *Auth
+		auth *registry.Auth
 		want []string
 	}{
 		{"does-not-exist.invalid/app:1", nil, []string{"RegistryUnavailable: pull does-not-exist.invalid/app:1: ", "no such host"}},
@@ -569,11 +539,11 @@ func TestRefusalsSayWhy(t *testing.T) {
 		{r.Ref("app:none"), nil, []string{"404 Not Found for manifest none: MANIFEST_UNKNOWN"}},
 		{r.Ref("private:1"), nil, []string{"wants a user name and password", "brought no credentials"}},
 		{r.Ref("private:1"), alice, []string{"refuses user name or password", "brought a user name and password"}},
-		{r.Ref("private:1"), &Auth{IdentityToken: "not-the-word"}, []string{"brought an identity token"}},
-		{r.Ref("private:1"), &Auth{RegistryToken: "not-the-word"}, []string{"refuses the registry token", "brought a registry token"}},
-		{r.Ref("private:1"), &Auth{Username: "alice", Password: "not-the-word", ServerAddress: "https://bob:not-the-word@elsewhere.test/v1/"},
+		{r.Ref("private:1"), &registry.Auth{IdentityToken: "not-the-word"}, []string{"brought an identity token"}},
+		{r.Ref("private:1"), &registry.Auth{RegistryToken: "not-the-word"}, []string{"refuses the registry token", "brought a registry token"}},
+		{r.Ref("private:1"), &registry.Auth{Username: "alice", Password: "not-the-word", ServerAddress: "https://bob:not-the-word@elsewhere.test/v1/"},
 			[]string{`are for "elsewhere.test" and were not shown`}},
-		{r.Ref("private:1"), &Auth{Username: "alice", Password: "not-the-word", ServerAddress: "alice:not-the-word/2@elsewhere.test"},
+		{r.Ref("private:1"), &registry.Auth{Username: "alice", Password: "not-the-word", ServerAddress: "alice:not-the-word/2@elsewhere.test"},
 			[]string{"are for another server and were not shown"}},
 		{r.Ref("forbidden:1"), nil, []string{"403 Forbidden", "DENIED requested access is denied", "brought no credentials"}},
 		{r.Ref("forbidden:1"), alice, []string{"403 Forbidden", "brought a user name and password"}},

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/layers"
 )
 
 // catalog owns the records of images and their names. Its lock is taken before those of blobs, layerStore and pins, never after one of them.
@@ -21,7 +22,7 @@ type catalog struct {
 	dir    string // images/
 	step   func(string)
 	blobs  *blobs
-	layers *layerStore
+	layers *layers.Store
 	pins   *pins
 	writer *semaphore.Weighted // the one who may change records on disk: held across their fsync, never by readers
 
@@ -35,7 +36,7 @@ type catalog struct {
 	serial  uint64                     // of the latest tag
 }
 
-func newCatalog(dir string, step func(string), b *blobs, l *layerStore, p *pins) *catalog {
+func newCatalog(dir string, step func(string), b *blobs, l *layers.Store, p *pins) *catalog {
 	return &catalog{
 		dir: dir, step: step, blobs: b, layers: l, pins: p, writer: semaphore.NewWeighted(1),
 		records: map[string]*record{}, unread: map[string]bool{}, names: map[string]string{}, holds: map[string]map[string]bool{},

@@ -9,7 +9,7 @@
 //	content/          containerd's local content store below an OCI layout file: blobs/sha256/<hex>, ingest/ (partial downloads). A blob's file
 //	                  has the repositories that sent it in an extended attribute
 //	layers/<n>/fs     one unpacked layer, whiteouts in overlay form; <n> is a short number because mount(2) takes one page of options
-//	layers/<n>/implied  directories that the layer's tar did not name although it put something into them (see link.go)
+//	layers/<n>/implied  directories that the layer's tar did not name although it put something into them (see layers/link.go)
 //	layers/empty      the lower directory of an image without layers
 //	layers/none       the second lower directory that a read-only mount of one layer needs
 //	images/<hex>      the record of image sha256:<hex>, JSON with a checksum; *.torn is a damaged one
@@ -34,14 +34,6 @@
 // Nobody waits for a registry that he does not pull from. Downloads of one blob wait for each other only when they come from one registry; the
 // same from two is fetched twice, and the first that is whole stays. A layer may be unpacked while it arrives, in a place that nobody waits
 // for; what waits for its turn, with a key or a slot, has all its bytes here.
-//
-// # Credentials
-//
-// What comes with a pull goes to the registry of the reference (or what hosts.toml names as its server) and to its own token server, and
-// nowhere else: not to mirrors (a mirror that wants credentials gets them as a header in hosts.toml), not over redirects to another
-// origin, not to a token server that shares neither host nor registrable domain with the registry unless cribox.toml in the registry's
-// folder names it, not when server_address names another registry. A foreign token server over https is asked anonymously, because public
-// registries with vanity names need that.
 //
 // # Steps
 //

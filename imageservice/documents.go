@@ -16,6 +16,7 @@ import (
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/manifest"
+	"github.com/cribox/cribox/imageservice/registry"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -23,11 +24,11 @@ import (
 // root asks the registry what the reference points to. Where this repository has served what a HEAD answers, that will do: it is cheap, it
 // still proves that the caller may have the image, and Docker Hub does not count it.
 func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error) {
-	q := request{method: http.MethodGet, kind: "manifests", object: r.ref.Object(), accept: manifest.Accept, resolve: r.ref.Digest == ""}
+	q := registry.Request{Method: http.MethodGet, Kind: "manifests", Object: r.ref.Object(), Accept: manifest.Accept, Resolve: r.ref.Digest == ""}
 	if r.by.catalog.knows(r.ref) {
 		head := q
-		head.method = http.MethodHead
-		resp, err := r.reg.do(ctx, head)
+		head.Method = http.MethodHead
+		resp, err := r.reg.Do(ctx, head)
 		if err == nil {
 			resp.Body.Close()
 			if raw, ok := r.unchanged(ctx, resp.Header); ok {
@@ -60,8 +61,8 @@ func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error)
 
 // noHead tells refusals that may be about HEAD itself, or about a manifest that changed: GET will tell.
 func noHead(err error) bool {
-	var status *statusError
-	return errors.As(err, &status) && !busy(status.code) && status.code != http.StatusUnauthorized && status.code != http.StatusForbidden
+	var status *registry.StatusError
+	return errors.As(err, &status) && !registry.Busy(status.Code) && status.Code != http.StatusUnauthorized && status.Code != http.StatusForbidden
 }
 
 // unchanged returns the root document if it is the one we have.
@@ -86,15 +87,15 @@ func contentType(h http.Header) string {
 }
 
 // get reads a small answer whole and has it verified, trying again when the connection breaks, or without a mirror that lied.
-func (r *resolver) get(ctx context.Context, q request, most int64, verify func([]byte, http.Header) error) ([]byte, error) {
+func (r *resolver) get(ctx context.Context, q registry.Request, most int64, verify func([]byte, http.Header) error) ([]byte, error) {
 	for attempt := 1; ; attempt++ {
-		resp, err := r.reg.do(ctx, q)
+		resp, err := r.reg.Do(ctx, q)
 		if err != nil {
 			return nil, err
 		}
 		raw, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
 		resp.Body.Close()
-		again := transient(err)
+		again := registry.Transient(err)
 		if err == nil {
 			raw, err = plainDocument(raw, most)
 			switch {
@@ -104,17 +105,17 @@ func (r *resolver) get(ctx context.Context, q request, most int64, verify func([
 			default:
 				err = verify(raw, resp.Header)
 			}
-			again = err != nil && r.reg.blame(resp.host, err)
+			again = err != nil && r.reg.Blame(resp.Host, err)
 		}
 		switch {
 		case err == nil:
 			return raw, nil
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
-		case attempt == maxAttempts || !again:
+		case attempt == registry.MaxAttempts || !again:
 			return nil, err
 		}
-		if err := r.prog.Waiting(func() error { return sleep(ctx, backoff(attempt)) }); err != nil {
+		if err := r.prog.Waiting(func() error { return registry.Sleep(ctx, registry.Backoff(attempt)) }); err != nil {
 			return nil, err
 		}
 	}
@@ -152,7 +153,7 @@ func (r *resolver) document(ctx context.Context, desc ocispec.Descriptor, kind s
 	if kind == "manifests" {
 		accept = desc.MediaType
 	}
-	q := request{method: http.MethodGet, kind: kind, object: desc.Digest.String(), accept: accept}
+	q := registry.Request{Method: http.MethodGet, Kind: kind, Object: desc.Digest.String(), Accept: accept}
 	raw, err := r.get(ctx, q, manifest.MaxBytes, func(raw []byte, header http.Header) error {
 		if got := digest.FromBytes(raw); got != desc.Digest || int64(len(raw)) != desc.Size {
 			return fault.Refuse(errdefs.ErrDataLoss, "%s arrives as %d bytes with digest %s, its descriptor says %d", desc.Digest, len(raw), got, desc.Size)

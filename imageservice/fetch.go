@@ -14,8 +14,10 @@ import (
 
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/manifest"
 	"github.com/cribox/cribox/imageservice/progress"
+	"github.com/cribox/cribox/imageservice/registry"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
@@ -25,21 +27,21 @@ import (
 type fetcher struct {
 	by        *puller
 	ref       imageref.Target
-	reg       *registry
+	reg       *registry.Repository
 	prog      *progress.Clock
 	held      *holding
 	downloads *semaphore.Weighted
 	proved    bool // the whole image is recorded for this repository
-	unpacker  *unpacker
+	unpacker  *layers.Unpacker
 }
 
 func newFetcher(p *pull, proved bool) *fetcher {
 	return &fetcher{by: p.by, ref: p.ref, reg: p.reg, prog: &p.prog, held: p.held, proved: proved,
-		downloads: semaphore.NewWeighted(int64(p.by.cfg.MaxDownloads)), unpacker: newUnpacker(p.by.layers, p.by.cfg.Limits, &p.prog)}
+		downloads: semaphore.NewWeighted(int64(p.by.cfg.MaxDownloads)), unpacker: layers.NewUnpacker(p.by.layers, p.by.cfg.Limits, &p.prog)}
 }
 
 // layer brings one layer here: its blob into content/ and its files into layers/, at the same time where there is a free unpacker.
-func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string) (*layer, error) {
+func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string) (*layers.Layer, error) {
 	for _, key := range []string{blobKey(desc.Digest), partialPrefix + ft.ref.IngestRef(desc.Digest), layerPrefix + string(diffID)} {
 		if err := ft.held.pin(ctx, key); err != nil {
 			return nil, err
@@ -52,8 +54,8 @@ func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID di
 		}
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	l := ft.by.layers.any(diffID)
-	if l == nil || ft.held.pin(ctx, layerPrefix+l.key()) != nil || ft.by.layers.byKey(l.key()) != l {
+	l := ft.by.layers.Any(diffID)
+	if l == nil || ft.held.pin(ctx, layerPrefix+l.Key()) != nil || ft.by.layers.ByKey(l.Key()) != l {
 		var err error
 		if l, err = ft.unpackBlob(ctx, desc, diffID, nil); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
@@ -147,8 +149,8 @@ func (n *noticed) Read(b []byte) (int, error) {
 }
 
 // unpackBlob unpacks a layer whose blob is here, or waits for whoever does.
-func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, fixes []fix) (*layer, error) {
-	key := layerPrefix + layerKey(diffID, fixesKey(fixes))
+func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, fixes []layers.Fix) (*layers.Layer, error) {
+	key := layerPrefix + layers.KeyOf(diffID, layers.FixesKey(fixes))
 	if err := ft.held.pin(ctx, key); err != nil {
 		return nil, err
 	}
@@ -157,7 +159,7 @@ func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diff
 		return nil, err
 	}
 	defer release()
-	if l := ft.by.layers.byKey(strings.TrimPrefix(key, layerPrefix)); l != nil {
+	if l := ft.by.layers.ByKey(strings.TrimPrefix(key, layerPrefix)); l != nil {
 		return l, nil
 	}
 	if err := ft.prog.Waiting(func() error { return ft.by.unpacks.Acquire(ctx, 1) }); err != nil {
@@ -172,12 +174,12 @@ func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diff
 	name := "unpacking " + imageref.Short(diffID)
 	it := ft.prog.Item(name, 0)
 	defer ft.prog.Finish(name)
-	l, err := ft.unpacker.unpackLayer(ctx, source{Reader: f, size: desc.Size}, diffID, fixes, it)
+	l, err := ft.unpacker.Unpack(ctx, layers.Source{Reader: f, Size: desc.Size}, diffID, fixes, it)
 	if err != nil {
 		return nil, err
 	}
 	ft.by.blobs.noteUnpacked(desc.Digest, diffID)
-	return ft.by.layers.add(l), nil
+	return ft.by.layers.Add(l), nil
 }
 
 // download fetches a blob into content/, from where an earlier attempt stopped. It may be there already: then its bytes are the proof that the
@@ -199,7 +201,7 @@ func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *pr
 	d := &transfer{ft: ft, desc: desc, w: w, offset: status.Offset, item: it, along: along}
 	d.pieces = d.offset > 0
 	if d.offset == desc.Size { // nothing is left to ask for, and another repository may have sent it
-		ok, err := ft.reg.has(ctx, desc.Digest)
+		ok, err := ft.reg.Has(ctx, desc.Digest)
 		if err != nil {
 			return err
 		}
@@ -227,16 +229,16 @@ func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *pr
 // fixLayers settles what made-up directories look like, bottom up.
 func (ft *fetcher) fixLayers(ctx context.Context, got *contents) error {
 	var total uint64
-	var below []*layer // topmost first
+	var below []*layers.Layer // topmost first
 	for i, l := range got.layers {
 		if total += l.Bytes; total > uint64(ft.by.cfg.Limits.ImageBytes) {
 			return fault.Refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes (image_size_max)", ft.by.cfg.Limits.ImageBytes)
 		}
-		fixes, err := ft.unpacker.fixesOf(ctx, l, below)
+		fixes, err := ft.unpacker.FixesOf(ctx, l, below)
 		if err != nil {
 			return err
 		}
-		if l.Fixes != fixesKey(fixes) {
+		if l.Fixes != layers.FixesKey(fixes) {
 			if l, err = ft.unpackBlob(ctx, got.doc.Layers[i], l.DiffID, fixes); err != nil {
 				return err
 			}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/layers"
 )
 
 // debrisRetention is how long what nobody needs stays for the next try.
@@ -27,7 +28,7 @@ const debrisRetention = 10 * time.Minute
 type collector struct {
 	catalog *catalog
 	blobs   *blobs
-	layers  *layerStore
+	layers  *layers.Store
 	pins    *pins
 	step    func(string)
 
@@ -35,7 +36,7 @@ type collector struct {
 	sweeping *time.Timer
 }
 
-func newCollector(c *catalog, b *blobs, l *layerStore, p *pins, step func(string)) *collector {
+func newCollector(c *catalog, b *blobs, l *layers.Store, p *pins, step func(string)) *collector {
 	return &collector{catalog: c, blobs: b, layers: l, pins: p, step: step}
 }
 
@@ -72,11 +73,11 @@ func (g *collector) deleteOne(key string) error {
 	if ref, ok := strings.CutPrefix(key, partialPrefix); ok {
 		return g.blobs.abort(context.Background(), ref)
 	}
-	l := g.layers.take(strings.TrimPrefix(key, layerPrefix))
+	l := g.layers.Take(strings.TrimPrefix(key, layerPrefix))
 	if l == nil {
 		return nil
 	}
-	err := g.layers.remove(l.Dir)
+	err := g.layers.Remove(l.Dir)
 	g.step("remove.layer.gone")
 	return err
 }
@@ -117,12 +118,12 @@ func (g *collector) unlist(ctx context.Context, ref string) (garbage []string, e
 // right.
 func (g *collector) forget(ctx context.Context) {
 	listed := g.catalog.listed()
-	doubtful := g.layers.takeAll(func(key string) bool {
+	doubtful := g.layers.TakeAll(func(key string) bool {
 		_, dying := g.pins.state(layerPrefix + key)
 		return !dying && !listed[layerPrefix+key]
 	})
 	for _, l := range doubtful {
-		if err := g.layers.remove(l.Dir); err != nil {
+		if err := g.layers.Remove(l.Dir); err != nil {
 			log.G(ctx).WithError(err).WithField("layer", l.Dir).Warn("layer that may not be on disk could not be deleted")
 		}
 	}
@@ -153,7 +154,7 @@ func (g *collector) sweep(t time.Time) (more bool) {
 	}
 	var keys []string
 	listed := g.catalog.listed()
-	for key := range g.layers.all() {
+	for key := range g.layers.All() {
 		if !listed[layerPrefix+key] {
 			keys = append(keys, layerPrefix+key)
 		}
@@ -167,7 +168,7 @@ func (g *collector) sweep(t time.Time) (more bool) {
 // dropOrphanLayers deletes the directories no record lists: they were never proven to be on disk. What is mounted stays all the same: a
 // container runs on it although its image's record is damaged.
 func (g *collector) dropOrphanLayers(ctx context.Context) error {
-	entries, err := os.ReadDir(g.layers.root)
+	entries, err := os.ReadDir(g.layers.Root)
 	if err != nil {
 		return err
 	}
@@ -179,17 +180,17 @@ func (g *collector) dropOrphanLayers(ctx context.Context) error {
 	}
 	mounted := func(dir string) bool {
 		return slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool {
-			return showsLayer(m.VFSOptions, g.layers.files(dir))
+			return showsLayer(m.VFSOptions, g.layers.Files(dir))
 		})
 	}
 	for _, e := range entries {
 		if n, err := strconv.ParseUint(e.Name(), 10, 64); err == nil {
-			g.layers.taken(n)
+			g.layers.Taken(n)
 		}
 		if known[e.Name()] || !g.catalog.isRead() || mounted(e.Name()) {
 			continue
 		}
-		if err := g.layers.remove(e.Name()); err != nil {
+		if err := g.layers.Remove(e.Name()); err != nil {
 			log.G(ctx).WithError(err).WithField("layer", e.Name()).Warn("orphan layer could not be deleted")
 		}
 	}

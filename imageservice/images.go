@@ -3,13 +3,16 @@ package imageservice
 import (
 	"context"
 	"time"
+
+	"github.com/cribox/cribox/imageservice/layers"
+	"github.com/cribox/cribox/imageservice/registry"
 )
 
 // Config is what Open needs to know.
 type Config struct {
 	Root           string        // the daemon's root folder; content/, images/ and layers/ below it are ours
 	RegistryConfig string        // folder in the style of containerd's certs.d (<host>/hosts.toml), read at every pull; "" = none
-	Limits         Limits        // caps on what a registry can make us store
+	Limits         layers.Limits // caps on what a registry can make us store
 	StallTimeout   time.Duration // a pull that moves no bytes for so long is cancelled; default 5 min
 	MaxDownloads   int           // blobs fetched in parallel by one pull; default 3
 	MaxUnpacks     int           // layers unpacked in parallel by all pulls together, and as many more while they arrive; default CPUs, at least 2
@@ -19,6 +22,12 @@ type Config struct {
 	syncfs func(fd int) error // instead of the system call
 }
 
+// Auth is the credentials of one pull.
+type Auth = registry.Auth
+
+// Limits caps what a registry can make us store.
+type Limits = layers.Limits
+
 // Image is one image as the CRI shows it.
 type Image = image
 
@@ -27,7 +36,7 @@ type Images struct {
 	cfg     Config
 	catalog *catalog
 	blobs   *blobs
-	layers  *layerStore
+	layers  *layers.Store
 	garbage *collector
 	puller  *puller
 }
@@ -61,7 +70,7 @@ func (s *Images) Release(imageID, holder string) { s.catalog.release(imageID, ho
 // ErrDataLoss when bytes do not have their digest; ErrResourceExhausted for a full disk and for content
 // beyond the limits; ErrNotImplemented for formats we do not take; the context's error; and, without
 // any class, one that begins with "RegistryUnavailable: ".
-func (s *Images) Pull(ctx context.Context, ref string, auth *Auth) (Image, error) {
+func (s *Images) Pull(ctx context.Context, ref string, auth *registry.Auth) (Image, error) {
 	return s.puller.pull(ctx, ref, auth)
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/imagetest"
+	"github.com/cribox/cribox/imageservice/layers"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -51,18 +52,18 @@ func TestBombs(t *testing.T) {
 	zs := func(w io.Writer) io.WriteCloser { z, _ := zstd.NewWriter(w); return z }
 	for name, c := range map[string]struct {
 		layer  imagetest.Layer
-		limits Limits
+		limits layers.Limits
 	}{
-		"zstd bytes":  {bomb(t, 20<<20, zs, ocispec.MediaTypeImageLayerZstd), Limits{LayerBytes: 10 << 20}},
-		"layer bytes": {bomb(t, 20<<20, gz, ocispec.MediaTypeImageLayerGzip), Limits{LayerBytes: 10 << 20}},
+		"zstd bytes":  {bomb(t, 20<<20, zs, ocispec.MediaTypeImageLayerZstd), layers.Limits{LayerBytes: 10 << 20}},
+		"layer bytes": {bomb(t, 20<<20, gz, ocispec.MediaTypeImageLayerGzip), layers.Limits{LayerBytes: 10 << 20}},
 		"concatenated": {func() imagetest.Layer {
 			l := bomb(t, 8<<20, gz, ocispec.MediaTypeImageLayerGzip)
 			l.Blob = bytes.Repeat(l.Blob, 3)
 			return l
-		}(), Limits{LayerBytes: 10 << 20}},
-		"entries":               {imagetest.Gzip(imagetest.Tar(t, imagetest.File("a"), imagetest.File("b"), imagetest.File("c/d/e"))), Limits{Entries: 4}},
-		"image bytes":           {imagetest.Gzip(imagetest.Noise(t, 1<<20)), Limits{ImageBytes: 100_000}},
-		"image bytes, unpacked": {imagetest.Gzip(imagetest.Tar(t, imagetest.File("x"), strings.Repeat("x", 1<<20))), Limits{ImageBytes: 100_000}},
+		}(), layers.Limits{LayerBytes: 10 << 20}},
+		"entries":               {imagetest.Gzip(imagetest.Tar(t, imagetest.File("a"), imagetest.File("b"), imagetest.File("c/d/e"))), layers.Limits{Entries: 4}},
+		"image bytes":           {imagetest.Gzip(imagetest.Noise(t, 1<<20)), layers.Limits{ImageBytes: 100_000}},
+		"image bytes, unpacked": {imagetest.Gzip(imagetest.Tar(t, imagetest.File("x"), strings.Repeat("x", 1<<20))), layers.Limits{ImageBytes: 100_000}},
 		"zstd window": {func() imagetest.Layer {
 			var b bytes.Buffer
 			z, err := zstd.NewWriter(&b, zstd.WithWindowSize(256<<20))
@@ -71,7 +72,7 @@ func TestBombs(t *testing.T) {
 			z.Flush()
 			z.Close()
 			return imagetest.Layer{Blob: b.Bytes(), MediaType: ocispec.MediaTypeImageLayerZstd, DiffID: digest.FromString("x")}
-		}(), Limits{}},
+		}(), layers.Limits{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := imagetest.NewRegistry(t)
@@ -179,7 +180,7 @@ func TestHoles(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	small, _ := r.Build("small", []imagetest.Layer{imagetest.Gzip(sparse(1 << 20))}, nil)
 	r.Build("large", []imagetest.Layer{imagetest.Gzip(sparse(1 << 32))}, nil)
-	for _, limits := range []Limits{{LayerBytes: 4 << 20}, {ImageBytes: 4 << 20}} {
+	for _, limits := range []layers.Limits{{LayerBytes: 4 << 20}, {ImageBytes: 4 << 20}} {
 		images := newImages(t, func(c *Config) { c.Root, c.Limits = smallDisk(t, 12), limits })
 		if _, err := images.Pull(t.Context(), r.Ref("app:large"), nil); !errdefs.IsResourceExhausted(err) || strings.Contains(err.Error(), "no space") {
 			t.Error(err)
@@ -197,7 +198,7 @@ func TestZeros(t *testing.T) {
 	tarball := imagetest.Tar(t, imagetest.File("disk"), "begin"+strings.Repeat("\x00", 40<<20)+"end", imagetest.File("zeros"), strings.Repeat("\x00", 20<<20+5), imagetest.File("short"), "\x00")
 	r := imagetest.NewRegistry(t)
 	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(tarball)}, nil)
-	images := newImages(t, func(c *Config) { c.Root, c.Limits = smallDisk(t, 12), Limits{RatioFloor: 10 << 20, Reserve: 50} })
+	images := newImages(t, func(c *Config) { c.Root, c.Limits = smallDisk(t, 12), layers.Limits{RatioFloor: 10 << 20, Reserve: 50} })
 	images.mustPull(t, r.Ref("app:1"))
 	file := mounted(t, images, id)
 	for name, want := range map[string]string{"disk": "begin" + strings.Repeat("\x00", 40<<20) + "end", "zeros": strings.Repeat("\x00", 20<<20+5), "short": "\x00"} {
@@ -211,9 +212,9 @@ func TestZeros(t *testing.T) {
 func TestDiskReserve(t *testing.T) {
 	letters := imagetest.Gzip(imagetest.Tar(t, imagetest.File("x"), strings.Repeat("x", 40<<20)))
 	for _, c := range []struct {
-		limits Limits
+		limits layers.Limits
 		refuse bool
-	}{{Limits{RatioFloor: 10 << 20, Reserve: 50}, true}, {Limits{RatioFloor: 10 << 20}, false}, {Limits{Reserve: 50}, false}, {Limits{RatioFloor: 10 << 20, Ratio: 5000, Reserve: 50}, false}} {
+	}{{layers.Limits{RatioFloor: 10 << 20, Reserve: 50}, true}, {layers.Limits{RatioFloor: 10 << 20}, false}, {layers.Limits{Reserve: 50}, false}, {layers.Limits{RatioFloor: 10 << 20, Ratio: 5000, Reserve: 50}, false}} {
 		r := imagetest.NewRegistry(t)
 		r.Build("1", []imagetest.Layer{letters}, nil)
 		images := newImages(t, func(cfg *Config) { cfg.Root, cfg.Limits = smallDisk(t, 60), c.limits })
@@ -242,7 +243,7 @@ func TestUnpackingStaysBehindTheDownload(t *testing.T) {
 		<-q.Context().Done()
 		return true
 	})
-	images := newImages(t, func(c *Config) { c.Limits, c.StallTimeout = Limits{RatioFloor: 1 << 20}, time.Hour })
+	images := newImages(t, func(c *Config) { c.Limits, c.StallTimeout = layers.Limits{RatioFloor: 1 << 20}, time.Hour })
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() {
@@ -252,7 +253,7 @@ func TestUnpackingStaysBehindTheDownload(t *testing.T) {
 	partial := images.blobs.ingestFile(imageref.Target{Domain: r.Host()}.IngestRef(digest.FromBytes(l.Blob)))
 	waitFor(t, func() bool {
 		info, err := os.Stat(partial)
-		return err == nil && info.Size() == int64(len(l.Blob)) && images.layers.latest() == 1 && !exists(images.layers.dir("1"))
+		return err == nil && info.Size() == int64(len(l.Blob)) && images.layers.Latest() == 1 && !exists(images.layers.Dir("1"))
 	})
 	cancel()
 	if err := <-done; !errdefs.IsCanceled(err) {

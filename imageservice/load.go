@@ -69,7 +69,7 @@ func (c *catalog) load(ctx context.Context) error {
 func (c *catalog) remember(r *record) {
 	c.records[r.ID] = r
 	for i := range r.Layers {
-		c.layers.set(&r.Layers[i])
+		c.layers.Set(&r.Layers[i])
 	}
 	for _, b := range r.Blobs {
 		if b.DiffID != "" {
@@ -98,7 +98,7 @@ func (c *catalog) read(id string) (*record, error) {
 		}
 	}
 	for _, l := range r.Layers {
-		if err := c.layers.check(l.Dir); err != nil {
+		if err := c.layers.Check(l.Dir); err != nil {
 			return nil, err
 		}
 	}

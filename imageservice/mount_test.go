@@ -203,25 +203,3 @@ func TestUsage(t *testing.T) {
 }
 
 func diff(a, b uint64) uint64 { return max(a, b) - min(a, b) }
-
-// TestMadeUpDirectoriesAreBounded: looking for them ends with the caller, and when it is too much for one image.
-func TestMadeUpDirectoriesAreBounded(t *testing.T) {
-	r := imagetest.NewRegistry(t)
-	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.Dir("a", 0o700)))}, nil)
-	c := newImages(t, nil)
-	c.mustPull(t, r.Ref("app:1"))
-	below := []*layer{&c.catalog.records[id].Layers[0]}
-	u := newUnpacker(c.layers, c.cfg.Limits, nil)
-	if fixes, err := u.fixesFor(t.Context(), []string{"a", "b"}, below); err != nil || len(fixes) != 1 || fixes[0].Name != "a" {
-		t.Error(fixes, err)
-	}
-	u.looks = maxLooks - 3
-	if _, err := u.fixesFor(t.Context(), []string{"a", "b"}, below); !errdefs.IsResourceExhausted(err) {
-		t.Error(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := newUnpacker(c.layers, c.cfg.Limits, nil).fixesFor(ctx, []string{"a"}, below); !errdefs.IsCanceled(err) {
-		t.Error(err)
-	}
-}

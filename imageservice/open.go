@@ -9,6 +9,9 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/cribox/cribox/imageservice/layers"
+	"github.com/cribox/cribox/imageservice/registry"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
@@ -34,7 +37,7 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 	if c.syncfs == nil {
 		c.syncfs = unix.Syncfs
 	}
-	c.Limits = c.Limits.withDefaults()
+	c.Limits = c.Limits.WithDefaults()
 	if err := makeFolders(c.Root); err != nil {
 		return nil, fmt.Errorf("open image service: %w", err)
 	}
@@ -53,14 +56,14 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 
 // assemble connects the parts, whose configuration is complete.
 func assemble(c Config, blobs *blobs) *Images {
-	pins, layers := newPins(), newLayerStore(filepath.Join(c.Root, "layers"), c.Step)
-	catalog := newCatalog(filepath.Join(c.Root, "images"), c.Step, blobs, layers, pins)
-	garbage := newCollector(catalog, blobs, layers, pins, c.Step)
+	pins, store := newPins(), layers.NewStore(filepath.Join(c.Root, "layers"), c.Step)
+	catalog := newCatalog(filepath.Join(c.Root, "images"), c.Step, blobs, store, pins)
+	garbage := newCollector(catalog, blobs, store, pins, c.Step)
 	puller := newPuller(pullConfig{
-		Root: c.Root, Client: NewClient(c.RegistryConfig, c.StallTimeout), Limits: c.Limits, StallTimeout: c.StallTimeout,
+		Root: c.Root, Client: registry.NewClient(c.RegistryConfig, c.StallTimeout), Limits: c.Limits, StallTimeout: c.StallTimeout,
 		MaxDownloads: c.MaxDownloads, MaxUnpacks: c.MaxUnpacks, Step: c.Step, Syncfs: c.syncfs,
 	}, garbage)
-	return &Images{cfg: c, catalog: catalog, blobs: blobs, layers: layers, garbage: garbage, puller: puller}
+	return &Images{cfg: c, catalog: catalog, blobs: blobs, layers: store, garbage: garbage, puller: puller}
 }
 
 // makeFolders creates what is missing. 0700 keeps the setuid files of images away from the node's users.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/layers"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -47,7 +48,7 @@ func (ft *fetcher) present(ctx context.Context, desc ocispec.Descriptor) (bool, 
 	if !slices.ContainsFunc(from, ft.isOfRegistry) {
 		return false, nil
 	}
-	ok, err := ft.reg.has(ctx, desc.Digest)
+	ok, err := ft.reg.Has(ctx, desc.Digest)
 	if ok {
 		err = ft.noteSender(ctx, desc.Digest)
 	}
@@ -83,7 +84,7 @@ func (ft *fetcher) hash(ctx context.Context, desc ocispec.Descriptor) (digest.Di
 	name := "checking " + imageref.Short(desc.Digest)
 	it := ft.prog.Item(name, 0)
 	defer ft.prog.Finish(name)
-	return ft.unpacker.hash(ctx, source{Reader: f, size: desc.Size}, desc.Digest, it)
+	return ft.unpacker.Hash(ctx, layers.Source{Reader: f, Size: desc.Size}, desc.Digest, it)
 }
 
 // match makes sure that the blob, which is here, unpacks to diffID. Where another blob has become the layer, this one is read for that only.

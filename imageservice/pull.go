@@ -13,7 +13,9 @@ import (
 
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/progress"
+	"github.com/cribox/cribox/imageservice/registry"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -26,8 +28,8 @@ import (
 // pullConfig is what a puller needs to know.
 type pullConfig struct {
 	Root         string // the folder that content/ and layers/ are in
-	Client       *Client
-	Limits       Limits
+	Client       *registry.Client
+	Limits       layers.Limits
 	StallTimeout time.Duration // a pull that moves no bytes for so long is cancelled
 	MaxDownloads int           // blobs fetched in parallel by one pull
 	MaxUnpacks   int           // layers unpacked in parallel by all pulls, and as many more while they arrive
@@ -40,7 +42,7 @@ type puller struct {
 	cfg     pullConfig
 	catalog *catalog
 	blobs   *blobs
-	layers  *layerStore
+	layers  *layers.Store
 	pins    *pins
 	garbage *collector
 
@@ -59,19 +61,19 @@ func newPuller(cfg pullConfig, g *collector) *puller {
 }
 
 // pull is Images.Pull.
-func (u *puller) pull(ctx context.Context, ref string, auth *Auth) (image, error) {
+func (u *puller) pull(ctx context.Context, ref string, auth *registry.Auth) (image, error) {
 	t, err := imageref.Parse(ref)
 	if err != nil {
 		return image{}, err
 	}
-	creds, err := credentialsFor(auth, t)
+	creds, err := registry.NewCredentials(auth, t)
 	if err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
 		return image{}, fmt.Errorf("pull %s: %w", t, err)
 	}
-	img, err := u.flights.do(ctx, t.String()+" "+creds.key(), func(ctx context.Context, f *flight) { u.fly(ctx, f, t, creds) })
+	img, err := u.flights.do(ctx, t.String()+" "+creds.Key(), func(ctx context.Context, f *flight) { u.fly(ctx, f, t, creds) })
 	if err != nil && err == ctx.Err() {
 		err = fmt.Errorf("pull %s: %w", t, err)
 	}
@@ -82,7 +84,7 @@ func (u *puller) pull(ctx context.Context, ref string, auth *Auth) (image, error
 func (u *puller) waiting() []int { return u.flights.waiting() }
 
 // fly runs a pull to its end, whatever that is.
-func (u *puller) fly(ctx context.Context, f *flight, t imageref.Target, creds credentials) {
+func (u *puller) fly(ctx context.Context, f *flight, t imageref.Target, creds registry.Credentials) {
 	f.err = errdefs.ErrAborted // what remains if the goroutine is ended from within
 	watch, unwatch := context.WithCancel(ctx)
 	defer func() {
@@ -103,7 +105,7 @@ func (u *puller) fly(ctx context.Context, f *flight, t imageref.Target, creds cr
 			err = cause
 		}
 		if errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) {
-			err = fmt.Errorf("%w (%s)", err, creds.told())
+			err = fmt.Errorf("%w (%s)", err, creds.Describe())
 		}
 		err = pullError(t.String(), err)
 	}
@@ -123,10 +125,10 @@ func (u *puller) claim(ctx context.Context, prog *progress.Clock, key string) (r
 type pull struct {
 	by    *puller
 	ref   imageref.Target
-	creds credentials
+	creds registry.Credentials
 	prog  progress.Clock
 	moved func() // ends the stall watch
-	reg   *registry
+	reg   *registry.Repository
 	held  *holding
 }
 
@@ -136,7 +138,7 @@ type contents struct {
 	manifest ocispec.Descriptor
 	doc      *ocispec.Manifest
 	config   ocispec.Image
-	layers   []*layer // bottom first
+	layers   []*layers.Layer // bottom first
 }
 
 func (p *pull) run(ctx context.Context) (img image, err error) {
@@ -151,10 +153,10 @@ func (p *pull) run(ctx context.Context) (img image, err error) {
 		return image{}, err
 	}
 	defer disk.close()
-	if p.reg, err = p.by.cfg.Client.open(ctx, p.ref, p.creds, &p.prog); err != nil {
+	if p.reg, err = p.by.cfg.Client.Open(ctx, p.ref, p.creds, &p.prog); err != nil {
 		return image{}, err
 	}
-	defer p.reg.close()
+	defer p.reg.Close()
 	var got contents
 	err = p.prog.Working(func() (err error) {
 		got, err = newResolver(p).documents(ctx)
@@ -173,7 +175,7 @@ func (p *pull) run(ctx context.Context) (img image, err error) {
 
 // fetchLayers downloads and unpacks, several layers at a time.
 func (p *pull) fetchLayers(ctx context.Context, ft *fetcher, got *contents) error {
-	got.layers = make([]*layer, len(got.doc.Layers))
+	got.layers = make([]*layers.Layer, len(got.doc.Layers))
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range got.doc.Layers {
 		g.Go(func() error {
@@ -237,9 +239,9 @@ func (p *pull) commit(ctx context.Context, got contents, disk *disk) (image, err
 }
 
 // forgotten returns a layer that is not known any more, nil if all are. The caller has the writer's right, so that it stays so.
-func (p *pull) forgotten(got contents) *layer {
+func (p *pull) forgotten(got contents) *layers.Layer {
 	for _, l := range got.layers {
-		if known := p.by.layers.byKey(l.key()); known == nil || known.Dir != l.Dir {
+		if known := p.by.layers.ByKey(l.Key()); known == nil || known.Dir != l.Dir {
 			return l
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/registry"
 )
 
 // classes are the error classes that leave this room on a pull, the first that matches wins.
@@ -20,7 +21,7 @@ var classes = []error{
 // pullError is the error a caller of Pull sees: redacted, and with exactly one class. The kubelet recognises an unavailable registry by
 // the text's first word and only under gRPC code Unknown, so that one carries no class at all.
 func pullError(ref string, err error) error {
-	text := redact(err.Error())
+	text := registry.Redact(err.Error())
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) { // our own want of descriptors, also where a registry could not be dialled
 		return &classed{text: "pull " + ref + ": " + text + ": " + errdefs.ErrResourceExhausted.Error(), class: errdefs.ErrResourceExhausted}
 	}

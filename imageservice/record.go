@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/layers"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -21,12 +22,12 @@ const recordFormat = 1
 
 // record is everything we know about an image and cannot compute from its blobs. In memory it is immutable: a change is a new record.
 type record struct {
-	ID      string   `json:"id"`
-	Tags    []tag    `json:"tags,omitempty"`
-	Digests []string `json:"digests,omitempty"` // repository@digest of the root documents that name it
-	Blobs   []blob   `json:"blobs"`             // every blob that exists because of this image
-	Layers  []layer  `json:"layers"`            // bottom first, as in the config
-	Size    int64    `json:"size"`              // manifest, config and layers of this platform, compressed bytes
+	ID      string         `json:"id"`
+	Tags    []tag          `json:"tags,omitempty"`
+	Digests []string       `json:"digests,omitempty"` // repository@digest of the root documents that name it
+	Blobs   []blob         `json:"blobs"`             // every blob that exists because of this image
+	Layers  []layers.Layer `json:"layers"`            // bottom first, as in the config
+	Size    int64          `json:"size"`              // manifest, config and layers of this platform, compressed bytes
 
 	// ByDigest are those of Digests that somebody has pulled by digest. Older versions did not write it.
 	ByDigest []string `json:"by_digest,omitempty"`
@@ -201,7 +202,7 @@ func (r *record) keys() []string {
 		keys = append(keys, blobKey(b.Digest))
 	}
 	for _, l := range r.Layers {
-		keys = append(keys, layerPrefix+l.key())
+		keys = append(keys, layerPrefix+l.Key())
 	}
 	return keys
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/manifest"
 	"github.com/cribox/cribox/imageservice/progress"
+	"github.com/cribox/cribox/imageservice/registry"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -22,7 +23,7 @@ import (
 type resolver struct {
 	by   *puller
 	ref  imageref.Target
-	reg  *registry
+	reg  *registry.Repository
 	prog *progress.Clock
 	held *holding
 	want platforms.MatchComparer

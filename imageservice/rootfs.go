@@ -30,7 +30,7 @@ func (s *Images) Layers(imageID string) ([]string, error) {
 	}
 	names := r.stack()
 	for i := range names {
-		names[i] = s.layers.dir(names[i])
+		names[i] = s.layers.Dir(names[i])
 	}
 	return names, nil
 }
@@ -44,7 +44,7 @@ func (s *Images) Mount(ctx context.Context, r Rootfs) error {
 	if err != nil {
 		return fmt.Errorf("mount root filesystem: %w", err)
 	}
-	spec := overlay.Spec{Layers: s.layers.root, Lower: image.stack(), Dir: r.Dir, Target: r.Target, Label: r.Label, ReadOnly: r.ReadOnly, UserNS: r.UserNS}
+	spec := overlay.Spec{Layers: s.layers.Root, Lower: image.stack(), Dir: r.Dir, Target: r.Target, Label: r.Label, ReadOnly: r.ReadOnly, UserNS: r.UserNS}
 	if err := overlay.Mount(spec); err != nil {
 		return fmt.Errorf("mount root filesystem at %s: %w", r.Target, err)
 	}
@@ -64,7 +64,7 @@ func (s *Images) Unmount(ctx context.Context, target string) error {
 
 // CheckIDMap tells whether images can be mounted with the ids of a user namespace (Rootfs.UserNS): the
 // error names what is missing. Nothing becomes visible, and nothing is left.
-func (s *Images) CheckIDMap(userNS *os.File) error { return overlay.CheckIDMap(s.layers.root, userNS) }
+func (s *Images) CheckIDMap(userNS *os.File) error { return overlay.CheckIDMap(s.layers.Root, userNS) }
 
 // CheckHostIDMap is CheckIDMap for a root where no images are yet; see CheckHost.
 func CheckHostIDMap(root string, userNS *os.File) error { return overlay.CheckHostIDMap(root, userNS) }

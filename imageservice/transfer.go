@@ -13,6 +13,7 @@ import (
 
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/progress"
+	"github.com/cribox/cribox/imageservice/registry"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -22,12 +23,12 @@ type transfer struct {
 	ft     *fetcher
 	desc   ocispec.Descriptor
 	w      blobWriter
-	offset int64 // bytes written
-	pieces bool  // they came over more than one answer
-	starts int   // how often we began again
-	from   *host // who sent the last bytes
-	coded  bool  // and said that they are compressed for the way
-	decode bool  // and they are
+	offset int64          // bytes written
+	pieces bool           // they came over more than one answer
+	starts int            // how often we began again
+	from   *registry.Host // who sent the last bytes
+	coded  bool           // and said that they are compressed for the way
+	decode bool           // and they are
 	item   *progress.Item
 	along  *alongside
 }
@@ -35,13 +36,13 @@ type transfer struct {
 // wrong says that what a host sends is not the blob. Where the answer is said to be compressed, it is asked for again and unpacked: some
 // servers compress although they are asked not to, others say so of what is stored compressed and meant like that. From a mirror it is
 // thrown away, and somebody else is asked.
-func (t *transfer) wrong(h *host, format string, args ...any) error {
+func (t *transfer) wrong(h *registry.Host, format string, args ...any) error {
 	if t.coded && !t.decode {
 		t.decode = true
 		return errNoRange
 	}
 	err := fault.Refuse(errdefs.ErrDataLoss, format, args...)
-	if t.ft.reg.blame(h, err) {
+	if t.ft.reg.Blame(h, err) {
 		return errNoRange
 	}
 	return err
@@ -75,11 +76,11 @@ func (t *transfer) run(ctx context.Context) error {
 		if t.offset > before {
 			barren = 1
 		}
-		if barren == maxAttempts || !answered || !transient(err) {
+		if barren == registry.MaxAttempts || !answered || !registry.Transient(err) {
 			return fmt.Errorf("%d of %d bytes: %w", t.offset, t.desc.Size, err)
 		}
 		t.pieces = t.offset > 0
-		if err := t.ft.prog.Waiting(func() error { return sleep(ctx, backoff(barren)) }); err != nil {
+		if err := t.ft.prog.Waiting(func() error { return registry.Sleep(ctx, registry.Backoff(barren)) }); err != nil {
 			return err
 		}
 	}
@@ -87,7 +88,7 @@ func (t *transfer) run(ctx context.Context) error {
 
 // restart throws away what is there, a few times.
 func (t *transfer) restart() error {
-	if t.starts++; t.starts > maxAttempts {
+	if t.starts++; t.starts > registry.MaxAttempts {
 		return fault.Unavailable(fmt.Errorf("%s: %w", t.desc.Digest, errNoRange))
 	}
 	t.along.abandon()
@@ -100,16 +101,16 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	if t.offset == t.desc.Size {
 		return true, nil
 	}
-	resp, err := t.ft.reg.do(ctx, request{method: http.MethodGet, kind: "blobs", object: t.desc.Digest.String(), accept: "*/*", offset: t.offset})
+	resp, err := t.ft.reg.Do(ctx, registry.Request{Method: http.MethodGet, Kind: "blobs", Object: t.desc.Digest.String(), Accept: "*/*", Offset: t.offset})
 	if err != nil {
-		var status *statusError
-		if t.offset > 0 && errors.As(err, &status) && status.code == http.StatusRequestedRangeNotSatisfiable {
+		var status *registry.StatusError
+		if t.offset > 0 && errors.As(err, &status) && status.Code == http.StatusRequestedRangeNotSatisfiable {
 			return true, errNoRange
 		}
 		return false, err
 	}
 	defer resp.Body.Close()
-	t.from, t.coded = resp.host, strings.HasSuffix(strings.ToLower(resp.Header.Get("Content-Encoding")), "gzip")
+	t.from, t.coded = resp.Host, strings.HasSuffix(strings.ToLower(resp.Header.Get("Content-Encoding")), "gzip")
 	if t.coded && t.decode {
 		if err := unzipBody(resp); err != nil || t.offset > 0 {
 			return true, errNoRange
@@ -117,13 +118,13 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	}
 	switch {
 	case t.offset == 0 && !whole(resp):
-		if err := t.wrong(resp.host, "%s is answered with %d", t.desc.Digest, resp.StatusCode); err != errNoRange {
+		if err := t.wrong(resp.Host, "%s is answered with %d", t.desc.Digest, resp.StatusCode); err != errNoRange {
 			return true, err
 		}
 		return true, errNoRange
 	case t.offset == 0:
 		if resp.ContentLength >= 0 && resp.ContentLength != t.desc.Size {
-			return true, t.wrong(resp.host, "%s arrives with %d bytes, its descriptor says %d", t.desc.Digest, resp.ContentLength, t.desc.Size)
+			return true, t.wrong(resp.Host, "%s arrives with %d bytes, its descriptor says %d", t.desc.Digest, resp.ContentLength, t.desc.Size)
 		}
 	case t.offset > 0 && resp.StatusCode == http.StatusPartialContent:
 		if !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", t.offset)) {
@@ -133,14 +134,14 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 		return true, errNoRange
 	}
 	err = t.copy(resp)
-	if transient(err) {
-		resp.host.failures.Add(1) // a mirror that breaks off twice is left out
+	if registry.Transient(err) {
+		resp.Host.Failures.Add(1) // a mirror that breaks off twice is left out
 	}
 	return true, err
 }
 
 // whole tells whether an answer has all of a blob: some servers call it a range, some proxies say that they have changed something.
-func whole(resp *reply) bool {
+func whole(resp *registry.Reply) bool {
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusNonAuthoritativeInfo:
 		return true
@@ -151,7 +152,7 @@ func whole(resp *reply) bool {
 }
 
 // unzipBody unpacks an answer on its way.
-func unzipBody(resp *reply) error {
+func unzipBody(resp *registry.Reply) error {
 	plain, err := gzip.NewReader(resp.Body)
 	if err != nil {
 		return err
@@ -164,12 +165,12 @@ func unzipBody(resp *reply) error {
 	return nil
 }
 
-func (t *transfer) copy(from *reply) error {
+func (t *transfer) copy(from *registry.Reply) error {
 	buf := make([]byte, 256<<10)
 	for {
 		n, err := from.Body.Read(buf)
 		if int64(n) > t.desc.Size-t.offset {
-			return t.wrong(from.host, "%s arrives longer than the %d bytes its descriptor says", t.desc.Digest, t.desc.Size)
+			return t.wrong(from.Host, "%s arrives longer than the %d bytes its descriptor says", t.desc.Digest, t.desc.Size)
 		}
 		if n > 0 {
 			if _, err := t.w.Write(buf[:n]); err != nil {
@@ -180,8 +181,8 @@ func (t *transfer) copy(from *reply) error {
 			t.along.advance(t.offset)
 		}
 		switch {
-		case err == io.EOF && t.offset < t.desc.Size && (!from.host.own || t.coded && !t.decode): // not broken off: that is all
-			return t.wrong(from.host, "%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size)
+		case err == io.EOF && t.offset < t.desc.Size && (!from.Host.Own || t.coded && !t.decode): // not broken off: that is all
+			return t.wrong(from.Host, "%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size)
 		case err == io.EOF && t.offset < t.desc.Size:
 			return fault.Unavailable(fmt.Errorf("%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size))
 		case err == io.EOF:
@@ -203,7 +204,7 @@ func (t *transfer) commit(ctx context.Context) (done bool, err error) {
 			return false, t.restart()
 		}
 		err := fault.Refuse(errdefs.ErrDataLoss, "blob arrives with digest %s, not %s", got, t.desc.Digest)
-		if t.ft.reg.blame(t.from, err) || t.pieces {
+		if t.ft.reg.Blame(t.from, err) || t.pieces {
 			return false, t.restart()
 		}
 		return true, err

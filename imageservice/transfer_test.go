@@ -21,6 +21,7 @@ import (
 
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/imagetest"
+	"github.com/cribox/cribox/imageservice/registry"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -456,7 +457,7 @@ func TestOtherCredentialsAreAnotherPull(t *testing.T) {
 	errs := make(chan error, 2)
 	for _, user := range []string{"a", "b"} {
 		go func() {
-			_, err := images.Pull(t.Context(), r.Ref("app:1"), &Auth{Username: user, Password: "x"})
+			_, err := images.Pull(t.Context(), r.Ref("app:1"), &registry.Auth{Username: user, Password: "x"})
 			errs <- err
 		}()
 	}

@@ -1,4 +1,4 @@
-package imageservice
+package layers
 
 import (
 	"archive/tar"
@@ -87,7 +87,7 @@ func (y *yard) unpack(tarball []byte) ([]string, error) {
 
 // anything is a meter that lets everything pass.
 func anything() *meter {
-	return &meter{src: source{size: 1 << 40}, limits: Limits{}.withDefaults(), image: &budget{most: 1 << 40}}
+	return &meter{src: Source{Size: 1 << 40}, limits: Limits{}.WithDefaults(), image: &budget{most: 1 << 40}}
 }
 
 func (y *yard) at(name string) string { return filepath.Join(y.layer, name) }

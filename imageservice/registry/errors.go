@@ -1,4 +1,4 @@
-package imageservice
+package registry
 
 import (
 	"fmt"
@@ -9,37 +9,37 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// statusError is an HTTP answer that is not the one we asked for. It unwraps to the error class of its code.
-type statusError struct {
-	code   int
+// StatusError is an HTTP answer that is not the one we asked for. It unwraps to the error class of its code.
+type StatusError struct {
+	Code   int
 	server string
 	what   string
 	detail string // the registry's own words, capped
 }
 
-func (e *statusError) Error() string {
-	s := fmt.Sprintf("%s answers %d %s for %s", e.server, e.code, http.StatusText(e.code), e.what)
+func (e *StatusError) Error() string {
+	s := fmt.Sprintf("%s answers %d %s for %s", e.server, e.Code, http.StatusText(e.Code), e.what)
 	if e.detail != "" {
 		s += ": " + e.detail
 	}
 	return s
 }
 
-func (e *statusError) Unwrap() error {
+func (e *StatusError) Unwrap() error {
 	switch {
-	case e.code == http.StatusUnauthorized:
+	case e.Code == http.StatusUnauthorized:
 		return errdefs.ErrUnauthenticated
-	case e.code == http.StatusForbidden:
+	case e.Code == http.StatusForbidden:
 		return errdefs.ErrPermissionDenied
-	case e.code == http.StatusNotFound:
+	case e.Code == http.StatusNotFound:
 		return errdefs.ErrNotFound
 	default:
 		return nil
 	}
 }
 
-// busy tells whether a code means "not now".
-func busy(code int) bool {
+// Busy tells whether a code means "not now".
+func Busy(code int) bool {
 	switch code {
 	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway,
 		http.StatusServiceUnavailable, http.StatusGatewayTimeout:
@@ -53,10 +53,10 @@ var (
 	urlUserinfo = regexp.MustCompile(`(https?://)[^\s"'<>/@]*@`)
 )
 
-// redact takes the secrets out of a text that goes to a caller or a log: query strings and user info of URLs, and whatever of the
+// Redact takes the secrets out of a text that goes to a caller or a log: query strings and user info of URLs, and whatever of the
 // pull's own credentials a server may have echoed. Secrets are looked for in a server's words only: in ours they would tell what
 // the password is not.
-func redact(s string, secrets ...string) string {
+func Redact(s string, secrets ...string) string {
 	for _, secret := range secrets {
 		if len(secret) >= 4 {
 			s = strings.ReplaceAll(s, secret, "[redacted]")

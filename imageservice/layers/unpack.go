@@ -1,4 +1,4 @@
-package imageservice
+package layers
 
 import (
 	"bufio"
@@ -29,11 +29,11 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// source is a layer's compressed bytes, perhaps still arriving.
-type source struct {
+// Source is a layer's compressed bytes, perhaps still arriving.
+type Source struct {
 	io.Reader
-	size    int64        // compressed bytes, for the ratio
-	arrived func() int64 // how many of them there are; nil: all
+	Size    int64        // compressed bytes, for the ratio
+	Arrived func() int64 // how many of them there are; nil: all
 }
 
 // budget is what the layers of one image take together. The one that goes beyond it is refused while it is being unpacked.
@@ -44,7 +44,7 @@ type budget struct {
 
 // meter counts what one layer takes, against the limits of a layer and the budget of its image.
 type meter struct {
-	src    source
+	src    Source
 	limits Limits
 	image  *budget
 	n      int64 // bytes
@@ -54,7 +54,7 @@ type meter struct {
 }
 
 // errAhead: so much comes out of the bytes that have arrived that the size somebody promised for all of them is not to be relied on.
-var errAhead = errors.New("unpacking is far ahead of the download")
+var ErrAhead = errors.New("unpacking is far ahead of the download")
 
 // add counts bytes.
 func (m *meter) add(n int64) error {
@@ -62,8 +62,8 @@ func (m *meter) add(n int64) error {
 	switch {
 	case m.n > m.limits.LayerBytes:
 		return fault.Refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d bytes (layer_size_max)", m.limits.LayerBytes)
-	case m.src.arrived != nil && m.beyond(m.src.arrived()):
-		return errAhead
+	case m.src.Arrived != nil && m.beyond(m.src.Arrived()):
+		return ErrAhead
 	}
 	return m.spend(n)
 }
@@ -80,7 +80,7 @@ const lookEvery = 4 << 20
 // large has cost nobody anything. The limits of what is wrong on purpose are those of add.
 func (m *meter) wrote(n int64, fd int) error {
 	m.real += n
-	if m.real < m.look || !m.beyond(m.src.size) {
+	if m.real < m.look || !m.beyond(m.src.Size) {
 		return nil
 	}
 	m.look = m.real + lookEvery
@@ -90,7 +90,7 @@ func (m *meter) wrote(n int64, fd int) error {
 	}
 	if fs.Bavail*100 < fs.Blocks*uint64(m.limits.Reserve) {
 		return fault.Refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d times its %d bytes, and less than %d %% of the disk are free (disk_reserve)",
-			m.limits.Ratio, m.src.size, m.limits.Reserve)
+			m.limits.Ratio, m.src.Size, m.limits.Reserve)
 	}
 	return nil
 }
@@ -109,9 +109,9 @@ func (m *meter) spend(n int64) error {
 // giveBack makes the layer's bytes as if they had never been.
 func (m *meter) giveBack() { m.image.used.Add(-m.spent) }
 
-// unpacker unpacks the layers of one image, within the limits that they have together.
-type unpacker struct {
-	store  *layerStore
+// Unpacker unpacks the layers of one image, within the limits that they have together.
+type Unpacker struct {
+	store  *Store
 	limits Limits
 	prog   *progress.Clock
 
@@ -119,15 +119,15 @@ type unpacker struct {
 	read, written budget // bytes of tars, and of files, whose holes are in no tar
 }
 
-func newUnpacker(store *layerStore, limits Limits, prog *progress.Clock) *unpacker {
-	u := &unpacker{store: store, limits: limits, prog: prog}
+func NewUnpacker(store *Store, limits Limits, prog *progress.Clock) *Unpacker {
+	u := &Unpacker{store: store, limits: limits, prog: prog}
 	u.read.most, u.written.most = limits.ImageBytes, limits.ImageBytes
 	return u
 }
 
-// unpackLayer unpacks src into a directory of its own, verifies that its tar has digest diffID, applies the fixes, and returns the layer.
+// Unpack unpacks src into a directory of its own, verifies that its tar has digest diffID, applies the fixes, and returns the layer.
 // Nothing of it is left on error.
-func (u *unpacker) unpackLayer(ctx context.Context, src source, diffID digest.Digest, fixes []fix, it *progress.Item) (l *layer, err error) {
+func (u *Unpacker) Unpack(ctx context.Context, src Source, diffID digest.Digest, fixes []Fix, it *progress.Item) (l *Layer, err error) {
 	dir, err := u.store.make()
 	if err != nil {
 		return nil, fault.Disk(err)
@@ -143,12 +143,12 @@ func (u *unpacker) unpackLayer(ctx context.Context, src source, diffID digest.Di
 		if err != nil {
 			read.giveBack()
 			written.giveBack()
-			if rerr := u.store.remove(dir); rerr != nil {
+			if rerr := u.store.Remove(dir); rerr != nil {
 				log.G(ctx).WithError(rerr).WithField("layer", dir).Warn("half unpacked layer could not be deleted")
 			}
 		}
 	}()
-	root, err := unix.Open(u.store.files(dir), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	root, err := unix.Open(u.store.Files(dir), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -164,18 +164,18 @@ func (u *unpacker) unpackLayer(ctx context.Context, src source, diffID digest.Di
 	if err := applyFixes(root, fixes); err != nil {
 		return nil, err
 	}
-	if err := writeImplied(u.store.dir(dir), implied); err != nil {
+	if err := writeImplied(u.store.Dir(dir), implied); err != nil {
 		return nil, fault.Disk(err)
 	}
-	bytes, inodes, err := tree.Usage(u.store.dir(dir))
+	bytes, inodes, err := tree.Usage(u.store.Dir(dir))
 	if err != nil {
 		return nil, err
 	}
-	return &layer{DiffID: diffID, Fixes: fixesKey(fixes), Dir: dir, Bytes: bytes, Inodes: inodes, Opaque: overlay.IsOpaque(root)}, nil
+	return &Layer{DiffID: diffID, Fixes: FixesKey(fixes), Dir: dir, Bytes: bytes, Inodes: inodes, Opaque: overlay.IsOpaque(root)}, nil
 }
 
-// hash returns the digest of what a blob unpacks to, without writing any of it.
-func (u *unpacker) hash(ctx context.Context, src source, blob digest.Digest, it *progress.Item) (d digest.Digest, err error) {
+// Hash returns the digest of what a blob unpacks to, without writing any of it.
+func (u *Unpacker) Hash(ctx context.Context, src Source, blob digest.Digest, it *progress.Item) (d digest.Digest, err error) {
 	defer func() {
 		if r := recover(); r != nil { // see unpackLayer
 			log.G(ctx).WithField("layer", blob).Errorf("panic while unpacking: %v\n%s", r, debug.Stack())
@@ -196,7 +196,7 @@ func (u *unpacker) hash(ctx context.Context, src source, blob digest.Digest, it 
 }
 
 // unpackTar decompresses src, extracts it below root and reads on to the end, so that tarball has hashed every byte.
-func unpackTar(ctx context.Context, src source, tarball *counted, root int, most caps) (implied []string, err error) {
+func unpackTar(ctx context.Context, src Source, tarball *counted, root int, most caps) (implied []string, err error) {
 	plain, closer, err := decompress(src)
 	if err != nil {
 		return nil, err
@@ -214,7 +214,7 @@ func unpackTar(ctx context.Context, src source, tarball *counted, root int, most
 
 // decompress looks at the first bytes, not at the media type: the diff id decides in the end. The decoders are in process, so nothing
 // of an image is ever executed (CVE-2014-9357).
-func decompress(src source) (io.Reader, func(), error) {
+func decompress(src Source) (io.Reader, func(), error) {
 	tracked := &tracked{r: src}
 	in := bufio.NewReaderSize(tracked, 128<<10)
 	magic, err := in.Peek(4)

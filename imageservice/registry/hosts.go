@@ -1,4 +1,4 @@
-package imageservice
+package registry
 
 import (
 	"bytes"
@@ -40,23 +40,23 @@ func NewClient(folder string, stall time.Duration) *Client {
 	return &Client{folder: folder, stall: stall}
 }
 
-// host is one server of a repository: a mirror or the registry itself.
-type host struct {
+// Host is one server of a repository: a mirror or the registry itself.
+type Host struct {
 	docker.RegistryHost
-	own      bool          // it is the registry: the credentials of the pull are for it
+	Own      bool          // it is the registry: the credentials of the pull are for it
 	proxies  bool          // it has another name than the registry, and must be told which one is meant
 	name     string        // what troubledHosts remembers it by: two entries may have one address
 	dial     time.Duration // dial_timeout of its entry, 0 for none
 	auth     *authorizer
-	failures atomic.Int32          // connections that failed within this pull
+	Failures atomic.Int32          // connections that failed within this pull
 	others   strangers             // to whom it redirects
 	lie      atomic.Pointer[error] // it sent something that was not asked for: left out for the rest of the pull
 }
 
-func (h *host) origin() string { return origin(&url.URL{Scheme: h.Scheme, Host: h.Host}) }
+func (h *Host) origin() string { return origin(&url.URL{Scheme: h.Scheme, Host: h.Host}) }
 
 // is tells whether u is on this very host. On loopback the scheme says nothing: the library tries https and falls back.
-func (h *host) is(u *url.URL) bool {
+func (h *Host) is(u *url.URL) bool {
 	return origin(u) == h.origin() || strings.EqualFold(u.Host, h.Host) && docker.IsLocalhost(h.Host)
 }
 
@@ -159,7 +159,10 @@ func (c *Client) readFolder(domain string) (hosts hostsFile, settings registrySe
 	dir, err := config.HostDirFromRoot(c.folder)(domain)
 	if err != nil {
 		settings.file = filepath.Join(c.folder, domain, settingsName)
-		return hosts, settings, ignoreNotFound(err)
+		if errdefs.IsNotFound(err) {
+			err = nil
+		}
+		return hosts, settings, err
 	}
 	settings.file = filepath.Join(dir, settingsName)
 	b, err := os.ReadFile(filepath.Join(dir, "hosts.toml"))
@@ -205,9 +208,9 @@ func parseTokenServer(name string) *url.URL {
 	return u
 }
 
-// open reads the configuration of t's registry. Nothing is contacted yet.
-func (c *Client) open(ctx context.Context, t imageref.Target, creds credentials, prog *progress.Clock) (*registry, error) {
-	r := &registry{repo: t, prog: prog, creds: creds, troubled: &c.troubled,
+// Open reads the configuration of t's registry. Nothing is contacted yet.
+func (c *Client) Open(ctx context.Context, t imageref.Target, creds Credentials, prog *progress.Clock) (*Repository, error) {
+	r := &Repository{repo: t, prog: prog, creds: creds, troubled: &c.troubled,
 		stall: c.stall, idle: max(c.stall/3, time.Millisecond)}
 	opts := config.HostOptions{
 		UpdateClient: func(client *http.Client) error {
@@ -240,11 +243,11 @@ func (c *Client) open(ctx context.Context, t imageref.Target, creds credentials,
 
 // addHosts takes over the hosts of the library, of which the last is the registry itself. Credentials go to the registry under its own name,
 // and to what an administrator has named as its server.
-func (r *registry) addHosts(hosts []docker.RegistryHost, file hostsFile) {
+func (r *Repository) addHosts(hosts []docker.RegistryHost, file hostsFile) {
 	for i, rh := range hosts {
 		last := i == len(hosts)-1
 		same := sameServer(rh.Scheme, rh.Host, r.repo.Domain)
-		h := &host{RegistryHost: rh, own: last || same, proxies: !same}
+		h := &Host{RegistryHost: rh, Own: last || same, proxies: !same}
 		h.dial = file.entry(rh.Host).timeout()
 		if last {
 			h.dial = file.timeout()
@@ -254,8 +257,8 @@ func (r *registry) addHosts(hosts []docker.RegistryHost, file hostsFile) {
 	}
 	r.foldOwn(file.bare())
 	for _, h := range r.hosts {
-		own := credentials{}
-		if h.own {
+		own := Credentials{}
+		if h.Own {
 			own = r.creds
 		}
 		given := http.Header{}
@@ -269,7 +272,7 @@ func (r *registry) addHosts(hosts []docker.RegistryHost, file hostsFile) {
 
 // foldOwn makes an entry with the address of the registry itself the registry. Such an entry is there to say how to connect (ca,
 // skip_verify, header); the last host, which the library adds, has the same address and knows nothing of it.
-func (r *registry) foldOwn(bare bool) {
+func (r *Repository) foldOwn(bare bool) {
 	if len(r.hosts) < 2 {
 		return
 	}
@@ -278,7 +281,7 @@ func (r *registry) foldOwn(bare bool) {
 		if !h.is(&url.URL{Scheme: last.Scheme, Host: last.Host}) || h.Path != last.Path {
 			continue
 		}
-		h.own = true
+		h.Own = true
 		if bare {
 			h.Capabilities |= last.Capabilities
 			r.hosts = r.hosts[:len(r.hosts)-1]
@@ -287,8 +290,8 @@ func (r *registry) foldOwn(bare bool) {
 	}
 }
 
-// close drops the idle connections of the pull.
-func (r *registry) close() {
+// Close drops the idle connections of the pull.
+func (r *Repository) Close() {
 	for _, tr := range r.conns {
 		tr.CloseIdleConnections()
 	}

@@ -1,4 +1,4 @@
-package imageservice
+package layers
 
 import "github.com/cribox/cribox/imageservice/overlay"
 
@@ -20,7 +20,7 @@ const (
 	maxWindow = 128 << 20 // bytes of a zstd window, the most that zstd makes without --ultra --long
 )
 
-func (l Limits) withDefaults() Limits {
+func (l Limits) WithDefaults() Limits {
 	def := func(v *int64, d int64) {
 		if *v <= 0 {
 			*v = d

@@ -1,4 +1,4 @@
-package imageservice
+package layers
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/imageservice/fault"
@@ -20,25 +21,25 @@ import (
 // has to come from the layers below, which are not the same in every image: such a layer is unpacked again with these fixes applied and
 // kept under a key of its own. Changing the shared one would let one image decide over directories of another.
 
-// fix is the metadata that one made-up directory should have.
-type fix struct {
+// Fix is the metadata that one made-up directory should have.
+type Fix struct {
 	Name string `json:"name"`
 	Mode uint32 `json:"mode"`
 	UID  uint32 `json:"uid"`
 	GID  uint32 `json:"gid"`
 }
 
-// fixesKey identifies a set of fixes, "" for none.
-func fixesKey(fixes []fix) string {
+// FixesKey identifies a set of fixes, "" for none.
+func FixesKey(fixes []Fix) string {
 	if len(fixes) == 0 {
 		return ""
 	}
 	b, _ := json.Marshal(fixes)
-	return sum(b)
+	return digest.FromBytes(b).Encoded()
 }
 
-// fixesOf returns the fixes that a layer needs above others, which are given topmost first.
-func (u *unpacker) fixesOf(ctx context.Context, l *layer, below []*layer) ([]fix, error) {
+// FixesOf returns the fixes that a layer needs above others, which are given topmost first.
+func (u *Unpacker) FixesOf(ctx context.Context, l *Layer, below []*Layer) ([]Fix, error) {
 	implied, err := u.store.implied(l.Dir)
 	if err != nil {
 		return nil, err
@@ -48,8 +49,8 @@ func (u *unpacker) fixesOf(ctx context.Context, l *layer, below []*layer) ([]fix
 
 // fixesFor looks for the directories that a layer made up (sorted, so that parents come first) in the layers below it, given topmost first.
 // ErrResourceExhausted when that takes more looks than one image is worth.
-func (u *unpacker) fixesFor(ctx context.Context, implied []string, below []*layer) ([]fix, error) {
-	var fixes []fix
+func (u *Unpacker) fixesFor(ctx context.Context, implied []string, below []*Layer) ([]Fix, error) {
+	var fixes []Fix
 	for _, l := range below {
 		if len(implied) == 0 {
 			break
@@ -59,7 +60,7 @@ func (u *unpacker) fixesFor(ctx context.Context, implied []string, below []*laye
 			return nil, fmt.Errorf("look for directories in layer %s: %w", l.Dir, err)
 		}
 		for _, f := range found {
-			if f != (fix{Name: f.Name, Mode: 0o755}) {
+			if f != (Fix{Name: f.Name, Mode: 0o755}) {
 				fixes = append(fixes, f)
 			}
 		}
@@ -67,14 +68,14 @@ func (u *unpacker) fixesFor(ctx context.Context, implied []string, below []*laye
 			break
 		}
 	}
-	slices.SortFunc(fixes, func(a, b fix) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(fixes, func(a, b Fix) int { return strings.Compare(a.Name, b.Name) })
 	return fixes, nil
 }
 
 // lookLayer looks for directories in one layer. It returns those that the layer has, and the names about which it says nothing: what is in
 // neither is hidden by something in this layer.
-func (u *unpacker) lookLayer(ctx context.Context, l *layer, names []string) (found []fix, rest []string, err error) {
-	root, err := unix.Open(u.store.files(l.Dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+func (u *Unpacker) lookLayer(ctx context.Context, l *Layer, names []string) (found []Fix, rest []string, err error) {
+	root, err := unix.Open(u.store.Files(l.Dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -90,7 +91,7 @@ func (u *unpacker) lookLayer(ctx context.Context, l *layer, names []string) (fou
 		}
 		switch s.state {
 		case present:
-			found = append(found, fix{Name: name, Mode: s.mode & 0o7777, UID: s.uid, GID: s.gid})
+			found = append(found, Fix{Name: name, Mode: s.mode & 0o7777, UID: s.uid, GID: s.gid})
 		case absent:
 			rest = append(rest, name)
 		}
@@ -99,7 +100,7 @@ func (u *unpacker) lookLayer(ctx context.Context, l *layer, names []string) (fou
 }
 
 // look counts one look of the pull and ends with its context.
-func (u *unpacker) look(ctx context.Context) error {
+func (u *Unpacker) look(ctx context.Context) error {
 	if u.looks++; u.looks > maxLooks {
 		return fault.Refuse(errdefs.ErrResourceExhausted, "too many directories that the layers do not name, in too many layers")
 	}
@@ -177,7 +178,7 @@ func (v *view) open(name string, opaque bool) (seen, error) {
 const insideNoLinks = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS
 
 // applyFixes gives made-up directories their metadata.
-func applyFixes(root int, fixes []fix) error {
+func applyFixes(root int, fixes []Fix) error {
 	for _, f := range fixes {
 		fd, err := openIn(root, f.Name, unix.O_RDONLY|unix.O_DIRECTORY, insideNoLinks)
 		if err != nil {

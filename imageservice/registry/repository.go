@@ -1,4 +1,14 @@
-package imageservice
+// Package registry asks the hosts that serve a repository; it verifies nothing that they send, and keeps nothing.
+//
+// # Credentials
+//
+// What comes with a pull goes to the registry of the reference (or what hosts.toml names as its server)
+// and to its own token server, and nowhere else: not to mirrors (a mirror that wants credentials gets
+// them as a header in hosts.toml), not over redirects to another origin, not to a token server that
+// shares neither host nor registrable domain with the registry unless cribox.toml in the registry's
+// folder names it, not when server_address names another registry. A foreign token server over https is
+// asked anonymously, because public registries with vanity names need that.
+package registry
 
 import (
 	"context"
@@ -32,7 +42,7 @@ import (
 
 const (
 	maxErrorBody   = 8 << 10 // bytes read of a registry's error reply
-	maxAttempts    = 5       // per request and host
+	MaxAttempts    = 5       // per request and host
 	maxRedirects   = 10
 	maxRetryAfter  = 60 * time.Second
 	mirrorPatience = 4 * time.Second  // to the first byte of a host while there are others to ask
@@ -40,12 +50,12 @@ const (
 	troubledFor    = 30 * time.Second // a host that was dead or slow is asked after the others for so long
 )
 
-// registry asks the hosts that serve one repository, mirrors first, the registry itself last, as hosts.toml says.
-type registry struct {
+// Repository asks the hosts that serve one repository, mirrors first, the registry itself last, as hosts.toml says.
+type Repository struct {
 	repo     imageref.Target
 	settings registrySettings
-	creds    credentials // never for mirrors; what of them a server repeats is taken out of errors
-	hosts    []*host
+	creds    Credentials // never for mirrors; what of them a server repeats is taken out of errors
+	hosts    []*Host
 	conns    []*http.Transport
 	prog     *progress.Clock
 	stall    time.Duration // the most to the first byte of an answer
@@ -53,22 +63,22 @@ type registry struct {
 	troubled *troubledHosts
 }
 
-// request is one GET or HEAD below a repository.
-type request struct {
-	method  string
-	kind    string // "manifests" or "blobs"
-	object  string // tag or digest
-	accept  string
-	offset  int64
-	resolve bool // only hosts trusted to say what a tag is
+// Request is one GET or HEAD below a repository.
+type Request struct {
+	Method  string
+	Kind    string // "manifests" or "blobs"
+	Object  string // tag or digest
+	Accept  string
+	Offset  int64
+	Resolve bool // only hosts trusted to say what a tag is
 }
 
-func (q request) String() string { return strings.TrimSuffix(q.kind, "s") + " " + q.object }
+func (q Request) String() string { return strings.TrimSuffix(q.Kind, "s") + " " + q.Object }
 
 // able returns the hosts that may be asked for q.
-func (r *registry) able(q request) (hosts []*host) {
+func (r *Repository) able(q Request) (hosts []*Host) {
 	need := docker.HostCapabilityPull
-	if q.resolve {
+	if q.Resolve {
 		need |= docker.HostCapabilityResolve
 	}
 	for _, h := range r.hosts {
@@ -79,14 +89,14 @@ func (r *registry) able(q request) (hosts []*host) {
 	return hosts
 }
 
-// do sends q to the hosts in turn and returns the first good answer. The caller closes its body.
+// Do sends q to the hosts in turn and returns the first good answer. The caller closes its body.
 //
 // While there is somebody else to ask, a host has one try and little time. Those that had no time or no luck, and those that are known to
 // be slow or dead, are asked again when all others are out, with patience. See failures.join for the error.
-func (r *registry) do(ctx context.Context, q request) (*reply, error) {
+func (r *Repository) Do(ctx context.Context, q Request) (*Reply, error) {
 	hosts := r.able(q)
 	var fails failures
-	var later []*host
+	var later []*Host
 	for _, h := range hosts {
 		if len(hosts) == 1 || r.trouble(h) != noTrouble {
 			later = append(later, h)
@@ -100,7 +110,7 @@ func (r *registry) do(ctx context.Context, q request) (*reply, error) {
 			return nil, context.Cause(ctx)
 		}
 		fails.set(h, err)
-		if transient(err) {
+		if Transient(err) {
 			later = append(later, h)
 		}
 	}
@@ -118,8 +128,8 @@ func (r *registry) do(ctx context.Context, q request) (*reply, error) {
 }
 
 // trouble tells which hosts are asked after the others.
-func (r *registry) trouble(h *host) trouble {
-	if t := r.troubled.of(h.name); t != noTrouble || h.failures.Load() < 2 {
+func (r *Repository) trouble(h *Host) trouble {
+	if t := r.troubled.of(h.name); t != noTrouble || h.Failures.Load() < 2 {
 		return t
 	}
 	return slow
@@ -127,8 +137,8 @@ func (r *registry) trouble(h *host) trouble {
 
 // hopeful returns whom to ask again, those without a connection last. When the registry itself has said no, only those are asked who had
 // no chance to answer yet.
-func (r *registry) hopeful(later []*host, fails failures) (hosts []*host) {
-	later = slices.DeleteFunc(later, func(h *host) bool {
+func (r *Repository) hopeful(later []*Host, fails failures) (hosts []*Host) {
+	later = slices.DeleteFunc(later, func(h *Host) bool {
 		err := fails.of(h)
 		return err != nil && fails.definite() && !errors.Is(err, errSilent)
 	})
@@ -149,17 +159,17 @@ func (r *registry) hopeful(later []*host, fails failures) (hosts []*host) {
 type failures []hostError
 
 type hostError struct {
-	*host
+	*Host
 	error
 }
 
-func (f *failures) set(h *host, err error) {
-	*f = append(slices.DeleteFunc(*f, func(e hostError) bool { return e.host == h }), hostError{h, err})
+func (f *failures) set(h *Host, err error) {
+	*f = append(slices.DeleteFunc(*f, func(e hostError) bool { return e.Host == h }), hostError{h, err})
 }
 
-func (f failures) of(h *host) error {
+func (f failures) of(h *Host) error {
 	for _, e := range f {
-		if e.host == h {
+		if e.Host == h {
 			return e.error
 		}
 	}
@@ -168,7 +178,7 @@ func (f failures) of(h *host) error {
 
 // definite tells whether the registry itself has given an answer, and it is no.
 func (f failures) definite() bool {
-	return slices.ContainsFunc(f, func(e hostError) bool { return e.own && answered(e.error) })
+	return slices.ContainsFunc(f, func(e hostError) bool { return e.Own && answered(e.error) })
 }
 
 func answered(err error) bool {
@@ -177,12 +187,12 @@ func answered(err error) bool {
 
 // join makes one error of all. What the registry itself answers stands before what a connection to it met, and both before what mirrors say,
 // whose words are added.
-func (r *registry) join(q request, fails failures) error {
+func (r *Repository) join(q Request, fails failures) error {
 	rank := func(e hostError) int {
 		switch {
-		case e.own && answered(e.error):
+		case e.Own && answered(e.error):
 			return 3
-		case e.own:
+		case e.Own:
 			return 2
 		case answered(e.error):
 			return 1
@@ -205,7 +215,7 @@ func (r *registry) join(q request, fails failures) error {
 		}
 	}
 	for _, e := range fails {
-		if e.host != best.host && !(e.own && best.own && e.origin() == best.origin()) {
+		if e.Host != best.Host && !(e.Own && best.Own && e.origin() == best.origin()) {
 			asides = append(asides, e.Error())
 		}
 	}
@@ -215,9 +225,9 @@ func (r *registry) join(q request, fails failures) error {
 	return best.error
 }
 
-// has asks with a HEAD whether the repository has a blob.
-func (r *registry) has(ctx context.Context, d digest.Digest) (bool, error) {
-	resp, err := r.do(ctx, request{method: http.MethodHead, kind: "blobs", object: d.String(), accept: "*/*"})
+// Has asks with a HEAD whether the repository has a blob.
+func (r *Repository) Has(ctx context.Context, d digest.Digest) (bool, error) {
+	resp, err := r.Do(ctx, Request{Method: http.MethodHead, Kind: "blobs", Object: d.String(), Accept: "*/*"})
 	if err != nil {
 		return false, ctx.Err()
 	}
@@ -226,28 +236,28 @@ func (r *registry) has(ctx context.Context, d digest.Digest) (bool, error) {
 }
 
 // ask tries one host, patiently or only as long as there is no sign of trouble.
-func (r *registry) ask(ctx context.Context, h *host, q request, patient bool) (*reply, error) {
+func (r *Repository) ask(ctx context.Context, h *Host, q Request, patient bool) (*Reply, error) {
 	var err error
 	for attempt := 1; ; attempt++ {
-		var resp *reply
+		var resp *Reply
 		resp, err = r.authorized(ctx, h, q, r.patience(h, patient))
 		if err == nil && resp.StatusCode < 300 {
 			return resp, nil
 		}
-		wait := backoff(attempt)
+		wait := Backoff(attempt)
 		if err == nil {
 			err, wait = r.failure(h, q, resp, wait)
 		} else if transport(err) {
-			h.failures.Add(1)
+			h.Failures.Add(1)
 			r.remember(h, err)
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if !patient || attempt == maxAttempts || wait > maxRetryAfter || !transient(err) || hadItsTime(err) {
+		if !patient || attempt == MaxAttempts || wait > maxRetryAfter || !Transient(err) || hadItsTime(err) {
 			return nil, h.explain(err)
 		}
-		if err := r.prog.Waiting(func() error { return sleep(ctx, wait) }); err != nil {
+		if err := r.prog.Waiting(func() error { return Sleep(ctx, wait) }); err != nil {
 			return nil, err
 		}
 	}
@@ -260,7 +270,7 @@ func hadItsTime(err error) bool {
 }
 
 // patience is the time that a host has to its first byte. Who has set a dial_timeout has decided that a connection may take so long.
-func (r *registry) patience(h *host, patient bool) time.Duration {
+func (r *Repository) patience(h *Host, patient bool) time.Duration {
 	if patient {
 		return max(r.stall, h.dial)
 	}
@@ -268,15 +278,15 @@ func (r *registry) patience(h *host, patient bool) time.Duration {
 }
 
 // silence is how long an answer may stand still before another connection is tried, sooner while there are others to ask.
-func (r *registry) silence() time.Duration {
-	if len(r.able(request{})) > 1 {
+func (r *Repository) silence() time.Duration {
+	if len(r.able(Request{})) > 1 {
 		return min(r.idle, maxSilence)
 	}
 	return r.idle
 }
 
 // remember notes who is dead or slow. A bad certificate, say, is neither: the next try costs no time.
-func (r *registry) remember(h *host, err error) {
+func (r *Repository) remember(h *Host, err error) {
 	var op *net.OpError
 	switch {
 	case errors.Is(err, errNoConnection), errors.As(err, &op) && op.Op == "dial":
@@ -287,7 +297,7 @@ func (r *registry) remember(h *host, err error) {
 }
 
 // explain adds to a refusal of credentials why they may not have been seen.
-func (h *host) explain(err error) error {
+func (h *Host) explain(err error) error {
 	if !errdefs.IsUnauthorized(err) && !errdefs.IsPermissionDenied(err) && !errdefs.IsNotFound(err) {
 		return err
 	}
@@ -298,11 +308,11 @@ func (h *host) explain(err error) error {
 }
 
 // failure turns a bad answer into an error and the time to wait before another try.
-func (r *registry) failure(h *host, q request, resp *reply, wait time.Duration) (error, time.Duration) {
+func (r *Repository) failure(h *Host, q Request, resp *Reply, wait time.Duration) (error, time.Duration) {
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
-	se := &statusError{code: resp.StatusCode, server: h.origin(), what: q.String(), detail: redact(errorDetail(body), h.auth.secrets()...)}
-	if !busy(resp.StatusCode) {
+	se := &StatusError{Code: resp.StatusCode, server: h.origin(), what: q.String(), detail: Redact(errorDetail(body), h.auth.secrets()...)}
+	if !Busy(resp.StatusCode) {
 		return se, wait
 	}
 	if after := retryAfter(resp.Header.Get("Retry-After"), time.Now()); after > 0 {
@@ -314,20 +324,20 @@ func (r *registry) failure(h *host, q request, resp *reply, wait time.Duration) 
 	return fault.Unavailable(se), wait
 }
 
-// transient errors are worth another try.
-func transient(err error) bool {
+// Transient errors are worth another try.
+func Transient(err error) bool {
 	return fault.IsUnavailable(err) && !hopeless(err)
 }
 
 // transport errors are those without an answer.
 func transport(err error) bool {
-	var se *statusError
+	var se *StatusError
 	return fault.IsUnavailable(err) && !errors.As(err, &se)
 }
 
 // authorized sends q with what authorization there is and answers challenges of the host itself: twice at most, the first because we
 // came without, the second because a token may have expired. A host that refuses a token without a new challenge is asked once without.
-func (r *registry) authorized(ctx context.Context, h *host, q request, patience time.Duration) (*reply, error) {
+func (r *Repository) authorized(ctx context.Context, h *Host, q Request, patience time.Duration) (*Reply, error) {
 	for tries, without := 0, false; ; {
 		resp, err := r.follow(ctx, h, q, patience)
 		if err != nil {
@@ -358,10 +368,10 @@ func (r *registry) authorized(ctx context.Context, h *host, q request, patience 
 	}
 }
 
-// reply is an answer whose body counts progress and ends when the peer goes silent.
-type reply struct {
+// Reply is an answer whose body counts progress and ends when the peer goes silent.
+type Reply struct {
 	*http.Response
-	host    *host
+	Host    *Host
 	foreign bool   // it came over a redirect to another origin
 	used    string // the Authorization that its server was shown
 }
@@ -384,42 +394,42 @@ func (s *strangers) of(u *url.URL) string {
 }
 
 // at returns the authorizer of the server of u.
-func (s *strangers) at(r *registry, h *host, u *url.URL) *authorizer {
+func (s *strangers) at(r *Repository, h *Host, u *url.URL) *authorizer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.known == nil {
 		s.known = map[string]*authorizer{}
 	}
 	if s.known[origin(u)] == nil {
-		s.known[origin(u)] = newAuthorizer(origin(u), r.scope(), credentials{}, h.Client, nil, registrySettings{file: r.settings.file})
+		s.known[origin(u)] = newAuthorizer(origin(u), r.scope(), Credentials{}, h.Client, nil, registrySettings{file: r.settings.file})
 	}
 	return s.known[origin(u)]
 }
 
 // scope is what a token must allow.
-func (r *registry) scope() string { return "repository:" + r.repo.Path + ":pull" }
+func (r *Repository) scope() string { return "repository:" + r.repo.Path + ":pull" }
 
-// blame leaves a mirror out whose answer was no good, for the rest of the pull. It returns whether there is somebody else to ask.
-func (r *registry) blame(h *host, err error) bool {
-	if h == nil || h.own {
+// Blame leaves a mirror out whose answer was no good, for the rest of the pull. It returns whether there is somebody else to ask.
+func (r *Repository) Blame(h *Host, err error) bool {
+	if h == nil || h.Own {
 		return false
 	}
 	h.lie.Store(&err)
-	return len(r.able(request{})) > 0
+	return len(r.able(Request{})) > 0
 }
 
 // follow sends q and follows redirects: from https to http only for what has a digest, only where that is set, and to another origin only with the headers that any server may see.
-func (r *registry) follow(ctx context.Context, h *host, q request, patience time.Duration) (*reply, error) {
-	u := &url.URL{Scheme: h.Scheme, Host: h.Host, Path: path.Join("/", h.Path, r.repo.Path, q.kind, q.object)}
+func (r *Repository) follow(ctx context.Context, h *Host, q Request, patience time.Duration) (*Reply, error) {
+	u := &url.URL{Scheme: h.Scheme, Host: h.Host, Path: path.Join("/", h.Path, r.repo.Path, q.Kind, q.Object)}
 	until := time.Now().Add(patience) // for all redirects together
 	if h.proxies {
 		u.RawQuery = url.Values{"ns": {r.repo.Domain}}.Encode()
 	}
 	used, foreign := "", false
 	for hop := 0; hop <= maxRedirects; hop++ {
-		header := http.Header{"User-Agent": {"cribox"}, "Accept": {q.accept}, "Accept-Encoding": {"identity"}}
-		if q.offset > 0 {
-			header.Set("Range", fmt.Sprintf("bytes=%d-", q.offset))
+		header := http.Header{"User-Agent": {"cribox"}, "Accept": {q.Accept}, "Accept-Encoding": {"identity"}}
+		if q.Offset > 0 {
+			header.Set("Range", fmt.Sprintf("bytes=%d-", q.Offset))
 		}
 		if h.is(u) {
 			for k, v := range h.Header {
@@ -432,12 +442,12 @@ func (r *registry) follow(ctx context.Context, h *host, q request, patience time
 		if used != "" {
 			header.Set("Authorization", used)
 		}
-		resp, err := r.send(ctx, h, q.method, u, header, time.Until(until))
+		resp, err := r.send(ctx, h, q.Method, u, header, time.Until(until))
 		if err != nil {
 			return nil, err
 		}
 		if !redirects(resp.StatusCode) {
-			return &reply{Response: resp, host: h, foreign: foreign, used: used}, nil
+			return &Reply{Response: resp, Host: h, foreign: foreign, used: used}, nil
 		}
 		resp.Body.Close()
 		next, err := u.Parse(resp.Header.Get("Location"))
@@ -445,7 +455,7 @@ func (r *registry) follow(ctx context.Context, h *host, q request, patience time
 			return nil, fmt.Errorf("%s redirects %s to something that is not a web address", origin(u), q)
 		}
 		if next.Scheme == "http" && resp.Request.URL.Scheme == "https" { // what was really spoken
-			if !strings.HasPrefix(q.object, "sha256:") { // nothing proves what comes
+			if !strings.HasPrefix(q.Object, "sha256:") { // nothing proves what comes
 				return nil, fmt.Errorf("%s redirects %s from https to plain http at %s", origin(u), q, next.Host)
 			}
 			if !r.settings.RedirectToHTTP {
@@ -475,7 +485,7 @@ var (
 
 // send does one round trip. The connection is given up when it is silent for too long, before and after the headers. The stall clock stands
 // until the headers are here: patience is the limit.
-func (r *registry) send(ctx context.Context, h *host, method string, u *url.URL, header http.Header, patience time.Duration) (*http.Response, error) {
+func (r *Repository) send(ctx context.Context, h *Host, method string, u *url.URL, header http.Header, patience time.Duration) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(patience, func() { cancel(errSilent) })
 	var connected atomic.Bool
@@ -509,8 +519,8 @@ func (r *registry) send(ctx context.Context, h *host, method string, u *url.URL,
 // body watches the reading of a reply: the clock runs only while we wait for the peer, not while a disk is slow.
 type body struct {
 	io.ReadCloser
-	reg    *registry
-	host   *host
+	reg    *Repository
+	host   *Host
 	idle   time.Duration
 	timer  *time.Timer
 	ctx    context.Context
@@ -537,7 +547,7 @@ func (b *body) Close() error {
 }
 
 // transportError names the server and decides whether trying again makes sense.
-func (r *registry) transportError(h *host, u *url.URL, err, cause error) error {
+func (r *Repository) transportError(h *Host, u *url.URL, err, cause error) error {
 	if errors.Is(cause, errSilent) {
 		return fault.Unavailable(fmt.Errorf("%s: %w", origin(u), errSilent))
 	}
@@ -548,7 +558,7 @@ func (r *registry) transportError(h *host, u *url.URL, err, cause error) error {
 	if errors.As(err, &plain) && string(plain.RecordHeader[:]) == "HTTP/" {
 		return fault.Unavailable(fmt.Errorf("%s speaks plain http, which its hosts.toml does not say: %w", origin(u), err))
 	}
-	return fault.Unavailable(heard{origin(u) + ": " + redact(err.Error(), h.auth.secrets()...), err})
+	return fault.Unavailable(heard{origin(u) + ": " + Redact(err.Error(), h.auth.secrets()...), err})
 }
 
 // heard is an error whose words may be a server's.
@@ -569,8 +579,8 @@ func hopeless(err error) bool {
 	return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &cert) || errors.As(err, &name) || errors.As(err, &invalid)
 }
 
-// backoff grows from 100 ms to 5 s, half of it by chance.
-func backoff(attempt int) time.Duration {
+// Backoff grows from 100 ms to 5 s, half of it by chance.
+func Backoff(attempt int) time.Duration {
 	d := min(100*time.Millisecond<<min(attempt-1, 10), 5*time.Second)
 	return d/2 + rand.N(d/2+1)
 }
@@ -586,7 +596,7 @@ func retryAfter(v string, now time.Time) time.Duration {
 	return 0
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
+func Sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -1,4 +1,4 @@
-package imageservice
+package registry
 
 import (
 	"context"
@@ -42,15 +42,15 @@ type Auth struct {
 	RegistryToken      string
 }
 
-// credentials is a checked Auth.
-type credentials struct {
+// Credentials is a checked Auth.
+type Credentials struct {
 	username, secret string // no username: secret is an identity token
 	registryToken    string
 	withheld         string // the server they are meant for, which is not the reference's
 }
 
-// told says for an error what the request brought, without a word of it: a refusal means something else to who forgot a pull secret.
-func (c credentials) told() string {
+// Describe says for an error what the request brought, without a word of it: a refusal means something else to who forgot a pull secret.
+func (c Credentials) Describe() string {
 	switch {
 	case c.withheld != "":
 		return "the credentials of the request are for " + c.withheld + " and were not shown"
@@ -65,33 +65,33 @@ func (c credentials) told() string {
 }
 
 // secrets lists what must never be seen in an error, in every form in which a server gets to see it.
-func (c credentials) secrets() []string {
+func (c Credentials) secrets() []string {
 	pair := c.username + ":" + c.secret
 	return []string{pair, base64.StdEncoding.EncodeToString([]byte(pair)), c.secret, c.registryToken}
 }
 
-// key tells pulls with different credentials apart without keeping them around.
-func (c credentials) key() string {
+// Key tells pulls with different credentials apart without keeping them around.
+func (c Credentials) Key() string {
 	b, _ := json.Marshal([]string{c.username, c.secret, c.registryToken, c.withheld})
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
 }
 
-// credentialsFor checks a and returns what of it may be shown to the registry of t: nothing when a belongs to another server.
+// NewCredentials checks a and returns what of it may be shown to the registry of t: nothing when a belongs to another server.
 // Errors are ErrInvalidArgument and name the field, never its value.
-func credentialsFor(a *Auth, t imageref.Target) (credentials, error) {
+func NewCredentials(a *Auth, t imageref.Target) (Credentials, error) {
 	if a == nil {
-		return credentials{}, nil
+		return Credentials{}, nil
 	}
 	encoded := strings.Join(strings.Fields(a.Auth), "") // base64(1) breaks lines
 	fields := map[string]string{"username": a.Username, "password": a.Password, "auth": encoded, "server_address": a.ServerAddress,
 		"identity_token": a.IdentityToken, "registry_token": a.RegistryToken}
 	for name, v := range fields {
 		if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-			return credentials{}, fmt.Errorf("credentials: control character in %s: %w", name, errdefs.ErrInvalidArgument)
+			return Credentials{}, fmt.Errorf("credentials: control character in %s: %w", name, errdefs.ErrInvalidArgument)
 		}
 	}
-	var c credentials
+	var c Credentials
 	switch {
 	case a.Username != "" && a.Password != "":
 		c.username, c.secret = a.Username, a.Password
@@ -100,11 +100,11 @@ func credentialsFor(a *Auth, t imageref.Target) (credentials, error) {
 	case encoded != "":
 		b, err := base64.StdEncoding.DecodeString(encoded)
 		if err != nil {
-			return credentials{}, fmt.Errorf("credentials: auth is not base64: %w", errdefs.ErrInvalidArgument)
+			return Credentials{}, fmt.Errorf("credentials: auth is not base64: %w", errdefs.ErrInvalidArgument)
 		}
 		user, password, ok := strings.Cut(strings.TrimRight(string(b), "\x00"), ":")
 		if !ok || strings.ContainsAny(string(b), "\r\n") {
-			return credentials{}, fmt.Errorf("credentials: auth is not user:password: %w", errdefs.ErrInvalidArgument)
+			return Credentials{}, fmt.Errorf("credentials: auth is not user:password: %w", errdefs.ErrInvalidArgument)
 		}
 		c.username, c.secret = user, password
 	case a.RegistryToken != "":
@@ -113,7 +113,7 @@ func credentialsFor(a *Auth, t imageref.Target) (credentials, error) {
 		c.username = a.Username
 	}
 	if a.ServerAddress != "" && !sameServer(schemeOf(a.ServerAddress), serverOf(a.ServerAddress), t.Domain) {
-		return credentials{withheld: namedServer(a.ServerAddress)}, nil
+		return Credentials{withheld: namedServer(a.ServerAddress)}, nil
 	}
 	return c, nil
 }
@@ -158,7 +158,7 @@ func serverOf(address string) string {
 type authorizer struct {
 	server   string // origin that may see the answers: scheme://host
 	scope    string
-	creds    credentials
+	creds    Credentials
 	settings registrySettings
 	given    http.Header  // of hosts.toml: it may say who we are
 	client   *http.Client // for the token server; the host's TLS policy
@@ -170,7 +170,7 @@ type authorizer struct {
 	withheld string // a token server that was not shown the credentials
 }
 
-func newAuthorizer(server, scope string, creds credentials, client *http.Client, given http.Header, settings registrySettings) *authorizer {
+func newAuthorizer(server, scope string, creds Credentials, client *http.Client, given http.Header, settings registrySettings) *authorizer {
 	a := &authorizer{server: server, scope: scope, creds: creds, settings: settings, given: given, turn: semaphore.NewWeighted(1)}
 	c := *client
 	c.Transport = cappedReplies{client.Transport}
@@ -291,11 +291,11 @@ func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error
 	related, err := trustRealm(server, realm, a.settings.TokenServers)
 	if err != nil {
 		return "", fmt.Errorf("%s names token server %s: %v (if it is the registry's, name it in token_servers of %s): %w", a.server,
-			redact(origin(realm), a.creds.secrets()...), err, a.settings.file, errdefs.ErrUnauthenticated)
+			Redact(origin(realm), a.creds.secrets()...), err, a.settings.file, errdefs.ErrUnauthenticated)
 	}
 	if !related && a.creds.secret != "" {
 		a.mu.Lock()
-		a.withheld = redact(origin(realm), a.creds.secrets()...)
+		a.withheld = Redact(origin(realm), a.creds.secrets()...)
 		a.mu.Unlock()
 	}
 	opts := auth.TokenOptions{Realm: realm.String(), Service: c.Parameters["service"], Scopes: []string{a.scope}}
@@ -343,21 +343,21 @@ func noOAuth(err error) bool {
 func (a *authorizer) tokenError(realm *url.URL, err error) error {
 	var status remoteerrors.ErrUnexpectedStatus
 	if errors.As(err, &status) {
-		se := &statusError{code: status.StatusCode, server: origin(realm), what: "a token", detail: redact(errorDetail(status.Body), a.secrets()...)}
+		se := &StatusError{Code: status.StatusCode, server: origin(realm), what: "a token", detail: Redact(errorDetail(status.Body), a.secrets()...)}
 		if status.StatusCode == http.StatusBadRequest {
 			// What ACR and others say to credentials they do not like.
 			return fmt.Errorf("%w: %w", se, errdefs.ErrUnauthenticated)
 		}
-		if busy(status.StatusCode) {
+		if Busy(status.StatusCode) {
 			return fault.Unavailable(se)
 		}
 		return se
 	}
 	var netErr net.Error
 	if errors.As(err, &netErr) || errors.Is(err, io.EOF) {
-		return fault.Unavailable(heard{"ask " + origin(realm) + " for a token: " + redact(err.Error(), a.secrets()...), err})
+		return fault.Unavailable(heard{"ask " + origin(realm) + " for a token: " + Redact(err.Error(), a.secrets()...), err})
 	}
-	return fmt.Errorf("ask %s for a token: %v: %w", origin(realm), redact(err.Error(), a.secrets()...), errdefs.ErrUnauthenticated)
+	return fmt.Errorf("ask %s for a token: %v: %w", origin(realm), Redact(err.Error(), a.secrets()...), errdefs.ErrUnauthenticated)
 }
 
 // trustRealm decides about a token server. related: it may see credentials, because it is the registry's own host (any port), shares its
