@@ -54,7 +54,7 @@ func (w *Writer) Switch(l Log) error {
 // fit there is taken back and will be in the next one: rotation is how a full
 // disk gets room.
 func (w *Writer) Leave(commit func(stream int) error) error {
-	err := w.Settle()
+	err := w.Resume()
 	for i, s := range w.spools {
 		if s != nil && err == nil {
 			err = commit(i)

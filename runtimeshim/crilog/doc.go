@@ -3,7 +3,7 @@
 // opens nothing: all it does to the outside are operations of a few Files.
 //
 // It will not: read what a task prints, find or rotate a log, wait, or try
-// again. The caller does, and calls Settle before it goes on after an error.
+// again. The caller does, and calls Resume before it goes on after an error.
 //
 // # The order that no kill can confuse
 //

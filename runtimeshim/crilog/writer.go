@@ -20,7 +20,7 @@ type Owner struct {
 }
 
 // Writer carries two spools into one log. It is not safe for concurrent use.
-// After an error everything is as if it was killed: Settle goes on.
+// After an error everything is as if it was killed: Resume goes on.
 type Writer struct {
 	owner  Owner
 	limit  int64 // bytes of the log; 0 = none
@@ -187,8 +187,8 @@ func (w *Writer) conclude(in intent) {
 	}
 }
 
-// Settle completes the write that was begun last, by this Writer or by one before it.
-func (w *Writer) Settle() error {
+// Resume completes the write that was begun last, by this Writer or by one before it.
+func (w *Writer) Resume() error {
 	if w.dirty {
 		if err := w.save(); err != nil {
 			return err

@@ -85,12 +85,12 @@ func (c *container) carry() (alive bool) {
 	last := len(c.logs) - 1
 	if was := int(w.LogID().Ino) - 1; was >= 0 && was < last { // renamed, and not reopened: as place.open does it
 		must(w.OpenLog(c.log(was)))
-		must(w.Settle())
+		must(w.Resume())
 		must(w.Adopt(c.log(last)))
 	} else {
 		must(w.OpenLog(c.log(last)))
 	}
-	must(w.Settle())
+	must(w.Resume())
 	buf := Buffer{Raw: shared.Raw[:c.memory], Out: shared.Out[:0:c.memory]}
 	commit := func(i int) error { return w.Commit(i, false, buf) }
 	for len(c.fifo[0])+len(c.fifo[1]) > 0 {

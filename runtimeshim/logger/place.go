@@ -47,7 +47,7 @@ func (p *place) open() error {
 		return err
 	}
 	if err == nil {
-		err = p.writer.Settle()
+		err = p.writer.Resume()
 	}
 	if err != nil {
 		now.Close()

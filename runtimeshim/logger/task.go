@@ -115,7 +115,7 @@ func (t *logTask) work(ready uint8) error {
 			return err
 		}
 	}
-	if err := t.writer.Settle(); err != nil {
+	if err := t.writer.Resume(); err != nil {
 		return err
 	}
 	now := time.Now()

@@ -231,7 +231,7 @@ func lastLogError(name string) string {
 	return strings.ToValidUTF8(last[max(0, len(last)-4096):], "?")
 }
 
-// resetOOMScore undoes in a child what settleIn did to us.
+// resetOOMScore undoes in a child what becoming a shim did to us.
 func (d *Driver) resetOOMScore(c procfd.Child) {
 	if !d.ownOOM || c.Pidfd == nil {
 		return

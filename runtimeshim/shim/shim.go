@@ -125,7 +125,7 @@ func newShim(state string, step func(string)) (*shim, error) {
 	if held, err := helper.HoldLock(e.state.ShimLock(), e.state.ShimHome()); err != nil || held == nil {
 		return nil, err
 	}
-	ownOOM, err := settleIn()
+	ownOOM, err := becomeShim()
 	if err != nil {
 		return nil, err
 	}
@@ -151,9 +151,9 @@ func assemble(e env, g *cgroup.Finder, d *oci.Driver, kills *cgroup.CounterWatch
 	}
 }
 
-// settleIn fixes what the process passes on to its children and what it costs.
+// becomeShim fixes what the process passes on to its children and what it costs.
 // ownOOM: the process has another oom_score_adj than its children shall have.
-func settleIn() (ownOOM bool, err error) {
+func becomeShim() (ownOOM bool, err error) {
 	if level := os.Getenv(helper.LogLevelEnv); level != "" {
 		if err := log.SetLevel(level); err != nil {
 			log.L.WithError(err).Warn("log level is not set")
@@ -228,7 +228,7 @@ func (s *shim) handlers() map[string]wire.Handler {
 			}
 			return s.starter.start(ctx, p)
 		},
-		"settle":  withID(s.table.settle),
+		"settle":  withID(s.table.awaitStart),
 		"release": withID(func(ctx context.Context, id string) (any, error) { return nil, s.remover.release(ctx, id) }),
 		"delete":  withID(func(ctx context.Context, id string) (any, error) { return nil, s.remover.delete(ctx, id) }),
 		"end":     withID(func(ctx context.Context, id string) (any, error) { return nil, s.remover.endTask(ctx, id) }),

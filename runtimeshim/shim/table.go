@@ -122,8 +122,8 @@ func (tab *table) list() ([]runtimeshim.Task, error) {
 	return all, nil
 }
 
-// settle waits for the operation in flight and returns what came of it.
-func (tab *table) settle(ctx context.Context, id string) (any, error) {
+// awaitStart waits for the operation in flight and returns what came of it.
+func (tab *table) awaitStart(ctx context.Context, id string) (any, error) {
 	for {
 		t, err := tab.lock(ctx, id)
 		if err != nil {
