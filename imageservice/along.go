@@ -83,9 +83,9 @@ func (g *growing) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	if g.file == nil {
-		f, err := os.Open(g.ft.by.blobs.ingestFile(g.ft.ref.IngestRef(g.desc.Digest)))
+		f, err := os.Open(g.ft.by.blobs.IngestFile(g.ft.ref.IngestRef(g.desc.Digest)))
 		if os.IsNotExist(err) {
-			f, err = os.Open(g.ft.by.blobs.path(g.desc.Digest)) // committed before we came to it
+			f, err = os.Open(g.ft.by.blobs.Path(g.desc.Digest)) // committed before we came to it
 		}
 		if err != nil {
 			return 0, err
@@ -166,7 +166,7 @@ func (a *alongside) end(download error) error {
 	if err != nil {
 		return err
 	}
-	a.ft.by.blobs.noteUnpacked(a.blob, a.layer.DiffID)
+	a.ft.by.blobs.NoteUnpacked(a.blob, a.layer.DiffID)
 	a.ft.by.layers.Add(a.layer)
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/manifest"
@@ -25,7 +26,7 @@ import (
 // still proves that the caller may have the image, and Docker Hub does not count it.
 func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error) {
 	q := registry.Request{Method: http.MethodGet, Kind: "manifests", Object: r.ref.Object(), Accept: manifest.Accept, Resolve: r.ref.Digest == ""}
-	if r.by.catalog.knows(r.ref) {
+	if r.by.catalog.Knows(r.ref) {
 		head := q
 		head.Method = http.MethodHead
 		resp, err := r.reg.Do(ctx, head)
@@ -71,10 +72,10 @@ func (r *resolver) unchanged(ctx context.Context, header http.Header) ([]byte, b
 	if d == "" {
 		d = digest.Digest(header.Get("Docker-Content-Digest"))
 	}
-	if imageref.CheckDigest(d) != nil || !r.by.catalog.knows(imageref.Target{Domain: r.ref.Domain, Path: r.ref.Path, Digest: d}) || r.held.pin(ctx, blobKey(d)) != nil {
+	if imageref.CheckDigest(d) != nil || !r.by.catalog.Knows(imageref.Target{Domain: r.ref.Domain, Path: r.ref.Path, Digest: d}) || r.held.pin(ctx, content.BlobKey(d)) != nil {
 		return nil, false
 	}
-	raw, err := r.by.blobs.readDocument(d)
+	raw, err := r.by.blobs.ReadDocument(d)
 	return raw, err == nil
 }
 
@@ -140,12 +141,12 @@ func plainDocument(raw []byte, most int64) ([]byte, error) {
 // document returns a manifest or config by its descriptor, from content/ where this repository has served it before, else from the registry.
 // kind is where the registry has it.
 func (r *resolver) document(ctx context.Context, desc ocispec.Descriptor, kind string) ([]byte, error) {
-	if err := r.held.pin(ctx, blobKey(desc.Digest)); err != nil {
+	if err := r.held.pin(ctx, content.BlobKey(desc.Digest)); err != nil {
 		return nil, err
 	}
 	r.held.note(desc)
 	if r.recorded(desc.Digest) {
-		if raw, err := r.by.blobs.readDocument(desc.Digest); err == nil && int64(len(raw)) == desc.Size {
+		if raw, err := r.by.blobs.ReadDocument(desc.Digest); err == nil && int64(len(raw)) == desc.Size {
 			return raw, nil
 		}
 	}
@@ -171,19 +172,19 @@ func (r *resolver) document(ctx context.Context, desc ocispec.Descriptor, kind s
 
 // keep writes a verified document into content/.
 func (r *resolver) keep(ctx context.Context, raw []byte, desc ocispec.Descriptor) error {
-	if err := r.held.pin(ctx, blobKey(desc.Digest)); err != nil {
+	if err := r.held.pin(ctx, content.BlobKey(desc.Digest)); err != nil {
 		return err
 	}
 	r.held.note(desc)
-	release, err := r.by.claims.Take(ctx, blobKey(desc.Digest))
+	release, err := r.by.claims.Take(ctx, content.BlobKey(desc.Digest))
 	if err != nil {
 		return err
 	}
 	defer release()
-	if have, err := r.by.blobs.readDocument(desc.Digest); err == nil && len(have) == len(raw) {
+	if have, err := r.by.blobs.ReadDocument(desc.Digest); err == nil && len(have) == len(raw) {
 		return nil
 	}
-	err = r.prog.Waiting(func() error { return r.by.blobs.writeDocument(ctx, r.ref.IngestRef(desc.Digest), raw, desc) }) // it syncs
+	err = r.prog.Waiting(func() error { return r.by.blobs.WriteDocument(ctx, r.ref.IngestRef(desc.Digest), raw, desc) }) // it syncs
 	if err != nil {
 		return err
 	}

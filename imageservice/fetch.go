@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/layers"
@@ -42,7 +43,7 @@ func newFetcher(p *pull, proved bool) *fetcher {
 
 // layer brings one layer here: its blob into content/ and its files into layers/, at the same time where there is a free unpacker.
 func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string) (*layers.Layer, error) {
-	for _, key := range []string{blobKey(desc.Digest), partialPrefix + ft.ref.IngestRef(desc.Digest), layerPrefix + string(diffID)} {
+	for _, key := range []string{content.BlobKey(desc.Digest), content.PartialPrefix + ft.ref.IngestRef(desc.Digest), content.LayerPrefix + string(diffID)} {
 		if err := ft.held.pin(ctx, key); err != nil {
 			return nil, err
 		}
@@ -55,7 +56,7 @@ func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID di
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	l := ft.by.layers.Any(diffID)
-	if l == nil || ft.held.pin(ctx, layerPrefix+l.Key()) != nil || ft.by.layers.ByKey(l.Key()) != l {
+	if l == nil || ft.held.pin(ctx, content.LayerPrefix+l.Key()) != nil || ft.by.layers.ByKey(l.Key()) != l {
 		var err error
 		if l, err = ft.unpackBlob(ctx, desc, diffID, nil); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
@@ -72,7 +73,7 @@ func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID di
 // fetch returns when the blob is in content/. On the way it may have unpacked the layer, too. It waits for other pulls from the same registry
 // only: how fast somebody else's registry is must not matter.
 func (ft *fetcher) fetch(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string) error {
-	release, err := ft.by.claim(ctx, ft.prog, partialPrefix+ft.ref.IngestRef(desc.Digest))
+	release, err := ft.by.claim(ctx, ft.prog, content.PartialPrefix+ft.ref.IngestRef(desc.Digest))
 	if err != nil {
 		return err
 	}
@@ -96,12 +97,12 @@ func (ft *fetcher) fetch(ctx context.Context, desc ocispec.Descriptor, diffID di
 // haveBlob tells whether content/ has the blob. One that no record vouches for is hashed first; what is wrong is deleted. The claim keeps
 // what another registry has brought meanwhile from being deleted in place of what was wrong.
 func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
-	release, err := ft.by.claim(ctx, ft.prog, blobKey(desc.Digest))
+	release, err := ft.by.claim(ctx, ft.prog, content.BlobKey(desc.Digest))
 	if err != nil {
 		return false, err
 	}
 	defer release()
-	f, err := os.Open(ft.by.blobs.path(desc.Digest))
+	f, err := os.Open(ft.by.blobs.Path(desc.Digest))
 	if os.IsNotExist(err) {
 		return false, nil
 	}
@@ -109,7 +110,7 @@ func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool,
 		return false, err
 	}
 	defer f.Close()
-	_, known := ft.by.catalog.senders(desc.Digest)
+	_, known := ft.by.catalog.Senders(desc.Digest)
 	info, err := f.Stat()
 	if err != nil {
 		return false, err
@@ -129,7 +130,7 @@ func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool,
 		// The blob is verified, so it is the descriptor that lies.
 		return false, fault.Refuse(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", desc.Digest, info.Size(), desc.Size)
 	}
-	return false, ft.by.blobs.delete(ctx, desc.Digest)
+	return false, ft.by.blobs.Delete(ctx, desc.Digest)
 }
 
 // noticed is a reader that counts as progress and ends with the context.
@@ -150,7 +151,7 @@ func (n *noticed) Read(b []byte) (int, error) {
 
 // unpackBlob unpacks a layer whose blob is here, or waits for whoever does.
 func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, fixes []layers.Fix) (*layers.Layer, error) {
-	key := layerPrefix + layers.KeyOf(diffID, layers.FixesKey(fixes))
+	key := content.LayerPrefix + layers.KeyOf(diffID, layers.FixesKey(fixes))
 	if err := ft.held.pin(ctx, key); err != nil {
 		return nil, err
 	}
@@ -159,14 +160,14 @@ func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diff
 		return nil, err
 	}
 	defer release()
-	if l := ft.by.layers.ByKey(strings.TrimPrefix(key, layerPrefix)); l != nil {
+	if l := ft.by.layers.ByKey(strings.TrimPrefix(key, content.LayerPrefix)); l != nil {
 		return l, nil
 	}
 	if err := ft.prog.Waiting(func() error { return ft.by.unpacks.Acquire(ctx, 1) }); err != nil {
 		return nil, err
 	}
 	defer ft.by.unpacks.Release(1)
-	f, err := os.Open(ft.by.blobs.path(desc.Digest))
+	f, err := os.Open(ft.by.blobs.Path(desc.Digest))
 	if err != nil {
 		return nil, err
 	}
@@ -178,16 +179,16 @@ func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diff
 	if err != nil {
 		return nil, err
 	}
-	ft.by.blobs.noteUnpacked(desc.Digest, diffID)
+	ft.by.blobs.NoteUnpacked(desc.Digest, diffID)
 	return ft.by.layers.Add(l), nil
 }
 
 // download fetches a blob into content/, from where an earlier attempt stopped. It may be there already: then its bytes are the proof that the
 // repository has it.
 func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *progress.Item, along *alongside) error {
-	var w blobWriter
+	var w content.Writer
 	err := ft.prog.Waiting(func() (err error) { // it hashes what is there
-		w, err = ft.by.blobs.openWriter(ctx, ft.ref.IngestRef(desc.Digest), desc.Size)
+		w, err = ft.by.blobs.OpenWriter(ctx, ft.ref.IngestRef(desc.Digest), desc.Size)
 		return err
 	})
 	if err != nil {
@@ -218,7 +219,7 @@ func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *pr
 	err = d.run(ctx)
 	if fault.IsRefused(err) {
 		w.Close()
-		return errors.Join(err, ft.by.blobs.abort(context.WithoutCancel(ctx), ft.ref.IngestRef(desc.Digest)))
+		return errors.Join(err, ft.by.blobs.Abort(context.WithoutCancel(ctx), ft.ref.IngestRef(desc.Digest)))
 	}
 	if err == nil {
 		ft.by.cfg.Step("pull.blob.written")

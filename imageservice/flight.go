@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"sync"
+
+	"github.com/cribox/cribox/imageservice/catalog"
 )
 
 // flights are the pulls under way, by reference and credentials. Unlike keyed.Flights, the work ends when nobody waits for it any more.
@@ -21,7 +23,7 @@ type flight struct {
 	done    chan struct{} // closed at the end; img and err are set before
 
 	stallErr error
-	img      image
+	img      catalog.Image
 	err      error
 }
 
@@ -29,7 +31,7 @@ var errNobodyWaits = errors.New("nobody waits for this pull any more")
 
 // do runs work under key, or joins the run under way, and returns its result. A caller that gives up gets its context's error; work is
 // cancelled when nobody is left.
-func (fs *flights) do(ctx context.Context, key string, work func(context.Context, *flight)) (image, error) {
+func (fs *flights) do(ctx context.Context, key string, work func(context.Context, *flight)) (catalog.Image, error) {
 	for {
 		f, old := fs.join(ctx, key, work)
 		if old == nil {
@@ -38,7 +40,7 @@ func (fs *flights) do(ctx context.Context, key string, work func(context.Context
 		select {
 		case <-old.done: // a cancelled one winds down
 		case <-ctx.Done():
-			return image{}, ctx.Err()
+			return catalog.Image{}, ctx.Err()
 		}
 	}
 }
@@ -69,12 +71,12 @@ func (fs *flights) join(ctx context.Context, key string, work func(context.Conte
 }
 
 // await returns what the flight brings, or leaves it.
-func (fs *flights) await(ctx context.Context, f *flight) (image, error) {
+func (fs *flights) await(ctx context.Context, f *flight) (catalog.Image, error) {
 	select {
 	case <-f.done:
 		return f.img, f.err
 	case <-f.stalled:
-		return image{}, f.stallErr
+		return catalog.Image{}, f.stallErr
 	case <-ctx.Done():
 	}
 	fs.mu.Lock()
@@ -83,7 +85,7 @@ func (fs *flights) await(ctx context.Context, f *flight) (image, error) {
 		f.leaving = true
 		f.cancel(errNobodyWaits)
 	}
-	return image{}, ctx.Err()
+	return catalog.Image{}, ctx.Err()
 }
 
 // giveUp sends everybody away with told and cancels the work with cause.

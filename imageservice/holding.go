@@ -5,21 +5,23 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/cribox/cribox/imageservice/content"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // holding is what one pull keeps from being deleted, and the blobs that its image consists of.
 type holding struct {
-	pins *pins
+	pins *content.Pins
 
 	mu    sync.Mutex
 	keys  []string // pinned
-	blobs []blob
+	blobs []content.Blob
 }
 
 // pin keeps the data of key for the rest of the pull.
 func (h *holding) pin(ctx context.Context, key string) error {
-	if err := h.pins.take(ctx, key); err != nil {
+	if err := h.pins.Take(ctx, key); err != nil {
 		return err
 	}
 	h.mu.Lock()
@@ -32,7 +34,7 @@ func (h *holding) pin(ctx context.Context, key string) error {
 func (h *holding) note(d ocispec.Descriptor) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	b := blob{Digest: d.Digest, Size: d.Size}
+	b := content.Blob{Digest: d.Digest, Size: d.Size}
 	if !slices.Contains(h.blobs, b) {
 		h.blobs = append(h.blobs, b)
 	}

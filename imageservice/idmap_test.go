@@ -14,6 +14,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/imageservice/garbage"
 	"github.com/cribox/cribox/imageservice/imagetest"
 	"github.com/cribox/cribox/imageservice/overlay"
 )
@@ -70,7 +71,7 @@ func TestMountMapped(t *testing.T) {
 				imagetest.Must(t, err)
 				names, err := c.Layers(id)
 				imagetest.Must(t, err)
-				if len(mounts) != 1 || !showsLayer(mounts[0].VFSOptions, names[len(names)-1]) {
+				if len(mounts) != 1 || !garbage.ShowsLayer(mounts[0].VFSOptions, names[len(names)-1]) {
 					t.Errorf("the mount does not show its layers, and Open would delete them: %v", mounts)
 				}
 				if name == "none" {

@@ -4,6 +4,9 @@ import (
 	"context"
 	"time"
 
+	"github.com/cribox/cribox/imageservice/catalog"
+	"github.com/cribox/cribox/imageservice/content"
+	"github.com/cribox/cribox/imageservice/garbage"
 	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/registry"
 )
@@ -29,36 +32,36 @@ type Auth = registry.Auth
 type Limits = layers.Limits
 
 // Image is one image as the CRI shows it.
-type Image = image
+type Image = catalog.Image
 
 // Images is the image service. All methods may be called at the same time from anywhere.
 type Images struct {
 	cfg     Config
-	catalog *catalog
-	blobs   *blobs
+	catalog *catalog.Catalog
+	blobs   *content.Blobs
 	layers  *layers.Store
-	garbage *collector
+	garbage *garbage.Collector
 	puller  *puller
 }
 
 // Lookup finds an image by id ("sha256:<hex>", or the hex alone), by tag or digest reference, or by
 // a unique prefix of the id of at least four digits; names come before prefixes. Errors: ErrNotFound,
 // or ErrInvalidArgument for what is no reference or an ambiguous prefix.
-func (s *Images) Lookup(ref string) (Image, error) { return s.catalog.lookup(ref) }
+func (s *Images) Lookup(ref string) (Image, error) { return s.catalog.Lookup(ref) }
 
 // List returns every image, sorted by id. It never waits for a disk or a pull.
-func (s *Images) List() []Image { return s.catalog.list() }
+func (s *Images) List() []Image { return s.catalog.List() }
 
 // SetPinned says anew which images are reported as pinned: those with a tag or digest reference that
 // fits one of the names. A name is fully qualified, and * in it stands for any characters.
-func (s *Images) SetPinned(names []string) { s.catalog.setPinned(names) }
+func (s *Images) SetPinned(names []string) { s.catalog.SetPinned(names) }
 
 // Hold keeps an image from being removed for as long as holder (a container's id) has it; again is no
 // error. Holds live in memory. ErrNotFound when there is no such image.
-func (s *Images) Hold(imageID, holder string) error { return s.catalog.hold(imageID, holder) }
+func (s *Images) Hold(imageID, holder string) error { return s.catalog.Hold(imageID, holder) }
 
 // Release undoes Hold. Unknown images and holders are fine.
-func (s *Images) Release(imageID, holder string) { s.catalog.release(imageID, holder) }
+func (s *Images) Release(imageID, holder string) { s.catalog.Release(imageID, holder) }
 
 // Pull fetches ref, unpacks it and lists it, or finds that the registry still serves what is listed;
 // the registry is asked every time, so the answer is also one about the caller's right to the image.
@@ -81,4 +84,4 @@ func (s *Images) Pull(ctx context.Context, ref string, auth *registry.Auth) (Ima
 // (CRI Image.pinned).
 //
 // It needs no free space (I15). From the moment the record is gone it goes on whatever becomes of ctx.
-func (s *Images) Remove(ctx context.Context, ref string) error { return s.garbage.remove(ctx, ref) }
+func (s *Images) Remove(ctx context.Context, ref string) error { return s.garbage.Remove(ctx, ref) }

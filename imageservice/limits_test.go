@@ -250,7 +250,7 @@ func TestUnpackingStaysBehindTheDownload(t *testing.T) {
 		_, err := images.Pull(ctx, r.Ref("app:1"), nil)
 		done <- err
 	}()
-	partial := images.blobs.ingestFile(imageref.Target{Domain: r.Host()}.IngestRef(digest.FromBytes(l.Blob)))
+	partial := images.blobs.IngestFile(imageref.Target{Domain: r.Host()}.IngestRef(digest.FromBytes(l.Blob)))
 	waitFor(t, func() bool {
 		info, err := os.Stat(partial)
 		return err == nil && info.Size() == int64(len(l.Blob)) && images.layers.Latest() == 1 && !exists(images.layers.Dir("1"))

@@ -253,7 +253,7 @@ func TestOddManifests(t *testing.T) {
 			if err != nil || img.ID != id {
 				t.Fatalf("%s, %v, want %s", img.ID, err, id)
 			}
-			if r, err := images.catalog.record(id); err != nil || len(r.Blobs) > 5 {
+			if r, err := images.catalog.Record(id); err != nil || len(r.Blobs) > 5 {
 				t.Errorf("the record lists blobs of other images: %v, %v", r, err)
 			}
 		})

@@ -9,6 +9,9 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/cribox/cribox/imageservice/catalog"
+	"github.com/cribox/cribox/imageservice/content"
+	"github.com/cribox/cribox/imageservice/garbage"
 	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/registry"
 
@@ -41,7 +44,7 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 	if err := makeFolders(c.Root); err != nil {
 		return nil, fmt.Errorf("open image service: %w", err)
 	}
-	blobs, err := openBlobs(filepath.Join(c.Root, "content"))
+	blobs, err := content.OpenBlobs(filepath.Join(c.Root, "content"))
 	if err != nil {
 		return nil, fmt.Errorf("open image service: %w", err)
 	}
@@ -55,10 +58,10 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 }
 
 // assemble connects the parts, whose configuration is complete.
-func assemble(c Config, blobs *blobs) *Images {
-	pins, store := newPins(), layers.NewStore(filepath.Join(c.Root, "layers"), c.Step)
-	catalog := newCatalog(filepath.Join(c.Root, "images"), c.Step, blobs, store, pins)
-	garbage := newCollector(catalog, blobs, store, pins, c.Step)
+func assemble(c Config, blobs *content.Blobs) *Images {
+	pins, store := content.NewPins(), layers.NewStore(filepath.Join(c.Root, "layers"), c.Step)
+	catalog := catalog.New(filepath.Join(c.Root, "images"), c.Step, blobs, store, pins)
+	garbage := garbage.New(catalog, blobs, store, pins, c.Step)
 	puller := newPuller(pullConfig{
 		Root: c.Root, Client: registry.NewClient(c.RegistryConfig, c.StallTimeout), Limits: c.Limits, StallTimeout: c.StallTimeout,
 		MaxDownloads: c.MaxDownloads, MaxUnpacks: c.MaxUnpacks, Step: c.Step, Syncfs: c.syncfs,
@@ -90,16 +93,16 @@ func makeFolders(root string) error {
 }
 
 func (s *Images) recover(ctx context.Context) error {
-	s.blobs.dropBroken(ctx)
-	if err := os.MkdirAll(filepath.Join(s.blobs.dir, "ingest"), 0o700); err != nil {
+	s.blobs.DropBroken(ctx)
+	if err := os.MkdirAll(filepath.Join(s.blobs.Dir, "ingest"), 0o700); err != nil {
 		return err
 	}
-	if err := s.catalog.load(ctx); err != nil {
+	if err := s.catalog.Load(ctx); err != nil {
 		return err
 	}
-	if err := s.garbage.dropOrphanLayers(ctx); err != nil {
+	if err := s.garbage.DropOrphanLayers(ctx); err != nil {
 		return err
 	}
-	s.garbage.sweepLater(debrisRetention)
+	s.garbage.SweepLater(garbage.DebrisRetention)
 	return nil
 }

@@ -17,6 +17,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/imageservice/content"
+	"github.com/cribox/cribox/imageservice/garbage"
 	"github.com/cribox/cribox/imageservice/imagetest"
 )
 
@@ -106,7 +108,7 @@ func TestTornRecords(t *testing.T) {
 			imagetest.Must(t, os.RemoveAll(layersOf(t, c, "sha256:"+filepath.Base(p))[0]))
 		},
 		"config spoilt": func(t *testing.T, c *Images, p string, _ []byte) {
-			d := c.blobs.path(digest.Digest("sha256:" + filepath.Base(p)))
+			d := c.blobs.Path(digest.Digest("sha256:" + filepath.Base(p)))
 			b, err := os.ReadFile(d)
 			imagetest.Must(t, err)
 			b[10] ^= 1
@@ -294,10 +296,10 @@ func TestDebris(t *testing.T) {
 	good, bad := imagetest.Gzip(imagetest.Noise(t, 10_000)), imagetest.Gzip(imagetest.Noise(t, 20_000))
 	id, _ := r.Build("1", []imagetest.Layer{good, bad}, nil)
 	c := newImages(t, nil)
-	blob := func(l imagetest.Layer) string { return c.blobs.path(digest.FromBytes(l.Blob)) }
+	blob := func(l imagetest.Layer) string { return c.blobs.Path(digest.FromBytes(l.Blob)) }
 	imagetest.Must(t, os.MkdirAll(filepath.Dir(blob(good)), 0o755))
 	imagetest.Must(t, os.WriteFile(blob(good), good.Blob, 0o400))
-	imagetest.Must(t, unix.Lsetxattr(blob(good), senderAttribute, []byte(r.Ref("app")), 0))
+	imagetest.Must(t, unix.Lsetxattr(blob(good), content.SenderAttribute, []byte(r.Ref("app")), 0))
 	imagetest.Must(t, os.WriteFile(blob(bad), bytes.Repeat([]byte("x"), len(bad.Blob)), 0o400))
 	c.mustPull(t, r.Ref("app:1"))
 	if n := r.Count("GET /v2/app/blobs/" + digest.FromBytes(good.Blob).String()); n != 0 {
@@ -306,12 +308,12 @@ func TestDebris(t *testing.T) {
 	if info, err := os.Stat(mounted(t, c, id)("noise")); err != nil || info.Size() != 20_000 {
 		t.Error(info, err)
 	}
-	orphan := c.blobs.path(digest.FromString("orphan"))
+	orphan := c.blobs.Path(digest.FromString("orphan"))
 	imagetest.Must(t, os.WriteFile(orphan, []byte("orphan"), 0o400))
-	if c.garbage.sweep(longAgo()); !exists(orphan) {
+	if c.garbage.Sweep(longAgo()); !exists(orphan) {
 		t.Error("young debris is swept")
 	}
-	if c.garbage.sweep(tomorrow()); exists(orphan) {
+	if c.garbage.Sweep(tomorrow()); exists(orphan) {
 		t.Error("debris stays")
 	}
 	if !exists(blob(good)) || !exists(blob(bad)) || len(c.List()) != 1 {
@@ -326,7 +328,7 @@ func TestShowsLayer(t *testing.T) {
 		"rw,lowerdir=12/fs,upperdir=/u":                                           true, "rw,lowerdir=3/fs:12/fs": true, "ro,lowerdir=3/fs:12/fs:4/fs": true,
 		"rw,lowerdir=3/fs:112/fs": false, "rw,lowerdir=/root/layers/2/fs": false, "rw,upperdir=/x/12/fs": false, "rw,lowerdir=12/fsx": false,
 	} {
-		if got := showsLayer(options, layer); got != want {
+		if got := garbage.ShowsLayer(options, layer); got != want {
 			t.Errorf("%s: %v", options, got)
 		}
 	}
@@ -364,11 +366,11 @@ func TestUnreadableRecord(t *testing.T) {
 	}
 	imagetest.Must(t, c.Hold(id, "container"))
 	imagetest.Must(t, c.Remove(t.Context(), r.Ref("app:2")))
-	if !c.garbage.sweep(time.Now().Add(time.Hour)) {
+	if !c.garbage.Sweep(time.Now().Add(time.Hour)) {
 		t.Error("the sweep does not come again")
 	}
 	imagetest.Must(t, errors.Join(os.Remove(path), os.WriteFile(path, whole, 0o600)))
-	c.garbage.sweep(time.Now().Add(time.Hour))
+	c.garbage.Sweep(time.Now().Add(time.Hour))
 	img, err := c.Lookup(r.Ref("app:1"))
 	if err != nil || img.ID != id {
 		t.Fatalf("read again: %+v, %v", img, err)

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/layers"
@@ -28,14 +29,14 @@ import (
 
 // recorded tells whether a record lists the blob for an image that this repository has served.
 func (r *resolver) recorded(d digest.Digest) bool {
-	from, _ := r.by.catalog.senders(d)
+	from, _ := r.by.catalog.Senders(d)
 	return slices.Contains(from, r.ref.Repository())
 }
 
 // present tells whether content/ has the blob and the repository has proven to have it too. What is not whole is deleted.
 func (ft *fetcher) present(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
-	from, known := ft.by.catalog.senders(desc.Digest)
-	from = append(from, ft.by.blobs.senders(desc.Digest)...)
+	from, known := ft.by.catalog.Senders(desc.Digest)
+	from = append(from, ft.by.blobs.Senders(desc.Digest)...)
 	if known && !slices.ContainsFunc(from, ft.isOfRegistry) {
 		return false, nil
 	}
@@ -63,12 +64,12 @@ func (ft *fetcher) isOfRegistry(repository string) bool {
 
 // noteSender remembers that the repository has sent the blob, or has proven to have it. Where that is not possible, it has to be proven again.
 func (ft *fetcher) noteSender(ctx context.Context, d digest.Digest) error {
-	release, err := ft.by.claim(ctx, ft.prog, blobKey(d))
+	release, err := ft.by.claim(ctx, ft.prog, content.BlobKey(d))
 	if err != nil {
 		return err
 	}
 	defer release()
-	if err := ft.by.blobs.addSender(d, ft.ref.Repository()); err != nil {
+	if err := ft.by.blobs.AddSender(d, ft.ref.Repository()); err != nil {
 		log.G(ctx).WithError(err).WithField("blob", d).Debug("the sender of a blob could not be noted")
 	}
 	return nil
@@ -76,7 +77,7 @@ func (ft *fetcher) noteSender(ctx context.Context, d digest.Digest) error {
 
 // hash returns the digest of what the blob unpacks to, without writing any of it.
 func (ft *fetcher) hash(ctx context.Context, desc ocispec.Descriptor) (digest.Digest, error) {
-	f, err := os.Open(ft.by.blobs.path(desc.Digest))
+	f, err := os.Open(ft.by.blobs.Path(desc.Digest))
 	if err != nil {
 		return "", err
 	}
@@ -89,7 +90,7 @@ func (ft *fetcher) hash(ctx context.Context, desc ocispec.Descriptor) (digest.Di
 
 // match makes sure that the blob, which is here, unpacks to diffID. Where another blob has become the layer, this one is read for that only.
 func (ft *fetcher) match(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
-	got := ft.by.blobs.unpacksTo(desc.Digest)
+	got := ft.by.blobs.UnpacksTo(desc.Digest)
 	if got == "" {
 		if err := ft.prog.Waiting(func() error { return ft.by.unpacks.Acquire(ctx, 1) }); err != nil {
 			return err
@@ -99,7 +100,7 @@ func (ft *fetcher) match(ctx context.Context, desc ocispec.Descriptor, diffID di
 		if got, err = ft.hash(ctx, desc); err != nil {
 			return err
 		}
-		ft.by.blobs.noteUnpacked(desc.Digest, got)
+		ft.by.blobs.NoteUnpacked(desc.Digest, got)
 	}
 	if got != diffID {
 		return fault.Refuse(errdefs.ErrDataLoss, "layer unpacks to %s, the image config says %s", got, diffID)

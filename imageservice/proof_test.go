@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/imagetest"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -146,7 +147,7 @@ func TestDigestsOfOlderVersions(t *testing.T) {
 // older rewrites the record as a version wrote it that knew nothing of proofs and roots.
 func older(t testing.TB, c *Images, id string) {
 	t.Helper()
-	known, err := c.catalog.record(id)
+	known, err := c.catalog.Record(id)
 	imagetest.Must(t, err)
 	rec := *known
 	rec.ByDigest, rec.Tags, rec.Blobs = nil, slices.Clone(rec.Tags), slices.Clone(rec.Blobs)
@@ -155,9 +156,9 @@ func older(t testing.TB, c *Images, id string) {
 	}
 	for i := range rec.Blobs {
 		rec.Blobs[i].DiffID = ""
-		imagetest.Must(t, ignoreNoAttribute(unix.Lremovexattr(c.blobs.path(rec.Blobs[i].Digest), senderAttribute)))
+		imagetest.Must(t, ignoreNoAttribute(unix.Lremovexattr(c.blobs.Path(rec.Blobs[i].Digest), content.SenderAttribute)))
 	}
-	imagetest.Must(t, c.catalog.write(&rec))
+	imagetest.Must(t, c.catalog.Write(&rec))
 }
 
 func ignoreNoAttribute(err error) error {

@@ -11,7 +11,10 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cribox/cribox/imageservice/catalog"
+	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/garbage"
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/progress"
@@ -40,11 +43,11 @@ type pullConfig struct {
 // puller pulls images; what pulls share is here.
 type puller struct {
 	cfg     pullConfig
-	catalog *catalog
-	blobs   *blobs
+	catalog *catalog.Catalog
+	blobs   *content.Blobs
 	layers  *layers.Store
-	pins    *pins
-	garbage *collector
+	pins    *content.Pins
+	garbage *garbage.Collector
 
 	unpacks *semaphore.Weighted // of blobs that are here: each is given back as soon as our own disk and CPU allow
 	alongs  *semaphore.Weighted // of blobs that are arriving: nobody waits for one
@@ -53,25 +56,25 @@ type puller struct {
 }
 
 // newPuller returns a puller of images into the folders and records that a collector looks after.
-func newPuller(cfg pullConfig, g *collector) *puller {
+func newPuller(cfg pullConfig, g *garbage.Collector) *puller {
 	return &puller{
-		cfg: cfg, catalog: g.catalog, blobs: g.blobs, layers: g.layers, pins: g.pins, garbage: g,
+		cfg: cfg, catalog: g.Catalog, blobs: g.Blobs, layers: g.Layers, pins: g.Pins, garbage: g,
 		unpacks: semaphore.NewWeighted(int64(cfg.MaxUnpacks)), alongs: semaphore.NewWeighted(int64(cfg.MaxUnpacks)),
 	}
 }
 
 // pull is Images.Pull.
-func (u *puller) pull(ctx context.Context, ref string, auth *registry.Auth) (image, error) {
+func (u *puller) pull(ctx context.Context, ref string, auth *registry.Auth) (catalog.Image, error) {
 	t, err := imageref.Parse(ref)
 	if err != nil {
-		return image{}, err
+		return catalog.Image{}, err
 	}
 	creds, err := registry.NewCredentials(auth, t)
 	if err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
-		return image{}, fmt.Errorf("pull %s: %w", t, err)
+		return catalog.Image{}, fmt.Errorf("pull %s: %w", t, err)
 	}
 	img, err := u.flights.do(ctx, t.String()+" "+creds.Key(), func(ctx context.Context, f *flight) { u.fly(ctx, f, t, creds) })
 	if err != nil && err == ctx.Err() {
@@ -141,20 +144,20 @@ type contents struct {
 	layers   []*layers.Layer // bottom first
 }
 
-func (p *pull) run(ctx context.Context) (img image, err error) {
+func (p *pull) run(ctx context.Context) (img catalog.Image, err error) {
 	defer func() {
 		// Bytes that are wrong will be wrong again, and a full disk wants them gone. Others wait for the next try.
 		full := errors.Is(err, errdefs.ErrResourceExhausted)
-		p.by.garbage.unpin(p.held.keys, err == nil || full || fault.IsRefused(err))
+		p.by.garbage.Unpin(p.held.keys, err == nil || full || fault.IsRefused(err))
 	}()
 	// Opened before the first write, so that syncfs reports every write error since.
-	disk, err := openDisk(p.by.cfg.Root)
+	disk, err := content.OpenDisk(p.by.cfg.Root)
 	if err != nil {
-		return image{}, err
+		return catalog.Image{}, err
 	}
-	defer disk.close()
+	defer disk.Close()
 	if p.reg, err = p.by.cfg.Client.Open(ctx, p.ref, p.creds, &p.prog); err != nil {
-		return image{}, err
+		return catalog.Image{}, err
 	}
 	defer p.reg.Close()
 	var got contents
@@ -163,11 +166,11 @@ func (p *pull) run(ctx context.Context) (img image, err error) {
 		return err
 	})
 	if err != nil {
-		return image{}, err
+		return catalog.Image{}, err
 	}
-	proved := p.by.catalog.pulled(got.doc.Config.Digest.String(), p.ref.Repository()+"@"+got.root.Digest.String())
+	proved := p.by.catalog.Pulled(got.doc.Config.Digest.String(), p.ref.Repository()+"@"+got.root.Digest.String())
 	if err := p.fetchLayers(ctx, newFetcher(p, proved), &got); err != nil {
-		return image{}, err
+		return catalog.Image{}, err
 	}
 	p.moved()
 	return p.commit(ctx, got, disk)
@@ -195,10 +198,10 @@ func (p *pull) fetchLayers(ctx context.Context, ft *fetcher, got *contents) erro
 }
 
 // commit makes the image durable and lists it (I10).
-func (p *pull) commit(ctx context.Context, got contents, disk *disk) (image, error) {
+func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk) (catalog.Image, error) {
 	var unsynced error
 	if !p.proven(got) {
-		if unsynced = disk.sync(p.by.cfg.Syncfs); unsynced == nil {
+		if unsynced = disk.Sync(p.by.cfg.Syncfs); unsynced == nil {
 			p.by.cfg.Step("pull.synced")
 		}
 	}
@@ -206,36 +209,36 @@ func (p *pull) commit(ctx context.Context, got contents, disk *disk) (image, err
 		ctx = context.WithoutCancel(ctx) // what follows must be done; the writer never waits for a registry
 	}
 	c := p.by.catalog
-	if err := c.writer.Acquire(ctx, 1); err != nil {
-		return image{}, err
+	if err := c.Writer.Acquire(ctx, 1); err != nil {
+		return catalog.Image{}, err
 	}
-	defer c.writer.Release(1)
+	defer c.Writer.Release(1)
 	if unsynced != nil {
-		p.by.garbage.forget(ctx)
-		return image{}, fmt.Errorf("sync image data: %w", fault.Disk(unsynced))
+		p.by.garbage.Forget(ctx)
+		return catalog.Image{}, fmt.Errorf("sync image data: %w", fault.Disk(unsynced))
 	}
 	if lost := p.forgotten(got); lost != nil {
-		return image{}, fmt.Errorf("layer %s went with a sync that failed, pull again: %w", imageref.Short(lost.DiffID), errdefs.ErrAborted)
+		return catalog.Image{}, fmt.Errorf("layer %s went with a sync that failed, pull again: %w", imageref.Short(lost.DiffID), errdefs.ErrAborted)
 	}
 	r := p.newRecord(got)
-	old, changed, garbage := c.merge(r, p.ref, got.root.Digest)
+	old, changed, garbage := c.Merge(r, p.ref, got.root.Digest)
 	if !changed {
-		return r.image(c.pinned), nil
+		return r.Image(c.Pinned), nil
 	}
-	if err := c.write(r); err != nil {
-		return image{}, fmt.Errorf("write image record: %w", err)
+	if err := c.Write(r); err != nil {
+		return catalog.Image{}, fmt.Errorf("write image record: %w", err)
 	}
 	p.by.cfg.Step("pull.recorded")
-	c.put(r, old)
+	c.Put(r, old)
 	if old != nil {
 		// The new record's later serial has already won the tag; this only saves Open the decision.
-		if err := c.write(old); err != nil {
+		if err := c.Write(old); err != nil {
 			log.G(ctx).WithError(err).WithField("image", old.ID).Warn("record of the image that lost its tag is not rewritten")
 		}
 		p.by.cfg.Step("pull.moved")
 	}
-	p.by.garbage.collect((&record{Blobs: garbage}).keys())
-	return r.image(c.pinned), nil
+	p.by.garbage.Collect((&catalog.Record{Blobs: garbage}).Keys())
+	return r.Image(c.Pinned), nil
 }
 
 // forgotten returns a layer that is not known any more, nil if all are. The caller has the writer's right, so that it stays so.
@@ -250,8 +253,8 @@ func (p *pull) forgotten(got contents) *layers.Layer {
 
 // proven tells whether records list every piece already: then all of it was synced before. Our pins keep it from going meanwhile.
 func (p *pull) proven(got contents) bool {
-	listed := p.by.catalog.listed()
-	for _, key := range p.newRecord(got).keys() {
+	listed := p.by.catalog.Listed()
+	for _, key := range p.newRecord(got).Keys() {
 		if !listed[key] {
 			return false
 		}
@@ -260,8 +263,8 @@ func (p *pull) proven(got contents) bool {
 }
 
 // newRecord is what this pull alone knows of the image.
-func (p *pull) newRecord(got contents) *record {
-	r := &record{ID: string(got.doc.Config.Digest), config: got.config, Size: got.manifest.Size + got.doc.Config.Size}
+func (p *pull) newRecord(got contents) *catalog.Record {
+	r := &catalog.Record{ID: string(got.doc.Config.Digest), Config: got.config, Size: got.manifest.Size + got.doc.Config.Size}
 	counted := map[digest.Digest]bool{}
 	for _, d := range got.doc.Layers {
 		if !counted[d.Digest] {
@@ -273,7 +276,7 @@ func (p *pull) newRecord(got contents) *record {
 		r.Layers = append(r.Layers, *l)
 	}
 	for _, b := range p.held.blobs {
-		b.DiffID = p.by.blobs.unpacksTo(b.Digest)
+		b.DiffID = p.by.blobs.UnpacksTo(b.Digest)
 		r.Blobs = append(r.Blobs, b)
 	}
 	return r

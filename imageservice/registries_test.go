@@ -461,7 +461,7 @@ func TestPartialDownloadsOutliveARestart(t *testing.T) {
 		return true
 	})
 	c := newImages(t, nil)
-	partial := c.blobs.ingestFile(imageref.Target{Domain: r.Host()}.IngestRef(blob))
+	partial := c.blobs.IngestFile(imageref.Target{Domain: r.Host()}.IngestRef(blob))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { c.Pull(ctx, r.Ref("app:1"), nil); close(done) }()

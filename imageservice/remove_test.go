@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cribox/cribox/imageservice/catalog"
+	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/imagetest"
 	"github.com/cribox/cribox/internal/tree"
 )
@@ -180,7 +182,7 @@ func TestLookup(t *testing.T) {
 		}
 	}
 	for i := range 20 { // some two of them share a first digit, all of them the empty prefix
-		c.catalog.put(&record{ID: fmt.Sprintf("sha256:beef%060d", i)}, nil)
+		c.catalog.Put(&catalog.Record{ID: fmt.Sprintf("sha256:beef%060d", i)}, nil)
 	}
 	if _, err := c.Lookup("beef"); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("ambiguous prefix: %v", err)
@@ -239,7 +241,7 @@ func TestPullsAndRemovals(t *testing.T) {
 }
 
 func (c *Images) pinned(key string) bool {
-	users, _ := c.garbage.pins.state(key)
+	users, _ := c.garbage.Pins.State(key)
 	return users > 0
 }
 
@@ -259,7 +261,7 @@ func TestRemoveDuringPull(t *testing.T) {
 	}()
 	<-g.arrived
 	waitFor(t, func() bool {
-		return c.pinned(blobKey(digest.FromBytes(shared.Blob))) && c.pinned(layerPrefix+string(digest.FromBytes(shared.Tar)))
+		return c.pinned(content.BlobKey(digest.FromBytes(shared.Blob))) && c.pinned(content.LayerPrefix+string(digest.FromBytes(shared.Tar)))
 	})
 	imagetest.Must(t, c.Remove(t.Context(), a))
 	close(g.open)

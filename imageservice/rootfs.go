@@ -24,11 +24,11 @@ type Rootfs struct {
 // Layers returns the lower directories of an image, topmost first: absolute paths, at least one.
 // ErrNotFound when there is no such image.
 func (s *Images) Layers(imageID string) ([]string, error) {
-	r, err := s.catalog.record(imageID)
+	r, err := s.catalog.Record(imageID)
 	if err != nil {
 		return nil, err
 	}
-	names := r.stack()
+	names := r.Stack()
 	for i := range names {
 		names[i] = s.layers.Dir(names[i])
 	}
@@ -40,11 +40,11 @@ func (s *Images) Layers(imageID string) ([]string, error) {
 // it again, or over a mounted target, is ErrFailedPrecondition. ErrNotFound when there is no such
 // image. The caller holds the image.
 func (s *Images) Mount(ctx context.Context, r Rootfs) error {
-	image, err := s.catalog.record(r.ImageID)
+	image, err := s.catalog.Record(r.ImageID)
 	if err != nil {
 		return fmt.Errorf("mount root filesystem: %w", err)
 	}
-	spec := overlay.Spec{Layers: s.layers.Root, Lower: image.stack(), Dir: r.Dir, Target: r.Target, Label: r.Label, ReadOnly: r.ReadOnly, UserNS: r.UserNS}
+	spec := overlay.Spec{Layers: s.layers.Root, Lower: image.Stack(), Dir: r.Dir, Target: r.Target, Label: r.Label, ReadOnly: r.ReadOnly, UserNS: r.UserNS}
 	if err := overlay.Mount(spec); err != nil {
 		return fmt.Errorf("mount root filesystem at %s: %w", r.Target, err)
 	}

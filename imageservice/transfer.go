@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
 
+	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/progress"
 	"github.com/cribox/cribox/imageservice/registry"
@@ -22,7 +23,7 @@ import (
 type transfer struct {
 	ft     *fetcher
 	desc   ocispec.Descriptor
-	w      blobWriter
+	w      content.Writer
 	offset int64          // bytes written
 	pieces bool           // they came over more than one answer
 	starts int            // how often we began again

@@ -502,7 +502,7 @@ func TestLastWaiterCancels(t *testing.T) {
 	}()
 	<-arrived
 	waitFor(t, func() bool {
-		info, err := os.Stat(images.blobs.ingestFile(imageref.Target{Domain: r.Host()}.IngestRef(digest.FromBytes(l.Blob))))
+		info, err := os.Stat(images.blobs.IngestFile(imageref.Target{Domain: r.Host()}.IngestRef(digest.FromBytes(l.Blob))))
 		return err == nil && info.Size() >= 300_000
 	})
 	cancel()

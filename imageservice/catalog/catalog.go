@@ -1,4 +1,5 @@
-package imageservice
+// Package catalog is the only writer of the records of images and their names; it deletes no data.
+package catalog
 
 import (
 	"fmt"
@@ -13,49 +14,50 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/layers"
 )
 
-// catalog owns the records of images and their names. Its lock is taken before those of blobs, layerStore and pins, never after one of them.
-type catalog struct {
+// Catalog owns the records of images and their names. Its lock is taken before those of blobs, layerStore and pins, never after one of them.
+type Catalog struct {
 	dir    string // images/
 	step   func(string)
-	blobs  *blobs
+	blobs  *content.Blobs
 	layers *layers.Store
-	pins   *pins
-	writer *semaphore.Weighted // the one who may change records on disk: held across their fsync, never by readers
+	pins   *content.Pins
+	Writer *semaphore.Weighted // the one who may change records on disk: held across their fsync, never by readers
 
 	pinNames atomic.Pointer[[]*regexp.Regexp]
 
 	mu      sync.Mutex
-	records map[string]*record         // by image id
+	records map[string]*Record         // by image id
 	unread  map[string]bool            // image ids whose record could not be read yet, see load.go
 	names   map[string]string          // tag -> image id
 	holds   map[string]map[string]bool // image id -> holders
 	serial  uint64                     // of the latest tag
 }
 
-func newCatalog(dir string, step func(string), b *blobs, l *layers.Store, p *pins) *catalog {
-	return &catalog{
-		dir: dir, step: step, blobs: b, layers: l, pins: p, writer: semaphore.NewWeighted(1),
-		records: map[string]*record{}, unread: map[string]bool{}, names: map[string]string{}, holds: map[string]map[string]bool{},
+func New(dir string, step func(string), b *content.Blobs, l *layers.Store, p *content.Pins) *Catalog {
+	return &Catalog{
+		dir: dir, step: step, blobs: b, layers: l, pins: p, Writer: semaphore.NewWeighted(1),
+		records: map[string]*Record{}, unread: map[string]bool{}, names: map[string]string{}, holds: map[string]map[string]bool{},
 	}
 }
 
-// lookup is Images.Lookup.
-func (c *catalog) lookup(ref string) (image, error) {
+// Lookup is Images.Lookup.
+func (c *Catalog) Lookup(ref string) (Image, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r, err := c.find(ref)
 	if err != nil {
-		return image{}, err
+		return Image{}, err
 	}
-	return r.image(c.pinned), nil
+	return r.Image(c.Pinned), nil
 }
 
 // find is lookup under the lock.
-func (c *catalog) find(ref string) (*record, error) {
+func (c *Catalog) find(ref string) (*Record, error) {
 	hex := strings.TrimPrefix(ref, "sha256:")
 	if imageref.IsID(hex) {
 		if r := c.records["sha256:"+hex]; r != nil {
@@ -84,7 +86,7 @@ func (c *catalog) find(ref string) (*record, error) {
 	return nil, fmt.Errorf("image %s: %w", ref, errdefs.ErrNotFound)
 }
 
-func (c *catalog) named(t imageref.Target) *record {
+func (c *Catalog) named(t imageref.Target) *Record {
 	if t.Digest == "" {
 		return c.records[c.names[t.String()]]
 	}
@@ -96,7 +98,7 @@ func (c *catalog) named(t imageref.Target) *record {
 	return nil
 }
 
-func (c *catalog) byPrefix(prefix string) (found *record, ambiguous bool) {
+func (c *Catalog) byPrefix(prefix string) (found *Record, ambiguous bool) {
 	for id, r := range c.records {
 		if strings.HasPrefix(id, prefix) {
 			if found != nil {
@@ -108,20 +110,20 @@ func (c *catalog) byPrefix(prefix string) (found *record, ambiguous bool) {
 	return found, false
 }
 
-// list returns every image, sorted by id.
-func (c *catalog) list() []image {
+// List returns every image, sorted by id.
+func (c *Catalog) List() []Image {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	list := make([]image, 0, len(c.records))
+	list := make([]Image, 0, len(c.records))
 	for _, r := range c.records {
-		list = append(list, r.image(c.pinned))
+		list = append(list, r.Image(c.Pinned))
 	}
-	slices.SortFunc(list, func(a, b image) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(list, func(a, b Image) int { return strings.Compare(a.ID, b.ID) })
 	return list
 }
 
-// record returns the record of an image id. ErrNotFound when there is none.
-func (c *catalog) record(id string) (*record, error) {
+// Record returns the record of an image id. ErrNotFound when there is none.
+func (c *Catalog) Record(id string) (*Record, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if r := c.records[id]; r != nil {
@@ -130,8 +132,8 @@ func (c *catalog) record(id string) (*record, error) {
 	return nil, fmt.Errorf("image %s: %w", id, errdefs.ErrNotFound)
 }
 
-// hold is Images.Hold.
-func (c *catalog) hold(id, holder string) error {
+// Hold is Images.Hold.
+func (c *Catalog) Hold(id, holder string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.records[id] == nil && !c.unread[id] {
@@ -144,8 +146,8 @@ func (c *catalog) hold(id, holder string) error {
 	return nil
 }
 
-// release is Images.Release.
-func (c *catalog) release(id, holder string) {
+// Release is Images.Release.
+func (c *Catalog) Release(id, holder string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.holds[id], holder)
@@ -154,8 +156,8 @@ func (c *catalog) release(id, holder string) {
 	}
 }
 
-// setPinned is Images.SetPinned.
-func (c *catalog) setPinned(names []string) {
+// SetPinned is Images.SetPinned.
+func (c *Catalog) SetPinned(names []string) {
 	all := make([]*regexp.Regexp, 0, len(names))
 	for _, name := range names {
 		pattern := strings.ReplaceAll(regexp.QuoteMeta(name), `\*`, ".*") // quoted, so it compiles
@@ -164,32 +166,32 @@ func (c *catalog) setPinned(names []string) {
 	c.pinNames.Store(&all)
 }
 
-func (c *catalog) pinned(name string) bool {
+func (c *Catalog) Pinned(name string) bool {
 	return slices.ContainsFunc(*c.pinNames.Load(), func(r *regexp.Regexp) bool { return r.MatchString(name) })
 }
 
-// knows tells whether a record has the reference.
-func (c *catalog) knows(t imageref.Target) bool {
+// Knows tells whether a record has the reference.
+func (c *Catalog) Knows(t imageref.Target) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.named(t) != nil
 }
 
-// pulled tells whether the whole image id is recorded under a digest reference.
-func (c *catalog) pulled(id, reference string) bool {
+// Pulled tells whether the whole image id is recorded under a digest reference.
+func (c *Catalog) Pulled(id, reference string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.records[id]
 	return r != nil && slices.Contains(r.Digests, reference)
 }
 
-// senders returns the repositories whose images consist of the blob, among others, and whether any record lists it: then it was verified
+// Senders returns the repositories whose images consist of the blob, among others, and whether any record lists it: then it was verified
 // and synced.
-func (c *catalog) senders(d digest.Digest) (repositories []string, known bool) {
+func (c *Catalog) Senders(d digest.Digest) (repositories []string, known bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, r := range c.records {
-		if !slices.ContainsFunc(r.Blobs, func(b blob) bool { return b.Digest == d }) {
+		if !slices.ContainsFunc(r.Blobs, func(b content.Blob) bool { return b.Digest == d }) {
 			continue
 		}
 		known = true
@@ -200,26 +202,26 @@ func (c *catalog) senders(d digest.Digest) (repositories []string, known bool) {
 	return repositories, known
 }
 
-// listed is the set of data keys that records name.
-func (c *catalog) listed() map[string]bool {
+// Listed is the set of data keys that records name.
+func (c *Catalog) Listed() map[string]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.keys()
 }
 
 // keys is listed under the lock.
-func (c *catalog) keys() map[string]bool {
+func (c *Catalog) keys() map[string]bool {
 	set := map[string]bool{}
 	for _, r := range c.records {
-		for _, key := range r.keys() {
+		for _, key := range r.Keys() {
 			set[key] = true
 		}
 	}
 	return set
 }
 
-// layerDirs is the set of layers/ folders that records name.
-func (c *catalog) layerDirs() map[string]bool {
+// LayerDirs is the set of layers/ folders that records name.
+func (c *Catalog) LayerDirs() map[string]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	set := map[string]bool{}
@@ -231,22 +233,22 @@ func (c *catalog) layerDirs() map[string]bool {
 	return set
 }
 
-// condemn marks those of keys that no record lists and nobody has pinned as dying and returns them. The caller must delete them.
-func (c *catalog) condemn(keys []string) []string {
+// Condemn marks those of keys that no record lists and nobody has pinned as dying and returns them. The caller must delete them.
+func (c *Catalog) Condemn(keys []string) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.condemnLocked(keys)
 }
 
-func (c *catalog) condemnLocked(keys []string) []string {
+func (c *Catalog) condemnLocked(keys []string) []string {
 	if len(c.unread) > 0 {
 		return nil // nobody knows what those need
 	}
-	return c.pins.condemn(keys, c.keys())
+	return c.pins.Condemn(keys, c.keys())
 }
 
-// put shows records to readers, and the first one under all its tags.
-func (c *catalog) put(r, old *record) {
+// Put shows records to readers, and the first one under all its tags.
+func (c *Catalog) Put(r, old *Record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.records[r.ID] = r
@@ -258,8 +260,8 @@ func (c *catalog) put(r, old *record) {
 	}
 }
 
-// unlist takes the image out of memory and condemns its data.
-func (c *catalog) unlist(ref string) (*record, []string, error) {
+// Unlist takes the image out of memory and condemns its data.
+func (c *Catalog) Unlist(ref string) (*Record, []string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r, err := c.find(ref)
@@ -273,19 +275,19 @@ func (c *catalog) unlist(ref string) (*record, []string, error) {
 	for _, t := range r.Tags {
 		delete(c.names, t.Name)
 	}
-	return r, c.condemnLocked(r.keys()), nil
+	return r, c.condemnLocked(r.Keys()), nil
 }
 
-// relist undoes unlist: the record could not be erased, so nothing may be deleted.
-func (c *catalog) relist(r *record, garbage []string) {
-	c.put(r, nil)
-	c.pins.end(garbage)
+// Relist undoes unlist: the record could not be erased, so nothing may be deleted.
+func (c *Catalog) Relist(r *Record, garbage []string) {
+	c.Put(r, nil)
+	c.pins.End(garbage)
 }
 
-// merge makes the record of an image that was pulled of what is new and the record there may be. old is the record, without the tag, of the
+// Merge makes the record of an image that was pulled of what is new and the record there may be. old is the record, without the tag, of the
 // image that loses it. garbage are blobs that the image does not need any more. The caller has the writer's right, so that records do not
 // change meanwhile.
-func (c *catalog) merge(r *record, t imageref.Target, root digest.Digest) (old *record, changed bool, garbage []blob) {
+func (c *Catalog) Merge(r *Record, t imageref.Target, root digest.Digest) (old *Record, changed bool, garbage []content.Blob) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	blobs := r.Blobs

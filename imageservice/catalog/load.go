@@ -1,4 +1,4 @@
-package imageservice
+package catalog
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/manifest"
 )
@@ -22,12 +23,12 @@ import (
 // A record that cannot be read for a reason that may pass (a failing disk, a lack of descriptors) says nothing about what its image needs.
 // The image is not listed, but containers of it can be adopted, and nothing is deleted until its record was read, or its image pulled again.
 
-func (c *catalog) path(id string) string {
+func (c *Catalog) path(id string) string {
 	return filepath.Join(c.dir, strings.TrimPrefix(id, "sha256:"))
 }
 
-// load reads all records, and gives every tag to one of them.
-func (c *catalog) load(ctx context.Context) error {
+// Load reads all records, and gives every tag to one of them.
+func (c *Catalog) Load(ctx context.Context) error {
 	entries, err := os.ReadDir(c.dir)
 	if err != nil {
 		return err
@@ -66,21 +67,21 @@ func (c *catalog) load(ctx context.Context) error {
 }
 
 // remember puts a record into memory; its tags come after that. Under the lock, or while nobody else is there.
-func (c *catalog) remember(r *record) {
+func (c *Catalog) remember(r *Record) {
 	c.records[r.ID] = r
 	for i := range r.Layers {
 		c.layers.Set(&r.Layers[i])
 	}
 	for _, b := range r.Blobs {
 		if b.DiffID != "" {
-			c.blobs.noteUnpacked(b.Digest, b.DiffID)
+			c.blobs.NoteUnpacked(b.Digest, b.DiffID)
 		}
 	}
 }
 
 // read reads one record and checks that what it lists is there: the config down to its hash, blobs by size, layers by existence.
-func (c *catalog) read(id string) (*record, error) {
-	b, err := readCapped(c.path(id), 4*manifest.MaxBytes)
+func (c *Catalog) read(id string) (*Record, error) {
+	b, err := content.ReadCapped(c.path(id), 4*manifest.MaxBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +90,7 @@ func (c *catalog) read(id string) (*record, error) {
 		return nil, err
 	}
 	for _, b := range r.Blobs {
-		info, err := os.Lstat(c.blobs.path(b.Digest))
+		info, err := os.Lstat(c.blobs.Path(b.Digest))
 		if err != nil {
 			return nil, err
 		}
@@ -102,20 +103,20 @@ func (c *catalog) read(id string) (*record, error) {
 			return nil, err
 		}
 	}
-	config, err := c.blobs.readDocument(digest.Digest(id))
+	config, err := c.blobs.ReadDocument(digest.Digest(id))
 	if err != nil {
 		return nil, err
 	}
-	return r, json.Unmarshal(config, &r.config)
+	return r, json.Unmarshal(config, &r.Config)
 }
 
 // damaged says whether a record that cannot be read can never be read again. One of a newer version can: nothing may be concluded from it,
 // or the layers below running containers would be taken for orphans.
-func damaged(err error) bool { return !errors.Is(err, errNewer) && lasting(err) }
+func damaged(err error) bool { return !errors.Is(err, errNewer) && content.Lasting(err) }
 
 // assignTags gives each tag to the record with the latest claim and corrects the loser's file, so that the tag does not come back when
 // the winner is removed.
-func (c *catalog) assignTags(ctx context.Context) {
+func (c *Catalog) assignTags(ctx context.Context) {
 	type claim struct {
 		id     string
 		serial uint64
@@ -136,25 +137,25 @@ func (c *catalog) assignTags(ctx context.Context) {
 				continue
 			}
 			c.records[id] = r.withoutTag(name)
-			if err := c.write(c.records[id]); err != nil {
+			if err := c.Write(c.records[id]); err != nil {
 				log.G(ctx).WithError(err).WithField("image", id).Warn("record of the image that lost its tag is not rewritten")
 			}
 		}
 	}
 }
 
-// readAgain reads the records that could not be read so far, and says whether none is left.
-func (c *catalog) readAgain(ctx context.Context) bool {
+// ReadAgain reads the records that could not be read so far, and says whether none is left.
+func (c *Catalog) ReadAgain(ctx context.Context) bool {
 	c.mu.Lock()
 	ids := slices.Sorted(maps.Keys(c.unread))
 	c.mu.Unlock()
 	if len(ids) == 0 {
 		return true
 	}
-	if err := c.writer.Acquire(ctx, 1); err != nil { // no pull replaces the record meanwhile
+	if err := c.Writer.Acquire(ctx, 1); err != nil { // no pull replaces the record meanwhile
 		return false
 	}
-	defer c.writer.Release(1)
+	defer c.Writer.Release(1)
 	left := false
 	for _, id := range ids {
 		r, err := c.read(id)
@@ -177,7 +178,7 @@ func (c *catalog) readAgain(ctx context.Context) bool {
 }
 
 // listLate lists a record. Tags that were pulled meanwhile are not its any more. Under the lock.
-func (c *catalog) listLate(r *record) {
+func (c *Catalog) listLate(r *Record) {
 	for _, t := range r.Tags {
 		if c.names[t.Name] != "" {
 			r = r.withoutTag(t.Name)
@@ -189,15 +190,15 @@ func (c *catalog) listLate(r *record) {
 	c.remember(r)
 }
 
-// isRead tells whether every record could be read.
-func (c *catalog) isRead() bool {
+// IsRead tells whether every record could be read.
+func (c *Catalog) IsRead() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.unread) == 0
 }
 
-// write makes r durable: when it returns nil the record survives a power cut, when it returns an error the old one does.
-func (c *catalog) write(r *record) error {
+// Write makes r durable: when it returns nil the record survives a power cut, when it returns an error the old one does.
+func (c *Catalog) Write(r *Record) error {
 	b, err := encodeRecord(r)
 	if err != nil {
 		return err
@@ -224,8 +225,8 @@ func (c *catalog) write(r *record) error {
 	return syncDir(c.dir)
 }
 
-// erase unlinks the record of id for good.
-func (c *catalog) erase(id string) error {
+// Erase unlinks the record of id for good.
+func (c *Catalog) Erase(id string) error {
 	if err := os.Remove(c.path(id)); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}

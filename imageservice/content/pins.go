@@ -1,4 +1,4 @@
-package imageservice
+package content
 
 import (
 	"context"
@@ -12,24 +12,24 @@ import (
 // pull that wants the same data waits for the deletion to end before it looks whether there is any.
 
 const (
-	blobPrefix    = "blob "
-	layerPrefix   = "layer "
-	partialPrefix = "partial "
+	BlobPrefix    = "blob "
+	LayerPrefix   = "layer "
+	PartialPrefix = "partial "
 )
 
-func blobKey(d digest.Digest) string { return blobPrefix + string(d) }
+func BlobKey(d digest.Digest) string { return BlobPrefix + string(d) }
 
-// pins says which data keys are in use by pulls, and which are being deleted. No key is both.
-type pins struct {
+// Pins says which data keys are in use by pulls, and which are being deleted. No key is both.
+type Pins struct {
 	mu    sync.Mutex
 	held  map[string]int
 	dying map[string]chan struct{}
 }
 
-func newPins() *pins { return &pins{held: map[string]int{}, dying: map[string]chan struct{}{}} }
+func NewPins() *Pins { return &Pins{held: map[string]int{}, dying: map[string]chan struct{}{}} }
 
-// take keeps the data of key from being deleted until give.
-func (p *pins) take(ctx context.Context, key string) error {
+// Take keeps the data of key from being deleted until give.
+func (p *Pins) Take(ctx context.Context, key string) error {
 	for {
 		p.mu.Lock()
 		going, ok := p.dying[key]
@@ -47,7 +47,7 @@ func (p *pins) take(ctx context.Context, key string) error {
 	}
 }
 
-func (p *pins) give(keys []string) {
+func (p *Pins) Give(keys []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, key := range keys {
@@ -57,8 +57,8 @@ func (p *pins) give(keys []string) {
 	}
 }
 
-// condemn marks those of keys that are neither listed nor pinned as dying and returns them.
-func (p *pins) condemn(keys []string, listed map[string]bool) (condemned []string) {
+// Condemn marks those of keys that are neither listed nor pinned as dying and returns them.
+func (p *Pins) Condemn(keys []string, listed map[string]bool) (condemned []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, key := range keys {
@@ -71,8 +71,8 @@ func (p *pins) condemn(keys []string, listed map[string]bool) (condemned []strin
 	return condemned
 }
 
-// end says of condemned keys that they are deleted, or stay after all.
-func (p *pins) end(keys []string) {
+// End says of condemned keys that they are deleted, or stay after all.
+func (p *Pins) End(keys []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, key := range keys {
@@ -81,16 +81,16 @@ func (p *pins) end(keys []string) {
 	}
 }
 
-// state says by how many pulls a key is in use, and whether it is being deleted.
-func (p *pins) state(key string) (users int, dying bool) {
+// State says by how many pulls a key is in use, and whether it is being deleted.
+func (p *Pins) State(key string) (users int, dying bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	_, dying = p.dying[key]
 	return p.held[key], dying
 }
 
-// blob is one blob that an image consists of.
-type blob struct {
+// Blob is one blob that an image consists of.
+type Blob struct {
 	Digest digest.Digest `json:"digest"`
 	Size   int64         `json:"size"`
 	// DiffID is the digest of what a layer's blob was seen to unpack to. Older versions did not write it.

@@ -1,4 +1,4 @@
-package imageservice
+package content
 
 import (
 	"errors"
@@ -8,22 +8,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// disk is the filesystem (or, should someone have mounted one below the root, filesystems) that image data lies on.
-type disk struct{ files []*os.File }
+// Disk is the filesystem (or, should someone have mounted one below the root, filesystems) that image data lies on.
+type Disk struct{ files []*os.File }
 
-func openDisk(root string) (*disk, error) {
-	d := &disk{}
+func OpenDisk(root string) (*Disk, error) {
+	d := &Disk{}
 	seen := map[uint64]bool{}
 	for _, name := range []string{"content", "layers"} {
 		f, err := os.Open(filepath.Join(root, name))
 		if err != nil {
-			d.close()
+			d.Close()
 			return nil, err
 		}
 		var st unix.Stat_t
 		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 			f.Close()
-			d.close()
+			d.Close()
 			return nil, err
 		}
 		if seen[st.Dev] {
@@ -36,8 +36,8 @@ func openDisk(root string) (*disk, error) {
 	return d, nil
 }
 
-// sync returns when everything written before is on the disk, or with the first write error since openDisk.
-func (d *disk) sync(syncfs func(fd int) error) error {
+// Sync returns when everything written before is on the disk, or with the first write error since openDisk.
+func (d *Disk) Sync(syncfs func(fd int) error) error {
 	for _, f := range d.files {
 		if err := syncfs(int(f.Fd())); err != nil {
 			return err
@@ -46,7 +46,7 @@ func (d *disk) sync(syncfs func(fd int) error) error {
 	return nil
 }
 
-func (d *disk) close() error {
+func (d *Disk) Close() error {
 	var errs []error
 	for _, f := range d.files {
 		errs = append(errs, f.Close())

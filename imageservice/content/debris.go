@@ -1,4 +1,4 @@
-package imageservice
+package content
 
 import (
 	"context"
@@ -18,13 +18,13 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// debris returns the keys of blobs and partial downloads that are not listed and were last touched before t. more: some were too young.
-func (b *blobs) debris(ctx context.Context, t time.Time, listed map[string]bool) (keys []string, more bool) {
+// Debris returns the keys of blobs and partial downloads that are not listed and were last touched before t. more: some were too young.
+func (b *Blobs) Debris(ctx context.Context, t time.Time, listed map[string]bool) (keys []string, more bool) {
 	err := b.store.Walk(ctx, func(i content.Info) error {
 		switch {
-		case listed[blobKey(i.Digest)]:
+		case listed[BlobKey(i.Digest)]:
 		case i.CreatedAt.Before(t):
-			keys = append(keys, blobKey(i.Digest))
+			keys = append(keys, BlobKey(i.Digest))
 		default:
 			more = true
 		}
@@ -37,7 +37,7 @@ func (b *blobs) debris(ctx context.Context, t time.Time, listed map[string]bool)
 	for _, s := range partial {
 		switch {
 		case s.UpdatedAt.Before(t):
-			keys = append(keys, partialPrefix+s.Ref)
+			keys = append(keys, PartialPrefix+s.Ref)
 		default:
 			more = true
 		}
@@ -47,13 +47,13 @@ func (b *blobs) debris(ctx context.Context, t time.Time, listed map[string]bool)
 
 const maxRef = 4096 // bytes of the name of a partial download
 
-// dropBroken deletes what is below ingest/ and is no partial download. The others are gone on with, or swept when nobody does.
-func (b *blobs) dropBroken(ctx context.Context) {
-	dir := filepath.Join(b.dir, "ingest")
+// DropBroken deletes what is below ingest/ and is no partial download. The others are gone on with, or swept when nobody does.
+func (b *Blobs) DropBroken(ctx context.Context) {
+	dir := filepath.Join(b.Dir, "ingest")
 	entries, _ := os.ReadDir(dir) // it is made when it is missing
 	for _, e := range entries {
-		ref, err := readCapped(filepath.Join(dir, e.Name(), "ref"), maxRef)
-		if err != nil && !lasting(err) {
+		ref, err := ReadCapped(filepath.Join(dir, e.Name(), "ref"), maxRef)
+		if err != nil && !Lasting(err) {
 			log.G(ctx).WithError(err).WithField("download", e.Name()).Warn("partial download cannot be read now; it stays for a while")
 			continue
 		}
@@ -66,7 +66,7 @@ func (b *blobs) dropBroken(ctx context.Context) {
 	}
 }
 
-func readCapped(path string, most int64) ([]byte, error) {
+func ReadCapped(path string, most int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -87,8 +87,8 @@ func readCapped(path string, most int64) ([]byte, error) {
 	return b, err
 }
 
-// lasting says whether what cannot be read can never be read again. A failing disk or a lack of descriptors is something else.
-func lasting(err error) bool {
+// Lasting says whether what cannot be read can never be read again. A failing disk or a lack of descriptors is something else.
+func Lasting(err error) bool {
 	var errno unix.Errno
 	return !errors.As(err, &errno) || errno == unix.ENOENT || errno == unix.ENOTDIR || errno == unix.EISDIR
 }

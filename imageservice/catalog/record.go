@@ -1,4 +1,4 @@
-package imageservice
+package catalog
 
 import (
 	"crypto/sha256"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/layers"
 
@@ -20,19 +21,19 @@ import (
 // recordFormat is the number in every record we write. We read this one only; a later one reads ours.
 const recordFormat = 1
 
-// record is everything we know about an image and cannot compute from its blobs. In memory it is immutable: a change is a new record.
-type record struct {
+// Record is everything we know about an image and cannot compute from its blobs. In memory it is immutable: a change is a new record.
+type Record struct {
 	ID      string         `json:"id"`
 	Tags    []tag          `json:"tags,omitempty"`
 	Digests []string       `json:"digests,omitempty"` // repository@digest of the root documents that name it
-	Blobs   []blob         `json:"blobs"`             // every blob that exists because of this image
+	Blobs   []content.Blob `json:"blobs"`             // every blob that exists because of this image
 	Layers  []layers.Layer `json:"layers"`            // bottom first, as in the config
 	Size    int64          `json:"size"`              // manifest, config and layers of this platform, compressed bytes
 
 	// ByDigest are those of Digests that somebody has pulled by digest. Older versions did not write it.
 	ByDigest []string `json:"by_digest,omitempty"`
 
-	config ocispec.Image
+	Config ocispec.Image `json:"-"` // as its blob has it
 }
 
 // tag is a name. Two records may both claim one after a crash between two writes: the higher serial is the later claim.
@@ -55,7 +56,7 @@ func sum(b []byte) string {
 	return hex.EncodeToString(s[:])
 }
 
-func encodeRecord(r *record) ([]byte, error) {
+func encodeRecord(r *Record) ([]byte, error) {
 	body, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
@@ -66,7 +67,7 @@ func encodeRecord(r *record) ([]byte, error) {
 // errNewer: a newer version wrote the record. It is no damage.
 var errNewer = errors.New("use the version that wrote it")
 
-func decodeRecord(b []byte, id string) (*record, error) {
+func decodeRecord(b []byte, id string) (*Record, error) {
 	var f file
 	if err := json.Unmarshal(b, &f); err != nil {
 		return nil, err
@@ -80,7 +81,7 @@ func decodeRecord(b []byte, id string) (*record, error) {
 	if sum(f.Record) != f.Sum {
 		return nil, errors.New("checksum does not match")
 	}
-	r := &record{}
+	r := &Record{}
 	if err := json.Unmarshal(f.Record, r); err != nil {
 		return nil, err
 	}
@@ -100,9 +101,9 @@ func decodeRecord(b []byte, id string) (*record, error) {
 	return r, nil
 }
 
-// image is the public view. The slices are the caller's own.
-func (r *record) image(pinned func(string) bool) image {
-	img := image{ID: r.ID, RepoDigests: slices.Clone(r.Digests), Size: r.Size, Config: r.config}
+// Image is the public view. The slices are the caller's own.
+func (r *Record) Image(pinned func(string) bool) Image {
+	img := Image{ID: r.ID, RepoDigests: slices.Clone(r.Digests), Size: r.Size, Config: r.Config}
 	for _, t := range r.Tags {
 		img.RepoTags = append(img.RepoTags, t.Name)
 		img.Pinned = img.Pinned || pinned(t.Name)
@@ -116,8 +117,8 @@ func (r *record) image(pinned func(string) bool) image {
 }
 
 // addBlob lists a blob, or what is known of it now. It returns whether that changes anything.
-func (r *record) addBlob(b blob) bool {
-	i := slices.IndexFunc(r.Blobs, func(have blob) bool { return have.Digest == b.Digest })
+func (r *Record) addBlob(b content.Blob) bool {
+	i := slices.IndexFunc(r.Blobs, func(have content.Blob) bool { return have.Digest == b.Digest })
 	switch {
 	case i < 0:
 		r.Blobs = append(r.Blobs, b)
@@ -130,7 +131,7 @@ func (r *record) addBlob(b blob) bool {
 }
 
 // addDigest lists a digest reference. It returns whether that changes anything.
-func (r *record) addDigest(reference string, byDigest bool) (changed bool) {
+func (r *Record) addDigest(reference string, byDigest bool) (changed bool) {
 	if r.unexplained() {
 		// Of a record of an older version nobody knows which were pulled by digest: all of them stay.
 		r.ByDigest = slices.Clone(r.Digests)
@@ -145,12 +146,12 @@ func (r *record) addDigest(reference string, byDigest bool) (changed bool) {
 }
 
 // unexplained tells whether it has digest references of which nothing says why they are there.
-func (r *record) unexplained() bool {
+func (r *Record) unexplained() bool {
 	return len(r.Digests) > 0 && len(r.ByDigest) == 0 && !slices.ContainsFunc(r.Tags, func(t tag) bool { return t.Root != "" })
 }
 
 // setRoot says what a tag points to now. It returns whether that changes anything.
-func (r *record) setRoot(name string, root digest.Digest) bool {
+func (r *Record) setRoot(name string, root digest.Digest) bool {
 	i := slices.IndexFunc(r.Tags, func(t tag) bool { return t.Name == name })
 	if i < 0 || r.Tags[i].Root == root {
 		return false
@@ -167,7 +168,7 @@ func repositoryOf(reference string) string {
 
 // forgetRoots drops the digest references of a repository that no tag points to any more and nobody has pulled by digest: a tag that was
 // pushed again for other platforms. It returns the blobs that only they needed. current are the blobs of the image as root names it.
-func (r *record) forgetRoots(repository string, root digest.Digest, current []blob) (garbage []blob) {
+func (r *Record) forgetRoots(repository string, root digest.Digest, current []content.Blob) (garbage []content.Blob) {
 	stays := func(reference string) bool {
 		return repositoryOf(reference) != repository || slices.Contains(r.ByDigest, reference) || reference == repository+"@"+string(root) ||
 			slices.ContainsFunc(r.Tags, func(t tag) bool {
@@ -180,8 +181,8 @@ func (r *record) forgetRoots(repository string, root digest.Digest, current []bl
 	}
 	dropped := slices.DeleteFunc(r.Digests, stays)
 	r.Digests = kept
-	needed := func(b blob) bool {
-		if slices.ContainsFunc(current, func(c blob) bool { return c.Digest == b.Digest }) {
+	needed := func(b content.Blob) bool {
+		if slices.ContainsFunc(current, func(c content.Blob) bool { return c.Digest == b.Digest }) {
 			return true
 		}
 		names := func(reference string) bool { return strings.HasSuffix(reference, "@"+string(b.Digest)) }
@@ -191,26 +192,26 @@ func (r *record) forgetRoots(repository string, root digest.Digest, current []bl
 		return false
 	}
 	garbage = slices.DeleteFunc(slices.Clone(r.Blobs), needed)
-	r.Blobs = slices.DeleteFunc(r.Blobs, func(b blob) bool { return !needed(b) })
+	r.Blobs = slices.DeleteFunc(r.Blobs, func(b content.Blob) bool { return !needed(b) })
 	return garbage
 }
 
-// keys are the data keys that the image consists of.
-func (r *record) keys() []string {
+// Keys are the data keys that the image consists of.
+func (r *Record) Keys() []string {
 	keys := make([]string, 0, len(r.Blobs)+len(r.Layers))
 	for _, b := range r.Blobs {
-		keys = append(keys, blobKey(b.Digest))
+		keys = append(keys, content.BlobKey(b.Digest))
 	}
 	for _, l := range r.Layers {
-		keys = append(keys, layerPrefix+l.Key())
+		keys = append(keys, content.LayerPrefix+l.Key())
 	}
 	return keys
 }
 
-// stack returns the lower directories of an overlay, relative to layers/, topmost first, at least one. A layer that occurs twice counts
+// Stack returns the lower directories of an overlay, relative to layers/, topmost first, at least one. A layer that occurs twice counts
 // where it is topmost, overlayfs refuses it twice and all that is in it lower down is hidden by itself; below a layer with an opaque root
 // nothing is seen.
-func (r *record) stack() (names []string) {
+func (r *Record) Stack() (names []string) {
 	seen := map[string]bool{}
 	for _, l := range slices.Backward(r.Layers) {
 		if !seen[l.Dir] {
@@ -227,18 +228,18 @@ func (r *record) stack() (names []string) {
 	return names
 }
 
-func (r *record) hasTag(name string) bool {
+func (r *Record) hasTag(name string) bool {
 	return slices.ContainsFunc(r.Tags, func(t tag) bool { return t.Name == name })
 }
 
-func (r *record) withoutTag(name string) *record {
+func (r *Record) withoutTag(name string) *Record {
 	c := *r
 	c.Tags = slices.DeleteFunc(slices.Clone(r.Tags), func(t tag) bool { return t.Name == name })
 	return &c
 }
 
-// image is one image as the CRI shows it.
-type image struct {
+// Image is one image as the CRI shows it.
+type Image struct {
 	ID          string        // "sha256:" and the hex digest of the config; the same string in every API
 	RepoTags    []string      // fully qualified ("docker.io/library/busybox:1"), sorted; empty after a pull by digest
 	RepoDigests []string      // fully qualified ("registry.k8s.io/pause@sha256:..."), sorted

@@ -1,0 +1,146 @@
+// Package content keeps the blobs of images, and knows which data is in use; it knows no image.
+package content
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/manifest"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// Blobs owns content/: the blobs, the partial downloads, and what is known of them.
+type Blobs struct {
+	Dir   string // content/
+	store content.Store
+
+	mu      sync.Mutex
+	diffIDs map[digest.Digest]digest.Digest // what blobs that are here were seen to unpack to
+}
+
+func OpenBlobs(dir string) (*Blobs, error) {
+	store, err := newStore(dir)
+	return &Blobs{Dir: dir, store: store, diffIDs: map[digest.Digest]digest.Digest{}}, err
+}
+
+// newStore opens the content store without its warning that the file system has no fs-verity, which few have and nobody misses.
+func newStore(path string) (content.Store, error) {
+	level := log.L.Logger.GetLevel()
+	log.L.Logger.SetLevel(min(level, logrus.ErrorLevel))
+	defer log.L.Logger.SetLevel(level)
+	return local.NewStore(path)
+}
+
+func (b *Blobs) Path(d digest.Digest) string {
+	return filepath.Join(b.Dir, "blobs", "sha256", strings.TrimPrefix(string(d), "sha256:"))
+}
+
+// IngestFile is where the content store keeps the bytes of a partial download.
+func (b *Blobs) IngestFile(ref string) string {
+	return filepath.Join(b.Dir, "ingest", digest.FromString(ref).Encoded(), "data")
+}
+
+// ReadDocument reads a manifest, index or config and verifies it on the way.
+func (b *Blobs) ReadDocument(d digest.Digest) ([]byte, error) {
+	raw, err := ReadCapped(b.Path(d), manifest.MaxBytes)
+	if err != nil {
+		return nil, err
+	}
+	if got := digest.FromBytes(raw); got != d {
+		return nil, fmt.Errorf("blob %s on disk has digest %s", d, got)
+	}
+	return raw, nil
+}
+
+// Writer writes one blob.
+type Writer = content.Writer
+
+// OpenWriter begins or goes on with a partial download. It hashes what is there.
+func (b *Blobs) OpenWriter(ctx context.Context, ref string, size int64) (content.Writer, error) {
+	return content.OpenWriter(ctx, b.store, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: size}))
+}
+
+// WriteDocument adds a verified document. What is there under its digest and does not verify makes room.
+func (b *Blobs) WriteDocument(ctx context.Context, ref string, raw []byte, desc ocispec.Descriptor) error {
+	if err := b.Delete(ctx, desc.Digest); err != nil {
+		return err
+	}
+	if err := content.WriteBlob(ctx, b.store, documentPrefix+ref, bytes.NewReader(raw), desc); err != nil {
+		return fmt.Errorf("write blob %s: %w", desc.Digest, fault.Disk(err))
+	}
+	return nil
+}
+
+// documentPrefix begins the name of a document that is being written.
+const documentPrefix = "document "
+
+// Delete removes a blob; an absent one is no error.
+func (b *Blobs) Delete(ctx context.Context, d digest.Digest) error {
+	return ignoreNotFound(b.store.Delete(ctx, d))
+}
+
+// Abort removes a partial download; an absent one is no error.
+func (b *Blobs) Abort(ctx context.Context, ref string) error {
+	return ignoreNotFound(b.store.Abort(ctx, ref))
+}
+
+// UnpacksTo returns the digest of what a blob was seen to unpack to, "" when it was not seen.
+func (b *Blobs) UnpacksTo(d digest.Digest) digest.Digest {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.diffIDs[d]
+}
+
+func (b *Blobs) NoteUnpacked(d, diffID digest.Digest) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.diffIDs[d] = diffID
+}
+
+// Forget makes a blob that will be deleted one that nobody has seen.
+func (b *Blobs) Forget(d digest.Digest) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.diffIDs, d)
+}
+
+// SenderAttribute is where the file of a blob says who has sent it, a repository a line. Records say so too, but a blob may belong to a
+// pull that failed, or that a restart has interrupted. A blob without it is fetched again.
+const SenderAttribute = "trusted.cribox.from"
+
+const maxSenders = 2 << 10 // bytes of the attribute
+
+// Senders returns the repositories that are known to have sent the blob.
+func (b *Blobs) Senders(d digest.Digest) []string {
+	text := make([]byte, maxSenders)
+	n, err := unix.Lgetxattr(b.Path(d), SenderAttribute, text)
+	if err != nil {
+		return nil
+	}
+	return strings.Split(string(text[:n]), "\n")
+}
+
+// AddSender notes that a repository has sent the blob, or has proven to have it.
+func (b *Blobs) AddSender(d digest.Digest, repository string) error {
+	all := b.Senders(d)
+	if slices.Contains(all, repository) {
+		return nil
+	}
+	for all = append(all, repository); len(strings.Join(all, "\n")) > maxSenders; all = all[1:] {
+	}
+	return unix.Lsetxattr(b.Path(d), SenderAttribute, []byte(strings.Join(all, "\n")), 0)
+}
