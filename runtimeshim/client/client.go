@@ -44,7 +44,7 @@ type Config struct {
 	// it cannot be written. A slow OnExit delays later ones and nothing else.
 	OnExit func(runtimeshim.Task)
 
-	Step func(name string) // called at the steps listed in doc.go; nil = none
+	Step func(name string) // called at the steps listed in package runtimeshim; nil = none
 }
 
 // Deadlines of a call. The shim's own, of what it executes, are shorter.
