@@ -34,10 +34,12 @@ import (
 
 const benchPods = 250
 
-// BenchmarkNode asks the whole daemon, which serves in this process, what a kubelet asks all the time, of 250 pods with a container each. The
-// tasks are those of fakeShim: no OCI runtime and no network plugin is needed, and all else is real. The client does not decode the answers,
-// so that time and allocations are the daemon's but for the transport. cpu-ms is the processor time of one call, which other processes do not
-// disturb; the pods are in the host's network, so that of their interfaces nothing is read.
+// BenchmarkNode asks the whole daemon, which serves in this process, what a kubelet asks all the
+// time, of 250 pods with a container each. The tasks are those of fakeShim: no OCI runtime and no
+// network plugin is needed, and all else is real. The client does not decode the answers, so that
+// time and allocations are the daemon's but for the transport. cpu-ms is the processor time of one
+// call, which other processes do not disturb; the pods are in the host's network, so that of their
+// interfaces nothing is read.
 func BenchmarkNode(b *testing.B) {
 	n := newNode(b)
 	pods, containers := n.fill(benchPods)
@@ -206,7 +208,8 @@ func (n *node) pull() string {
 	return name
 }
 
-// fill runs pods with a container each, as a kubelet asks for them, and returns the ids of both. They are removed with the test.
+// fill runs pods with a container each, as a kubelet asks for them, and returns the ids of both.
+// They are removed with the test.
 func (n *node) fill(count int) (pods, containers []string) {
 	pods, containers = make([]string, count), make([]string, count)
 	for i := range count {

@@ -14,8 +14,9 @@ import (
 // undecided are the rows of docs/cri.md that may be open, as "Message.field" or "Service.Request".
 var undecided = []string{}
 
-// TestCRITable: every request of the CRI and every field that a request can hold or get has its row in docs/cri.md, no row is of something
-// else, and each names tests that exist. A newer CRI fails here until somebody has decided.
+// TestCRITable: every request of the CRI and every field that a request can hold or get has its row
+// in docs/cri.md, no row is of something else, and each names tests that exist. A newer CRI fails
+// here until somebody has decided.
 func TestCRITable(t *testing.T) {
 	doc, err := os.ReadFile("docs/cri.md")
 	if err != nil {
@@ -76,7 +77,8 @@ func TestCRITableIsHeld(t *testing.T) {
 	}
 }
 
-// criRows returns the requests of each service by its name, and the fields of every message that they hold and answer with by the message's.
+// criRows returns the requests of each service by its name, and the fields of every message that
+// they hold and answer with by the message's.
 func criRows(services ...protoreflect.FullName) (map[string][]string, error) {
 	rows := map[string][]string{}
 	for _, name := range services {
@@ -116,7 +118,8 @@ func addFields(rows map[string][]string, m protoreflect.MessageDescriptor) {
 	}
 }
 
-// criFaults says how the sections and rows of a document differ from those that are wanted. A message of Windows may have one row, *, for all.
+// criFaults says how the sections and rows of a document differ from those that are wanted. A
+// message of Windows may have one row, *, for all.
 func criFaults(doc string, want map[string][]string, tests map[string]bool, open []string) (faults []string) {
 	complain := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
 	seen := map[string]int{}

@@ -7,10 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// closeInherited closes the descriptors that whoever started us has left open beyond the first three.
-// The shim and the logger outlive the daemon: a pipe that stays open in them keeps the script at its
-// other end waiting for ever. What systemd passes on purpose (sd_listen_fds(3)) stays open in this
-// process and goes to no other.
+// closeInherited closes the descriptors that whoever started us has left open beyond the first
+// three. The shim and the logger outlive the daemon: a pipe that stays open in them keeps the
+// script at its other end waiting for ever. What systemd passes on purpose (sd_listen_fds(3)) stays
+// open in this process and goes to no other.
 func closeInherited() {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

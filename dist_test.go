@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// TestUnit: the lines of the systemd unit without which a restart of the daemon ends containers, or a failing one is given up.
+// TestUnit: the lines of the systemd unit without which a restart of the daemon ends containers, or
+// a failing one is given up.
 func TestUnit(t *testing.T) {
 	b, err := os.ReadFile("dist/cribox.service")
 	if err != nil {

@@ -20,9 +20,10 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 )
 
-// fakeShim is the shim and the logger of a daemon in this process. It speaks their wire (package wire) on their sockets, and holds
-// their locks, so that the daemon finds both and starts neither. Its tasks are real: a process that sleeps, in cgroups where the spec wants
-// them. It runs no OCI runtime, and what a task prints goes nowhere.
+// fakeShim is the shim and the logger of a daemon in this process. It speaks their wire (package
+// wire) on their sockets, and holds their locks, so that the daemon finds both and starts neither.
+// Its tasks are real: a process that sleeps, in cgroups where the spec wants them. It runs no OCI
+// runtime, and what a task prints goes nowhere.
 type fakeShim struct {
 	state string
 	roots []string // folders below which a task has a cgroup

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// TestScenarioTable: every test of kube-tests has its row in docs/kubernetes.md, and every row names one that exists.
+// TestScenarioTable: every test of kube-tests has its row in docs/kubernetes.md, and every row
+// names one that exists.
 func TestScenarioTable(t *testing.T) {
 	doc, err := os.ReadFile("docs/kubernetes.md")
 	if err != nil {

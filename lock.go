@@ -22,14 +22,16 @@ const (
 	ownerFile = "root-id" // in root: its name, made once; in state: the name of the root it belongs to
 )
 
-// lockFolders makes this process the only daemon of its root and of its state folder until release is called, and sees to it that the two
-// belong together. Both are known by their real paths from here on.
+// lockFolders makes this process the only daemon of its root and of its state folder until release
+// is called, and sees to it that the two belong together. Both are known by their real paths from
+// here on.
 func lockFolders(c *config.Config) (release func(), err error) {
 	root, err := lockFolder("root", &c.Root, 0o700)
 	if err != nil {
 		return nil, err
 	}
-	// Root of a pod's user namespace passes through it to the pod's root filesystem. What is in it is closed by itself.
+	// Root of a pod's user namespace passes through it to the pod's root filesystem. What is in it
+	// is closed by itself.
 	state, err := lockFolder("state", &c.State, 0o711)
 	if err != nil {
 		root.Close()
@@ -43,7 +45,8 @@ func lockFolders(c *config.Config) (release func(), err error) {
 	return release, nil
 }
 
-// lockFolder locks one folder, which it makes and closes to others as far as mode says. The error of the second daemon names the first one's pid.
+// lockFolder locks one folder, which it makes and closes to others as far as mode says. The error
+// of the second daemon names the first one's pid.
 func lockFolder(kind string, path *string, mode os.FileMode) (*os.File, error) {
 	if err := os.MkdirAll(*path, mode); err != nil {
 		return nil, fmt.Errorf("%s folder: %w", kind, err)
@@ -77,7 +80,8 @@ func lockFolder(kind string, path *string, mode os.FileMode) (*os.File, error) {
 	return f, nil
 }
 
-// lockSoon locks f. What a killed daemon was just starting has its descriptors until it executes something, so it is tried for a moment.
+// lockSoon locks f. What a killed daemon was just starting has its descriptors until it executes
+// something, so it is tried for a moment.
 func lockSoon(f *os.File) (err error) {
 	for range 50 {
 		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
@@ -88,8 +92,9 @@ func lockSoon(f *os.File) (err error) {
 	return err
 }
 
-// emptyAfterReboot empties a state folder from before a reboot: nothing that it speaks of runs any more. Where it lies on a tmpfs the reboot
-// did that. A folder without a readable mark is left as it is.
+// emptyAfterReboot empties a state folder from before a reboot: nothing that it speaks of runs any
+// more. Where it lies on a tmpfs the reboot did that. A folder without a readable mark is left as
+// it is.
 func emptyAfterReboot(dir string) error {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -113,7 +118,8 @@ func emptyAfterReboot(dir string) error {
 	return nil
 }
 
-// empty removes everything in dir but its lock. It refuses when anything is mounted below: that would be emptied too.
+// empty removes everything in dir but its lock. It refuses when anything is mounted below: that
+// would be emptied too.
 func empty(dir string) error {
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
@@ -139,8 +145,9 @@ func empty(dir string) error {
 	return nil
 }
 
-// claim writes into the state folder which root it belongs to, and refuses a state folder with tasks of another root: started with the wrong
-// root, or before the right one was mounted, cribox would take everything that runs for orphans.
+// claim writes into the state folder which root it belongs to, and refuses a state folder with
+// tasks of another root: started with the wrong root, or before the right one was mounted, cribox
+// would take everything that runs for orphans.
 func claim(root, state string) error {
 	id, err := os.ReadFile(filepath.Join(root, ownerFile))
 	if errors.Is(err, os.ErrNotExist) {
@@ -159,10 +166,12 @@ func claim(root, state string) error {
 	}
 	tasks, readErr := os.ReadDir(filepath.Join(state, "shim"))
 	if err == nil && readErr != nil && !errors.Is(readErr, os.ErrNotExist) {
-		return fmt.Errorf("state folder %s belongs to another root than %s, and whether anything of it runs cannot be told: %w", state, root, readErr)
+		return fmt.Errorf("state folder %s belongs to another root than %s, and whether anything of it runs cannot be told: %w",
+			state, root, readErr)
 	}
 	if err == nil && len(tasks) > 0 {
-		return fmt.Errorf("state folder %s holds %d tasks of another root than %s: is that the right one, and is it mounted?", state, len(tasks), root)
+		return fmt.Errorf("state folder %s holds %d tasks of another root than %s: is that the right one, and is it mounted?",
+			state, len(tasks), root)
 	}
 	if err := writeWhole(filepath.Join(state, ownerFile), id); err != nil {
 		return fmt.Errorf("state folder: %w", err)

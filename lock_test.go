@@ -60,7 +60,8 @@ func TestSecondDaemonIsTold(t *testing.T) {
 	lock(t, &first)()
 }
 
-// With the wrong root, or before the right one is mounted, everything that runs would be taken for orphans.
+// With the wrong root, or before the right one is mounted, everything that runs would be taken for
+// orphans.
 func TestStateBelongsToItsRoot(t *testing.T) {
 	c := folders(t)
 	lock(t, &c)()

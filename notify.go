@@ -18,7 +18,8 @@ const tellLimit = time.Second
 // notifier tells the service manager how the daemon is (sd_notify(3)). Without one it does nothing.
 type notifier struct{ socket string }
 
-// newNotifier takes the service manager's socket out of the environment, so that nothing we execute finds it.
+// newNotifier takes the service manager's socket out of the environment, so that nothing we execute
+// finds it.
 func newNotifier() notifier {
 	n := notifier{os.Getenv("NOTIFY_SOCKET")}
 	os.Unsetenv("NOTIFY_SOCKET")

@@ -13,8 +13,8 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-// reloads reads the configuration again at each hangup, applies what a running daemon can, and stores
-// what is in effect then. The channel that it returns is closed when ctx ends.
+// reloads reads the configuration again at each hangup, applies what a running daemon can, and
+// stores what is in effect then. The channel that it returns is closed when ctx ends.
 func reloads(ctx context.Context, hangup <-chan os.Signal, manager notifier, inEffect *atomic.Pointer[config.Config],
 	pods *sandbox.Manager, images *imageservice.Images) <-chan struct{} {
 	done := make(chan struct{})
@@ -35,8 +35,8 @@ func reloads(ctx context.Context, hangup <-chan os.Signal, manager notifier, inE
 	return done
 }
 
-// reload returns the configuration that is in effect now. One that cannot be read or is wrong changes
-// nothing. The log names the keys whose new values need a restart.
+// reload returns the configuration that is in effect now. One that cannot be read or is wrong
+// changes nothing. The log names the keys whose new values need a restart.
 func reload(ctx context.Context, old config.Config, pods *sandbox.Manager, images *imageservice.Images) config.Config {
 	next, err := old.Reread()
 	if err != nil {

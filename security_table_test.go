@@ -20,7 +20,8 @@ var (
 	rowTest  = regexp.MustCompile(`^TestSEC(\d\d)`)
 )
 
-// TestSecurityTable: every row is there once, every test that a row names exists, every test that is named after a row is in it.
+// TestSecurityTable: every row is there once, every test that a row names exists, every test that
+// is named after a row is in it.
 func TestSecurityTable(t *testing.T) {
 	doc, err := os.ReadFile("docs/security.md")
 	if err != nil {
@@ -125,7 +126,8 @@ func tableFaults(doc string, tests map[string]bool) (faults []string) {
 	return faults
 }
 
-// allTests lists the test functions of every package and module below dir, but for what was built there.
+// allTests lists the test functions of every package and module below dir, but for what was built
+// there.
 func allTests(dir string) (map[string]bool, error) {
 	all := map[string]bool{}
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {

@@ -25,7 +25,8 @@ import (
 	"github.com/cribox/cribox/server/streaming"
 )
 
-// lastWord is how long requests under way may take once the daemon was told to end. What they do goes on after a restart.
+// lastWord is how long requests under way may take once the daemon was told to end. What they do
+// goes on after a restart.
 const lastWord = 10 * time.Second
 
 // serve runs the daemon until ctx ends.
@@ -64,7 +65,8 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 		return errors.Join(err, listener.Close())
 	}
 	s.Open(pods, images, func() any { return inEffect.Load().Values() })
-	log.G(ctx).WithField("took", time.Since(start).Round(time.Millisecond).String()).Infof("cribox %s serves %s, root %s, state %s", versionString(), c.Listen, c.Root, c.State)
+	log.G(ctx).WithField("took", time.Since(start).Round(time.Millisecond).String()).
+		Infof("cribox %s serves %s, root %s, state %s", versionString(), c.Listen, c.Root, c.State)
 	manager.ready(ctx)
 	select {
 	case err = <-served:

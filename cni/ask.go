@@ -16,9 +16,10 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// asker asks the plugins of a network whether they can connect pods now (STATUS, since CNI 1.1.0). It asks in the
-// background, when somebody looks and the last answer has become old, so that a plugin that is slow or hangs holds
-// nobody up. A plugin that gives no answer, or does not know the question, is not held against the network.
+// asker asks the plugins of a network whether they can connect pods now (STATUS, since CNI 1.1.0).
+// It asks in the background, when somebody looks and the last answer has become old, so that a
+// plugin that is slow or hangs holds nobody up. A plugin that gives no answer, or does not know the
+// question, is not held against the network.
 type asker struct {
 	ask func(context.Context, *network) error
 
@@ -38,7 +39,8 @@ const (
 	// readyAge and refusedAge are how long an answer counts before the next look asks again.
 	readyAge   = 10 * time.Second
 	refusedAge = 2 * time.Second
-	// firstPatience is how long whoever looks waits for the first answer of a network, counted from the question.
+	// firstPatience is how long whoever looks waits for the first answer of a network, counted from
+	// the question.
 	firstPatience = 500 * time.Millisecond
 )
 
@@ -48,7 +50,8 @@ func hasStatus(w *network) bool {
 	return has && err == nil
 }
 
-// verdict returns what the plugins of w said last, nil when they are ready or have not said anything.
+// verdict returns what the plugins of w said last, nil when they are ready or have not said
+// anything.
 func (a *asker) verdict(w *network) error {
 	if !hasStatus(w) {
 		return nil
@@ -65,7 +68,8 @@ func (a *asker) verdict(w *network) error {
 	return a.words
 }
 
-// start begins a question when one is due. What it returns is closed with the first answer, if there is none yet.
+// start begins a question when one is due. What it returns is closed with the first answer, if
+// there is none yet.
 func (a *asker) start(w *network) (answered <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// statusHost is a host with one network of CNI 1.1.0, whose plugin answers STATUS with what status does.
+// statusHost is a host with one network of CNI 1.1.0, whose plugin answers STATUS with what status
+// does.
 func statusHost(t *testing.T, status string) (*host, *fake) {
 	h := newHost(t)
 	f := h.fake("fakenet", "", "")
@@ -27,7 +28,8 @@ func statusHost(t *testing.T, status string) (*host, *fake) {
 // status makes the plugin one of CNI 1.1.0 with an answer to STATUS.
 func (f *fake) status(does string) { f.does(map[string]string{"STATUS": does}) }
 
-// does makes the plugin one of CNI 1.1.0 that does this for these commands, and what is good for the others.
+// does makes the plugin one of CNI 1.1.0 that does this for these commands, and what is good for
+// the others.
 func (f *fake) does(verbs map[string]string) {
 	f.t.Helper()
 	all := map[string]string{"ADD": fakeLease + fakeResult, "DEL": fakeRelease}
@@ -72,7 +74,8 @@ func (h *host) settled(ok func(error) bool) error {
 	}
 }
 
-// What a plugin says of itself is the reason of the node, and a pod is refused with it. The plugin is asked again.
+// What a plugin says of itself is the reason of the node, and a pod is refused with it. The plugin
+// is asked again.
 func TestStatusIsTheReason(t *testing.T) {
 	for _, code := range []int{50, 51, 7, 999} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
@@ -159,7 +162,8 @@ func TestStatusHangs(t *testing.T) {
 	if s := h.n.Status(t.Context()); s.PluginStatus != "not answered yet" || s.Error != "" {
 		t.Errorf("status %+v", s)
 	}
-	// Another network takes its place: the question about this one ends, and the new one's plugin is asked.
+	// Another network takes its place: the question about this one ends, and the new one's plugin
+	// is asked.
 	h.fake("other", "", "").status(cniError(50, "not yet", ""))
 	h.conf("05-y.conflist", strings.Replace(list("y", "other"), `"1.0.0"`, `"1.1.0"`, 1))
 	wantErr(t, h.settled(func(err error) bool { return err != nil }), errdefs.ErrUnavailable, "network y", "not yet")
@@ -170,7 +174,8 @@ func statusNetwork(name string) *network {
 	return &network{name: name, version: "1.1.0", chains: [4]*libcni.NetworkConfigList{{Bytes: []byte(name)}}}
 }
 
-// A question has an end of its own, and ends when the network is another one. What comes of it later is nothing about the next network.
+// A question has an end of its own, and ends when the network is another one. What comes of it
+// later is nothing about the next network.
 func TestStatusOfAnotherNetwork(t *testing.T) {
 	ended, late := make(chan error, 1), make(chan struct{})
 	a := &asker{ask: func(ctx context.Context, w *network) error {

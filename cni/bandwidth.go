@@ -53,14 +53,17 @@ func bandwidthOf(annotations map[string]string) (*bandwidth, error) {
 	return &b, nil
 }
 
-// quantity is Kubernetes' resource.Quantity: digits, then a suffix or an exponent. The length is bounded because the
-// exponent becomes a number.
-var quantity = regexp.MustCompile(`^\+?([0-9]{1,24}(?:\.[0-9]{0,24})?|\.[0-9]{1,24})(?:([eE][+-]?[0-9]{1,2})|(Ki|Mi|Gi|Ti|Pi|Ei|n|u|m|k|M|G|T|P|E))?$`)
+// quantity is Kubernetes' resource.Quantity: digits, then a suffix or an exponent. The length is
+// bounded because the exponent becomes a number.
+var quantity = regexp.MustCompile(`^\+?([0-9]{1,24}(?:\.[0-9]{0,24})?|\.[0-9]{1,24})` +
+	`(?:([eE][+-]?[0-9]{1,2})|(Ki|Mi|Gi|Ti|Pi|Ei|n|u|m|k|M|G|T|P|E))?$`)
 
 var suffixes = map[string]*big.Rat{
 	"": big.NewRat(1, 1), "n": big.NewRat(1, 1e9), "u": big.NewRat(1, 1e6), "m": big.NewRat(1, 1e3),
-	"k": big.NewRat(1e3, 1), "M": big.NewRat(1e6, 1), "G": big.NewRat(1e9, 1), "T": big.NewRat(1e12, 1), "P": big.NewRat(1e15, 1), "E": big.NewRat(1e18, 1),
-	"Ki": big.NewRat(1<<10, 1), "Mi": big.NewRat(1<<20, 1), "Gi": big.NewRat(1<<30, 1), "Ti": big.NewRat(1<<40, 1), "Pi": big.NewRat(1<<50, 1), "Ei": big.NewRat(1<<60, 1),
+	"k": big.NewRat(1e3, 1), "M": big.NewRat(1e6, 1), "G": big.NewRat(1e9, 1), "T": big.NewRat(1e12,
+		1), "P": big.NewRat(1e15, 1), "E": big.NewRat(1e18, 1),
+	"Ki": big.NewRat(1<<10, 1), "Mi": big.NewRat(1<<20, 1), "Gi": big.NewRat(1<<30, 1), "Ti": big.NewRat(1<<40,
+		1), "Pi": big.NewRat(1<<50, 1), "Ei": big.NewRat(1<<60, 1),
 }
 
 // parseQuantity returns the quantity's value, rounded up to a whole number.

@@ -15,8 +15,9 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// book is the synced file of debts. Whoever finds nobody writing writes for all that wait, with one fsync; nobody
-// holds a lock meanwhile. Lines begin and end with a line feed, so that a torn one spoils no other.
+// book is the synced file of debts. Whoever finds nobody writing writes for all that wait, with one
+// fsync; nobody holds a lock meanwhile. Lines begin and end with a line feed, so that a torn one
+// spoils no other.
 type book struct {
 	path string
 	odd  error // the file held lines that cannot be read; nil = none
@@ -43,7 +44,8 @@ type entry struct {
 }
 
 const (
-	// rewriteAt is how many bytes of struck lines are worth a rewrite, if they are more than the rest.
+	// rewriteAt is how many bytes of struck lines are worth a rewrite, if they are more than the
+	// rest.
 	rewriteAt = 1 << 20
 	owes      = '+'
 	struck    = '-'
@@ -70,8 +72,8 @@ func openBook(ctx context.Context, path string) (*book, []*debt, error) {
 	return b, debts, nil
 }
 
-// parse takes every line that still says whom it is for. The last line without its end is of an ADD that never ran.
-// replaced are lines of a pod that has a later one.
+// parse takes every line that still says whom it is for. The last line without its end is of an ADD
+// that never ran. replaced are lines of a pod that has a later one.
 func (b *book) parse(ctx context.Context, data []byte) (debts []*debt, replaced []*line) {
 	byPod, garbage := map[string]*debt{}, 0
 	for offset := 0; ; {
@@ -243,7 +245,8 @@ func (b *book) mark(l *line) error {
 	return nil
 }
 
-// shrink gives back the room of struck lines: all of it when nothing is owed, else by a rewrite when it is worth it.
+// shrink gives back the room of struck lines: all of it when nothing is owed, else by a rewrite
+// when it is worth it.
 func (b *book) shrink() {
 	switch {
 	case b.size > 0 && len(b.live) == 0:

@@ -31,14 +31,16 @@ type network struct {
 	file    string // base name of the file; "" = the default network
 	needs   []string
 	version string
-	// ours: one link of the chain is our bridge, in these subnets. foreign: one link is not ours and may keep a lease.
+	// ours: one link of the chain is our bridge, in these subnets. foreign: one link is not ours
+	// and may keep a lease.
 	ours    bool
 	foreign bool
 	subnets []netip.Prefix
 	chains  [4]*libcni.NetworkConfigList // by chainIndex; a file without our plugin has one chain at all four
 }
 
-// chainIndex picks the chain for a pod that has host ports, or asks for a bandwidth: a plugin without work is not run.
+// chainIndex picks the chain for a pod that has host ports, or asks for a bandwidth: a plugin
+// without work is not run.
 func chainIndex(ports, bandwidth bool) int {
 	i := 0
 	if ports {
@@ -50,7 +52,8 @@ func chainIndex(ports, bandwidth bool) int {
 	return i
 }
 
-// pluginName is what a plugin may be called: it becomes a file name below the plugin folders (CVE-2021-20206).
+// pluginName is what a plugin may be called: it becomes a file name below the plugin folders
+// (CVE-2021-20206).
 var pluginName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$`)
 
 func checkPluginName(name string) error {
@@ -60,7 +63,8 @@ func checkPluginName(name string) error {
 	return nil
 }
 
-// delegates run the plugin of ipam.type themselves, from the same folders: without it every ADD fails.
+// delegates run the plugin of ipam.type themselves, from the same folders: without it every ADD
+// fails.
 var delegates = []string{"bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "tap", "dummy"}
 
 // newNetwork makes a network of a file's list. It refuses what must not be executed.
@@ -97,8 +101,8 @@ func newNetwork(file string, list *libcni.NetworkConfigList) (*network, error) {
 	return w, nil
 }
 
-// parseFile reads one configuration file. Side plugins, <folder>/<network name>/*.conf, become part of the list's
-// bytes, so that what is persisted is all that was used.
+// parseFile reads one configuration file. Side plugins, <folder>/<network name>/*.conf, become part
+// of the list's bytes, so that what is persisted is all that was used.
 func (f *folder) parseFile(ctx context.Context, name string) (*network, error) {
 	data, err := readConf(filepath.Join(f.dir, name))
 	if err != nil {
@@ -124,7 +128,8 @@ func (f *folder) parseFile(ctx context.Context, name string) (*network, error) {
 	return newNetwork(name, list)
 }
 
-// parseList reads a list, or a single plugin's configuration as a list of one, whatever the file is called.
+// parseList reads a list, or a single plugin's configuration as a list of one, whatever the file is
+// called.
 func parseList(data []byte) (*libcni.NetworkConfigList, error) {
 	var probe struct {
 		Type string
@@ -188,7 +193,8 @@ func notFolder(err error) error {
 }
 
 // withPlugins returns list under name with other plugins, everything else as it is in its bytes.
-func withPlugins(list *libcni.NetworkConfigList, name string, plugins []json.RawMessage) (*libcni.NetworkConfigList, error) {
+func withPlugins(list *libcni.NetworkConfigList,
+	name string, plugins []json.RawMessage) (*libcni.NetworkConfigList, error) {
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(list.Bytes, &raw); err != nil {
 		return nil, err

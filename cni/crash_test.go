@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A crash test runs the test binary again as a daemon that is killed at a step, and then looks at what a new one finds.
+// A crash test runs the test binary again as a daemon that is killed at a step, and then looks at
+// what a new one finds.
 const crashEnv = "CRIBOX_CNI_TEST_CRASH"
 
 type crashScript struct {
@@ -82,7 +83,8 @@ func (s crashScript) run(t *testing.T) {
 	}
 }
 
-// Killed anywhere between the intent and the cleared debt, a new daemon knows the pod and gives everything back.
+// Killed anywhere between the intent and the cleared debt, a new daemon knows the pod and gives
+// everything back.
 func TestKilledAtStep(t *testing.T) {
 	networks := map[string]func(*host) *fake{
 		"default": func(*host) *fake { return nil },

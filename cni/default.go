@@ -74,7 +74,8 @@ func (b *bridgeNetwork) podCIDR() []netip.Prefix {
 	return b.subnet
 }
 
-// join sets out for these subnets, until leave is called. False: they are not those in force, or are about to be others.
+// join sets out for these subnets, until leave is called. False: they are not those in force, or
+// are about to be others.
 func (b *bridgeNetwork) join(subnets []netip.Prefix) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -91,7 +92,8 @@ func (b *bridgeNetwork) leave() {
 	b.joining--
 }
 
-// hold keeps pods from setting out until release is called. ErrFailedPrecondition while one is on its way.
+// hold keeps pods from setting out until release is called. ErrFailedPrecondition while one is on
+// its way.
 func (b *bridgeNetwork) hold() (release func(), err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -109,7 +111,8 @@ func (b *bridgeNetwork) hold() (release func(), err error) {
 	}, nil
 }
 
-// setPodCIDR changes the subnet. Pods keep their addresses for life, so it is refused while some use another one, or are about to.
+// setPodCIDR changes the subnet. Pods keep their addresses for life, so it is refused while some
+// use another one, or are about to.
 func (b *bridgeNetwork) setPodCIDR(subnets []netip.Prefix) error {
 	if joinPrefixes(subnets) != joinPrefixes(b.subnets()) {
 		release, err := b.hold()
@@ -122,7 +125,8 @@ func (b *bridgeNetwork) setPodCIDR(subnets []netip.Prefix) error {
 			return err
 		}
 		if busy > 0 {
-			return fmt.Errorf("pod CIDR %s: %d pods are attached to %s: %w", joinPrefixes(subnets), busy, cmp.Or(joinPrefixes(b.subnets()), "another"), errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("pod CIDR %s: %d pods are attached to %s: %w", joinPrefixes(subnets), busy,
+				cmp.Or(joinPrefixes(b.subnets()), "another"), errdefs.ErrFailedPrecondition)
 		}
 	}
 	if err := writeFile(b.cidrFile, []byte(joinPrefixes(subnets)+"\n")); err != nil {
@@ -159,14 +163,16 @@ func (b *bridgeNetwork) unnamed() error {
 	return errors.New("the kubelet has not named the pod CIDR of this node yet")
 }
 
-// translate puts the standard plugins in the place of our own type. The network takes our name: leases and rules are
-// found by it.
-func (b *bridgeNetwork) translate(ctx context.Context, file string, list *libcni.NetworkConfigList, subnets []netip.Prefix) (*network, error) {
+// translate puts the standard plugins in the place of our own type. The network takes our name:
+// leases and rules are found by it.
+func (b *bridgeNetwork) translate(ctx context.Context,
+	file string, list *libcni.NetworkConfigList, subnets []netip.Prefix) (*network, error) {
 	b.wanted.Store(true)
 	if len(subnets) == 0 {
 		return nil, b.unnamed()
 	}
-	w := &network{name: b.name, file: file, version: list.CNIVersion, ours: true, subnets: subnets, needs: []string{"bridge", "host-local", "portmap"}}
+	w := &network{name: b.name, file: file, version: list.CNIVersion, ours: true, subnets: subnets,
+		needs: []string{"bridge", "host-local", "portmap"}}
 	if n := count(list, ownType); n > 1 {
 		return nil, fmt.Errorf("plugin type %s %d times", ownType, n)
 	}
@@ -251,7 +257,8 @@ func mustJSON(v any) json.RawMessage {
 	return data
 }
 
-// check tells why a pod cannot be connected in these subnets: another route has them, or our bridge serves others.
+// check tells why a pod cannot be connected in these subnets: another route has them, or our bridge
+// serves others.
 func (b *bridgeNetwork) check(subnets []netip.Prefix) error {
 	serving, _, err := b.survey(subnets)
 	if err != nil || serving {
@@ -260,8 +267,8 @@ func (b *bridgeNetwork) check(subnets []netip.Prefix) error {
 	return b.overlap(subnets)
 }
 
-// prepare makes the host ready for an ADD: a bridge left over from another subnet goes, IPv6 gateways and masquerading
-// come.
+// prepare makes the host ready for an ADD: a bridge left over from another subnet goes, IPv6
+// gateways and masquerading come.
 func (b *bridgeNetwork) prepare(ctx context.Context, subnets []netip.Prefix) error {
 	serving, stale, err := b.survey(subnets)
 	if err != nil {
@@ -286,8 +293,9 @@ func (b *bridgeNetwork) prepare(ctx context.Context, subnets []netip.Prefix) err
 	return nil
 }
 
-// RemoveDefault takes away what the default network leaves on a host: bridge, lease folder, masquerading. It is for
-// the moment after the last pod is gone: ErrFailedPrecondition while one is attached or owed. Twice is fine.
+// RemoveDefault takes away what the default network leaves on a host: bridge, lease folder,
+// masquerading. It is for the moment after the last pod is gone: ErrFailedPrecondition while one is
+// attached or owed. Twice is fine.
 func (n *Networks) RemoveDefault(ctx context.Context) error {
 	if ids := n.debts.ofNetwork(n.own.name); len(ids) > 0 {
 		return fmt.Errorf("remove default network: %d pods are attached, one is %s: %w", len(ids), ids[0], errdefs.ErrFailedPrecondition)

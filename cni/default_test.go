@@ -87,7 +87,8 @@ func TestHostPort(t *testing.T) {
 	}
 }
 
-// A pod talks to the world beyond the host from the host's address, and keeps its own towards other pods.
+// A pod talks to the world beyond the host from the host's address, and keeps its own towards other
+// pods.
 func TestMasquerade(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	world := h.pod("world")
@@ -465,8 +466,8 @@ func TestNoNetworkBeforePodCIDR(t *testing.T) {
 	h.teardown(p)
 }
 
-// TestPodCIDRAfterAnotherRange: pods that were there before keep theirs, and the node says what stands in the way. They can be taken away,
-// also by a record that a power cut has emptied.
+// TestPodCIDRAfterAnotherRange: pods that were there before keep theirs, and the node says what
+// stands in the way. They can be taken away, also by a record that a power cut has emptied.
 func TestPodCIDRAfterAnotherRange(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	p := h.pod("p1")
@@ -485,7 +486,8 @@ func TestPodCIDRAfterAnotherRange(t *testing.T) {
 	}
 }
 
-// TestPodCIDRWhileJoining: the subnet of a pod that is being attached stays, though nothing of it is to be seen on the bridge yet.
+// TestPodCIDRWhileJoining: the subnet of a pod that is being attached stays, though nothing of it
+// is to be seen on the bridge yet.
 func TestPodCIDRWhileJoining(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	var once sync.Once
@@ -609,7 +611,8 @@ func TestBandwidth(t *testing.T) {
 	h.wantSnapshot(before)
 }
 
-// Our plugin type in a file: the default network with the file's other plugins around it, which are foreign.
+// Our plugin type in a file: the default network with the file's other plugins around it, which are
+// foreign.
 func TestOwnTypeInFile(t *testing.T) {
 	real := realPlugins(t)
 	h := newHost(t, func(c *Config) { c.BinDirs = append(c.BinDirs, real) })

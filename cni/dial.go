@@ -15,9 +15,10 @@ import (
 // loopbacks are where a port of a pod is looked for, in this order.
 var loopbacks = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 
-// Dial connects to a TCP port of the loopback inside a pinned network namespace, by IPv4 and then by IPv6; "" is the
-// namespace of this process. Only the socket is made on a thread in the namespace; the wait for an answer has none: a
-// program that listens and accepts nothing would otherwise hold a thread for each client.
+// Dial connects to a TCP port of the loopback inside a pinned network namespace, by IPv4 and then
+// by IPv6; "" is the namespace of this process. Only the socket is made on a thread in the
+// namespace; the wait for an answer has none: a program that listens and accepts nothing would
+// otherwise hold a thread for each client.
 func Dial(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) {
 	var all error
 	for _, host := range loopbacks {
@@ -34,7 +35,8 @@ func Dial(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) 
 	return nil, all
 }
 
-// socketIn returns a TCP socket for the address that lives in the namespace, whoever uses it. It never blocks.
+// socketIn returns a TCP socket for the address that lives in the namespace, whoever uses it. It
+// never blocks.
 func socketIn(netns string, to netip.AddrPort) (s *os.File, err error) {
 	family := unix.AF_INET
 	if to.Addr().Is6() {
@@ -95,7 +97,8 @@ func connect(ctx context.Context, s *os.File, to netip.AddrPort) (*net.TCPConn, 
 	return conn.(*net.TCPConn), nil
 }
 
-// outcome says what became of a connection that was begun. Neither connected nor an error: it is under way.
+// outcome says what became of a connection that was begun. Neither connected nor an error: it is
+// under way.
 func outcome(fd int) (connected bool, err error) {
 	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {

@@ -54,8 +54,8 @@ func TestDial(t *testing.T) {
 	}
 }
 
-// TestDialHoldsNoThread: a program of the pod listens and accepts nothing. Each client that waits for it would cost the
-// daemon a thread, and Go ends a process with 10,000 of them.
+// TestDialHoldsNoThread: a program of the pod listens and accepts nothing. Each client that waits
+// for it would cost the daemon a thread, and Go ends a process with 10,000 of them.
 func TestDialHoldsNoThread(t *testing.T) {
 	const clients = 100
 	netns := testNetNS(t)

@@ -26,11 +26,14 @@ const (
 	maxStdout = 1 << 20 // a result is some kilobytes
 	maxStderr = 4 << 10 // of its end, for the error
 
-	// pipeGrace is how long a plugin's output may stay open after its exit, in the hands of something it left behind.
+	// pipeGrace is how long a plugin's output may stay open after its exit, in the hands of
+	// something it left behind.
 	pipeGrace = 2 * time.Second
-	// killGrace is how long a killed plugin may take to vanish (uninterruptible sleep) before we go on without it.
+	// killGrace is how long a killed plugin may take to vanish (uninterruptible sleep) before we go
+	// on without it.
 	killGrace = 5 * time.Second
-	// busyRetries, busyPause: a plugin file still open for writing, by an installer, cannot be executed.
+	// busyRetries, busyPause: a plugin file still open for writing, by an installer, cannot be
+	// executed.
 	busyRetries = 20
 	busyPause   = 100 * time.Millisecond
 
@@ -38,7 +41,8 @@ const (
 	toolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
-// fixedEnv is what a plugin gets besides CNI_*. Nothing of the daemon's own environment: no proxies, no credentials.
+// fixedEnv is what a plugin gets besides CNI_*. Nothing of the daemon's own environment: no
+// proxies, no credentials.
 var fixedEnv = []string{"PATH=" + toolPath, "HOME=/root", "LANG=C"}
 
 // cniVars is what a plugin gets of the variables libcni composes.
@@ -75,7 +79,8 @@ func findPlugin(plugin string, dirs []string) (string, error) {
 	return "", fmt.Errorf("plugin %s %w in %s", plugin, errNoPlugin, strings.Join(dirs, ":"))
 }
 
-// ExecPlugin runs one plugin to its end or to the context's, whichever is first, and returns what it printed.
+// ExecPlugin runs one plugin to its end or to the context's, whichever is first, and returns what
+// it printed.
 func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	r := run{path: path, stdin: stdin, env: slices.Clone(fixedEnv)}
 	for _, kv := range environ {
@@ -156,8 +161,8 @@ func (r *run) do(ctx context.Context) ([]byte, error) {
 		killed = fmt.Errorf("it printed more than %d bytes", maxStdout)
 	}
 	if killed == nil && err != nil {
-		// What a failed program left running must not act after the clean-up that follows. By its mark, not by its
-		// group: the leader is reaped and the group's number may be another's.
+		// What a failed program left running must not act after the clean-up that follows. By its
+		// mark, not by its group: the leader is reaped and the group's number may be another's.
 		strays.kill(r.mark)
 	}
 	if killed == nil {
@@ -194,7 +199,8 @@ func (r *run) start(ctx context.Context) (*exec.Cmd, error) {
 	}
 }
 
-// waitExit returns when the child has ended, and leaves it unreaped: until then its process group cannot be another's.
+// waitExit returns when the child has ended, and leaves it unreaped: until then its process group
+// cannot be another's.
 func waitExit(pid int) {
 	for {
 		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)

@@ -23,8 +23,8 @@ func fakeHost(t *testing.T, change ...func(*Config)) (*host, *fake) {
 	return h, h.fake("fakenet", "", "")
 }
 
-// A plugin says on a FIFO that it has begun, with pids; then it hangs, with children in its group, one without its
-// environment, and outside.
+// A plugin says on a FIFO that it has begun, with pids; then it hangs, with children in its group,
+// one without its environment, and outside.
 func hanging(t *testing.T, f *fake) (fifo string, add string) {
 	t.Helper()
 	fifo = filepath.Join(f.dir, "begun")
@@ -172,7 +172,8 @@ func TestHostileAdd(t *testing.T) {
 	}
 }
 
-// holders names processes that were started by a plugin of this test: they have its folder in their environment.
+// holders names processes that were started by a plugin of this test: they have its folder in their
+// environment.
 func holders(t *testing.T, dir string) (found string) {
 	t.Helper()
 	bin := filepath.Join(filepath.Dir(dir), "bin")

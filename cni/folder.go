@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// folder is the configuration folder. It keeps what it read last and compares names, sizes, times and inodes on every
-// read: some tens of microseconds, and nothing to watch that could be removed.
+// folder is the configuration folder. It keeps what it read last and compares names, sizes, times
+// and inodes on every read: some tens of microseconds, and nothing to watch that could be removed.
 type folder struct {
 	dir      string
 	own      *bridgeNetwork
@@ -34,7 +34,8 @@ type reading struct {
 	err    error
 }
 
-// racyAge is the age below which two changes of a file can carry one time stamp (kernel ticks, coarse file systems).
+// racyAge is the age below which two changes of a file can carry one time stamp (kernel ticks,
+// coarse file systems).
 const racyAge = 2 * time.Second
 
 const maxFolderEntries = 1000 // of one folder; more are not looked at
@@ -68,12 +69,14 @@ func (f *folder) read(ctx context.Context) (*network, error) {
 	return now.net, now.err
 }
 
-// stands tells whether a network that was read earlier can still be the one: ours may have another subnet by now.
+// stands tells whether a network that was read earlier can still be the one: ours may have another
+// subnet by now.
 func (f *folder) stands(before *network) bool {
 	return before != nil && (!before.ours || joinPrefixes(before.subnets) == joinPrefixes(f.own.subnets()))
 }
 
-// choose takes the first valid file. The file that was the network keeps it while it is there and cannot be parsed.
+// choose takes the first valid file. The file that was the network keeps it while it is there and
+// cannot be parsed.
 func (f *folder) choose(ctx context.Context, files []string, before *network) (*network, error) {
 	var refused []error
 	for _, name := range files {
@@ -102,7 +105,8 @@ func (f *folder) choose(ctx context.Context, files []string, before *network) (*
 	return nil, fmt.Errorf("no network configuration in %s", f.dir)
 }
 
-// look lists the configuration files, in order, and fingerprints everything a network could be made of.
+// look lists the configuration files, in order, and fingerprints everything a network could be made
+// of.
 func (f *folder) look(ctx context.Context) (files []string, mark string, fresh bool, err error) {
 	var m strings.Builder
 	fmt.Fprintf(&m, "%v\n", f.own.subnets())

@@ -188,7 +188,8 @@ func TestReadyNamesPlugin(t *testing.T) {
 	}
 }
 
-// Default stands in for an empty folder only; a network that comes takes over, a broken one does not let it in.
+// Default stands in for an empty folder only; a network that comes takes over, a broken one does
+// not let it in.
 func TestDefaultGivesWay(t *testing.T) {
 	h := newHost(t, func(c *Config) { c.Default = true })
 	h.wantNetwork("cribox-abc123")
@@ -223,7 +224,8 @@ func TestSidePlugins(t *testing.T) {
 	side.wantLeases(0)
 }
 
-// A plugin that says it does not speak the configuration's version makes the network unready; it is asked once.
+// A plugin that says it does not speak the configuration's version makes the network unready; it is
+// asked once.
 func TestVersionProbe(t *testing.T) {
 	h := newHost(t)
 	f := h.fake("fakenet", "", "")

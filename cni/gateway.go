@@ -16,10 +16,11 @@ func gateway(subnet netip.Prefix) netip.Prefix {
 	return netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits())
 }
 
-// raise makes the bridge with its IPv6 gateway addresses before the bridge plugin does. The kernel looks for duplicates
-// of an address that the plugin adds, for up to two seconds, and the first pods would have no IPv6 meanwhile. Nobody
-// else can have these addresses on our own bridge, so they are added without that. The plugin takes a bridge and an
-// address that are there as they are. Pods that come side by side may all do this.
+// raise makes the bridge with its IPv6 gateway addresses before the bridge plugin does. The kernel
+// looks for duplicates of an address that the plugin adds, for up to two seconds, and the first
+// pods would have no IPv6 meanwhile. Nobody else can have these addresses on our own bridge, so
+// they are added without that. The plugin takes a bridge and an address that are there as they are.
+// Pods that come side by side may all do this.
 func (b *bridgeNetwork) raise(subnets []netip.Prefix) error {
 	for _, s := range subnets {
 		if !s.Addr().Is6() {
@@ -40,8 +41,8 @@ func (b *bridgeNetwork) raise(subnets []netip.Prefix) error {
 	return nil
 }
 
-// makeBridge returns the bridge, made as the plugin makes it. Its hardware address is fixed: the kernel would choose
-// another with each pod that comes or goes.
+// makeBridge returns the bridge, made as the plugin makes it. Its hardware address is fixed: the
+// kernel would choose another with each pod that comes or goes.
 func (b *bridgeNetwork) makeBridge() (netlink.Link, error) {
 	l, err := b.link()
 	if l != nil || err != nil {
@@ -67,7 +68,8 @@ func newHardwareAddr() net.HardwareAddr {
 	return mac
 }
 
-// addGateway gives the bridge an IPv6 address that is usable at once. One that is there is left alone.
+// addGateway gives the bridge an IPv6 address that is usable at once. One that is there is left
+// alone.
 func addGateway(l netlink.Link, p netip.Prefix) error {
 	addr := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}
 	if err := netlink.AddrAdd(l, addr); err != nil && !errors.Is(err, unix.EEXIST) {

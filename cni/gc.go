@@ -23,14 +23,15 @@ const gcTimeout = 10 * time.Second
 // othersResults is where libcni keeps the results of other runtimes on this host.
 var othersResults = filepath.Join(libcni.CacheDir, "results")
 
-// CollectGarbage tells the plugins of the current network which attachments are in use (GC, since CNI 1.1.0), so that
-// they give back everything else: leases of a DEL that never came. A list that lacks one attachment takes the network
-// from a pod that runs, so it is called only when the list is certain to be complete: with every attachment that was
-// begun and not undone, of whatever network, while none is being made. connected are pods that the caller knows to be
-// connected, as a check. nil when the plugins were told, and where there is nothing to tell.
+// CollectGarbage tells the plugins of the current network which attachments are in use (GC, since
+// CNI 1.1.0), so that they give back everything else: leases of a DEL that never came. A list that
+// lacks one attachment takes the network from a pod that runs, so it is called only when the list
+// is certain to be complete: with every attachment that was begun and not undone, of whatever
+// network, while none is being made. connected are pods that the caller knows to be connected, as a
+// check. nil when the plugins were told, and where there is nothing to tell.
 //
-// Errors: ErrFailedPrecondition when what is owed cannot be read completely: never in the life of this process;
-// ErrUnavailable when it may go better later; a plugin's refusal has no class.
+// Errors: ErrFailedPrecondition when what is owed cannot be read completely: never in the life of
+// this process; ErrUnavailable when it may go better later; a plugin's refusal has no class.
 func (n *Networks) CollectGarbage(ctx context.Context, connected []string) error {
 	w, err := n.current(ctx)
 	if err != nil {
@@ -72,7 +73,8 @@ func (n *Networks) gc(ctx context.Context, list *libcni.NetworkConfigList, inUse
 	for _, id := range inUse {
 		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: id, IfName: ifName})
 	}
-	// In its own cache libcni would look for more to undo. What is to be undone is for the debts to say: it sees none.
+	// In its own cache libcni would look for more to undo. What is to be undone is for the debts to
+	// say: it sees none.
 	plugins := libcni.NewCNIConfigWithCacheDir(n.c.BinDirs, filepath.Join(n.c.stateDir(), "no-cache"), &executor{})
 	var errs []error
 	for _, p := range list.Plugins {
@@ -84,7 +86,8 @@ func (n *Networks) gc(ctx context.Context, list *libcni.NetworkConfigList, inUse
 	return errors.Join(errs...)
 }
 
-// othersOn names an attachment to the network that another runtime has made: only it knows which are in use.
+// othersOn names an attachment to the network that another runtime has made: only it knows which
+// are in use.
 func othersOn(folder, network string, ours []string) error {
 	files, err := os.ReadDir(folder)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

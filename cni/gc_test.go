@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// gcHost is a host with one network of CNI 1.1.0, whose plugin leaves out of its leases what GC does not name.
+// gcHost is a host with one network of CNI 1.1.0, whose plugin leaves out of its leases what GC
+// does not name.
 func gcHost(t *testing.T) (*host, *fake) {
 	h := newHost(t)
 	h.ignoreOthers()
@@ -46,7 +47,8 @@ func (f *fake) named() []string {
 	return ids
 }
 
-// After a restart the plugin is told every attachment that is not undone: pods that run, and those that owe a DEL.
+// After a restart the plugin is told every attachment that is not undone: pods that run, and those
+// that owe a DEL.
 func TestGCNamesAll(t *testing.T) {
 	h, f := gcHost(t)
 	h.fake("other", "", "")
@@ -195,7 +197,8 @@ func TestGCIsNotWanted(t *testing.T) {
 	}
 }
 
-// While a pod is being connected nothing is collected, and while something is collected no pod is connected.
+// While a pod is being connected nothing is collected, and while something is collected no pod is
+// connected.
 func TestGCAndAdd(t *testing.T) {
 	h, f := gcHost(t)
 	fifo := filepath.Join(f.dir, "wait")

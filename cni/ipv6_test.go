@@ -27,8 +27,9 @@ func dialOnce(addr string) error {
 	return err
 }
 
-// The kernel looks for duplicates of a new IPv6 address for one or two seconds, and does not use it meanwhile. Pods of
-// the first moment do not wait for that: neither the host nor a pod nor the gateway is out of reach.
+// The kernel looks for duplicates of a new IPv6 address for one or two seconds, and does not use it
+// meanwhile. Pods of the first moment do not wait for that: neither the host nor a pod nor the
+// gateway is out of reach.
 func TestIPv6AtOnce(t *testing.T) {
 	h := newHost(t, withDefault(t), dualStack)
 	before := h.snapshot()
@@ -75,7 +76,8 @@ func TestIPv6AtOnce(t *testing.T) {
 	h.wantSnapshot(before)
 }
 
-// tentativeAddresses lists IPv6 addresses, other than link-local ones, that the kernel still looks for elsewhere.
+// tentativeAddresses lists IPv6 addresses, other than link-local ones, that the kernel still looks
+// for elsewhere.
 func tentativeAddresses(t *testing.T, name string) string {
 	t.Helper()
 	l, err := netlink.LinkByName(name)
@@ -122,8 +124,9 @@ func TestIPv6SwitchedOff(t *testing.T) {
 	}
 }
 
-// A port on 0.0.0.0 is one of all IPv4 addresses of the host, a port on :: one of all IPv6 addresses, and a port without
-// an address one of both: the same number may lead to two ports of a pod.
+// A port on 0.0.0.0 is one of all IPv4 addresses of the host, a port on :: one of all IPv6
+// addresses, and a port without an address one of both: the same number may lead to two ports of a
+// pod.
 func TestHostPortOfAFamily(t *testing.T) {
 	for _, nft := range []bool{true, false} {
 		t.Run(fmt.Sprintf("nft=%v", nft), func(t *testing.T) {

@@ -35,7 +35,8 @@ type record struct {
 	Capabilities json.RawMessage `json:"capabilities"`
 }
 
-// debt is an ADD begun and not undone. Record and line do not change; the rest is guarded by the ledger's mutex.
+// debt is an ADD begun and not undone. Record and line do not change; the rest is guarded by the
+// ledger's mutex.
 type debt struct {
 	record
 	line     *line // in the book; nil = a file of its own
@@ -54,8 +55,8 @@ type ledger struct {
 	owed map[string]*debt
 }
 
-// openLedger reads what is owed. A record that cannot be read costs nobody else anything: as a file it is a debt of
-// the default network, as a line a debt of whatever network is configured.
+// openLedger reads what is owed. A record that cannot be read costs nobody else anything: as a file
+// it is a debt of the default network, as a line a debt of whatever network is configured.
 func openLedger(ctx context.Context, file, dir string) (*ledger, error) {
 	l := &ledger{dir: dir, owed: map[string]*debt{}}
 	if err := l.readFiles(ctx); err != nil {
@@ -98,7 +99,8 @@ func (l *ledger) readFiles(ctx context.Context) error {
 	return nil
 }
 
-// load reads the record of a debt that has a file of its own. A damaged one is taken for one of the default network.
+// load reads the record of a debt that has a file of its own. A damaged one is taken for one of the
+// default network.
 func (l *ledger) load(ctx context.Context, d *debt) error {
 	data, err := os.ReadFile(l.file(d.Pod))
 	if err != nil {
@@ -149,7 +151,8 @@ func (l *ledger) begin(ctx context.Context, r record) error {
 	return nil
 }
 
-// settle notes the outcome of an ADD, for this process: what is known of it after a restart is that it began.
+// settle notes the outcome of an ADD, for this process: what is known of it after a restart is that
+// it began.
 func (l *ledger) settle(pod string, attached bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -158,8 +161,8 @@ func (l *ledger) settle(pod string, attached bool) {
 	}
 }
 
-// clear forgets a debt. A disk that does not take it leaves a debt to be paid a second time after a restart, which is
-// harmless; so the error is for the log only.
+// clear forgets a debt. A disk that does not take it leaves a debt to be paid a second time after a
+// restart, which is harmless; so the error is for the log only.
 func (l *ledger) clear(ctx context.Context, pod string) error {
 	l.mu.Lock()
 	d := l.owed[pod]
@@ -228,7 +231,8 @@ func (l *ledger) choose(match func(*debt) bool) []string {
 
 func (l *ledger) ids() []string { return l.choose(func(*debt) bool { return true }) }
 
-// abandoned returns failed attachments of the pod that r is for, under other ids: what earlier attempts left.
+// abandoned returns failed attachments of the pod that r is for, under other ids: what earlier
+// attempts left.
 func (l *ledger) abandoned(r record) []string {
 	return l.choose(func(d *debt) bool {
 		return d.failed && d.Pod != r.Pod && d.UID == r.UID && d.Name == r.Name && d.Namespace == r.Namespace

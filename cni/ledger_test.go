@@ -136,7 +136,8 @@ func TestReplacedDebt(t *testing.T) {
 	}
 }
 
-// A damaged record of either kind is still torn down: by the default network, or by the configured one.
+// A damaged record of either kind is still torn down: by the default network, or by the configured
+// one.
 func TestDamagedRecordIsCleared(t *testing.T) {
 	real := realPlugins(t)
 	h := newHost(t, func(c *Config) { c.Default = true; c.BinDirs = append(c.BinDirs, real) })

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the default network asks the kernel about links, addresses and routes. Dumps are small or asked only while the
-// bridge is not there.
+// What the default network asks the kernel about links, addresses and routes. Dumps are small or
+// asked only while the bridge is not there.
 
 // dumpTries is how often an interrupted dump is begun again before its partial answer is an error.
 const dumpTries = 5
@@ -80,9 +80,9 @@ func (b *bridgeNetwork) removeBridge() error {
 	return nil
 }
 
-// survey looks at our bridge. serving: it has a gateway address of subnets, so what it does was once found to overlap
-// nothing. stale: the bridge, when it has another address, which the bridge plugin would not change, and no ports.
-// An error while pods use another address.
+// survey looks at our bridge. serving: it has a gateway address of subnets, so what it does was
+// once found to overlap nothing. stale: the bridge, when it has another address, which the bridge
+// plugin would not change, and no ports. An error while pods use another address.
 func (b *bridgeNetwork) survey(subnets []netip.Prefix) (serving bool, stale netlink.Link, err error) {
 	l, err := b.link()
 	if l == nil || err != nil {
@@ -174,11 +174,11 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(a, ones), true
 }
 
-// uplinkMTU is the MTU of the default route's link where it is below Ethernet's (a cloud's tunnel), else 0: pods that
-// send larger packets would depend on ICMP coming back.
+// uplinkMTU is the MTU of the default route's link where it is below Ethernet's (a cloud's tunnel),
+// else 0: pods that send larger packets would depend on ICMP coming back.
 //
-// The kernel is asked for the way to an address of the world, not for all routes: whoever looks at the network does so, and the route may come
-// or change long after the daemon has started.
+// The kernel is asked for the way to an address of the world, not for all routes: whoever looks at
+// the network does so, and the route may come or change long after the daemon has started.
 func (b *bridgeNetwork) uplinkMTU() int {
 	mtu, err := askUplinkMTU()
 	if err != nil { // it cannot be asked now: what it said before still holds
@@ -219,6 +219,7 @@ func isShortage(err error) bool {
 	return false
 }
 
-// world is addresses far away: one that nobody has (RFC 5737), and to which hardly anybody has a route of its own, and an ordinary one
-// for a host that drops what goes to the first. No packet is sent there.
+// world is addresses far away: one that nobody has (RFC 5737), and to which hardly anybody has a
+// route of its own, and an ordinary one for a host that drops what goes to the first. No packet is
+// sent there.
 var world = []net.IP{net.IPv4(192, 0, 2, 1), net.IPv4(1, 1, 1, 1)}

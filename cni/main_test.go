@@ -22,8 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The tests run in a network and a mount namespace of their own: their host has lo and nothing else, and nothing they
-// leave could stay on the machine.
+// The tests run in a network and a mount namespace of their own: their host has lo and nothing
+// else, and nothing they leave could stay on the machine.
 const insideEnv = "CRIBOX_CNI_TEST_INSIDE"
 
 func TestMain(m *testing.M) {
@@ -90,7 +90,8 @@ func realPlugins(t testing.TB) string {
 	return ""
 }
 
-// host is one daemon's place in the test: its folders and its network room, which can be opened again.
+// host is one daemon's place in the test: its folders and its network room, which can be opened
+// again.
 type host struct {
 	t testing.TB
 	c Config
@@ -180,7 +181,8 @@ func writeTestFile(t testing.TB, path, content string, mode os.FileMode) {
 	}
 }
 
-// fake is a plugin in shell that keeps one lease file per container and writes down how it was called.
+// fake is a plugin in shell that keeps one lease file per container and writes down how it was
+// called.
 type fake struct {
 	t    testing.TB
 	dir  string // its notes
@@ -275,7 +277,8 @@ func list(name string, plugins ...string) string {
 	return string(data)
 }
 
-// snapshot is the leak ledger: everything that a network could leave on the host, as text to compare.
+// snapshot is the leak ledger: everything that a network could leave on the host, as text to
+// compare.
 func (h *host) snapshot() string {
 	h.t.Helper()
 	var out []string
@@ -368,7 +371,8 @@ func insideNetNS(t testing.TB, path string, f func() error) {
 	}
 }
 
-// serve answers every connection to addr in the namespace with the caller's address as the server sees it.
+// serve answers every connection to addr in the namespace with the caller's address as the server
+// sees it.
 func serve(t testing.TB, netns, addr string) {
 	t.Helper()
 	insideNetNS(t, netns, func() error {
@@ -392,8 +396,8 @@ func serve(t testing.TB, netns, addr string) {
 	})
 }
 
-// ask connects from the calling thread's namespace and returns what serve answers. It tries again for a while: the
-// first IPv6 address of a new bridge is not usable at once.
+// ask connects from the calling thread's namespace and returns what serve answers. It tries again
+// for a while: the first IPv6 address of a new bridge is not usable at once.
 func ask(addr string) (answer string, err error) {
 	for range 10 {
 		var c net.Conn

@@ -14,8 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// masquerade is one nftables table of this instance: packets of the subnet that leave it take the host's address.
-// One rule for all pods instead of one per pod: nothing to execute per pod, and nothing of a pod that could be left.
+// masquerade is one nftables table of this instance: packets of the subnet that leave it take the
+// host's address. One rule for all pods instead of one per pod: nothing to execute per pod, and
+// nothing of a pod that could be left.
 type masquerade struct {
 	table string
 	keep  []netip.Prefix // packets to these keep the pod's address: pods of other nodes
@@ -33,7 +34,8 @@ func newMasquerade(table string, keep []netip.Prefix) *masquerade {
 // nftTimeout bounds one run of nft: a millisecond of work, more under a large ruleset.
 const nftTimeout = 10 * time.Second
 
-// askNftAgain is how long a no counts: nft may be being replaced, or the machine out of memory for a moment.
+// askNftAgain is how long a no counts: nft may be being replaced, or the machine out of memory for
+// a moment.
 const askNftAgain = time.Minute
 
 // works tells whether nft and the kernel accept such a table: a yes counts for ever.
@@ -87,8 +89,8 @@ func (m *masquerade) script(subnets []netip.Prefix) string {
 	return s.String()
 }
 
-// ensure makes the table right. It asks the kernel first, so that a ruleset flushed by somebody heals with the next
-// pod and nothing is executed normally.
+// ensure makes the table right. It asks the kernel first, so that a ruleset flushed by somebody
+// heals with the next pod and nothing is executed normally.
 func (m *masquerade) ensure(ctx context.Context, subnets []netip.Prefix) error {
 	if present, err := m.present(subnets); err == nil && present {
 		return nil

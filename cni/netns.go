@@ -12,14 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NewNetNS makes a network namespace with lo up and pins it to the file path, which outlives this process.
-// The folder of path is created when missing and made a shared mount of its own, so that namespaces made here appear
-// for programs in other mount namespaces (the way of `ip netns`). An existing path is ErrAlreadyExists.
+// NewNetNS makes a network namespace with lo up and pins it to the file path, which outlives this
+// process. The folder of path is created when missing and made a shared mount of its own, so that
+// namespaces made here appear for programs in other mount namespaces (the way of `ip netns`). An
+// existing path is ErrAlreadyExists.
 func NewNetNS(path string) error {
 	return pinNetNS(path, func() error { return unix.Unshare(unix.CLONE_NEWNET) })
 }
 
-// PinNetNS is NewNetNS for a namespace that was made elsewhere, and so belongs to another user namespace than ours.
+// PinNetNS is NewNetNS for a namespace that was made elsewhere, and so belongs to another user
+// namespace than ours.
 func PinNetNS(path string, ns *os.File) error {
 	return pinNetNS(path, func() error { return unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET) })
 }
@@ -44,8 +46,8 @@ func pinNetNS(path string, enter func() error) error {
 	return nil
 }
 
-// onOwnThread runs f on a thread that ends with it. The process's first thread does not end, and would stay for ever
-// what f made of it: it waits here while another one works.
+// onOwnThread runs f on a thread that ends with it. The process's first thread does not end, and
+// would stay for ever what f made of it: it waits here while another one works.
 func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -75,7 +77,8 @@ func pinOwn(path string, enter func() error) error {
 	return nil
 }
 
-// loopbackUp brings lo of the calling thread's namespace up; the kernel adds 127.0.0.1 and ::1 itself.
+// loopbackUp brings lo of the calling thread's namespace up; the kernel adds 127.0.0.1 and ::1
+// itself.
 func loopbackUp() error {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -116,7 +119,8 @@ func shareFolder(dir string) error {
 	return unix.Mount("", dir, "none", unix.MS_SHARED, "")
 }
 
-// lockFolder keeps two processes from stacking mounts on dir; `ip netns` takes the same lock. Closing the file unlocks.
+// lockFolder keeps two processes from stacking mounts on dir; `ip netns` takes the same lock.
+// Closing the file unlocks.
 func lockFolder(dir string) (*os.File, error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -142,8 +146,8 @@ const (
 // stackedMounts is how many mounts RemoveNetNS takes off one path before it calls the path broken.
 const stackedMounts = 16
 
-// RemoveNetNS unpins a namespace and removes its file. A path that is not there, or is an ordinary file, is fine.
-// The namespace itself ends with its last process.
+// RemoveNetNS unpins a namespace and removes its file. A path that is not there, or is an ordinary
+// file, is fine. The namespace itself ends with its last process.
 func RemoveNetNS(path string) error {
 	for range stackedMounts {
 		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)

@@ -32,8 +32,9 @@ type Config struct {
 	Step         step.Hook
 }
 
-// PodCIDR is a subnet of the default network that only the kubelet names: as long as it has not, no pod can be connected. A pod that came
-// before would keep a subnet that nobody else in the cluster knows.
+// PodCIDR is a subnet of the default network that only the kubelet names: as long as it has not, no
+// pod can be connected. A pod that came before would keep a subnet that nobody else in the cluster
+// knows.
 const PodCIDR = "pod-cidr"
 
 const (
@@ -62,7 +63,8 @@ type Networks struct {
 	failure atomic.Pointer[Failure] // the last one
 }
 
-// Open reads what is owed and the configuration folder. A folder without a usable network is no error, Ready tells.
+// Open reads what is owed and the configuration folder. A folder without a usable network is no
+// error, Ready tells.
 func Open(ctx context.Context, c Config) (*Networks, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
@@ -114,9 +116,10 @@ func (c *Config) stateDir() string  { return filepath.Join(c.State, "cni") }
 func (c *Config) cacheDir() string  { return filepath.Join(c.State, "cni", "cache") }
 func (c *Config) leaseDir() string  { return filepath.Join(c.State, "cni", "leases") }
 
-// Ready returns nil when a pod could be connected now, else a reason for the node's condition, of class ErrUnavailable.
-// It looks at the folder, the plugins and the routes as they are, and at what the plugins last said of themselves. It
-// waits for no plugin but a moment for the first answer after a change of the network.
+// Ready returns nil when a pod could be connected now, else a reason for the node's condition, of
+// class ErrUnavailable. It looks at the folder, the plugins and the routes as they are, and at what
+// the plugins last said of themselves. It waits for no plugin but a moment for the first answer
+// after a change of the network.
 func (n *Networks) Ready() error {
 	w, err := n.current(context.Background())
 	if err != nil {
@@ -164,9 +167,10 @@ func (n *Networks) complete(w *network) error {
 	return nil
 }
 
-// SetPodCIDR makes cidr, one prefix or a comma separated pair of both families, the subnet of the default network
-// (CRI UpdateRuntimeConfig network_config.pod_cidr). It survives a restart of the daemon. An empty cidr changes nothing.
-// Errors: ErrInvalidArgument; ErrFailedPrecondition while pods are attached to the default network in another subnet.
+// SetPodCIDR makes cidr, one prefix or a comma separated pair of both families, the subnet of the
+// default network (CRI UpdateRuntimeConfig network_config.pod_cidr). It survives a restart of the
+// daemon. An empty cidr changes nothing. Errors: ErrInvalidArgument; ErrFailedPrecondition while
+// pods are attached to the default network in another subnet.
 func (n *Networks) SetPodCIDR(cidr string) error {
 	if cidr == "" {
 		return nil
@@ -178,7 +182,8 @@ func (n *Networks) SetPodCIDR(cidr string) error {
 	return n.own.setPodCIDR(subnets)
 }
 
-// Debts returns the ids of pods with an ADD begun and no DEL that succeeded, sorted. Connected pods are among them.
+// Debts returns the ids of pods with an ADD begun and no DEL that succeeded, sorted. Connected pods
+// are among them.
 func (n *Networks) Debts() []string { return n.debts.ids() }
 
 // NewNetNS is the function NewNetNS and passes its step.
@@ -208,8 +213,8 @@ func (n *Networks) RemoveNetNS(path string) error {
 	return nil
 }
 
-// parseSubnets reads a CIDR or a comma separated pair of CIDRs, at most one of each family, large enough for a gateway
-// and two pods.
+// parseSubnets reads a CIDR or a comma separated pair of CIDRs, at most one of each family, large
+// enough for a gateway and two pods.
 func parseSubnets(s string) ([]netip.Prefix, error) {
 	var subnets []netip.Prefix
 	for field := range strings.SplitSeq(s, ",") {
@@ -219,7 +224,8 @@ func parseSubnets(s string) ([]netip.Prefix, error) {
 		}
 		p = p.Masked()
 		a := p.Addr()
-		if a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.IsLinkLocalUnicast() || p.Bits() > a.BitLen()-2 || p.Bits() == 0 {
+		if a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.IsLinkLocalUnicast() ||
+			p.Bits() > a.BitLen()-2 || p.Bits() == 0 {
 			return nil, fmt.Errorf("subnet %q cannot hold pods: %w", field, errdefs.ErrInvalidArgument)
 		}
 		for _, other := range subnets {

@@ -11,7 +11,8 @@ import (
 	"github.com/containernetworking/cni/libcni"
 )
 
-// TestPanicCostsOneAnswer: a question that panics is one without an answer, which is not held against the network.
+// TestPanicCostsOneAnswer: a question that panics is one without an answer, which is not held
+// against the network.
 func TestPanicCostsOneAnswer(t *testing.T) {
 	asked := make(chan struct{})
 	a := &asker{ask: func(context.Context, *network) error { defer close(asked); panic("oh") }}

@@ -67,7 +67,8 @@ func (p *Pod) args() ([][2]string, error) {
 
 func splitsArgs(r rune) bool { return r == ';' || r == '=' || unicode.IsControl(r) }
 
-// capabilities is what plugins may ask for in their configuration; libcni passes to each what it asked for.
+// capabilities is what plugins may ask for in their configuration; libcni passes to each what it
+// asked for.
 func (p *Pod) capabilities(subnets []netip.Prefix) (map[string]any, error) {
 	caps := map[string]any{}
 	ports, err := p.portMappings()
@@ -134,7 +135,8 @@ func (p *Pod) portMappings() ([]portMapping, error) {
 			all = append(all, m)
 		case m.ContainerPort: // the same once more
 		default:
-			return nil, fmt.Errorf("host port %d is asked for twice, for ports %d and %d: %w", m.HostPort, taken[key], m.ContainerPort, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("host port %d is asked for twice, for ports %d and %d: %w", m.HostPort, taken[key],
+				m.ContainerPort, errdefs.ErrInvalidArgument)
 		}
 	}
 	return all, nil

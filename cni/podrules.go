@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// Without nft the bridge plugin masquerades each pod by a rule and a chain of its own in iptables, and takes them away
-// only where it is shown the pod's namespace. Here they are found by the comment that the plugin gives them.
+// Without nft the bridge plugin masquerades each pod by a rule and a chain of its own in iptables,
+// and takes them away only where it is shown the pod's namespace. Here they are found by the
+// comment that the plugin gives them.
 
 // removePodRules removes the plugin's rules of one pod, or with "" of every pod of the network.
 func removePodRules(ctx context.Context, network, pod string) error {
@@ -35,7 +36,8 @@ func removePodRules(ctx context.Context, network, pod string) error {
 	return nil
 }
 
-// undoScript turns a listing of the nat table into the transaction that removes our rules and the chains they lead to.
+// undoScript turns a listing of the nat table into the transaction that removes our rules and the
+// chains they lead to.
 func undoScript(saved, network, pod string) string {
 	comment := fmt.Sprintf(`--comment "name: \"%s\" id: \"`, network)
 	if pod != "" {

@@ -14,8 +14,9 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// prober asks each plugin once, in the background, which versions of CNI it speaks, so that an unfit plugin shows in
-// Ready and not in the first pod. A plugin that gives no usable answer is not held against it: many runtimes never ask.
+// prober asks each plugin once, in the background, which versions of CNI it speaks, so that an
+// unfit plugin shows in Ready and not in the first pod. A plugin that gives no usable answer is not
+// held against it: many runtimes never ask.
 type prober struct {
 	mu    sync.Mutex
 	known map[string][]string // by identity of the file; empty = asked, no answer (yet)

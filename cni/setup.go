@@ -15,13 +15,15 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 )
 
-// Setup connects the pod's network namespace to the current network and returns its addresses, at least one. Whatever
-// it took is given back when it fails; what could not be given back is in Debts, and the next Setup of the same pod,
-// under whatever id, gives that back first or fails, unless it is of a network that the node has no longer.
+// Setup connects the pod's network namespace to the current network and returns its addresses, at
+// least one. Whatever it took is given back when it fails; what could not be given back is in
+// Debts, and the next Setup of the same pod, under whatever id, gives that back first or fails,
+// unless it is of a network that the node has no longer.
 //
-// Errors: ErrInvalidArgument (values that no plugin should see), ErrUnavailable (no usable network, or an earlier
-// attachment is still owed), ErrAlreadyExists (connected already), ErrResourceExhausted (no room for the record),
-// context.DeadlineExceeded (plugin killed); a plugin's refusal has no class.
+// Errors: ErrInvalidArgument (values that no plugin should see), ErrUnavailable (no usable network,
+// or an earlier attachment is still owed), ErrAlreadyExists (connected already),
+// ErrResourceExhausted (no room for the record), context.DeadlineExceeded (plugin killed); a
+// plugin's refusal has no class.
 func (n *Networks) Setup(ctx context.Context, pod Pod) (Result, error) {
 	if err := pod.checkID(); err != nil {
 		return Result{}, err
@@ -78,7 +80,8 @@ func (n *Networks) newRecord(pod *Pod) (record, error) {
 		NetNS: pod.NetNS, Args: args, Capabilities: data}, nil
 }
 
-// clearEarlier undoes what earlier attempts at this pod left, so that no number of retries holds two leases.
+// clearEarlier undoes what earlier attempts at this pod left, so that no number of retries holds
+// two leases.
 func (n *Networks) clearEarlier(ctx context.Context, r record, pod Pod) error {
 	if d, ok := n.debts.get(pod.ID); ok {
 		if d.attached {
@@ -103,15 +106,16 @@ func (n *Networks) clearEarlier(ctx context.Context, r record, pod Pod) error {
 	return nil
 }
 
-// replaced tells whether a debt is of another network than the one that pods get now. The plugins of a network
-// that was replaced may be gone for good, and its leases are no longer scarce.
+// replaced tells whether a debt is of another network than the one that pods get now. The plugins
+// of a network that was replaced may be gone for good, and its leases are no longer scarce.
 func (n *Networks) replaced(ctx context.Context, id string) bool {
 	w, err := n.current(ctx)
 	d, owed := n.debts.get(id)
 	return err == nil && owed && d.Network != "" && d.Network != w.name
 }
 
-// prepare chooses the network and completes the record with it. The network stays what it is until arrived is called.
+// prepare chooses the network and completes the record with it. The network stays what it is until
+// arrived is called.
 func (n *Networks) prepare(ctx context.Context, r *record) (list *libcni.NetworkConfigList, arrived func(), err error) {
 	var has map[string]json.RawMessage
 	if err := json.Unmarshal(r.Capabilities, &has); err != nil {
@@ -137,7 +141,8 @@ func (n *Networks) prepare(ctx context.Context, r *record) (list *libcni.Network
 	return list, arrived, nil
 }
 
-// choose returns the network as it is now, and keeps its subnets, if it is ours, until arrived is called.
+// choose returns the network as it is now, and keeps its subnets, if it is ours, until arrived is
+// called.
 func (n *Networks) choose(ctx context.Context) (w *network, arrived func(), err error) {
 	for range joinTries {
 		if w, err = n.current(ctx); err != nil {
@@ -156,7 +161,8 @@ func (n *Networks) choose(ctx context.Context) (w *network, arrived func(), err 
 			return nil, nil, ctx.Err()
 		}
 	}
-	return nil, nil, fmt.Errorf("network %s: what is known of it is of another subnet than %s: %w", w.name, joinPrefixes(n.own.subnets()), errdefs.ErrUnavailable)
+	return nil, nil, fmt.Errorf("network %s: what is known of it is of another subnet than %s: %w", w.name,
+		joinPrefixes(n.own.subnets()), errdefs.ErrUnavailable)
 }
 
 const (
@@ -195,7 +201,8 @@ func (r *record) runtimeConf(netns string) (*libcni.RuntimeConf, error) {
 	return rt, nil
 }
 
-// parseResult takes the addresses of the pod's own interface. A network that gave none, or one that is none, failed.
+// parseResult takes the addresses of the pod's own interface. A network that gave none, or one that
+// is none, failed.
 func parseResult(res types.Result) (Result, error) {
 	r, err := types100.NewResultFromResult(res)
 	if err != nil {
@@ -220,7 +227,8 @@ func parseResult(res types.Result) (Result, error) {
 	return out, nil
 }
 
-// inSandbox leaves out addresses that the result assigns to interfaces of the host or to further ones of the pod.
+// inSandbox leaves out addresses that the result assigns to interfaces of the host or to further
+// ones of the pod.
 func inSandbox(r *types100.Result, c *types100.IPConfig) bool {
 	if c.Interface == nil || *c.Interface < 0 || *c.Interface >= len(r.Interfaces) {
 		return true

@@ -11,7 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// ADD fails and DEL fails, again and again, under new pod ids as a kubelet does: one lease, then none.
+// ADD fails and DEL fails, again and again, under new pod ids as a kubelet does: one lease, then
+// none.
 func TestFailedRetriesHoldOneLease(t *testing.T) {
 	h, f := fakeHost(t)
 	f.behave(fakeLease+`echo bad luck >&2; exit 1`, `echo no database >&2; exit 1`)
@@ -46,8 +47,9 @@ func TestFailedRetriesHoldOneLease(t *testing.T) {
 	}
 }
 
-// TestReplacedNetworkHoldsNothingUp: the node got another network while a pod's ADD had failed, and nothing of the
-// former one can be run: the pod comes up in the new network, and the DEL stays owed.
+// TestReplacedNetworkHoldsNothingUp: the node got another network while a pod's ADD had failed, and
+// nothing of the former one can be run: the pod comes up in the new network, and the DEL stays
+// owed.
 func TestReplacedNetworkHoldsNothingUp(t *testing.T) {
 	for _, gone := range []bool{true, false} {
 		t.Run(fmt.Sprintf("gone=%v", gone), func(t *testing.T) {
@@ -148,7 +150,8 @@ func TestDelWithoutBinary(t *testing.T) {
 	f.wantLeases(0)
 }
 
-// Between ADD and DEL the configuration is removed, or replaced by another network; the DEL is of the ADD's.
+// Between ADD and DEL the configuration is removed, or replaced by another network; the DEL is of
+// the ADD's.
 func TestConfGoneOrReplaced(t *testing.T) {
 	for _, replaced := range []bool{false, true} {
 		t.Run(fmt.Sprintf("replaced=%v", replaced), func(t *testing.T) {

@@ -11,7 +11,8 @@ type Status struct {
 	File    string   `json:"file,omitempty"` // empty: the default network
 	Plugins []string `json:"plugins,omitempty"`
 	Error   string   `json:"error,omitempty"` // why no pod can be connected now
-	// PluginStatus is the plugins' last answer to STATUS, empty where the configuration is older than CNI 1.1.0.
+	// PluginStatus is the plugins' last answer to STATUS, empty where the configuration is older
+	// than CNI 1.1.0.
 	PluginStatus string `json:"pluginStatus,omitempty"`
 	Debts        int    `json:"debts"` // pods that are connected, or owe a DEL
 	// LastFailure stays until the next one.

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestStraySearchHangs: a process whose memory cannot be read now, as one that waits for a dead disk, holds up nobody.
-// The searches that hang are counted, and end with what they wait for.
+// TestStraySearchHangs: a process whose memory cannot be read now, as one that waits for a dead
+// disk, holds up nobody. The searches that hang are counted, and end with what they wait for.
 func TestStraySearchHangs(t *testing.T) {
 	readable := make(chan struct{})
 	s := &straySearch{environ: func(int) ([]byte, error) { <-readable; return nil, nil }}
@@ -58,7 +58,8 @@ func TestStraysOfOtherCgroups(t *testing.T) {
 	}
 }
 
-// moveToCgroup puts the process into a cgroup of its own, which goes with the test after end has ended the process.
+// moveToCgroup puts the process into a cgroup of its own, which goes with the test after end has
+// ended the process.
 func moveToCgroup(t *testing.T, pid int, end func()) {
 	t.Helper()
 	base := "/sys/fs/cgroup"

@@ -10,10 +10,11 @@ import (
 	"github.com/containernetworking/cni/libcni"
 )
 
-// Teardown gives back what the pod holds: DEL with the configuration, arguments and capabilities of its ADD, whatever
-// the configuration folder says now, and with an empty namespace when the pinned one is gone. It runs on a clock of
-// its own. nil means that nothing is owed any more, which holds for a pod that never had an ADD; after an error the
-// debt stays and Teardown is to be called again. Of pod only ID and Lock are needed.
+// Teardown gives back what the pod holds: DEL with the configuration, arguments and capabilities of
+// its ADD, whatever the configuration folder says now, and with an empty namespace when the pinned
+// one is gone. It runs on a clock of its own. nil means that nothing is owed any more, which holds
+// for a pod that never had an ADD; after an error the debt stays and Teardown is to be called
+// again. Of pod only ID and Lock are needed.
 func (n *Networks) Teardown(ctx context.Context, pod Pod) error {
 	if err := pod.checkID(); err != nil {
 		return err
@@ -40,7 +41,8 @@ func (n *Networks) disconnect(ctx context.Context, pod Pod) error {
 	}
 	n.step.Pass("cni.deleted")
 	if err := n.debts.clear(ctx, pod.ID); err != nil {
-		log.G(ctx).WithError(err).WithField("pod", pod.ID).Warn("a paid network debt cannot be cleared on disk; it will be paid again after a restart")
+		log.G(ctx).WithError(err).WithField("pod",
+			pod.ID).Warn("a paid network debt cannot be cleared on disk; it will be paid again after a restart")
 	}
 	n.step.Pass("cni.debt.cleared")
 	return nil

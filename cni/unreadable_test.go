@@ -38,7 +38,8 @@ func withoutDescriptors(t *testing.T, f func()) {
 	f()
 }
 
-// The first configuration cannot be read: a later one is another network, and so is the default one.
+// The first configuration cannot be read: a later one is another network, and so is the default
+// one.
 func TestUnreadableConfiguration(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	first := filepath.Join(h.c.ConfDir, "05-y.conflist")
@@ -112,7 +113,8 @@ func TestUnreadableNetNS(t *testing.T) {
 	}
 }
 
-// A plugin that cannot be looked at is not a plugin that nobody has installed: the pod is not left without its limits.
+// A plugin that cannot be looked at is not a plugin that nobody has installed: the pod is not left
+// without its limits.
 func TestUnreadablePlugin(t *testing.T) {
 	real := realPlugins(t)
 	h := newHost(t, func(c *Config) { c.Default = true })

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A host that learns its IPv6 router from advertisements is named while it would not listen to them any more.
+// A host that learns its IPv6 router from advertisements is named while it would not listen to them
+// any more.
 func TestDeafUplinks(t *testing.T) {
 	newHost(t, withDefault(t))
 	wantDeaf := func(want string) {

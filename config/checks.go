@@ -212,8 +212,8 @@ func (c *Config) place(source, key string) string {
 	return source
 }
 
-// lineOf returns ", line N" for a key that is in the file, and nothing for one that comes from a flag
-// or a default.
+// lineOf returns ", line N" for a key that is in the file, and nothing for one that comes from a
+// flag or a default.
 func lineOf(file, key string) string {
 	b, err := os.ReadFile(file)
 	if err != nil {

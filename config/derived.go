@@ -15,7 +15,8 @@ import (
 	"github.com/cribox/cribox/cni"
 )
 
-// SystemdCgroup says whether systemd makes the cgroups of pods, on a host where it runs or does not.
+// SystemdCgroup says whether systemd makes the cgroups of pods, on a host where it runs or does
+// not.
 func (c *Config) SystemdCgroup(systemdRuns bool) (bool, error) {
 	switch c.CgroupDriver {
 	case DriverSystemd:

@@ -43,7 +43,8 @@ func Read(f Flags) (Config, error) {
 func (c Config) Reread() (Config, error) { return Read(c.flags) }
 
 // load puts the file over the defaults and then, in the order of their names, the files
-// FILE.d/*.toml: key by key, the last one wins. Only the default file and the folder may be missing.
+// FILE.d/*.toml: key by key, the last one wins. Only the default file and the folder may be
+// missing.
 func load(path string) (Config, error) {
 	c := Default()
 	if err := c.read(path); err != nil && (path != DefaultFile || !errors.Is(err, os.ErrNotExist)) {

@@ -6,7 +6,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// Print returns the configuration as a file that can be used as it is, each key below its documentation.
+// Print returns the configuration as a file that can be used as it is, each key below its
+// documentation.
 func (c Config) Print() ([]byte, error) {
 	var b bytes.Buffer
 	e := toml.NewEncoder(&b)

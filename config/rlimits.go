@@ -55,7 +55,8 @@ func parseLimit(s string) (uint64, error) {
 	return n, nil
 }
 
-// Rlimits returns the limits for one handler, by name: its own over those of all. Both lists were checked.
+// Rlimits returns the limits for one handler, by name: its own over those of all. Both lists were
+// checked.
 func (c *Config) Rlimits(r Runtime) []specs.POSIXRlimit {
 	all, _ := parseUlimits(c.Containers.Ulimits)
 	own, _ := parseUlimits(r.Ulimits)

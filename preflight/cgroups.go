@@ -23,7 +23,8 @@ func lookDriver(c config.Config, systemdRuns bool) Finding {
 	case systemd:
 		return Finding{What: "cgroup driver systemd"}
 	case systemdRuns:
-		return Finding{What: "cgroup driver cgroupfs", Remedy: "systemd is the first process and owns the cgroups: set cgroup_driver to auto or systemd"}
+		return Finding{What: "cgroup driver cgroupfs",
+			Remedy: "systemd is the first process and owns the cgroups: set cgroup_driver to auto or systemd"}
 	}
 	return Finding{What: "cgroup driver cgroupfs"}
 }
@@ -39,7 +40,8 @@ func lookControllers() []Finding {
 	all := []Finding{{What: "cgroup v1", Remedy: "kubelet needs failCgroupV1: false; boot with systemd.unified_cgroup_hierarchy=1 for v2"}}
 	for _, controller := range []string{"memory", "cpu", "cpuacct", "cpuset", "devices", "freezer", "pids"} {
 		if _, err := os.Stat("/sys/fs/cgroup/" + controller); err != nil {
-			all = append(all, Finding{What: "no cgroup controller " + controller, Remedy: "mount it below /sys/fs/cgroup", Fatal: controller == "memory" || controller == "devices"})
+			all = append(all, Finding{What: "no cgroup controller " + controller,
+				Remedy: "mount it below /sys/fs/cgroup", Fatal: controller == "memory" || controller == "devices"})
 		}
 	}
 	return all

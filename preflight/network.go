@@ -35,7 +35,8 @@ func remedyNetwork(c config.Config) string {
 	return "a network add-on will write one to " + c.Network.ConfDir + ", or set network.default = true"
 }
 
-// networkReady looks at the network through folders of its own, with the pod CIDR that was named: a daemon may be using the configured ones.
+// networkReady looks at the network through folders of its own, with the pod CIDR that was named: a
+// daemon may be using the configured ones.
 func networkReady(ctx context.Context, c config.Config) error {
 	scratch, err := os.MkdirTemp("", "cribox-check-")
 	if err != nil {
@@ -84,7 +85,8 @@ func ipv6Pods(c config.Config) bool {
 	return cni.ForwardsIPv6() || strings.Contains(c.Network.Subnet, ":") || err == nil && strings.Contains(string(named), ":")
 }
 
-// lookAdvertisements names uplinks whose IPv6 router is forgotten once the host forwards IPv6 for pods.
+// lookAdvertisements names uplinks whose IPv6 router is forgotten once the host forwards IPv6 for
+// pods.
 func lookAdvertisements(forwards bool, deaf func() ([]string, error)) []Finding {
 	if !forwards {
 		return nil
@@ -97,7 +99,8 @@ func lookAdvertisements(forwards bool, deaf func() ([]string, error)) []Finding 
 	for _, link := range links {
 		key := "net.ipv6.conf." + strings.ReplaceAll(link, ".", "/") + ".accept_ra"
 		all = append(all, Finding{
-			What:   link + " learns its IPv6 router from advertisements; a host that forwards IPv6 for pods ignores them, and loses the router some minutes later",
+			What: link + " learns its IPv6 router from advertisements; a host that forwards IPv6 for pods " +
+				"ignores them, and loses the router some minutes later",
 			Remedy: "sysctl -w " + key + "=2, and the same in /etc/sysctl.d; a program that listens in the kernel's place sets it to 0",
 		})
 	}

@@ -17,7 +17,8 @@ import (
 // pluginVersion is what a plugin of the CNI project says that is asked for nothing.
 var pluginVersion = regexp.MustCompile(`(?m)^CNI (\S+) plugin v?(\d+)\.(\d+)\.(\d+)`)
 
-// pluginFloors are the first versions of the plugins of the CNI project without a known flaw that pods can make use of.
+// pluginFloors are the first versions of the plugins of the CNI project without a known flaw that
+// pods can make use of.
 var pluginFloors = map[string]struct {
 	version [3]int
 	flaw    string
@@ -29,7 +30,8 @@ var pluginFloors = map[string]struct {
 	"portmap": {[3]int{1, 9, 0}, "with its nftables backend a pod's host port takes connections that go elsewhere (CVE-2025-67499)"},
 }
 
-// lookPlugins names plugins that are known to be flawed. One that does not tell its version is not held against it.
+// lookPlugins names plugins that are known to be flawed. One that does not tell its version is not
+// held against it.
 func lookPlugins(ctx context.Context, dirs []string) []Finding {
 	var all []Finding
 	for _, plugin := range slices.Sorted(maps.Keys(pluginFloors)) {
@@ -51,7 +53,8 @@ func lookPlugins(ctx context.Context, dirs []string) []Finding {
 	return all
 }
 
-// pluginFlaw returns what is known of the plugin that says this of itself, and what to do about it; "" when that is nothing.
+// pluginFlaw returns what is known of the plugin that says this of itself, and what to do about it;
+// "" when that is nothing.
 func pluginFlaw(plugin string, says []byte) string {
 	floor, known := pluginFloors[plugin]
 	m := pluginVersion.FindSubmatch(says)

@@ -11,7 +11,8 @@ import (
 	"github.com/cribox/cribox/config"
 )
 
-// TestSEC24OldRunc: a runc that is known to let containers out is named by `cribox check`, in every series that was repaired.
+// TestSEC24OldRunc: a runc that is known to let containers out is named by `cribox check`, in every
+// series that was repaired.
 func TestSEC24OldRunc(t *testing.T) {
 	for version, want := range map[string]string{
 		"1.0.3": "CVE-2025-31133", "1.1.15": "CVE-2025-31133", "1.2.7": "CVE-2025-31133", "1.3.0": "CVE-2025-31133", "1.3.2": "CVE-2025-31133",
@@ -56,7 +57,8 @@ func TestSEC67OldPlugins(t *testing.T) {
 	}
 }
 
-// TestCheckAdvertisements: who has pods with IPv6 is told, before it happens, which uplink loses its router.
+// TestCheckAdvertisements: who has pods with IPv6 is told, before it happens, which uplink loses
+// its router.
 func TestCheckAdvertisements(t *testing.T) {
 	deaf := func() ([]string, error) { return []string{"eth0", "eth0.5"}, nil }
 	if found := lookAdvertisements(false, deaf); len(found) > 0 {

@@ -39,14 +39,16 @@ func lookFeatures(ctx context.Context, name, path string) Finding {
 	can, err := oci.AskFeatures(ctx, path)
 	switch {
 	case err != nil:
-		return Finding{What: fmt.Sprintf("runtime %s does not say what it can do: %v", name, err), Remedy: "install runc 1.2 or newer for pods with user namespaces"}
+		return Finding{What: fmt.Sprintf("runtime %s does not say what it can do: %v", name, err),
+			Remedy: "install runc 1.2 or newer for pods with user namespaces"}
 	case !can.UserNamespaces || !can.IDMappedMounts:
 		return Finding{What: "runtime " + name + ": no user namespaces with id-mapped mounts", Remedy: "install runc 1.2 or newer"}
 	}
 	return Finding{What: "runtime " + name + ": user namespaces, id-mapped mounts"}
 }
 
-// runcFlaw returns the worst that is known of the runc that says this of its version; "" also for what is no runc.
+// runcFlaw returns the worst that is known of the runc that says this of its version; "" also for
+// what is no runc.
 func runcFlaw(says []byte) string {
 	m := runcVersion.FindSubmatch(says)
 	if m == nil {

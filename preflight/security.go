@@ -17,7 +17,8 @@ func lookAppArmor(context.Context, config.Config) []Finding {
 // appArmorFinding tells whether containers that name no profile will have the default one.
 func appArmorFinding(parser string, err error) Finding {
 	if err != nil {
-		return Finding{What: "AppArmor without apparmor_parser: containers that name no profile are not confined by one, and RuntimeDefault is refused",
+		return Finding{What: "AppArmor without apparmor_parser: containers that name no profile are not confined by one, " +
+			"and RuntimeDefault is refused",
 			Remedy: "install AppArmor's tools (package apparmor) and restart cribox"}
 	}
 	return Finding{What: "AppArmor, with " + parser + " to load the default profile"}
@@ -33,7 +34,8 @@ func lookSELinux(_ context.Context, c config.Config) []Finding {
 	return []Finding{{What: "SELinux: pods are labelled"}}
 }
 
-// lookAbilities tells what a pod may ask for on this machine. What is absent is refused when it is asked for.
+// lookAbilities tells what a pod may ask for on this machine. What is absent is refused when it is
+// asked for.
 func lookAbilities(context.Context, config.Config) []Finding {
 	h, err := sandbox.ReadHost()
 	if err != nil {
@@ -47,7 +49,8 @@ func lookAbilities(context.Context, config.Config) []Finding {
 	}
 }
 
-// ability is no flaw when it is absent and there is no Remedy: a distribution has the one or the other.
+// ability is no flaw when it is absent and there is no Remedy: a distribution has the one or the
+// other.
 func ability(have bool, what, remedy string) Finding {
 	if have {
 		return Finding{What: what}

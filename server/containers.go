@@ -15,7 +15,8 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-func (s *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
+func (s *runtimeService) CreateContainer(ctx context.Context,
+	req *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
 	if req.GetSandboxConfig() == nil {
 		return nil, fmt.Errorf("sandbox_config is missing: %w", errdefs.ErrInvalidArgument)
 	}
@@ -26,19 +27,23 @@ func (s *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.Cr
 	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
 }
 
-func (s *runtimeService) StartContainer(ctx context.Context, req *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
+func (s *runtimeService) StartContainer(ctx context.Context,
+	req *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
 	return &runtimeapi.StartContainerResponse{}, s.pods().StartContainer(ctx, req.GetContainerId())
 }
 
-func (s *runtimeService) StopContainer(ctx context.Context, req *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
+func (s *runtimeService) StopContainer(ctx context.Context,
+	req *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
 	return &runtimeapi.StopContainerResponse{}, s.pods().StopContainer(ctx, req.GetContainerId(), seconds(req.GetTimeout()))
 }
 
-func (s *runtimeService) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
+func (s *runtimeService) RemoveContainer(ctx context.Context,
+	req *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
 	return &runtimeapi.RemoveContainerResponse{}, s.pods().RemoveContainer(ctx, req.GetContainerId())
 }
 
-func (s *runtimeService) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+func (s *runtimeService) UpdateContainerResources(ctx context.Context,
+	req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
 	if req.GetWindows() != nil {
 		return nil, fmt.Errorf("windows: is set, and this machine runs Linux: %w", errdefs.ErrInvalidArgument)
 	}
@@ -48,11 +53,13 @@ func (s *runtimeService) UpdateContainerResources(ctx context.Context, req *runt
 	return &runtimeapi.UpdateContainerResourcesResponse{}, s.pods().UpdateContainer(ctx, req.GetContainerId(), req.GetLinux())
 }
 
-func (s *runtimeService) ReopenContainerLog(ctx context.Context, req *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
+func (s *runtimeService) ReopenContainerLog(ctx context.Context,
+	req *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
 	return &runtimeapi.ReopenContainerLogResponse{}, s.pods().ReopenLog(ctx, req.GetContainerId())
 }
 
-func (s *runtimeService) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
+func (s *runtimeService) ExecSync(ctx context.Context,
+	req *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
 	r, err := s.pods().ExecSync(ctx, req.GetContainerId(), req.GetCmd(), seconds(req.GetTimeout()))
 	if err != nil {
 		return nil, err
@@ -66,14 +73,17 @@ func seconds(n int64) time.Duration {
 	return time.Duration(min(max(n, -most), most)) * time.Second
 }
 
-func (s *runtimeService) ListContainers(_ context.Context, req *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
+func (s *runtimeService) ListContainers(_ context.Context,
+	req *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
 	return &runtimeapi.ListContainersResponse{Containers: s.containerItems(req.GetFilter())}, nil
 }
 
-func (s *runtimeService) StreamContainers(req *runtimeapi.StreamContainersRequest, to grpc.ServerStreamingServer[runtimeapi.StreamContainersResponse]) error {
-	return sendPieces(s.Server, to, s.containerItems(req.GetFilter()), func(items []*runtimeapi.Container) *runtimeapi.StreamContainersResponse {
-		return &runtimeapi.StreamContainersResponse{Containers: items}
-	})
+func (s *runtimeService) StreamContainers(req *runtimeapi.StreamContainersRequest,
+	to grpc.ServerStreamingServer[runtimeapi.StreamContainersResponse]) error {
+	return sendPieces(s.Server, to, s.containerItems(req.GetFilter()),
+		func(items []*runtimeapi.Container) *runtimeapi.StreamContainersResponse {
+			return &runtimeapi.StreamContainersResponse{Containers: items}
+		})
 }
 
 func (s *runtimeService) containerItems(f *runtimeapi.ContainerFilter) []*runtimeapi.Container {
@@ -88,7 +98,8 @@ func (s *runtimeService) containerItems(f *runtimeapi.ContainerFilter) []*runtim
 }
 
 func containerItem(c sandbox.Container) *runtimeapi.Container {
-	item := &runtimeapi.Container{Id: c.ID, PodSandboxId: c.PodID, ImageRef: c.ImageRef, ImageId: c.ImageID, State: c.CRIState(), CreatedAt: c.Created}
+	item := &runtimeapi.Container{Id: c.ID, PodSandboxId: c.PodID, ImageRef: c.ImageRef, ImageId: c.ImageID,
+		State: c.CRIState(), CreatedAt: c.Created}
 	return withEncoded(item, &c.Told.Item, func() *runtimeapi.Container {
 		return &runtimeapi.Container{Metadata: c.Config.GetMetadata(), Image: c.Config.GetImage(), Labels: c.Config.GetLabels(),
 			Annotations: c.Config.GetAnnotations()}
@@ -100,7 +111,8 @@ func containerMatches(f *runtimeapi.ContainerFilter, c sandbox.Container) bool {
 		(f.GetState() == nil || f.GetState().GetState() == c.CRIState()) && hasLabels(f.GetLabelSelector(), c.Config.GetLabels())
 }
 
-func (s *runtimeService) ContainerStatus(_ context.Context, req *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
+func (s *runtimeService) ContainerStatus(_ context.Context,
+	req *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
 	c, err := s.pods().Container(req.GetContainerId())
 	if err != nil {
 		return nil, err
@@ -130,7 +142,8 @@ func (s *runtimeService) containerStatuses(all []sandbox.Container) []*runtimeap
 
 func (s *runtimeService) containerStatus(c sandbox.Container) *runtimeapi.ContainerStatus {
 	st := &runtimeapi.ContainerStatus{
-		Id: c.ID, Metadata: c.Config.GetMetadata(), State: c.CRIState(), CreatedAt: c.Created, Image: s.imageOf(c), ImageRef: c.ImageRef, ImageId: c.ImageID,
+		Id: c.ID, Metadata: c.Config.GetMetadata(), State: c.CRIState(), CreatedAt: c.Created,
+		Image: s.imageOf(c), ImageRef: c.ImageRef, ImageId: c.ImageID,
 		Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations(), Mounts: c.Mounts(), LogPath: c.LogPath,
 		Resources:  &runtimeapi.ContainerResources{Linux: c.Resources()},
 		StopSignal: c.StopSignal(),
@@ -150,8 +163,8 @@ func (s *runtimeService) imageOf(c sandbox.Container) *runtimeapi.ImageSpec {
 	return named(c.Config.GetImage(), img.RepoTags)
 }
 
-// named names an image the way people do: by its first tag, else as the request had it. There is no request of a container whose files are
-// damaged, which is shown until it is taken away.
+// named names an image the way people do: by its first tag, else as the request had it. There is no
+// request of a container whose files are damaged, which is shown until it is taken away.
 func named(asked *runtimeapi.ImageSpec, tags []string) *runtimeapi.ImageSpec {
 	spec := &runtimeapi.ImageSpec{}
 	proto.Merge(spec, asked)

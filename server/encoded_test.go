@@ -9,7 +9,8 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-// TestEncodedOnce: a client reads all fields of what is encoded in parts, at first and later, and what changes is told as it is.
+// TestEncodedOnce: a client reads all fields of what is encoded in parts, at first and later, and
+// what changes is told as it is.
 func TestEncodedOnce(t *testing.T) {
 	labels, annotations := map[string]string{"app": "web", "tier": "front"}, map[string]string{"seen": "today"}
 	pod := sandbox.Pod{Told: &sandbox.Told{}, Config: &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "n", Namespace: "ns", Uid: "u", Attempt: 2},

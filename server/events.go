@@ -9,9 +9,11 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-// GetContainerEvents sends every change of a container or pod until the client leaves or the daemon ends (Unavailable). The header comes
-// first: whoever lists after it misses nothing. A client that is too slow is cut off with ResourceExhausted and has to list again.
-func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest, to grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
+// GetContainerEvents sends every change of a container or pod until the client leaves or the daemon
+// ends (Unavailable). The header comes first: whoever lists after it misses nothing. A client that
+// is too slow is cut off with ResourceExhausted and has to list again.
+func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest,
+	to grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
 	ctx, events := s.pods().Subscribe(to.Context())
 	err := to.SendHeader(metadata.MD{})
 	for err == nil {
@@ -30,7 +32,8 @@ func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest, to g
 	return err
 }
 
-// eventMessage leaves the containers out where they would make the message larger than a client takes.
+// eventMessage leaves the containers out where they would make the message larger than a client
+// takes.
 func (s *runtimeService) eventMessage(e *sandbox.Event) *runtimeapi.ContainerEventResponse {
 	r := &runtimeapi.ContainerEventResponse{ContainerId: e.ID, ContainerEventType: e.Type, CreatedAt: e.At, PodSandboxStatus: podStatus(e.Pod),
 		ContainersStatuses: s.containerStatuses(e.Containers)}

@@ -44,9 +44,10 @@ func (s *runtimeService) Attach(_ context.Context, req *runtimeapi.AttachRequest
 	return &runtimeapi.AttachResponse{Url: url}, err
 }
 
-// PortForward answers with a URL at which a client can open connections to ports of the pod, as many
-// as it likes, within a minute from now.
-func (s *runtimeService) PortForward(_ context.Context, req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+// PortForward answers with a URL at which a client can open connections to ports of the pod, as
+// many as it likes, within a minute from now.
+func (s *runtimeService) PortForward(_ context.Context,
+	req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	pods, id := s.pods(), req.GetPodSandboxId()
 	if err := pods.CheckPortForward(id, req.GetPort()); err != nil {
 		return nil, err

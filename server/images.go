@@ -12,8 +12,10 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-// PullImage pulls for every handler alike, but refuses one that is unknown (CRI ImageSpec.runtime_handler).
-func (s *imageService) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+// PullImage pulls for every handler alike, but refuses one that is unknown (CRI
+// ImageSpec.runtime_handler).
+func (s *imageService) PullImage(ctx context.Context,
+	req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
 	if err := s.pods().CheckHandler(req.GetImage().GetRuntimeHandler()); err != nil {
 		return nil, err
 	}
@@ -29,8 +31,10 @@ func (s *imageService) PullImage(ctx context.Context, req *runtimeapi.PullImageR
 	return &runtimeapi.PullImageResponse{ImageRef: img.ID}, nil
 }
 
-// ImageStatus answers an unknown image with an empty reply, as the CRI asks; a reference that can be none is an error.
-func (s *imageService) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+// ImageStatus answers an unknown image with an empty reply, as the CRI asks; a reference that can
+// be none is an error.
+func (s *imageService) ImageStatus(_ context.Context,
+	req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
 	img, err := s.images().Lookup(req.GetImage().GetImage())
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return &runtimeapi.ImageStatusResponse{}, nil
@@ -48,12 +52,14 @@ func (s *imageService) ImageStatus(_ context.Context, req *runtimeapi.ImageStatu
 }
 
 // ListImages lists every image, or with a filter the one that it names.
-func (s *imageService) ListImages(_ context.Context, req *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+func (s *imageService) ListImages(_ context.Context,
+	req *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
 	items, err := s.imageItems(req.GetFilter())
 	return &runtimeapi.ListImagesResponse{Images: items}, err
 }
 
-func (s *imageService) StreamImages(req *runtimeapi.StreamImagesRequest, to grpc.ServerStreamingServer[runtimeapi.StreamImagesResponse]) error {
+func (s *imageService) StreamImages(req *runtimeapi.StreamImagesRequest,
+	to grpc.ServerStreamingServer[runtimeapi.StreamImagesResponse]) error {
 	items, err := s.imageItems(req.GetFilter())
 	if err != nil {
 		return err
@@ -82,23 +88,27 @@ func (s *imageService) imageItems(f *runtimeapi.ImageFilter) ([]*runtimeapi.Imag
 	return []*runtimeapi.Image{imageMessage(img)}, nil
 }
 
-func (s *imageService) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
+func (s *imageService) RemoveImage(ctx context.Context,
+	req *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
 	return &runtimeapi.RemoveImageResponse{}, s.images().Remove(ctx, req.GetImage().GetImage())
 }
 
 // ImageFsInfo reports one filesystem: images and writable layers lie below the same root.
-func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+func (s *imageService) ImageFsInfo(ctx context.Context,
+	_ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	u, err := s.images().Usage(ctx)
 	if err != nil {
 		return nil, err
 	}
 	fs := &runtimeapi.FilesystemUsage{Timestamp: u.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: u.Mountpoint},
 		UsedBytes: number(&u.Bytes), InodesUsed: number(&u.Inodes)}
-	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: []*runtimeapi.FilesystemUsage{fs}, ContainerFilesystems: []*runtimeapi.FilesystemUsage{fs}}, nil
+	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: []*runtimeapi.FilesystemUsage{fs},
+		ContainerFilesystems: []*runtimeapi.FilesystemUsage{fs}}, nil
 }
 
-// imageMessage names the user that the image asks for: as a number when it is one, so that the kubelet can hold it against runAsNonRoot.
-// The spec has no annotations: those of an ImageSpec belong to a request, and an image that was pulled by several has none of its own.
+// imageMessage names the user that the image asks for: as a number when it is one, so that the
+// kubelet can hold it against runAsNonRoot. The spec has no annotations: those of an ImageSpec
+// belong to a request, and an image that was pulled by several has none of its own.
 func imageMessage(img imageservice.Image) *runtimeapi.Image {
 	r := &runtimeapi.Image{Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: uint64(img.Size), Pinned: img.Pinned,
 		Spec: &runtimeapi.ImageSpec{Image: img.ID}}

@@ -11,12 +11,14 @@ import (
 )
 
 // ListMetricDescriptors returns every metric that may be sent, and no other.
-func (s *runtimeService) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
+func (s *runtimeService) ListMetricDescriptors(context.Context,
+	*runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
 	return &runtimeapi.ListMetricDescriptorsResponse{Descriptors: metrics.Descriptors()}, nil
 }
 
 // ListPodSandboxMetrics returns the metrics of every pod in which something runs.
-func (s *runtimeService) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
+func (s *runtimeService) ListPodSandboxMetrics(context.Context,
+	*runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
 	items, err := s.metricsItems()
 	if err != nil {
 		return nil, err

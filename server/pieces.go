@@ -15,19 +15,22 @@ import (
 )
 
 const (
-	// pieceSize is how many bytes of items a message of a list stream has: enough that the number of messages costs nothing, and far below
-	// maxMessage.
+	// pieceSize is how many bytes of items a message of a list stream has: enough that the number
+	// of messages costs nothing, and far below maxMessage.
 	pieceSize = 1 << 20
 	// itemFrame is more than the tag and the length before an item.
 	itemFrame = 16
-	// listLimit is how long a client may take to read a whole list. The kubelet gives up after two minutes.
+	// listLimit is how long a client may take to read a whole list. The kubelet gives up after two
+	// minutes.
 	listLimit = 3 * time.Minute
 )
 
-// sendPieces answers a list stream (CRI StreamPodSandboxes and its like): every item once, in messages of about pieceSize bytes and at least
-// one item, which message makes. No items are no message. ErrUnavailable when the daemon ends, context.DeadlineExceeded when the client does
-// not read.
-func sendPieces[T proto.Message, M any](s *Server, to grpc.ServerStreamingServer[M], items []T, message func([]T) *M) error {
+// sendPieces answers a list stream (CRI StreamPodSandboxes and its like): every item once, in
+// messages of about pieceSize bytes and at least one item, which message makes. No items are no
+// message. ErrUnavailable when the daemon ends, context.DeadlineExceeded when the client does not
+// read.
+func sendPieces[T proto.Message, M any](s *Server,
+	to grpc.ServerStreamingServer[M], items []T, message func([]T) *M) error {
 	ctx, cancel := context.WithTimeout(to.Context(), listLimit)
 	defer cancel()
 	for len(items) > 0 {
@@ -51,8 +54,9 @@ func piece[T proto.Message](items []T) int {
 	return len(items)
 }
 
-// push sends a message, or gives up when ctx or the daemon ends: a client that does not read holds a send up for as long as it is there. The
-// handler has to return after an error, which ends what is left of the send.
+// push sends a message, or gives up when ctx or the daemon ends: a client that does not read holds
+// a send up for as long as it is there. The handler has to return after an error, which ends what
+// is left of the send.
 func (s *Server) push(ctx context.Context, to grpc.ServerStream, message any) error {
 	sent := make(chan error, 1)
 	go func() {
@@ -81,7 +85,8 @@ func fits(method string, reply any) error {
 		return nil
 	}
 	if n := proto.Size(m); n > maxMessage {
-		return fmt.Errorf("%s has %d bytes to answer, and a client takes %d: ask with a filter, or for the list as a stream (feature gate CRIListStreaming): %w",
+		return fmt.Errorf("%s has %d bytes to answer, and a client takes %d: ask with a filter, "+
+			"or for the list as a stream (feature gate CRIListStreaming): %w",
 			call, n, maxMessage, errdefs.ErrResourceExhausted)
 	}
 	return nil

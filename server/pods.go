@@ -11,7 +11,8 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-func (s *runtimeService) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
+func (s *runtimeService) RunPodSandbox(ctx context.Context,
+	req *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
 	id, err := s.pods().RunPod(ctx, req.GetConfig(), req.GetRuntimeHandler())
 	if err != nil {
 		return nil, err
@@ -19,31 +20,37 @@ func (s *runtimeService) RunPodSandbox(ctx context.Context, req *runtimeapi.RunP
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
 }
 
-func (s *runtimeService) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+func (s *runtimeService) StopPodSandbox(ctx context.Context,
+	req *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
 	return &runtimeapi.StopPodSandboxResponse{}, s.pods().StopPod(ctx, req.GetPodSandboxId())
 }
 
-func (s *runtimeService) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
+func (s *runtimeService) RemovePodSandbox(ctx context.Context,
+	req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
 	return &runtimeapi.RemovePodSandboxResponse{}, s.pods().RemovePod(ctx, req.GetPodSandboxId())
 }
 
-func (s *runtimeService) UpdatePodSandboxResources(_ context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+func (s *runtimeService) UpdatePodSandboxResources(_ context.Context,
+	req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, s.pods().UpdatePod(req.GetPodSandboxId(), req.GetOverhead(), req.GetResources())
 }
 
-func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+func (s *runtimeService) PodSandboxStatus(_ context.Context,
+	req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	at := time.Now().UnixNano() // not later than anything that is told
 	p, err := s.pods().Pod(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	r := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(p), ContainersStatuses: s.containerStatuses(s.pods().ContainersOf(p)), Timestamp: at}
+	r := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(p),
+		ContainersStatuses: s.containerStatuses(s.pods().ContainersOf(p)), Timestamp: at}
 	if req.GetVerbose() {
 		spec, err := s.pods().PodSpec(p)
 		if err != nil {
 			spec = []byte("null") // of a pod that has ended, or was made before it was kept
 		}
-		r.Info, err = info(map[string]any{"info": map[string]any{"pid": p.PausePID, "netns": p.NetNS, "cgroup": p.Cgroup, "state": p.State, "ips": p.IPs,
+		r.Info, err = info(map[string]any{"info": map[string]any{"pid": p.PausePID, "netns": p.NetNS, "cgroup": p.Cgroup,
+			"state": p.State, "ips": p.IPs,
 			"runtimeHandler": p.Handler, "pauseImage": p.PauseImage, "config": asJSON{p.Config},
 			"overhead": asJSON{p.Overhead()}, "resources": asJSON{p.Resources()}, "runtimeSpec": json.RawMessage(spec)}})
 		if err != nil {
@@ -60,8 +67,9 @@ func podState(p sandbox.Pod) runtimeapi.PodSandboxState {
 	return runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 }
 
-// podStatus tells what was asked back as it was: the kubelet compares the network mode with the pod's, and a message that is missing is a
-// mode too. A pod in the host's network has a network message without an address.
+// podStatus tells what was asked back as it was: the kubelet compares the network mode with the
+// pod's, and a message that is missing is a mode too. A pod in the host's network has a network
+// message without an address.
 func podStatus(p sandbox.Pod) *runtimeapi.PodSandboxStatus {
 	network := &runtimeapi.PodSandboxNetworkStatus{}
 	if p.Ready() {
@@ -81,11 +89,13 @@ func podStatus(p sandbox.Pod) *runtimeapi.PodSandboxStatus {
 	}
 }
 
-func (s *runtimeService) ListPodSandbox(_ context.Context, req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+func (s *runtimeService) ListPodSandbox(_ context.Context,
+	req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
 	return &runtimeapi.ListPodSandboxResponse{Items: s.podItems(req.GetFilter())}, nil
 }
 
-func (s *runtimeService) StreamPodSandboxes(req *runtimeapi.StreamPodSandboxesRequest, to grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxesResponse]) error {
+func (s *runtimeService) StreamPodSandboxes(req *runtimeapi.StreamPodSandboxesRequest,
+	to grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxesResponse]) error {
 	return sendPieces(s.Server, to, s.podItems(req.GetFilter()), func(items []*runtimeapi.PodSandbox) *runtimeapi.StreamPodSandboxesResponse {
 		return &runtimeapi.StreamPodSandboxesResponse{PodSandboxes: items}
 	})
@@ -111,5 +121,6 @@ func podItem(p sandbox.Pod) *runtimeapi.PodSandbox {
 
 // podMatches says whether every part of the filter holds.
 func podMatches(f *runtimeapi.PodSandboxFilter, p sandbox.Pod) bool {
-	return isID(f.GetId(), p.ID) && (f.GetState() == nil || f.GetState().GetState() == podState(p)) && hasLabels(f.GetLabelSelector(), p.Config.GetLabels())
+	return isID(f.GetId(), p.ID) && (f.GetState() == nil || f.GetState().GetState() == podState(p)) &&
+		hasLabels(f.GetLabelSelector(), p.Config.GetLabels())
 }

@@ -11,19 +11,23 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// runtimeName becomes the scheme of every container id in Kubernetes (cribox://<id>) and must never change.
+// runtimeName becomes the scheme of every container id in Kubernetes (cribox://<id>) and must never
+// change.
 const runtimeName = "cribox"
 
 // noKnownFlaws is a condition of our own, for people: a kubelet goes on whatever it says.
 const noKnownFlaws = "RuntimeHasNoKnownFlaws"
 
-// Version returns what the kubelet insists on: its own version 0.1.0, and cribox's name, version and CRI version.
+// Version returns what the kubelet insists on: its own version 0.1.0, and cribox's name, version
+// and CRI version.
 func (s *runtimeService) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
 	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: runtimeName, RuntimeVersion: s.version, RuntimeApiVersion: "v1"}, nil
 }
 
-// Status tells whether containers can be started and pods connected, now, and whether a runtime is known to let containers out.
-func (s *runtimeService) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+// Status tells whether containers can be started and pods connected, now, and whether a runtime is
+// known to let containers out.
+func (s *runtimeService) Status(ctx context.Context,
+	req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	s.pods().AskAgain()
 	r := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
@@ -82,7 +86,8 @@ func condition(kind, reason string, err error) *runtimeapi.RuntimeCondition {
 	return &runtimeapi.RuntimeCondition{Type: kind, Reason: reason, Message: err.Error()}
 }
 
-// handlers lists every handler by name, and the default one under the empty name too: the kubelet looks there for a pod without a class.
+// handlers lists every handler by name, and the default one under the empty name too: the kubelet
+// looks there for a pod without a class.
 func (s *runtimeService) handlers() []*runtimeapi.RuntimeHandler {
 	names, _ := s.pods().Handlers()
 	all := make([]*runtimeapi.RuntimeHandler, 0, len(names)+1)
@@ -95,7 +100,8 @@ func (s *runtimeService) handlers() []*runtimeapi.RuntimeHandler {
 }
 
 // RuntimeConfig tells the kubelet which cgroup driver to use.
-func (s *runtimeService) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+func (s *runtimeService) RuntimeConfig(context.Context,
+	*runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
 	driver := runtimeapi.CgroupDriver_CGROUPFS
 	if s.pods().Host().SystemdCgroup {
 		driver = runtimeapi.CgroupDriver_SYSTEMD
@@ -104,7 +110,8 @@ func (s *runtimeService) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfi
 }
 
 // UpdateRuntimeConfig takes the range of addresses of this node's pods.
-func (s *runtimeService) UpdateRuntimeConfig(_ context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+func (s *runtimeService) UpdateRuntimeConfig(_ context.Context,
+	req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
 	if cidr := req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
 		if err := s.pods().SetPodCIDR(cidr); err != nil {
 			return nil, err

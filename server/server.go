@@ -74,7 +74,8 @@ func New(version string, streams net.Listener) *Server {
 	return s
 }
 
-// Open lets requests through. config returns the configuration in effect, for whoever asks for the verbose Status.
+// Open lets requests through. config returns the configuration in effect, for whoever asks for the
+// verbose Status.
 func (s *Server) Open(pods *sandbox.Manager, images *imageservice.Images, config func() any) {
 	s.parts.Store(&parts{pods: pods, images: images, config: config})
 }
@@ -85,8 +86,9 @@ func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
 // unreadLimit is how long a client has for reading its last answer when the daemon ends.
 const unreadLimit = time.Second
 
-// Stop refuses new requests and waits for those under way until ctx ends; then they are cut off. Streams of events and lists end at once with
-// Unavailable, and those of exec, attach and port-forward when Stop returns. A client that does not read its answers holds nothing up.
+// Stop refuses new requests and waits for those under way until ctx ends; then they are cut off.
+// Streams of events and lists end at once with Unavailable, and those of exec, attach and
+// port-forward when Stop returns. A client that does not read its answers holds nothing up.
 func (s *Server) Stop(ctx context.Context) {
 	defer s.streams.Close()
 	s.stop.Do(func() { close(s.ending) })
@@ -123,7 +125,8 @@ var (
 	errEnding   = status.Error(codes.Unavailable, "cribox is ending; ask the one that comes after it")
 )
 
-func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (reply any, err error) {
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
+	next grpc.UnaryHandler) (reply any, err error) {
 	err = s.pass(ctx, info.FullMethod, func(ctx context.Context) error {
 		var err error
 		s.unknown.see(ctx, req)
@@ -142,7 +145,8 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	return s.pass(ss.Context(), info.FullMethod, func(context.Context) error { return next(srv, seeing{ss, &s.unknown}) })
 }
 
-// pass is what every request passes: it must wait for nobody, a panic costs one request, an error gets its code, and the log gets one line.
+// pass is what every request passes: it must wait for nobody, a panic costs one request, an error
+// gets its code, and the log gets one line.
 func (s *Server) pass(ctx context.Context, method string, next func(context.Context) error) (err error) {
 	if s.parts.Load() == nil {
 		return errStarting
@@ -164,14 +168,17 @@ func (s *Server) pass(ctx context.Context, method string, next func(context.Cont
 }
 
 // quiet are the calls that a kubelet makes all the time: they are logged when they fail.
-var quiet = map[string]bool{"Version": true, "Status": true, "ListPodSandbox": true, "ListContainers": true, "PodSandboxStatus": true, "ContainerStatus": true,
-	"ListImages": true, "ImageStatus": true, "ImageFsInfo": true, "ListContainerStats": true, "ContainerStats": true, "RuntimeConfig": true, "ExecSync": true,
-	"StreamPodSandboxes": true, "StreamContainers": true, "StreamImages": true,
-	"PodSandboxStats": true, "ListPodSandboxStats": true, "ListPodSandboxMetrics": true, "ListMetricDescriptors": true,
-	"StreamContainerStats": true, "StreamPodSandboxStats": true, "StreamPodSandboxMetrics": true}
+var quiet = map[string]bool{
+	"Version": true, "Status": true, "ListPodSandbox": true, "ListContainers": true, "PodSandboxStatus": true,
+	"ContainerStatus": true, "ListImages": true, "ImageStatus": true, "ImageFsInfo": true,
+	"ListContainerStats": true, "ContainerStats": true, "RuntimeConfig": true, "ExecSync": true,
+	"StreamPodSandboxes": true, "StreamContainers": true, "StreamImages": true, "PodSandboxStats": true,
+	"ListPodSandboxStats": true, "ListPodSandboxMetrics": true, "ListMetricDescriptors": true,
+	"StreamContainerStats": true, "StreamPodSandboxStats": true, "StreamPodSandboxMetrics": true,
+}
 
-// logCall writes the line of a call that is over. That something is not there is an answer like another to who only asks: a kubelet asks about
-// what it has just removed.
+// logCall writes the line of a call that is over. That something is not there is an answer like
+// another to who only asks: a kubelet asks about what it has just removed.
 func logCall(ctx context.Context, call string, took time.Duration, err error) {
 	l := log.G(ctx).WithField("took", took.Round(time.Millisecond).String())
 	code := status.Code(err)

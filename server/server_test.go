@@ -50,8 +50,8 @@ func TestCodes(t *testing.T) {
 	}
 }
 
-// TestOutermostClass: what a stray cause inside is never decides the code, and least of all makes a failed stop look like a
-// success.
+// TestOutermostClass: what a stray cause inside is never decides the code, and least of all makes a
+// failed stop look like a success.
 func TestOutermostClass(t *testing.T) {
 	wrap := func(err error) error { return fmt.Errorf("going on: %w", err) }
 	both := func(cause, class error) error { return fmt.Errorf("act: %w: %w", cause, class) }
@@ -115,7 +115,8 @@ func TestGateAndPanic(t *testing.T) {
 	}
 }
 
-// TestImageWithoutRequest: a container whose request cannot be read any more has an image all the same.
+// TestImageWithoutRequest: a container whose request cannot be read any more has an image all the
+// same.
 func TestImageWithoutRequest(t *testing.T) {
 	if got := named(nil, []string{"first", "second"}).Image; got != "first" {
 		t.Errorf("by its tags it is %q", got)
@@ -144,7 +145,8 @@ func TestFilters(t *testing.T) {
 	}
 }
 
-// TestCallsInTheLog: what failed is a warning, what a kubelet asks all the time is silent, and so is that there is no such thing.
+// TestCallsInTheLog: what failed is a warning, what a kubelet asks all the time is silent, and so
+// is that there is no such thing.
 func TestCallsInTheLog(t *testing.T) {
 	missing := status.Error(codes.NotFound, "no such container")
 	for _, c := range []struct {

@@ -10,7 +10,8 @@ import (
 )
 
 // ContainerStats tells the figures of one container. One that does not run has its writable layer.
-func (s *runtimeService) ContainerStats(_ context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
+func (s *runtimeService) ContainerStats(_ context.Context,
+	req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
 	c, err := s.pods().Container(req.GetContainerId())
 	if err != nil {
 		return nil, err
@@ -22,8 +23,10 @@ func (s *runtimeService) ContainerStats(_ context.Context, req *runtimeapi.Conta
 	return &runtimeapi.ContainerStatsResponse{Stats: s.containerStats(u)}, nil
 }
 
-// ListContainerStats leaves out what does not run: one container without figures must not cost the kubelet all others.
-func (s *runtimeService) ListContainerStats(_ context.Context, req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
+// ListContainerStats leaves out what does not run: one container without figures must not cost the
+// kubelet all others.
+func (s *runtimeService) ListContainerStats(_ context.Context,
+	req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
 	items, err := s.containerStatsItems(req.GetFilter())
 	if err != nil {
 		return nil, err
@@ -54,7 +57,8 @@ func (s *runtimeService) containerStatsItems(f *runtimeapi.ContainerStatsFilter)
 }
 
 // PodSandboxStats tells the figures of one pod. One in which nothing runs has none.
-func (s *runtimeService) PodSandboxStats(_ context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
+func (s *runtimeService) PodSandboxStats(_ context.Context,
+	req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
 	p, err := s.pods().Pod(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
@@ -67,7 +71,8 @@ func (s *runtimeService) PodSandboxStats(_ context.Context, req *runtimeapi.PodS
 }
 
 // ListPodSandboxStats leaves out pods in which nothing runs.
-func (s *runtimeService) ListPodSandboxStats(_ context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
+func (s *runtimeService) ListPodSandboxStats(_ context.Context,
+	req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
 	items, err := s.podStatsItems(req.GetFilter())
 	if err != nil {
 		return nil, err
@@ -118,7 +123,8 @@ func (s *runtimeService) containerStats(u sandbox.Stats) *runtimeapi.ContainerSt
 		Cpu:        cpuUsage(u.Usage, u.NanoCores), Memory: memoryUsage(u.Usage), Swap: swapUsage(u.Usage), Io: ioUsage(u.Usage),
 	}
 	if l := u.Layer; l.Bytes != nil {
-		r.WritableLayer = &runtimeapi.FilesystemUsage{Timestamp: l.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: s.pods().Filesystem()},
+		r.WritableLayer = &runtimeapi.FilesystemUsage{Timestamp: l.At.UnixNano(),
+			FsId:      &runtimeapi.FilesystemIdentifier{Mountpoint: s.pods().Filesystem()},
 			UsedBytes: number(l.Bytes), InodesUsed: number(l.Inodes)}
 	}
 	return r
@@ -140,13 +146,15 @@ func (s *runtimeService) podStats(p sandbox.PodStats) *runtimeapi.PodSandboxStat
 
 func podAttributes(p sandbox.Pod) *runtimeapi.PodSandboxAttributes {
 	return withEncoded(&runtimeapi.PodSandboxAttributes{Id: p.ID}, &p.Told.Attributes, func() *runtimeapi.PodSandboxAttributes {
-		return &runtimeapi.PodSandboxAttributes{Metadata: p.Config.GetMetadata(), Labels: p.Config.GetLabels(), Annotations: p.Config.GetAnnotations()}
+		return &runtimeapi.PodSandboxAttributes{Metadata: p.Config.GetMetadata(), Labels: p.Config.GetLabels(),
+			Annotations: p.Config.GetAnnotations()}
 	})
 }
 
 func containerAttributes(c sandbox.Container) *runtimeapi.ContainerAttributes {
 	return withEncoded(&runtimeapi.ContainerAttributes{Id: c.ID}, &c.Told.Attributes, func() *runtimeapi.ContainerAttributes {
-		return &runtimeapi.ContainerAttributes{Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations()}
+		return &runtimeapi.ContainerAttributes{Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(),
+			Annotations: c.Config.GetAnnotations()}
 	})
 }
 
@@ -156,7 +164,8 @@ func cpuUsage(u sandbox.Usage, nanoCores *uint64) *runtimeapi.CpuUsage {
 	if u.CPU == nil {
 		return nil
 	}
-	return &runtimeapi.CpuUsage{Timestamp: u.At.UnixNano(), UsageCoreNanoSeconds: number(u.CPU), UsageNanoCores: number(nanoCores), Psi: pressure(u.CPUPressure)}
+	return &runtimeapi.CpuUsage{Timestamp: u.At.UnixNano(), UsageCoreNanoSeconds: number(u.CPU),
+		UsageNanoCores: number(nanoCores), Psi: pressure(u.CPUPressure)}
 }
 
 func memoryUsage(u sandbox.Usage) *runtimeapi.MemoryUsage {
@@ -173,7 +182,8 @@ func swapUsage(u sandbox.Usage) *runtimeapi.SwapUsage {
 	if u.Swap.Usage == nil {
 		return nil
 	}
-	return &runtimeapi.SwapUsage{Timestamp: u.At.UnixNano(), SwapAvailableBytes: number(u.Swap.Available), SwapUsageBytes: number(u.Swap.Usage)}
+	return &runtimeapi.SwapUsage{Timestamp: u.At.UnixNano(), SwapAvailableBytes: number(u.Swap.Available),
+		SwapUsageBytes: number(u.Swap.Usage)}
 }
 
 func ioUsage(u sandbox.Usage) *runtimeapi.IoUsage {

@@ -13,12 +13,13 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// maxUnknown is how many different unknown fields are told apart; further ones are counted together. There are a few with each new
-// version of the API, whatever a client invents.
+// maxUnknown is how many different unknown fields are told apart; further ones are counted
+// together. There are a few with each new version of the API, whatever a client invents.
 const maxUnknown = 256
 
-// unknownFields counts what requests say that this version of the API has no field for. A newer kubelet is served as well as can be, and
-// somebody who wonders why a setting does nothing finds it in the log, once, and in the verbose Status.
+// unknownFields counts what requests say that this version of the API has no field for. A newer
+// kubelet is served as well as can be, and somebody who wonders why a setting does nothing finds it
+// in the log, once, and in the verbose Status.
 type unknownFields struct {
 	mu  sync.Mutex // guards all; taken once for a request, however many fields it has
 	all fieldCounts
@@ -71,8 +72,8 @@ func (u *unknownFields) see(ctx context.Context, request any) {
 	}
 }
 
-// merge adds the counts of one request. It returns the fields that are counted since now, and whether this is the first request with more
-// than there is room for.
+// merge adds the counts of one request. It returns the fields that are counted since now, and
+// whether this is the first request with more than there is room for.
 func (u *unknownFields) merge(here fieldCounts) (fresh []unknownField, others bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -101,8 +102,8 @@ func (u *unknownFields) info() (string, error) {
 	return string(b), err
 }
 
-// eachUnknown calls found for every unknown field of m and of the messages in it. The depth is that of a message that was parsed, which is
-// bounded.
+// eachUnknown calls found for every unknown field of m and of the messages in it. The depth is that
+// of a message that was parsed, which is bounded.
 func eachUnknown(m protoreflect.Message, found func(unknownField)) {
 	for b := m.GetUnknown(); len(b) > 0; {
 		number, _, n := protowire.ConsumeField(b)

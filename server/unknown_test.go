@@ -19,7 +19,8 @@ func requestWith(numbers ...protowire.Number) proto.Message {
 	return m
 }
 
-// TestUnknownFieldsAreCounted: each by itself as long as there is room, all of them together otherwise.
+// TestUnknownFieldsAreCounted: each by itself as long as there is room, all of them together
+// otherwise.
 func TestUnknownFieldsAreCounted(t *testing.T) {
 	var u unknownFields
 	wants := func(want string) {

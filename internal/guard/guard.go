@@ -12,8 +12,9 @@ import (
 	"github.com/containerd/log"
 )
 
-// Call runs act and returns its error. A panic becomes an error of class ErrInternal: it costs what act was about
-// and not the daemon. Every goroutine that does the work of a request, or of recovery, begins with Call or Run.
+// Call runs act and returns its error. A panic becomes an error of class ErrInternal: it costs what
+// act was about and not the daemon. Every goroutine that does the work of a request, or of
+// recovery, begins with Call or Run.
 func Call(ctx context.Context, what string, act func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

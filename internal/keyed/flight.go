@@ -26,9 +26,10 @@ type flight struct {
 }
 
 // Do runs work under key, or joins the run under way, and returns its result. The work does not end
-// with the caller's context but after limit; a caller that gives up gets its context's error. A panic
-// of work is an error of class ErrInternal.
-func (f *Flights) Do(ctx context.Context, key string, limit time.Duration, work func(context.Context) (string, error)) (string, error) {
+// with the caller's context but after limit; a caller that gives up gets its context's error. A
+// panic of work is an error of class ErrInternal.
+func (f *Flights) Do(ctx context.Context,
+	key string, limit time.Duration, work func(context.Context) (string, error)) (string, error) {
 	f.mu.Lock()
 	if f.all == nil {
 		f.all = map[string]*flight{}
@@ -48,7 +49,8 @@ func (f *Flights) Do(ctx context.Context, key string, limit time.Duration, work 
 	}
 }
 
-func (f *Flights) fly(ctx context.Context, key string, one *flight, limit time.Duration, work func(context.Context) (string, error)) {
+func (f *Flights) fly(ctx context.Context,
+	key string, one *flight, limit time.Duration, work func(context.Context) (string, error)) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	defer func() {

@@ -10,7 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A second request with the same key gets the first one's result, whoever of the two gives up waiting (I3).
+// A second request with the same key gets the first one's result, whoever of the two gives up
+// waiting (I3).
 func TestSameRequestJoins(t *testing.T) {
 	var f Flights
 	begun, land := make(chan struct{}), make(chan struct{})

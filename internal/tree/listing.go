@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// listing reads the names in a folder a piece at a time, and knows after each one where the next begins: a folder can be closed in the
-// middle and read on later.
+// listing reads the names in a folder a piece at a time, and knows after each one where the next
+// begins: a folder can be closed in the middle and read on later.
 type listing struct {
 	buf  []byte
 	rest []byte

@@ -10,11 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remove deletes a folder and all that is in it, or a file. A path that does not exist is no error. It deletes as much as it can: an error tells
-// of the first thing that stays. It crosses no mount: a folder on which something is mounted stays.
+// Remove deletes a folder and all that is in it, or a file. A path that does not exist is no error.
+// It deletes as much as it can: an error tells of the first thing that stays. It crosses no mount:
+// a folder on which something is mounted stays.
 //
-// A folder deeper than maxOpen levels is moved up to the top before it is emptied. So depth costs neither descriptors nor long paths, and
-// a removal that was interrupted is finished by the next one.
+// A folder deeper than maxOpen levels is moved up to the top before it is emptied. So depth costs
+// neither descriptors nor long paths, and a removal that was interrupted is finished by the next
+// one.
 func Remove(ctx context.Context, path string) error {
 	parent, err := unix.Open(filepath.Dir(path), openFlags&^unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
@@ -83,7 +85,8 @@ type removal struct {
 	lists [maxOpen + 1]*listing // one for each depth
 }
 
-// empty deletes what is in the folder dir, or moves it to the top. An error tells of the first thing that stays.
+// empty deletes what is in the folder dir, or moves it to the top. An error tells of the first
+// thing that stays.
 func (r *removal) empty(dir, depth int) error {
 	for {
 		some, err := r.emptyOnce(dir, depth)
@@ -142,7 +145,8 @@ func (r *removal) one(dir int, name string, depth int) error {
 	return err
 }
 
-// move puts a folder into the top one under a number. The number may be taken by a name that the tree had itself.
+// move puts a folder into the top one under a number. The number may be taken by a name that the
+// tree had itself.
 func (r *removal) move(dir int, name string) error {
 	for {
 		r.last++
@@ -159,7 +163,8 @@ func (r *removal) move(dir int, name string) error {
 
 func number(n uint64) string { return ".removing-" + strconv.FormatUint(n, 36) }
 
-// emptyMoved deletes one folder that was moved to the top, the latest one: so only as many lie there as are on one way down.
+// emptyMoved deletes one folder that was moved to the top, the latest one: so only as many lie
+// there as are on one way down.
 func (r *removal) emptyMoved() error {
 	last := len(r.moved) - 1
 	name := number(r.moved[last])

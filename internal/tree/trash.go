@@ -14,8 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Trash is a folder for what is to be deleted. Putting something in takes one rename, however much it is; deleting goes on in the
-// background. What a process that was killed left there is deleted by the next one that opens the folder.
+// Trash is a folder for what is to be deleted. Putting something in takes one rename, however much
+// it is; deleting goes on in the background. What a process that was killed left there is deleted
+// by the next one that opens the folder.
 type Trash struct {
 	dir  string
 	wake chan struct{}
@@ -27,7 +28,8 @@ const (
 	againAtMost = 5 * time.Minute
 )
 
-// OpenTrash makes the folder dir if it is missing, and deletes what lies in it until ctx ends. What is put there must be on the same filesystem.
+// OpenTrash makes the folder dir if it is missing, and deletes what lies in it until ctx ends. What
+// is put there must be on the same filesystem.
 func OpenTrash(ctx context.Context, dir string) (*Trash, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("trash folder: %w", err)
@@ -37,8 +39,9 @@ func OpenTrash(ctx context.Context, dir string) (*Trash, error) {
 	return t, nil
 }
 
-// Put takes path out of the way at once: when it returns nil, path does not exist any more. A path that does not exist is no error. Where it
-// cannot be renamed (a full disk, another filesystem), it is deleted before Put returns.
+// Put takes path out of the way at once: when it returns nil, path does not exist any more. A path
+// that does not exist is no error. Where it cannot be renamed (a full disk, another filesystem), it
+// is deleted before Put returns.
 func (t *Trash) Put(ctx context.Context, path string) error {
 	err := unix.Rename(path, filepath.Join(t.dir, rand.Text()))
 	switch {
@@ -60,7 +63,8 @@ func (t *Trash) look() {
 	}
 }
 
-// run empties the trash, then waits for more. What stays is tried again, ever more seldom until something new is put in.
+// run empties the trash, then waits for more. What stays is tried again, ever more seldom until
+// something new is put in.
 func (t *Trash) run(ctx context.Context) {
 	wait := againAfter
 	for {

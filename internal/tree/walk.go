@@ -17,9 +17,11 @@ const openFlags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CL
 // errMoved: somebody moved a folder while the walk was below it.
 var errMoved = errors.New("a folder was moved while it was being walked")
 
-// Visitor is called for what is in a tree. An error of Entry or Enter ends the walk. A nil function is not called.
+// Visitor is called for what is in a tree. An error of Entry or Enter ends the walk. A nil function
+// is not called.
 type Visitor struct {
-	// Entry is called for everything below the root, folders included, before Enter. dir is open on the folder that holds it.
+	// Entry is called for everything below the root, folders included, before Enter. dir is open on
+	// the folder that holds it.
 	Entry func(dir int, name string, st *unix.Stat_t) error
 	// Enter is called when the walk goes into a folder, with its name in the folder above.
 	Enter func(name string) error
@@ -31,9 +33,10 @@ type Visitor struct {
 	Folders bool
 }
 
-// Walk visits everything below the folder that root is open on, which stays the caller's. It crosses no mount, unless
-// Mounts says so, and follows no link. What goes away meanwhile is left out. When somebody moves folders meanwhile, some
-// may be left out; Walk then goes on with the rest.
+// Walk visits everything below the folder that root is open on, which stays the caller's. It
+// crosses no mount, unless Mounts says so, and follows no link. What goes away meanwhile is left
+// out. When somebody moves folders meanwhile, some may be left out; Walk then goes on with the
+// rest.
 func Walk(root int, v Visitor) error {
 	w := walk{visit: v}
 	defer w.close()
@@ -61,8 +64,9 @@ type walk struct {
 	spare  []*listing
 }
 
-// level is one folder on the way down. The shallowest ones and the deepest ones are open, those between are closed: they
-// are opened again by the ".." of the folder below, and read on from where they were.
+// level is one folder on the way down. The shallowest ones and the deepest ones are open, those
+// between are closed: they are opened again by the ".." of the folder below, and read on from where
+// they were.
 type level struct {
 	dev, ino uint64
 	at       int64    // where the next names are read from
@@ -70,7 +74,8 @@ type level struct {
 	names    *listing // nil while it is closed
 }
 
-// fixed levels at the top are never closed: a folder that is moved loses the walk only what is below them.
+// fixed levels at the top are never closed: a folder that is moved loses the walk only what is
+// below them.
 const fixed = maxOpen / 2
 
 // step handles the next entry of the deepest level, or leaves the level when there is none.
@@ -149,7 +154,8 @@ func (w *walk) listing() *listing {
 	return l
 }
 
-// leave goes back to the level above. One that cannot be found again is skipped, and so are those above it up to one that is open.
+// leave goes back to the level above. One that cannot be found again is skipped, and so are those
+// above it up to one that is open.
 func (w *walk) leave() error {
 	last := len(w.levels) - 1
 	left := w.levels[last]
@@ -197,15 +203,16 @@ func (w *walk) close() {
 	}
 }
 
-// Usage counts the blocks, in bytes, and the inodes of a folder and of what is below, as du(1) does. A file with several names counts
-// once when all of them are in the tree, else for its share. A folder that is not there takes nothing.
+// Usage counts the blocks, in bytes, and the inodes of a folder and of what is below, as du(1)
+// does. A file with several names counts once when all of them are in the tree, else for its share.
+// A folder that is not there takes nothing.
 func Usage(dir string) (bytes, inodes uint64, err error) { return Count(dir, nil) }
 
 // lookEvery is after how many entries Count calls look.
 const lookEvery = 64
 
-// Count is Usage that calls look now and then with what it has counted so far, and ends with its error. look may wait; a
-// walk holds maxOpen descriptors meanwhile. A nil look is not called.
+// Count is Usage that calls look now and then with what it has counted so far, and ends with its
+// error. look may wait; a walk holds maxOpen descriptors meanwhile. A nil look is not called.
 func Count(dir string, look func(bytes, inodes uint64) error) (bytes, inodes uint64, err error) {
 	root, err := unix.Open(dir, openFlags, 0)
 	if err != nil {

@@ -17,7 +17,8 @@ func Descriptors() []*runtimeapi.MetricDescriptor {
 	return all
 }
 
-// OfPod returns the metrics of a pod and its containers. image returns the name of a container's image.
+// OfPod returns the metrics of a pod and its containers. image returns the name of a container's
+// image.
 func OfPod(p sandbox.PodMetrics, image func(sandbox.Container) string) *runtimeapi.PodSandboxMetrics {
 	all := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID, Metrics: ofNetwork(p)}
 	for i := range p.Containers {

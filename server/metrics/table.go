@@ -1,9 +1,9 @@
 // Package metrics turns what a container uses into cAdvisor's metrics, as messages of the CRI.
 //
 // The table has every metric with its name, type, help and where its value comes from; it reads and
-// remembers nothing. The metrics are cAdvisor's by name, unit and type, so that what is built on the
-// kubelet's /metrics/cadvisor goes on. The CRI has whole numbers only: durations are truncated to
-// whole seconds. A missing value is not sent; a metric gathered live carries no timestamp.
+// remembers nothing. The metrics are cAdvisor's by name, unit and type, so that what is built on
+// the kubelet's /metrics/cadvisor goes on. The CRI has whole numbers only: durations are truncated
+// to whole seconds. A missing value is not sent; a metric gathered live carries no timestamp.
 package metrics
 
 import (
@@ -16,9 +16,10 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-// baseLabels are the labels of every metric. The id is that of the container, or of the pod for what is counted of pods, which have neither
-// container nor image: sums by container or image leave them out. Every further label is sent with each of some fifty metrics of each
-// container, and the list of a big node has to fit into one message.
+// baseLabels are the labels of every metric. The id is that of the container, or of the pod for
+// what is counted of pods, which have neither container nor image: sums by container or image leave
+// them out. Every further label is sent with each of some fifty metrics of each container, and the
+// list of a big node has to fit into one message.
 var baseLabels = []string{"id", "image", "namespace", "pod", "container"}
 
 const (
@@ -72,8 +73,9 @@ var cpuMetrics = []metric{
 }
 
 var memoryMetrics = []metric{
-	{name: "container_memory_usage_bytes", kind: gauge, help: "Current memory usage in bytes, including all memory regardless of when it was accessed",
-		one: func(c *containerMetrics) *uint64 { return c.Memory.Usage }},
+	{name: "container_memory_usage_bytes", kind: gauge,
+		help: "Current memory usage in bytes, including all memory regardless of when it was accessed",
+		one:  func(c *containerMetrics) *uint64 { return c.Memory.Usage }},
 	{name: "container_memory_working_set_bytes", kind: gauge, help: "Current working set in bytes.",
 		one: func(c *containerMetrics) *uint64 { return c.Memory.WorkingSet }},
 	{name: "container_memory_rss", kind: gauge, help: "Size of RSS in bytes.",
@@ -98,7 +100,8 @@ var memoryMetrics = []metric{
 		one: func(c *containerMetrics) *uint64 { return c.LimitHits }},
 	{name: "container_memory_events_high_total", help: "Cumulative count of memory.high throttle events for the container",
 		one: func(c *containerMetrics) *uint64 { return c.Slowdowns }},
-	{name: "container_memory_failures_total", help: "Cumulative count of memory allocation failures.", labels: []string{"failure_type", "scope"},
+	{name: "container_memory_failures_total",
+		help: "Cumulative count of memory allocation failures.", labels: []string{"failure_type", "scope"},
 		many: func(c *containerMetrics, r report) {
 			r(c.OwnFaults, "pgfault", "container")
 			r(c.OwnMajorFaults, "pgmajfault", "container")
@@ -170,7 +173,8 @@ var processMetrics = []metric{
 		one: func(c *containerMetrics) *uint64 { return c.Descriptors }},
 	{name: "container_sockets", kind: gauge, help: "Number of open sockets for the container.",
 		one: func(c *containerMetrics) *uint64 { return c.Sockets }},
-	{name: "container_ulimits_soft", kind: gauge, help: "Soft ulimit values for the container root process. Unlimited if -1, except priority and nice",
+	{name: "container_ulimits_soft", kind: gauge,
+		help:   "Soft ulimit values for the container root process. Unlimited if -1, except priority and nice",
 		labels: []string{"ulimit"}, many: func(c *containerMetrics, r report) { r(c.MaxFiles, "max_open_files") }},
 }
 
@@ -206,19 +210,23 @@ var specMetrics = []metric{
 
 // pressureMetrics exist with version 2 of cgroups: waiting are some tasks, stalled are all.
 var pressureMetrics = []metric{
-	{name: "container_pressure_cpu_waiting_seconds_total", help: "Total time duration tasks in the container have waited due to CPU congestion.",
-		one: func(c *containerMetrics) *uint64 { return someWaited(c.CPUPressure) }},
-	{name: "container_pressure_cpu_stalled_seconds_total", help: "Total time duration no tasks in the container could make progress due to CPU congestion.",
-		one: func(c *containerMetrics) *uint64 { return allWaited(c.CPUPressure) }},
-	{name: "container_pressure_memory_waiting_seconds_total", help: "Total time duration tasks in the container have waited due to memory congestion.",
-		one: func(c *containerMetrics) *uint64 { return someWaited(c.MemoryPressure) }},
+	{name: "container_pressure_cpu_waiting_seconds_total",
+		help: "Total time duration tasks in the container have waited due to CPU congestion.",
+		one:  func(c *containerMetrics) *uint64 { return someWaited(c.CPUPressure) }},
+	{name: "container_pressure_cpu_stalled_seconds_total",
+		help: "Total time duration no tasks in the container could make progress due to CPU congestion.",
+		one:  func(c *containerMetrics) *uint64 { return allWaited(c.CPUPressure) }},
+	{name: "container_pressure_memory_waiting_seconds_total",
+		help: "Total time duration tasks in the container have waited due to memory congestion.",
+		one:  func(c *containerMetrics) *uint64 { return someWaited(c.MemoryPressure) }},
 	{name: "container_pressure_memory_stalled_seconds_total",
 		help: "Total time duration no tasks in the container could make progress due to memory congestion.",
 		one:  func(c *containerMetrics) *uint64 { return allWaited(c.MemoryPressure) }},
 	{name: "container_pressure_io_waiting_seconds_total", help: "Total time duration tasks in the container have waited due to IO congestion.",
 		one: func(c *containerMetrics) *uint64 { return someWaited(c.IOPressure) }},
-	{name: "container_pressure_io_stalled_seconds_total", help: "Total time duration no tasks in the container could make progress due to IO congestion.",
-		one: func(c *containerMetrics) *uint64 { return allWaited(c.IOPressure) }},
+	{name: "container_pressure_io_stalled_seconds_total",
+		help: "Total time duration no tasks in the container could make progress due to IO congestion.",
+		one:  func(c *containerMetrics) *uint64 { return allWaited(c.IOPressure) }},
 }
 
 var interfaceLabel = []string{"interface"}
@@ -229,7 +237,8 @@ var networkMetrics = []metric{
 		byNetwork: func(i *sandbox.Interface) uint64 { return i.Rx.Bytes }},
 	{name: "container_network_receive_packets_total", help: "Cumulative count of packets received", labels: interfaceLabel,
 		byNetwork: func(i *sandbox.Interface) uint64 { return i.Rx.Packets }},
-	{name: "container_network_receive_packets_dropped_total", help: "Cumulative count of packets dropped while receiving", labels: interfaceLabel,
+	{name: "container_network_receive_packets_dropped_total",
+		help: "Cumulative count of packets dropped while receiving", labels: interfaceLabel,
 		byNetwork: func(i *sandbox.Interface) uint64 { return i.Rx.Dropped }},
 	{name: "container_network_receive_errors_total", help: "Cumulative count of errors encountered while receiving", labels: interfaceLabel,
 		byNetwork: func(i *sandbox.Interface) uint64 { return i.Rx.Errors }},
@@ -237,8 +246,10 @@ var networkMetrics = []metric{
 		byNetwork: func(i *sandbox.Interface) uint64 { return i.Tx.Bytes }},
 	{name: "container_network_transmit_packets_total", help: "Cumulative count of packets transmitted", labels: interfaceLabel,
 		byNetwork: func(i *sandbox.Interface) uint64 { return i.Tx.Packets }},
-	{name: "container_network_transmit_packets_dropped_total", help: "Cumulative count of packets dropped while transmitting", labels: interfaceLabel,
+	{name: "container_network_transmit_packets_dropped_total",
+		help: "Cumulative count of packets dropped while transmitting", labels: interfaceLabel,
 		byNetwork: func(i *sandbox.Interface) uint64 { return i.Tx.Dropped }},
-	{name: "container_network_transmit_errors_total", help: "Cumulative count of errors encountered while transmitting", labels: interfaceLabel,
+	{name: "container_network_transmit_errors_total",
+		help: "Cumulative count of errors encountered while transmitting", labels: interfaceLabel,
 		byNetwork: func(i *sandbox.Interface) uint64 { return i.Tx.Errors }},
 }

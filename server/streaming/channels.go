@@ -18,8 +18,8 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// protocolV5 is what today's clients of exec and attach speak over WebSocket. The streaming library knows it only as far as v4, where a client
-// cannot say that its input is over.
+// protocolV5 is what today's clients of exec and attach speak over WebSocket. The streaming library
+// knows it only as far as v4, where a client cannot say that its input is over.
 const protocolV5 = "v5.channel.k8s.io"
 
 // The first byte of each message says what the others are.
@@ -37,8 +37,8 @@ const (
 	maxSize  = 1 << 10          // of the text of a terminal's size
 )
 
-// channels is a client's connection with protocolV5. Input that the process does not take is not read from the connection, nor is what comes
-// behind it: nothing is kept.
+// channels is a client's connection with protocolV5. Input that the process does not take is not
+// read from the connection, nor is what comes behind it: nothing is kept.
 type channels struct {
 	conn  *websocket.Conn
 	used  func() // something has come or gone
@@ -136,8 +136,8 @@ func unlessEmpty(err error) error {
 // input is what a process is given to read.
 type input struct{ *io.PipeReader }
 
-// WriteTo is what io.Copy calls. A process that takes no more ends the input, so that the rest of it is dropped and what comes behind it is
-// read.
+// WriteTo is what io.Copy calls. A process that takes no more ends the input, so that the rest of
+// it is dropped and what comes behind it is read.
 func (in input) WriteTo(w io.Writer) (int64, error) {
 	defer in.Close()
 	return io.Copy(w, in.PipeReader)
@@ -166,8 +166,8 @@ func (o output) Write(p []byte) (int, error) {
 
 func (o output) Close() error { return nil }
 
-// end tells the client how it went, and lets it leave first: a connection that is closed before everything was read from it takes with it what
-// is under way to the client.
+// end tells the client how it went, and lets it leave first: a connection that is closed before
+// everything was read from it takes with it what is under way to the client.
 func (c *channels) end(ctx context.Context, how error) {
 	c.stdin.Close()
 	text, err := json.Marshal(statusOf(how))
@@ -190,7 +190,8 @@ func (c *channels) bye(code int, why string) {
 	_ = c.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, why), time.Now().Add(farewell))
 }
 
-// streamStatus is the JSON in which a client is told how a stream ended: as much of metav1.Status as clients look at.
+// streamStatus is the JSON in which a client is told how a stream ended: as much of metav1.Status
+// as clients look at.
 type streamStatus struct {
 	Status  string         `json:"status"`
 	Message string         `json:"message,omitempty"`

@@ -91,7 +91,8 @@ func swallow(how chan<- error) func(context.Context, *channels) error {
 	}
 }
 
-// TestTextIsRefused: a client that sends text is told so, and the process's input breaks off instead of ending.
+// TestTextIsRefused: a client that sends text is told so, and the process's input breaks off
+// instead of ending.
 func TestTextIsRefused(t *testing.T) {
 	how := make(chan error, 1)
 	c := typing(t, swallow(how))
@@ -135,7 +136,8 @@ func TestPings(t *testing.T) {
 	}
 }
 
-// TestOddMessages: sizes that are none, messages without content and channels that there are not change nothing, and the session goes on.
+// TestOddMessages: sizes that are none, messages without content and channels that there are not
+// change nothing, and the session goes on.
 func TestOddMessages(t *testing.T) {
 	var early int
 	var size remotecommand.TerminalSize
@@ -183,7 +185,8 @@ type deaf struct{}
 
 func (deaf) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
-// TestDeafProcess: what a process does not take any more is dropped, and what comes behind it is read.
+// TestDeafProcess: what a process does not take any more is dropped, and what comes behind it is
+// read.
 func TestDeafProcess(t *testing.T) {
 	c := typing(t, func(_ context.Context, c *channels) error {
 		if _, err := io.Copy(deaf{}, c.stdin); !errors.Is(err, io.ErrClosedPipe) {
@@ -203,7 +206,8 @@ func TestDeafProcess(t *testing.T) {
 	}
 }
 
-// TestUnreadInput: what a process has not read when it ends keeps nobody: the connection is read on until the client has left.
+// TestUnreadInput: what a process has not read when it ends keeps nobody: the connection is read on
+// until the client has left.
 func TestUnreadInput(t *testing.T) {
 	ran := make(chan *channels, 1)
 	c := typing(t, func(_ context.Context, c *channels) error { ran <- c; return nil })

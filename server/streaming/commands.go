@@ -25,7 +25,8 @@ type Streams struct {
 // Size is that of a terminal.
 type Size = remotecommand.TerminalSize
 
-// Run runs a command with the streams of a client and returns its exit code. ctx ends with the client.
+// Run runs a command with the streams of a client and returns its exit code. ctx ends with the
+// client.
 type Run func(ctx context.Context, streams Streams) (code int32, err error)
 
 // Exec returns a URL at which run can be called once, within a minute.
@@ -114,8 +115,8 @@ func (c command) do(ctx context.Context, in io.Reader, out, errs io.Writer, size
 	return err
 }
 
-// forwarder forwards the connections of one client; ctx ends with the client, which the library does
-// not pass on.
+// forwarder forwards the connections of one client; ctx ends with the client, which the library
+// does not pass on.
 type forwarder struct {
 	ctx     context.Context
 	forward Forward

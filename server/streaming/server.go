@@ -16,9 +16,9 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// Server streams exec, attach and port-forward: an HTTP server on the loopback that answers only those
-// who have a ticket. The kubelet and crictl come there by the URL that the CRI call gave them, and
-// speak SPDY or WebSocket.
+// Server streams exec, attach and port-forward: an HTTP server on the loopback that answers only
+// those who have a ticket. The kubelet and crictl come there by the URL that the CRI call gave
+// them, and speak SPDY or WebSocket.
 type Server struct {
 	tickets *tickets
 	http    http.Server
@@ -34,8 +34,8 @@ const (
 	maxWaiting  = 256              // clients that have not shown a ticket
 )
 
-// Listen returns the listener that New wants: a free port of the loopback, which only programs of this
-// node can reach.
+// Listen returns the listener that New wants: a free port of the loopback, which only programs of
+// this node can reach.
 func Listen() (net.Listener, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -85,8 +85,9 @@ func (s *Server) Close() {
 	_ = s.http.Close()
 }
 
-// serve runs what the ticket stands for. Its context ends with the connection, whether or not anybody reads from that; and the connection
-// ends with it: the libraries leave it open when a client does not begin as it should, and panic when it is worse than that.
+// serve runs what the ticket stands for. Its context ends with the connection, whether or not
+// anybody reads from that; and the connection ends with it: the libraries leave it open when a
+// client does not begin as it should, and panic when it is worse than that.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	serve := s.tickets.take(r.PathValue("token"))
 	if serve == nil {
@@ -117,8 +118,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	serve(w, r.WithContext(ctx))
 }
 
-// cancelWhenGone looks at a connection until it is closed from either side. Reading from it tells too, but a stream whose process does not
-// take its input is not read. (A client that left more than the kernel keeps for us is noticed when the kernel gives it up, in minutes.)
+// cancelWhenGone looks at a connection until it is closed from either side. Reading from it tells
+// too, but a stream whose process does not take its input is not read. (A client that left more
+// than the kernel keeps for us is noticed when the kernel gives it up, in minutes.)
 func cancelWhenGone(ctx context.Context, conn syscall.Conn, cancel func()) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -154,7 +156,8 @@ func (s *Server) url(kind string, serve http.HandlerFunc) (string, error) {
 	return s.base + "/" + kind + "/" + token, nil
 }
 
-// What the streaming libraries say about their clients is for whoever debugs them; the client has been told.
+// What the streaming libraries say about their clients is for whoever debugs them; the client has
+// been told.
 func init() {
 	klog.SetLogger(funcr.New(func(prefix, args string) { log.L.Debugf("streaming: %s %s", prefix, args) }, funcr.Options{}))
 }

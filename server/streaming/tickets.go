@@ -16,8 +16,8 @@ const (
 	maxTickets = 1000        // that wait to be used
 )
 
-// tickets are the streaming URLs that were given out and not used yet. Whoever has one may stream once, without being asked who he is: so
-// it cannot be guessed, and is good for a minute.
+// tickets are the streaming URLs that were given out and not used yet. Whoever has one may stream
+// once, without being asked who he is: so it cannot be guessed, and is good for a minute.
 type tickets struct {
 	mu  sync.Mutex // guards all
 	all map[string]ticket
@@ -30,7 +30,8 @@ type ticket struct {
 
 func newTickets() *tickets { return &tickets{all: map[string]ticket{}} }
 
-// issue returns the 256 random bits for which serve is called once. ErrResourceExhausted while too many wait.
+// issue returns the 256 random bits for which serve is called once. ErrResourceExhausted while too
+// many wait.
 func (t *tickets) issue(serve http.HandlerFunc) (string, error) {
 	secret := make([]byte, 32)
 	rand.Read(secret) // never fails

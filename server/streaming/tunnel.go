@@ -16,8 +16,8 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-// tunnelProtocol is what today's clients of port-forward speak over WebSocket: binary messages whose bytes, one message after the other, are
-// a connection of SPDY as it was before.
+// tunnelProtocol is what today's clients of port-forward speak over WebSocket: binary messages
+// whose bytes, one message after the other, are a connection of SPDY as it was before.
 const tunnelProtocol = spdy.HeaderSpdy31 + "+" + portforward.ProtocolV1Name
 
 // serveTunnel opens the tunnel and calls serve with what looks like a request for SPDY.
@@ -35,7 +35,8 @@ func serveTunnel(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc)
 	serve(&tunnelled{http.Header{}, &tunnel{Conn: conn}}, inner)
 }
 
-// tunnelled gives the connection to whoever upgrades. What is answered before is for nobody: the client has its answer already.
+// tunnelled gives the connection to whoever upgrades. What is answered before is for nobody: the
+// client has its answer already.
 type tunnelled struct {
 	header http.Header
 	conn   net.Conn

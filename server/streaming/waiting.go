@@ -7,7 +7,8 @@ import (
 	"sync/atomic"
 )
 
-// line is the connection of one client. The HTTP server forgets it once a protocol has taken it over.
+// line is the connection of one client. The HTTP server forgets it once a protocol has taken it
+// over.
 type line struct {
 	*net.TCPConn
 	taken   atomic.Bool
@@ -22,8 +23,9 @@ func (l *line) Close() error {
 
 type lineKey struct{}
 
-// waiting are the connections that have not shown a ticket, the oldest first. Any user of the node may open as many as he likes: the oldest
-// makes room for the newest, so that they keep nobody out. Who has a ticket shows it at once.
+// waiting are the connections that have not shown a ticket, the oldest first. Any user of the node
+// may open as many as he likes: the oldest makes room for the newest, so that they keep nobody out.
+// Who has a ticket shows it at once.
 type waiting struct {
 	mu  sync.Mutex // guards all
 	all []*line
