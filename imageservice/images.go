@@ -8,6 +8,7 @@ import (
 	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/garbage"
 	"github.com/cribox/cribox/imageservice/layers"
+	"github.com/cribox/cribox/imageservice/pull"
 	"github.com/cribox/cribox/imageservice/registry"
 )
 
@@ -41,7 +42,7 @@ type Images struct {
 	blobs   *content.Blobs
 	layers  *layers.Store
 	garbage *garbage.Collector
-	puller  *puller
+	puller  *pull.Puller
 }
 
 // Lookup finds an image by id ("sha256:<hex>", or the hex alone), by tag or digest reference, or by
@@ -74,7 +75,7 @@ func (s *Images) Release(imageID, holder string) { s.catalog.Release(imageID, ho
 // beyond the limits; ErrNotImplemented for formats we do not take; the context's error; and, without
 // any class, one that begins with "RegistryUnavailable: ".
 func (s *Images) Pull(ctx context.Context, ref string, auth *registry.Auth) (Image, error) {
-	return s.puller.pull(ctx, ref, auth)
+	return s.puller.Pull(ctx, ref, auth)
 }
 
 // Remove deletes the image that ref (an id or any of its names) stands for: all its names, and every

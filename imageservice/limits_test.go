@@ -259,5 +259,5 @@ func TestUnpackingStaysBehindTheDownload(t *testing.T) {
 	if err := <-done; !errdefs.IsCanceled(err) {
 		t.Error(err)
 	}
-	waitFor(t, func() bool { return len(images.puller.waiting()) == 0 })
+	waitFor(t, func() bool { return len(images.puller.Waiting()) == 0 })
 }

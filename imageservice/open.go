@@ -13,6 +13,7 @@ import (
 	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/garbage"
 	"github.com/cribox/cribox/imageservice/layers"
+	"github.com/cribox/cribox/imageservice/pull"
 	"github.com/cribox/cribox/imageservice/registry"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -62,7 +63,7 @@ func assemble(c Config, blobs *content.Blobs) *Images {
 	pins, store := content.NewPins(), layers.NewStore(filepath.Join(c.Root, "layers"), c.Step)
 	catalog := catalog.New(filepath.Join(c.Root, "images"), c.Step, blobs, store, pins)
 	garbage := garbage.New(catalog, blobs, store, pins, c.Step)
-	puller := newPuller(pullConfig{
+	puller := pull.New(pull.Config{
 		Root: c.Root, Client: registry.NewClient(c.RegistryConfig, c.StallTimeout), Limits: c.Limits, StallTimeout: c.StallTimeout,
 		MaxDownloads: c.MaxDownloads, MaxUnpacks: c.MaxUnpacks, Step: c.Step, Syncfs: c.syncfs,
 	}, garbage)

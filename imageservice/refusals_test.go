@@ -11,6 +11,7 @@ import (
 	"github.com/cribox/cribox/imageservice/imagetest"
 	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/manifest"
+	"github.com/cribox/cribox/imageservice/pull"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -83,7 +84,7 @@ func refusalRows(t *testing.T) []refusalRow {
 		{"an index for other machines", ofIndex(platform(ocispec.Descriptor{MediaType: man}, "windows", "amd64", "")), "there are: windows/amd64", imagetest.Same, ""},
 		{"indexes in indexes", ofPull(func(t *testing.T, r *imagetest.Registry) {
 			_, d := r.Build("", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f")))}, nil)
-			for range maxIndexDepth + 2 {
+			for range pull.MaxIndexDepth + 2 {
 				d = r.PutManifest("1", idx, index(d))
 			}
 		}), "indexes nested more than", imagetest.Waits, imagetest.Amplifies},
@@ -113,7 +114,7 @@ func refusalRows(t *testing.T) []refusalRow {
 
 // TestEveryRefusal runs the rows and demands one for each refusal in the source.
 func TestEveryRefusal(t *testing.T) {
-	sources := imagetest.RefusalsIn(t, "manifest/manifest.go", "resolve.go")
+	sources := imagetest.RefusalsIn(t, "manifest/manifest.go", "pull/resolve.go")
 	if len(sources) < 20 {
 		t.Fatalf("%d refusals found", len(sources))
 	}

@@ -371,7 +371,7 @@ func TestManyDrips(t *testing.T) {
 	if _, err := c.Pull(ctx, r.Ref("app:1"), nil); !strings.HasPrefix(fmt.Sprint(err), "RegistryUnavailable: ") {
 		t.Error(err)
 	}
-	waitFor(t, func() bool { return len(c.puller.waiting()) == 0 })
+	waitFor(t, func() bool { return len(c.puller.Waiting()) == 0 })
 }
 
 // TestExpiredWithoutAChallenge: a registry that refuses an old token without saying how to get a new one is asked once without a token.
@@ -469,7 +469,7 @@ func TestPartialDownloadsOutliveARestart(t *testing.T) {
 	waitFor(t, func() bool { info, err := os.Stat(partial); return err == nil && info.Size() == 300_000 })
 	cancel()
 	<-done
-	waitFor(t, func() bool { return len(c.puller.waiting()) == 0 })
+	waitFor(t, func() bool { return len(c.puller.Waiting()) == 0 })
 	r.Intercept(nil)
 	imagetest.Must(t, os.MkdirAll(filepath.Join(c.cfg.Root, "content", "ingest", "junk"), 0o700))
 	c = reopen(t, c.cfg.Root)

@@ -423,7 +423,7 @@ func TestIdenticalPullsAreOne(t *testing.T) {
 	for range 50 {
 		go pull(t.Context())
 	}
-	waitFor(t, func() bool { return slices.Equal(images.puller.waiting(), []int{51}) })
+	waitFor(t, func() bool { return slices.Equal(images.puller.Waiting(), []int{51}) })
 	leave()
 	if err := <-errs; !errdefs.IsCanceled(err) {
 		t.Errorf("the impatient: %v", err)
@@ -462,7 +462,7 @@ func TestOtherCredentialsAreAnotherPull(t *testing.T) {
 		}()
 	}
 	<-g.arrived
-	waitFor(t, func() bool { return len(images.puller.waiting()) == 2 })
+	waitFor(t, func() bool { return len(images.puller.Waiting()) == 2 })
 	close(g.open)
 	imagetest.Must(t, <-errs)
 	imagetest.Must(t, <-errs)

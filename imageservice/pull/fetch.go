@@ -1,4 +1,4 @@
-package imageservice
+package pull
 
 import (
 	"context"
@@ -26,7 +26,7 @@ import (
 
 // fetcher brings the layers of one pull here.
 type fetcher struct {
-	by        *puller
+	by        *Puller
 	ref       imageref.Target
 	reg       *registry.Repository
 	prog      *progress.Clock

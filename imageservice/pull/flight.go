@@ -1,4 +1,4 @@
-package imageservice
+package pull
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package imageservice
+package pull
 
 import (
 	"context"
@@ -21,7 +21,7 @@ import (
 
 // resolver finds the manifest and the config that the reference of a pull stands for.
 type resolver struct {
-	by   *puller
+	by   *Puller
 	ref  imageref.Target
 	reg  *registry.Repository
 	prog *progress.Clock
@@ -46,7 +46,7 @@ func (r *resolver) documents(ctx context.Context) (contents, error) {
 	return r.resolve(ctx, contents{root: desc}, raw, desc, 0)
 }
 
-const maxIndexDepth = 3 // indexes in indexes
+const MaxIndexDepth = 3 // indexes in indexes
 
 // errOtherPlatform is for an image of an index without platforms that is not for this machine.
 type errOtherPlatform struct{ platform string }
@@ -66,8 +66,8 @@ func (r *resolver) resolve(ctx context.Context, got contents, raw []byte, desc o
 		}
 		return got, err
 	}
-	if depth == maxIndexDepth {
-		return got, fault.Refuse(errdefs.ErrResourceExhausted, "indexes nested more than %d deep", maxIndexDepth)
+	if depth == MaxIndexDepth {
+		return got, fault.Refuse(errdefs.ErrResourceExhausted, "indexes nested more than %d deep", MaxIndexDepth)
 	}
 	entries, err := manifest.Choose(doc.Index, r.want)
 	if err != nil {

@@ -1,4 +1,5 @@
-package imageservice
+// Package pull brings images here, from a reference to a record; it deletes and mounts nothing.
+package pull
 
 import (
 	"context"
@@ -28,8 +29,8 @@ import (
 	"github.com/cribox/cribox/internal/keyed"
 )
 
-// pullConfig is what a puller needs to know.
-type pullConfig struct {
+// Config is what a puller needs to know.
+type Config struct {
 	Root         string // the folder that content/ and layers/ are in
 	Client       *registry.Client
 	Limits       layers.Limits
@@ -40,9 +41,9 @@ type pullConfig struct {
 	Syncfs       func(fd int) error
 }
 
-// puller pulls images; what pulls share is here.
-type puller struct {
-	cfg     pullConfig
+// Puller pulls images; what pulls share is here.
+type Puller struct {
+	cfg     Config
 	catalog *catalog.Catalog
 	blobs   *content.Blobs
 	layers  *layers.Store
@@ -55,16 +56,16 @@ type puller struct {
 	flights flights
 }
 
-// newPuller returns a puller of images into the folders and records that a collector looks after.
-func newPuller(cfg pullConfig, g *garbage.Collector) *puller {
-	return &puller{
+// New returns a puller of images into the folders and records that a collector looks after.
+func New(cfg Config, g *garbage.Collector) *Puller {
+	return &Puller{
 		cfg: cfg, catalog: g.Catalog, blobs: g.Blobs, layers: g.Layers, pins: g.Pins, garbage: g,
 		unpacks: semaphore.NewWeighted(int64(cfg.MaxUnpacks)), alongs: semaphore.NewWeighted(int64(cfg.MaxUnpacks)),
 	}
 }
 
-// pull is Images.Pull.
-func (u *puller) pull(ctx context.Context, ref string, auth *registry.Auth) (catalog.Image, error) {
+// Pull is Images.Pull.
+func (u *Puller) Pull(ctx context.Context, ref string, auth *registry.Auth) (catalog.Image, error) {
 	t, err := imageref.Parse(ref)
 	if err != nil {
 		return catalog.Image{}, err
@@ -84,10 +85,10 @@ func (u *puller) pull(ctx context.Context, ref string, auth *registry.Auth) (cat
 }
 
 // Waiting returns how many callers wait for each pull under way.
-func (u *puller) waiting() []int { return u.flights.waiting() }
+func (u *Puller) Waiting() []int { return u.flights.waiting() }
 
 // fly runs a pull to its end, whatever that is.
-func (u *puller) fly(ctx context.Context, f *flight, t imageref.Target, creds registry.Credentials) {
+func (u *Puller) fly(ctx context.Context, f *flight, t imageref.Target, creds registry.Credentials) {
 	f.err = errdefs.ErrAborted // what remains if the goroutine is ended from within
 	watch, unwatch := context.WithCancel(ctx)
 	defer func() {
@@ -116,7 +117,7 @@ func (u *puller) fly(ctx context.Context, f *flight, t imageref.Target, creds re
 }
 
 // claim takes a key with the stall clock of a pull stopped.
-func (u *puller) claim(ctx context.Context, prog *progress.Clock, key string) (release func(), err error) {
+func (u *Puller) claim(ctx context.Context, prog *progress.Clock, key string) (release func(), err error) {
 	err = prog.Waiting(func() (err error) {
 		release, err = u.claims.Take(ctx, key)
 		return err
@@ -126,7 +127,7 @@ func (u *puller) claim(ctx context.Context, prog *progress.Clock, key string) (r
 
 // pull is one pull, from a reference to a record.
 type pull struct {
-	by    *puller
+	by    *Puller
 	ref   imageref.Target
 	creds registry.Credentials
 	prog  progress.Clock
