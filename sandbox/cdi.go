@@ -8,6 +8,9 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cribox/cribox/sandbox/table"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 
@@ -17,8 +20,8 @@ import (
 // injectDevices adds to a container's spec what its CDI devices need: device nodes, mounts, environment, groups, hooks. The files that
 // describe devices belong to root and are trusted. They are read each time: what a device plugin wrote a moment ago counts.
 // ErrFailedPrecondition names the devices that no file describes, and those of which this machine lacks a part.
-func (n *node) injectDevices(p *pod, c *container, s *specs.Spec) error {
-	names := spec.CDIDevices(c.config)
+func (n *node) injectDevices(p *table.PodEntry, c *table.ContainerEntry, s *specs.Spec) error {
+	names := spec.CDIDevices(c.Config)
 	if len(names) == 0 {
 		return nil
 	}
@@ -27,7 +30,7 @@ func (n *node) injectDevices(p *pod, c *container, s *specs.Spec) error {
 		return err
 	}
 	var bound []spec.Device
-	if _, _, ok := spec.UserNamespace(p.config); ok {
+	if _, _, ok := spec.UserNamespace(p.Config); ok {
 		if bound, err = boundNodes(edits); err != nil {
 			return err
 		}
@@ -37,7 +40,7 @@ func (n *node) injectDevices(p *pod, c *container, s *specs.Spec) error {
 	}
 	spec.BindDevices(s, bound)
 	ownEnvironment(s.Hooks)
-	return spec.CheckMapped(p.config, s.Process.User)
+	return spec.CheckMapped(p.Config, s.Process.User)
 }
 
 // findEdits reads what the folders say about the devices: of each file that describes one what it says of all of them, then of this one.

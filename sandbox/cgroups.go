@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/cgroup"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -68,12 +69,12 @@ func RemoveCgroupParent(ctx context.Context, instance string) error {
 
 // cgroupDirs returns the folders that a path has in the hierarchies.
 func cgroupDirs(path string) []string {
-	found, err := filepath.Glob(filepath.Join(cgroupRoot, "*", path)) // the pattern is right
+	found, err := filepath.Glob(filepath.Join(cgroup.Mount, "*", path)) // the pattern is right
 	if err != nil {
 		return nil
 	}
-	if exists(filepath.Join(cgroupRoot, path)) {
-		found = append(found, filepath.Join(cgroupRoot, path))
+	if exists(filepath.Join(cgroup.Mount, path)) {
+		found = append(found, filepath.Join(cgroup.Mount, path))
 	}
 	return found
 }

@@ -7,6 +7,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/sandbox/table"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cribox/cribox/internal/guard"
@@ -86,5 +89,5 @@ func (n *node) hasProfile(ctx context.Context, s *specs.Spec) error {
 		_, err := n.flights.Do(ctx, "loading the AppArmor profile", profileLimit, func(ctx context.Context) (string, error) { return "", apparmor.Load(ctx) })
 		return err
 	}
-	return fmt.Errorf("security_context.apparmor: the profile %q is not loaded on this node: %w", short(name), errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("security_context.apparmor: the profile %q is not loaded on this node: %w", table.Short(name), errdefs.ErrFailedPrecondition)
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/internal/tree"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // copyPiece is how much of a file is copied between two looks at the context.
@@ -60,7 +61,7 @@ func (t *treeCopy) entry(dir int, name string, st *unix.Stat_t) error {
 		return context.Cause(t.ctx)
 	}
 	if err := t.one(below(dir, name), below(int(t.at.Fd()), name), st); err != nil {
-		return fmt.Errorf("copy %s: %w", short(name), err)
+		return fmt.Errorf("copy %s: %w", table.Short(name), err)
 	}
 	return nil
 }
@@ -78,7 +79,7 @@ func (t *treeCopy) leave(dir int) error {
 func (t *treeCopy) move(name string) error {
 	fd, err := unix.Openat(int(t.at.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open %s in the copy: %w", short(name), err)
+		return fmt.Errorf("open %s in the copy: %w", table.Short(name), err)
 	}
 	t.at.Close()
 	t.at = os.NewFile(uintptr(fd), name)

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/table"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
@@ -30,8 +31,8 @@ import (
 // containers makes, starts, stops and removes containers.
 type containers struct {
 	layout     layout.Layout
-	states     *states
-	table      *table
+	states     *table.States
+	table      *table.Table
 	node       *node
 	mounts     *mounts
 	files      *podFiles
@@ -59,32 +60,32 @@ const createLimit = 3 * time.Minute
 // sandboxConfig says whether the container may be privileged: a kubelet adds such a container to a pod that began without one
 // (kubectl debug --profile=sysadmin). In all else the pod is what it was made as.
 func (cs *containers) CreateContainer(ctx context.Context, podID string, config *runtimeapi.ContainerConfig, sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
-	p, err := cs.table.findPod(podID)
+	p, err := cs.table.FindPod(podID)
 	if err != nil {
 		return "", err
 	}
-	podConfig := spec.WithPrivilege(p.config, sandboxConfig)
-	if err := known(p.lacks); err != nil {
-		return "", fmt.Errorf("create a container in pod %s: %w", p.id, err)
+	podConfig := spec.WithPrivilege(p.Config, sandboxConfig)
+	if err := table.Known(p.Lacks); err != nil {
+		return "", fmt.Errorf("create a container in pod %s: %w", p.ID, err)
 	}
 	if err := spec.ValidateContainer(podConfig, config, cs.node.hostOf(p)); err != nil {
 		return "", err
 	}
 	config = proto.CloneOf(config)
-	key := containerKey(p.id, config)
+	key := table.ContainerKey(p.ID, config)
 	id, err := cs.flights.Do(ctx, key, createLimit, func(ctx context.Context) (string, error) {
-		if id, ok := cs.table.idByKey(key); ok {
+		if id, ok := cs.table.IDByKey(key); ok {
 			same, err := cs.yield(ctx, id, config)
 			if same || err != nil {
 				return id, err
 			}
 		}
-		return cs.createContainer(withPod(ctx, p.id), p, config, podConfig)
+		return cs.createContainer(withPod(ctx, p.ID), p, config, podConfig)
 	})
 	if err != nil {
 		return "", err
 	}
-	if c, err := cs.table.findContainer(id); err == nil && !proto.Equal(c.config, config) { // joined one that was under way
+	if c, err := cs.table.FindContainer(id); err == nil && !proto.Equal(c.Config, config) { // joined one that was under way
 		return "", fmt.Errorf("%s is being made as %s with another configuration: %w", key, id, errdefs.ErrAlreadyExists)
 	}
 	return id, nil
@@ -94,17 +95,17 @@ func (cs *containers) CreateContainer(ctx context.Context, podID string, config 
 // was made for another request and never started is taken away first: whoever asked for it has given up, and must not poison what comes
 // after. ErrAlreadyExists when it was started with another configuration.
 func (cs *containers) yield(ctx context.Context, id string, config *runtimeapi.ContainerConfig) (same bool, err error) {
-	c, err := cs.table.findContainer(id)
+	c, err := cs.table.FindContainer(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	r, ok := cs.states.record(c)
+	r, ok := cs.states.Record(c)
 	switch {
 	case !ok || r.State == store.ContainerCreating || r.State == store.ContainerRemoving:
-	case proto.Equal(c.config, config):
+	case proto.Equal(c.Config, config):
 		return true, nil
 	case r.State != store.ContainerCreated:
 		return false, fmt.Errorf("container %s has this name and attempt, another configuration, and is %s: %w", id, r.State, errdefs.ErrAlreadyExists)
@@ -112,22 +113,22 @@ func (cs *containers) yield(ctx context.Context, id string, config *runtimeapi.C
 	return false, cs.removeContainer(ctx, c)
 }
 
-func (cs *containers) createContainer(ctx context.Context, p *pod, config *runtimeapi.ContainerConfig, podConfig *runtimeapi.PodSandboxConfig) (string, error) {
+func (cs *containers) createContainer(ctx context.Context, p *table.PodEntry, config *runtimeapi.ContainerConfig, podConfig *runtimeapi.PodSandboxConfig) (string, error) {
 	img, err := cs.mounts.images.Lookup(config.GetImage().GetImage())
 	if err != nil {
-		return "", fmt.Errorf("image %q of container %s: %w", short(config.GetImage().GetImage()), config.GetMetadata().GetName(), err)
+		return "", fmt.Errorf("image %q of container %s: %w", table.Short(config.GetImage().GetImage()), config.GetMetadata().GetName(), err)
 	}
 	volumes, err := cs.mounts.mountImages(config.GetMounts())
 	if err != nil {
 		return "", err
 	}
-	c := newContainer(p.id, store.Container{ID: newID(), ImageID: img.ID, MountImages: volumes}, config)
-	done, err := cs.turns.Take(ctx, c.id)
+	c := table.NewContainerEntry(p.ID, store.Container{ID: table.NewID(), ImageID: img.ID, MountImages: volumes}, config)
+	done, err := cs.turns.Take(ctx, c.ID)
 	if err != nil {
 		return "", err
 	}
 	defer done()
-	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.id))
+	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.ID))
 	if err := cs.mounts.holdImages(c); err != nil {
 		return "", err
 	}
@@ -137,41 +138,41 @@ func (cs *containers) createContainer(ctx context.Context, p *pod, config *runti
 	}
 	err = cs.prepare(ctx, p, c, img, podConfig)
 	if err == nil {
-		err = cs.states.created(c)
+		err = cs.states.Created(c)
 	}
 	if err != nil {
 		cs.undoContainer(ctx, c)
 		return "", err
 	}
 	cs.step("container.created")
-	return c.id, nil
+	return c.ID, nil
 }
 
 // recordContainer writes the intent: from here on the container has a name and recovery knows of it.
-func (cs *containers) recordContainer(p *pod, c *container, img imageservice.Image) error {
-	asked, err := proto.Marshal(c.config)
+func (cs *containers) recordContainer(p *table.PodEntry, c *table.ContainerEntry, img imageservice.Image) error {
+	asked, err := proto.Marshal(c.Config)
 	if err != nil {
 		return err
 	}
-	signal, err := spec.StopSignal(c.config, img.Config.Config.StopSignal)
+	signal, err := spec.StopSignal(c.Config, img.Config.Config.StopSignal)
 	if err != nil {
 		return err
 	}
-	rec := store.Container{ID: c.id, Created: cs.table.now(p.config), ImageID: img.ID, ImageRef: imageRef(img),
-		MountImages: c.mountImages, Signal: int(signal)}
-	if path := c.config.GetLogPath(); path != "" && p.config.GetLogDirectory() != "" {
-		rec.LogPath = filepath.Join(p.config.GetLogDirectory(), path)
+	rec := store.Container{ID: c.ID, Created: cs.table.Now(p.Config), ImageID: img.ID, ImageRef: imageRef(img),
+		MountImages: c.MountImages, Signal: int(signal)}
+	if path := c.Config.GetLogPath(); path != "" && p.Config.GetLogDirectory() != "" {
+		rec.LogPath = filepath.Join(p.Config.GetLogDirectory(), path)
 	}
-	cs.table.addContainer(c) // before the record, so that whoever finds the record finds the container
-	if err := cs.states.creating(p.id, rec); err != nil {
+	cs.table.AddContainer(c) // before the record, so that whoever finds the record finds the container
+	if err := cs.states.Creating(p.ID, rec); err != nil {
 		return err
 	}
 	cs.step("container.recorded")
-	return cs.states.store.SetAsked(p.id, c.id, asked)
+	return cs.states.SetAsked(c, asked)
 }
 
 // undoContainer takes a container that was not made away, in its turn.
-func (cs *containers) undoContainer(ctx context.Context, c *container) {
+func (cs *containers) undoContainer(ctx context.Context, c *table.ContainerEntry) {
 	if err := clean(ctx, teardownLimit, func(ctx context.Context) error { return cs.discard(ctx, c) }); err != nil {
 		log.G(ctx).WithError(err).Warn("a container that was not made cannot be taken away yet; will be tried again")
 		go retryUntilDone(cs.background, "removing", func(ctx context.Context) error { return cs.removeContainer(ctx, c) })
@@ -188,17 +189,17 @@ func imageRef(img imageservice.Image) string {
 
 // prepare mounts the root filesystem and the image volumes, and writes the spec that StartContainer hands to the runtime.
 // podConfig is the pod's, with the privilege that the request gives it.
-func (cs *containers) prepare(ctx context.Context, p *pod, c *container, img imageservice.Image, podConfig *runtimeapi.PodSandboxConfig) error {
+func (cs *containers) prepare(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, img imageservice.Image, podConfig *runtimeapi.PodSandboxConfig) error {
 	if err := makeLogFolder(p, c); err != nil {
 		return err
 	}
 	labels, err := cs.labels.forContainer(p, c)
 	if err != nil {
-		return fmt.Errorf("container %s: %w", c.id, err)
+		return fmt.Errorf("container %s: %w", c.ID, err)
 	}
-	root, err := cs.mounts.mountRoot(ctx, p, c.id, imageservice.Rootfs{ImageID: img.ID, Label: labels.Mount})
+	root, err := cs.mounts.mountRoot(ctx, p, c.ID, imageservice.Rootfs{ImageID: img.ID, Label: labels.Mount})
 	if err != nil {
-		return fmt.Errorf("root filesystem of container %s: %w", c.id, err)
+		return fmt.Errorf("root filesystem of container %s: %w", c.ID, err)
 	}
 	cs.step("container.mounted")
 	if err := cs.mounts.mountVolumes(ctx, p, c, labels.Mount); err != nil {
@@ -212,9 +213,9 @@ func (cs *containers) prepare(ctx context.Context, p *pod, c *container, img ima
 	if err := cs.relabel(ctx, c, &input); err != nil {
 		return err
 	}
-	r, ok := cs.states.get(p.id)
+	r, ok := cs.states.Get(p.ID)
 	if !ok {
-		return fmt.Errorf("pod %s: %w", p.id, errdefs.ErrNotFound)
+		return fmt.Errorf("pod %s: %w", p.ID, errdefs.ErrNotFound)
 	}
 	in, err := cs.files.specPod(p, r)
 	if err != nil {
@@ -228,7 +229,7 @@ func (cs *containers) prepare(ctx context.Context, p *pod, c *container, img ima
 	if err != nil {
 		return err
 	}
-	if input.Devices, err = resolveDevices(c.config, !host.NoHostDevices); err != nil {
+	if input.Devices, err = resolveDevices(c.Config, !host.NoHostDevices); err != nil {
 		return err
 	}
 	s, notes, err := spec.ForContainer(host, in, input)
@@ -242,24 +243,24 @@ func (cs *containers) prepare(ctx context.Context, p *pod, c *container, img ima
 	if err := cs.node.injectDevices(p, c, s); err != nil {
 		return err
 	}
-	if err := cs.namespaces.pinPause(ctx, p.id); err != nil { // for a pod of an earlier version; it stays with the pod
+	if err := cs.namespaces.pinPause(ctx, p.ID); err != nil { // for a pod of an earlier version; it stays with the pod
 		return err
 	}
 	if err := cs.files.saveSpec(c, s); err != nil {
-		return fmt.Errorf("spec of container %s: %w", c.id, err)
+		return fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
 	cs.step("container.prepared")
-	return cs.states.prepared(c, cgroupPath(s), input.User)
+	return cs.states.Prepared(c, cgroupPath(s), input.User)
 }
 
 // specContainer gathers what needs the disk: the user's numbers from the image, host paths, a seccomp profile.
-func (cs *containers) specContainer(ctx context.Context, p *pod, c *container, root string, img imageservice.Image) (spec.Container, error) {
-	in := spec.Container{ID: c.id, Config: c.config, Image: img.Config, ImageName: c.config.GetImage().GetImage(), Rootfs: root}
+func (cs *containers) specContainer(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, root string, img imageservice.Image) (spec.Container, error) {
+	in := spec.Container{ID: c.ID, Config: c.Config, Image: img.Config, ImageName: c.Config.GetImage().GetImage(), Rootfs: root}
 	var err error
-	if in.User, err = lookupUser(in.Rootfs, img.Config.Config.User, c.config.GetLinux().GetSecurityContext()); err != nil {
-		return in, fmt.Errorf("user of container %s: %w", c.config.GetMetadata().GetName(), err)
+	if in.User, err = lookupUser(in.Rootfs, img.Config.Config.User, c.Config.GetLinux().GetSecurityContext()); err != nil {
+		return in, fmt.Errorf("user of container %s: %w", c.Config.GetMetadata().GetName(), err)
 	}
-	profile, err := spec.ContainerSeccompPath(c.config)
+	profile, err := spec.ContainerSeccompPath(c.Config)
 	if err != nil {
 		return in, err
 	}
@@ -276,7 +277,7 @@ func (cs *containers) specContainer(ctx context.Context, p *pod, c *container, r
 	if in.Mounts, err = cs.mounts.resolveMounts(ctx, h.MissingPaths, c); err != nil {
 		return in, err
 	}
-	if err := cs.mounts.canMap(p, c.config.GetMounts(), in.Mounts); err != nil {
+	if err := cs.mounts.canMap(p, c.Config.GetMounts(), in.Mounts); err != nil {
 		return in, err
 	}
 	in.TargetNS, err = cs.namespaces.pinTarget(c)
@@ -284,8 +285,8 @@ func (cs *containers) specContainer(ctx context.Context, p *pod, c *container, r
 }
 
 // saveSpec writes the spec for StartContainer and ExecSync beside the pod's files: they end with the pod.
-func (f *podFiles) saveSpec(c *container, s *specs.Spec) error {
-	dir := f.layout.StatePath("pods", c.podID, c.id)
+func (f *podFiles) saveSpec(c *table.ContainerEntry, s *specs.Spec) error {
+	dir := f.layout.StatePath("pods", c.PodID, c.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -301,8 +302,4 @@ func replaceFile(path string, b []byte) error {
 		return err
 	}
 	return os.Rename(path+".new", path)
-}
-
-func (f *podFiles) specFile(c *container) ([]byte, error) {
-	return os.ReadFile(f.layout.SpecPath(c.podID, c.id))
 }

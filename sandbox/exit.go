@@ -13,13 +13,14 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 const releaseLimit = time.Minute
 
 // endings records how containers end, and gives back what an ended one still holds.
 type endings struct {
-	states *states
+	states *table.States
 	mounts *mounts
 	shim   *client.Client
 	turns  *keyed.Turns // by container
@@ -37,18 +38,18 @@ func (m *Manager) onExit(ctx context.Context, t runtimeshim.Task) {
 	case <-ctx.Done():
 		return
 	}
-	switch p, c := m.table.byID(t.ID); {
+	switch p, c := m.table.ByID(t.ID); {
 	case c != nil:
-		m.exits.add(ctx, c.podID, func() { m.endings.exited(ctx, c, t) })
+		m.exits.add(ctx, c.PodID, func() { m.endings.exited(ctx, c, t) })
 	case p != nil:
-		m.exits.add(ctx, p.id, func() { m.pods.pauseExited(ctx, p) })
+		m.exits.add(ctx, p.ID, func() { m.pods.pauseExited(ctx, p) })
 	}
 }
 
-func (e *endings) exited(ctx context.Context, c *container, t runtimeshim.Task) {
-	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.id))
+func (e *endings) exited(ctx context.Context, c *table.ContainerEntry, t runtimeshim.Task) {
+	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.ID))
 	word, message := reason(*t.Exit)
-	err := e.states.exited(c, ending{t.Pid, t.StartedAt, t.Exit.At, t.Exit.Code, word, message})
+	err := e.states.Exited(c, table.Ending{PID: t.Pid, Started: t.StartedAt, At: t.Exit.At, Code: t.Exit.Code, Reason: word, Message: message})
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return
 	}
@@ -56,7 +57,7 @@ func (e *endings) exited(ctx context.Context, c *container, t runtimeshim.Task) 
 		log.G(ctx).WithError(err).Warn("exit cannot be written down; it is known until a restart")
 	}
 	e.step("container.exited")
-	c.markExited()
+	c.MarkExited()
 	go e.releaseLater(ctx, c)
 }
 
@@ -76,7 +77,7 @@ func reason(e runtimeshim.Exit) (word, message string) {
 }
 
 // releaseLater gives back what an exited container holds but its writable layer and its log: cgroup, runtime state and mount.
-func (e *endings) releaseLater(ctx context.Context, c *container) {
+func (e *endings) releaseLater(ctx context.Context, c *table.ContainerEntry) {
 	err := guard.Call(ctx, "release of a container", func() error {
 		return clean(ctx, releaseLimit, func(ctx context.Context) error { return e.releaseInTurn(ctx, c) })
 	})
@@ -85,8 +86,8 @@ func (e *endings) releaseLater(ctx context.Context, c *container) {
 	}
 }
 
-func (e *endings) releaseInTurn(ctx context.Context, c *container) error {
-	done, err := e.turns.Take(ctx, c.id)
+func (e *endings) releaseInTurn(ctx context.Context, c *table.ContainerEntry) error {
+	done, err := e.turns.Take(ctx, c.ID)
 	if err != nil {
 		return err
 	}
@@ -96,28 +97,28 @@ func (e *endings) releaseInTurn(ctx context.Context, c *container) error {
 }
 
 // release is releaseLater's work, in the container's turn. What fails is done again by discard.
-func (e *endings) release(ctx context.Context, c *container) {
-	if r, ok := e.states.record(c); !ok || r.State != store.ContainerExited {
+func (e *endings) release(ctx context.Context, c *table.ContainerEntry) {
+	if r, ok := e.states.Record(c); !ok || r.State != store.ContainerExited {
 		return
 	}
-	released := e.shim.Release(ctx, c.id)
+	released := e.shim.Release(ctx, c.ID)
 	if errors.Is(released, errdefs.ErrNotFound) {
 		released = nil // it never had a process
 	}
-	if err := errors.Join(released, e.mounts.unmountRoot(ctx, c.id)); err != nil {
+	if err := errors.Join(released, e.mounts.unmountRoot(ctx, c.ID)); err != nil {
 		log.G(ctx).WithError(err).Warn("an exited container is not released yet; its removal tries again")
 	}
 }
 
 // pauseExited turns a pod whose pause process ended into one that is not ready, without waiting for anybody to ask; the kubelet stops and
 // replaces it. A pod that is being made is left to its maker, who looks at paused.
-func (ps *pods) pauseExited(ctx context.Context, p *pod) {
-	p.markPaused()
-	err := ps.states.podPauseEnded(p.id)
+func (ps *pods) pauseExited(ctx context.Context, p *table.PodEntry) {
+	p.MarkPaused()
+	err := ps.states.PodPauseEnded(p.ID)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return
 	}
-	entry := log.G(ctx).WithField("pod", p.id)
+	entry := log.G(ctx).WithField("pod", p.ID)
 	entry.Warn("the pause process ended; the pod is not ready any more")
 	if err != nil {
 		entry.WithError(err).Warn("cannot record that the pause process ended")
@@ -125,8 +126,8 @@ func (ps *pods) pauseExited(ctx context.Context, p *pod) {
 }
 
 // lost records a container that ended while nobody could see it.
-func (e *endings) lost(ctx context.Context, c *container) {
-	r, _ := e.states.record(c)
-	t := runtimeshim.Task{ID: c.id, StartedAt: time.Unix(0, max(r.Started, r.Created)), Exit: &runtimeshim.Exit{Code: 255, At: time.Now()}}
+func (e *endings) lost(ctx context.Context, c *table.ContainerEntry) {
+	r, _ := e.states.Record(c)
+	t := runtimeshim.Task{ID: c.ID, StartedAt: time.Unix(0, max(r.Started, r.Created)), Exit: &runtimeshim.Exit{Code: 255, At: time.Now()}}
 	e.exited(ctx, c, t)
 }

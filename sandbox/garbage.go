@@ -38,7 +38,7 @@ func (w *wires) collectGarbage(ctx context.Context) {
 // connected returns the pods that have a network of their own and use it.
 func (w *wires) connected() []string {
 	var ids []string
-	for _, r := range w.states.list() {
+	for _, r := range w.states.List() {
 		if r.State == store.PodReady && r.NetNS != "" {
 			ids = append(ids, r.ID)
 		}

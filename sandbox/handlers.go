@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/table"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -36,7 +37,7 @@ type Handler struct {
 // given for that.
 type node struct {
 	layout     layout.Layout
-	states     *states
+	states     *table.States
 	host       spec.Host
 	images     *imageservice.Images
 	cdiDirs    []string // Config.CDISpecDirs
@@ -123,10 +124,10 @@ func (now *handlers) find(name string) (Handler, error) {
 }
 
 // handlerOf returns the handler that a pod was made with.
-func (n *node) handlerOf(p *pod) (Handler, error) {
-	r, ok := n.states.get(p.id)
+func (n *node) handlerOf(p *table.PodEntry) (Handler, error) {
+	r, ok := n.states.Get(p.ID)
 	if !ok {
-		return Handler{}, fmt.Errorf("pod %s: %w", p.id, errdefs.ErrNotFound)
+		return Handler{}, fmt.Errorf("pod %s: %w", p.ID, errdefs.ErrNotFound)
 	}
 	return n.handler(r.Handler)
 }

@@ -13,11 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/sandbox/apparmor"
+	"github.com/cribox/cribox/sandbox/cgroup"
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
 )
-
-const cgroupRoot = "/sys/fs/cgroup"
 
 // capSysResource is the capability that lets a process lower its oom_score_adj and raise its hard limits (linux/capability.h).
 const capSysResource = 24
@@ -38,7 +37,7 @@ func ReadHost() (spec.Host, error) {
 		return spec.Host{}, fmt.Errorf("this machine's mounts: %w", err)
 	}
 	h := spec.Host{
-		CgroupV2:             unifiedCgroups(),
+		CgroupV2:             cgroup.Unified(),
 		CgroupOptions:        cgroups,
 		Capabilities:         spec.KnownCapabilities(int(last)),
 		Grantable:            spec.CapabilitiesOf(mask),
@@ -49,7 +48,7 @@ func ReadHost() (spec.Host, error) {
 		X32:                  x32(),
 		RecursiveReadOnly:    atLeast(kernel, [2]int{5, 12}),
 		Kernel:               kernel,
-		MemorySwapAccounting: exists(cgroupRoot+"/memory/memory.memsw.limit_in_bytes") || unifiedCgroups(),
+		MemorySwapAccounting: exists(cgroup.Mount+"/memory/memory.memsw.limit_in_bytes") || cgroup.Unified(),
 		StackLimit:           stackLimit(),
 		RlimitHard:           map[string]uint64{},
 	}
@@ -118,14 +117,9 @@ func boundingSet() (uint64, error) {
 	return 0, errors.New("no CapBnd in /proc/self/status")
 }
 
-func unifiedCgroups() bool {
-	var fs unix.Statfs_t
-	return unix.Statfs(cgroupRoot, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
-}
-
 // cgroupOptions returns the options of this machine's cgroup v2 that belong to the whole of it.
 func cgroupOptions() ([]string, error) {
-	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(cgroupRoot))
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(cgroup.Mount))
 	if err != nil || len(mounts) == 0 || mounts[0].FSType != "cgroup2" {
 		return nil, err
 	}
@@ -140,7 +134,7 @@ func cgroupOptions() ([]string, error) {
 
 // hugePageSizes returns the sizes that the hugetlb controller limits, as the OCI runtime names them.
 func hugePageSizes() []string {
-	if !exists(cgroupRoot+"/hugetlb") && !(unifiedCgroups() && strings.Contains(readString(cgroupRoot+"/cgroup.controllers"), "hugetlb")) {
+	if !exists(cgroup.Mount+"/hugetlb") && !(cgroup.Unified() && strings.Contains(readString(cgroup.Mount+"/cgroup.controllers"), "hugetlb")) {
 		return nil
 	}
 	dirs, err := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*kB")

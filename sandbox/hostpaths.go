@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // MissingPaths says what happens to a mount whose host path does not exist.
@@ -130,8 +132,8 @@ func makeIn(dir *os.File, name string) (*os.File, error) {
 // makeLogFolder makes the folders of a container's log that are missing below the log directory of its pod, where a kubelet
 // has one for each container and others put logs deeper. ErrFailedPrecondition for a link on the way: who may write there
 // would send the log, which root writes, to any file of the host.
-func makeLogFolder(p *pod, c *container) error {
-	path, directory := c.config.GetLogPath(), p.config.GetLogDirectory()
+func makeLogFolder(p *table.PodEntry, c *table.ContainerEntry) error {
+	path, directory := c.Config.GetLogPath(), p.Config.GetLogDirectory()
 	folder := strings.TrimPrefix(filepath.Dir(filepath.Clean("/"+path)), "/")
 	if path == "" || directory == "" || folder == "" {
 		return nil

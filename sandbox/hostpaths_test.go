@@ -2,13 +2,15 @@ package sandbox
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/sandbox/table"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -34,35 +36,11 @@ func TestLogDirectoryIsAFIFO(t *testing.T) {
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := &pod{config: &runtimeapi.PodSandboxConfig{LogDirectory: fifo}}
-	c := &container{config: &runtimeapi.ContainerConfig{LogPath: "a/0.log"}}
+	p := &table.PodEntry{Config: &runtimeapi.PodSandboxConfig{LogDirectory: fifo}}
+	c := &table.ContainerEntry{Config: &runtimeapi.ContainerConfig{LogPath: "a/0.log"}}
 	done := make(chan error, 1)
 	go func() { done <- makeLogFolder(p, c) }()
 	if err := <-done; !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("%v", err)
-	}
-}
-
-// TestVolumesCount: what a container writes to a volume of its image is its own.
-func TestVolumesCount(t *testing.T) {
-	dir := t.TempDir()
-	for _, path := range []string{"upper", filepath.Join(volumesFolder, "0")} {
-		if err := os.MkdirAll(filepath.Join(dir, path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, path, "file"), make([]byte, 1<<20), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if l := measureLayer(filepath.Join(dir, "upper")); l.Bytes == nil || *l.Bytes < 2<<20 || *l.Inodes != 5 {
-		t.Errorf("%v", l)
-	}
-}
-
-// TestReadUpTo: a list of interfaces of any length is read in part.
-func TestReadUpTo(t *testing.T) {
-	b, err := readUpTo("/dev/zero", 1000)
-	if err != nil || len(b) != 1000 {
-		t.Errorf("%d bytes, %v", len(b), err)
 	}
 }

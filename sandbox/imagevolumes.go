@@ -8,6 +8,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cribox/cribox/sandbox/table"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
@@ -39,18 +42,18 @@ func volumeFailed(asked *runtimeapi.Mount, err error) error {
 }
 
 // holdImages keeps the images of the container from being removed, or none of them.
-func (m *mounts) holdImages(c *container) error {
-	for i, id := range append([]string{c.imageID}, c.mountImages...) {
+func (m *mounts) holdImages(c *table.ContainerEntry) error {
+	for i, id := range append([]string{c.ImageID}, c.MountImages...) {
 		if id == "" {
 			continue
 		}
-		err := m.images.Hold(id, c.id)
+		err := m.images.Hold(id, c.ID)
 		if err == nil {
 			continue
 		}
 		m.releaseImages(c)
 		if i > 0 {
-			err = volumeFailed(c.config.GetMounts()[i-1], err)
+			err = volumeFailed(c.Config.GetMounts()[i-1], err)
 		}
 		return err
 	}
@@ -58,28 +61,28 @@ func (m *mounts) holdImages(c *container) error {
 }
 
 // releaseImages undoes holdImages.
-func (m *mounts) releaseImages(c *container) {
-	for _, id := range append([]string{c.imageID}, c.mountImages...) {
-		m.images.Release(id, c.id)
+func (m *mounts) releaseImages(c *table.ContainerEntry) {
+	for _, id := range append([]string{c.ImageID}, c.MountImages...) {
+		m.images.Release(id, c.ID)
 	}
 }
 
 // mountVolumes mounts every image that the container's mounts name once, read-only and without a writable layer, with the ids of the pod's
 // user namespace. Two containers have a mount each: none depends on what becomes of the other.
-func (m *mounts) mountVolumes(ctx context.Context, p *pod, c *container, label string) error {
-	for i, id := range c.mountImages {
-		if id == "" || slices.Index(c.mountImages, id) < i {
+func (m *mounts) mountVolumes(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, label string) error {
+	for i, id := range c.MountImages {
+		if id == "" || slices.Index(c.MountImages, id) < i {
 			continue
 		}
-		if err := m.mountVolume(ctx, p, imageservice.Rootfs{ImageID: id, Target: m.layout.VolumePlace(c.id, c.mountImages, i), ReadOnly: true, Label: label}); err != nil {
-			return volumeFailed(c.config.GetMounts()[i], err)
+		if err := m.mountVolume(ctx, p, imageservice.Rootfs{ImageID: id, Target: m.layout.VolumePlace(c.ID, c.MountImages, i), ReadOnly: true, Label: label}); err != nil {
+			return volumeFailed(c.Config.GetMounts()[i], err)
 		}
 		m.step("container.volume")
 	}
 	return nil
 }
 
-func (m *mounts) mountVolume(ctx context.Context, p *pod, r imageservice.Rootfs) error {
+func (m *mounts) mountVolume(ctx context.Context, p *table.PodEntry, r imageservice.Rootfs) error {
 	var err error
 	if r.UserNS, err = m.openUserNS(p); err != nil {
 		return err
@@ -92,11 +95,11 @@ func (m *mounts) mountVolume(ctx context.Context, p *pod, r imageservice.Rootfs)
 
 // volumeSource returns what mount i binds: the mounted image, or what image_sub_path names in it, a folder or a file. The kernel resolves the
 // path without leaving the image, and nobody can change the image afterwards: the path that is returned has no links.
-func (m *mounts) volumeSource(c *container, i int) (string, error) {
-	asked := c.config.GetMounts()[i]
-	path, err := resolveInVolume(m.layout.VolumePlace(c.id, c.mountImages, i), asked.GetImageSubPath())
+func (m *mounts) volumeSource(c *table.ContainerEntry, i int) (string, error) {
+	asked := c.Config.GetMounts()[i]
+	path, err := resolveInVolume(m.layout.VolumePlace(c.ID, c.MountImages, i), asked.GetImageSubPath())
 	if err != nil {
-		return "", volumeFailed(asked, fmt.Errorf("image_sub_path %q: %w", short(asked.GetImageSubPath()), err))
+		return "", volumeFailed(asked, fmt.Errorf("image_sub_path %q: %w", table.Short(asked.GetImageSubPath()), err))
 	}
 	return path, nil
 }

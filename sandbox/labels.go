@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cribox/cribox/sandbox/table"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/selinux"
@@ -22,7 +24,7 @@ func seLinuxOptions(o *runtimeapi.SELinuxOption) selinux.Options {
 // labels are the SELinux labels of pods and containers, as their records have them.
 type labels struct {
 	on     bool // the kernel labels, and so does this daemon
-	states *states
+	states *table.States
 }
 
 // forPod returns the SELinux labels of a new pod, none where the host has no SELinux. Their level belongs to the pod until drop.
@@ -39,7 +41,7 @@ func labelsOf(r *store.Pod) selinux.Labels {
 
 // reserve keeps the levels of all pods that were made by an earlier daemon.
 func (l *labels) reserve() {
-	for _, r := range l.states.list() {
+	for _, r := range l.states.List() {
 		if r.MountLabel != "" {
 			selinux.Reserve(labelsOf(r))
 		}
@@ -51,7 +53,7 @@ func (l *labels) drop(of selinux.Labels) {
 	if of.Mount == "" {
 		return
 	}
-	for _, r := range l.states.list() {
+	for _, r := range l.states.List() {
 		if selinux.Level(r.MountLabel) == selinux.Level(of.Mount) {
 			return
 		}
@@ -60,8 +62,8 @@ func (l *labels) drop(of selinux.Labels) {
 }
 
 // mount returns the label of the pod's files, "" for none.
-func (l *labels) mount(p *pod) string {
-	r, ok := l.states.get(p.id)
+func (l *labels) mount(p *table.PodEntry) string {
+	r, ok := l.states.Get(p.ID)
 	if !ok || !l.on {
 		return ""
 	}
@@ -69,12 +71,12 @@ func (l *labels) mount(p *pod) string {
 }
 
 // forContainer returns the labels of a container: its pod's, with what its own request puts in their place.
-func (l *labels) forContainer(p *pod, c *container) (selinux.Labels, error) {
-	r, ok := l.states.get(p.id)
+func (l *labels) forContainer(p *table.PodEntry, c *table.ContainerEntry) (selinux.Labels, error) {
+	r, ok := l.states.Get(p.ID)
 	if !ok || !l.on {
 		return selinux.Labels{}, nil
 	}
-	sc := c.config.GetLinux().GetSecurityContext()
+	sc := c.Config.GetLinux().GetSecurityContext()
 	if sc.GetPrivileged() { // its processes have none, its files those of the pod
 		return labelsOf(r), nil
 	}
@@ -83,7 +85,7 @@ func (l *labels) forContainer(p *pod, c *container) (selinux.Labels, error) {
 
 // relabel gives the files of the container's volumes the label of its files: of those of the image always, of a host path when the mount asks
 // for it. A privileged container needs none, and takes none away from others. What is not done when ctx ends goes on with the next request.
-func (cs *containers) relabel(ctx context.Context, c *container, in *spec.Container) error {
+func (cs *containers) relabel(ctx context.Context, c *table.ContainerEntry, in *spec.Container) error {
 	if in.MountLabel == "" {
 		return nil
 	}
@@ -92,8 +94,8 @@ func (cs *containers) relabel(ctx context.Context, c *container, in *spec.Contai
 			return err
 		}
 	}
-	for i, asked := range c.config.GetMounts() {
-		if !asked.GetSelinuxRelabel() || asked.GetImage() != nil || c.config.GetLinux().GetSecurityContext().GetPrivileged() {
+	for i, asked := range c.Config.GetMounts() {
+		if !asked.GetSelinuxRelabel() || asked.GetImage() != nil || c.Config.GetLinux().GetSecurityContext().GetPrivileged() {
 			continue
 		}
 		if err := selinux.Relabel(ctx, in.Mounts[i].Source, in.MountLabel); err != nil {
@@ -104,7 +106,7 @@ func (cs *containers) relabel(ctx context.Context, c *container, in *spec.Contai
 }
 
 // writePodFile writes one of etcFiles, with the pod's label; it belongs to root in the pod.
-func (f *podFiles) writePodFile(p *pod, name string, b []byte) error {
-	path := f.etcFile(p.id, name)
-	return errors.Join(writeFor(p.config, path, b), selinux.SetLabel(path, f.labels.mount(p)))
+func (f *podFiles) writePodFile(p *table.PodEntry, name string, b []byte) error {
+	path := f.etcFile(p.ID, name)
+	return errors.Join(writeFor(p.Config, path, b), selinux.SetLabel(path, f.labels.mount(p)))
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // Every network plugin and every runtime process of a pod inherits the pod's locked file. A daemon that was killed leaves such processes
@@ -26,8 +27,8 @@ import (
 // wires connects pods and gives back what they held of the network.
 type wires struct {
 	layout  layout.Layout
-	states  *states
-	table   *table
+	states  *table.States
+	table   *table.Table
 	network *cni.Networks
 	shim    *client.Client
 	step    func(string)

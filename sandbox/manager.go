@@ -18,6 +18,9 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/stats"
+	"github.com/cribox/cribox/sandbox/streams"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // Config is what a Manager needs from the root of the program.
@@ -41,21 +44,32 @@ type Config struct {
 // Manager holds every pod and container of this daemon. It is the parts that it consists of, and has
 // their exported methods.
 type Manager struct {
-	*table
+	lists
 	*node
 	*pods
 	*containers
 	*updates
-	*sessions
-	*figures
+	*streams.Sessions
+	*stats.Figures
 	wires    *wires
 	endings  *endings
 	recovery *recovery
 	exits    exits
 	shim     *client.Client
+	table    *table.Table
 
 	open    chan struct{} // closed when recovery has made the records true
 	stopped context.CancelFunc
+}
+
+// lists are the methods of the table that change nothing.
+type lists interface {
+	Pod(id string) (Pod, error)
+	Pods() []Pod
+	Container(id string) (Container, error)
+	Containers() []Container
+	ContainersOf(p Pod) []Container
+	Subscribe(ctx context.Context) (context.Context, <-chan *Event)
 }
 
 // trashName is the folder, beside those of the containers, in which they wait to be deleted. No
@@ -77,13 +91,14 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{open: make(chan struct{}), table: newTable(l)}
+	all := table.New(l)
+	m := &Manager{open: make(chan struct{}), lists: all, table: all}
 	background, stopped := context.WithCancel(ctx)
 	m.stopped = stopped
-	m.node = &node{layout: l, host: host, images: c.Images, cdiDirs: c.CDISpecDirs, background: background, states: m.table.states}
+	m.node = &node{layout: l, host: host, images: c.Images, cdiDirs: c.CDISpecDirs, background: background, states: m.table.States}
 	m.node.loadProfile(ctx)
 	m.SetHandlers(ctx, c.Handlers, c.Default)
-	if err := m.table.load(ctx); err != nil {
+	if err := m.table.Load(ctx); err != nil {
 		stopped()
 		return nil, err
 	}
@@ -109,7 +124,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 
 // assemble makes the parts that need the shim. Each knows those before it alone.
 func (m *Manager) assemble(c Config, background context.Context, trash *tree.Trash) {
-	l, states := m.table.layout, m.table.states
+	l, states := m.table.Layout, m.table.States
 	labels := &labels{on: m.node.host.SELinux, states: states}
 	labels.reserve()
 	mounts := &mounts{layout: l, states: states, node: m.node, labels: labels, images: c.Images, trash: trash, pause: c.Pause, step: c.Step}
@@ -131,8 +146,8 @@ func (m *Manager) assemble(c Config, background context.Context, trash *tree.Tra
 		layout: l, states: states, table: m.table, node: m.node, files: files, containers: m.containers,
 		shim: m.shim, step: c.Step, background: background,
 	}
-	m.sessions = &sessions{layout: l, states: states, table: m.table, files: files, shim: m.shim}
-	m.figures = &figures{layout: l, table: m.table, node: m.node}
+	m.Sessions = streams.New(l, m.table, m.shim)
+	m.Figures = stats.New(l, m.table, m.node.host)
 	m.recovery = &recovery{
 		layout: l, states: states, table: m.table, mounts: mounts, files: files, wires: m.wires, containers: m.containers, endings: m.endings, pods: m.pods,
 		updates: m.updates, shim: m.shim, background: background,
@@ -194,17 +209,17 @@ func (m *Manager) Network(ctx context.Context) cni.Status { return m.wires.netwo
 func (m *Manager) SetPodCIDR(cidr string) error { return m.wires.network.SetPodCIDR(cidr) }
 
 // Spec returns the OCI spec of a container, as long as its pod is not stopped.
-func (m *Manager) Spec(c Container) ([]byte, error) {
-	known, err := m.table.findContainer(c.ID)
+func (m *Manager) Spec(c table.Container) ([]byte, error) {
+	known, err := m.table.FindContainer(c.ID)
 	if err != nil {
 		return nil, err
 	}
-	return os.ReadFile(m.table.layout.SpecPath(known.podID, known.id))
+	return os.ReadFile(m.table.Layout.SpecPath(known.PodID, known.ID))
 }
 
 // PodSpec returns the OCI spec of a pod, which names its namespaces, as long as the pod is not stopped.
-func (m *Manager) PodSpec(p Pod) ([]byte, error) {
-	return os.ReadFile(m.table.layout.PodFile(p.ID, podSpecFile))
+func (m *Manager) PodSpec(p table.Pod) ([]byte, error) {
+	return os.ReadFile(m.table.Layout.PodSpecPath(p.ID))
 }
 
 // clean runs an act that must finish whether or not anybody still waits for it.

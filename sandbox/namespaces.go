@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/table"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -27,7 +28,7 @@ import (
 // namespaces pins the namespaces that the containers of a pod join.
 type namespaces struct {
 	layout layout.Layout
-	table  *table
+	table  *table.Table
 	shim   *client.Client
 	turns  keyed.Turns // by pod
 }
@@ -83,7 +84,7 @@ func closeFiles(files []*os.File) (err error) {
 
 // pinTarget pins the PID namespace of the container that c asks to share one with (NamespaceMode TARGET), and returns where; "" when it asks for
 // none. ErrFailedPrecondition when that container does not run.
-func (n *namespaces) pinTarget(c *container) (string, error) {
+func (n *namespaces) pinTarget(c *table.ContainerEntry) (string, error) {
 	target, err := n.target(c)
 	if target == nil || err != nil {
 		return "", err
@@ -92,7 +93,7 @@ func (n *namespaces) pinTarget(c *container) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("namespace_options.target_id: container %s: %w", target.ID, err)
 	}
-	path := n.layout.TargetNS(c.podID, c.id)
+	path := n.layout.TargetNS(c.PodID, c.ID)
 	err = os.MkdirAll(filepath.Dir(path), 0o700)
 	if err == nil {
 		err = userns.Pin(files[0], path)
@@ -101,8 +102,8 @@ func (n *namespaces) pinTarget(c *container) (string, error) {
 }
 
 // target returns the container whose PID namespace c asks to share, nil for none.
-func (n *namespaces) target(c *container) (*Container, error) {
-	ns := c.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+func (n *namespaces) target(c *table.ContainerEntry) (*table.Container, error) {
+	ns := c.Config.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	if ns.GetPid() != runtimeapi.NamespaceMode_TARGET {
 		return nil, nil
 	}
@@ -110,7 +111,7 @@ func (n *namespaces) target(c *container) (*Container, error) {
 	if err != nil {
 		return nil, fmt.Errorf("namespace_options.target_id: %w", err)
 	}
-	if target.PodID != c.podID {
+	if target.PodID != c.PodID {
 		return nil, fmt.Errorf("namespace_options.target_id: container %s is in another pod: %w", target.ID, errdefs.ErrInvalidArgument)
 	}
 	if !target.Running() {
@@ -123,7 +124,7 @@ func (n *namespaces) target(c *container) (*Container, error) {
 var numbered = regexp.MustCompile(`"path":"/proc/\d+/ns/(ipc|uts|pid)"`)
 
 // withoutNumbers returns a spec that names no process. One that an earlier version has written did, which may be another process by now.
-func (n *namespaces) withoutNumbers(ctx context.Context, p *store.Pod, c *container, spec []byte) ([]byte, error) {
+func (n *namespaces) withoutNumbers(ctx context.Context, p *store.Pod, c *table.ContainerEntry, spec []byte) ([]byte, error) {
 	if !numbered.Match(spec) {
 		return spec, nil
 	}

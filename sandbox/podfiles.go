@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/table"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -28,7 +29,7 @@ import (
 // podFiles makes the files of a pod in the state folder, and those of its containers there.
 type podFiles struct {
 	layout layout.Layout
-	table  *table
+	table  *table.Table
 	node   *node
 	labels *labels
 }
@@ -76,40 +77,40 @@ func mountEtc(dir string) error {
 
 // makePodFiles writes hostname and resolv.conf and mounts /dev/shm; what exists already is kept. The folder of the logs is made too: a kubelet
 // does that itself, a person with crictl does not.
-func (f *podFiles) makePodFiles(p *pod) error {
-	if dir := p.config.GetLogDirectory(); dir != "" {
+func (f *podFiles) makePodFiles(p *table.PodEntry) error {
+	if dir := p.Config.GetLogDirectory(); dir != "" {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
-	if err := os.MkdirAll(f.layout.StatePath("pods", p.id), 0o700); err != nil {
+	if err := os.MkdirAll(f.layout.StatePath("pods", p.ID), 0o700); err != nil {
 		return err
 	}
-	if err := mountEtc(f.layout.PodFile(p.id, "etc")); err != nil {
+	if err := mountEtc(f.layout.PodFile(p.ID, "etc")); err != nil {
 		return err
 	}
-	name, err := podHostname(p.config)
+	name, err := podHostname(p.Config)
 	if err != nil {
 		return err
 	}
 	if err := f.writePodFile(p, "hostname", []byte(name+"\n")); err != nil {
 		return err
 	}
-	resolv, err := resolvConf(p.config.GetDnsConfig())
+	resolv, err := resolvConf(p.Config.GetDnsConfig())
 	if err != nil {
 		return err
 	}
 	if err := f.writePodFile(p, "resolv.conf", resolv); err != nil {
 		return err
 	}
-	if hostIPC(p.config) {
+	if hostIPC(p.Config) {
 		return nil
 	}
 	h, err := f.node.handlerOf(p)
 	if err != nil {
 		return err
 	}
-	return mountShm(p.config, f.layout.PodFile(p.id, "shm"), h.ShmSize, f.labels.mount(p))
+	return mountShm(p.Config, f.layout.PodFile(p.ID, "shm"), h.ShmSize, f.labels.mount(p))
 }
 
 func podHostname(c *runtimeapi.PodSandboxConfig) (string, error) {
@@ -148,8 +149,8 @@ func mountShm(c *runtimeapi.PodSandboxConfig, dir string, size int64, label stri
 	if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
 		return err
 	}
-	root := rootOf(c)
-	options := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, root.uid, root.gid)
+	root := spec.RootOf(c)
+	options := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, root.UID, root.GID)
 	options = selinux.MountOptions(options, label)
 	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options)
 	if err != nil {
@@ -159,15 +160,15 @@ func mountShm(c *runtimeapi.PodSandboxConfig, dir string, size int64, label stri
 }
 
 // writeHosts writes the pod's /etc/hosts: the host's own for a pod in the host's network, else localhost and the pod itself.
-func (f *podFiles) writeHosts(p *pod, ips []netip.Addr) error {
-	if hostNetwork(p.config) {
+func (f *podFiles) writeHosts(p *table.PodEntry, ips []netip.Addr) error {
+	if spec.HostNetwork(p.Config) {
 		b, err := os.ReadFile("/etc/hosts")
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 		return f.writePodFile(p, "hosts", b)
 	}
-	name, err := podHostname(p.config)
+	name, err := podHostname(p.Config)
 	if err != nil {
 		return err
 	}
@@ -194,25 +195,25 @@ func (f *podFiles) removePodFiles(id string) error {
 }
 
 // specPod gathers what the spec of a pod, or of a container in it, is made of.
-func (f *podFiles) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
-	name, err := podHostname(p.config)
+func (f *podFiles) specPod(p *table.PodEntry, r *store.Pod) (spec.Pod, error) {
+	name, err := podHostname(p.Config)
 	if err != nil {
 		return spec.Pod{}, err
 	}
-	s := spec.Pod{ID: p.id, Config: p.config, RuntimeHandler: r.Handler, NetNS: r.NetNS,
-		Hostname: name, ShmPath: f.layout.PodFile(p.id, "shm"), HostsPath: f.etcFile(p.id, "hosts"),
-		HostnamePath: f.etcFile(p.id, "hostname"), ResolvConfPath: f.etcFile(p.id, "resolv.conf"), ProcessLabel: r.ProcessLabel, MountLabel: r.MountLabel}
-	if hostIPC(p.config) {
+	s := spec.Pod{ID: p.ID, Config: p.Config, RuntimeHandler: r.Handler, NetNS: r.NetNS,
+		Hostname: name, ShmPath: f.layout.PodFile(p.ID, "shm"), HostsPath: f.etcFile(p.ID, "hosts"),
+		HostnamePath: f.etcFile(p.ID, "hostname"), ResolvConfPath: f.etcFile(p.ID, "resolv.conf"), ProcessLabel: r.ProcessLabel, MountLabel: r.MountLabel}
+	if hostIPC(p.Config) {
 		s.ShmPath = ""
 	}
-	if _, _, ok := spec.UserNamespace(p.config); ok {
-		s.UserNS = f.layout.UserNS(p.id)
+	if _, _, ok := spec.UserNamespace(p.Config); ok {
+		s.UserNS = f.layout.UserNS(p.ID)
 	}
 	if r.PausePID != 0 {
-		s.PauseNS = f.layout.PauseNS(p.id)
+		s.PauseNS = f.layout.PauseNS(p.ID)
 		return s, nil
 	}
-	profile, err := spec.PodSeccompPath(p.config)
+	profile, err := spec.PodSeccompPath(p.Config)
 	if err != nil {
 		return s, err
 	}
@@ -224,7 +225,7 @@ func (f *podFiles) specPod(p *pod, r *store.Pod) (spec.Pod, error) {
 
 // pauseRoot returns the root of the pause container: the built-in program in a folder that all pods share read-only; or the configured
 // image's, and the arguments that start it.
-func (m *mounts) pauseRoot(ctx context.Context, p *pod, image string) (root string, args []string, err error) {
+func (m *mounts) pauseRoot(ctx context.Context, p *table.PodEntry, image string) (root string, args []string, err error) {
 	if image == "" {
 		root, err := m.builtinPause()
 		if err == nil {
@@ -235,7 +236,7 @@ func (m *mounts) pauseRoot(ctx context.Context, p *pod, image string) (root stri
 		}
 		return root, nil, err
 	}
-	if err := m.images.Hold(image, p.id); err != nil {
+	if err := m.images.Hold(image, p.ID); err != nil {
 		return "", nil, fmt.Errorf("pause_image: %w", err)
 	}
 	img, err := m.images.Lookup(image)
@@ -243,13 +244,13 @@ func (m *mounts) pauseRoot(ctx context.Context, p *pod, image string) (root stri
 		return "", nil, fmt.Errorf("pause_image: %w", err)
 	}
 	args = spec.Command(img.Config.Config, nil, nil)
-	root, err = m.mountRoot(ctx, p, p.id, imageservice.Rootfs{ImageID: image, Label: m.labels.mount(p)})
+	root, err = m.mountRoot(ctx, p, p.ID, imageservice.Rootfs{ImageID: image, Label: m.labels.mount(p)})
 	return root, args, err
 }
 
 // executable returns root, or where it is mounted once more without noexec: /run is often mounted so, and an OCI runtime keeps the flag (runc
 // since 1.5.3; inside a user namespace none may take it off).
-func (m *mounts) executable(ctx context.Context, p *pod, root string) (string, error) {
+func (m *mounts) executable(ctx context.Context, p *table.PodEntry, root string) (string, error) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(root, &fs); err != nil {
 		return "", err
@@ -257,7 +258,7 @@ func (m *mounts) executable(ctx context.Context, p *pod, root string) (string, e
 	if fs.Flags&unix.ST_NOEXEC == 0 {
 		return root, nil
 	}
-	target := m.rootfs(p, p.id)
+	target := m.rootfs(p, p.ID)
 	if err := errors.Join(m.images.Unmount(ctx, target), m.makePassage(p, filepath.Dir(target)), os.MkdirAll(target, 0o700)); err != nil {
 		return "", err
 	}

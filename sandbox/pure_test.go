@@ -16,29 +16,7 @@ import (
 
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/spec"
-	"github.com/cribox/cribox/sandbox/store"
 )
-
-func TestExpand(t *testing.T) {
-	all := map[string]int{"abc1": 1, "abc2": 2, "b": 3}
-	for _, c := range []struct {
-		id, want string
-		class    error
-	}{
-		{"abc1", "abc1", nil}, {"b", "b", nil}, {"abc2", "abc2", nil},
-		{"abc", "", errdefs.ErrInvalidArgument}, {"", "", errdefs.ErrInvalidArgument},
-		{"x", "", errdefs.ErrNotFound}, {"../abc1", "", errdefs.ErrNotFound}, {"ABC1", "", errdefs.ErrNotFound},
-		{"abc1\x00", "", errdefs.ErrNotFound}, {strings.Repeat("a", 10<<10), "", errdefs.ErrNotFound},
-	} {
-		got, err := expand("pod", c.id, all)
-		if got != c.want || !errors.Is(err, c.class) {
-			t.Errorf("expand(%.20q) = %q, %v", c.id, got, err)
-		}
-		if err != nil && (len(err.Error()) > 200 || strings.ContainsRune(err.Error(), 0)) {
-			t.Errorf("expand(%.20q): error cannot be read: %q", c.id, err)
-		}
-	}
-}
 
 func TestReason(t *testing.T) {
 	for _, c := range []struct {
@@ -150,80 +128,6 @@ func TestUserFilesThroughLinks(t *testing.T) {
 	}
 	if b, err := readInRoot(root, "/etc/passwd"); err != nil || string(b) != "inside" {
 		t.Fatalf("%q, %v", b, err)
-	}
-}
-
-// What a command wrote before it ended is returned whole; a child that keeps the pipe is not waited for (I12).
-func TestCaptureDoesNotWaitForAChild(t *testing.T) {
-	c, err := newCapture(owner{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.close()
-	child, err := unix.Dup(int(c.w.Fd()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(child)
-	want := strings.Repeat("x", 60000)
-	if _, err := c.w.WriteString(want); err != nil {
-		t.Fatal(err)
-	}
-	if got := c.finish(); string(got) != want {
-		t.Fatalf("%d of %d bytes", len(got), len(want))
-	}
-}
-
-func TestCaptureIsBounded(t *testing.T) {
-	c, err := newCapture(owner{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.close()
-	chunk := make([]byte, 1<<20)
-	for range 20 { // blocks for ever if nobody reads on after the cap
-		if _, err := c.w.Write(chunk); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if got := c.finish(); len(got) != maxExecOutput {
-		t.Fatalf("%d bytes, want %d", len(got), maxExecOutput)
-	}
-}
-
-// TestSEC77OutputsTogether: what many commands print at once is kept up to a bound for all of them, and the room is given back.
-func TestSEC77OutputsTogether(t *testing.T) {
-	before := outputs.Load()
-	chunk := make([]byte, maxExecOutput)
-	var kept int
-	var all []*capture
-	for range maxOutputs/maxExecOutput + 3 {
-		c, err := newCapture(owner{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, c)
-		if _, err := c.w.Write(chunk); err != nil {
-			t.Fatal(err)
-		}
-		kept += len(c.finish())
-	}
-	if kept > maxOutputs || kept < maxOutputs-maxExecOutput {
-		t.Errorf("%d bytes are kept, want about %d", kept, maxOutputs)
-	}
-	for _, c := range all {
-		c.close()
-	}
-	if after := outputs.Load(); after != before {
-		t.Errorf("%d bytes are taken for nobody", after-before)
-	}
-}
-
-// TestMountsWithoutRequest: a container whose request cannot be read any more has no mounts, whatever images its record names.
-func TestMountsWithoutRequest(t *testing.T) {
-	c := Container{Container: store.Container{MountImages: []string{"", "image"}}, Config: &runtimeapi.ContainerConfig{}}
-	if all := c.Mounts(); len(all) != 0 {
-		t.Errorf("it has %v", all)
 	}
 }
 

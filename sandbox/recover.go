@@ -20,14 +20,15 @@ import (
 	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // recovery brings what a crash has interrupted to an end. It is at work while the daemon starts, and
 // as long as a record or a request cannot be read.
 type recovery struct {
 	layout     layout.Layout
-	states     *states
-	table      *table
+	states     *table.States
+	table      *table.Table
 	mounts     *mounts
 	files      *podFiles
 	wires      *wires
@@ -65,10 +66,10 @@ func (rc *recovery) recover(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("what runs already: %w", err)
 	}
-	for _, r := range rc.states.list() {
+	for _, r := range rc.states.List() {
 		rc.recoverPod(ctx, r, tasks)
 	}
-	if pods, containers := rc.table.lacking(); len(rc.table.unreadPods())+len(pods)+len(containers) > 0 {
+	if pods, containers := rc.table.Lacking(); len(rc.table.UnreadPods())+len(pods)+len(containers) > 0 {
 		go rc.readAgain(ctx)
 	} else {
 		go rc.collectAll(ctx, tasks)
@@ -96,25 +97,25 @@ func (rc *recovery) tasks(ctx context.Context) (map[string]runtimeshim.Task, err
 }
 
 func (rc *recovery) recoverPod(ctx context.Context, r *store.Pod, tasks map[string]runtimeshim.Task) {
-	p, _ := rc.table.byID(r.ID)
-	ctx = withPod(ctx, p.id)
+	p, _ := rc.table.ByID(r.ID)
+	ctx = withPod(ctx, p.ID)
 	for cid, c := range r.Containers {
 		rc.recoverContainer(ctx, r, c, cid, tasks)
 	}
 	rc.mounts.holdPauseImage(ctx, r)
-	task, ok := tasks[p.id]
+	task, ok := tasks[p.ID]
 	switch {
 	case r.State == store.PodCreating || r.State == store.PodRemoving:
-		go retryUntilDone(ctx, "removing", func(ctx context.Context) error { return rc.pods.RemovePod(ctx, p.id) })
+		go retryUntilDone(ctx, "removing", func(ctx context.Context) error { return rc.pods.RemovePod(ctx, p.ID) })
 	case r.State == store.PodStopping:
-		go retryUntilDone(ctx, "stopping", func(ctx context.Context) error { return rc.pods.StopPod(ctx, p.id) })
+		go retryUntilDone(ctx, "stopping", func(ctx context.Context) error { return rc.pods.StopPod(ctx, p.ID) })
 	case r.State == store.PodReady && (!ok || task.Exit != nil):
 		rc.pods.pauseExited(ctx, p)
 	}
 }
 
 func (rc *recovery) recoverContainer(ctx context.Context, p *store.Pod, r store.Container, cid string, tasks map[string]runtimeshim.Task) {
-	_, c := rc.table.byID(cid)
+	_, c := rc.table.ByID(cid)
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", cid))
 	for _, id := range append([]string{r.ImageID}, r.MountImages...) {
 		if id == "" {
@@ -152,25 +153,25 @@ func (rc *recovery) recoverContainer(ctx context.Context, p *store.Pod, r store.
 			go retryUntilDone(ctx, "clearing", func(ctx context.Context) error { return rc.shim.Delete(ctx, cid) }) // should its cgroup hold somebody
 			rc.endings.lost(ctx, c)
 		case r.State == store.ContainerStopping:
-			rc.containers.joinStop(ctx, c, stopBy(r))
+			rc.containers.joinStop(ctx, c, table.StopBy(r))
 		}
 	case store.ContainerExited:
-		c.markExited()
+		c.MarkExited()
 		if found && task.Exit == nil {
 			go retryUntilDone(ctx, "clearing", func(ctx context.Context) error { return rc.shim.Delete(ctx, cid) })
 		}
 		go rc.endings.releaseLater(ctx, c)
 	}
-	if r.Updating != nil && c.lacks == nil {
+	if r.Updating != nil && c.Lacks == nil {
 		rc.updates.settleLater(c)
 	}
 }
 
 // startable says whether a created container has what a start needs. One of which that cannot be told now has it: the start will tell.
-func (rc *recovery) startable(ctx context.Context, c *container) bool {
-	has, err := isThere(rc.layout.StatePath("pods", c.podID, c.id, "config.json"))
+func (rc *recovery) startable(ctx context.Context, c *table.ContainerEntry) bool {
+	has, err := isThere(rc.layout.StatePath("pods", c.PodID, c.ID, "config.json"))
 	if err == nil && has {
-		has, err = rc.mounts.mounted(c.id)
+		has, err = rc.mounts.mounted(c.ID)
 	}
 	warn(ctx, err)
 	return has || err != nil
@@ -182,7 +183,7 @@ func (rc *recovery) recoverLater(ctx context.Context, podID, cid string) error {
 	if err != nil {
 		return err
 	}
-	p, ok := rc.states.get(podID)
+	p, ok := rc.states.Get(podID)
 	if !ok || p.Containers[cid].ID == "" {
 		return nil
 	}
@@ -195,8 +196,8 @@ func (rc *recovery) recoverLater(ctx context.Context, podID, cid string) error {
 }
 
 // resolveStart is resolve for a start that a restart interrupted.
-func (cs *containers) resolveStart(ctx context.Context, c *container) error {
-	done, err := cs.turns.Take(ctx, c.id)
+func (cs *containers) resolveStart(ctx context.Context, c *table.ContainerEntry) error {
+	done, err := cs.turns.Take(ctx, c.ID)
 	if err != nil {
 		return err
 	}
@@ -206,8 +207,8 @@ func (cs *containers) resolveStart(ctx context.Context, c *container) error {
 
 // resolve finds out, in the container's turn, what became of a start, waiting for a runtime that is still at work: a container with a process
 // is adopted, one without is created again, so that it can be started.
-func (cs *containers) resolve(ctx context.Context, c *container) error {
-	task, found, err := cs.settled(ctx, c.id)
+func (cs *containers) resolve(ctx context.Context, c *table.ContainerEntry) error {
+	task, found, err := cs.settled(ctx, c.ID)
 	switch {
 	case err != nil:
 		return err
@@ -217,10 +218,10 @@ func (cs *containers) resolve(ctx context.Context, c *container) error {
 	case found && task.Pid > 0:
 		return cs.declareRunning(ctx, c, task)
 	}
-	if err := cs.shim.Delete(ctx, c.id); err != nil {
+	if err := cs.shim.Delete(ctx, c.ID); err != nil {
 		return err
 	}
-	return cs.states.notStarted(c)
+	return cs.states.NotStarted(c)
 }
 
 // settled returns the task once the shim's runtime has come to an end with it. A shim that has just died is asked again.
@@ -298,7 +299,7 @@ func (rc *recovery) collectOrphans(ctx context.Context, tasks map[string]runtime
 
 // knows says whether id is a pod or a container of ours.
 func (rc *recovery) knows(id string) bool {
-	p, c := rc.table.byID(id)
+	p, c := rc.table.ByID(id)
 	return p != nil || c != nil
 }
 

@@ -9,30 +9,31 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/cribox/cribox/sandbox/table"
 	"github.com/cribox/cribox/sandbox/userns"
 )
 
 // RemoveContainer ends the container if it runs and forgets it (CRI RemoveContainer). Its log stays: that is the kubelet's. An unknown
 // container is no error.
 func (cs *containers) RemoveContainer(ctx context.Context, id string) error {
-	c, err := cs.table.findContainer(id)
+	c, err := cs.table.FindContainer(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	_, err = cs.flights.Do(ctx, "removal of container "+c.id, teardownLimit, func(ctx context.Context) (string, error) {
-		return "", cs.removeContainer(log.WithLogger(ctx, log.G(ctx).WithField("container", c.id)), c)
+	_, err = cs.flights.Do(ctx, "removal of container "+c.ID, teardownLimit, func(ctx context.Context) (string, error) {
+		return "", cs.removeContainer(log.WithLogger(ctx, log.G(ctx).WithField("container", c.ID)), c)
 	})
 	return err
 }
 
-func (cs *containers) removeContainer(ctx context.Context, c *container) error {
+func (cs *containers) removeContainer(ctx context.Context, c *table.ContainerEntry) error {
 	if err := cs.stopContainer(ctx, c, 0); err != nil {
 		return err
 	}
-	done, err := cs.turns.Take(ctx, c.id)
+	done, err := cs.turns.Take(ctx, c.ID)
 	if err != nil {
 		return err
 	}
@@ -42,35 +43,35 @@ func (cs *containers) removeContainer(ctx context.Context, c *container) error {
 
 // discard takes everything of a container away, its record last, in the container's turn. It may be called in any state, any number of
 // times.
-func (cs *containers) discard(ctx context.Context, c *container) error {
-	err := cs.states.removing(c)
+func (cs *containers) discard(ctx context.Context, c *table.ContainerEntry) error {
+	err := cs.states.Removing(c)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("removing although it cannot be recorded")
 	}
 	cs.step("container.removing")
-	if err := cs.shim.Delete(ctx, c.id); err != nil {
-		return fmt.Errorf("remove container %s: %w", c.id, err)
+	if err := cs.shim.Delete(ctx, c.ID); err != nil {
+		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
-	if err := cs.mounts.removeRoot(ctx, c.id); err != nil {
-		return fmt.Errorf("remove container %s: %w", c.id, err)
+	if err := cs.mounts.removeRoot(ctx, c.ID); err != nil {
+		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
-	if err := userns.Unpin(cs.layout.TargetNS(c.podID, c.id)); err != nil {
-		return fmt.Errorf("remove container %s: %w", c.id, err)
+	if err := userns.Unpin(cs.layout.TargetNS(c.PodID, c.ID)); err != nil {
+		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
-	err = errors.Join(cs.mounts.trash.Put(ctx, cs.layout.RootPath("containers", c.id)), os.RemoveAll(cs.layout.StatePath("pods", c.podID, c.id)),
-		cs.states.store.DropAsked(c.podID, c.id))
+	err = errors.Join(cs.mounts.trash.Put(ctx, cs.layout.RootPath("containers", c.ID)), os.RemoveAll(cs.layout.StatePath("pods", c.PodID, c.ID)),
+		cs.states.DropAsked(c))
 	if err != nil {
-		return fmt.Errorf("remove container %s: %w", c.id, err)
+		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
 	cs.step("container.trashed")
-	err = cs.states.forgotten(c)
+	err = cs.states.Forgotten(c)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("removed although it cannot be recorded; a restart removes it again")
 	}
 	cs.step("container.forgotten")
 	cs.mounts.releaseImages(c)
-	c.markExited()
-	cs.table.forgetContainer(c)
+	c.MarkExited()
+	cs.table.ForgetContainer(c)
 	return nil
 }
 

@@ -5,6 +5,9 @@ import (
 	"time"
 
 	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/sandbox/table"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/internal/guard"
@@ -43,8 +46,8 @@ func (rc *recovery) readAgain(ctx context.Context) {
 // readRecords says whether every record is in memory.
 func (rc *recovery) readRecords(ctx context.Context) bool {
 	done := true
-	for _, id := range rc.table.unreadPods() {
-		r, err := rc.states.store.Again(id)
+	for _, id := range rc.table.UnreadPods() {
+		r, err := rc.states.Again(id)
 		var tasks map[string]runtimeshim.Task
 		if err == nil {
 			tasks, err = rc.tasks(ctx)
@@ -54,10 +57,10 @@ func (rc *recovery) readRecords(ctx context.Context) bool {
 			continue
 		}
 		if r != nil {
-			rc.table.remember(ctx, r)
+			rc.table.Remember(ctx, r)
 			rc.recoverPod(ctx, r, tasks)
 		}
-		rc.table.wasRead(id)
+		rc.table.WasRead(id)
 	}
 	return done
 }
@@ -65,24 +68,24 @@ func (rc *recovery) readRecords(ctx context.Context) bool {
 // readRequests says whether every request is in memory. A pod or container that is known by its request now takes the place of the one
 // without, whose end it shares.
 func (rc *recovery) readRequests(ctx context.Context) bool {
-	pods, containers := rc.table.lacking()
+	pods, containers := rc.table.Lacking()
 	done := true
 	for _, p := range pods {
-		next := newPod(p.id, &runtimeapi.PodSandboxConfig{})
-		if rc.table.readRequest(p.id, "", next.config) != nil {
+		next := table.NewPodEntry(p.ID, &runtimeapi.PodSandboxConfig{})
+		if rc.table.ReadRequest(p.ID, "", next.Config) != nil {
 			done = false
 			continue
 		}
-		rc.table.replacePod(p, next)
+		rc.table.ReplacePod(p, next)
 	}
 	for _, c := range containers {
-		r, ok := rc.states.record(c)
-		next := newContainer(c.podID, r, &runtimeapi.ContainerConfig{})
-		if !ok || rc.table.readRequest(c.podID, c.id, next.config) != nil {
+		r, ok := rc.states.Record(c)
+		next := table.NewContainerEntry(c.PodID, r, &runtimeapi.ContainerConfig{})
+		if !ok || rc.table.ReadRequest(c.PodID, c.ID, next.Config) != nil {
 			done = done && !ok
 			continue
 		}
-		rc.table.replaceContainer(c, next)
+		rc.table.ReplaceContainer(c, next)
 		if r.Updating != nil {
 			rc.updates.settleLater(next)
 		}

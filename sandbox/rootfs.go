@@ -12,13 +12,14 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // mounts makes and takes away the root filesystems and volumes of containers. It knows no state:
 // everything that it takes away it takes away wherever it is, any number of times.
 type mounts struct {
 	layout layout.Layout
-	states *states
+	states *table.States
 	node   *node
 	labels *labels
 	images *imageservice.Images
@@ -30,15 +31,15 @@ type mounts struct {
 // rootfs is where the root filesystem of a container, or of a pod's pause image, is mounted. For a pod with a user namespace the OCI runtime
 // looks for it as root of that namespace, who is nobody here: the mountpoint lies in a folder that this root alone can pass through besides
 // the real one, out of which no other user of the host reaches the image's files.
-func (m *mounts) rootfs(p *pod, id string) string {
-	if _, _, ok := spec.UserNamespace(p.config); ok {
+func (m *mounts) rootfs(p *table.PodEntry, id string) string {
+	if _, _, ok := spec.UserNamespace(p.Config); ok {
 		return filepath.Join(m.layout.StatePath("userns", id), "root")
 	}
 	return m.layout.StatePath("rootfs", id)
 }
 
 // mountRoot mounts a root filesystem and returns where; of r the image and the label are given.
-func (m *mounts) mountRoot(ctx context.Context, p *pod, id string, r imageservice.Rootfs) (string, error) {
+func (m *mounts) mountRoot(ctx context.Context, p *table.PodEntry, id string, r imageservice.Rootfs) (string, error) {
 	r.Dir, r.Target = m.layout.RootPath("containers", id), m.rootfs(p, id)
 	var err error
 	if r.UserNS, err = m.openUserNS(p); err != nil {
@@ -54,11 +55,11 @@ func (m *mounts) mountRoot(ctx context.Context, p *pod, id string, r imageservic
 }
 
 // makePassage makes a folder that root in the pod can pass through.
-func (m *mounts) makePassage(p *pod, dir string) error {
+func (m *mounts) makePassage(p *table.PodEntry, dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	return errors.Join(os.Lchown(dir, 0, rootOf(p.config).gid), os.Chmod(dir, 0o710))
+	return errors.Join(os.Lchown(dir, 0, spec.RootOf(p.Config).GID), os.Chmod(dir, 0o710))
 }
 
 // unmountRoot unmounts the root filesystem, wherever it is, and the image volumes, and may be called at any time.

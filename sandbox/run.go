@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/table"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -30,8 +31,8 @@ import (
 // pods makes, stops and removes pods.
 type pods struct {
 	layout     layout.Layout
-	states     *states
-	table      *table
+	states     *table.States
+	table      *table.Table
 	node       *node
 	mounts     *mounts
 	files      *podFiles
@@ -64,9 +65,9 @@ func (ps *pods) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig,
 		return "", err
 	}
 	config = proto.CloneOf(config)
-	key := podKey(config)
+	key := table.PodKey(config)
 	id, err := ps.flights.Do(ctx, key, bringUpLimit, func(ctx context.Context) (string, error) {
-		if id, ok := ps.table.idByKey(key); ok {
+		if id, ok := ps.table.IDByKey(key); ok {
 			up, err := ps.already(ctx, id)
 			if up || err != nil {
 				return id, err
@@ -87,18 +88,18 @@ func (ps *pods) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig,
 // already says whether the pod that has the name is ready. What a crash or a failure left of an attempt, or is being removed, is taken away
 // first. ErrAlreadyExists for a pod that was ready once: it can never become so again.
 func (ps *pods) already(ctx context.Context, id string) (up bool, err error) {
-	r, ok := ps.states.get(id)
+	r, ok := ps.states.Get(id)
 	switch {
 	case !ok || r.State == store.PodCreating || r.State == store.PodRemoving:
 		return false, ps.RemovePod(ctx, id)
-	case ready(r):
+	case table.IsReady(r):
 		return true, nil
 	}
 	return false, fmt.Errorf("pod %s has this name and attempt and is not ready any more: %w", id, errdefs.ErrAlreadyExists)
 }
 
 func (ps *pods) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
-	if !hostNetwork(config) {
+	if !spec.HostNetwork(config) {
 		if err := ps.wires.network.Ready(); err != nil {
 			return "", fmt.Errorf("no network for pods: %w: %w", err, errdefs.ErrUnavailable)
 		}
@@ -107,62 +108,62 @@ func (ps *pods) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig,
 	if err != nil {
 		return "", err
 	}
-	p := newPod(newID(), config)
-	r := store.Pod{ID: p.id, Handler: handler, Created: ps.table.now(config)}
+	p := table.NewPodEntry(table.NewID(), config)
+	r := store.Pod{ID: p.ID, Handler: handler, Created: ps.table.Now(config)}
 	if r.PauseImage, err = ps.mounts.pauseImage(); err != nil {
 		return "", err
 	}
-	if !hostNetwork(config) {
-		r.NetNS = ps.layout.NetNS(p.id)
+	if !spec.HostNetwork(config) {
+		r.NetNS = ps.layout.NetNS(p.ID)
 	}
-	ctx = log.WithLogger(ctx, log.G(ctx).WithField("pod", p.id))
+	ctx = log.WithLogger(ctx, log.G(ctx).WithField("pod", p.ID))
 	labels, err := ps.labels.forPod(config)
 	if err != nil {
 		return "", err
 	}
 	r.ProcessLabel, r.MountLabel = labels.Process, labels.Mount
-	if err := ps.states.podCreating(r, asked); err != nil {
+	if err := ps.states.PodCreating(r, asked); err != nil {
 		ps.labels.drop(labels)
 		return "", err
 	}
-	p.latest = r.Created
-	ps.table.addPod(p)
+	p.Latest = r.Created
+	ps.table.AddPod(p)
 	ps.step("pod.recorded")
 	if err := ps.bringUp(ctx, p); err != nil {
 		ps.undo(ctx, p)
 		return "", err
 	}
-	return p.id, nil
+	return p.ID, nil
 }
 
 // undo takes a pod that did not come up away. One that cannot be taken away now is listed as a pod that is not ready until it is gone.
-func (ps *pods) undo(ctx context.Context, p *pod) {
-	remove := func(ctx context.Context) error { return ps.removePod(withPod(ctx, p.id), p) }
+func (ps *pods) undo(ctx context.Context, p *table.PodEntry) {
+	remove := func(ctx context.Context) error { return ps.removePod(withPod(ctx, p.ID), p) }
 	if err := clean(ctx, teardownLimit, remove); err != nil {
 		log.G(ctx).WithError(err).Warn("a pod that did not come up cannot be taken away yet; will be tried again")
 		go retryUntilDone(ps.background, "removing", remove)
 	}
 }
 
-func (ps *pods) bringUp(ctx context.Context, p *pod) error {
+func (ps *pods) bringUp(ctx context.Context, p *table.PodEntry) error {
 	if err := ps.files.makePodFiles(p); err != nil {
-		return fmt.Errorf("prepare pod %s: %w", p.id, err)
+		return fmt.Errorf("prepare pod %s: %w", p.ID, err)
 	}
 	ps.step("pod.files")
 	if err := ps.wires.makeNamespaces(p); err != nil {
-		return fmt.Errorf("namespaces of pod %s: %w", p.id, err)
+		return fmt.Errorf("namespaces of pod %s: %w", p.ID, err)
 	}
 	ips, task, err := ps.connectAndStart(ctx, p)
 	if err != nil {
 		return err
 	}
 	if err := ps.files.writeHosts(p, ips); err != nil {
-		return fmt.Errorf("prepare pod %s: %w", p.id, err)
+		return fmt.Errorf("prepare pod %s: %w", p.ID, err)
 	}
-	if err := ps.namespaces.pinPause(ctx, p.id); err != nil {
+	if err := ps.namespaces.pinPause(ctx, p.ID); err != nil {
 		return err
 	}
-	if err := ps.states.podReady(p, ips, task.Pid); err != nil {
+	if err := ps.states.PodReady(p, ips, task.Pid); err != nil {
 		return err
 	}
 	ps.step("pod.ready")
@@ -171,7 +172,7 @@ func (ps *pods) bringUp(ctx context.Context, p *pod) error {
 
 // connectAndStart runs the network plugins and the pause process beside each other: neither needs the other, except for a sysctl of an
 // interface that a plugin has yet to make.
-func (ps *pods) connectAndStart(ctx context.Context, p *pod) (ips []netip.Addr, task runtimeshim.Task, err error) {
+func (ps *pods) connectAndStart(ctx context.Context, p *table.PodEntry) (ips []netip.Addr, task runtimeshim.Task, err error) {
 	connect := func(ctx context.Context) error {
 		var err error
 		ips, err = ps.wires.connect(ctx, p)
@@ -182,7 +183,7 @@ func (ps *pods) connectAndStart(ctx context.Context, p *pod) (ips []netip.Addr, 
 		task, err = ps.startPause(ctx, p)
 		return err
 	}
-	if networkSysctls(p.config) {
+	if networkSysctls(p.Config) {
 		if err := connect(ctx); err != nil {
 			return nil, task, err
 		}
@@ -205,11 +206,11 @@ func networkSysctls(c *runtimeapi.PodSandboxConfig) bool {
 	return false
 }
 
-func (w *wires) connect(ctx context.Context, p *pod) ([]netip.Addr, error) {
-	if hostNetwork(p.config) {
+func (w *wires) connect(ctx context.Context, p *table.PodEntry) ([]netip.Addr, error) {
+	if spec.HostNetwork(p.Config) {
 		return nil, nil
 	}
-	lock, err := w.podLock(ctx, p.id)
+	lock, err := w.podLock(ctx, p.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -218,17 +219,17 @@ func (w *wires) connect(ctx context.Context, p *pod) ([]netip.Addr, error) {
 	network.Lock = lock
 	result, err := w.network.Setup(ctx, network)
 	if err != nil {
-		return nil, fmt.Errorf("connect pod %s: %w", p.id, err)
+		return nil, fmt.Errorf("connect pod %s: %w", p.ID, err)
 	}
 	return result.IPs, nil
 }
 
 // networkOf says what the network plugins are told of a pod.
-func (w *wires) networkOf(p *pod) cni.Pod {
-	d := p.config.GetMetadata()
-	n := cni.Pod{ID: p.id, Name: d.GetName(), Namespace: d.GetNamespace(), UID: d.GetUid(), NetNS: w.layout.NetNS(p.id),
-		Annotations: p.config.GetAnnotations(), CgroupParent: p.config.GetLinux().GetCgroupParent()}
-	for _, port := range p.config.GetPortMappings() {
+func (w *wires) networkOf(p *table.PodEntry) cni.Pod {
+	d := p.Config.GetMetadata()
+	n := cni.Pod{ID: p.ID, Name: d.GetName(), Namespace: d.GetNamespace(), UID: d.GetUid(), NetNS: w.layout.NetNS(p.ID),
+		Annotations: p.Config.GetAnnotations(), CgroupParent: p.Config.GetLinux().GetCgroupParent()}
+	for _, port := range p.Config.GetPortMappings() {
 		if port.GetHostPort() <= 0 {
 			continue // the kubelet lists container ports too
 		}
@@ -238,7 +239,7 @@ func (w *wires) networkOf(p *pod) cni.Pod {
 			n.Ports = append(n.Ports, one)
 		}
 	}
-	if dns := p.config.GetDnsConfig(); dns != nil {
+	if dns := p.Config.GetDnsConfig(); dns != nil {
 		n.DNS = cni.DNS{Servers: spec.DNSWords(dns.GetServers()), Searches: spec.DNSWords(dns.GetSearches()), Options: spec.DNSWords(dns.GetOptions())}
 	}
 	return n
@@ -253,10 +254,10 @@ func hostIP(port *runtimeapi.PortMapping) string {
 	return a.Unmap().String()
 }
 
-func (ps *pods) startPause(ctx context.Context, p *pod) (runtimeshim.Task, error) {
-	r, ok := ps.states.get(p.id)
+func (ps *pods) startPause(ctx context.Context, p *table.PodEntry) (runtimeshim.Task, error) {
+	r, ok := ps.states.Get(p.ID)
 	if !ok {
-		return runtimeshim.Task{}, fmt.Errorf("pod %s: %w", p.id, errdefs.ErrNotFound)
+		return runtimeshim.Task{}, fmt.Errorf("pod %s: %w", p.ID, errdefs.ErrNotFound)
 	}
 	h, err := ps.node.handler(r.Handler)
 	if err != nil {
@@ -288,16 +289,16 @@ func (ps *pods) startPause(ctx context.Context, p *pod) (runtimeshim.Task, error
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
-	if err := replaceFile(ps.layout.PodFile(p.id, podSpecFile), b); err != nil {
-		return runtimeshim.Task{}, fmt.Errorf("spec of pod %s: %w", p.id, err)
+	if err := replaceFile(ps.layout.PodSpecPath(p.ID), b); err != nil {
+		return runtimeshim.Task{}, fmt.Errorf("spec of pod %s: %w", p.ID, err)
 	}
-	if err := ps.states.podCgroup(p.id, cgroupPath(s)); err != nil {
+	if err := ps.states.PodCgroup(p.ID, cgroupPath(s)); err != nil {
 		return runtimeshim.Task{}, err
 	}
-	task, err := ps.shim.Start(ctx, runtimeshim.Start{ID: p.id, Runtime: h.Path, Spec: b, LockFile: ps.layout.LockPath(p.id), Keeper: true,
+	task, err := ps.shim.Start(ctx, runtimeshim.Start{ID: p.ID, Runtime: h.Path, Spec: b, LockFile: ps.layout.LockPath(p.ID), Keeper: true,
 		SystemdCgroup: madeBySystemd(cgroupPath(s))})
 	if err != nil {
-		return task, fmt.Errorf("start pause of pod %s: %w", p.id, err)
+		return task, fmt.Errorf("start pause of pod %s: %w", p.ID, err)
 	}
 	ps.step("pod.started")
 	return task, nil

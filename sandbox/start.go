@@ -15,7 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/cgroup"
 	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 const startLimit = 2 * time.Minute
@@ -25,33 +27,33 @@ const startLimit = 2 * time.Minute
 // created, so that it can be started again.
 // ErrFailedPrecondition when the container is not in state created.
 func (cs *containers) StartContainer(ctx context.Context, id string) error {
-	c, err := cs.table.findContainer(id)
+	c, err := cs.table.FindContainer(id)
 	if err != nil {
 		return err
 	}
-	_, err = cs.flights.Do(ctx, "start of container "+c.id, startLimit, func(ctx context.Context) (string, error) {
-		return "", cs.startContainer(log.WithLogger(ctx, log.G(ctx).WithField("container", c.id)), c)
+	_, err = cs.flights.Do(ctx, "start of container "+c.ID, startLimit, func(ctx context.Context) (string, error) {
+		return "", cs.startContainer(log.WithLogger(ctx, log.G(ctx).WithField("container", c.ID)), c)
 	})
 	return err
 }
 
-func (cs *containers) startContainer(ctx context.Context, c *container) error {
-	done, err := cs.turns.Take(ctx, c.id)
+func (cs *containers) startContainer(ctx context.Context, c *table.ContainerEntry) error {
+	done, err := cs.turns.Take(ctx, c.ID)
 	if err != nil {
 		return err
 	}
 	defer done()
-	p, _ := cs.table.byID(c.podID)
+	p, _ := cs.table.ByID(c.PodID)
 	if p == nil {
-		return fmt.Errorf("start container %s: pod %s: %w", c.id, c.podID, errdefs.ErrNotFound)
+		return fmt.Errorf("start container %s: pod %s: %w", c.ID, c.PodID, errdefs.ErrNotFound)
 	}
-	if err := errors.Join(known(c.lacks), known(p.lacks)); err != nil {
-		return fmt.Errorf("start container %s: %w", c.id, err)
+	if err := errors.Join(table.Known(c.Lacks), table.Known(p.Lacks)); err != nil {
+		return fmt.Errorf("start container %s: %w", c.ID, err)
 	}
 	if err := makeLogFolder(p, c); err != nil { // made at its creation, and taken away since
-		return fmt.Errorf("start container %s: %w", c.id, err)
+		return fmt.Errorf("start container %s: %w", c.ID, err)
 	}
-	if err := cs.states.starting(c); err != nil {
+	if err := cs.states.Starting(c); err != nil {
 		return err
 	}
 	cs.step("container.starting")
@@ -72,14 +74,14 @@ const resolveLimit = 30 * time.Second
 
 // startUnanswered returns what became of a start for which shim or logger had no answer, or for which the node had no room. That may pass:
 // were the container an exited one for that, a pod that restarts nothing had failed.
-func (cs *containers) startUnanswered(ctx context.Context, c *container, cause error) error {
+func (cs *containers) startUnanswered(ctx context.Context, c *table.ContainerEntry, cause error) error {
 	err := clean(ctx, resolveLimit, func(ctx context.Context) error { return cs.resolve(ctx, c) })
 	if err != nil {
-		go retryUntilDone(cs.background, "starting", func(ctx context.Context) error { return cs.shim.Delete(ctx, c.id) }) // the shim may still come to it
+		go retryUntilDone(cs.background, "starting", func(ctx context.Context) error { return cs.shim.Delete(ctx, c.ID) }) // the shim may still come to it
 		cs.startFailed(ctx, c, cause)
 		return fmt.Errorf("%v; nor could be found out what became of it: %v: %w", cause, err, errdefs.ErrInternal)
 	}
-	if r, ok := cs.states.record(c); ok && r.State == store.ContainerCreated {
+	if r, ok := cs.states.Record(c); ok && r.State == store.ContainerCreated {
 		return cause
 	}
 	return nil
@@ -92,61 +94,61 @@ func exhausted(err error) bool {
 }
 
 // startFailed records it, and gives up what the container held.
-func (cs *containers) startFailed(ctx context.Context, c *container, cause error) {
+func (cs *containers) startFailed(ctx context.Context, c *table.ContainerEntry, cause error) {
 	cs.recordStartError(ctx, c, cause)
 	_ = clean(ctx, releaseLimit, func(ctx context.Context) error { cs.endings.release(ctx, c); return nil })
 }
 
 // launch asks the shim.
-func (cs *containers) launch(ctx context.Context, c *container) (runtimeshim.Task, error) {
-	p, ok := cs.states.get(c.podID)
+func (cs *containers) launch(ctx context.Context, c *table.ContainerEntry) (runtimeshim.Task, error) {
+	p, ok := cs.states.Get(c.PodID)
 	if !ok {
-		return runtimeshim.Task{}, fmt.Errorf("pod %s: %w", c.podID, errdefs.ErrNotFound)
+		return runtimeshim.Task{}, fmt.Errorf("pod %s: %w", c.PodID, errdefs.ErrNotFound)
 	}
 	h, err := cs.node.handler(p.Handler)
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
-	spec, err := cs.files.specFile(c)
+	spec, err := os.ReadFile(cs.layout.SpecPath(c.PodID, c.ID))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable) // it may be read later
 	}
 	if err != nil {
-		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.id, err)
+		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
-	saved, file := spec, cs.layout.SpecPath(c.podID, c.id)
+	saved, file := spec, cs.layout.SpecPath(c.PodID, c.ID)
 	if spec, err = cs.namespaces.withoutNumbers(ctx, p, c, spec); err != nil {
-		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.id, err)
+		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
 	if !bytes.Equal(spec, saved) {
 		file = ""
 	}
 	if _, err := cs.namespaces.target(c); err != nil {
-		return runtimeshim.Task{}, fmt.Errorf("start container %s: %w", c.id, err)
+		return runtimeshim.Task{}, fmt.Errorf("start container %s: %w", c.ID, err)
 	}
-	rec := p.Containers[c.id]
-	start := runtimeshim.Start{ID: c.id, Pod: c.podID, Runtime: h.Path, Spec: spec, SpecFile: file, LogPath: rec.LogPath, LogLimit: h.LogLimit,
+	rec := p.Containers[c.ID]
+	start := runtimeshim.Start{ID: c.ID, Pod: c.PodID, Runtime: h.Path, Spec: spec, SpecFile: file, LogPath: rec.LogPath, LogLimit: h.LogLimit,
 		OOMFile: cs.oomFile(rec.Cgroup), SystemdCgroup: madeBySystemd(rec.Cgroup),
-		Terminal: c.config.GetTty(), Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), LockFile: cs.layout.LockPath(c.podID)}
-	root := cs.files.rootIn(c.podID)
-	start.OwnerUID, start.OwnerGID = root.uid, root.gid
+		Terminal: c.Config.GetTty(), Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(), LockFile: cs.layout.LockPath(c.PodID)}
+	root := cs.table.RootIn(c.PodID)
+	start.OwnerUID, start.OwnerGID = root.UID, root.GID
 	task, err := cs.shim.Start(ctx, start)
 	if err != nil {
-		return task, fmt.Errorf("start container %s: %w", c.id, err)
+		return task, fmt.Errorf("start container %s: %w", c.ID, err)
 	}
 	return task, nil
 }
 
-func (cs *containers) recordStartError(ctx context.Context, c *container, cause error) {
-	if err := cs.states.startFailed(c, cause); err != nil {
+func (cs *containers) recordStartError(ctx context.Context, c *table.ContainerEntry, cause error) {
+	if err := cs.states.StartFailed(c, cause); err != nil {
 		log.G(ctx).WithError(err).Warn("cannot record that the container did not start")
 	}
-	c.markExited()
+	c.MarkExited()
 }
 
 // declareRunning shows the container, unless its exit was faster.
-func (cs *containers) declareRunning(ctx context.Context, c *container, task runtimeshim.Task) error {
-	err := cs.states.running(c, task.Pid, task.StartedAt)
+func (cs *containers) declareRunning(ctx context.Context, c *table.ContainerEntry, task runtimeshim.Task) error {
+	err := cs.states.Running(c, task.Pid, task.StartedAt)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return err
 	}
@@ -175,9 +177,9 @@ func (cs *containers) ReopenLog(ctx context.Context, id string) error {
 }
 
 // oomFile returns the file in which the kernel counts the processes of the cgroup that it killed for want of memory.
-func (cs *containers) oomFile(cgroup string) string {
+func (cs *containers) oomFile(of string) string {
 	if cs.node.host.CgroupV2 {
-		return filepath.Join(cgroupRoot, cgroup, "memory.events")
+		return filepath.Join(cgroup.Mount, of, "memory.events")
 	}
-	return filepath.Join(cgroupRoot, "memory", cgroup, "memory.oom_control")
+	return filepath.Join(cgroup.Mount, "memory", of, "memory.oom_control")
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 const (
@@ -40,7 +41,7 @@ func (cs *containers) StopContainer(ctx context.Context, id string, grace time.D
 	if grace < 0 {
 		return fmt.Errorf("timeout %v is negative: %w", grace, errdefs.ErrInvalidArgument)
 	}
-	c, err := cs.table.findContainer(id)
+	c, err := cs.table.FindContainer(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil
 	}
@@ -50,11 +51,11 @@ func (cs *containers) StopContainer(ctx context.Context, id string, grace time.D
 	return cs.stopContainer(ctx, c, min(grace, maxGrace))
 }
 
-func (cs *containers) stopContainer(ctx context.Context, c *container, grace time.Duration) error {
+func (cs *containers) stopContainer(ctx context.Context, c *table.ContainerEntry, grace time.Duration) error {
 	if err := cs.awaitStart(ctx, c); err != nil {
 		return err
 	}
-	r, ok := cs.states.record(c)
+	r, ok := cs.states.Record(c)
 	if !ok || r.State != store.ContainerRunning && r.State != store.ContainerStopping {
 		return nil
 	}
@@ -63,39 +64,39 @@ func (cs *containers) stopContainer(ctx context.Context, c *container, grace tim
 	case <-s.done:
 		return s.err
 	case <-ctx.Done():
-		return fmt.Errorf("container %s is still stopping: %w", c.id, ctx.Err())
+		return fmt.Errorf("container %s is still stopping: %w", c.ID, ctx.Err())
 	}
 }
 
 // awaitStart returns when no start of the container is under way. After a restart the start may not have its turn yet: until recovery has
 // found out what became of it, the container may have a process.
-func (cs *containers) awaitStart(ctx context.Context, c *container) error {
+func (cs *containers) awaitStart(ctx context.Context, c *table.ContainerEntry) error {
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	for {
-		if r, ok := cs.states.record(c); !ok || r.State != store.ContainerStarting {
+		if r, ok := cs.states.Record(c); !ok || r.State != store.ContainerStarting {
 			return nil
 		}
-		done, err := cs.turns.Take(ctx, c.id)
+		done, err := cs.turns.Take(ctx, c.ID)
 		if err != nil {
 			return err
 		}
 		done()
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("container %s is still starting: %w", c.id, ctx.Err())
+			return fmt.Errorf("container %s is still starting: %w", c.ID, ctx.Err())
 		case <-again.C:
 		}
 	}
 }
 
 // joinStop returns the stop under way, made to end by the given time at the latest, or begins one.
-func (cs *containers) joinStop(ctx context.Context, c *container, by time.Time) *stop {
+func (cs *containers) joinStop(ctx context.Context, c *table.ContainerEntry, by time.Time) *stop {
 	cs.mu.Lock()
-	s, running := cs.stops[c.id]
+	s, running := cs.stops[c.ID]
 	if !running {
 		s = &stop{done: make(chan struct{}), by: by, shorter: make(chan struct{}, 1)}
-		cs.stops[c.id] = s
+		cs.stops[c.ID] = s
 	}
 	cs.mu.Unlock()
 	if running {
@@ -103,10 +104,10 @@ func (cs *containers) joinStop(ctx context.Context, c *container, by time.Time) 
 		return s
 	}
 	go func() {
-		ctx := log.WithLogger(context.WithoutCancel(ctx), log.G(ctx).WithField("container", c.id))
+		ctx := log.WithLogger(context.WithoutCancel(ctx), log.G(ctx).WithField("container", c.ID))
 		s.err = guard.Call(ctx, "stop of a container", func() error { return cs.runStop(ctx, c, s) })
 		cs.mu.Lock()
-		delete(cs.stops, c.id)
+		delete(cs.stops, c.ID)
 		cs.mu.Unlock()
 		close(s.done)
 	}()
@@ -131,9 +132,9 @@ func (s *stop) deadline() time.Time {
 	return s.by
 }
 
-func (cs *containers) runStop(ctx context.Context, c *container, s *stop) error {
+func (cs *containers) runStop(ctx context.Context, c *table.ContainerEntry, s *stop) error {
 	note := func() syscall.Signal {
-		signal, err := cs.states.stopping(c, s.deadline())
+		signal, err := cs.states.Stopping(c, s.deadline())
 		if err != nil {
 			log.G(ctx).WithError(err).Warn("stopping although it cannot be recorded")
 		}
@@ -151,7 +152,7 @@ func (cs *containers) runStop(ctx context.Context, c *container, s *stop) error 
 		}
 		timer := time.NewTimer(left)
 		select {
-		case <-c.exited:
+		case <-c.Exited:
 			timer.Stop()
 			return nil
 		case <-s.shorter:
@@ -163,25 +164,8 @@ func (cs *containers) runStop(ctx context.Context, c *container, s *stop) error 
 	return cs.kill(ctx, c)
 }
 
-// sinceBoot is the time since the machine's boot in nanoseconds, suspends included.
-func sinceBoot() int64 {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil { // cannot be: every kernel has it
-		return 0
-	}
-	return now.Nano()
-}
-
-// stopBy is when the grace of a stop ends that was recorded before a restart. The clock of dates may have been set meanwhile.
-func stopBy(r store.Container) time.Time {
-	if r.StopByBoot == 0 {
-		return time.Unix(0, r.StopBy)
-	}
-	return time.Now().Add(time.Duration(r.StopByBoot - sinceBoot()))
-}
-
 // kill ends every process of the container and waits until its exit is recorded.
-func (cs *containers) kill(ctx context.Context, c *container) error {
+func (cs *containers) kill(ctx context.Context, c *table.ContainerEntry) error {
 	limit := time.NewTimer(killLimit)
 	defer limit.Stop()
 	again := time.NewTicker(time.Second)
@@ -193,34 +177,34 @@ func (cs *containers) kill(ctx context.Context, c *container) error {
 			return nil
 		}
 		select {
-		case <-c.exited:
+		case <-c.Exited:
 			return nil
 		case <-again.C: // the shim may have been replaced meanwhile
 		case <-limit.C:
-			return fmt.Errorf("container %s does not end although it was killed: %w", c.id, context.DeadlineExceeded)
+			return fmt.Errorf("container %s does not end although it was killed: %w", c.ID, context.DeadlineExceeded)
 		}
 	}
 }
 
 // signal sends a signal to the container's first process, or to all. That there is none is no error.
-func (cs *containers) signal(ctx context.Context, c *container, sig syscall.Signal, all bool) error {
+func (cs *containers) signal(ctx context.Context, c *table.ContainerEntry, sig syscall.Signal, all bool) error {
 	if sig == 0 {
 		sig = unix.SIGTERM
 	}
 	ctx, cancel := context.WithTimeout(ctx, killLimit)
 	defer cancel()
-	if err := cs.shim.Kill(ctx, c.id, sig, all); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
-		return fmt.Errorf("send %s to container %s: %w", unix.SignalName(sig), c.id, err)
+	if err := cs.shim.Kill(ctx, c.ID, sig, all); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		return fmt.Errorf("send %s to container %s: %w", unix.SignalName(sig), c.ID, err)
 	}
 	return nil
 }
 
 // vanished says whether the shim, asked now, knows no process of the container and no exit of it either: then there will never be one.
-func (cs *containers) vanished(ctx context.Context, c *container) bool {
+func (cs *containers) vanished(ctx context.Context, c *table.ContainerEntry) bool {
 	tasks, err := cs.shim.Tasks(ctx)
 	if err != nil {
 		return false
 	}
-	i := slices.IndexFunc(tasks, func(t runtimeshim.Task) bool { return t.ID == c.id })
+	i := slices.IndexFunc(tasks, func(t runtimeshim.Task) bool { return t.ID == c.ID })
 	return i < 0 || tasks[i].Exit == nil && tasks[i].Pid == 0 && tasks[i].State != "starting"
 }

@@ -14,20 +14,21 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // StopPod ends everything that runs in the pod and gives its network back (CRI StopPodSandbox). A pod that is stopped or unknown is no
 // error. A network plugin that fails does not hold the pod up: what it owes is remembered and asked for again until it is given.
 func (ps *pods) StopPod(ctx context.Context, id string) error {
-	p, err := ps.table.findPod(id)
+	p, err := ps.table.FindPod(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	_, err = ps.flights.Do(ctx, "stop of pod "+p.id, teardownLimit, func(ctx context.Context) (string, error) {
-		return "", ps.stopPod(withPod(ctx, p.id), p)
+	_, err = ps.flights.Do(ctx, "stop of pod "+p.ID, teardownLimit, func(ctx context.Context) (string, error) {
+		return "", ps.stopPod(withPod(ctx, p.ID), p)
 	})
 	return err
 }
@@ -36,8 +37,8 @@ func withPod(ctx context.Context, id string) context.Context {
 	return log.WithLogger(ctx, log.G(ctx).WithField("pod", id))
 }
 
-func (ps *pods) stopPod(ctx context.Context, p *pod) error {
-	r, err := ps.states.podStopping(p.id)
+func (ps *pods) stopPod(ctx context.Context, p *table.PodEntry) error {
+	r, err := ps.states.PodStopping(p.ID)
 	if errors.Is(err, errdefs.ErrNotFound) || r.State == store.PodNotReady {
 		return nil
 	}
@@ -45,12 +46,12 @@ func (ps *pods) stopPod(ctx context.Context, p *pod) error {
 		log.G(ctx).WithError(err).Warn("stopping although it cannot be recorded")
 	}
 	ps.step("pod.stopping")
-	done, err := ps.containers.turns.Take(ctx, p.id)
+	done, err := ps.containers.turns.Take(ctx, p.ID)
 	if err != nil {
 		return err
 	}
 	defer done()
-	if _, ok := ps.states.get(p.id); !ok {
+	if _, ok := ps.states.Get(p.ID); !ok {
 		return nil // removed while this stop waited for its turn
 	}
 	if err := ps.teardown(ctx, p); err != nil {
@@ -61,8 +62,8 @@ func (ps *pods) stopPod(ctx context.Context, p *pod) error {
 }
 
 // declareStopped shows that nothing of the pod runs any more. One that is being removed stays so.
-func (ps *pods) declareStopped(ctx context.Context, p *pod) {
-	err := ps.states.podStopped(p.id)
+func (ps *pods) declareStopped(ctx context.Context, p *table.PodEntry) {
+	err := ps.states.PodStopped(p.ID)
 	if err != nil && !errors.Is(err, errdefs.ErrAlreadyExists) && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("stopped although it cannot be recorded")
 	}
@@ -71,29 +72,29 @@ func (ps *pods) declareStopped(ctx context.Context, p *pod) {
 // teardown takes away everything of a pod that is not its record: processes, network, mounts. It may be called in any state, any number of
 // times, and returns nil when nothing is left but what the network plugins owe. Its caller has the pod's turn: of a stop and a removal side by
 // side, the second would take the first one's plugin for one that nobody waits for.
-func (ps *pods) teardown(ctx context.Context, p *pod) error {
+func (ps *pods) teardown(ctx context.Context, p *table.PodEntry) error {
 	if err := ps.stopAll(ctx, p); err != nil {
-		return fmt.Errorf("stop the containers of pod %s: %w", p.id, err)
+		return fmt.Errorf("stop the containers of pod %s: %w", p.ID, err)
 	}
-	if err := ps.shim.Delete(ctx, p.id); err != nil {
-		return fmt.Errorf("stop pause of pod %s: %w", p.id, err)
+	if err := ps.shim.Delete(ctx, p.ID); err != nil {
+		return fmt.Errorf("stop pause of pod %s: %w", p.ID, err)
 	}
-	if err := ps.wires.quiesce(ctx, p.id); err != nil {
+	if err := ps.wires.quiesce(ctx, p.ID); err != nil {
 		return err
 	}
 	if err := ps.wires.disconnect(ctx, p); err != nil {
-		return fmt.Errorf("disconnect pod %s: %w", p.id, err)
+		return fmt.Errorf("disconnect pod %s: %w", p.ID, err)
 	}
 	ps.step("pod.unplugged")
-	if err := ps.mounts.dropPauseRoot(ctx, p.id); err != nil {
+	if err := ps.mounts.dropPauseRoot(ctx, p.ID); err != nil {
 		return err
 	}
-	return ps.files.removePodFiles(p.id)
+	return ps.files.removePodFiles(p.ID)
 }
 
-func (ps *pods) stopAll(ctx context.Context, p *pod) error {
+func (ps *pods) stopAll(ctx context.Context, p *table.PodEntry) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for _, c := range ps.table.ofPod(p.id) {
+	for _, c := range ps.table.OfPod(p.ID) {
 		g.Go(func() error {
 			return guard.Call(ctx, "stop of a container", func() error { return ps.containers.stopContainer(ctx, c, 0) })
 		})
@@ -103,11 +104,11 @@ func (ps *pods) stopAll(ctx context.Context, p *pod) error {
 
 // disconnect gives the pod's addresses back and removes its network namespace. A plugin that fails is no error: it is asked again, without the
 // namespace, until it has given back what it owes.
-func (w *wires) disconnect(ctx context.Context, p *pod) error {
-	if r, ok := w.states.get(p.id); ok && r.NetNS == "" { // the host's; the request may not be readable
+func (w *wires) disconnect(ctx context.Context, p *table.PodEntry) error {
+	if r, ok := w.states.Get(p.ID); ok && r.NetNS == "" { // the host's; the request may not be readable
 		return nil
 	}
-	lock, err := w.podLock(ctx, p.id)
+	lock, err := w.podLock(ctx, p.ID)
 	if err != nil {
 		return err
 	}
@@ -118,12 +119,12 @@ func (w *wires) disconnect(ctx context.Context, p *pod) error {
 		log.G(ctx).WithError(err).WithField("step", "cni").Warn("the network of the pod is not given back yet; will be tried again")
 		w.lookAgain()
 	}
-	return w.network.RemoveNetNS(w.layout.NetNS(p.id))
+	return w.network.RemoveNetNS(w.layout.NetNS(p.ID))
 }
 
 // dropPauseRoot is the opposite of pauseRoot, and may be called at any time.
 func (m *mounts) dropPauseRoot(ctx context.Context, id string) error {
-	r, ok := m.states.get(id)
+	r, ok := m.states.Get(id)
 	if !ok || r.PauseImage == "" {
 		return m.removeRoot(ctx, id)
 	}
@@ -136,26 +137,26 @@ func (m *mounts) dropPauseRoot(ctx context.Context, id string) error {
 
 // RemovePod stops the pod if it must, and forgets it and its containers (CRI RemovePodSandbox). An unknown pod is no error.
 func (ps *pods) RemovePod(ctx context.Context, id string) error {
-	p, err := ps.table.findPod(id)
+	p, err := ps.table.FindPod(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	_, err = ps.flights.Do(ctx, "removal of pod "+p.id, teardownLimit, func(ctx context.Context) (string, error) {
-		return "", ps.removePod(withPod(ctx, p.id), p)
+	_, err = ps.flights.Do(ctx, "removal of pod "+p.ID, teardownLimit, func(ctx context.Context) (string, error) {
+		return "", ps.removePod(withPod(ctx, p.ID), p)
 	})
 	return err
 }
 
-func (ps *pods) removePod(ctx context.Context, p *pod) error {
-	err := ps.states.podRemoving(p.id)
+func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
+	err := ps.states.PodRemoving(p.ID)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("removing although it cannot be recorded")
 	}
 	ps.step("pod.removing")
-	done, err := ps.containers.turns.Take(ctx, p.id)
+	done, err := ps.containers.turns.Take(ctx, p.ID)
 	if err != nil {
 		return err
 	}
@@ -164,24 +165,24 @@ func (ps *pods) removePod(ctx context.Context, p *pod) error {
 		return err
 	}
 	ps.declareStopped(ctx, p)
-	for _, c := range ps.table.ofPod(p.id) {
+	for _, c := range ps.table.OfPod(p.ID) {
 		if err := ps.containers.removeContainer(ctx, c); err != nil {
-			return fmt.Errorf("remove pod %s: %w", p.id, err)
+			return fmt.Errorf("remove pod %s: %w", p.ID, err)
 		}
 	}
-	if err := ps.files.removePodFiles(p.id); err != nil { // again: a container that was still being made, or updated, has written its spec there
+	if err := ps.files.removePodFiles(p.ID); err != nil { // again: a container that was still being made, or updated, has written its spec there
 		return err
 	}
 	var labels selinux.Labels
-	if r, ok := ps.states.get(p.id); ok {
+	if r, ok := ps.states.Get(p.ID); ok {
 		labels = labelsOf(r)
 	}
-	if err := errors.Join(ps.wires.dropLock(p.id), ps.states.podForgotten(p.id)); err != nil {
+	if err := errors.Join(ps.wires.dropLock(p.ID), ps.states.PodForgotten(p.ID)); err != nil {
 		return err
 	}
 	ps.step("pod.forgotten")
 	ps.labels.drop(labels)
-	ps.table.forgetPod(p)
+	ps.table.ForgetPod(p)
 	return nil
 }
 
@@ -224,7 +225,7 @@ func (w *wires) lookAgain() {
 func (w *wires) collectOnce(ctx context.Context) bool {
 	done := true
 	for _, id := range w.network.Debts() {
-		if r, ok := w.states.get(id); ok && r.State != store.PodNotReady || w.table.recordUnread(id) != nil {
+		if r, ok := w.states.Get(id); ok && r.State != store.PodNotReady || w.table.RecordUnread(id) != nil {
 			continue // its processes may still use the address
 		}
 		if err := w.network.Teardown(ctx, cni.Pod{ID: id, NetNS: w.layout.NetNS(id)}); err != nil {

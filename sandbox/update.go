@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/table"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
@@ -26,8 +28,8 @@ import (
 // updates changes the resources of containers and pods.
 type updates struct {
 	layout     layout.Layout
-	states     *states
-	table      *table
+	states     *table.States
+	table      *table.Table
 	node       *node
 	files      *podFiles
 	containers *containers
@@ -43,17 +45,17 @@ const updateLimit = 4 * time.Minute // longer than the shim's client waits, and 
 // ErrFailedPrecondition for a container that has exited, and for what the kernel refuses where the container is, such as less memory than is
 // in use. On error nothing has changed, except for ErrUnavailable: then the shim may still come to it, and it is brought to an end later.
 func (u *updates) UpdateContainer(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error {
-	c, err := u.table.findContainer(id)
+	c, err := u.table.FindContainer(id)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(u.mayUpdate(c), known(c.lacks)); err != nil {
+	if err := errors.Join(u.mayUpdate(c), table.Known(c.Lacks)); err != nil {
 		return err
 	}
 	if err := spec.ValidateResources(r, withHardware(u.node.host)); err != nil {
 		return err
 	}
-	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.id))
+	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.ID))
 	done, err := u.updateTurn(ctx, c)
 	if err != nil {
 		return err
@@ -75,46 +77,38 @@ func (u *updates) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 }
 
 // settleLater goes on with an update that the shim may still come to, once for a container, however many have asked for one meanwhile.
-func (u *updates) settleLater(c *container) {
-	if !c.settling.CompareAndSwap(false, true) {
+func (u *updates) settleLater(c *table.ContainerEntry) {
+	if !c.Settling.CompareAndSwap(false, true) {
 		return
 	}
-	ctx := log.WithLogger(u.background, log.G(u.background).WithField("container", c.id))
+	ctx := log.WithLogger(u.background, log.G(u.background).WithField("container", c.ID))
 	go func() {
-		defer c.settling.Store(false)
+		defer c.Settling.Store(false)
 		retryUntilDone(ctx, "updating", func(ctx context.Context) error { return u.resolveUpdate(ctx, c) })
 	}()
 }
 
 // updateTurn waits for the container's turn, and until no start of it is under way.
-func (u *updates) updateTurn(ctx context.Context, c *container) (done func(), err error) {
+func (u *updates) updateTurn(ctx context.Context, c *table.ContainerEntry) (done func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, updateLimit)
 	defer cancel()
 	if err := u.containers.awaitStart(ctx, c); err != nil {
 		return nil, err
 	}
-	return u.containers.turns.Take(ctx, c.id)
+	return u.containers.turns.Take(ctx, c.ID)
 }
 
 // mayUpdate returns ErrNotFound or ErrFailedPrecondition for a container that has no limits to change, or none any more.
-func (u *updates) mayUpdate(c *container) error {
-	r, ok := u.states.record(c)
+func (u *updates) mayUpdate(c *table.ContainerEntry) error {
+	r, ok := u.states.Record(c)
 	if !ok || r.State == store.ContainerCreating {
-		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
+		return fmt.Errorf("container %s: %w", c.ID, errdefs.ErrNotFound)
 	}
-	return changeable(r)
-}
-
-func changeable(r store.Container) error {
-	switch r.State {
-	case store.ContainerCreated, store.ContainerStarting, store.ContainerRunning, store.ContainerStopping:
-		return nil
-	}
-	return fmt.Errorf("container %s is %s, its resources cannot be changed: %w", r.ID, r.State, errdefs.ErrFailedPrecondition)
+	return table.Changeable(r)
 }
 
 // updateContainer writes down what it is about to do, does it, and writes down that it is done, in the container's turn.
-func (u *updates) updateContainer(ctx context.Context, c *container, r *runtimeapi.LinuxContainerResources) error {
+func (u *updates) updateContainer(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources) error {
 	asked, err := proto.Marshal(r)
 	if err != nil {
 		return err
@@ -123,7 +117,7 @@ func (u *updates) updateContainer(ctx context.Context, c *container, r *runtimea
 	if err != nil {
 		return err
 	}
-	if err := u.states.updating(c, asked); err != nil {
+	if err := u.states.Updating(c, asked); err != nil {
 		return err
 	}
 	u.step("container.updating")
@@ -139,14 +133,14 @@ func (u *updates) updateContainer(ctx context.Context, c *container, r *runtimea
 }
 
 // planUpdate returns the container's spec as it is, and as it will be.
-func (u *updates) planUpdate(ctx context.Context, c *container, r *runtimeapi.LinuxContainerResources) (was, now *specs.Spec, err error) {
-	b, err := u.files.specFile(c)
+func (u *updates) planUpdate(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources) (was, now *specs.Spec, err error) {
+	b, err := os.ReadFile(u.layout.SpecPath(c.PodID, c.ID))
 	if err == nil {
 		was = &specs.Spec{}
 		err = json.Unmarshal(b, was)
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("spec of container %s: %w", c.id, err)
+		return nil, nil, fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
 	now, notes, err := spec.Update(withHardware(u.node.host), was, r)
 	if err != nil {
@@ -157,15 +151,15 @@ func (u *updates) planUpdate(ctx context.Context, c *container, r *runtimeapi.Li
 }
 
 // applyUpdate changes the cgroup, if there is one, and then the spec: what a later exec is given, or the start. On error both are as before.
-func (u *updates) applyUpdate(ctx context.Context, c *container, r *runtimeapi.LinuxContainerResources, was, now *specs.Spec) error {
-	rec, ok := u.states.record(c)
+func (u *updates) applyUpdate(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources, was, now *specs.Spec) error {
+	rec, ok := u.states.Record(c)
 	if !ok {
-		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
+		return fmt.Errorf("container %s: %w", c.ID, errdefs.ErrNotFound)
 	}
 	runs := rec.State != store.ContainerCreated
 	if runs {
 		if err := u.limitTask(ctx, c, was, now, r.GetOomScoreAdj() != 0); err != nil {
-			return fmt.Errorf("resources of container %s: %w", c.id, err)
+			return fmt.Errorf("resources of container %s: %w", c.ID, err)
 		}
 	}
 	err := u.files.saveSpec(c, now)
@@ -173,14 +167,14 @@ func (u *updates) applyUpdate(ctx context.Context, c *container, r *runtimeapi.L
 		err = errors.Join(err, u.limitTask(ctx, c, now, was, r.GetOomScoreAdj() != 0))
 	}
 	if err != nil {
-		return fmt.Errorf("spec of container %s: %w", c.id, err)
+		return fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
 	return nil
 }
 
 // limitTask has the shim make the limits of was those of now.
-func (u *updates) limitTask(ctx context.Context, c *container, was, now *specs.Spec, oom bool) error {
-	up := runtimeshim.Update{ID: c.id, LockFile: u.layout.LockPath(c.podID)}
+func (u *updates) limitTask(ctx context.Context, c *table.ContainerEntry, was, now *specs.Spec, oom bool) error {
+	up := runtimeshim.Update{ID: c.ID, LockFile: u.layout.LockPath(c.PodID)}
 	if oom {
 		up.OOMScoreAdj = now.Process.OOMScoreAdj
 	}
@@ -196,9 +190,9 @@ func (u *updates) limitTask(ctx context.Context, c *container, was, now *specs.S
 
 // declareUpdated makes the status say what holds now. A full disk does not undo it: what is on the disk then says that the update was under
 // way, and a restart does it again.
-func (u *updates) declareUpdated(ctx context.Context, c *container, r *runtimeapi.LinuxContainerResources) error {
-	err := u.states.updated(c, func(limits []byte) ([]byte, error) {
-		return proto.Marshal(spec.MergeRequests(rememberedOr(limits, c.config.GetLinux().GetResources()), r))
+func (u *updates) declareUpdated(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources) error {
+	err := u.states.Updated(c, func(limits []byte) ([]byte, error) {
+		return proto.Marshal(spec.MergeRequests(table.RememberedOr(limits, c.Config.GetLinux().GetResources()), r))
 	})
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return err
@@ -208,15 +202,15 @@ func (u *updates) declareUpdated(ctx context.Context, c *container, r *runtimeap
 	return nil
 }
 
-func (u *updates) forgetUpdate(ctx context.Context, c *container) {
-	err := u.states.notUpdated(c)
+func (u *updates) forgetUpdate(ctx context.Context, c *table.ContainerEntry) {
+	err := u.states.NotUpdated(c)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("an update that failed stays noted; a restart tries it again")
 	}
 }
 
 // resolveUpdate is settleUpdate in the container's turn.
-func (u *updates) resolveUpdate(ctx context.Context, c *container) error {
+func (u *updates) resolveUpdate(ctx context.Context, c *table.ContainerEntry) error {
 	done, err := u.updateTurn(ctx, c)
 	if err != nil {
 		return err
@@ -227,13 +221,13 @@ func (u *updates) resolveUpdate(ctx context.Context, c *container) error {
 
 // settleUpdate brings an update that was interrupted to an end, in the container's turn. Whoever asked for it has no answer, so either end is
 // right: done, or, where it fails now, as before.
-func (u *updates) settleUpdate(ctx context.Context, c *container) error {
-	rec, ok := u.states.record(c)
+func (u *updates) settleUpdate(ctx context.Context, c *table.ContainerEntry) error {
+	rec, ok := u.states.Record(c)
 	if !ok || rec.Updating == nil {
 		return nil
 	}
 	r := &runtimeapi.LinuxContainerResources{}
-	err := changeable(rec)
+	err := table.Changeable(rec)
 	if err == nil {
 		err = proto.Unmarshal(rec.Updating, r)
 	}
@@ -251,10 +245,10 @@ func (u *updates) settleUpdate(ctx context.Context, c *container) error {
 }
 
 // undoUpdate makes the cgroup of a container what its spec says, after an update that was interrupted when the shim had done its part.
-func (u *updates) undoUpdate(ctx context.Context, c *container, r *runtimeapi.LinuxContainerResources) error {
+func (u *updates) undoUpdate(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources) error {
 	defer u.forgetUpdate(ctx, c)
-	rec, ok := u.states.record(c)
-	if !ok || changeable(rec) != nil || rec.State == store.ContainerCreated {
+	rec, ok := u.states.Record(c)
+	if !ok || table.Changeable(rec) != nil || rec.State == store.ContainerCreated {
 		return nil
 	}
 	was, now, err := u.planUpdate(ctx, c, r)
@@ -284,7 +278,7 @@ func (u *updates) UpdatePod(id string, overhead, resources *runtimeapi.LinuxCont
 	if err != nil {
 		return err
 	}
-	return u.states.podLimits(p.ID, costs, limits)
+	return u.states.PodLimits(p.ID, costs, limits)
 }
 
 // encode returns nil for nil alone, not for a message without figures.

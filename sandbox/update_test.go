@@ -6,6 +6,7 @@ import (
 
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // TestSettleLater: however often an update of a container has no answer, one goroutine goes on with it, and another one when that has ended.
@@ -14,11 +15,11 @@ func TestSettleLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	states := &states{records}
+	states := table.NewStates(records)
 	cs := &containers{states: states, turns: &keyed.Turns{}}
-	u, c := &updates{states: states, containers: cs, background: t.Context()}, newContainer("p", store.Container{ID: "c"}, nil)
+	u, c := &updates{states: states, containers: cs, background: t.Context()}, table.NewContainerEntry("p", store.Container{ID: "c"}, nil)
 	for range 2 {
-		done, err := cs.turns.Take(t.Context(), c.id)
+		done, err := cs.turns.Take(t.Context(), c.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -30,7 +31,7 @@ func TestSettleLater(t *testing.T) {
 			t.Errorf("%d goroutines go on with one update", more)
 		}
 		done()
-		for c.settling.Load() {
+		for c.Settling.Load() {
 			runtime.Gosched()
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/cribox/cribox/sandbox/table"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
@@ -15,8 +17,8 @@ import (
 )
 
 // hostOf is HostOf for the handler of a pod.
-func (n *node) hostOf(p *pod) spec.Host {
-	r, ok := n.states.get(p.id)
+func (n *node) hostOf(p *table.PodEntry) spec.Host {
+	r, ok := n.states.Get(p.ID)
 	if !ok {
 		return withHardware(n.host)
 	}
@@ -66,43 +68,43 @@ func reachable(dir string) error {
 
 // makeNamespaces makes the namespaces that are there before the pause process: the network's, and for a pod that has one the user namespace
 // that it belongs to.
-func (w *wires) makeNamespaces(p *pod) error {
-	uids, gids, ok := spec.UserNamespace(p.config)
+func (w *wires) makeNamespaces(p *table.PodEntry) error {
+	uids, gids, ok := spec.UserNamespace(p.Config)
 	if !ok {
-		if hostNetwork(p.config) {
+		if spec.HostNetwork(p.Config) {
 			return nil
 		}
-		return w.network.NewNetNS(w.layout.NetNS(p.id))
+		return w.network.NewNetNS(w.layout.NetNS(p.ID))
 	}
-	ns, err := userns.New(pause.Binary(), userns.IDs(uids), userns.IDs(gids), !hostNetwork(p.config))
+	ns, err := userns.New(pause.Binary(), userns.IDs(uids), userns.IDs(gids), !spec.HostNetwork(p.Config))
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	if err := userns.Pin(ns.User, w.layout.UserNS(p.id)); err != nil {
+	if err := userns.Pin(ns.User, w.layout.UserNS(p.ID)); err != nil {
 		return err
 	}
 	w.step("pod.userns")
 	if ns.Net == nil {
 		return nil
 	}
-	return w.network.PinNetNS(w.layout.NetNS(p.id), ns.Net)
+	return w.network.PinNetNS(w.layout.NetNS(p.ID), ns.Net)
 }
 
 // openUserNS opens the pod's user namespace; nil for a pod that has none.
-func (m *mounts) openUserNS(p *pod) (*os.File, error) {
-	if _, _, ok := spec.UserNamespace(p.config); !ok {
+func (m *mounts) openUserNS(p *table.PodEntry) (*os.File, error) {
+	if _, _, ok := spec.UserNamespace(p.Config); !ok {
 		return nil, nil
 	}
-	f, err := os.Open(m.layout.UserNS(p.id))
+	f, err := os.Open(m.layout.UserNS(p.ID))
 	if err != nil {
-		return nil, fmt.Errorf("user namespace of pod %s: %w", p.id, err)
+		return nil, fmt.Errorf("user namespace of pod %s: %w", p.ID, err)
 	}
 	return f, nil
 }
 
 // canMap refuses a mount whose ids are to be mapped and cannot be: the OCI runtime would do so only when the container starts.
-func (m *mounts) canMap(p *pod, asked []*runtimeapi.Mount, found []spec.Mount) error {
+func (m *mounts) canMap(p *table.PodEntry, asked []*runtimeapi.Mount, found []spec.Mount) error {
 	ns, err := m.openUserNS(p)
 	if err != nil || ns == nil {
 		return err
@@ -119,27 +121,10 @@ func (m *mounts) canMap(p *pod, asked []*runtimeapi.Mount, found []spec.Mount) e
 	return nil
 }
 
-// owner is a user and group of the host.
-type owner struct{ uid, gid int }
-
-// rootOf returns who root in the pod is on the host.
-func rootOf(c *runtimeapi.PodSandboxConfig) owner {
-	uids, gids, _ := spec.UserNamespace(c)
-	return owner{int(uids.First), int(gids.First)}
-}
-
-// rootIn is rootOf for a pod by its id.
-func (f *podFiles) rootIn(id string) owner {
-	if p, _ := f.table.byID(id); p != nil {
-		return rootOf(p.config)
-	}
-	return owner{}
-}
-
 // give makes root in the pod the owner of a file of the pod.
 func give(c *runtimeapi.PodSandboxConfig, path string) error {
-	root := rootOf(c)
-	return os.Lchown(path, root.uid, root.gid)
+	root := spec.RootOf(c)
+	return os.Lchown(path, root.UID, root.GID)
 }
 
 // writeFor writes a file that belongs to root in the pod.

@@ -10,14 +10,15 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/table"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/sandbox/spec"
 )
-
-// volumesFolder holds a container's volumes, beside its writable layer.
-const volumesFolder = "volumes"
 
 // maxVolumes is how many VOLUMEs of an image are made. Each is copied by itself, and they may lead to one folder or lie in each other.
 const maxVolumes = 128
@@ -25,15 +26,15 @@ const maxVolumes = 128
 // makeVolumes gives every VOLUME of the image that the request mounts nothing on a folder beside the container's writable layer, filled
 // with what the image has there: it can be written even when the root filesystem cannot. It ends with the container. A copy that takes longer
 // than ctx lasts is given up. ErrInvalidArgument when there are too many.
-func (m *mounts) makeVolumes(ctx context.Context, p *pod, c *container, root string, img imageservice.Image) ([]spec.Volume, error) {
-	asked := spec.ImageVolumes(img.Config, c.config)
+func (m *mounts) makeVolumes(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, root string, img imageservice.Image) ([]spec.Volume, error) {
+	asked := spec.ImageVolumes(img.Config, c.Config)
 	if len(asked) > maxVolumes {
 		return nil, fmt.Errorf("the image has %d volumes that nothing is mounted on, at most %d are made: %w", len(asked), maxVolumes, errdefs.ErrInvalidArgument)
 	}
 	var all []spec.Volume
 	for i, inside := range asked {
-		dir := m.layout.RootPath("containers", c.id, volumesFolder, strconv.Itoa(i))
-		if err := copyFromRoot(ctx, p.config, root, inside, dir); err != nil {
+		dir := m.layout.RootPath("containers", c.ID, layout.Volumes, strconv.Itoa(i))
+		if err := copyFromRoot(ctx, p.Config, root, inside, dir); err != nil {
 			return nil, fmt.Errorf("volume %s of the image: %w", inside, err)
 		}
 		all = append(all, spec.Volume{ContainerPath: inside, Source: dir})

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/table"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -21,7 +22,7 @@ import (
 // TestTooManyVolumes: an image cannot have itself copied as often as it likes.
 func TestTooManyVolumes(t *testing.T) {
 	m := &mounts{layout: layout.Layout{Root: t.TempDir()}}
-	p, c := newPod("p", &runtimeapi.PodSandboxConfig{}), newContainer("p", store.Container{ID: "c"}, &runtimeapi.ContainerConfig{})
+	p, c := table.NewPodEntry("p", &runtimeapi.PodSandboxConfig{}), table.NewContainerEntry("p", store.Container{ID: "c"}, &runtimeapi.ContainerConfig{})
 	img := imageservice.Image{}
 	img.Config.Config.Volumes = map[string]struct{}{}
 	for i := range maxVolumes {
@@ -40,7 +41,7 @@ func TestTooManyVolumes(t *testing.T) {
 	if exists(m.layout.Root) {
 		t.Error("something was made")
 	}
-	c.config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/more"}}
+	c.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/more"}}
 	if _, err := m.makeVolumes(t.Context(), p, c, t.TempDir(), img); err != nil {
 		t.Errorf("with a mount on one of them: %v", err)
 	}

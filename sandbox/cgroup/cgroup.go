@@ -3,6 +3,8 @@ package cgroup
 import (
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Tree is where cgroups are mounted: the hierarchy of version 2, or the folder with one hierarchy for each controller of version 1.
@@ -194,4 +196,13 @@ func SumOf(figures ...*uint64) *uint64 {
 		}
 	}
 	return all
+}
+
+// Mount is where the hierarchies of cgroups are mounted.
+const Mount = "/sys/fs/cgroup"
+
+// Unified says whether this machine has cgroup v2 alone.
+func Unified() bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(Mount, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
 }

@@ -56,6 +56,9 @@ func (l Layout) TargetNS(podID, id string) string {
 	return l.PodFile(podID, filepath.Join(id, "pidns"))
 }
 
+// PodSpecPath is the OCI spec of the pause process, among the pod's files.
+func (l Layout) PodSpecPath(id string) string { return l.PodFile(id, "config.json") }
+
 // SpecPath is the OCI spec of a container, among the files of its pod: it ends with them.
 func (l Layout) SpecPath(podID, id string) string {
 	return l.PodFile(podID, filepath.Join(id, "config.json"))
@@ -71,6 +74,9 @@ func (l Layout) RootPlaces(id string) []string {
 func (l Layout) VolumePlace(id string, images []string, i int) string {
 	return l.StatePath("volumes", id, strconv.Itoa(slices.Index(images, images[i])))
 }
+
+// Volumes is the folder of a container's volumes, beside its writable layer.
+const Volumes = "volumes"
 
 // Upper is the folder of what the container has written.
 func (l Layout) Upper(id string) string { return l.RootPath("containers", id, "upper") }

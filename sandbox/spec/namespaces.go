@@ -144,3 +144,8 @@ func checkContainerNamespaces(p *runtimeapi.PodSandboxConfig, c *runtimeapi.Cont
 	}
 	return checkUserNamespaceContainer(p, o.GetUsernsOptions(), h)
 }
+
+// HostNetwork says whether the pod is in the host's network (CRI NamespaceOption.network NODE).
+func HostNetwork(p *runtimeapi.PodSandboxConfig) bool {
+	return podNamespace(p).GetNetwork() == runtimeapi.NamespaceMode_NODE
+}

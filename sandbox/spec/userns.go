@@ -204,3 +204,12 @@ func ociMappings(list []*runtimeapi.IDMapping) []specs.LinuxIDMapping {
 	}
 	return all
 }
+
+// Owner is a user and group of the host.
+type Owner struct{ UID, GID int }
+
+// RootOf returns who root in the pod is on the host.
+func RootOf(c *runtimeapi.PodSandboxConfig) Owner {
+	uids, gids, _ := UserNamespace(c)
+	return Owner{int(uids.First), int(gids.First)}
+}

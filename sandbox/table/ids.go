@@ -1,4 +1,4 @@
-package sandbox
+package table
 
 import (
 	"crypto/rand"
@@ -9,8 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// newID returns 64 random hexadecimal digits, the form of id that tools around Kubernetes expect.
-func newID() string {
+// NewID returns 64 random hexadecimal digits, the form of id that tools around Kubernetes expect.
+func NewID() string {
 	b := make([]byte, 32)
 	rand.Read(b) // never fails
 	return hex.EncodeToString(b)
@@ -39,13 +39,13 @@ func expand[V any](kind, id string, all map[string]V) (string, error) {
 		found = k
 	}
 	if found == "" {
-		return "", fmt.Errorf("%s %s: %w", kind, short(id), errdefs.ErrNotFound)
+		return "", fmt.Errorf("%s %s: %w", kind, Short(id), errdefs.ErrNotFound)
 	}
 	return found, nil
 }
 
-// short keeps an error readable whatever was sent as an id.
-func short(s string) string {
+// Short keeps an error readable whatever was sent as an id.
+func Short(s string) string {
 	if len(s) > 80 {
 		return fmt.Sprintf("%q...", s[:80])
 	}

@@ -1,4 +1,4 @@
-package sandbox
+package streams
 
 import (
 	"context"
@@ -12,6 +12,8 @@ import (
 
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/internal/guard"
+	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // dialLimit is how long a port of a pod may take to answer: it is on the loopback.
@@ -26,7 +28,7 @@ const maxPorts = 1024
 
 // PortForward connects the client with a port of the pod's loopback, IPv4 or IPv6, until one of them is done or ctx ends (CRI PortForward).
 // ErrNotFound, ErrInvalidArgument for a port that is none, ErrFailedPrecondition when the pod is not ready or nobody listens.
-func (ss *sessions) PortForward(ctx context.Context, podID string, port int32, client io.ReadWriteCloser) error {
+func (ss *Sessions) PortForward(ctx context.Context, podID string, port int32, client io.ReadWriteCloser) error {
 	p, err := ss.forwardable(podID, port)
 	if err != nil {
 		return err
@@ -34,7 +36,7 @@ func (ss *sessions) PortForward(ctx context.Context, podID string, port int32, c
 	dialing, cancel := context.WithTimeout(ctx, dialLimit)
 	defer cancel()
 	netns := p.NetNS
-	if hostNetwork(p.Config) {
+	if spec.HostNetwork(p.Config) {
 		netns = ""
 	}
 	conn, err := cni.Dial(dialing, netns, uint16(port))
@@ -100,7 +102,7 @@ func (u *upload) wait(ctx context.Context) {
 }
 
 // CheckPortForward says why a port could not be forwarded now: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition.
-func (ss *sessions) CheckPortForward(podID string, ports []int32) error {
+func (ss *Sessions) CheckPortForward(podID string, ports []int32) error {
 	if _, err := ss.readyPod(podID); err != nil {
 		return err
 	}
@@ -115,7 +117,7 @@ func (ss *sessions) CheckPortForward(podID string, ports []int32) error {
 	return nil
 }
 
-func (ss *sessions) forwardable(podID string, port int32) (Pod, error) {
+func (ss *Sessions) forwardable(podID string, port int32) (table.Pod, error) {
 	p, err := ss.readyPod(podID)
 	if err == nil {
 		err = checkPort(port)
@@ -130,7 +132,7 @@ func checkPort(port int32) error {
 	return nil
 }
 
-func (ss *sessions) readyPod(id string) (Pod, error) {
+func (ss *Sessions) readyPod(id string) (table.Pod, error) {
 	p, err := ss.table.Pod(id)
 	if err == nil && !p.Ready() {
 		err = fmt.Errorf("pod %s is not ready: %w", p.ID, errdefs.ErrFailedPrecondition)

@@ -1,8 +1,9 @@
-package sandbox
+package stats
 
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/tree"
+	"github.com/cribox/cribox/sandbox/layout"
 )
 
 // Layer is the size of a writable layer, and of the filesystem that it lies on, when they were last measured. Nil is not
@@ -106,7 +108,7 @@ func (l *layers) walk(dir string, one *layer) {
 	<-l.free
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !w.done && one.last.Bytes != nil && exists(dir) {
+	if _, err := os.Stat(dir); !w.done && one.last.Bytes != nil && err == nil {
 		w.now = one.last
 		w.now.At = time.Now()
 	}
@@ -136,7 +138,7 @@ func (w *layerWalk) measure(dir string) {
 		count = tree.Count
 	}
 	var bytes, inodes uint64
-	for _, dir := range []string{dir, filepath.Join(filepath.Dir(dir), volumesFolder)} { // most have no volumes
+	for _, dir := range []string{dir, filepath.Join(filepath.Dir(dir), layout.Volumes)} { // most have no volumes
 		b, i, err := count(dir, func(b, i uint64) error { return w.look(known, bytes+b, inodes+i) })
 		for _, missing := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, errNotAsked} {
 			if errors.Is(err, missing) {

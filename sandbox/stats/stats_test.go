@@ -1,4 +1,4 @@
-package sandbox
+package stats
 
 import (
 	"errors"
@@ -14,8 +14,10 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/sandbox/cgroup"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // TestNanoCores: a rate is over a second at least, whoever asks in between or at the same time, and nothing is told of a counter that went
@@ -187,11 +189,10 @@ func TestDiskUsage(t *testing.T) {
 // TestStatsWithoutDescriptors: what runs is not left out of a list because its figures could not be read: the
 // question fails, and is asked again. A cgroup that is gone is left out.
 func TestStatsWithoutDescriptors(t *testing.T) {
-	m := &Manager{table: newTable(layout.Layout{}), node: &node{}}
-	m.figures = &figures{table: m.table, node: m.node}
-	m.node.host.CgroupV2 = unifiedCgroups()
-	runs := Container{Container: store.Container{ID: "c", State: store.ContainerRunning, Cgroup: "/"}}
-	pod := Pod{Pod: store.Pod{ID: "p", PausePID: 1, Cgroup: "/"}}
+	f := &Figures{table: table.New(layout.Layout{})}
+	f.host.CgroupV2 = cgroup.Unified()
+	runs := table.Container{Container: store.Container{ID: "c", State: store.ContainerRunning, Cgroup: "/"}}
+	pod := table.Pod{Pod: store.Pod{ID: "p", PausePID: 1, Cgroup: "/"}}
 	var before unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
 		t.Fatal(err)
@@ -200,10 +201,10 @@ func TestStatsWithoutDescriptors(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
 		t.Fatal(err)
 	}
-	_, one := m.Stats(runs)
-	list, all := m.ListStats([]Container{runs})
-	_, onePod := m.PodStats(pod)
-	_, allPods := m.ListPodStats([]Pod{pod})
+	_, one := f.Stats(runs)
+	list, all := f.ListStats([]table.Container{runs})
+	_, onePod := f.PodStats(pod)
+	_, allPods := f.ListPodStats([]table.Pod{pod})
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +215,7 @@ func TestStatsWithoutDescriptors(t *testing.T) {
 	}
 	gone := runs
 	gone.Cgroup = "/cribox-test-none"
-	if list, err := m.ListStats([]Container{gone}); err != nil || len(list) != 0 {
+	if list, err := f.ListStats([]table.Container{gone}); err != nil || len(list) != 0 {
 		t.Errorf("of a cgroup that is gone: %v, %d containers", err, len(list))
 	}
 	broken := Stats{Usage: Usage{Err: unix.EIO}}
@@ -274,5 +275,29 @@ func TestLayersTakeTurns(t *testing.T) {
 	l.mu.Unlock()
 	for _, walk := range walks { // they end when nobody asks
 		<-walk
+	}
+}
+
+// TestVolumesCount: what a container writes to a volume of its image is its own.
+func TestVolumesCount(t *testing.T) {
+	dir := t.TempDir()
+	for _, path := range []string{"upper", filepath.Join(layout.Volumes, "0")} {
+		if err := os.MkdirAll(filepath.Join(dir, path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, path, "file"), make([]byte, 1<<20), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l := measureLayer(filepath.Join(dir, "upper")); l.Bytes == nil || *l.Bytes < 2<<20 || *l.Inodes != 5 {
+		t.Errorf("%v", l)
+	}
+}
+
+// TestReadUpTo: a list of interfaces of any length is read in part.
+func TestReadUpTo(t *testing.T) {
+	b, err := readUpTo("/dev/zero", 1000)
+	if err != nil || len(b) != 1000 {
+		t.Errorf("%d bytes, %v", len(b), err)
 	}
 }

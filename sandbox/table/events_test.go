@@ -1,4 +1,4 @@
-package sandbox
+package table
 
 import (
 	"context"
@@ -75,11 +75,11 @@ func TestChanges(t *testing.T) {
 
 // A subscriber gets every event up to the one that finds its queue full, and costs the others nothing.
 func TestSubscriberIsCutOff(t *testing.T) {
-	m := &Manager{table: newTable(layout.Layout{})}
-	asleep, late := m.Subscribe(t.Context())
-	awake, read := m.Subscribe(t.Context())
+	all := New(layout.Layout{})
+	asleep, late := all.Subscribe(t.Context())
+	awake, read := all.Subscribe(t.Context())
 	for i := range maxEvents + 1 {
-		m.table.send(&Event{ID: fmt.Sprint(i)})
+		all.send(&Event{ID: fmt.Sprint(i)})
 		if e := <-read; e.ID != fmt.Sprint(i) {
 			t.Fatalf("event %d is %s", i, e.ID)
 		}
@@ -95,7 +95,7 @@ func TestSubscriberIsCutOff(t *testing.T) {
 			t.Fatalf("event %d of those that wait is %s", i, e.ID)
 		}
 	}
-	if awake.Err() != nil || !m.table.wanted() {
+	if awake.Err() != nil || !all.wanted() {
 		t.Error("who reads was cut off too")
 	}
 }

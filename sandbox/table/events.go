@@ -1,4 +1,4 @@
-package sandbox
+package table
 
 import (
 	"cmp"
@@ -85,7 +85,7 @@ func (e *events) send(one *Event) {
 }
 
 // changed is told of every change of a record after it is shown. It is the one place where events are made.
-func (t *table) changed(old, next *store.Pod) {
+func (t *Table) changed(old, next *store.Pod) {
 	found := changes(old, next)
 	if len(found) == 0 || !t.wanted() {
 		return
@@ -99,12 +99,12 @@ func (t *table) changed(old, next *store.Pod) {
 		return // its request cannot be read: it was never shown
 	}
 	for _, c := range found {
-		t.send(&Event{ID: c.id, Type: c.what, At: t.now(pod.Config), Pod: pod, Containers: containers})
+		t.send(&Event{ID: c.id, Type: c.what, At: t.Now(pod.Config), Pod: pod, Containers: containers})
 	}
 }
 
 // whole returns what a record and the requests in memory say of a pod.
-func (t *table) whole(r *store.Pod) (Pod, []Container, bool) {
+func (t *Table) whole(r *store.Pod) (Pod, []Container, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	p, ok := t.pods[r.ID]
@@ -113,7 +113,7 @@ func (t *table) whole(r *store.Pod) (Pod, []Container, bool) {
 	}
 	containers := t.addContainers(nil, r)
 	slices.SortFunc(containers, newestFirst)
-	return Pod{Pod: *r, Config: p.config, Told: &p.told}, containers, true
+	return Pod{Pod: *r, Config: p.Config, Told: &p.told}, containers, true
 }
 
 // change is one thing that a new record tells.

@@ -1,4 +1,4 @@
-package sandbox
+package stats
 
 import (
 	"fmt"
@@ -8,11 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/sandbox/cgroup"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // Metrics is all that is counted of a container.
 type Metrics struct {
-	Container
+	table.Container
 	cgroup.Detail
 	Layer  Layer
 	Device string   // of the filesystem with the writable layer, such as /dev/vda1
@@ -21,13 +22,13 @@ type Metrics struct {
 
 // PodMetrics is all that is counted of a pod.
 type PodMetrics struct {
-	Pod
+	table.Pod
 	Interfaces []Interface // as in PodStats
 	Containers []Metrics   // those that run
 }
 
 // Metrics returns what is counted of every pod in which something runs (CRI ListPodSandboxMetrics).
-func (f *figures) Metrics() ([]PodMetrics, error) {
+func (f *Figures) Metrics() ([]PodMetrics, error) {
 	pods := live(f.table.Pods())
 	all := make([]PodMetrics, len(pods))
 	err := each(len(pods), func(i int) {
@@ -54,17 +55,17 @@ func (f *figures) Metrics() ([]PodMetrics, error) {
 }
 
 // hugePages returns the sizes that the container may use any of: all others are denied it.
-func (f *figures) hugePages(c Container) []string {
+func (f *Figures) hugePages(c table.Container) []string {
 	var sizes []string
 	for _, l := range c.Resources().GetHugepageLimits() {
-		if l.GetLimit() > 0 && len(f.node.host.HugePageSizes) > 0 {
+		if l.GetLimit() > 0 && len(f.host.HugePageSizes) > 0 {
 			sizes = append(sizes, l.GetPageSize())
 		}
 	}
 	return sizes
 }
 
-func (f *figures) addDisks(pods []PodMetrics) {
+func (f *Figures) addDisks(pods []PodMetrics) {
 	var all []*Metrics
 	var dirs []string
 	for i := range pods {

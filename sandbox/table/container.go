@@ -1,4 +1,4 @@
-package sandbox
+package table
 
 import (
 	"cmp"
@@ -23,25 +23,25 @@ type Container struct {
 }
 
 // Container returns the container with this id or unique beginning of one. ErrNotFound, ErrInvalidArgument.
-func (t *table) Container(id string) (Container, error) {
-	c, err := t.findContainer(id)
+func (t *Table) Container(id string) (Container, error) {
+	c, err := t.FindContainer(id)
 	if err != nil {
 		return Container{}, err
 	}
 	return t.view(c)
 }
 
-func (t *table) view(c *container) (Container, error) {
-	r, ok := t.states.record(c)
+func (t *Table) view(c *ContainerEntry) (Container, error) {
+	r, ok := t.States.Record(c)
 	if !ok || r.State == store.ContainerCreating {
-		return Container{}, fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
+		return Container{}, fmt.Errorf("container %s: %w", c.ID, errdefs.ErrNotFound)
 	}
-	return Container{Container: r, PodID: c.podID, Config: c.config, Told: &c.told}, nil
+	return Container{Container: r, PodID: c.PodID, Config: c.Config, Told: &c.told}, nil
 }
 
 // Containers returns every container that is more than an attempt, the newest first.
-func (t *table) Containers() []Container {
-	records := t.states.list()
+func (t *Table) Containers() []Container {
+	records := t.States.List()
 	slices.SortFunc(records, newestPodFirst) // little is left to sort then of what is larger than a pointer
 	t.mu.RLock()
 	all := make([]Container, 0, len(t.containers))
@@ -54,7 +54,7 @@ func (t *table) Containers() []Container {
 }
 
 // ContainersOf is Containers for one pod, as they were when p was looked up.
-func (t *table) ContainersOf(p Pod) []Container {
+func (t *Table) ContainersOf(p Pod) []Container {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	all := t.addContainers(nil, &p.Pod)
@@ -63,10 +63,10 @@ func (t *table) ContainersOf(p Pod) []Container {
 }
 
 // addContainers adds the containers of a record that a list has, in no order. The caller holds m.mu.
-func (t *table) addContainers(all []Container, r *store.Pod) []Container {
+func (t *Table) addContainers(all []Container, r *store.Pod) []Container {
 	for cid, c := range r.Containers {
 		if known, ok := t.containers[cid]; ok && c.State != store.ContainerCreating {
-			all = append(all, Container{Container: c, PodID: r.ID, Config: known.config, Told: &known.told})
+			all = append(all, Container{Container: c, PodID: r.ID, Config: known.Config, Told: &known.told})
 		}
 	}
 	return all
@@ -117,11 +117,11 @@ func (c Container) Mounts() []*runtimeapi.Mount {
 
 // Resources returns what was asked for at creation and since (CRI ContainerStatus.resources).
 func (c Container) Resources() *runtimeapi.LinuxContainerResources {
-	return rememberedOr(c.Limits, c.Config.GetLinux().GetResources())
+	return RememberedOr(c.Limits, c.Config.GetLinux().GetResources())
 }
 
-// rememberedOr decodes what an update has left in a record, or returns what was asked for before any.
-func rememberedOr(b []byte, asked *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+// RememberedOr decodes what an update has left in a record, or returns what was asked for before any.
+func RememberedOr(b []byte, asked *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
 	r := &runtimeapi.LinuxContainerResources{}
 	if b == nil || proto.Unmarshal(b, r) != nil { // we wrote it
 		return asked

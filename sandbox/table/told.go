@@ -1,4 +1,4 @@
-package sandbox
+package table
 
 import "sync/atomic"
 

@@ -1,4 +1,4 @@
-package sandbox
+package table
 
 import (
 	"context"
@@ -16,14 +16,14 @@ import (
 // leaves its pod or container alone: the processes go on, it is listed as far as it is known, the log says so, and it is read again until
 // that succeeds. Meanwhile nothing is collected: nobody knows what belongs to it.
 
-// load puts every record and its request into memory.
-func (t *table) load(ctx context.Context) error {
+// Load puts every record and its request into memory.
+func (t *Table) Load(ctx context.Context) error {
 	var torn []store.Torn
 	var err error
-	if t.states.store, torn, err = store.Open(t.layout.RootPath("pods"), t.layout.StatePath("records")); err != nil {
+	if t.States.store, torn, err = store.Open(t.Layout.RootPath("pods"), t.Layout.StatePath("records")); err != nil {
 		return err
 	}
-	t.states.store.Observe(t.changed)
+	t.States.store.Observe(t.changed)
 	for _, one := range torn {
 		entry := log.G(ctx).WithField("pod", one.ID).WithError(one.Err)
 		switch {
@@ -36,43 +36,43 @@ func (t *table) load(ctx context.Context) error {
 			entry.Error("the record of a pod is damaged; it was set aside and the pod is lost")
 		}
 	}
-	for _, r := range t.states.list() {
-		t.remember(ctx, r)
+	for _, r := range t.States.List() {
+		t.Remember(ctx, r)
 	}
 	return nil
 }
 
-// remember fills memory from one record.
-func (t *table) remember(ctx context.Context, r *store.Pod) {
-	p := newPod(r.ID, &runtimeapi.PodSandboxConfig{})
-	if p.lacks = t.readRequest(r.ID, "", p.config); p.lacks != nil {
-		p.config.Metadata = &runtimeapi.PodSandboxMetadata{Name: r.ID} // clients look into it
+// Remember fills memory from one record.
+func (t *Table) Remember(ctx context.Context, r *store.Pod) {
+	p := NewPodEntry(r.ID, &runtimeapi.PodSandboxConfig{})
+	if p.Lacks = t.ReadRequest(r.ID, "", p.Config); p.Lacks != nil {
+		p.Config.Metadata = &runtimeapi.PodSandboxMetadata{Name: r.ID} // clients look into it
 	}
-	all := []*container{}
+	all := []*ContainerEntry{}
 	for cid, rec := range r.Containers {
-		c := newContainer(r.ID, rec, &runtimeapi.ContainerConfig{})
-		if c.lacks = t.readRequest(r.ID, cid, c.config); c.lacks != nil && rec.State != store.ContainerCreating {
-			warnUnread(ctx, r.ID, cid, c.lacks)
-			c.config.Metadata = &runtimeapi.ContainerMetadata{Name: cid}
-			c.config.Image = &runtimeapi.ImageSpec{Image: rec.ImageRef}
+		c := NewContainerEntry(r.ID, rec, &runtimeapi.ContainerConfig{})
+		if c.Lacks = t.ReadRequest(r.ID, cid, c.Config); c.Lacks != nil && rec.State != store.ContainerCreating {
+			warnUnread(ctx, r.ID, cid, c.Lacks)
+			c.Config.Metadata = &runtimeapi.ContainerMetadata{Name: cid}
+			c.Config.Image = &runtimeapi.ImageSpec{Image: rec.ImageRef}
 		}
 		if rec.State == store.ContainerExited {
-			c.markExited()
+			c.MarkExited()
 		}
 		all = append(all, c)
 	}
-	if p.lacks != nil && r.State != store.PodCreating {
-		warnUnread(ctx, r.ID, "", p.lacks)
+	if p.Lacks != nil && r.State != store.PodCreating {
+		warnUnread(ctx, r.ID, "", p.Lacks)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	p.latest = r.Created
+	p.Latest = r.Created
 	t.pods[r.ID] = p
-	t.setKey(p.lacks, podKey(p.config), p.id)
+	t.setKey(p.Lacks, PodKey(p.Config), p.ID)
 	for _, c := range all {
-		p.latest = max(p.latest, r.Containers[c.id].Created)
-		t.containers[c.id] = c
-		t.setKey(c.lacks, containerKey(r.ID, c.config), c.id)
+		p.Latest = max(p.Latest, r.Containers[c.ID].Created)
+		t.containers[c.ID] = c
+		t.setKey(c.Lacks, ContainerKey(r.ID, c.Config), c.ID)
 	}
 }
 
@@ -84,9 +84,9 @@ func warnUnread(ctx context.Context, pod, container string, err error) {
 	entry.Error("a request cannot be read; what runs goes on, and it will be read again")
 }
 
-// readRequest reads what a pod, or its container cid, was asked for.
-func (t *table) readRequest(id, cid string, config proto.Message) error {
-	asked, err := t.states.store.Asked(id, cid)
+// ReadRequest reads what a pod, or its container cid, was asked for.
+func (t *Table) ReadRequest(id, cid string, config proto.Message) error {
+	asked, err := t.States.store.Asked(id, cid)
 	if err != nil {
 		return err
 	}

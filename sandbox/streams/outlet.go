@@ -1,4 +1,4 @@
-package sandbox
+package streams
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/internal/guard"
+	"github.com/cribox/cribox/sandbox/spec"
 )
 
 // outlet carries one output stream of a process from a pipe to whoever wants it.
@@ -20,7 +21,7 @@ type outlet struct {
 }
 
 // newOutlet makes the pipe and begins to read. The end that the process gets, w, blocks, as programs expect of their output.
-func newOutlet(as owner, sink func([]byte)) (*outlet, error) {
+func newOutlet(as spec.Owner, sink func([]byte)) (*outlet, error) {
 	r, w, err := pipe(0, as)
 	if err != nil {
 		return nil, err
@@ -31,12 +32,12 @@ func newOutlet(as owner, sink func([]byte)) (*outlet, error) {
 }
 
 // pipe makes a pipe whose end ours (0 reads, 1 writes) can be waited for with a deadline; the other one blocks.
-func pipe(ours int, as owner) (r, w *os.File, err error) {
+func pipe(ours int, as spec.Owner) (r, w *os.File, err error) {
 	var ends [2]int
 	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, fmt.Errorf("pipe for a process: %w", err)
 	}
-	if err := errors.Join(unix.SetNonblock(ends[ours], true), unix.Fchown(ends[1], as.uid, as.gid)); err != nil {
+	if err := errors.Join(unix.SetNonblock(ends[ours], true), unix.Fchown(ends[1], as.UID, as.GID)); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("pipe for a process: %w", err), unix.Close(ends[0]), unix.Close(ends[1]))
 	}
 	return os.NewFile(uintptr(ends[0]), "pipe"), os.NewFile(uintptr(ends[1]), "pipe"), nil

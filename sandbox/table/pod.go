@@ -1,4 +1,4 @@
-package sandbox
+package table
 
 import (
 	"cmp"
@@ -19,43 +19,43 @@ type Pod struct {
 }
 
 // Ready says whether containers can be made in the pod (CRI PodSandboxState).
-func (p Pod) Ready() bool { return ready(&p.Pod) }
+func (p Pod) Ready() bool { return IsReady(&p.Pod) }
 
 // Overhead and Resources return what the pod costs beside its containers, and what those may use together, as they were told last
 // (CRI LinuxPodSandboxConfig, UpdatePodSandboxResources).
 func (p Pod) Overhead() *runtimeapi.LinuxContainerResources {
-	return rememberedOr(p.Pod.Overhead, p.Config.GetLinux().GetOverhead())
+	return RememberedOr(p.Pod.Overhead, p.Config.GetLinux().GetOverhead())
 }
 
 func (p Pod) Resources() *runtimeapi.LinuxContainerResources {
-	return rememberedOr(p.Limits, p.Config.GetLinux().GetResources())
+	return RememberedOr(p.Limits, p.Config.GetLinux().GetResources())
 }
 
-// ready holds of a pod that came up, whose pause process lives, and that nobody has asked to stop.
-func ready(r *store.Pod) bool { return r.State == store.PodReady && r.PausePID != 0 }
+// IsReady holds of a pod that came up, whose pause process lives, and that nobody has asked to stop.
+func IsReady(r *store.Pod) bool { return r.State == store.PodReady && r.PausePID != 0 }
 
 // Pod returns the pod with this id or unique beginning of one. ErrNotFound, ErrInvalidArgument.
-func (t *table) Pod(id string) (Pod, error) {
-	p, err := t.findPod(id)
+func (t *Table) Pod(id string) (Pod, error) {
+	p, err := t.FindPod(id)
 	if err != nil {
 		return Pod{}, err
 	}
-	r, ok := t.states.get(p.id)
+	r, ok := t.States.Get(p.ID)
 	if !ok || r.State == store.PodCreating {
 		return Pod{}, fmt.Errorf("pod %s: %w", id, errdefs.ErrNotFound)
 	}
-	return Pod{Pod: *r, Config: p.config, Told: &p.told}, nil
+	return Pod{Pod: *r, Config: p.Config, Told: &p.told}, nil
 }
 
 // Pods returns every pod that is more than an attempt, the newest first.
-func (t *table) Pods() []Pod {
-	records := t.states.list()
+func (t *Table) Pods() []Pod {
+	records := t.States.List()
 	slices.SortFunc(records, newestPodFirst)
 	all := make([]Pod, 0, len(records))
 	t.mu.RLock()
 	for _, r := range records {
 		if p, ok := t.pods[r.ID]; ok && r.State != store.PodCreating {
-			all = append(all, Pod{Pod: *r, Config: p.config, Told: &p.told})
+			all = append(all, Pod{Pod: *r, Config: p.Config, Told: &p.told})
 		}
 	}
 	t.mu.RUnlock()
@@ -65,10 +65,3 @@ func (t *table) Pods() []Pod {
 func newestPodFirst(a, b *store.Pod) int {
 	return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID))
 }
-
-func hostNetwork(c *runtimeapi.PodSandboxConfig) bool {
-	return c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE
-}
-
-// podSpecFile is the OCI spec of the pause process, among the pod's files.
-const podSpecFile = "config.json"

@@ -1,4 +1,4 @@
-package sandbox
+package streams
 
 import (
 	"bytes"
@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/table"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -21,13 +23,17 @@ import (
 	"github.com/cribox/cribox/sandbox/store"
 )
 
-// sessions connects clients with processes and ports: exec, attach, port-forward. It changes no record.
-type sessions struct {
+// Sessions connects clients with processes and ports: exec, attach, port-forward. It changes no record.
+type Sessions struct {
 	layout layout.Layout
-	states *states
-	table  *table
-	files  *podFiles
+	states *table.States
+	table  *table.Table
 	shim   *client.Client
+}
+
+// New returns the sessions with what a table holds.
+func New(l layout.Layout, t *table.Table, shim *client.Client) *Sessions {
+	return &Sessions{layout: l, states: t.States, table: t, shim: shim}
 }
 
 // maxExecOutput bounds what one stream of an ExecSync returns, so that both fit into the 16 MiB that a kubelet takes in one message. What
@@ -66,11 +72,11 @@ const execStartGrace = 10 * time.Second
 // it the command is killed and the error is context.DeadlineExceeded, by which a kubelet knows a failed probe. A command that cannot be
 // started is an exit code of 126 or 127 with the reason on stderr, as a shell has it. Output of a child that the command left behind is not
 // waited for.
-func (ss *sessions) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (ExecResult, error) {
+func (ss *Sessions) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (ExecResult, error) {
 	if timeout < 0 {
 		return ExecResult{}, fmt.Errorf("timeout %v is negative: %w", timeout, errdefs.ErrInvalidArgument)
 	}
-	c, err := ss.table.findContainer(id)
+	c, err := ss.table.FindContainer(id)
 	if err != nil {
 		return ExecResult{}, err
 	}
@@ -83,7 +89,7 @@ func (ss *sessions) ExecSync(ctx context.Context, id string, cmd []string, timeo
 		ctx, cancel = context.WithCancelCause(ctx)
 		defer cancel(nil)
 		over := time.AfterFunc(max(timeout, timeout+execStartGrace), func() {
-			cancel(fmt.Errorf("command %q in container %s timed out after %v: %w", cmd[0], c.id, timeout, context.DeadlineExceeded))
+			cancel(fmt.Errorf("command %q in container %s timed out after %v: %w", cmd[0], c.ID, timeout, context.DeadlineExceeded))
 		})
 		defer over.Stop()
 		request.OnStarted = func() { over.Reset(timeout) }
@@ -94,24 +100,24 @@ func (ss *sessions) ExecSync(ctx context.Context, id string, cmd []string, timeo
 // command is a process to run in a container. Its pipes belong to root in the pod, who may open /dev/stdout.
 type command struct {
 	runtimeshim.Exec
-	as owner
+	as spec.Owner
 }
 
 // execRequest describes the command as a process like the container's own.
-func (ss *sessions) execRequest(c *container, cmd []string, tty bool) (command, error) {
+func (ss *Sessions) execRequest(c *table.ContainerEntry, cmd []string, tty bool) (command, error) {
 	if len(cmd) == 0 {
 		return command{}, fmt.Errorf("cmd is empty: %w", errdefs.ErrInvalidArgument)
 	}
 	if err := ss.mustRun(c); err != nil {
 		return command{}, err
 	}
-	b, err := ss.files.specFile(c)
+	b, err := os.ReadFile(ss.layout.SpecPath(c.PodID, c.ID))
 	if err != nil {
-		return command{}, fmt.Errorf("spec of container %s: %w", c.id, err)
+		return command{}, fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
 	var s specs.Spec
 	if err := json.Unmarshal(b, &s); err != nil {
-		return command{}, fmt.Errorf("spec of container %s: %w", c.id, err)
+		return command{}, fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
 	described, err := spec.ExecProcess(&s, cmd, tty)
 	if err != nil {
@@ -121,22 +127,22 @@ func (ss *sessions) execRequest(c *container, cmd []string, tty bool) (command, 
 	if err != nil {
 		return command{}, err
 	}
-	return command{runtimeshim.Exec{ID: c.id, Process: process, LockFile: ss.layout.LockPath(c.podID)}, ss.files.rootIn(c.podID)}, nil
+	return command{runtimeshim.Exec{ID: c.ID, Process: process, LockFile: ss.layout.LockPath(c.PodID)}, ss.table.RootIn(c.PodID)}, nil
 }
 
 // mustRun returns ErrNotFound or ErrFailedPrecondition unless the container runs.
-func (ss *sessions) mustRun(c *container) error {
-	r, ok := ss.states.record(c)
+func (ss *Sessions) mustRun(c *table.ContainerEntry) error {
+	r, ok := ss.states.Record(c)
 	if !ok || r.State == store.ContainerCreating {
-		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
+		return fmt.Errorf("container %s: %w", c.ID, errdefs.ErrNotFound)
 	}
 	if r.State != store.ContainerRunning && r.State != store.ContainerStopping {
-		return fmt.Errorf("container %s is %s: %w", c.id, r.State, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("container %s is %s: %w", c.ID, r.State, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
 
-func (ss *sessions) execSync(ctx context.Context, c command) (ExecResult, error) {
+func (ss *Sessions) execSync(ctx context.Context, c command) (ExecResult, error) {
 	out, err := newCapture(c.as)
 	if err != nil {
 		return ExecResult{}, err
@@ -176,7 +182,7 @@ type capture struct {
 	taken atomic.Int64 // of outputs
 }
 
-func newCapture(as owner) (*capture, error) {
+func newCapture(as spec.Owner) (*capture, error) {
 	c := &capture{}
 	var err error
 	c.outlet, err = newOutlet(as, c.keep)

@@ -1,4 +1,4 @@
-package sandbox
+package stats
 
 import (
 	"cmp"
@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // Interface is what went through a network interface of a pod, as the pod sees it.
@@ -35,7 +37,7 @@ const maxInterfaces = 64
 // interfacesOf returns at most maxInterfaces interfaces of a pod, the default one first and the loopback last. Nil for a pod in the host's
 // network, since what goes through the host's interfaces is not the pod's, and for one that has the loopback alone. Nothing enters the namespace: the kernel shows it through each process
 // in it.
-func interfacesOf(p Pod) []Interface {
+func interfacesOf(p table.Pod) []Interface {
 	if p.NetNS == "" {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package sandbox
+package stats
 
 import (
 	"cmp"
@@ -17,20 +17,27 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/sandbox/cgroup"
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
-// figures reads what pods and containers use. It changes no record.
-type figures struct {
+// Figures reads what pods and containers use. It changes no record.
+type Figures struct {
 	layout layout.Layout
-	table  *table
-	node   *node
+	table  *table.Table
+	host   spec.Host
 	layers layers
 	rates  rates
 }
 
+// New returns the figures of what a table holds.
+func New(l layout.Layout, t *table.Table, host spec.Host) *Figures {
+	return &Figures{layout: l, table: t, host: host}
+}
+
 // Stats is what a container uses at one moment. A figure that cannot be read is nil.
 type Stats struct {
-	Container
+	table.Container
 	cgroup.Usage
 	NanoCores *uint64 // processor nanoseconds a second since an earlier question; nil at the first
 	Layer     Layer
@@ -38,7 +45,7 @@ type Stats struct {
 
 // PodStats is what a pod uses at one moment. A figure that cannot be read is nil.
 type PodStats struct {
-	Pod
+	table.Pod
 	cgroup.Usage
 	NanoCores    *uint64
 	Threads      *uint64     // of all processes: what the kernel limits, and what the kubelet evicts a pod for
@@ -58,7 +65,7 @@ type (
 // asks again, a figure that is missing is zero, and what is not in a list has ended.
 
 // Stats returns what a container uses, straight from its cgroup; of one that does not run, its writable layer (CRI ContainerStats).
-func (f *figures) Stats(c Container) (Stats, error) {
+func (f *Figures) Stats(c table.Container) (Stats, error) {
 	s := f.read(c)
 	if err := starved(s); err != nil {
 		return Stats{}, err
@@ -68,7 +75,7 @@ func (f *figures) Stats(c Container) (Stats, error) {
 }
 
 // ListStats is Stats of those that run, in their order. One that ends meanwhile is left out (CRI ListContainerStats).
-func (f *figures) ListStats(of []Container) ([]Stats, error) {
+func (f *Figures) ListStats(of []table.Container) ([]Stats, error) {
 	of = running(of)
 	all := make([]Stats, len(of))
 	err := each(len(of), func(i int) { all[i] = f.read(of[i]) })
@@ -81,8 +88,8 @@ func (f *figures) ListStats(of []Container) ([]Stats, error) {
 }
 
 // PodStats returns what a pod and its containers use; of one in which nothing runs, nothing (CRI PodSandboxStats).
-func (f *figures) PodStats(p Pod) (PodStats, error) {
-	all, err := f.podStats([]Pod{p})
+func (f *Figures) PodStats(p table.Pod) (PodStats, error) {
+	all, err := f.podStats([]table.Pod{p})
 	if err != nil {
 		return PodStats{}, err
 	}
@@ -90,11 +97,11 @@ func (f *figures) PodStats(p Pod) (PodStats, error) {
 }
 
 // ListPodStats is PodStats of the pods in which something runs, in their order (CRI ListPodSandboxStats).
-func (f *figures) ListPodStats(of []Pod) ([]PodStats, error) {
+func (f *Figures) ListPodStats(of []table.Pod) ([]PodStats, error) {
 	return f.podStats(live(of))
 }
 
-func (f *figures) podStats(of []Pod) ([]PodStats, error) {
+func (f *Figures) podStats(of []table.Pod) ([]PodStats, error) {
 	all := make([]PodStats, len(of))
 	if err := each(len(of), func(i int) { all[i] = f.readPod(of[i]) }); err != nil {
 		return nil, err
@@ -114,7 +121,7 @@ func (f *figures) podStats(of []Pod) ([]PodStats, error) {
 	return all, nil
 }
 
-func (f *figures) readPod(p Pod) PodStats {
+func (f *Figures) readPod(p table.Pod) PodStats {
 	s := PodStats{Pod: p}
 	if !lives(p) {
 		return s
@@ -135,7 +142,7 @@ func (f *figures) readPod(p Pod) PodStats {
 
 // addUp returns what pause and containers use together: the figures of a pod whose owner made no cgroup for it. They are less by what a
 // container has used as soon as it has ended.
-func (f *figures) addUp(p Pod, containers []Stats) (cgroup.Usage, *uint64) {
+func (f *Figures) addUp(p table.Pod, containers []Stats) (cgroup.Usage, *uint64) {
 	pause, its := f.cgroups().PodUsage(p.Cgroup)
 	usage, threads := []cgroup.Usage{pause}, []*uint64{its}
 	for _, c := range containers {
@@ -145,18 +152,18 @@ func (f *figures) addUp(p Pod, containers []Stats) (cgroup.Usage, *uint64) {
 }
 
 // ownCgroup returns the cgroup that the kubelet made for the pod, in which all of it lies; "" when it made none.
-func ownCgroup(p Pod) string {
+func ownCgroup(p table.Pod) string {
 	if p.Config.GetLinux().GetCgroupParent() == "" || p.Cgroup == "" {
 		return ""
 	}
 	return filepath.Dir(p.Cgroup)
 }
 
-func (f *figures) cgroups() cgroup.Tree {
-	return cgroup.Tree{Root: cgroupRoot, V2: f.node.host.CgroupV2}
+func (f *Figures) cgroups() cgroup.Tree {
+	return cgroup.Tree{Root: cgroup.Mount, V2: f.host.CgroupV2}
 }
 
-func (f *figures) read(c Container) Stats {
+func (f *Figures) read(c table.Container) Stats {
 	s := Stats{Container: c}
 	if c.Running() && c.Cgroup != "" {
 		s.Usage = f.cgroups().Usage(c.Cgroup)
@@ -165,7 +172,7 @@ func (f *figures) read(c Container) Stats {
 	return s
 }
 
-func (f *figures) addLayers(all []Stats) {
+func (f *Figures) addLayers(all []Stats) {
 	dirs := make([]string, len(all))
 	for i, s := range all {
 		dirs[i] = f.layout.Upper(s.ID)
@@ -176,10 +183,10 @@ func (f *figures) addLayers(all []Stats) {
 }
 
 // Filesystem is where images and writable layers lie, and what CRI calls its mountpoint.
-func (f *figures) Filesystem() string { return f.layout.Root }
+func (f *Figures) Filesystem() string { return f.layout.Root }
 
-func running(all []Container) []Container {
-	var out []Container
+func running(all []table.Container) []table.Container {
+	var out []table.Container
 	for _, c := range all {
 		if c.Running() {
 			out = append(out, c)
@@ -189,8 +196,8 @@ func running(all []Container) []Container {
 }
 
 // live returns the pods in which something runs. The cgroup of one that is no more may be that of the pod which took its place.
-func live(all []Pod) []Pod {
-	var out []Pod
+func live(all []table.Pod) []table.Pod {
+	var out []table.Pod
 	for _, p := range all {
 		if lives(p) {
 			out = append(out, p)
@@ -199,12 +206,12 @@ func live(all []Pod) []Pod {
 	return out
 }
 
-func lives(p Pod) bool {
+func lives(p table.Pod) bool {
 	if p.PausePID != 0 {
 		return true
 	}
 	for _, c := range p.Containers {
-		if (Container{Container: c}).Running() {
+		if (table.Container{Container: c}).Running() {
 			return true
 		}
 	}

@@ -1,4 +1,4 @@
-package sandbox
+package streams
 
 import (
 	"context"
@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/internal/guard"
+	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // Streams are a client's ends of a process. A nil one is not wanted. Everything that waits for them ends with the context of the call,
@@ -29,7 +31,7 @@ type Size struct{ Width, Height uint16 }
 // Exec runs a command in a container with the client's streams and returns its exit code (CRI Exec). A command that cannot be started is an
 // exit code of 126 or 127 with the reason on the client's error stream. When the client leaves, the command is killed with its process
 // group. Output of a child that the command left behind is not waited for.
-func (ss *sessions) Exec(ctx context.Context, id string, cmd []string, tty bool, client Streams) (int32, error) {
+func (ss *Sessions) Exec(ctx context.Context, id string, cmd []string, tty bool, client Streams) (int32, error) {
 	request, err := ss.execFor(id, cmd, tty)
 	if err != nil {
 		return 0, err
@@ -53,13 +55,13 @@ func (ss *sessions) Exec(ctx context.Context, id string, cmd []string, tty bool,
 }
 
 // CheckExec says why a command could not be run now: ErrNotFound, ErrFailedPrecondition, ErrInvalidArgument.
-func (ss *sessions) CheckExec(id string, cmd []string, tty bool) error {
+func (ss *Sessions) CheckExec(id string, cmd []string, tty bool) error {
 	_, err := ss.execFor(id, cmd, tty)
 	return err
 }
 
-func (ss *sessions) execFor(id string, cmd []string, tty bool) (command, error) {
-	c, err := ss.table.findContainer(id)
+func (ss *Sessions) execFor(id string, cmd []string, tty bool) (command, error) {
+	c, err := ss.table.FindContainer(id)
 	if err != nil {
 		return command{}, err
 	}
@@ -77,7 +79,7 @@ func (s Streams) complain(text []byte) {
 	}
 }
 
-func (ss *sessions) execPipes(ctx context.Context, c command, client Streams) (int32, error) {
+func (ss *Sessions) execPipes(ctx context.Context, c command, client Streams) (int32, error) {
 	stdin, err := feed(c.as, client.Stdin)
 	if err != nil {
 		return 0, err
@@ -99,7 +101,7 @@ func (ss *sessions) execPipes(ctx context.Context, c command, client Streams) (i
 
 // feed returns the end of a pipe into which the client's input is copied, nil without a client. It ends when the client has no more; the
 // copying goroutine ends with the client or at its first byte after the returned end was closed.
-func feed(as owner, client io.Reader) (*os.File, error) {
+func feed(as spec.Owner, client io.Reader) (*os.File, error) {
 	if client == nil {
 		return nil, nil
 	}
@@ -119,7 +121,7 @@ func feed(as owner, client io.Reader) (*os.File, error) {
 // pair are the outlets of stdout and stderr; nil where the client wants none.
 type pair [2]*outlet
 
-func outlets(as owner, client Streams) (pair, error) {
+func outlets(as spec.Owner, client Streams) (pair, error) {
 	var p pair
 	for i, to := range []io.Writer{client.Stdout, client.Stderr} {
 		if to == nil {
@@ -175,7 +177,7 @@ func (p pair) close() {
 // which leads its session, ends: only a kernel that is stuck takes so long.
 const lastOutput = 2 * time.Second
 
-func (ss *sessions) execTerminal(ctx context.Context, c command, client Streams) (int32, error) {
+func (ss *Sessions) execTerminal(ctx context.Context, c command, client Streams) (int32, error) {
 	var tty *os.File
 	read := make(chan struct{})
 	var ended atomic.Bool
@@ -252,21 +254,21 @@ func resize(ctx context.Context, tty *os.File, sizes <-chan Size) {
 // (CRI Attach). Output begins now. What the client does with its input is what the container was made for: with stdin_once the container's
 // stdin ends with the first client's, otherwise it stays open for the next one; without stdin the client's is not read. A client whose
 // own input has ended leaves an open stdin that is no terminal: it has what was printed until then, and the container goes on.
-func (ss *sessions) Attach(ctx context.Context, id string, client Streams) error {
-	c, err := ss.table.findContainer(id)
+func (ss *Sessions) Attach(ctx context.Context, id string, client Streams) error {
+	c, err := ss.table.FindContainer(id)
 	if err != nil {
 		return err
 	}
 	if err := ss.mustRun(c); err != nil {
 		return err
 	}
-	if c.config.GetTty() {
+	if c.Config.GetTty() {
 		client.Stderr = nil // a terminal has one output
 	}
 	if client.Stdout == nil && client.Stderr == nil {
 		client.Stdout = io.Discard // its end is the container's
 	}
-	out, err := outlets(owner{}, client)
+	out, err := outlets(spec.Owner{}, client)
 	if err != nil {
 		return err
 	}
@@ -278,28 +280,28 @@ func (ss *sessions) Attach(ctx context.Context, id string, client Streams) error
 
 // CheckAttach says why nobody can attach to a container now: ErrNotFound, ErrFailedPrecondition, ErrInvalidArgument when the client means to
 // find a terminal and there is none, or the other way round (CRI AttachRequest.tty).
-func (ss *sessions) CheckAttach(id string, tty bool) error {
-	c, err := ss.table.findContainer(id)
+func (ss *Sessions) CheckAttach(id string, tty bool) error {
+	c, err := ss.table.FindContainer(id)
 	if err != nil {
 		return err
 	}
 	if err := ss.mustRun(c); err != nil {
 		return err
 	}
-	if tty != c.config.GetTty() {
-		return fmt.Errorf("tty is %t, that of container %s is %t: %w", tty, c.id, c.config.GetTty(), errdefs.ErrInvalidArgument)
+	if tty != c.Config.GetTty() {
+		return fmt.Errorf("tty is %t, that of container %s is %t: %w", tty, c.ID, c.Config.GetTty(), errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
 
 // follow copies a container's output until it ends. begun is called once, when the output that an input causes will be seen. A logger that
 // died is asked again: the next one knows of nobody who was attached. When leave ends it is over, too.
-func (ss *sessions) follow(ctx, leave context.Context, c *container, out pair, begun func() error) error {
+func (ss *Sessions) follow(ctx, leave context.Context, c *table.ContainerEntry, out pair, begun func() error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	first := true
 	for {
-		err := ss.shim.Attach(ctx, leave, c.id, out.stdout(), out.stderr(), func() {
+		err := ss.shim.Attach(ctx, leave, c.ID, out.stdout(), out.stderr(), func() {
 			if first {
 				first = false
 				if err := begun(); err != nil {
@@ -330,11 +332,11 @@ func (ss *sessions) follow(ctx, leave context.Context, c *container, out pair, b
 
 // talk gives the container what the client types, and its terminal the client's size. over is called when the client's input has ended
 // and the container's stays open for another.
-func (ss *sessions) talk(ctx context.Context, c *container, client Streams, over func()) error {
-	if client.Stdin == nil && !c.config.GetTty() {
+func (ss *Sessions) talk(ctx context.Context, c *table.ContainerEntry, client Streams, over func()) error {
+	if client.Stdin == nil && !c.Config.GetTty() {
 		return nil
 	}
-	ends, err := ss.shim.Streams(ctx, c.id)
+	ends, err := ss.shim.Streams(ctx, c.ID)
 	if errors.Is(err, errdefs.ErrFailedPrecondition) || errors.Is(err, errdefs.ErrNotFound) {
 		return nil // it has just ended
 	}
@@ -358,7 +360,7 @@ func (ss *sessions) talk(ctx context.Context, c *container, client Streams, over
 				return
 			}
 			to.Close()
-			if !c.config.GetStdinOnce() && !errors.Is(err, unix.EPIPE) { // EPIPE: it is the container that wants no more
+			if !c.Config.GetStdinOnce() && !errors.Is(err, unix.EPIPE) { // EPIPE: it is the container that wants no more
 				over()
 			}
 		}()
