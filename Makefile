@@ -49,6 +49,10 @@ test: test-unit test-crictl ## unit tests and crictl-tests (as root)
 test-unit: tools ## unit tests, with the race detector
 	@hack/timed.sh "unit tests" env CRIBOX_BIN=$(BIN) CGO_ENABLED=1 go test -race -timeout 20m ./...
 
+FUZZTIME ?= 6s
+fuzz: ## every fuzz target for FUZZTIME (6s)
+	@hack/fuzz.sh $(FUZZTIME)
+
 test-crictl: tools build build-steps ## the real binaries over the socket, critest among them
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-crictl needs root" >&2; exit 1; }
 	@cd crictl-tests && ../hack/timed.sh "crictl-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 40m ./...
@@ -82,4 +86,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop kube-up kube-down tools build build-steps test test-unit test-crictl test-kube critest bench lint image clean help
+.PHONY: run stop kube-up kube-down tools build build-steps test test-unit fuzz test-crictl test-kube critest bench lint image clean help
