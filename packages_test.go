@@ -1,6 +1,7 @@
 package main
 
 import (
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -168,5 +169,54 @@ func eachImport(t *testing.T, visit func(pkg, file, imported string)) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestDoors: sandbox says the words of the runtime, the images and the network, and calls none of
+// their functions. What it needs of them are the interfaces in doors.go.
+func TestDoors(t *testing.T) {
+	pure := []string{"runtimeshim.CgroupOf"} // text to text
+	behind := []string{"runtimeshim", "imageservice", "cni"}
+	seen := 0
+	err := filepath.WalkDir("sandbox", func(file string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() || !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go") {
+			return err
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if x, ok := sel.X.(*ast.Ident); ok && slices.Contains(behind, x.Name) && x.Obj == nil {
+				seen++
+			}
+			return true
+		})
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			sel, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			x, ok := sel.X.(*ast.Ident)
+			if ok && x.Obj == nil && slices.Contains(behind, x.Name) && !slices.Contains(pure, x.Name+"."+sel.Sel.Name) {
+				t.Errorf("%s calls %s.%s: that is behind a door", file, x.Name, sel.Sel.Name)
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seen < 50 {
+		t.Fatalf("only %d words of the packages behind the doors were seen", seen)
 	}
 }

@@ -19,7 +19,9 @@ import (
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/config"
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/runtimeshim/client"
+	"github.com/cribox/cribox/runtimeshim/oci"
 	"github.com/cribox/cribox/sandbox"
 	"github.com/cribox/cribox/server"
 	"github.com/cribox/cribox/server/streaming"
@@ -103,11 +105,20 @@ func openPackages(ctx context.Context, c config.Config) (*sandbox.Manager, *imag
 	}
 	pods, err := sandbox.Open(ctx, sandbox.Config{
 		Root: c.Root, State: c.State, Instance: c.Instance(), Images: images, Network: network,
-		Shim:     client.Config{State: c.State, LogLevel: c.LogLevel, Scope: c.Scopes(sandbox.SystemdRuns()), Step: steps},
+		Connect:  connector(client.Config{State: c.State, LogLevel: c.LogLevel, Scope: c.Scopes(sandbox.SystemdRuns()), Step: steps}),
+		Features: oci.AskFeatures,
 		Handlers: handlers(c), Default: c.DefaultRuntime, Pause: c.PauseImage, SystemdCgroup: systemd, Step: steps,
 		CDISpecDirs: c.CDISpecDirs, SELinux: c.Containers.SELinux,
 	})
 	return pods, images, err
+}
+
+// connector returns what finds the shim and the logger.
+func connector(c client.Config) func(context.Context, func(runtimeshim.Task)) (sandbox.Runtime, error) {
+	return func(ctx context.Context, onExit func(runtimeshim.Task)) (sandbox.Runtime, error) {
+		c.OnExit = onExit
+		return client.Connect(ctx, c)
+	}
 }
 
 func openNetwork(ctx context.Context, c config.Config) (*cni.Networks, error) {

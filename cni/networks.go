@@ -3,6 +3,7 @@ package cni
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -236,4 +237,9 @@ func parseSubnets(s string) ([]netip.Prefix, error) {
 		subnets = append(subnets, p)
 	}
 	return subnets, nil
+}
+
+// Dial is the function Dial, for who knows a network as an interface.
+func (n *Networks) Dial(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) {
+	return Dial(ctx, netns, port)
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/cribox/cribox/config"
+	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/runtimeshim/oci"
 )
 
@@ -21,13 +22,13 @@ func lookRuntimes(ctx context.Context, c config.Config) []Finding {
 		b, err := exec.CommandContext(ctx, path, "--version").Output()
 		if err != nil {
 			all = append(all, Finding{What: fmt.Sprintf("runtime %s: %s: %v", name, path, err), Fatal: name == c.DefaultRuntime,
-				Remedy: oci.RuncAdvice + ", or set [runtimes." + name + "] path"})
+				Remedy: runtimeshim.RuncAdvice + ", or set [runtimes." + name + "] path"})
 			continue
 		}
 		what, _, _ := strings.Cut(string(b), "\n")
 		f := Finding{What: fmt.Sprintf("runtime %s: %s (%s)", name, what, path)}
 		if flaw := runcFlaw(b); flaw != "" {
-			f.Remedy = flaw + "; " + oci.RuncAdvice
+			f.Remedy = flaw + "; " + runtimeshim.RuncAdvice
 		}
 		all = append(all, f, lookFeatures(ctx, name, path))
 	}

@@ -2,8 +2,10 @@ package preflight
 
 import (
 	"context"
+	"os"
 
 	"github.com/cribox/cribox/config"
+	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/sandbox"
 )
 
@@ -59,7 +61,7 @@ func ability(have bool, what, remedy string) Finding {
 }
 
 func lookUserNamespaces(_ context.Context, c config.Config) []Finding {
-	if err := sandbox.CheckUserNamespaces(c.Root); err != nil {
+	if err := sandbox.CheckUserNamespaces(func(userNS *os.File) error { return imageservice.CheckHostIDMap(c.Root, userNS) }); err != nil {
 		return []Finding{{What: "no user namespaces for pods: " + err.Error(),
 			Remedy: "use Linux 6.5 or newer, root on ext4, xfs or btrfs, and user.max_user_namespaces above 0"}}
 	}

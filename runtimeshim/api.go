@@ -108,3 +108,16 @@ func (s Streams) Close() {
 		}
 	}
 }
+
+// Features is what a runtime says that it can do (features.md of the OCI runtime specification).
+type Features struct {
+	UserNamespaces    bool   `json:"userNamespaces"`       // it joins and makes them
+	IDMappedMounts    bool   `json:"idMappedMounts"`       // it maps the ids of mounts
+	RecursiveReadOnly bool   `json:"recursiveReadOnly"`    // it knows the mount option rro
+	Version           string `json:"version,omitempty"`    // of the runtime, if it says so
+	OCIVersion        string `json:"ociVersion,omitempty"` // the newest that it implements
+	Flaw              string `json:"flaw,omitempty"`       // the worst that is known of this version
+}
+
+// RuncAdvice is what to do about a flaw of runc.
+const RuncAdvice = "install runc 1.3.6, 1.4.3, 1.5.0 or newer"

@@ -14,7 +14,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/cribox/cribox/internal/guard"
-	"github.com/cribox/cribox/runtimeshim/oci"
+	"github.com/cribox/cribox/runtimeshim"
 )
 
 // askEvery is how long after a question without an answer it is asked again, doubled up to askAtMost.
@@ -33,7 +33,7 @@ type abilities struct {
 
 // ability is what a runtime said, or why it did not.
 type ability struct {
-	oci.Features
+	runtimeshim.Features
 	err error
 }
 
@@ -75,8 +75,8 @@ func (n *node) ask(ctx context.Context, byName map[string]Handler, before *abili
 			continue
 		}
 		all.Go(func() {
-			var f oci.Features
-			err := guard.Call(ctx, "features of a runtime", func() (err error) { f, err = oci.AskFeatures(ctx, h.Path); return err })
+			var f runtimeshim.Features
+			err := guard.Call(ctx, "features of a runtime", func() (err error) { f, err = n.features(ctx, h.Path); return err })
 			mu.Lock()
 			defer mu.Unlock()
 			next.byName[name] = ability{f, err}
@@ -165,7 +165,7 @@ func (n *node) Flaws() error {
 		return nil
 	}
 	slices.Sort(all)
-	return fmt.Errorf("%s; %s", strings.Join(all, "; "), oci.RuncAdvice)
+	return fmt.Errorf("%s; %s", strings.Join(all, "; "), runtimeshim.RuncAdvice)
 }
 
 // Features returns what the OCI runtime of each handler said that it can do, or why nothing is known.

@@ -23,7 +23,6 @@ import (
 
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/internal/keyed"
-	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -38,7 +37,7 @@ type containers struct {
 	files      *podFiles
 	labels     *labels
 	namespaces *namespaces
-	shim       *client.Client
+	shim       Runtime
 	step       func(string)
 	background context.Context // ends with Close; for what nobody waits for
 

@@ -11,7 +11,6 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/runtimeshim"
-	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"
 )
@@ -22,7 +21,7 @@ const releaseLimit = time.Minute
 type endings struct {
 	states *table.States
 	mounts *mounts
-	shim   *client.Client
+	shim   Runtime
 	turns  *keyed.Turns // by container
 	step   func(string)
 }

@@ -10,12 +10,12 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/table"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/sandbox/spec"
 )
@@ -39,7 +39,8 @@ type node struct {
 	layout     layout.Layout
 	states     *table.States
 	host       spec.Host
-	images     *imageservice.Images
+	images     Images
+	features   func(ctx context.Context, path string) (runtimeshim.Features, error)
 	cdiDirs    []string // Config.CDISpecDirs
 	background context.Context
 

@@ -14,8 +14,6 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
-	"github.com/cribox/cribox/cni"
-	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/table"
 )
@@ -29,8 +27,8 @@ type wires struct {
 	layout  layout.Layout
 	states  *table.States
 	table   *table.Table
-	network *cni.Networks
-	shim    *client.Client
+	network Network
+	shim    Runtime
 	step    func(string)
 	collect chan struct{} // asks the collector to look again
 }

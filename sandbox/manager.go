@@ -11,12 +11,10 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/cribox/cribox/cni"
-	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/internal/tree"
 	"github.com/cribox/cribox/runtimeshim"
-	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/stats"
 	"github.com/cribox/cribox/sandbox/streams"
@@ -28,13 +26,18 @@ type Config struct {
 	Root     string // survives a reboot
 	State    string // does not need to
 	Instance string // marks what this daemon makes on the host
-	Images   *imageservice.Images
-	Network  *cni.Networks
-	Shim     client.Config      // State, Executable, LogLevel; the Manager adds OnExit
+	Images   Images
+	Network  Network
 	Handlers map[string]Handler // those to begin with, see SetHandlers
 	Default  string             // handler of a pod that names none
 	Pause    string             // image of the pause container; empty is the built-in program
 	Step     func(name string)  // nil: nothing
+
+	// Connect finds the runtime, or starts it. It calls onExit once for each task that ended, also
+	// for those that ended while nobody watched. ErrUnavailable: it may be found another time.
+	Connect func(ctx context.Context, onExit func(runtimeshim.Task)) (Runtime, error)
+	// Features asks an OCI runtime, by its path, what it can do. ErrNotImplemented: it does not say.
+	Features func(ctx context.Context, path string) (runtimeshim.Features, error)
 
 	CDISpecDirs   []string // folders of the files that describe CDI devices; a later one counts more
 	SELinux       bool     // pods and what they may touch are labelled, where the kernel labels at all
@@ -55,7 +58,7 @@ type Manager struct {
 	endings  *endings
 	recovery *recovery
 	exits    exits
-	shim     *client.Client
+	shim     Runtime
 	table    *table.Table
 
 	open    chan struct{} // closed when recovery has made the records true
@@ -95,7 +98,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	m := &Manager{open: make(chan struct{}), lists: all, table: all}
 	background, stopped := context.WithCancel(ctx)
 	m.stopped = stopped
-	m.node = &node{layout: l, host: host, images: c.Images, cdiDirs: c.CDISpecDirs, background: background, states: m.table.States}
+	m.node = &node{layout: l, host: host, images: c.Images, features: c.Features, cdiDirs: c.CDISpecDirs, background: background, states: m.table.States}
 	m.node.loadProfile(ctx)
 	m.SetHandlers(ctx, c.Handlers, c.Default)
 	if err := m.table.Load(ctx); err != nil {
@@ -107,9 +110,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 		stopped()
 		return nil, fmt.Errorf("open pods: %w", err)
 	}
-	shim := c.Shim
-	shim.OnExit = func(t runtimeshim.Task) { m.onExit(background, t) }
-	if m.shim, err = connect(background, shim); err != nil {
+	if m.shim, err = connect(background, c.Connect, func(t runtimeshim.Task) { m.onExit(background, t) }); err != nil {
 		stopped()
 		return nil, err
 	}
@@ -146,7 +147,7 @@ func (m *Manager) assemble(c Config, background context.Context, trash *tree.Tra
 		layout: l, states: states, table: m.table, node: m.node, files: files, containers: m.containers,
 		shim: m.shim, step: c.Step, background: background,
 	}
-	m.Sessions = streams.New(l, m.table, m.shim)
+	m.Sessions = streams.New(l, m.table, m.shim, c.Network.Dial)
 	m.Figures = stats.New(l, m.table, m.node.host)
 	m.recovery = &recovery{
 		layout: l, states: states, table: m.table, mounts: mounts, files: files, wires: m.wires, containers: m.containers, endings: m.endings, pods: m.pods,
@@ -156,9 +157,9 @@ func (m *Manager) assemble(c Config, background context.Context, trash *tree.Tra
 
 // connect waits for a shim that is alive and silent: it is the parent of everything that runs, and
 // there can be no second one.
-func connect(ctx context.Context, c client.Config) (*client.Client, error) {
+func connect(ctx context.Context, find func(context.Context, func(runtimeshim.Task)) (Runtime, error), onExit func(runtimeshim.Task)) (Runtime, error) {
 	for {
-		found, err := client.Connect(ctx, c)
+		found, err := find(ctx, onExit)
 		if !errors.Is(err, errdefs.ErrUnavailable) || ctx.Err() != nil {
 			return found, err
 		}

@@ -16,7 +16,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/internal/keyed"
-	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/userns"
 )
@@ -29,7 +28,7 @@ import (
 type namespaces struct {
 	layout layout.Layout
 	table  *table.Table
-	shim   *client.Client
+	shim   Runtime
 	turns  keyed.Turns // by pod
 }
 

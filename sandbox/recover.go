@@ -17,7 +17,6 @@ import (
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/runtimeshim"
-	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"
@@ -36,7 +35,7 @@ type recovery struct {
 	endings    *endings
 	pods       *pods
 	updates    *updates
-	shim       *client.Client
+	shim       Runtime
 	background context.Context // ends with Close; for what nobody waits for
 }
 

@@ -22,7 +22,7 @@ type mounts struct {
 	states *table.States
 	node   *node
 	labels *labels
-	images *imageservice.Images
+	images Images
 	trash  *tree.Trash // of what containers wrote
 	pause  string      // Config.Pause
 	step   func(string)

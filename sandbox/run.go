@@ -23,7 +23,6 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/runtimeshim"
-	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -40,7 +39,7 @@ type pods struct {
 	namespaces *namespaces
 	wires      *wires
 	containers *containers
-	shim       *client.Client
+	shim       Runtime
 	step       func(string)
 	background context.Context // ends with Close; for what nobody waits for
 

@@ -20,7 +20,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/runtimeshim"
-	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -33,7 +32,7 @@ type updates struct {
 	node       *node
 	files      *podFiles
 	containers *containers
-	shim       *client.Client
+	shim       Runtime
 	step       func(string)
 	background context.Context // ends with Close; for what nobody waits for
 }

@@ -10,7 +10,6 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/sandbox/pause"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/userns"
@@ -38,15 +37,15 @@ func (n *node) tryUserNamespace() error {
 	return errors.Join(n.images.CheckIDMap(ns.User), ns.Close())
 }
 
-// CheckUserNamespaces tells whether pods can have user namespaces on this machine, with images below root, which exists. The error names what
-// is missing. Nothing is left.
-func CheckUserNamespaces(root string) error {
+// CheckUserNamespaces tells whether pods can have user namespaces on this machine; mount tries to
+// mount images with the ids of one. The error names what is missing. Nothing is left.
+func CheckUserNamespaces(mount func(userNS *os.File) error) error {
 	ids := userns.IDs{First: 1, Length: 1}
 	ns, err := userns.New(pause.Binary(), ids, ids, true)
 	if err != nil {
 		return err
 	}
-	return errors.Join(imageservice.CheckHostIDMap(root, ns.User), ns.Close())
+	return errors.Join(mount(ns.User), ns.Close())
 }
 
 // reachable says whether everybody can go to dir: root of a user namespace is nobody outside, and the OCI runtime looks for the root

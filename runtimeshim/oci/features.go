@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 
+	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/runtimeshim/helper"
 )
 
@@ -25,33 +26,23 @@ const (
 	featuresBytes = 1 << 20         // runc says 4 KiB
 )
 
-// Features is what a runtime says that it can do (features.md of the OCI runtime specification).
-type Features struct {
-	UserNamespaces    bool   `json:"userNamespaces"`       // it joins and makes them
-	IDMappedMounts    bool   `json:"idMappedMounts"`       // it maps the ids of mounts
-	RecursiveReadOnly bool   `json:"recursiveReadOnly"`    // it knows the mount option rro
-	Version           string `json:"version,omitempty"`    // of the runtime, if it says so
-	OCIVersion        string `json:"ociVersion,omitempty"` // the newest that it implements
-	Flaw              string `json:"flaw,omitempty"`       // the worst that is known of this version
-}
-
 // AskFeatures executes the runtime's command features. One that ends with an error, as those do
 // that do not know the command, is ErrNotImplemented; one that cannot be executed, takes too long
 // or is killed is ErrUnavailable: it may answer another time.
-func AskFeatures(ctx context.Context, runtime string) (Features, error) {
+func AskFeatures(ctx context.Context, runtime string) (runtimeshim.Features, error) {
 	name := filepath.Base(runtime)
 	out, err := askFeatures(ctx, runtime)
 	var ended *exec.ExitError
 	switch {
 	case err == nil:
 	case errors.As(err, &ended) && ended.Exited():
-		return Features{}, fmt.Errorf("%s features: %w: %w", name, err, errdefs.ErrNotImplemented)
+		return runtimeshim.Features{}, fmt.Errorf("%s features: %w: %w", name, err, errdefs.ErrNotImplemented)
 	default:
-		return Features{}, fmt.Errorf("%s features: %w: %w", name, err, errdefs.ErrUnavailable)
+		return runtimeshim.Features{}, fmt.Errorf("%s features: %w: %w", name, err, errdefs.ErrUnavailable)
 	}
 	var said features.Features
 	if err := json.Unmarshal(out, &said); err != nil {
-		return Features{}, fmt.Errorf("%s features: %w: %w", name, err, errdefs.ErrNotImplemented)
+		return runtimeshim.Features{}, fmt.Errorf("%s features: %w: %w", name, err, errdefs.ErrNotImplemented)
 	}
 	return readFeatures(said), nil
 }
@@ -71,8 +62,8 @@ func askFeatures(ctx context.Context, runtime string) ([]byte, error) {
 	return out.b.Bytes(), err
 }
 
-func readFeatures(said features.Features) Features {
-	f := Features{RecursiveReadOnly: slices.Contains(said.MountOptions, "rro"), OCIVersion: said.OCIVersionMax}
+func readFeatures(said features.Features) runtimeshim.Features {
+	f := runtimeshim.Features{RecursiveReadOnly: slices.Contains(said.MountOptions, "rro"), OCIVersion: said.OCIVersionMax}
 	for key, value := range said.Annotations {
 		if strings.HasSuffix(key, ".version") && !strings.Contains(key, "seccomp") { // org.opencontainers.runc.version, run.oci.crun.version
 			f.Version = value

@@ -17,9 +17,6 @@ var runcFlaws = []struct {
 	{"an image with a linked /dev can change names on the host (CVE-2026-41579)", [][3]int{{1, 3, 6}, {1, 4, 3}, {1, 5, 0}}},
 }
 
-// RuncAdvice is what to do about a flaw of runc.
-const RuncAdvice = "install runc 1.3.6, 1.4.3, 1.5.0 or newer"
-
 var versionNumbers = regexp.MustCompile(`^v?(\d+)\.(\d+)\.(\d+)`)
 
 // RuncFlaw returns the worst that is known of a version of runc; "" when that is nothing, or the

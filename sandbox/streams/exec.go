@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync/atomic"
 	"time"
@@ -18,7 +19,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cribox/cribox/runtimeshim"
-	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -28,12 +28,20 @@ type Sessions struct {
 	layout layout.Layout
 	states *table.States
 	table  *table.Table
-	shim   *client.Client
+	shim   Runtime
+	dial   func(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) // to the loopback in a netns
+}
+
+// Runtime is what sessions need of the runtime.
+type Runtime interface {
+	Exec(ctx context.Context, e runtimeshim.Exec) (int32, error)
+	Attach(ctx, leave context.Context, id string, out, errs *os.File, attached func()) error
+	Streams(ctx context.Context, id string) (runtimeshim.Streams, error)
 }
 
 // New returns the sessions with what a table holds.
-func New(l layout.Layout, t *table.Table, shim *client.Client) *Sessions {
-	return &Sessions{layout: l, states: t.States, table: t, shim: shim}
+func New(l layout.Layout, t *table.Table, shim Runtime, dial func(ctx context.Context, netns string, port uint16) (*net.TCPConn, error)) *Sessions {
+	return &Sessions{layout: l, states: t.States, table: t, shim: shim, dial: dial}
 }
 
 // maxExecOutput bounds what one stream of an ExecSync returns, so that both fit into the 16 MiB that a kubelet takes in one message. What

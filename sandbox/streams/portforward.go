@@ -10,7 +10,6 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/table"
@@ -39,7 +38,7 @@ func (ss *Sessions) PortForward(ctx context.Context, podID string, port int32, c
 	if spec.HostNetwork(p.Config) {
 		netns = ""
 	}
-	conn, err := cni.Dial(dialing, netns, uint16(port))
+	conn, err := ss.dial(dialing, netns, uint16(port))
 	if err != nil {
 		return fmt.Errorf("port %d of pod %s: %w: %w", port, p.ID, err, errdefs.ErrFailedPrecondition)
 	}
