@@ -12,7 +12,8 @@ import (
 const maxMethods, maxFiles = 30, 20
 
 // Types and packages that are larger, and how much they may be. The first two are an interface of
-// gRPC and a flat list of steps; the others only shrink, and leave the list when they are small enough.
+// gRPC and a flat list of steps; the others only shrink, and leave the list when they are small
+// enough.
 var (
 	moreMethods = map[string]int{
 		"server.runtimeService": 60, "sandbox/spec.draft": 60,
