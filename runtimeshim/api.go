@@ -5,102 +5,120 @@ import (
 	"time"
 )
 
-// Start says what to run. The strings in it are trusted: the caller has checked them.
+// Start describes a task to start. Its strings are trusted: the caller has validated them.
 type Start struct {
-	ID      string // container or pod id, [a-z0-9-]{1,64}
-	Pod     string // id of the pod task whose keeper holds this task's descriptors; "" for a pod task itself
-	Runtime string // absolute path of an OCI command line runtime
+	ID string // container or pod id, [a-z0-9-]{1,64}
+	// Pod: the pod task whose keeper socket holds this task's descriptors; "" for a pod task itself
+	Pod     string
+	Runtime string // absolute path of an OCI runtime with a command line
 	Spec    []byte // config.json
-	// SpecFile has Spec in it, or what has replaced it since; it is never written to, only
-	// replaced. A file on the same file system is not copied. "" = there is none.
+	// SpecFile is a file that holds Spec, or a newer version of it. It is never written in place,
+	// only replaced, so it is hard-linked instead of copied when it is on the same file system. ""
+	// = there is no such file.
 	SpecFile string
 
-	Terminal  bool // must agree with process.terminal of Spec
-	Stdin     bool // keep stdin open for Streams; otherwise it is /dev/null
-	StdinOnce bool // Streams gives stdin away, so that its first user closes it
+	Terminal bool // must agree with process.terminal of Spec
+	Stdin    bool // keep stdin open for Streams; otherwise it is /dev/null
+	// StdinOnce: the first caller of Streams that gets stdin owns it alone, and ends the input by
+	// closing it
+	StdinOnce bool
 
-	// OwnerUID and OwnerGID own the FIFOs and the pipe that are the task's streams; they must be
-	// root of the user namespace of Spec, or its processes cannot open /dev/stdout again.
+	// OwnerUID and OwnerGID own the task's FIFOs and its stdin pipe. They must be root of the user
+	// namespace in Spec; otherwise its processes cannot open /dev/stdout again.
 	OwnerUID, OwnerGID int
 
-	LogPath  string // absolute path of the CRI log; "" = output is consumed and dropped
-	LogLimit int64  // bytes that the log takes until it is rotated, at least MinLogLimit; 0 = any number
-	OOMFile  string // v1 <memory cgroup>/memory.oom_control, v2 <cgroup>/memory.events; "" = OOMKilled is never told
-	LockFile string // in the state folder; locked shared by every runtime process of the task; "" = one of the task's own
-	// SystemdCgroup: cgroupsPath of Spec is SLICE:PREFIX:NAME, and systemd makes the cgroup
-	// (CgroupOf says where).
+	LogPath string // absolute path of the CRI log; "" = output is read and discarded
+	// LogLimit: maximum size of the log in bytes between rotations, at least MinLogLimit; 0 =
+	// unlimited
+	LogLimit int64
+	// OOMFile: v1: <memory cgroup>/memory.oom_control, v2: <cgroup>/memory.events; "" = OOMKilled
+	// is never set
+	OOMFile string
+	// LockFile: in the state folder; every runtime process of the task locks it shared; "" = the
+	// shim uses a file of its own
+	LockFile string
+	// SystemdCgroup: cgroupsPath in Spec has the form SLICE:PREFIX:NAME, and systemd creates the
+	// cgroup (CgroupOf returns its path).
 	SystemdCgroup bool
-	Keeper        bool // a pod task: descriptor 3 of its process is the socket that keeps its containers' descriptors
+	// Keeper: a pod task: descriptor 3 of its process is the socket that keeps the descriptors of
+	// the pod's containers open
+	Keeper bool
 }
 
-// MinLogLimit is the least LogLimit, a few of the longest lines.
+// MinLogLimit is the smallest LogLimit allowed, in bytes: a few lines of the maximum length.
 const MinLogLimit = 64 << 10
 
 // Exit is how a task ended.
 type Exit struct {
-	Code      int32     // 0..255; 128+n when killed by signal n; 255 when not known
-	Known     bool      // false: the task has ended while nobody could learn how
-	OOMKilled bool      // the OOM killer was in its cgroup, and not before a SIGKILL of ours; that it hit the first process is the caller's to conclude
-	At        time.Time // when it was seen
+	Code  int32 // 0..255; 128+n after signal n; 255 if unknown
+	Known bool  // false: nobody could observe how the task ended
+	// OOMKilled: the kernel OOM-killed a process in the task's cgroup (kills before a SIGKILL of
+	// ours do not count); the caller decides whether that ended the first process
+	OOMKilled bool
+	At        time.Time // when the shim saw the exit
 }
 
-// Task is one task as the shim knows it.
+// Task is the state of one task, as the shim knows it.
 type Task struct {
 	ID, Pod   string
-	Pid       int       // of the first process, as the shim sees it; stays after the exit
-	StartedAt time.Time // when the runtime had returned
-	Exit      *Exit     // nil while there is none
-	State     string    // one of those below
+	Pid       int       // of the first process, as the shim sees it; still set after the exit
+	StartedAt time.Time // when the runtime returned
+	Exit      *Exit     // nil until the task has exited
+	State     string    // one of the State constants
 }
 
 // States of a task, as in Task.State.
 const (
-	StateCreated  = "created" // there is its folder only
+	StateCreated  = "created" // only its folder exists
 	StateStarting = "starting"
 	StateRunning  = "running"
 	StateExited   = "exited"
 )
 
-// Exec is one more process in a running task.
+// Exec describes an additional process in a running task.
 type Exec struct {
 	ID      string
-	Runtime string // absolute path; "" = the one that has started the task
+	Runtime string // absolute path; "" = the runtime that started the task
 	Process []byte // OCI process, JSON
-	Session bool   // of a client, who may leave it open: a task has so many at a time, then ErrResourceExhausted
+	// Session: opened by a client, who may leave it open; over the limit per task, Exec returns
+	// ErrResourceExhausted
+	Session bool
 
-	// Stdin, Stdout and Stderr become the process's own; nil = /dev/null. They
-	// stay the caller's to close. Not used when the process has a terminal.
+	// Stdin, Stdout and Stderr become the process's standard streams; nil = /dev/null. The caller
+	// still closes its own copies. Ignored when the process has a terminal.
 	Stdin, Stdout, Stderr *os.File
 
-	// OnStarted, unless nil, is called once the process runs, before OnTerminal.
+	// OnStarted, if set, is called once the process runs, before OnTerminal.
 	OnStarted func()
 
-	// OnTerminal gets the terminal's master, its to close, once the process
-	// runs. Required if and only if process.terminal is true.
+	// OnTerminal receives the terminal's master, and must close it, once the process runs. Required
+	// if and only if process.terminal is true.
 	OnTerminal func(master *os.File)
 
-	LockFile string // as in Start; "" = that of the task
+	LockFile string // as in Start; "" = the lock file of the task
 }
 
-// Update says what a running task may use from now on.
+// Update describes new limits for a running task.
 type Update struct {
 	ID        string
-	Resources []byte // OCI linux.resources, JSON; what it does not name stays as it is
-	// Previous is what Resources was before, with a word for every limit that Resources sets:
-	// systemd gets it back after a failure.
+	Resources []byte // OCI linux.resources, JSON; limits that are not set do not change
+	// Previous has the old value of every limit that Resources sets. After a failure systemd is set
+	// back to it.
 	Previous    []byte
-	OOMScoreAdj *int   // of every process in the task's cgroup; nil = they stay as they are
-	LockFile    string // as in Start; "" = that of the task
+	OOMScoreAdj *int   // for every process in the task's cgroup; nil = unchanged
+	LockFile    string // as in Start; "" = the lock file of the task
 }
 
-// Streams are the daemon's ends of a task that was started with Terminal or
-// Stdin; nil where it has none. The receiver closes them.
+// Streams are the daemon's ends of the streams of a task that was started with Terminal or Stdin;
+// nil where the task has no such stream. The receiver closes them.
 type Streams struct {
-	Terminal *os.File // master: stdin, window size; its output goes to the log, do not read it
-	Stdin    *os.File // writing end of the pipe; with StdinOnce only the first caller gets it
+	// Terminal: master, for stdin and the window size; its output goes to the log, so do not read
+	// it
+	Terminal *os.File
+	Stdin    *os.File // write end of the pipe; with StdinOnce only the first caller gets it
 }
 
-// Close may be called twice.
+// Close closes both streams. It may be called more than once.
 func (s Streams) Close() {
 	for _, f := range []*os.File{s.Terminal, s.Stdin} {
 		if f != nil {
@@ -109,15 +127,15 @@ func (s Streams) Close() {
 	}
 }
 
-// Features is what a runtime says that it can do (features.md of the OCI runtime specification).
+// Features is what a runtime reports about itself (features.md of the OCI runtime specification).
 type Features struct {
-	UserNamespaces    bool   `json:"userNamespaces"`       // it joins and makes them
-	IDMappedMounts    bool   `json:"idMappedMounts"`       // it maps the ids of mounts
-	RecursiveReadOnly bool   `json:"recursiveReadOnly"`    // it knows the mount option rro
-	Version           string `json:"version,omitempty"`    // of the runtime, if it says so
-	OCIVersion        string `json:"ociVersion,omitempty"` // the newest that it implements
-	Flaw              string `json:"flaw,omitempty"`       // the worst that is known of this version
+	UserNamespaces    bool   `json:"userNamespaces"`       // can create and join user namespaces
+	IDMappedMounts    bool   `json:"idMappedMounts"`       // can id-map mounts
+	RecursiveReadOnly bool   `json:"recursiveReadOnly"`    // knows the mount option rro
+	Version           string `json:"version,omitempty"`    // of the runtime, if reported
+	OCIVersion        string `json:"ociVersion,omitempty"` // the newest that it supports
+	Flaw              string `json:"flaw,omitempty"`       // the worst known bug of this version
 }
 
-// RuncAdvice is what to do about a flaw of runc.
+// RuncAdvice tells the administrator how to get rid of a known bug of runc.
 const RuncAdvice = "install runc 1.3.6, 1.4.3, 1.5.0 or newer"

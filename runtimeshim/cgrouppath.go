@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// CgroupOf returns where below the cgroup mounts a spec's linux.cgroupsPath is.
-// Of systemd's form SLICE:PREFIX:NAME that is the scope PREFIX-NAME in the
-// slice; the slice a-b.slice lies in a.slice, and -.slice is the root. "" when
-// it is neither that nor an absolute path.
+// CgroupOf returns the path, below the cgroup mounts, of the cgroup that a spec's linux.cgroupsPath
+// names. In systemd's form SLICE:PREFIX:NAME that is the scope PREFIX-NAME in the slice; the slice
+// a-b.slice is inside a.slice, and -.slice is the root. Returns "" when the value is neither in
+// that form nor an absolute path.
 func CgroupOf(cgroupsPath string) string {
 	if filepath.IsAbs(cgroupsPath) {
 		return filepath.Clean(cgroupsPath)
@@ -24,7 +24,7 @@ func CgroupOf(cgroupsPath string) string {
 	return filepath.Join(slice, part[1]+"-"+part[2]+".scope")
 }
 
-// expandSlice returns the path of a slice: systemd.slice(5).
+// expandSlice returns the path of a slice, as defined in systemd.slice(5).
 func expandSlice(name string) (path string, ok bool) {
 	bare, ok := strings.CutSuffix(name, ".slice")
 	if !ok || bare == "" {

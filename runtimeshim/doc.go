@@ -1,36 +1,34 @@
-// Package runtimeshim has the words in which the daemon speaks of tasks: what to
-// start, what runs, how it has ended. What does it is in the folders below: the
-// shim (parent of every task), the logger (reader of what tasks print) and the
-// client that finds both again. Another runtime driver would take and give the
-// same values.
+// Package runtimeshim defines the values in which the daemon describes tasks: what to start, what
+// runs, how it ended. The sub-packages do the work: the shim (parent of every task), the logger
+// (reads the output of tasks) and the client that finds and starts both. Another runtime driver
+// would use the same values.
 //
-// They will not: know what a pod or a container is beyond a name that groups
-// tasks, pull or mount anything, connect networks, decide restarts, or write
-// anything but the CRI log outside its state folder. It has never heard of
-// Kubernetes.
+// None of them knows what a pod or a container is (a pod is only an id that groups tasks), pulls or
+// mounts anything, connects networks, decides about restarts, or writes anything outside its state
+// folder except the CRI log. They know nothing about Kubernetes.
 //
 // # Processes
 //
 //	daemon (Client) --shim.sock---> shim    parent of all tasks, one per state folder
 //	                --logger.sock-> logger  reads the FIFOs, writes the logs
 //
-// Each may be killed at any instruction; what runs does not notice, and no
-// exit and no output is lost:
+// Each of these processes may be killed at any instruction. Tasks keep running, and no exit status
+// and no output is lost:
 //
 //   - A task's stdout and stderr are FIFOs which the task itself holds open for
-//     reading and writing. Without a logger it just waits when they are full.
-//   - The shim writes an exit to a file before it tells anybody. What a dead
-//     shim had not written is learned by its successor, in this order: file exit,
-//     PIDFD_GET_INFO (Linux 6.15), /proc/PID/stat of a zombie, else not Known.
-//   - The descriptors that this takes stay open in flight in a socket of the
-//     pod's own process, which does not know of it (keeper).
-//   - A runtime in flight when the shim dies finishes; the successor takes the
-//     task over when its pid file names a process, and undoes the start otherwise.
-//     Nobody has a descriptor of that process before: when it ends earlier than
-//     the successor looks, its exit is not Known.
+//     reading and writing. Without a logger the task blocks once they are full.
+//   - The shim writes an exit to a file before it reports it. A new shim finds an exit
+//     that the old one did not write, in this order: the file exit, PIDFD_GET_INFO
+//     (Linux 6.15), /proc/PID/stat of a zombie; otherwise the exit is not Known.
+//   - The descriptors needed for this stay open as messages in flight in a socket
+//     that the pod's own process inherits without using it (the keeper).
+//   - A runtime that is running when the shim dies runs to its end. The new shim takes
+//     the task over if the pid file names a process, and otherwise undoes the start.
+//     Until then nobody holds a pidfd of that process: if it ends before the new shim
+//     looks, its exit is not Known.
 //
-// The client starts the shim or the logger when its lock is free, that is, when
-// it is dead; one that is slow is ErrUnavailable.
+// The client starts the shim or the logger when its lock is free, that is, when it is dead. A call
+// to one that is alive but slow returns ErrUnavailable.
 //
 // # Steps
 //
@@ -40,10 +38,10 @@
 // client.delete.
 //
 // Shim: shim.adopt, shim.adopt.start, shim.start.intent (record written),
-// shim.start.runc (runtime ended well), shim.start.kept (its pod keeps what must
-// survive), shim.start.started, shim.exit.seen,
-// shim.exit.written, shim.exec.intent, shim.exec.runc, shim.update.intent (what
-// was before is written), shim.update.runc, shim.delete.kill, shim.delete
+// shim.start.runc (runtime succeeded), shim.start.kept (the pod's keeper socket has
+// the descriptors), shim.start.started, shim.exit.seen,
+// shim.exit.written, shim.exec.intent, shim.exec.runc, shim.update.intent (old
+// limits written), shim.update.runc, shim.delete.kill, shim.delete
 // (before the runtime's delete), shim.delete.cleared.
 //
 // Logger: logger.created, logger.reopened, logger.spliced, logger.intent,

@@ -1,5 +1,5 @@
-// Package cgroup finds, reads, signals, limits and removes the cgroups of tasks,
-// in both versions, and never touches those of this process.
+// Package cgroup finds, reads, signals, limits and removes the cgroups of tasks, of both cgroup
+// versions. It never touches the cgroups of this process.
 package cgroup
 
 import (
@@ -24,10 +24,10 @@ import (
 // Hierarchy is one mounted cgroup file system.
 type Hierarchy struct {
 	Mount string
-	Names []string // v1: its controllers, or "name=systemd"; nil = v2
+	Names []string // v1: its controllers, or "name=systemd"; v2: nil
 }
 
-// Mounts returns what readCgroupMounts finds.
+// Mounts returns the mounted cgroup file systems; none if they cannot be read.
 func Mounts() []Hierarchy {
 	found, _ := readCgroupMounts()
 	return found
@@ -62,7 +62,7 @@ func readCgroupMounts() ([]Hierarchy, error) {
 	return found, nil
 }
 
-// runtimeCgroups reads runc's state file; nothing of another runtime's.
+// runtimeCgroups returns the cgroups in runc's state file; none for other runtimes.
 func runtimeCgroups(name string) ([]string, error) {
 	var st struct {
 		Paths map[string]string `json:"cgroup_paths"`
@@ -79,7 +79,7 @@ func runtimeCgroups(name string) ([]string, error) {
 	return dirs, nil
 }
 
-// processCgroups reads /proc/PID/cgroup (cgroups(7)).
+// processCgroups returns the cgroups in /proc/PID/cgroup (cgroups(7)).
 func processCgroups(all []Hierarchy, pid int) ([]string, error) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	return cgroupsIn(all, raw), err
@@ -101,7 +101,7 @@ func cgroupsIn(all []Hierarchy, raw []byte) []string {
 	return dirs
 }
 
-// specCgroups guesses from linux.cgroupsPath.
+// specCgroups derives the cgroups from the spec's linux.cgroupsPath, whether they exist or not.
 func specCgroups(all []Hierarchy, config string) ([]string, error) {
 	var spec struct {
 		Linux struct{ CgroupsPath string }
@@ -120,8 +120,7 @@ func specCgroups(all []Hierarchy, config string) ([]string, error) {
 	return dirs, nil
 }
 
-// Signal sends sig to every process in dirs and below and returns how
-// many it reached.
+// Signal sends sig to every process in dirs and below, and returns the number of processes reached.
 func Signal(dirs []string, sig unix.Signal) int {
 	sent := map[int]bool{}
 	for _, dir := range dirs {
@@ -142,13 +141,13 @@ func Signal(dirs []string, sig unix.Signal) int {
 	return len(sent)
 }
 
-const signalChunk = 256 // descriptors at a time
+const signalChunk = 256 // pidfds open at a time
 
-// afterListing is called between the two looks at a cgroup, by tests.
+// afterListing is a hook for tests, called between listing a cgroup and opening its processes.
 var afterListing = func() {}
 
-// signalListed sends sig to the processes of a list that are in dir, and returns which got it. By
-// the time that a number is opened it may be a stranger's, so the cgroup is asked again afterwards.
+// signalListed sends sig to the processes of a list that are in dir, and returns those that got it.
+// A pid may be reused before it is opened, so the cgroup is listed again afterwards.
 func signalListed(dir string, pids []int, sig unix.Signal) (sent []int) {
 	afterListing()
 	opened := procfd.OpenAll(pids)
@@ -165,8 +164,9 @@ func signalListed(dir string, pids []int, sig unix.Signal) (sent []int) {
 	return sent
 }
 
-// Freeze stops or continues all processes of the cgroups where the kernel has a freezer, so that a
-// fork bomb cannot outrun the kill. What is continued is with all below that was stopped by itself.
+// Freeze freezes or thaws all processes of the cgroups where the kernel has a freezer, so that a
+// fork bomb cannot outrun the kill. Thawing includes the cgroups below that were frozen on their
+// own.
 func Freeze(dirs []string, on bool) {
 	v1, v2 := "THAWED", "0"
 	if on {
@@ -174,7 +174,7 @@ func Freeze(dirs []string, on bool) {
 	}
 	for _, dir := range dirs {
 		for name, value := range map[string]string{freezerV1: v1, "cgroup.freeze": v2} {
-			tryWrite(filepath.Join(dir, name), value) // the kill comes all the same
+			tryWrite(filepath.Join(dir, name), value) // without a freezer the kill follows anyway
 		}
 		if _, err := os.Lstat(filepath.Join(dir, freezerV1)); err == nil && !on {
 			thawBelow(dir)
@@ -182,11 +182,11 @@ func Freeze(dirs []string, on bool) {
 	}
 }
 
-// freezerV1 stops the processes of a cgroup of version 1, which do not die then, not even by
-// SIGKILL.
+// freezerV1 is the freezer file of cgroup version 1. There a frozen process does not die, not even
+// by SIGKILL.
 const freezerV1 = "freezer.state"
 
-// tryWrite writes to a file of a cgroup, if there is one.
+// tryWrite writes to a file of a cgroup, if it exists, and ignores errors.
 func tryWrite(name, value string) {
 	if f, err := os.OpenFile(name, os.O_WRONLY, 0); err == nil {
 		_, _ = f.WriteString(value)
@@ -194,8 +194,8 @@ func tryWrite(name, value string) {
 	}
 }
 
-// Remove kills what is left in dirs and removes them with everything
-// below. Nothing there = nil. Bounded by ctx.
+// Remove kills the processes in dirs and below and removes the cgroups, until it succeeds or ctx
+// ends. It returns nil if there is nothing to remove.
 func Remove(ctx context.Context, dirs []string) error {
 	pause := 2 * time.Millisecond
 	for {
@@ -220,11 +220,11 @@ func Remove(ctx context.Context, dirs []string) error {
 	}
 }
 
-// OOMKills reads the counter oom_kill of a memory.oom_control (v1) or
-// memory.events (v2) file; 0 when the cgroup is gone.
+// OOMKills returns the counter oom_kill of a memory.oom_control (v1) or memory.events (v2) file; 0
+// when the cgroup is gone.
 func OOMKills(name string) (uint64, error) { return readCounter(name, os.ReadFile, ParseOOMKills) }
 
-// ParseOOMKills finds it in the text; 0 when there is none.
+// ParseOOMKills returns the value of oom_kill in the text; 0 when it is missing.
 func ParseOOMKills(text []byte) uint64 {
 	for line := range strings.Lines(string(text)) {
 		if rest, ok := strings.CutPrefix(line, "oom_kill "); ok {

@@ -17,8 +17,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/procfd"
 )
 
-// TestSignalsGoToWhoIsStillThere: between a look at a cgroup and the signal a process ends and its
-// number is given to a stranger.
+// TestSignalsGoToWhoIsStillThere: a process that ends between the listing and the signal, and whose
+// pid is reused by a process elsewhere, gets no signal.
 func TestSignalsGoToWhoIsStillThere(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "cgroup.procs")
 	stranger := exec.Command("sleep", "1000000")
@@ -41,8 +41,8 @@ func TestSignalsGoToWhoIsStillThere(t *testing.T) {
 	}
 }
 
-// TestForeignCgroups: what a task is said to be in is killed with it, but never where the shim is,
-// nor where it was born.
+// TestForeignCgroups: the cgroups of a task never include those that the shim is in, nor those that
+// it started in.
 func TestForeignCgroups(t *testing.T) {
 	all := Mounts()
 	if len(all) == 0 {
@@ -57,7 +57,8 @@ func TestForeignCgroups(t *testing.T) {
 	}
 }
 
-// TestSpecCgroups: what the runtime never wrote down is found by the spec, whoever was to make it.
+// TestSpecCgroups: cgroups that the runtime did not record are derived from the spec, for both
+// cgroup drivers.
 func TestSpecCgroups(t *testing.T) {
 	all := []Hierarchy{{Mount: "/sys/fs/cgroup/memory", Names: []string{"memory"}}, {Mount: "/sys/fs/cgroup/unified"}}
 	for path, want := range map[string][]string{
@@ -76,7 +77,7 @@ func TestSpecCgroups(t *testing.T) {
 	}
 }
 
-// TestHugepages: the files of both versions, with or without those for reservations.
+// TestHugepages: the files of both versions, with and without those for reservations.
 func TestHugepages(t *testing.T) {
 	dir, other := t.TempDir(), t.TempDir()
 	for _, name := range []string{"hugetlb.2MB.max", "hugetlb.2MB.rsvd.max", "hugetlb.1GB.limit_in_bytes"} {
@@ -101,8 +102,8 @@ func TestHugepages(t *testing.T) {
 		t.Error(err)
 	}
 	want("4\n", "4\n", "0\n")
-	// The note is of an update that was cut short: it counts, whatever is there by now.
-	// What it does not have, because that update changed something else, is added to it.
+	// The note is from an interrupted update, so it takes precedence over the current values. Files
+	// that it does not have, because that update changed others, are added to it.
 	if err := os.WriteFile(filepath.Join(dir, "pids.max"), []byte("7\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +122,7 @@ func TestHugepages(t *testing.T) {
 	}
 }
 
-// What the kernel writes, of both versions, and what is read of it.
+// TestOOMKills parses what the kernel writes, in both cgroup versions.
 func TestOOMKills(t *testing.T) {
 	dir := t.TempDir()
 	for name, row := range map[string]struct {

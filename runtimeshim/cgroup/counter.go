@@ -16,24 +16,24 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// CounterWatch keeps the last value of counters in files of cgroups whose
-// changes the kernel tells: those of version 2. systemd removes the cgroup of a
-// scope, and the counter with it, when the last process has ended, which may be
-// before anybody has read it.
+// CounterWatch remembers the last value of counters in cgroup files whose changes the kernel
+// reports: those of version 2. When the last process of a scope ends, systemd removes its cgroup
+// and the counter with it, perhaps before anybody has read it.
 //
-// It polls the open files. Watches of inotify are a quota per user, which the root
-// of any container without a user namespace could use up.
+// It polls the open files. It does not use inotify, whose watches are a quota per user that the
+// root of any container without a user namespace could use up.
 type CounterWatch struct {
 	parse    func(text []byte) uint64
 	ReadFile func(file string) ([]byte, error)
-	wake     int // eventfd: there is something else to poll
+	wake     int // eventfd: the list of files to poll has changed
 
 	mu    sync.Mutex
 	files map[string]*os.File // nil: it could not be opened yet
 	last  map[string]uint64
 }
 
-// NewCounterWatch watches what parse finds in the text of a file, once Run is called.
+// NewCounterWatch returns a CounterWatch, which begins to watch once Run is called. parse returns
+// the counter in the text of a file.
 func NewCounterWatch(parse func([]byte) uint64) (*CounterWatch, error) {
 	wake, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
@@ -42,7 +42,7 @@ func NewCounterWatch(parse func([]byte) uint64) (*CounterWatch, error) {
 	return &CounterWatch{parse: parse, ReadFile: os.ReadFile, wake: wake, files: map[string]*os.File{}, last: map[string]uint64{}}, nil
 }
 
-// Run notes what changes, until ctx ends.
+// Run records changes until ctx ends.
 func (w *CounterWatch) Run(ctx context.Context) {
 	defer helper.Survive()
 	defer context.AfterFunc(ctx, w.nudge)()
@@ -54,7 +54,7 @@ func (w *CounterWatch) Run(ctx context.Context) {
 		}
 		if fds[0].Revents != 0 {
 			var buf [8]byte
-			_, _ = unix.Read(w.wake, buf[:]) // only to empty it
+			_, _ = unix.Read(w.wake, buf[:]) // only to reset it
 		}
 		for i, name := range names {
 			if fds[i+1].Revents != 0 {
@@ -64,8 +64,8 @@ func (w *CounterWatch) Run(ctx context.Context) {
 	}
 }
 
-// toPoll lists the open files behind the eventfd. It opens those that could not be opened before,
-// and wants to be called again soon when one still cannot.
+// toPoll lists the eventfd and the open files. It tries to open those that could not be opened
+// before, and returns a short timeout if that fails again.
 func (w *CounterWatch) toPoll() (names []string, fds []unix.PollFd, wait int) {
 	w.mu.Lock()
 	var closed []string
@@ -91,7 +91,7 @@ func (w *CounterWatch) toPoll() (names []string, fds []unix.PollFd, wait int) {
 	return names, fds, wait
 }
 
-// open opens a file that is in the list, and reads it: the kernel tells of what comes afterwards.
+// open opens a listed file and reads it, because poll reports only changes after that.
 func (w *CounterWatch) open(name string) {
 	f, err := os.Open(name)
 	w.mu.Lock()
@@ -111,8 +111,8 @@ func (w *CounterWatch) open(name string) {
 	}
 }
 
-// changed reads a file again. One that cannot be read is closed, because the kernel would tell
-// of it without end; it is opened again if the cgroup is still there.
+// changed reads a file again. It closes a file that cannot be read, because poll would report it
+// without end, and opens it again if the cgroup still exists.
 func (w *CounterWatch) changed(name string) {
 	w.mu.Lock()
 	f := w.files[name]
@@ -139,10 +139,11 @@ func (w *CounterWatch) changed(name string) {
 }
 
 func (w *CounterWatch) nudge() {
-	_, _ = unix.Write(w.wake, []byte{1, 0, 0, 0, 0, 0, 0, 1}) // of either byte order; full = it is awake
+	// the same in either byte order; if it fails, the eventfd is full and already wakes the poll
+	_, _ = unix.Write(w.wake, []byte{1, 0, 0, 0, 0, 0, 0, 1})
 }
 
-// Add begins to watch a memory.events; nothing else is told of.
+// Add starts to watch file, if it is a memory.events; other files do not report changes.
 func (w *CounterWatch) Add(file string) {
 	if filepath.Base(file) == "memory.events" {
 		w.addFile(file)
@@ -159,8 +160,8 @@ func (w *CounterWatch) addFile(file string) {
 	w.nudge()
 }
 
-// Value returns the highest count seen. A counter that cannot be read is not 0: it is read again,
-// for a while.
+// Value returns the highest count seen. If the counter cannot be read, it retries for a while and
+// then returns an error.
 func (w *CounterWatch) Value(file string) (uint64, error) {
 	now, err := readCounter(file, w.ReadFile, w.parse)
 	w.mu.Lock()
@@ -168,7 +169,7 @@ func (w *CounterWatch) Value(file string) (uint64, error) {
 	return max(now, w.last[file]), err
 }
 
-// Drop forgets a file.
+// Drop stops watching a file.
 func (w *CounterWatch) Drop(file string) {
 	w.mu.Lock()
 	f := w.files[file]
@@ -179,8 +180,8 @@ func (w *CounterWatch) Drop(file string) {
 	w.nudge()
 }
 
-// readCounter reads a counter, and again while it cannot be read: want of descriptors or of memory
-// passes. Only a cgroup that is gone has counted nothing.
+// readCounter reads a counter. It retries when reading fails, because a lack of descriptors or
+// memory is temporary. Only a cgroup that is gone counts as 0.
 func readCounter(file string, read func(string) ([]byte, error), parse func([]byte) uint64) (uint64, error) {
 	if file == "" {
 		return 0, nil
@@ -200,7 +201,8 @@ func readCounter(file string, read func(string) ([]byte, error), parse func([]by
 	}
 }
 
-// isCgroupGone tells the errors of a cgroup that is removed, ENODEV of a file that was open before.
+// isCgroupGone reports whether err means that the cgroup is removed: ENODEV for a file already
+// open.
 func isCgroupGone(err error) bool {
 	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV)
 }

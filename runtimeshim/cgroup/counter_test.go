@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestCounterWatch has the kernel change a file of a cgroup and then take the cgroup away: what was
-// counted is still known.
+// TestCounterWatch has the kernel change a file of a cgroup and then removes the cgroup: the count
+// is still known.
 func TestCounterWatch(t *testing.T) {
 	forbidInotify(t)
 	root := ""
@@ -72,7 +72,7 @@ func TestCounterWatch(t *testing.T) {
 	}
 }
 
-// TestCounterWatchWithoutInotify is the same in a user namespace that has no inotify left.
+// TestCounterWatchWithoutInotify is the same in a user namespace that has no inotify watch left.
 func TestCounterWatchWithoutInotify(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -90,7 +90,7 @@ func TestCounterWatchWithoutInotify(t *testing.T) {
 	}
 }
 
-// noInotifyEnv: the test takes all watches from its user namespace.
+// noInotifyEnv makes the test set the number of inotify instances of its user namespace to 0.
 const noInotifyEnv = "CRIBOX_TEST_NO_INOTIFY"
 
 func forbidInotify(t *testing.T) {
@@ -107,7 +107,7 @@ func forbidInotify(t *testing.T) {
 	}
 }
 
-// childOf starts a process that waits, and is not reaped before the end of the test.
+// childOf starts a process that runs, and is not reaped, until the end of the test.
 func childOf(t *testing.T) int {
 	t.Helper()
 	p, err := os.StartProcess("/bin/sleep", []string{"sleep", "1d"}, &os.ProcAttr{})
@@ -121,7 +121,7 @@ func childOf(t *testing.T) int {
 	return p.Pid
 }
 
-// awaitThat waits for what has no event of its own.
+// awaitThat polls until ok, for conditions without an event.
 func awaitThat(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {

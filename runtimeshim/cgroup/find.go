@@ -9,14 +9,14 @@ import (
 	"github.com/cribox/cribox/runtimeshim/statedir"
 )
 
-// Finder finds the cgroups of tasks, and never our own ones.
+// Finder finds the cgroups of tasks, and never returns our own.
 type Finder struct {
 	state       statedir.Root
 	hierarchies []Hierarchy
-	born        []string // the cgroups of this process when it began
+	born        []string // the cgroups of this process at its start
 }
 
-// NewFinder notes which cgroups are our own.
+// NewFinder records which cgroups are our own.
 func NewFinder(state statedir.Root) (*Finder, error) {
 	g := &Finder{state: state}
 	var err error
@@ -27,10 +27,9 @@ func NewFinder(state statedir.Root) (*Finder, error) {
 	return g, err
 }
 
-// Of lists the cgroup directories of a task: what the runtime recorded,
-// else those that its spec asks for and its process is in. The roots and
-// the shim's own cgroups are never in the list: everything in it may be killed.
-// An error means that they cannot be known now.
+// Of lists the cgroup directories of a task: those that the runtime recorded, or otherwise those
+// that its spec names and its process is in. Everything in the list may be killed, so it never has
+// the roots or the shim's own cgroups. An error means that the cgroups cannot be determined now.
 func (g *Finder) Of(d statedir.Task, pid int) ([]string, error) {
 	dirs, err := runtimeCgroups(filepath.Join(g.state.RuncRoot(), d.ID(), "state.json"))
 	if err == nil {
@@ -43,7 +42,8 @@ func (g *Finder) Of(d statedir.Task, pid int) ([]string, error) {
 		return nil, err
 	}
 	if pid > 0 {
-		in, err := processCgroups(g.hierarchies, pid) // of a zombie: some are roots already
+		// for a zombie some of these are already the roots
+		in, err := processCgroups(g.hierarchies, pid)
 		if err != nil && !procfd.Gone(err) {
 			return nil, err
 		}
@@ -54,17 +54,17 @@ func (g *Finder) Of(d statedir.Task, pid int) ([]string, error) {
 	return slices.Compact(dirs), err
 }
 
-// OfSpec lists those that a spec asks for, whether they are there or not.
+// OfSpec lists the cgroups that a spec names, whether they exist or not.
 func (g *Finder) OfSpec(config string) ([]string, error) { return specCgroups(g.hierarchies, config) }
 
-// Contain tells whether a process is in one of dirs or below.
+// Contain reports whether a process is in one of dirs or below.
 func (g *Finder) Contain(pid int, dirs []string) (bool, error) {
 	in, err := processCgroups(g.hierarchies, pid)
 	return slices.ContainsFunc(in, func(at string) bool { return within(dirs, at) }), err
 }
 
-// foreign takes the roots and our own cgroups out of dirs: those that we are in
-// now, and those that we were born in, which are the daemon's.
+// foreign removes from dirs the roots and our own cgroups: those that we are in now, and those that
+// we started in, which are the daemon's.
 func (g *Finder) foreign(dirs []string) ([]string, error) {
 	own, err := processCgroups(g.hierarchies, os.Getpid())
 	if err != nil {
@@ -77,17 +77,17 @@ func (g *Finder) foreign(dirs []string) ([]string, error) {
 	}), nil
 }
 
-// LiftQuota takes the CPU quota off the cgroups of a task that has ended. With
-// cgroups of version 1 a parent's quota cannot be less than a child's, and a
-// child counts for some 20 ms after its removal. Whoever lowers the pod's quota
-// as soon as the task is gone would be refused (the kubelet does so for a resize
-// in place whose policy is RestartContainer).
+// LiftQuota removes the CPU quota from the cgroups of a task that has ended. With cgroups of
+// version 1 a parent's quota cannot be below a child's, and a removed child still counts for about
+// 20 ms. So lowering the pod's quota right after the task has ended would fail; the kubelet does
+// that for an in-place resize with the policy RestartContainer.
 func (g *Finder) LiftQuota(d statedir.Task) {
 	if !slices.ContainsFunc(g.hierarchies, func(h Hierarchy) bool { return slices.Contains(h.Names, "cpu") }) {
 		return
 	}
 	dirs, _ := g.Of(d, 0) // best effort
 	for _, dir := range dirs {
-		tryWrite(filepath.Join(dir, "cpu.cfs_quota_us"), "-1") // else it is refused as before
+		// if this fails, lowering the quota fails as it would have before
+		tryWrite(filepath.Join(dir, "cpu.cfs_quota_us"), "-1")
 	}
 }

@@ -18,12 +18,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// limit is a file of a cgroup and what it said.
+// limit is a cgroup file and its content.
 type limit struct {
 	Path, Text string
 }
 
-// LimitNames are the files that an update to r may change, of both versions.
+// LimitNames returns the names of the files, of both versions, that an update to r may change.
 func LimitNames(r specs.LinuxResources) []string {
 	names := []string{
 		"cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "cpuset.cpus", "cpuset.mems", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes",
@@ -38,9 +38,9 @@ func LimitNames(r specs.LinuxResources) []string {
 	return names
 }
 
-// NoteLimits returns what the files of these names say in dirs, and keeps it in
-// the file note. What is noted there already is of an update that was cut short
-// or could not be undone, and counts; it may have been one to other names.
+// NoteLimits returns the content of the named files in dirs, and saves it in the file note. What is
+// already noted there is from an update that was interrupted or could not be undone; it takes
+// precedence, and may be for other names.
 func NoteLimits(note string, dirs, names []string) ([]limit, error) {
 	var was []limit
 	if err := statedir.ReadJSON(note, &was); errdefs.IsNotFound(err) || errdefs.IsDataLoss(err) {
@@ -61,7 +61,7 @@ func NoteLimits(note string, dirs, names []string) ([]limit, error) {
 			if err != nil && helper.OutOfResources(err) {
 				return nil, err
 			}
-			if err == nil { // the others are of another controller or version, or are only written
+			if err == nil { // the others belong to another controller or version, or are write-only
 				was = append(was, limit{path, string(text)})
 			}
 		}
@@ -69,11 +69,11 @@ func NoteLimits(note string, dirs, names []string) ([]limit, error) {
 	return was, statedir.WriteJSON(note, was)
 }
 
-// PutBack writes every limit that has changed since it was noted. Those of a
-// cgroup that is gone need no more than that.
+// PutBack writes back every limit that has changed since it was noted. It ignores cgroups that are
+// gone.
 func PutBack(was []limit) error {
 	var failed error
-	for range 3 { // one may have to come after another: memory and swap, period and quota
+	for range 3 { // some depend on the order: memory and swap, period and quota
 		failed = nil
 		for _, l := range was {
 			now, err := os.ReadFile(l.Path)
@@ -91,8 +91,8 @@ func PutBack(was []limit) error {
 	return failed
 }
 
-// writeLines writes a cgroup's file line by line, as the kernel takes it. No
-// text is one empty line.
+// writeLines writes a cgroup file line by line, as the kernel requires. An empty text is one empty
+// line.
 func writeLines(path, text string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
@@ -107,15 +107,15 @@ func writeLines(path, text string) error {
 	return nil
 }
 
-// hugepageFiles are the files of a page size, of version 1 and 2, what must be
-// there first.
+// hugepageFiles returns the files of a page size, of version 1 and 2. For each version the file
+// that always exists comes first, then the one for reservations, which older kernels lack.
 func hugepageFiles(size string) []string {
 	return []string{
 		"hugetlb." + size + ".limit_in_bytes", "hugetlb." + size + ".rsvd.limit_in_bytes", "hugetlb." + size + ".max", "hugetlb." + size + ".rsvd.max",
 	}
 }
 
-// SetHugepages does what runc's update leaves out.
+// SetHugepages sets the hugepage limits, which runc's update does not.
 func SetHugepages(dirs []string, limits []specs.LinuxHugepageLimit) error {
 	for _, l := range limits {
 		written := false

@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// oomRounds bounds how often SetOOMScore looks for processes that were forked
-// by one that it had not come to yet.
+// oomRounds limits how often SetOOMScore lists the processes again, to find those forked by a
+// process that it had not changed yet.
 const oomRounds = 10
 
-// SetOOMScore writes the oom_score_adj of every process in dirs and below. On
-// error those that were changed are changed back.
+// SetOOMScore sets the oom_score_adj of every process in dirs and below. On error it restores those
+// that it has changed.
 func (g *Finder) SetOOMScore(dirs []string, adj int) error {
 	was := map[int]string{}
 	for range oomRounds {
@@ -29,7 +29,8 @@ func (g *Finder) SetOOMScore(dirs []string, adj int) error {
 			old, err := g.setProcessOOMScore(pid, dirs, strconv.Itoa(adj))
 			if err != nil {
 				for pid, old := range was {
-					_, _ = g.setProcessOOMScore(pid, dirs, old) // it has gone, or takes what it had
+					// it may have ended; otherwise it accepts its old value
+					_, _ = g.setProcessOOMScore(pid, dirs, old)
 				}
 				return fmt.Errorf("set oom_score_adj of process %d to %d: %v: %w", pid, adj, err, errdefs.ErrFailedPrecondition)
 			}
@@ -42,10 +43,11 @@ func (g *Finder) SetOOMScore(dirs []string, adj int) error {
 	return nil
 }
 
-// setProcessOOMScore returns what oom_score_adj was. A process that has ended,
-// or whose number is another's by now, is left alone.
+// setProcessOOMScore returns the old oom_score_adj. It does nothing for a process that has ended,
+// or whose pid belongs to a process outside dirs.
 func (g *Finder) setProcessOOMScore(pid int, dirs []string, adj string) (old string, err error) {
-	proc, err := os.OpenRoot(fmt.Sprintf("/proc/%d", pid)) // one process: its number may be given away, this not
+	// stays bound to this process even if the pid is reused
+	proc, err := os.OpenRoot(fmt.Sprintf("/proc/%d", pid))
 	if err == nil {
 		defer proc.Close()
 		old, err = g.swapOOMScore(proc, dirs, adj)
@@ -72,7 +74,7 @@ func (g *Finder) swapOOMScore(proc *os.Root, dirs []string, adj string) (string,
 	return old, proc.WriteFile("oom_score_adj", []byte(adj), 0)
 }
 
-// within says whether path is one of dirs or below.
+// within reports whether path is one of dirs or below.
 func within(dirs []string, path string) bool {
 	return slices.ContainsFunc(dirs, func(dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") })
 }

@@ -14,15 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRemoveCgroups: what a container with a writable cgroup file system makes in its own goes with
-// it.
+// TestRemoveCgroups: cgroups that a container with a writable cgroup file system creates in its own
+// are removed with it.
 func TestRemoveCgroups(t *testing.T) {
 	for name, c := range map[string]struct {
-		names  []string // of the cgroups in one another
+		names  []string // of nested cgroups
 		freeze bool
 	}{
-		"one":            {},
-		"deep":           {names: slices.Repeat([]string{strings.Repeat("n", 100)}, 60)}, // beyond PATH_MAX
+		"one": {},
+		// longer than PATH_MAX
+		"deep":           {names: slices.Repeat([]string{strings.Repeat("n", 100)}, 60)},
 		"frozen":         {freeze: true},
 		"frozen child":   {names: []string{"a", "b"}, freeze: true},
 		"frozen and far": {names: slices.Repeat([]string{"n"}, 60), freeze: true},
@@ -39,7 +40,7 @@ func TestRemoveCgroups(t *testing.T) {
 			writeAt(t, at, "cgroup.procs", strconv.Itoa(cmd.Process.Pid))
 			if c.freeze {
 				writeAt(t, at, freezerV1, "FROZEN")
-				defer func() { // of a test that failed
+				defer func() { // in case the test fails
 					if fd, err := unix.Openat(at, freezerV1, unix.O_WRONLY, 0); err == nil {
 						_, _ = unix.Write(fd, []byte("THAWED"))
 						unix.Close(fd)
@@ -60,7 +61,7 @@ func TestRemoveCgroups(t *testing.T) {
 	}
 }
 
-// testCgroup makes a cgroup that can be frozen in the way of version 1.
+// testCgroup makes a cgroup with the freezer of version 1.
 func testCgroup(t *testing.T) string {
 	t.Helper()
 	for _, h := range Mounts() {
@@ -79,7 +80,7 @@ func testCgroup(t *testing.T) string {
 	return ""
 }
 
-// makeCgroups makes cgroups in one another and returns a descriptor of the last.
+// makeCgroups makes nested cgroups and returns a descriptor of the innermost.
 func makeCgroups(t *testing.T, dir string, names []string) int {
 	t.Helper()
 	fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

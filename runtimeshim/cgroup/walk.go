@@ -14,19 +14,19 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// A container with a cgroup file system that it may write to makes cgroups in its own: so many, and
-// so deep in one another, as it likes. They are walked by descriptors, of which a walk holds a
-// fixed number, and never by their paths.
+// A container with a writable cgroup file system can create any number of cgroups in its own,
+// nested to any depth. They are walked with a fixed number of descriptors, never by their paths.
 
-// walkLimit bounds a walk; what it did not come to is left to the next one.
+// walkLimit limits the time of a walk; the next walk continues with the rest.
 const walkLimit = 5 * time.Second
 
 var errWalkLimit = errors.New("there are too many cgroups for one walk")
 
-// eachCgroup calls act for the cgroup dir and those below, with the name that a file has seen from
-// the folder at.
+// eachCgroup calls act for the cgroup dir and each one below it. at is a folder, and file returns
+// the name, relative to at, of a file in the cgroup.
 func eachCgroup(dir string, act func(at int, file func(string) string)) {
-	_ = walkCgroup(dir, func(root int) tree.Visitor { // what cannot be walked has gone, or is left to the next walk
+	// what cannot be walked is gone, or is left to the next walk
+	_ = walkCgroup(dir, func(root int) tree.Visitor {
 		act(root, func(name string) string { return name })
 		return tree.Visitor{Entry: func(at int, cgroup string, _ *unix.Stat_t) error {
 			act(at, func(name string) string { return cgroup + "/" + name })
@@ -35,7 +35,7 @@ func eachCgroup(dir string, act func(at int, file func(string) string)) {
 	})
 }
 
-// walkCgroup walks the cgroups below dir until walkLimit.
+// walkCgroup walks the cgroups below dir. It returns errWalkLimit after walkLimit.
 func walkCgroup(dir string, visitor func(root int) tree.Visitor) error {
 	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -57,7 +57,7 @@ func walkCgroup(dir string, visitor func(root int) tree.Visitor) error {
 	return tree.Walk(root, v)
 }
 
-// Procs lists the processes in dir and below; zombies count in v1.
+// Procs lists the processes in dir and below; in v1 that includes zombies.
 func Procs(dir string) []int {
 	var pids []int
 	eachCgroup(dir, func(at int, file func(string) string) {
@@ -77,7 +77,7 @@ func Procs(dir string) []int {
 	return pids
 }
 
-// AllProcs lists the processes in dirs and below, each once.
+// AllProcs lists the processes in dirs and below, without duplicates.
 func AllProcs(dirs []string) []int {
 	var pids []int
 	for _, dir := range dirs {
@@ -87,8 +87,8 @@ func AllProcs(dirs []string) []int {
 	return slices.Compact(pids)
 }
 
-// thawBelow continues what was stopped by a freezer (v1) in dir or below, which the one of dir does
-// not continue.
+// thawBelow thaws the cgroups (v1) in dir and below: thawing dir alone does not thaw those below
+// that were frozen on their own.
 func thawBelow(dir string) {
 	eachCgroup(dir, func(at int, file func(string) string) {
 		fd, err := unix.Openat(at, file(freezerV1), unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -99,13 +99,14 @@ func thawBelow(dir string) {
 	})
 }
 
-// RemoveEmpty removes a cgroup directory, children first.
+// RemoveEmpty removes a cgroup and those below it, innermost first. It returns nil if dir is gone.
 func RemoveEmpty(dir string) error {
 	err := unix.Rmdir(dir)
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
-	_ = walkCgroup(dir, func(int) tree.Visitor { // that of dir says whether something is left
+	// the rmdir of dir itself shows whether something is left
+	_ = walkCgroup(dir, func(int) tree.Visitor {
 		var way []string
 		return tree.Visitor{
 			Enter: func(name string) error { way = append(way, name); return nil },

@@ -12,11 +12,11 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// OwnBuild is the build of this program; tests change it.
+// OwnBuild returns the build id of this program; tests replace it.
 var OwnBuild = func() string { return BuildOf("/proc/self/exe") }
 
-// BuildOf names the build of a program: Go's build id, or else which file it is. "" when it cannot
-// be read.
+// BuildOf identifies the build of a program: Go's build id, or otherwise device, inode, size and
+// modification time of the file. "" when it cannot be read.
 func BuildOf(path string) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -34,8 +34,8 @@ func BuildOf(path string) string {
 	return fmt.Sprintf("%d:%d:%d:%d.%d", st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec)
 }
 
-// goBuildID finds the note that the linker puts near the start of a program: the lengths of name
-// and text, type 4, the name "Go".
+// goBuildID finds the ELF note that the Go linker puts near the start of a program: the lengths of
+// name and text, type 4, the name "Go".
 func goBuildID(head []byte) string {
 	mark := []byte("\x04\x00\x00\x00Go\x00\x00")
 	for at := bytes.Index(head, mark); at >= 8; {

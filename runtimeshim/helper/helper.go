@@ -1,5 +1,5 @@
-// Package helper is what shim and logger have in common as processes that
-// outlive the daemon: a lock, an environment, a bounded log, a build.
+// Package helper has what shim and logger share as processes that outlive the daemon: a lock, an
+// environment, a bounded log, a build id.
 package helper
 
 import (
@@ -16,13 +16,14 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// PlainEnv is all that a runtime, and so a hook of it, gets as environment.
+// PlainEnv is the whole environment of runtimes, and so of their hooks.
 var PlainEnv = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
-// LogLevelEnv sets the log level of shim and logger.
+// LogLevelEnv is the variable that sets the log level of shim and logger.
 const LogLevelEnv = "CRIBOX_LOG_LEVEL"
 
-// Env is the environment of shim and logger: fixed, and the switches of tests.
+// Env returns the environment of shim and logger: PlainEnv, the log level and the switches of
+// tests.
 func Env() []string {
 	env := append([]string{}, PlainEnv...)
 	for _, kv := range os.Environ() {
@@ -34,7 +35,7 @@ func Env() []string {
 	return env
 }
 
-// Pause waits d, or less when ctx ends.
+// Pause returns after d, or earlier when ctx ends.
 func Pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
@@ -42,16 +43,16 @@ func Pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// LookAgain is how long a file that cannot be read now is left alone.
+// LookAgain is the time to wait before reading a file again that could not be read.
 const LookAgain = 200 * time.Millisecond
 
-// mostLog is the size of a log from which on it is emptied.
+// mostLog is the size in bytes above which a log is truncated.
 const mostLog = 256 << 10
 
-// BoundLog keeps our log, which is stderr, from growing without end.
+// BoundLog limits the size of our own log, which is stderr.
 func BoundLog() { log.L.Logger.SetOutput(boundedLog{os.Stderr}) }
 
-// boundedLog empties its file when it is large. Anything else than a file is left alone.
+// boundedLog truncates its file when it has grown too large, if it is a regular file.
 type boundedLog struct{ f *os.File }
 
 func (l boundedLog) Write(b []byte) (int, error) {
@@ -61,15 +62,15 @@ func (l boundedLog) Write(b []byte) (int, error) {
 	return l.f.Write(b)
 }
 
-// Survive is deferred in goroutines that are about one task: a panic there must not end the parent
-// of all the others.
+// Survive is deferred in goroutines that work on one task: a panic there must not end the process,
+// which is the parent of all other tasks.
 func Survive() {
 	if p := recover(); p != nil {
 		log.L.Errorf("panic: %v\n%s", p, debug.Stack())
 	}
 }
 
-// OutOfResources: the machine has no more of something, and may have later.
+// OutOfResources reports whether err means a lack of resources that may be temporary.
 func OutOfResources(err error) bool {
 	for _, no := range []error{unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EAGAIN} {
 		if errors.Is(err, no) {

@@ -25,8 +25,8 @@ func TestLogIsBounded(t *testing.T) {
 	}
 }
 
-// TestBuildOf: a Go program has the id that its linker gave it, whatever it is called; another file
-// is known by what it is.
+// TestBuildOf: a Go program is identified by its linker's build id, whatever its file name; any
+// other file by its metadata.
 func TestBuildOf(t *testing.T) {
 	me := BuildOf("/proc/self/exe")
 	if me == "" || BuildOf("/proc/self/exe") != me {

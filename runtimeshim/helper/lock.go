@@ -12,8 +12,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// HoldLock locks file and folder until release is called or the process ends,
-// and writes the pid into the file. No release when another process holds one.
+// HoldLock locks file and folder until release is called or the process ends, and writes the pid
+// into the file. release is nil when another process holds one of the locks.
 func HoldLock(file, folder string) (release func(), err error) {
 	dir, err := unix.Open(folder, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -34,8 +34,7 @@ func HoldLock(file, folder string) (release func(), err error) {
 	return func() { unixfd.Close(&fd); unixfd.Close(&dir) }, nil
 }
 
-// flockSoon locks fd. A caller that only looks whether the lock is free takes
-// it for an instant, so it is tried for a while.
+// flockSoon locks fd. It retries for 100 ms, because LockFree takes the lock for an instant.
 func flockSoon(fd int) (bool, error) {
 	for range 20 {
 		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
@@ -50,9 +49,9 @@ func flockSoon(fd int) (bool, error) {
 	return false, nil
 }
 
-// LockFree: no process holds the lock, neither by the file nor by the folder.
-// Each is taken for an instant to know. A file can be removed while it is
-// locked, and a new one of that name is free; a folder in use cannot.
+// LockFree reports whether no process holds either lock, which it takes for an instant to find out.
+// The folder is locked too because a locked file can be removed and replaced by an unlocked one,
+// while a folder that is not empty cannot.
 func LockFree(file, folder string) (bool, error) {
 	for path, flags := range map[string]int{file: os.O_RDWR | os.O_CREATE, folder: os.O_RDONLY | unix.O_DIRECTORY} {
 		f, err := os.OpenFile(path, flags, 0o600)

@@ -1,3 +1,3 @@
-// Package procfd refers to processes by descriptors, so that a number which the
-// kernel has given away is never taken for the process that had it before.
+// Package procfd refers to processes by pidfd, so that a pid which the kernel has reused is never
+// taken for the process that had it before.
 package procfd

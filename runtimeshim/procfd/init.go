@@ -1,6 +1,6 @@
 package procfd
 
-// InitName is what the first process calls itself. The program that systemd becomes at the very
-// end, when all units have ended, sends SIGTERM to everybody and waits for up to 90 seconds until
-// nobody is left.
+// InitName is the file with the name of process 1. At shutdown, after all units have ended, systemd
+// executes a program that sends SIGTERM to every process and waits up to 90 seconds for them to
+// end.
 var InitName = "/proc/1/comm"

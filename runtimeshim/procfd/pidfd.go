@@ -17,7 +17,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// Open refers to a process (or zombie) by number. unix.ESRCH when there is none.
+// Open returns a pidfd of the process (or zombie) with this pid. unix.ESRCH when there is none.
 func Open(pid int) (*os.File, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
@@ -26,17 +26,17 @@ func Open(pid int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "pidfd"), nil
 }
 
-// FromFD wraps a descriptor that is a pidfd already.
+// FromFD wraps a descriptor that already is a pidfd.
 func FromFD(fd int) *os.File {
-	_ = unix.SetNonblock(fd, true) // fails for what is no descriptor only
+	_ = unix.SetNonblock(fd, true) // fails only if fd is not a descriptor
 	return os.NewFile(uintptr(fd), "pidfd")
 }
 
-// Gone tells the errors of a process that is not there (any more) from those of a look that failed.
+// Gone reports whether err means that the process no longer exists, not that looking for it failed.
 func Gone(err error) bool { return errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrNotExist) }
 
-// OpenSame opens a pidfd of the process that has this number and start time. unix.ESRCH when it is
-// gone; any other error says nothing about it.
+// OpenSame returns a pidfd of the process that has this pid and start time. unix.ESRCH when it is
+// gone; any other error says nothing about the process.
 func OpenSame(pid int, ticks uint64) (*os.File, error) {
 	if pid <= 1 {
 		return nil, unix.ESRCH
@@ -45,8 +45,8 @@ func OpenSame(pid int, ticks uint64) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	// In this order: while we hold the pidfd of a process that is not reaped
-	// after the comparison, the number was its own throughout.
+	// The order matters: while we hold the pidfd of a process that is not reaped after the
+	// comparison, the pid belonged to it all the time.
 	st, err := ReadStat(pid)
 	if err == nil && st.StartTicks != ticks || Gone(err) {
 		err = unix.ESRCH
@@ -61,8 +61,8 @@ func OpenSame(pid int, ticks uint64) (*os.File, error) {
 	return f, nil
 }
 
-// StillHas returns nil while the process behind f is not reaped, so that its number is its own:
-// what was read by that number after f was opened is about it. unix.ESRCH afterwards.
+// StillHas returns nil while the process of f is not reaped, so that pid is still its own: whatever
+// was read by pid since f was opened is about this process. Otherwise unix.ESRCH.
 func StillHas(f *os.File, pid int) error {
 	now, err := PidOf(f)
 	if err == nil && now != pid {
@@ -71,10 +71,10 @@ func StillHas(f *os.File, pid int) error {
 	return err
 }
 
-// KillDescendants sends SIGKILL to the children of a process, to theirs and so on. The runtime's
-// own helper leaves the process group early.
+// KillDescendants sends SIGKILL to all descendants of a process. Killing the process group is not
+// enough: the runtime's own helper process leaves the group early.
 func KillDescendants(parent *os.File) {
-	for range killRounds { // one may have been in the middle of a fork
+	for range killRounds { // a process may have been in the middle of a fork
 		for _, kid := range childrenOf(parent) {
 			_ = Signal(kid, unix.SIGSTOP)
 			KillDescendants(kid)
@@ -86,10 +86,10 @@ func KillDescendants(parent *os.File) {
 
 const killRounds = 2
 
-// childrenOf returns pidfds of the children of a process that live, the caller's to close.
+// childrenOf returns pidfds of the living children of a process; the caller must close them.
 //
-// A number from a list may be somebody else's when it is opened: only who is in a second list too,
-// of a parent that has kept its own number, is meant.
+// A pid from the list may be reused before it is opened. So only children that are also in a second
+// list, read while the parent still has its pid, are returned.
 func childrenOf(parent *os.File) []*os.File {
 	pid, err := PidOf(parent)
 	if err != nil || pid <= 0 {
@@ -103,7 +103,7 @@ func childrenOf(parent *os.File) []*os.File {
 	return pick(opened, still)
 }
 
-// OpenAll opens a pidfd for each number of a list, as far as there is such a process.
+// OpenAll opens a pidfd for each pid in the list whose process exists.
 func OpenAll(pids []int) map[int]*os.File {
 	opened := map[int]*os.File{}
 	for _, pid := range pids {
@@ -114,7 +114,7 @@ func OpenAll(pids []int) map[int]*os.File {
 	return opened
 }
 
-// pick returns those of opened that are in the list and live, and closes the others.
+// pick returns the living processes of opened whose pids are in list, and closes the others.
 func pick(opened map[int]*os.File, list []int) []*os.File {
 	var found []*os.File
 	for pid, f := range opened {
@@ -150,8 +150,8 @@ func Signal(f *os.File, sig unix.Signal) error {
 	return unix.PidfdSendSignal(fd, sig, nil, 0)
 }
 
-// WaitDead returns nil when the process has ended (it may be a zombie still),
-// or the context's error. It costs no thread.
+// WaitDead returns nil once the process has ended (it may still be a zombie), or the error of ctx.
+// It does not block a thread.
 func WaitDead(ctx context.Context, f *os.File) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -166,7 +166,7 @@ func WaitDead(ctx context.Context, f *os.File) error {
 	return err
 }
 
-// PidOf is the number of the process behind f, -1 once it is reaped.
+// PidOf returns the pid of the process of f, -1 once it is reaped.
 func PidOf(f *os.File) (int, error) {
 	raw, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(unixfd.Of(f)))
 	if err != nil {
@@ -180,7 +180,7 @@ func PidOf(f *os.File) (int, error) {
 	return 0, fmt.Errorf("descriptor is not a pidfd")
 }
 
-// pidfdInfo is struct pidfd_info of linux/pidfd.h, first published size.
+// pidfdInfo is struct pidfd_info of linux/pidfd.h, in the size first published.
 type pidfdInfo struct {
 	Mask     uint64
 	CgroupID uint64
@@ -191,14 +191,14 @@ type pidfdInfo struct {
 	ExitCode int32
 }
 
-// pidfdGetInfo is PIDFD_GET_INFO for that size.
+// pidfdGetInfo is the ioctl PIDFD_GET_INFO for that size.
 const pidfdGetInfo = 0xc0<<24 | unsafe.Sizeof(pidfdInfo{})<<16 | 0xff<<8 | 11
 
-// noPidfdInfo makes the shim behave as on a kernel before 6.15; for tests.
+// noPidfdInfo makes the shim behave as on a kernel before 6.15, for tests.
 var noPidfdInfo = os.Getenv("CRIBOX_TEST_NO_PIDFD_INFO") == "1"
 
-// ExitOf is the wait status of a process that somebody else has reaped.
-// False when it is not reaped yet, or the kernel (before 6.15) does not keep it.
+// ExitOf returns the wait status of a process that another process has reaped. False when it is not
+// reaped yet, or the kernel (before 6.15) does not record the status.
 func ExitOf(f *os.File) (unix.WaitStatus, bool) {
 	if noPidfdInfo {
 		return 0, false
@@ -211,13 +211,13 @@ func ExitOf(f *os.File) (unix.WaitStatus, bool) {
 	return unix.WaitStatus(info.ExitCode), true
 }
 
-// Stat is what we use of /proc/PID/stat (proc(5)).
+// Stat has the fields of /proc/PID/stat (proc(5)) that we use.
 type Stat struct {
 	State      byte
 	Exiting    bool            // PF_EXITING of field 9
 	Session    int             // field 6
 	StartTicks uint64          // field 22, clock ticks since boot
-	ExitCode   unix.WaitStatus // field 52, of a zombie
+	ExitCode   unix.WaitStatus // field 52, set for a zombie
 }
 
 // ReadStat reads /proc/PID/stat.
@@ -226,7 +226,7 @@ func ReadStat(pid int) (Stat, error) {
 	if err != nil {
 		return Stat{}, err
 	}
-	// The second field is a name in brackets, which may contain anything.
+	// The second field is the command name in parentheses, which may itself contain parentheses.
 	_, rest, _ := strings.Cut(string(raw[strings.LastIndexByte(string(raw), ')')+1:]), " ")
 	f := strings.Fields(rest)
 	if len(f) < 50 {
@@ -248,7 +248,7 @@ func ReadStat(pid int) (Stat, error) {
 	return st, err
 }
 
-// ExitCode is the code as a shell shows it: 0..255, 128+n for signal n.
+// ExitCode returns the exit code as a shell shows it: 0..255, 128+n for signal n.
 func ExitCode(ws unix.WaitStatus) int32 {
 	if ws.Signaled() {
 		return 128 + int32(ws.Signal())

@@ -12,7 +12,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// TestChildrenOfTheDead: a process that has been reaped has no children, whoever has its number.
+// TestChildrenOfTheDead: a reaped process has no children, even if its pid is in use again.
 func TestChildrenOfTheDead(t *testing.T) {
 	parent := exec.Command("sh", "-c", "sleep 1000000 & read x")
 	in, err := parent.StdinPipe()
@@ -23,7 +23,7 @@ func TestChildrenOfTheDead(t *testing.T) {
 	defer f.Close()
 	var kids []*os.File
 	for deadline := time.Now().Add(time.Minute); len(kids) == 0 && time.Now().Before(deadline); {
-		time.Sleep(5 * time.Millisecond) // a fork has no event
+		time.Sleep(5 * time.Millisecond) // there is no event for a fork
 		kids = childrenOf(f)
 	}
 	if len(kids) != 1 {
@@ -38,7 +38,7 @@ func TestChildrenOfTheDead(t *testing.T) {
 	must(t, Signal(kids[0], unix.SIGKILL))
 }
 
-// TestOrphansAreForgotten: processes that nobody claims do not stay in memory while execs overlap.
+// TestOrphansAreForgotten: unclaimed exit statuses do not pile up in memory while execs overlap.
 func TestOrphansAreForgotten(t *testing.T) {
 	r := NewReaper()
 	release := r.Hold()
@@ -51,7 +51,7 @@ func TestOrphansAreForgotten(t *testing.T) {
 	if len(r.early) > 2*fewEarly {
 		t.Errorf("%d ends are kept", len(r.early))
 	}
-	for pid := range 100 * fewEarly { // young ones may be claimed still
+	for pid := range 100 * fewEarly { // recent ones may still be claimed
 		r.early[pid] = earlyEnd{unix.WaitStatus(0), time.Now()}
 		r.pruneEarly()
 	}
@@ -115,7 +115,7 @@ func TestPidfdExit(t *testing.T) {
 	}
 }
 
-// childOf starts a process that waits, and is not reaped before the end of the test.
+// childOf starts a process that runs, and is not reaped, until the end of the test.
 func childOf(t *testing.T) int {
 	t.Helper()
 	p, err := os.StartProcess("/bin/sleep", []string{"sleep", "1d"}, &os.ProcAttr{})

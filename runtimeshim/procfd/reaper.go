@@ -16,32 +16,31 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// Reaper is the only place of the shim that waits for processes. It reaps
-// every child, its own and those it inherits as subreaper, and hands each
-// status to whoever claimed the pid. Statuses of pids that nobody has claimed
-// yet are kept while somebody is about to claim one (hold), because a process
-// may end before the runtime has told its pid.
+// Reaper is the only place in the shim that waits for processes. It reaps every child, including
+// those inherited as a subreaper, and sends each status to whoever claimed the pid. While a hold is
+// active it also keeps the statuses of unclaimed pids, because a process may end before the runtime
+// has reported its pid.
 type Reaper struct {
 	mu      sync.Mutex
 	claimed map[int]chan unix.WaitStatus
 	early   map[int]earlyEnd
 	holds   int
-	prune   int // at so many of early those go that nobody can be about to claim
+	prune   int // when early has this many entries, pruneEarly removes those too old to be claimed
 }
 
-// earlyEnd is the status of a process that nobody had claimed when it was reaped.
+// earlyEnd is the status of a process that was reaped before it was claimed.
 type earlyEnd struct {
 	ws unix.WaitStatus
 	at time.Time
 }
 
-// A container in the host's pid namespace leaves its orphans to us, any number of them.
+// A container in the host's pid namespace may leave any number of orphans, which we inherit.
 const fewEarly = 256
 
-// claimWait is longer than any hold waits for the number of its process.
+// claimWait is longer than any hold needs to learn the pid of its process.
 const claimWait = 3 * time.Minute
 
-// NewReaper returns a reaper that reaps once Run is called.
+// NewReaper returns a Reaper, which begins to reap once Run is called.
 func NewReaper() *Reaper {
 	return &Reaper{claimed: map[int]chan unix.WaitStatus{}, early: map[int]earlyEnd{}, prune: fewEarly}
 }
@@ -62,8 +61,8 @@ func (r *Reaper) Run(ctx context.Context) {
 	}
 }
 
-// reapOne takes one dead child. It holds the lock over wait4, so that under
-// the lock a process either still is a zombie or has its status recorded.
+// reapOne reaps one dead child and reports whether there may be more. It holds the lock over wait4,
+// so that under the lock every process is either a zombie or has its status recorded.
 func (r *Reaper) reapOne() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -85,7 +84,7 @@ func (r *Reaper) reapOne() bool {
 	return true
 }
 
-// pruneEarly forgets what is too old to be claimed, when there is much.
+// pruneEarly drops the statuses too old to be claimed, if there are many statuses.
 func (r *Reaper) pruneEarly() {
 	if len(r.early) < r.prune {
 		return
@@ -115,9 +114,8 @@ type Child struct {
 	Done  <-chan unix.WaitStatus
 }
 
-// Claim asks for the status of a child process; call it under a hold that
-// began before the process could exist. ErrNotExist-like unix.ESRCH when there
-// is no such process and no status of one.
+// Claim requests the status of a child process. The caller must have a Hold that began before the
+// process could exist. unix.ESRCH when neither the process nor its status exists.
 func (r *Reaper) Claim(pid int) (Child, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -125,11 +123,11 @@ func (r *Reaper) Claim(pid int) (Child, error) {
 	pidfd, err := Open(pid)
 	if err == nil && !isChild(pidfd) {
 		pidfd.Close()
-		pidfd, err = nil, unix.ESRCH // the number is a stranger's by now
+		pidfd, err = nil, unix.ESRCH // the pid belongs to another process now
 	}
 	switch end, early := r.early[pid]; {
 	case err == nil:
-		// Not reaped, so an early status under this number is of an older process.
+		// It is not reaped, so an early status for this pid is that of an older process.
 		delete(r.early, pid)
 		r.claimed[pid] = done
 	case errors.Is(err, unix.ESRCH) && early:
@@ -141,7 +139,7 @@ func (r *Reaper) Claim(pid int) (Child, error) {
 	return Child{pid, pidfd, done}, nil
 }
 
-// isChild: it is a child of ours that is not reaped. Nothing is taken from the kernel by asking.
+// isChild reports whether the process is our child and not reaped yet. It does not reap it.
 func isChild(pidfd *os.File) bool {
 	const ask = unix.WEXITED | unix.WNOHANG | unix.WNOWAIT | unix.WALL
 	for {
@@ -152,9 +150,8 @@ func isChild(pidfd *os.File) bool {
 	}
 }
 
-// Start executes a program of ours, claimed from birth. A fork or exec that
-// fails for want of memory, or of a program that is just being written, is
-// tried again for a while.
+// Start executes a program and claims its process. It retries for a second when fork or exec fails
+// because memory is short or the program file is being written.
 func (r *Reaper) Start(argv []string, attr *syscall.ProcAttr) (Child, error) {
 	release := r.Hold()
 	defer release()
@@ -172,12 +169,12 @@ func (r *Reaper) Start(argv []string, attr *syscall.ProcAttr) (Child, error) {
 	return r.Claim(pid)
 }
 
-// KillGroup sends SIGKILL to the process group that pid leads, unless pid is
-// reaped already and the number may mean somebody else.
+// KillGroup sends SIGKILL to the process group of pid, unless the process is already reaped, when
+// pid may belong to another process.
 func (r *Reaper) KillGroup(pid int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ours := r.claimed[pid]; ours {
-		_ = unix.Kill(-pid, unix.SIGKILL) // ESRCH: it leads no group any more
+		_ = unix.Kill(-pid, unix.SIGKILL) // ESRCH: it no longer leads a group
 	}
 }

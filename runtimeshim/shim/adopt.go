@@ -23,7 +23,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// adopter takes over the tasks of a shim that is dead.
+// adopter takes over the tasks of a shim that has died.
 type adopter struct {
 	env
 	table    *table
@@ -34,10 +34,10 @@ type adopter struct {
 	cgroups  *cgroup.Finder
 }
 
-// adopt takes over the tasks of a shim that is dead. A folder that cannot be
-// read costs that task only. What needs waiting (a runtime still at work, a file
-// that cannot be read now) is left to goroutines that hold the task's op. An
-// error means that it is not known what there is: then this must not be the shim.
+// adopt takes over the tasks of a shim that has died. A task whose folder is damaged is skipped.
+// What takes time (a runtime that is still running, a file that cannot be read now) is left to
+// goroutines that hold the task's op. An error means that the tasks cannot be listed: then this
+// process must not serve as the shim.
 func (a *adopter) adopt(ctx context.Context) error {
 	if err := os.RemoveAll(a.state.Gone()); err != nil {
 		log.G(ctx).WithError(err).Warn("what a shim before left half removed stays")
@@ -73,8 +73,8 @@ func (a *adopter) adopt(ctx context.Context) error {
 	return nil
 }
 
-// load puts the task of a folder into the table, locked. One whose record cannot be read now is
-// "starting" until it can.
+// load adds the task of a folder to the table, locked. If its record cannot be read now, its state
+// is "starting" until it can.
 func (a *adopter) load(ctx context.Context, d statedir.Task) {
 	t := newTask(d, statedir.Record{Params: statedir.Params{ID: d.ID()}, State: runtimeshim.StateStarting})
 	rec, err := loadRecord(d)
@@ -82,7 +82,7 @@ func (a *adopter) load(ctx context.Context, d statedir.Task) {
 	case err == nil:
 		t.rec = rec
 	case errdefs.IsNotFound(err):
-		return // never started
+		return // it was never started
 	case errdefs.IsDataLoss(err):
 		log.L.WithError(err).WithField("container", d.ID()).Error("task is not adopted")
 		return
@@ -95,7 +95,7 @@ func (a *adopter) load(ctx context.Context, d statedir.Task) {
 	a.table.mu.Unlock()
 }
 
-// loaded lists the tasks whose records are read.
+// loaded lists the tasks whose records have been read.
 func (tab *table) loaded() []*task {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
@@ -108,7 +108,7 @@ func (tab *table) loaded() []*task {
 	return all
 }
 
-// unread lists the other tasks.
+// unread lists the tasks whose records have not been read yet.
 func (tab *table) unread() []*task {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
@@ -121,8 +121,8 @@ func (tab *table) unread() []*task {
 	return some
 }
 
-// loadRecord reads a task's record. ErrNotFound: it was never started; ErrDataLoss: the record is
-// none of ours.
+// loadRecord reads a task's record. ErrNotFound: the task was never started; ErrDataLoss: the
+// record is damaged or in an unknown format.
 func loadRecord(d statedir.Task) (statedir.Record, error) {
 	var rec statedir.Record
 	err := statedir.ReadJSON(d.Record(), &rec)
@@ -135,8 +135,8 @@ func loadRecord(d statedir.Task) (statedir.Record, error) {
 	return rec, err
 }
 
-// loadLater adopts a task as soon as its record can be read. Between two looks others may have the
-// task: to delete it needs no record.
+// loadLater adopts a task as soon as its record can be read. Between attempts it releases the lock
+// of the task, so that the task can be deleted, which needs no record.
 func (a *adopter) loadLater(ctx context.Context, t *task) {
 	defer helper.Survive()
 	for a.lookLater(ctx, t) {
@@ -159,8 +159,8 @@ func (a *adopter) loadLater(ctx context.Context, t *task) {
 	}
 }
 
-// lookLater lets go of a task for a while and takes it again. False: it is deleted, or ctx has
-// ended; then nothing is held.
+// lookLater unlocks a task for a while and locks it again. It returns false, without the lock, when
+// the task was deleted or ctx has ended.
 func (a *adopter) lookLater(ctx context.Context, t *task) bool {
 	t.unlock()
 	helper.Pause(ctx, helper.LookAgain)
@@ -179,8 +179,8 @@ func (a *adopter) lookLater(ctx context.Context, t *task) bool {
 	return !deleted
 }
 
-// adoptTask continues one task; saved is what its pod kept of it, nil for nothing, and is the
-// function's to close. Where something cannot be read now, it goes on when it can.
+// adoptTask continues one task. saved has the descriptors from its pod's keeper socket, nil for
+// none; adoptTask closes it. If something cannot be read now, it retries in the background.
 func (a *adopter) adoptTask(ctx context.Context, t *task, saved *kept) {
 	wait, err := a.takeOver(ctx, t, saved)
 	if err == nil && wait == nil {
@@ -202,7 +202,7 @@ func (a *adopter) adoptTask(ctx context.Context, t *task, saved *kept) {
 	go a.adoptLater(ctx, t, saved)
 }
 
-// adoptLater takes a task over as soon as that can be done.
+// adoptLater retries takeOver until it succeeds.
 func (a *adopter) adoptLater(ctx context.Context, t *task, saved *kept) {
 	defer helper.Survive()
 	defer saved.close()
@@ -227,8 +227,8 @@ func (tab *table) setUnknown(t *task, unknown bool) {
 	t.unknown = unknown
 }
 
-// takeOver finds out what has become of a task and goes on from there. wait, unless nil, is what is
-// left to do and may take long. It may be called again after an error.
+// takeOver finds out what happened to a task and continues from there. wait, unless nil, does the
+// rest, which may take long. After an error takeOver may be called again.
 func (a *adopter) takeOver(ctx context.Context, t *task, saved *kept) (wait func(), err error) {
 	var e statedir.ExitRecord
 	switch err := statedir.ReadJSON(t.dir.Exit(), &e); {
@@ -243,7 +243,7 @@ func (a *adopter) takeOver(ctx context.Context, t *task, saved *kept) (wait func
 	if err := a.holder.reopen(t, saved); err != nil {
 		return nil, errors.Join(err, a.watchLiving(ctx, t))
 	}
-	stale, err := staleExecs(t.dir) // now: later there may be execs of our own
+	stale, err := staleExecs(t.dir) // list them now: later there may be new execs of this shim
 	if err != nil {
 		return nil, err
 	}
@@ -253,18 +253,19 @@ func (a *adopter) takeOver(ctx context.Context, t *task, saved *kept) (wait func
 	return func() { a.endStaleExecs(ctx, t, stale) }, nil
 }
 
-// watchLiving begins to wait for a task's process if it lives, whatever else cannot be read.
+// watchLiving waits for the exit of a task's process if it is alive, even if other things are
+// unreadable.
 func (a *adopter) watchLiving(ctx context.Context, t *task) error {
 	if f, err := procfd.OpenSame(t.rec.Pid, t.rec.StartTicks); err != nil {
-		return nil // its end is told when its output can be read
+		return nil // its exit is reported once its output can be read
 	} else {
 		f.Close()
 	}
 	return a.adoptProcess(ctx, t, nil)
 }
 
-// adoptExit takes over a task whose end is written down. What its terminal has not given yet comes
-// before anybody is told.
+// adoptExit takes over a task whose exit is written. It moves the remaining output of its terminal
+// before it reports the exit.
 func (a *adopter) adoptExit(t *task, e statedir.ExitRecord, saved *kept) error {
 	if !t.rec.Released {
 		if err := a.holder.reopen(t, saved); err != nil {
@@ -276,13 +277,14 @@ func (a *adopter) adoptExit(t *task, e statedir.ExitRecord, saved *kept) error {
 	return nil
 }
 
-// adoptProcess begins to wait for a process that is no child of ours. An error says nothing about
-// it.
+// adoptProcess waits in the background for the exit of a process that is not our child. An error
+// says nothing about the process.
 func (a *adopter) adoptProcess(ctx context.Context, t *task, saved *kept) error {
 	if t.pidfd != nil {
 		return nil
 	}
-	if t.rec.StartTicks == 0 { // a shim before us could not read it: no process has started then
+	// not a valid start time: the shim before us could not read it
+	if t.rec.StartTicks == 0 {
 		p, err := a.identify(t)
 		if err != nil && !errors.Is(err, errNotStarted) {
 			return err
@@ -323,9 +325,9 @@ func (a *adopter) adoptProcess(ctx context.Context, t *task, saved *kept) error 
 	return nil
 }
 
-// lastStatus finds out how a process that is not our child has ended: from the
-// kernel's record once it is reaped, from /proc while it is a zombie. It may
-// be reaped between the two looks.
+// lastStatus returns the wait status of a process that is not our child: from the pidfd once it is
+// reaped, from /proc while it is a zombie. It looks twice, because the process may be reaped
+// between the two.
 func lastStatus(t *task, pidfd *os.File) (unix.WaitStatus, bool) {
 	for looks := 0; looks < 2; {
 		if ws, ok := procfd.ExitOf(pidfd); ok {
@@ -344,9 +346,9 @@ func lastStatus(t *task, pidfd *os.File) (unix.WaitStatus, bool) {
 	return 0, false
 }
 
-// adoptStart finishes a start whose shim died: when the runtime that was in
-// flight has brought the task up, it runs; otherwise it was never started. So
-// is a task whose terminal has gone with the shim: nobody could read it again.
+// adoptStart completes a start whose shim died. If the runtime started the task, the task is
+// running; otherwise the start is undone. A start is also undone if the master of its terminal was
+// lost with the shim, because nothing could read that terminal any more.
 func (a *adopter) adoptStart(ctx context.Context, t *task, saved *kept) {
 	a.driver.Outlast(ctx, t.lockFile(), wire.StartWait)
 	for said := false; ctx.Err() == nil; helper.Pause(ctx, helper.LookAgain) {
@@ -370,8 +372,8 @@ func (a *adopter) adoptStart(ctx context.Context, t *task, saved *kept) {
 	}
 }
 
-// adoptPid takes the process of the runtime's pid file for the task's. errNotStarted: it is not to
-// be taken over, and what there is of it must go; after any other error it may be called again.
+// adoptPid takes the process in the runtime's pid file for the task's. errNotStarted: the task
+// cannot be taken over and must be removed. After any other error adoptPid may be called again.
 func (a *adopter) adoptPid(ctx context.Context, t *task, saved *kept) error {
 	p, err := a.identify(t)
 	if err != nil {
@@ -380,7 +382,8 @@ func (a *adopter) adoptPid(ctx context.Context, t *task, saved *kept) error {
 	if err := a.holder.reopen(t, saved); err != nil {
 		return err
 	}
-	if t.rec.Terminal && t.tty == nil { // also when it has ended since, of the hang-up
+	// also when the process has already ended because of the hang-up
+	if t.rec.Terminal && t.tty == nil {
 		return fmt.Errorf("its terminal has gone with the shim that began it: %w", errNotStarted)
 	}
 	rec := t.rec
@@ -409,8 +412,7 @@ func (a *adopter) adoptPid(ctx context.Context, t *task, saved *kept) error {
 	return nil
 }
 
-// staleExecs lists the execs that a dead shim had under way in a task: the path that the files of
-// each begin with.
+// staleExecs lists the execs of a dead shim in a task: the common path prefix of each exec's files.
 func staleExecs(d statedir.Task) ([]string, error) {
 	entries, err := os.ReadDir(string(d))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -425,8 +427,7 @@ func staleExecs(d statedir.Task) ([]string, error) {
 	return found, nil
 }
 
-// endStaleExecs kills what a dead shim had executed in the task: its callers
-// are gone.
+// endStaleExecs kills the execs of a dead shim in the task, because their callers are gone.
 func (a *adopter) endStaleExecs(ctx context.Context, t *task, names []string) {
 	a.driver.Outlast(ctx, t.lockFile(), wire.RequestWait)
 	for _, name := range names {
@@ -443,9 +444,9 @@ func (a *adopter) endStaleExecs(ctx context.Context, t *task, names []string) {
 	}
 }
 
-// killStale kills the process group of the process that an exec's pid file was written for. It
-// leads a session, and it is in the task's cgroup, or a runtime of ours; the task's own process is
-// not it.
+// killStale kills the process group of the process in an exec's pid file. It checks that this
+// process leads a session, is in the task's cgroup or is a runtime of ours, and is not the task's
+// own process.
 func (a *adopter) killStale(e execution) error {
 	pid, err := oci.ReadPid(e.pidFile())
 	if procfd.Gone(err) || errdefs.IsDataLoss(err) || err == nil && pid == e.t.rec.Pid {
@@ -474,7 +475,7 @@ func (a *adopter) killStale(e execution) error {
 	return nil
 }
 
-// isExec: the process is one that was executed in the task. os.ErrNotExist when it is not.
+// isExec returns nil if the process is an exec in the task, os.ErrNotExist if it is not.
 func (a *adopter) isExec(e execution, pid int) error {
 	st, err := procfd.ReadStat(pid)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/statedir"
 )
 
-// TestUnreadableFolderEndsTheShim: a shim that cannot list its tasks must not say that there are
+// TestUnreadableFolderEndsTheShim: a shim that cannot list its tasks must not report that there are
 // none.
 func TestUnreadableFolderEndsTheShim(t *testing.T) {
 	dir := t.TempDir()
@@ -27,8 +27,8 @@ func TestUnreadableFolderEndsTheShim(t *testing.T) {
 	}
 }
 
-// TestKeptIsNotCut: a shim that may not open as much as a pod keeps does not take the rest for
-// lost.
+// TestKeptIsNotCut: a shim whose limit of open files is too low for the descriptors in a keeper
+// socket reports an error; it does not treat the rest as lost.
 func TestKeptIsNotCut(t *testing.T) {
 	d := statedir.Task(filepath.Join(t.TempDir(), "pod"))
 	must(t, os.MkdirAll(string(d), 0o700))
@@ -58,7 +58,7 @@ func TestKeptIsNotCut(t *testing.T) {
 	}
 }
 
-// pipeOf is a pipe that is closed when the test ends.
+// pipeOf returns a pipe that is closed when the test ends.
 func pipeOf(t *testing.T) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()

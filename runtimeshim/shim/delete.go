@@ -19,10 +19,10 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// thawWait: a task that has not ended by then after SIGKILL may be frozen.
+// thawWait: a task that is still alive after this time since SIGKILL may be frozen.
 const thawWait = 200 * time.Millisecond
 
-// remover ends tasks and makes everybody forget them.
+// remover ends tasks and removes them from the runtime, the cgroups and the table.
 type remover struct {
 	env
 	table    *table
@@ -32,8 +32,8 @@ type remover struct {
 	cgroups  *cgroup.Finder
 }
 
-// delete ends a task and removes everything of it. Idempotent, and it goes on
-// where an earlier one stopped.
+// delete ends a task and removes everything of it. It is idempotent and continues where an earlier
+// call stopped.
 func (r *remover) delete(ctx context.Context, id string) error {
 	t, err := r.table.lock(ctx, id)
 	if errdefs.IsNotFound(err) {
@@ -57,9 +57,9 @@ func (r *remover) delete(ctx context.Context, id string) error {
 	return nil
 }
 
-// removeFolder moves a task's folder out of the way before it is emptied: a
-// logger that has just heard of the task finds nothing by that path any more,
-// and cannot put a file where one was counted on to be empty.
+// removeFolder renames a task's folder before it removes the content: then a logger that has just
+// received the task's id finds nothing at the old path, and cannot create files in a folder that is
+// being emptied.
 func (r *remover) removeFolder(d statedir.Task) error {
 	out := filepath.Join(r.state.Gone(), d.ID())
 	err := errors.Join(os.MkdirAll(r.state.Gone(), 0o700), os.RemoveAll(out))
@@ -72,9 +72,8 @@ func (r *remover) removeFolder(d statedir.Task) error {
 	return os.RemoveAll(out)
 }
 
-// deleteFolder removes what has no entry in the table: a folder that never
-// became a task or whose record is not readable, a runtime's state without a
-// folder, or nothing.
+// deleteFolder removes what has no entry in the table: a folder that never became a task or whose
+// record is unreadable, or a runtime's state without a folder. It returns nil if there is nothing.
 func (r *remover) deleteFolder(ctx context.Context, id string) error {
 	t, err := r.table.insert(statedir.Record{Format: statedir.Format, Params: statedir.Params{ID: id}, State: runtimeshim.StateCreated})
 	if errdefs.IsAlreadyExists(err) {
@@ -91,8 +90,8 @@ func (r *remover) deleteFolder(ctx context.Context, id string) error {
 	return r.removeFolder(t.dir)
 }
 
-// release removes what the runtime and the kernel have of an exited task.
-// Folder, exit status and logs stay. ErrFailedPrecondition while it runs.
+// release removes an exited task from the runtime and the cgroups. Folder, exit status and logs
+// stay. ErrFailedPrecondition while it runs, ErrUnavailable while its state cannot be read.
 func (r *remover) release(ctx context.Context, id string) error {
 	t, err := r.table.lock(ctx, id)
 	if err != nil {
@@ -115,8 +114,8 @@ func (r *remover) release(ctx context.Context, id string) error {
 	return nil
 }
 
-// endTask kills a task with all that is left in its cgroup, and returns when
-// its exit is written. No such task = nil.
+// endTask kills a task and everything in its cgroup, and returns when its exit is written. nil when
+// there is no such task.
 func (r *remover) endTask(ctx context.Context, id string) error {
 	t, err := r.table.lock(ctx, id)
 	if errdefs.IsNotFound(err) {
@@ -137,8 +136,8 @@ func (r *remover) endTask(ctx context.Context, id string) error {
 	return err
 }
 
-// end kills the task's process and waits until its exit is written.
-// DeadlineExceeded when it does not die.
+// end kills the task's process and waits until its exit is written. DeadlineExceeded when the
+// process does not die.
 func (r *remover) end(ctx context.Context, t *task) error {
 	r.table.mu.Lock()
 	done, pidfd := t.exit != nil || t.rec.State != runtimeshim.StateRunning, t.pidfd
@@ -147,7 +146,7 @@ func (r *remover) end(ctx context.Context, t *task) error {
 	if done {
 		return nil
 	}
-	if unseen { // nobody waits for it: what is in its cgroup goes
+	if unseen { // nothing waits for its process, so kill everything in its cgroup
 		dirs, err := r.cgroups.Of(t.dir, 0)
 		cgroup.Signal(dirs, unix.SIGKILL)
 		return err
@@ -174,9 +173,9 @@ func (r *remover) end(ctx context.Context, t *task) error {
 	}
 }
 
-// clear makes the runtime, and the cgroup file systems, forget a task: what is
-// left in its cgroups is killed. Idempotent; works without the runtime's
-// binary or its state. Afterwards the record says released.
+// clear removes a task from the runtime and the cgroups, and kills what is left in its cgroups. It
+// is idempotent and works without the runtime's binary or state. Afterwards the record has Released
+// set.
 func (r *remover) clear(ctx context.Context, t *task) error {
 	if t.rec.Released {
 		return nil
@@ -191,8 +190,8 @@ func (r *remover) clear(ctx context.Context, t *task) error {
 		r.step("shim.delete")
 		failed = r.runDelete(ctx, t)
 	}
-	// The runtime's own success is not taken for it: a container that shares
-	// its pid namespace, or one whose state was never written, leaves processes.
+	// Success of the runtime is not enough: a container that shares its pid namespace, or whose
+	// state was never written, leaves processes behind.
 	sweep, cancel := context.WithTimeout(ctx, wire.DeathWait)
 	defer cancel()
 	if err := cgroup.Remove(sweep, dirs); err != nil {
@@ -205,14 +204,15 @@ func (r *remover) clear(ctx context.Context, t *task) error {
 	t.rec.Released = true
 	r.table.mu.Unlock()
 	if t.rec.State == runtimeshim.StateRunning {
-		// A full disk does not stop it: the next clear finds nothing to do.
+		// A failed write, on a full disk for example, does no harm: the next clear finds nothing to
+		// do.
 		_ = statedir.WriteJSON(t.dir.Record(), t.rec)
 	}
 	return nil
 }
 
-// runDelete executes the runtime's delete. By force only if it must: runc then
-// sleeps 100 ms before it looks whether the process has ended.
+// runDelete executes the runtime's delete. It uses --force only if necessary, because runc then
+// sleeps 100 ms before it checks whether the process has ended.
 func (r *remover) runDelete(ctx context.Context, t *task) error {
 	c := oci.Command{Runtime: t.rec.Runtime, Systemd: t.rec.Systemd, Log: t.dir.RuntimeLog(), Wait: wire.DeleteWait, Args: []string{"delete", t.rec.ID}}
 	r.table.mu.Lock()
@@ -225,7 +225,7 @@ func (r *remover) runDelete(ctx context.Context, t *task) error {
 	return r.driver.RunQuietly(ctx, c)
 }
 
-// livePid is the number of the task's process if that is still its own.
+// livePid returns the pid of the task's process, 0 once it is reaped.
 func (t *task) livePid() int {
 	if t.pidfd == nil {
 		return 0
@@ -237,8 +237,8 @@ func (t *task) livePid() int {
 	return pid
 }
 
-// kill sends a signal to a task's process, and with All to everything in its
-// cgroup. ErrNotFound when nobody was there to get it.
+// kill sends a signal to a task's process, and with All to everything in its cgroup. ErrNotFound
+// when no process received it.
 func (r *remover) kill(_ context.Context, in *wire.Inbound) (any, error) {
 	var b wire.Kill
 	if err := in.Decode(&b); err != nil {
@@ -281,7 +281,7 @@ func (r *remover) kill(_ context.Context, in *wire.Inbound) (any, error) {
 	return nil, nil
 }
 
-// abandon undoes a start that failed, bounded by its own clock.
+// abandon undoes a start that failed, within a deadline of its own.
 func (r *remover) abandon(ctx context.Context, t *task) error {
 	ctx, cancel := context.WithTimeout(ctx, wire.DeleteWait+10*time.Second)
 	defer cancel()

@@ -1,7 +1,6 @@
-// Package shim is the parent of every task: it starts, signals, limits and
-// removes them, and writes an exit down before it tells anybody.
+// Package shim is the parent of every task: it starts, signals, limits and removes them, and writes
+// an exit to a file before it reports it.
 //
-// It will not: open a file outside the state folder, /proc, /sys and /dev/null,
-// wait for a process in more than one place, or decide anything that the
-// client has not asked for.
+// It opens files only in the state folder, /proc and /sys, and /dev/null. It waits for processes in
+// one place only, and does nothing that the client has not requested.
 package shim

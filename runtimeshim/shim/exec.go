@@ -18,11 +18,11 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// execGrace: a runtime whose caller has gone may take so long to tell the pid
-// of the process it was starting, which is then killed.
+// execGrace is the time that a runtime has, after its caller is gone, to write the pid of the
+// process it is starting. That process is then killed.
 const execGrace = time.Second
 
-// execs runs more processes in running tasks.
+// execs runs additional processes in running tasks.
 type execs struct {
 	env
 	table  *table
@@ -32,8 +32,8 @@ type execs struct {
 	counter atomic.Uint64
 }
 
-// exec runs one more process in a running task and answers when it has ended.
-// When the caller goes, the process group of the process is killed.
+// exec runs a process in a running task and replies when it has ended. When the caller disconnects,
+// the process group of the process is killed.
 func (x *execs) exec(ctx context.Context, in *wire.Inbound) (any, error) {
 	var b wire.Exec
 	if err := in.Decode(&b); err != nil {
@@ -70,7 +70,8 @@ func (x *execs) exec(ctx context.Context, in *wire.Inbound) (any, error) {
 	}
 	err = in.Send(wire.ExecStarted{Pid: proc.Pid}, tty...)
 	unixfd.CloseAll(tty)
-	unixfd.CloseAll(in.Files) // the process has its own; nobody must wait for ours to close
+	// the process has its own; readers must not wait for ours to be closed
+	unixfd.CloseAll(in.Files)
 	in.Files = nil
 	if err == nil {
 		select {
@@ -83,12 +84,12 @@ func (x *execs) exec(ctx context.Context, in *wire.Inbound) (any, error) {
 	return nil, errors.Join(err, e.kill(proc))
 }
 
-// mostSessions of a task are open at a time. Those that clients open and leave open would take the
-// node's memory and process numbers. What the kubelet runs, probes and hooks, is not counted:
-// clients must not make a probe fail.
+// mostSessions is the maximum number of open sessions in a task. Clients that leave sessions open
+// would otherwise use up the node's memory and pids. What the kubelet runs (probes, hooks) does not
+// count, so that clients cannot make a probe fail.
 const mostSessions = 256
 
-// enterSession counts a session of a task until leave is called.
+// enterSession counts a session of a task until leave is called. ErrResourceExhausted at the limit.
 func (tab *table) enterSession(t *task) (leave func(), err error) {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
@@ -116,7 +117,7 @@ func (tab *table) runningTask(id string) (*task, error) {
 	return t, nil
 }
 
-// execution is one exec under way; name is the path its files begin with.
+// execution is one exec in progress; name is the path prefix of its files.
 type execution struct {
 	x    *execs
 	t    *task
@@ -134,8 +135,8 @@ func (e *execution) cleanup() {
 	}
 }
 
-// begin executes the runtime and returns the new process, and its terminal's
-// master as a list of at most one.
+// begin executes the runtime and returns the new process, and a list of at most one file: the
+// master of its terminal.
 func (e *execution) begin(ctx context.Context, in *wire.Inbound) (procfd.Child, []*os.File, error) {
 	path := e.body.LockFile
 	if path == "" {
@@ -166,7 +167,8 @@ func (e *execution) begin(ctx context.Context, in *wire.Inbound) (procfd.Child, 
 	} else {
 		err = e.x.driver.Run(ctx, c)
 	}
-	_ = os.Truncate(e.processFile(), 0) // the runtime has read it: only the name is needed, by a shim that comes later
+	// the runtime has read it; only the file name is needed, by a later shim
+	_ = os.Truncate(e.processFile(), 0)
 	if err != nil {
 		return procfd.Child{}, nil, errors.Join(err, e.undo())
 	}
@@ -178,8 +180,8 @@ func (e *execution) begin(ctx context.Context, in *wire.Inbound) (procfd.Child, 
 	return proc, tty, err
 }
 
-// undo kills the process of an exec that has failed, if it has come to that: the runtime may have
-// started it, and not have ended before it was killed itself.
+// undo kills the process of a failed exec, if there is one: the runtime may have started it before
+// the runtime itself was killed.
 func (e *execution) undo() error {
 	proc, err := e.claim()
 	if procfd.Gone(err) {
@@ -194,8 +196,8 @@ func (e *execution) undo() error {
 	return e.kill(proc)
 }
 
-// claim takes the process that the runtime has named, while the caller's hold lasts. A pid file
-// that cannot be read just now is read again: without it the process would be left to itself.
+// claim claims the process in the runtime's pid file; the caller must have a Hold. It retries while
+// the pid file is unreadable, because otherwise nothing would wait for the process.
 func (e *execution) claim() (procfd.Child, error) {
 	for tries := 0; ; tries++ {
 		pid, err := oci.ReadPid(e.pidFile())
@@ -209,7 +211,7 @@ func (e *execution) claim() (procfd.Child, error) {
 	}
 }
 
-// kill ends the process group, which the process leads: the runtime made it a
+// kill kills the process group of the process, which leads it because the runtime gives it a
 // session of its own.
 func (e *execution) kill(proc procfd.Child) error {
 	e.x.reaper.KillGroup(proc.Pid)

@@ -15,14 +15,14 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// unknownExit is the end of a task that nobody could see.
+// unknownExit is the exit of a task that nobody could observe.
 var unknownExit = statedir.ExitRecord{Code: 255}
 
 func exitOf(ws unix.WaitStatus) statedir.ExitRecord {
 	return statedir.ExitRecord{Code: procfd.ExitCode(ws), Known: true}
 }
 
-// reporter writes down how tasks end and tells everybody who watches.
+// reporter records the exits of tasks and reports them to all watchers.
 type reporter struct {
 	env
 	table   *table
@@ -31,7 +31,7 @@ type reporter struct {
 	kills   *cgroup.CounterWatch
 }
 
-// ended writes down how a task ended, then tells everybody, once.
+// ended writes the exit of a task to its file, then reports it, once.
 func (p *reporter) ended(t *task, e statedir.ExitRecord) {
 	defer helper.Survive()
 	p.step("shim.exit.seen")
@@ -49,7 +49,7 @@ func (p *reporter) ended(t *task, e statedir.ExitRecord) {
 	e.OOM = kills > rec.OOMBase
 	p.kills.Drop(rec.OOMFile)
 	if err := statedir.WriteJSON(t.dir.Exit(), e); err != nil {
-		// Whoever watches still learns it; only a second fault would lose it.
+		// Watchers still receive it; it is lost only if the shim also dies.
 		log.L.WithError(err).WithField("container", rec.ID).Error("exit of task is not written")
 	}
 	p.step("shim.exit.written")
@@ -58,8 +58,8 @@ func (p *reporter) ended(t *task, e statedir.ExitRecord) {
 	p.tell(t, e)
 }
 
-// tell tells everybody how a task ended, once: who adopts a task may find the exit that was just
-// written for it.
+// tell reports the exit of a task to all watchers, once: a task that is adopted may already have
+// been reported by ended.
 func (p *reporter) tell(t *task, e statedir.ExitRecord) {
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
@@ -69,20 +69,20 @@ func (p *reporter) tell(t *task, e statedir.ExitRecord) {
 	t.exit = &e
 	close(t.exited)
 	if t.deleted {
-		return // its start has failed after all, and was answered so
+		return // its start failed in the end, and the caller has that error
 	}
 	for w := range p.table.watchers {
 		w.add(t.view())
 	}
 }
 
-// watcher is one open watch: the exits that its reader has not been sent yet.
+// watcher is one open watch: the exits not yet sent to its reader.
 type watcher struct {
-	exits []runtimeshim.Task // under shim.mu
+	exits []runtimeshim.Task // under table.mu
 	more  chan struct{}
 }
 
-// add is called under shim.mu.
+// add requires table.mu.
 func (w *watcher) add(t runtimeshim.Task) {
 	w.exits = append(w.exits, t)
 	select {
@@ -91,9 +91,8 @@ func (w *watcher) add(t runtimeshim.Task) {
 	}
 }
 
-// watch sends a snapshot of all tasks and then each exit, until the caller
-// goes. A caller that does not read is dropped, and finds all exits in the
-// snapshot of its next watch.
+// watch sends a snapshot of all tasks and then each exit, until the caller disconnects. A caller
+// that does not read is disconnected; the snapshot of its next watch has all exits.
 func (p *reporter) watch(ctx context.Context, in *wire.Inbound) (any, error) {
 	w := &watcher{more: make(chan struct{}, 1)}
 	p.table.mu.Lock()

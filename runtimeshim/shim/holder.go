@@ -19,18 +19,18 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// holder owns what the shim holds open for tasks: FIFOs, stdin, terminals and
-// the keepers of pods, which hold the same for a shim to come.
+// holder owns the descriptors that the shim holds for tasks: FIFOs, stdin, terminals, and the
+// keeper sockets of pods, which hold the same descriptors for a later shim.
 type holder struct {
 	env
 	table *table
 
-	keeping sync.Mutex // over a change of a keeper; before table.mu
+	keeping sync.Mutex // held while a keeper is changed; taken before table.mu
 }
 
-// openStdio opens the FIFOs, and a pipe for stdin whose reading end it returns
-// (nil without Stdin). The FIFOs are opened for reading and writing and passed
-// on like that: the task is its own reader, so it never sees EPIPE.
+// openStdio opens the FIFOs, and a pipe for stdin whose read end it returns (nil without Stdin).
+// The FIFOs are opened for reading and writing, and the task inherits them like that: because it is
+// its own reader, it never gets EPIPE.
 func (h *holder) openStdio(t *task) (*os.File, error) {
 	var fifos []*os.File
 	for _, name := range []string{t.dir.Stdout(), t.dir.Stderr()} {
@@ -60,7 +60,7 @@ func (h *holder) openStdio(t *task) (*os.File, error) {
 	return r, nil
 }
 
-// openTaskFIFO opens a FIFO of the task folder, and nothing else.
+// openTaskFIFO opens a FIFO of the task folder. An error if the file is anything else.
 func openTaskFIFO(name string) (*os.File, error) {
 	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -74,7 +74,7 @@ func openTaskFIFO(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// attachTerminal starts pumping the terminal into the FIFO stdout.
+// attachTerminal starts to move the output of the terminal into the FIFO stdout.
 func (h *holder) attachTerminal(t *task, tty *os.File) error {
 	fifo, err := openTaskFIFO(t.dir.Stdout())
 	if err != nil {
@@ -99,8 +99,8 @@ func (h *holder) giveKeeper(t *task) (*os.File, error) {
 	return k.file()
 }
 
-// fds hands out the daemon's ends of a task's streams, terminal and stdin in
-// the order that the reply says.
+// fds sends the daemon's ends of a task's streams: terminal and stdin, in the order that the reply
+// names them.
 func (h *holder) fds(_ context.Context, in *wire.Inbound) (any, error) {
 	var b wire.Task
 	if err := in.Decode(&b); err != nil {
@@ -133,14 +133,14 @@ func (h *holder) fds(_ context.Context, in *wire.Inbound) (any, error) {
 	return kinds, nil
 }
 
-// giveAway lets go of the stdin that has been sent to its only user, here and in the pod's keeper.
-// It comes after the reply: a shim that dies in between leaves it to its successor. What could not
-// be sent waits for the next who asks.
+// giveAway closes a stdin that has been sent to its only user, here and in the pod's keeper socket.
+// It runs after the reply, so that a shim that dies in between leaves stdin to the next shim. If
+// sending failed, the next caller gets it.
 func (h *holder) giveAway(t *task, stdin *os.File, sent error) {
 	h.table.mu.Lock()
 	if t.giving != stdin {
 		h.table.mu.Unlock()
-		return // the task's streams are closed
+		return // the task's streams are already closed
 	}
 	t.giving = nil
 	if sent != nil {
@@ -153,7 +153,7 @@ func (h *holder) giveAway(t *task, stdin *os.File, sent error) {
 	}
 }
 
-// finishTerminal moves what a task's terminal still has to where the logger finds it.
+// finishTerminal moves the remaining output of a task's terminal to where the logger reads it.
 func (h *holder) finishTerminal(t *task) {
 	h.table.mu.Lock()
 	pump := t.pump
@@ -163,9 +163,9 @@ func (h *holder) finishTerminal(t *task) {
 	}
 }
 
-// refreshKeeper puts in flight what the pod's tasks need now. Best effort: it
-// is a second net below the shim's own life. The lock makes the last to come
-// the last to write.
+// refreshKeeper puts the descriptors of the pod's tasks into the pod's keeper socket. Best effort:
+// they are needed only if the shim dies. The lock ensures that the last caller writes the latest
+// state.
 func (h *holder) refreshKeeper(pod string) {
 	h.keeping.Lock()
 	defer h.keeping.Unlock()
@@ -178,7 +178,8 @@ func (h *holder) refreshKeeper(pod string) {
 	keeper := p.keeper
 	var items []kept
 	for _, t := range h.table.tasks {
-		if t.keptBy == pod || t.unknown && t.rec.Pod == pod { // what is there of it must stay
+		// what the socket holds for it must stay
+		if t.keptBy == pod || t.unknown && t.rec.Pod == pod {
 			h.table.mu.Unlock()
 			return
 		}
@@ -192,8 +193,8 @@ func (h *holder) refreshKeeper(pod string) {
 	}
 }
 
-// letGo closes the task's streams. They leave its pod's keeper first, so that
-// nothing sends a number that has become somebody else's.
+// letGo closes the task's streams. It removes them from the pod's keeper first, so that a
+// descriptor number which has been reused is never sent.
 func (h *holder) letGo(t *task) {
 	h.table.mu.Lock()
 	files := append(t.fifos, t.stdin, t.giving, t.tty)
@@ -207,7 +208,7 @@ func (h *holder) letGo(t *task) {
 	unixfd.CloseAll(files)
 }
 
-// dropStreams takes back what a failed attempt to start a task has opened.
+// dropStreams closes what a failed attempt to start a task has opened.
 func (h *holder) dropStreams(t *task) {
 	h.table.mu.Lock()
 	keeper, files := t.keeper, append(t.fifos, t.stdin)
@@ -219,7 +220,7 @@ func (h *holder) dropStreams(t *task) {
 	unixfd.CloseAll(files)
 }
 
-// recallAll finds the pods' keepers and what is in flight in them, by task.
+// recallAll finds the keeper sockets of the pods and returns the descriptors in them, by task id.
 func (h *holder) recallAll(all []*task) (map[string]*kept, error) {
 	saved := map[string]*kept{}
 	for _, t := range all {
@@ -235,7 +236,7 @@ func (h *holder) recallAll(all []*task) (map[string]*kept, error) {
 			k, err = findKeeper(t.dir, pidfd)
 			pidfd.Close()
 		}
-		if err != nil && helper.OutOfResources(err) { // the next shim may have some
+		if err != nil && helper.OutOfResources(err) { // the next shim may have enough
 			return nil, fmt.Errorf("find what pod %s keeps: %w", t.rec.ID, err)
 		}
 		if err != nil {
@@ -250,7 +251,7 @@ func (h *holder) recallAll(all []*task) (map[string]*kept, error) {
 	return saved, nil
 }
 
-// recall adds what a pod's keeper has in flight.
+// recall adds to saved the descriptors in one pod's keeper socket.
 func (h *holder) recall(k *keeper, pod string, saved map[string]*kept) error {
 	all, err := k.recall()
 	if err != nil {
@@ -261,7 +262,7 @@ func (h *holder) recall(k *keeper, pod string, saved map[string]*kept) error {
 		other := h.table.tasks[it.ID]
 		h.table.mu.Unlock()
 		switch {
-		case other != nil && other.rec.Format == 0: // whose task it is will be seen
+		case other != nil && other.rec.Format == 0: // which pod it belongs to is not known yet
 			other.saved.close()
 			other.saved, other.keptBy = &it, pod
 		case other == nil || other.rec.Pod != pod:
@@ -274,7 +275,7 @@ func (h *holder) recall(k *keeper, pod string, saved map[string]*kept) error {
 	return nil
 }
 
-// reopenFIFOs opens those that are there.
+// reopenFIFOs opens the FIFOs that exist.
 func reopenFIFOs(d statedir.Task) ([]*os.File, error) {
 	var fifos []*os.File
 	for _, name := range []string{d.Stdout(), d.Stderr()} {
@@ -290,8 +291,8 @@ func reopenFIFOs(d statedir.Task) ([]*os.File, error) {
 	return fifos, nil
 }
 
-// forget takes a task out of the table and closes what the shim holds of it.
-// The caller holds op.
+// forget removes a task from the table and closes the shim's descriptors for it. The caller holds
+// op.
 func (h *holder) forget(t *task) {
 	h.table.mu.Lock()
 	t.deleted = true
@@ -310,7 +311,7 @@ func (h *holder) forget(t *task) {
 	}
 }
 
-// reopen opens the task's streams again. What is open already stays.
+// reopen opens the task's streams again, except those that are open.
 func (h *holder) reopen(t *task, saved *kept) error {
 	if t.fifos == nil {
 		fifos, err := reopenFIFOs(t.dir)

@@ -12,15 +12,15 @@ import (
 	"github.com/cribox/cribox/runtimeshim/procfd"
 )
 
-// Which process a number means. A number is read from a file and may be another process's by then;
-// clocks are stepped, so the age of the file says nothing. What identifies a process is the time
-// after boot at which it started, and the cgroup that it is in.
+// How a process is identified. The pid in a file may belong to another process by the time it is
+// read, and the age of the file proves nothing, because clocks are stepped. What identifies a
+// process is its start time since boot and its cgroup.
 
-// errNotStarted: nothing says that the runtime brought the task up.
+// errNotStarted: there is no evidence that the runtime started the task.
 var errNotStarted = errors.New("it was not started")
 
-// identify finds the process that the runtime's pid file was written for. errNotStarted: the
-// runtime has written none, or it cannot be told. Another error says nothing.
+// identify finds the process that the runtime's pid file was written for. errNotStarted: there is
+// no pid file, or it does not identify the process. Any other error says nothing.
 func (a *adopter) identify(t *task) (oci.ProcID, error) {
 	pid, err := oci.ReadPid(t.dir.Pid())
 	if procfd.Gone(err) || errdefs.IsDataLoss(err) {
@@ -47,8 +47,8 @@ func (a *adopter) identify(t *task) (oci.ProcID, error) {
 	return oci.ProcID{Pid: pid, Ticks: ticks}, err
 }
 
-// startOf returns the start time of the task's process of that number. os.ErrNotExist when it has
-// ended, and the number is another's or nobody's.
+// startOf returns the start time of the task's process, which had this pid. os.ErrNotExist when it
+// has ended and the pid is free or belongs to another process.
 func (a *adopter) startOf(t *task, pid int) (uint64, error) {
 	st, err := procfd.ReadStat(pid)
 	if err != nil {

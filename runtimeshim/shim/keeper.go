@@ -17,19 +17,18 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// keeperFD is the number under which the process of a pod task inherits the socket.
+// keeperFD is the descriptor number that the socket has in the process of a pod task.
 const keeperFD = 3
 
-// keeper lets the descriptors of a pod's tasks survive the shim.
+// keeper is a socket that keeps the descriptors of a pod's tasks open when the shim dies.
 //
-// It is a bound unix datagram socket that the pod's own process inherits and
-// never reads. The shim sends into it, one datagram per task, what it holds of
-// that task; nobody receives it, so the descriptors stay open in flight for as
-// long as that process lives: the pidfd that knows the exit status, the FIFOs
-// with what nobody has read yet, the terminal, the writing end of stdin.
+// It is a bound unix datagram socket that the pod's own process inherits and never reads. The shim
+// sends one datagram per task into it, with the descriptors it holds for that task. Nobody receives
+// the datagrams, so the descriptors stay open in flight as long as that process lives: the pidfd
+// that knows the exit status, the FIFOs with unread output, the terminal, the write end of stdin.
 //
-// The socket sends to itself, which the kernel exempts from
-// net.unix.max_dgram_qlen; room for about 200 tasks is in its send buffer.
+// The socket sends to itself, which the kernel exempts from net.unix.max_dgram_qlen; its send
+// buffer holds about 200 tasks.
 type keeper struct {
 	mu     sync.Mutex
 	sock   int
@@ -38,13 +37,13 @@ type keeper struct {
 	closed bool
 }
 
-// keptHead is the text of a datagram; Kinds names its descriptors in order.
+// keptHead is the text of a datagram; Kinds lists the kinds of its descriptors in order.
 type keptHead struct {
 	ID    string   `json:"id"`
 	Kinds []string `json:"kinds"`
 }
 
-// kept is one task's datagram. As an answer of recall its files belong to the receiver.
+// kept is the datagram of one task. The caller of recall owns the files in it.
 type kept struct {
 	keptHead
 	files []*os.File
@@ -56,7 +55,7 @@ func (k *kept) add(kind string, f *os.File) {
 	}
 }
 
-// take hands out the file of a kind, nil for none.
+// take returns the file of a kind and removes it from k; nil if there is none.
 func (k *kept) take(kind string) *os.File {
 	if k == nil {
 		return nil
@@ -71,8 +70,8 @@ func (k *kept) take(kind string) *os.File {
 	return nil
 }
 
-// ended takes the descriptor of a process that is gone, and that knows how it went; nil for none.
-// One that is still alive, under another number, is not the task's.
+// ended returns a duplicate of the pidfd, if its process is reaped: that pidfd still knows the exit
+// status. Otherwise nil; a process that is still alive, under another pid, is not the task's.
 func (k *kept) ended() (*os.File, error) {
 	if k == nil {
 		return nil, nil
@@ -92,7 +91,7 @@ func (k *kept) ended() (*os.File, error) {
 	return procfd.FromFD(fd), nil
 }
 
-// close closes what nobody has taken.
+// close closes the files that have not been taken.
 func (k *kept) close() {
 	if k != nil {
 		unixfd.CloseAll(k.files)
@@ -100,7 +99,7 @@ func (k *kept) close() {
 	}
 }
 
-// newKeeper makes the socket of a pod task.
+// newKeeper creates the socket of a pod task.
 func newKeeper(d statedir.Task) (*keeper, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -119,7 +118,7 @@ func newKeeper(d statedir.Task) (*keeper, error) {
 	return k, nil
 }
 
-// withAddr calls f with the socket's address in a form that fits sun_path.
+// withAddr calls f with an address of the socket that is short enough for sun_path.
 func (k *keeper) withAddr(f func(unix.Sockaddr) error) error {
 	dir, err := unix.Open(filepath.Dir(k.path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -129,10 +128,9 @@ func (k *keeper) withAddr(f func(unix.Sockaddr) error) error {
 	return f(&unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir, filepath.Base(k.path))})
 }
 
-// findKeeper takes the socket out of the pod's process, which must have it as
-// descriptor 3: a datagram socket bound to the name of a keeper. Anything else
-// is an error; a pod with a foreign pause program has no keeper. What comes out
-// of it is checked by the receiver all the same.
+// findKeeper duplicates the socket out of the pod's process, where it must be descriptor 3: a
+// datagram socket bound to the path of a keeper. Anything else is an error; a pod with another
+// pause program has no keeper. The receiver still validates what it reads from the socket.
 func findKeeper(d statedir.Task, pidfd *os.File) (*keeper, error) {
 	fd, err := unix.PidfdGetfd(unixfd.Of(pidfd), keeperFD, 0)
 	if err != nil {
@@ -161,9 +159,8 @@ func (k *keeper) check() error {
 	return unix.SetNonblock(k.sock, true)
 }
 
-// keep replaces what is in flight by items. The new datagrams are sent before
-// the old ones are received, so that at no moment a descriptor is held by us
-// alone.
+// keep replaces the datagrams in flight by items. It sends the new datagrams before it receives the
+// old ones, so that each descriptor is in flight at all times.
 func (k *keeper) keep(items []kept) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -178,7 +175,7 @@ func (k *keeper) keep(items []kept) error {
 		sent++
 	}
 	if err != nil {
-		// The old ones stay: too much is kept rather than too little.
+		// The old ones stay: it is better to keep too much than too little.
 		k.queued += sent
 		return fmt.Errorf("keep descriptors of %s: %w", filepath.Base(filepath.Dir(k.path)), err)
 	}
@@ -203,8 +200,8 @@ func (k *keeper) send(it kept) error {
 	})
 }
 
-// recall returns duplicates of everything in flight and leaves it there. Of several datagrams of
-// one task the newest comes last. An error: not all of it could be received now.
+// recall returns duplicates of everything in flight, which stays in flight. If a task has several
+// datagrams, the newest comes last. An error means that not everything could be received now.
 func (k *keeper) recall() ([]kept, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -239,7 +236,8 @@ func (k *keeper) receive(flags int) (kept, error) {
 		return kept{}, err
 	}
 	it := kept{files: unixfd.Received(oob[:oobn])}
-	if got&unix.MSG_CTRUNC != 0 { // the kernel gives what there are numbers for
+	// the kernel passes only as many as there are free descriptor numbers
+	if got&unix.MSG_CTRUNC != 0 {
 		it.close()
 		return kept{}, fmt.Errorf("receive what is kept: %w", unix.EMFILE)
 	}
@@ -259,7 +257,7 @@ func (k *keeper) close() {
 	}
 }
 
-// file is a duplicate of the socket, to be inherited.
+// file returns a duplicate of the socket, for a process to inherit.
 func (k *keeper) file() (*os.File, error) {
 	fd, err := unix.FcntlInt(uintptr(k.sock), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {

@@ -15,18 +15,18 @@ import (
 	"github.com/cribox/cribox/runtimeshim/statedir"
 )
 
-// The kernel counts the processes of a cgroup that it killed for want of
-// memory, and does not say which. A child may have been one long ago, with its
-// parent none the worse. So what was counted before a SIGKILL of our own is not
-// how the task ends, and is written down before we send it.
+// The kernel counts the processes of a cgroup that it killed because memory ran out, but does not
+// say which. One may have been a child long ago, which left its parent unharmed. So kills that were
+// counted before a SIGKILL of our own are not the reason of the task's end. We write down that
+// count before we send the signal.
 
-// oomMark is the file oom of a task: kills that are not the reason of its end.
+// oomMark is the file oom of a task: the number of OOM kills that are not the reason of its end.
 type oomMark struct {
 	Kills uint64 `json:"kills"`
 }
 
-// markOOM forgives what the OOM killer has done so far, unless the task's
-// process is dying of it. To be called before every SIGKILL to it.
+// markOOM discounts the OOM kills so far, unless the task's process is already dying. It must be
+// called before every SIGKILL to that process.
 func (p *reporter) markOOM(t *task) {
 	p.table.mu.Lock()
 	file, base, pid, done := t.rec.OOMFile, t.rec.OOMBase, t.livePid(), t.exit != nil
@@ -46,7 +46,7 @@ func (p *reporter) markOOM(t *task) {
 	t.rec.OOMBase = max(t.rec.OOMBase, kills)
 }
 
-// oomBase returns the count from which on a kill is the reason of a task's end.
+// oomBase returns the OOM kill count above which a kill is the reason of the task's end.
 func oomBase(rec statedir.Record, d statedir.Task) (uint64, error) {
 	var m oomMark
 	if err := statedir.ReadJSON(d.Oom(), &m); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsDataLoss(err) {
@@ -55,8 +55,7 @@ func oomBase(rec statedir.Record, d statedir.Task) (uint64, error) {
 	return max(rec.OOMBase, m.Kills), nil
 }
 
-// dying tells whether somebody has sent SIGKILL to a process, or it ends for
-// another reason (proc(5)).
+// dying reports whether a process has a pending SIGKILL or is already exiting (proc(5)).
 func dying(pid int) bool {
 	st, err := procfd.ReadStat(pid)
 	if procfd.Gone(err) || err == nil && (st.State == 'Z' || st.State == 'X' || st.Exiting) {

@@ -11,8 +11,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/statedir"
 )
 
-// TestUnreadableOOMCounter has no descriptor left for a moment when a task ends: a kill by the
-// kernel is told all the same.
+// TestUnreadableOOMCounter: an OOM kill is reported even if the shim has no free descriptor for a
+// moment when the task ends.
 func TestUnreadableOOMCounter(t *testing.T) {
 	w, err := cgroup.NewCounterWatch(cgroup.ParseOOMKills)
 	if err != nil {
@@ -34,8 +34,8 @@ func TestUnreadableOOMCounter(t *testing.T) {
 	}
 }
 
-// A kill of ours forgives what the kernel did before, for a shim that comes later too; not when the
-// kernel has just hit the task itself.
+// TestMarkOOM: a SIGKILL of ours discounts earlier OOM kills, also for a later shim, except when
+// the kernel has just killed the task's own process.
 func TestMarkOOM(t *testing.T) {
 	s := partsOf("/x")
 	for name, row := range map[string]struct {
@@ -68,7 +68,7 @@ func TestMarkOOM(t *testing.T) {
 	}
 }
 
-// newChild starts a process that waits, and is not reaped before the end of the test.
+// newChild starts a process that runs, and is not reaped, until the end of the test.
 func newChild(t *testing.T) int {
 	t.Helper()
 	p, err := os.StartProcess("/bin/sleep", []string{"sleep", "1d"}, &os.ProcAttr{})

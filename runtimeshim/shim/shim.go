@@ -27,9 +27,9 @@ import (
 
 // shim is the parent of every task of this state folder.
 //
-// It opens no file outside the state folder, /proc, /sys and /dev/null, waits
-// for children in one place only (reaper), and has no policy. Each part below
-// owns its fields, and uses only the parts before it.
+// It opens no file outside the state folder, /proc, /sys and /dev/null, waits for children in one
+// place only (the reaper), and has no policy. Each part below owns its fields, and uses only the
+// parts before it.
 type shim struct {
 	env
 	driver   *oci.Driver
@@ -45,17 +45,17 @@ type shim struct {
 	quit     context.CancelFunc
 }
 
-// env is what every part needs to know.
+// env has what every part needs.
 type env struct {
 	state statedir.Root
 	step  func(string)
 }
 
-// table knows all tasks, and which of them somebody works on.
+// table has all tasks, and their locks.
 type table struct {
 	env
 
-	mu       sync.Mutex // guards the fields of its tasks too
+	mu       sync.Mutex // also guards the fields of the tasks
 	tasks    map[string]*task
 	watchers map[*watcher]bool
 	quitting bool
@@ -63,8 +63,9 @@ type table struct {
 
 // task is one entry of the table.
 type task struct {
-	dir    statedir.Task
-	op     chan struct{} // holds one value while nobody starts, releases or deletes the task
+	dir statedir.Task
+	// op: holds one value while no operation (start, release, delete, ...) has the task locked
+	op     chan struct{}
 	exited chan struct{} // closed when exit is set
 
 	// Written by the holder of op, under table.mu.
@@ -75,24 +76,24 @@ type task struct {
 	giving  *os.File // the stdin that is being sent to its only user
 	tty     *os.File
 	pump    *pump
-	keeper  *keeper // of a pod task
+	keeper  *keeper // only of a pod task
 	deleted bool
 
-	shareKeyring bool   // the node has no keyring left for it
-	unknown      bool   // something of it cannot be read now; it is taken over when it can
-	keptBy       string // the pod whose keeper has something of it, while its record is not read
-	saved        *kept  // that; of who loads it
+	shareKeyring bool // start without a new session keyring, because the node has no key quota left
+	unknown      bool // something of it cannot be read now; it is taken over when it can
+	// keptBy: the pod whose keeper socket has descriptors of it, while its record is not read
+	keptBy string
+	saved  *kept // those descriptors; owned by the goroutine that loads the task
 
-	sessions int // execs of clients that are under way; under table.mu
+	sessions int // client execs in progress; under table.mu
 
 	exit *statedir.ExitRecord // written once, under table.mu, before exited is closed
 }
 
-// Main is the body of `cribox shim --state DIR`. It returns when it was
-// told to quit, or at once with nil when another shim serves the folder; the
-// end of ctx does not end it, because a signal to everybody must not either
-// (but see leaveWithTheMachine). It may execute its own program again, to start
-// from known limits and environment.
+// Main is the body of `cribox shim --state DIR`. It returns when it receives the verb quit, or
+// immediately with nil when another shim serves the folder. It does not return when ctx ends,
+// because a signal to all processes must not end the shim (but see leaveWithTheMachine). It may
+// execute its own program again, to start with fixed limits and environment.
 func Main(ctx context.Context, state string, step func(string)) error {
 	s, err := newShim(state, step)
 	if s == nil || err != nil {
@@ -109,7 +110,7 @@ func Main(ctx context.Context, state string, step func(string)) error {
 	return wire.Serve(ctx, s.state.ShimSock(), s.handlers())
 }
 
-// newShim makes this process a shim; nil when there is one already.
+// newShim makes this process the shim of a state folder; nil when another process already is.
 func newShim(state string, step func(string)) (*shim, error) {
 	if step == nil {
 		step = func(string) {}
@@ -136,7 +137,7 @@ func newShim(state string, step func(string)) (*shim, error) {
 	return assemble(e, all, oci.NewDriver(e.state, ownOOM), kills), nil
 }
 
-// assemble makes the parts of a shim.
+// assemble creates the parts of a shim.
 func assemble(e env, g *cgroup.Finder, d *oci.Driver, kills *cgroup.CounterWatch) *shim {
 	tab := &table{env: e, tasks: map[string]*task{}, watchers: map[*watcher]bool{}}
 	h := &holder{env: e, table: tab}
@@ -151,8 +152,8 @@ func assemble(e env, g *cgroup.Finder, d *oci.Driver, kills *cgroup.CounterWatch
 	}
 }
 
-// becomeShim fixes what the process passes on to its children and what it costs.
-// ownOOM: the process has another oom_score_adj than its children shall have.
+// becomeShim sets the attributes that children inherit, and limits the resources of this process.
+// ownOOM: this process has a different oom_score_adj than its children must have.
 func becomeShim() (ownOOM bool, err error) {
 	if level := os.Getenv(helper.LogLevelEnv); level != "" {
 		if err := log.SetLevel(level); err != nil {
@@ -166,20 +167,21 @@ func becomeShim() (ownOOM bool, err error) {
 	if err := errors.Join(os.Chdir("/"), unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)); err != nil {
 		return false, fmt.Errorf("become a subreaper in /: %w", err)
 	}
-	// Caught and dropped, because an ignored signal would stay ignored in children.
+	// Caught and dropped, not ignored, because children would inherit an ignored signal.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, unix.SIGTERM)
 	go leaveWithTheMachine(terminate)
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0) // needs CAP_SYS_RESOURCE; without it we stay as killable as we are
+	// needs CAP_SYS_RESOURCE; without it the score stays as it is
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0)
 	raw, _ := os.ReadFile("/proc/self/oom_score_adj")
 	return strings.TrimSpace(string(raw)) != "0", nil
 }
 
-const lastInit = "systemd-shutdow" // cut to 15 bytes by the kernel
+const lastInit = "systemd-shutdow" // truncated to 15 bytes by the kernel
 
-// leaveWithTheMachine ends this process at the SIGTERM that everybody gets when the machine is
-// turned off. Any other is dropped.
+// leaveWithTheMachine ends this process at the SIGTERM that every process receives at shutdown. It
+// drops any other SIGTERM.
 func leaveWithTheMachine(terminate <-chan os.Signal) {
 	for range terminate {
 		name, err := os.ReadFile(procfd.InitName)
@@ -189,12 +191,12 @@ func leaveWithTheMachine(terminate <-chan os.Signal) {
 	}
 }
 
-// limitsEnv marks a process that started with the limits it shall pass on.
+// limitsEnv is set in a process that already has the limits that children shall inherit.
 const limitsEnv = "CRIBOX_SHIM_LIMITS"
 
-// fixLimits executes the program again with fixed resource limits and
-// environment. Go raises its own soft limit of open files when it starts and
-// gives children the original, so only an exec sets what children get.
+// fixLimits executes the program again with fixed resource limits and environment. Go raises its
+// own soft limit of open files at startup and gives children the original one, so only exec can set
+// the limits of children.
 func fixLimits() error {
 	if os.Getenv(limitsEnv) != "" {
 		return nil
@@ -255,7 +257,7 @@ func withID(f func(context.Context, string) (any, error)) wire.Handler {
 	}
 }
 
-// quitVerb ends the shim when no task folder is left.
+// quitVerb ends the shim if no task is left. ErrFailedPrecondition otherwise.
 func (s *shim) quitVerb(context.Context, *wire.Inbound) (any, error) {
 	s.table.mu.Lock()
 	s.table.quitting = true
@@ -272,6 +274,6 @@ func (s *shim) quitVerb(context.Context, *wire.Inbound) (any, error) {
 	if len(left) > 0 {
 		return nil, fmt.Errorf("%d tasks are left, %s is %s: %w", len(left), left[0].ID, left[0].State, errdefs.ErrFailedPrecondition)
 	}
-	time.AfterFunc(50*time.Millisecond, s.quit) // the reply goes first
+	time.AfterFunc(50*time.Millisecond, s.quit) // so that the reply is sent first
 	return nil, nil
 }

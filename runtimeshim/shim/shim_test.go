@@ -21,8 +21,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// The shim has one place that waits for processes. Another one takes statuses
-// away from it, and it from the other.
+// TestNobodyElseWaitsInTheShim: only the reaper waits for processes. Any other code that waits
+// would take exit statuses from the reaper, and the reaper from it.
 func TestNobodyElseWaitsInTheShim(t *testing.T) {
 	var files []string
 	for _, folder := range []string{".", "../cgroup", "../helper", "../oci", "../procfd", "../statedir", "../unixfd"} {
@@ -31,7 +31,8 @@ func TestNobodyElseWaitsInTheShim(t *testing.T) {
 	}
 	forbidden := regexp.MustCompile(`"os/exec"|os\.StartProcess|os\.FindProcess|\.Wait\(|Wait4\(|Waitid\(`)
 	for _, name := range files {
-		if strings.HasSuffix(name, "_test.go") || name == "../oci/features.go" { // which the daemon asks for
+		// runs in the daemon
+		if strings.HasSuffix(name, "_test.go") || name == "../oci/features.go" {
 			continue
 		}
 		raw, err := os.ReadFile(name)
@@ -47,7 +48,7 @@ func TestNobodyElseWaitsInTheShim(t *testing.T) {
 	}
 }
 
-// The shim stays on every node for ever: what it imports is paid in memory.
+// TestImportsAreLight: the shim runs on every node all the time, so its imports cost memory.
 func TestImportsAreLight(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", ".", "../logger").Output()
 	if err != nil {
@@ -91,12 +92,12 @@ func TestKeeper(t *testing.T) {
 	}
 	for i, w := range writers {
 		if _, err := fmt.Fprint(w, i); err != nil {
-			t.Fatal(err) // somebody still has the reading end
+			t.Fatal(err) // somebody still has the read end open
 		}
 	}
 	again := &keeper{sock: k.sock, path: k.path}
 	var seen []kept
-	for range 2 { // a recall leaves all in place
+	for range 2 { // recall must leave everything in place
 		for _, it := range seen {
 			unixfd.CloseAll(it.files)
 		}
@@ -159,7 +160,7 @@ func mustSockname(t *testing.T, k *keeper) (a unix.Sockaddr) {
 	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir, filepath.Base(k.path))}
 }
 
-// partsOf are the parts of a shim that serves nobody.
+// partsOf returns the parts of a shim that does not serve.
 func partsOf(state string) *shim {
 	e := env{statedir.Root(state), func(string) {}}
 	all, err := cgroup.NewFinder(e.state)
@@ -176,8 +177,8 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// TestTooManySessions fills a task with sessions: the next one is refused until one has ended. What
-// the kubelet runs in it, and sessions of another task, go on.
+// TestTooManySessions opens the maximum number of sessions in a task: the next one fails until one
+// has ended. The kubelet's execs in the task, and sessions of other tasks, still work.
 func TestTooManySessions(t *testing.T) {
 	s := partsOf("/x")
 	full, other := newTask(statedir.Task(t.TempDir()), statedir.Record{State: runtimeshim.StateRunning}), newTask("/x/other", statedir.Record{})
@@ -190,7 +191,7 @@ func TestTooManySessions(t *testing.T) {
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	cancel() // an exec that is not refused ends for another reason
+	cancel() // an exec below the limit fails with another error
 	for session, refused := range map[bool]bool{true: true, false: false} {
 		_, err := s.execs.exec(ctx, wire.NewInbound("exec", wire.Exec{ID: "full", Runtime: "/no/runtime", Session: session}))
 		if err == nil || errdefs.IsResourceExhausted(err) != refused {

@@ -13,14 +13,14 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// What a runtime prints to stderr is often the only word about why it failed: of an option that it
-// does not know, or when it could not open its log.
+// What a runtime prints to stderr is often the only explanation of a failure: when it does not know
+// an option, for example, or could not open its log.
 
-// spoolWait is how long the logger may take to read what a runtime that failed has printed.
+// spoolWait is how long to wait for the logger to read what a failed runtime printed.
 const spoolWait = time.Second
 
-// spooled is the end of what went into a task's stderr, which is the runtime's too: the logger has
-// it in a file. "" when the logger is slow, or the task has no log.
+// spooled returns the end of what was written to a task's stderr, which the runtime shares. The
+// logger stores it in a spool file. "" when the logger is slow, or the task has no log.
 func spooled(d statedir.Task, fifo *os.File) string {
 	for end := time.Now().Add(spoolWait); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if left, err := unix.IoctlGetInt(unixfd.Of(fifo), unix.TIOCINQ); err != nil || left == 0 {
@@ -38,5 +38,5 @@ func spooled(d statedir.Task, fifo *os.File) string {
 		}
 	}
 	raw, _ := io.ReadAll(io.LimitReader(f, oci.MostSaid))
-	return string(bytes.Trim(raw, "\x00")) // a hole
+	return string(bytes.Trim(raw, "\x00")) // zeros are a hole in the file
 }

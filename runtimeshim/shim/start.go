@@ -34,9 +34,8 @@ type starter struct {
 	noPreserveFDs map[string]bool // runtimes whose run has no --preserve-fds; under table.mu
 }
 
-// start runs a task whose folder the client has prepared. On error nothing of
-// it is left but that folder. It is finished whether or not the caller waits:
-// half a start serves nobody.
+// start runs a task whose folder the client has prepared. On error only that folder is left. It
+// runs to the end even if the caller disconnects: a half-started task is of no use.
 func (s *starter) start(ctx context.Context, p statedir.Params) (runtimeshim.Task, error) {
 	if err := errors.Join(statedir.CheckID(p.ID), s.checkParams(p)); err != nil {
 		return runtimeshim.Task{}, err
@@ -48,7 +47,8 @@ func (s *starter) start(ctx context.Context, p statedir.Params) (runtimeshim.Tas
 	}
 	defer t.unlock()
 	if err := s.launch(ctx, t); err != nil {
-		if errdefs.IsNotFound(err) || errdefs.IsPermissionDenied(err) { // of its program; the task itself was there
+		// that is about its program; the task's folder did exist
+		if errdefs.IsNotFound(err) || errdefs.IsPermissionDenied(err) {
 			err = fmt.Errorf("%v: %w", err, errdefs.ErrInvalidArgument)
 		}
 		return runtimeshim.Task{}, fmt.Errorf("start task %s: %w", p.ID, errors.Join(err, s.remover.abandon(ctx, t)))
@@ -78,7 +78,7 @@ func (v *env) checkLockFile(path string) error {
 	return nil
 }
 
-// launch takes the task from "starting" to "running".
+// launch takes the task from state "starting" to "running".
 func (s *starter) launch(ctx context.Context, t *task) error {
 	os.Remove(t.dir.Pid())
 	os.Remove(t.dir.Exit())
@@ -108,7 +108,7 @@ func (s *starter) launch(ctx context.Context, t *task) error {
 	return s.running(t, proc)
 }
 
-// running records the process and begins to wait for its end.
+// running records the process of a started task and waits in the background for its exit.
 func (s *starter) running(t *task, proc procfd.Child) error {
 	ticks, err := startTicks(proc.Pid)
 	if err != nil {
@@ -118,10 +118,10 @@ func (s *starter) running(t *task, proc procfd.Child) error {
 	s.table.mu.Lock()
 	t.pidfd = proc.Pidfd
 	t.rec.Pid, t.rec.StartTicks, t.rec.StartedAt, t.rec.State = proc.Pid, ticks, time.Now(), runtimeshim.StateRunning
-	rec := t.rec // a kill may change it from here on
+	rec := t.rec // from here on a kill may change t.rec
 	s.table.mu.Unlock()
-	// First what must survive us, then the record that relies on it: a terminal without its master
-	// is lost, and then this was no start.
+	// Refresh the keeper before the record that relies on it is written: without its master a
+	// terminal is lost, and then the start must count as failed.
 	s.holder.refreshKeeper(t.rec.Pod)
 	s.step("shim.start.kept")
 	err = statedir.WriteJSON(t.dir.Record(), rec)
@@ -132,8 +132,9 @@ func (s *starter) running(t *task, proc procfd.Child) error {
 	return err
 }
 
-// startTicks reads the start time of a child of ours; 0 when it has ended and is reaped, and nobody
-// will look for it. A record without it would be one of a process that is gone.
+// startTicks returns the start time of a child of ours; 0 when it has already been reaped. It
+// retries other errors: a record without the start time would look like one of a process that is
+// gone.
 func startTicks(pid int) (uint64, error) {
 	for tries := 0; ; tries++ {
 		st, err := procfd.ReadStat(pid)
@@ -147,7 +148,8 @@ func startTicks(pid int) (uint64, error) {
 	}
 }
 
-// runTask executes the runtime's run, and once more without the option that not every runtime has.
+// runTask executes the runtime's run. It retries without options that the runtime or the node does
+// not support.
 func (s *starter) runTask(ctx context.Context, t *task) error {
 	lock, err := s.driver.LockShared(ctx, t.lockFile())
 	if err != nil {
@@ -166,8 +168,8 @@ func (s *starter) runTask(ctx context.Context, t *task) error {
 		err = s.runTaskOnce(ctx, t, lock, keeper)
 	}
 	if err != nil && !t.shareKeyring && strings.Contains(err.Error(), "session key") && errdefs.IsResourceExhausted(err) {
-		// Keys of root are a quota of the whole node, which any container without a user namespace
-		// can use up.
+		// root's keys count against a quota of the whole node, which any container without a user
+		// namespace can use up.
 		log.L.WithError(err).WithField("container", t.rec.ID).Warn("no keyring is left; the task is started without one of its own")
 		t.shareKeyring = true
 		s.holder.dropStreams(t)
@@ -208,7 +210,8 @@ func (s *starter) runTaskOnce(ctx context.Context, t *task, lock *os.File, keepe
 		c.Said = func() string { return spooled(t.dir, t.fifos[1]) }
 		return s.driver.Run(ctx, c)
 	}
-	errs, err := oci.NewStderr(t.rec.OwnerUID, t.rec.OwnerGID) // a pod's own process prints nothing
+	// the pod's own process prints nothing, so stderr is only the runtime's
+	errs, err := oci.NewStderr(t.rec.OwnerUID, t.rec.OwnerGID)
 	if err != nil {
 		return err
 	}
@@ -221,17 +224,17 @@ func (s *starter) runTaskOnce(ctx context.Context, t *task, lock *os.File, keepe
 	return err
 }
 
-// errNoPreserveFDs: the runtime does not know the option.
+// errNoPreserveFDs: the runtime does not support the option.
 var errNoPreserveFDs = errors.New("no option --preserve-fds")
 
-// lacksPreserveFDs: this runtime has refused the option before.
+// lacksPreserveFDs reports whether this runtime has rejected the option before.
 func (s *starter) lacksPreserveFDs(runtime string) bool {
 	s.table.mu.Lock()
 	defer s.table.mu.Unlock()
 	return s.noPreserveFDs[runtime]
 }
 
-// runOnTerminal runs with a terminal that the runtime makes and hands over.
+// runOnTerminal runs the task with a terminal that the runtime creates and sends to us.
 func (s *starter) runOnTerminal(ctx context.Context, t *task, c oci.Command) error {
 	c.Args = append(c.Args, t.rec.ID)
 	tty, err := s.driver.RunWithConsole(ctx, c)
@@ -241,7 +244,7 @@ func (s *starter) runOnTerminal(ctx context.Context, t *task, c oci.Command) err
 	return s.holder.attachTerminal(t, tty)
 }
 
-// lockFile is the file that every runtime process of the task inherits locked.
+// lockFile returns the file that every runtime process of the task inherits, locked.
 func (t *task) lockFile() string {
 	if t.rec.LockFile != "" {
 		return t.rec.LockFile

@@ -21,7 +21,8 @@ func newTask(d statedir.Task, rec statedir.Record) *task {
 
 func (t *task) unlock() { t.op <- struct{}{} }
 
-// insert adds a task, locked by the caller. ErrAlreadyExists, ErrUnavailable.
+// insert adds a task, locked for the caller. ErrAlreadyExists; ErrUnavailable when the shim is
+// ending.
 func (tab *table) insert(rec statedir.Record) (*task, error) {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
@@ -36,8 +37,8 @@ func (tab *table) insert(rec statedir.Record) (*task, error) {
 	return t, nil
 }
 
-// lock waits until nobody else starts, releases or deletes the task; the
-// caller ends with t.unlock. ErrNotFound when there is none (any more).
+// lock waits until no other operation has the task locked, and locks it; the caller must call
+// t.unlock. ErrNotFound when the task does not exist or has been deleted meanwhile.
 func (tab *table) lock(ctx context.Context, id string) (*task, error) {
 	for {
 		t, err := tab.find(id)
@@ -68,7 +69,7 @@ func (tab *table) find(id string) (*task, error) {
 	return nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound)
 }
 
-// toKeep is what must survive the shim; under shim.mu.
+// toKeep returns the descriptors that must survive the shim; requires table.mu.
 func (t *task) toKeep() kept {
 	it := kept{keptHead: keptHead{ID: t.rec.ID}}
 	it.add("pidfd", t.pidfd)
@@ -84,7 +85,7 @@ func (t *task) toKeep() kept {
 	return it
 }
 
-// view is the task as callers see it; under shim.mu.
+// view returns the task as callers see it; requires table.mu.
 func (t *task) view() runtimeshim.Task {
 	v := runtimeshim.Task{ID: t.rec.ID, Pod: t.rec.Pod, Pid: t.rec.Pid, StartedAt: t.rec.StartedAt, State: t.rec.State}
 	if e := t.exit; e != nil {
@@ -94,8 +95,8 @@ func (t *task) view() runtimeshim.Task {
 	return v
 }
 
-// list returns by id every task, and as "created" everything of that name which
-// is none: a folder not started yet, a runtime's state without a folder.
+// list returns every task, sorted by id, and with state "created" everything else that has an id: a
+// folder not started yet, a runtime's state without a folder.
 func (tab *table) list() ([]runtimeshim.Task, error) {
 	var entries []os.DirEntry
 	for _, dir := range []string{tab.state.Tasks(), tab.state.RuncRoot()} {
@@ -122,7 +123,7 @@ func (tab *table) list() ([]runtimeshim.Task, error) {
 	return all, nil
 }
 
-// awaitStart waits for the operation in flight and returns what came of it.
+// awaitStart waits for the operation in progress on a task and returns the task after it.
 func (tab *table) awaitStart(ctx context.Context, id string) (any, error) {
 	for {
 		t, err := tab.lock(ctx, id)

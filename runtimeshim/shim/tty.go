@@ -12,16 +12,16 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// pump moves what a terminal prints into the FIFO that the logger reads, with
-// splice(2): a byte is in the terminal or in the FIFO, never in our memory, so
-// killing the shim loses none.
+// pump moves the output of a terminal into the FIFO that the logger reads, with splice(2): each
+// byte is either in the terminal or in the FIFO, never in our memory, so killing the shim loses
+// none.
 type pump struct {
 	tty, fifo *os.File
 	done      chan struct{}
 	stopOnce  sync.Once
 }
 
-// newPump starts pumping; path is the FIFO. The tty stays the caller's.
+// newPump starts a pump into the FIFO at path. The caller still owns tty.
 func newPump(tty *os.File, path string) (*pump, error) {
 	fifo, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -50,8 +50,8 @@ func (p *pump) run() {
 					full = true
 					return true
 				default:
-					// Nothing to read; EIO: nobody has the other end open now,
-					// somebody may open it again. The next edge tells.
+					// Nothing to read. EIO means that nobody has the other end open now, but
+					// somebody may open it again. The poller reports either.
 					return false
 				}
 			}
@@ -71,17 +71,19 @@ func (p *pump) splice(fd int) (int64, error) {
 }
 
 const (
-	terminalHolds = 64 << 10        // more than a terminal has in its buffers (pty: 8 KiB and 4 KiB)
-	widerPipe     = 1 << 20         // for what a terminal had, however little the logger has taken
-	lastOutput    = 2 * time.Second // where the FIFO cannot be widened: for the logger to make room
+	terminalHolds = 64 << 10 // more than the buffers of a terminal hold (pty: 8 KiB and 4 KiB)
+	widerPipe     = 1 << 20  // holds what was in the terminal, even if the logger reads nothing
+	// if the FIFO cannot be enlarged: time for the logger to read from it
+	lastOutput = 2 * time.Second
 )
 
-// finish is for after the end of the task: it moves what the terminal still
-// has, and stops. Nobody need read the FIFO meanwhile: it is given room for all
-// of that. False when something is left behind.
+// finish is called after the end of the task: it moves the remaining output of the terminal and
+// stops. It enlarges the FIFO, so that this works even if nobody reads the FIFO. False when output
+// is lost.
 func (p *pump) finish(limit time.Duration) bool {
 	p.stop()
-	_, _ = unix.FcntlInt(uintptr(unixfd.Of(p.fifo)), unix.F_SETPIPE_SZ, widerPipe) // else there is what there is
+	// if this fails, the FIFO keeps its size
+	_, _ = unix.FcntlInt(uintptr(unixfd.Of(p.fifo)), unix.F_SETPIPE_SZ, widerPipe)
 	moved := int64(0)
 	for end := time.Now().Add(limit); moved < terminalHolds; {
 		n, err := p.splice(unixfd.Of(p.tty))
@@ -98,10 +100,10 @@ func (p *pump) finish(limit time.Duration) bool {
 			return true
 		}
 	}
-	return true // what goes on to print has outlived the task
+	return true // more output than the buffers hold comes from a process that outlived the task
 }
 
-// stop ends the goroutine; nothing is moved after it.
+// stop ends the goroutine; afterwards nothing is moved.
 func (p *pump) stop() {
 	p.stopOnce.Do(func() {
 		p.tty.SetReadDeadline(time.Now())

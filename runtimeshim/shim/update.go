@@ -28,8 +28,8 @@ type updater struct {
 	cgroups *cgroup.Finder
 }
 
-// update changes the limits of a running task. On error they are what they were
-// before. It is finished whether or not the caller waits.
+// update changes the limits of a running task. On error the old limits are restored. It runs to the
+// end even if the caller disconnects.
 func (u *updater) update(ctx context.Context, in *wire.Inbound) (any, error) {
 	var b wire.Update
 	if err := in.Decode(&b); err != nil {
@@ -59,8 +59,8 @@ func (u *updater) update(ctx context.Context, in *wire.Inbound) (any, error) {
 	return nil, nil
 }
 
-// updateTask notes the limits, changes them, and puts back what it noted when
-// that fails: a runtime that fails has changed what came before.
+// updateTask notes the old limits, sets the new ones, and restores the old ones on error, because a
+// runtime that fails may already have changed some.
 func (u *updater) updateTask(ctx context.Context, t *task, b wire.Update, r specs.LinuxResources) error {
 	dirs, err := u.cgroups.Of(t.dir, t.livePid())
 	if err != nil {
@@ -72,8 +72,9 @@ func (u *updater) updateTask(ctx context.Context, t *task, b wire.Update, r spec
 	}
 	u.step("shim.update.intent")
 	if err := u.setLimits(ctx, t, dirs, b, r); err != nil {
-		if t.rec.Systemd { // which has a memory of its own, and applies it again when it is reloaded
-			_ = u.runUpdate(ctx, t, b.Previous, b.LockFile) // the files are what counts until then, and come next
+		if t.rec.Systemd { // systemd remembers limits and applies them again on a reload
+			// its error does not matter: the files are restored next, and they count until a reload
+			_ = u.runUpdate(ctx, t, b.Previous, b.LockFile)
 		}
 		if back := cgroup.PutBack(was); back != nil {
 			return fmt.Errorf("%w; and the limits from before are not all back: %v", err, back)
@@ -86,7 +87,7 @@ func (u *updater) updateTask(ctx context.Context, t *task, b wire.Update, r spec
 	return nil
 }
 
-// setLimits has the runtime change what it changes, and changes the rest.
+// setLimits executes the runtime's update and sets the limits that it does not.
 func (u *updater) setLimits(ctx context.Context, t *task, dirs []string, b wire.Update, r specs.LinuxResources) error {
 	if err := u.runUpdate(ctx, t, b.Resources, b.LockFile); err != nil {
 		return err

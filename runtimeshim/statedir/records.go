@@ -12,7 +12,7 @@ import (
 
 const Format = 1
 
-// Params is what the shim is told of a task, on the wire and in its record.
+// Params describes a task to the shim: on the wire, and in the task's record.
 type Params struct {
 	ID        string `json:"id"`
 	Pod       string `json:"pod,omitempty"`
@@ -23,38 +23,42 @@ type Params struct {
 	OOMFile   string `json:"oom_file,omitempty"`
 	LockFile  string `json:"lock_file,omitempty"`
 	Keeper    bool   `json:"keeper,omitempty"`
-	OwnerUID  int    `json:"owner_uid,omitempty"` // of stdin
+	OwnerUID  int    `json:"owner_uid,omitempty"` // owner of stdin
 	OwnerGID  int    `json:"owner_gid,omitempty"`
-	Systemd   bool   `json:"systemd,omitempty"` // makes the cgroup
+	Systemd   bool   `json:"systemd,omitempty"` // systemd creates the cgroup
 }
 
-// Record is task.json: everything a new shim, or a new program under the
-// old pid, needs to take the task over.
+// Record is the content of task.json: everything that a new shim needs to take the task over,
+// including a shim that has replaced its own program under the same pid.
 //
-//	(folder only) --intent--> starting --pid known--> running --(file exit)--> exited --runtime's part gone--> released
-//	     ^                       |
-//	     +------ start failed ---+
+//	(folder) --intent--> starting --pid known--> running --file exit--> exited --clear--> released
+//	   ^                     |
+//	   +---- start failed ---+
 type Record struct {
 	Format int `json:"format"`
 	Params
-	State      string    `json:"state"` // StateStarting or StateRunning; the file exit says exited
-	Pid        int       `json:"pid,omitempty"`
-	StartTicks uint64    `json:"start_ticks,omitempty"` // with Pid the identity of the process
-	OOMBase    uint64    `json:"oom_base,omitempty"`    // oom_kill before the start
-	StartedAt  time.Time `json:"started_at,omitzero"`
-	Released   bool      `json:"released,omitempty"` // the runtime and the cgroup know it no more
+	// StateStarting or StateRunning; a task whose file exit is there has exited
+	State string `json:"state"`
+	Pid   int    `json:"pid,omitempty"`
+	// StartTicks: start time of the process; identifies it together with Pid
+	StartTicks uint64 `json:"start_ticks,omitempty"`
+	// OOMBase: value of the oom_kill counter before the start
+	OOMBase   uint64    `json:"oom_base,omitempty"`
+	StartedAt time.Time `json:"started_at,omitzero"`
+	Released  bool      `json:"released,omitempty"` // removed from the runtime and the cgroups
 }
 
-// LogRecord is log.json: what the logger needs to know of a task.
+// LogRecord is the content of log.json: what the logger needs to know about a task.
 type LogRecord struct {
-	Format   int    `json:"format"`
-	Path     string `json:"path"`            // absolute path of the CRI log; "" = read and drop
-	Limit    int64  `json:"limit,omitempty"` // bytes that the log takes until it is rotated; 0 = any number
-	Terminal bool   `json:"terminal"`        // only the FIFO stdout is used, raw bytes of a tty
-	Start    int64  `json:"start,omitempty"` // tells one start of a task from the next of the same id
+	Format int    `json:"format"`
+	Path   string `json:"path"` // absolute path of the CRI log; "" = read and discard
+	// Limit: maximum size of the log in bytes between rotations; 0 = unlimited
+	Limit    int64 `json:"limit,omitempty"`
+	Terminal bool  `json:"terminal"`        // there is only stdout, with the raw bytes of a tty
+	Start    int64 `json:"start,omitempty"` // distinguishes starts of tasks that have the same id
 }
 
-// ExitRecord is the file exit.
+// ExitRecord is the content of the file exit.
 type ExitRecord struct {
 	Format int       `json:"format"`
 	Code   int32     `json:"code"`
@@ -63,8 +67,8 @@ type ExitRecord struct {
 	At     time.Time `json:"at"`
 }
 
-// WriteJSON replaces path by v in one step; a reader sees the old or the new
-// file whole. Not synced: the state folder does not outlive the machine.
+// WriteJSON replaces path by v atomically: a reader sees either the old file or the new one. It
+// does not sync, because the state folder does not survive a reboot.
 func WriteJSON(path string, v any) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -80,7 +84,7 @@ func WriteJSON(path string, v any) error {
 	return nil
 }
 
-// ReadJSON fills v from path. Absent = ErrNotFound, not JSON = ErrDataLoss.
+// ReadJSON reads v from path. ErrNotFound when there is no file, ErrDataLoss when it is not JSON.
 func ReadJSON(path string, v any) error {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {

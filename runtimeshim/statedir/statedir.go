@@ -1,6 +1,5 @@
-// Package statedir is the state folder that the daemon, the shim and the logger
-// share: the names in it, and the records that each of them can read of any
-// version of the others.
+// Package statedir defines the state folder that the daemon, the shim and the logger share: the
+// file names in it, and the records, which each of them can read whatever version wrote them.
 package statedir
 
 import (
@@ -11,7 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Root is the state folder of one instance; its methods are the names in it.
+// Root is the path of the state folder of one instance; its methods return the paths in it.
 type Root string
 
 func (d Root) At(name string) string { return filepath.Join(string(d), name) }
@@ -25,31 +24,34 @@ func (d Root) RuncRoot() string      { return d.At("runc") }
 func (d Root) Tasks() string         { return d.At("shim") }
 func (d Root) ShimHome() string      { return string(d) }    // locked by the shim, see helper.LockFree
 func (d Root) LoggerHome() string    { return d.Tasks() }    // locked by the logger
-func (d Root) Gone() string          { return d.At("gone") } // task folders on their way out
+func (d Root) Gone() string          { return d.At("gone") } // task folders that are being removed
 func (d Root) Task(id string) Task   { return Task(filepath.Join(d.Tasks(), id)) }
 
-// Task is the folder of one task: STATE/shim/ID.
+// Task is the path of the folder of one task: STATE/shim/ID.
 type Task string
 
 func (d Task) At(name string) string { return filepath.Join(string(d), name) }
 func (d Task) ID() string            { return filepath.Base(string(d)) }
 func (d Task) Bundle() string        { return d.At("bundle") }
 func (d Task) Config() string        { return d.At("bundle/config.json") }
-func (d Task) Stdout() string        { return d.At("stdout") }    // FIFO, 0600
-func (d Task) Stderr() string        { return d.At("stderr") }    // FIFO, 0600; not used by a terminal
-func (d Task) Log() string           { return d.At("log.json") }  // LogRecord, written by the client
-func (d Task) Record() string        { return d.At("task.json") } // Record, written by the shim
-func (d Task) Pid() string           { return d.At("pid") }       // written by the runtime
-func (d Task) Exit() string          { return d.At("exit") }      // ExitRecord, written by the shim
-func (d Task) Oom() string           { return d.At("oom") }       // oomMark, written by the shim
-func (d Task) RuntimeLog() string    { return d.At("runtime.log") }
-func (d Task) Limits() string        { return d.At("limits") } // []limit, while an update is under way
-func (d Task) Resources() string     { return d.At("resources.json") }
-func (d Task) Keeper() string        { return d.At("keeper.sock") }
+func (d Task) Stdout() string        { return d.At("stdout") } // FIFO, 0600
+// FIFO, 0600; not used with a terminal
+func (d Task) Stderr() string     { return d.At("stderr") }
+func (d Task) Log() string        { return d.At("log.json") }  // LogRecord, written by the client
+func (d Task) Record() string     { return d.At("task.json") } // Record, written by the shim
+func (d Task) Pid() string        { return d.At("pid") }       // written by the runtime
+func (d Task) Exit() string       { return d.At("exit") }      // ExitRecord, written by the shim
+func (d Task) Oom() string        { return d.At("oom") }       // oomMark, written by the shim
+func (d Task) RuntimeLog() string { return d.At("runtime.log") }
+
+// []limit, while an update is in progress
+func (d Task) Limits() string    { return d.At("limits") }
+func (d Task) Resources() string { return d.At("resources.json") }
+func (d Task) Keeper() string    { return d.At("keeper.sock") }
 
 var idPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
 
-// CheckID refuses what could not be the name of a task folder. ErrInvalidArgument.
+// CheckID returns ErrInvalidArgument for an id that cannot be the name of a task folder.
 func CheckID(id string) error {
 	if !idPattern.MatchString(id) {
 		return fmt.Errorf("task id %.80q is not [a-z0-9-]{1,64}: %w", id, errdefs.ErrInvalidArgument)

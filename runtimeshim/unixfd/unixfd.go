@@ -1,5 +1,5 @@
-// Package unixfd has what the standard library lacks for descriptors: plain
-// ones without an os.File, and those that travel over sockets.
+// Package unixfd has what the standard library lacks for descriptors: plain ones without an
+// os.File, and those that are sent over sockets.
 package unixfd
 
 import (
@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Of is f.Fd() that leaves a non-blocking descriptor non-blocking. The
-// caller keeps f open for as long as it uses the number. -1 when f is closed.
+// Of returns the number of f's descriptor, -1 when f is closed. Unlike f.Fd it leaves a
+// non-blocking descriptor non-blocking. The caller must keep f open while it uses the number.
 func Of(f *os.File) int {
 	fd := -1
 	if raw, err := f.SyscallConn(); err == nil {
@@ -20,7 +20,7 @@ func Of(f *os.File) int {
 	return fd
 }
 
-// Rights is the control message that passes files, nil for none.
+// Rights returns the control message that sends files, nil if there are none.
 func Rights(files []*os.File) []byte {
 	if len(files) == 0 {
 		return nil
@@ -32,7 +32,7 @@ func Rights(files []*os.File) []byte {
 	return unix.UnixRights(fds...)
 }
 
-// Received takes the descriptors out of a control message; whoever gets them closes them.
+// Received returns the descriptors in a control message; the caller must close them.
 func Received(oob []byte) []*os.File {
 	var files []*os.File
 	msgs, err := unix.ParseSocketControlMessage(oob)
@@ -51,7 +51,7 @@ func Received(oob []byte) []*os.File {
 	return files
 }
 
-// CloseAll closes those that are not nil.
+// CloseAll closes the files that are not nil.
 func CloseAll(files []*os.File) {
 	for _, f := range files {
 		if f != nil {
@@ -60,7 +60,7 @@ func CloseAll(files []*os.File) {
 	}
 }
 
-// Retry repeats f as long as a signal interrupts it.
+// Retry calls f again as long as it returns EINTR.
 func Retry(f func() error) error {
 	for {
 		if err := f(); !errors.Is(err, unix.EINTR) {
@@ -82,7 +82,7 @@ func Open(path string, flags int, perm uint32) (int, error) {
 	return fd, nil
 }
 
-// Close closes a descriptor once: it is -1 afterwards.
+// Close closes a descriptor and sets it to -1, so that a second call does nothing.
 func Close(fd *int) {
 	if *fd >= 0 {
 		unix.Close(*fd)
@@ -97,7 +97,7 @@ func Stat(fd int) (unix.Stat_t, error) {
 	return st, err
 }
 
-// ReadFull fills buf from off on. io.ErrUnexpectedEOF when the file is shorter.
+// ReadFull fills buf from offset off. io.ErrUnexpectedEOF when the file is too short.
 func ReadFull(fd int, buf []byte, off int64) (int, error) {
 	n := 0
 	for n < len(buf) {
@@ -133,7 +133,7 @@ func WriteFull(fd int, buf []byte) error {
 	return nil
 }
 
-// Polled makes Go's poller watch a terminal's master or a pipe's end; f is closed.
+// Polled returns a duplicate of a pty master or pipe end that Go's poller watches; it closes f.
 func Polled(f *os.File) (*os.File, error) {
 	defer f.Close()
 	fd, err := unix.FcntlInt(uintptr(Of(f)), unix.F_DUPFD_CLOEXEC, 3)
@@ -147,12 +147,12 @@ func Polled(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// Ready says whether one of events is so now.
+// Ready reports whether one of events (as in poll(2)) is true for fd now.
 func Ready(fd int, events int16) bool {
 	p := []unix.PollFd{{Fd: int32(fd), Events: events}}
 	n, err := unix.Poll(p, 0)
 	return err == nil && n > 0 && p[0].Revents != 0
 }
 
-// Readable: poll says that a read (or, for a pidfd, the end of the process) has come.
+// Readable reports whether a read would not block; for a pidfd, whether the process has ended.
 func Readable(fd int) bool { return Ready(fd, unix.POLLIN) }

@@ -6,14 +6,14 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 )
 
-// Version answers the verb version, of shim and logger alike.
+// Version is the reply to the verb version, for shim and logger.
 type Version struct {
 	Format int    `json:"format"`
 	Pid    int    `json:"pid"`
-	Build  string `json:"build,omitempty"` // of the program; shims, and loggers of old versions, do not say
+	Build  string `json:"build,omitempty"` // of the program; the shim and old loggers leave it out
 }
 
-// Task is the request of verbs that need no more than its id.
+// Task is the request of verbs that need only the id of a task.
 type Task struct {
 	ID string `json:"id"`
 }
@@ -25,8 +25,8 @@ type Kill struct {
 	All    bool   `json:"all,omitempty"`
 }
 
-// Exec is the request of the verb exec; its descriptors are those of the
-// streams that Have names, in order.
+// Exec is the request of the verb exec. Its descriptors are those of the standard streams that are
+// true in Have, in that order.
 type Exec struct {
 	ID       string          `json:"id"`
 	Runtime  string          `json:"runtime"`
@@ -37,17 +37,17 @@ type Exec struct {
 	Session  bool            `json:"session,omitempty"`
 }
 
-// ExecStarted is the first reply of exec, with the terminal's master if any.
+// ExecStarted is the first reply of exec. It carries the terminal's master, if there is one.
 type ExecStarted struct {
 	Pid int `json:"pid"`
 }
 
-// ExecDone is its last.
+// ExecDone is the last reply of exec.
 type ExecDone struct {
 	Code int32 `json:"code"`
 }
 
-// Watched is one message of the verb watch: first all tasks, then exits.
+// Watched is one message of the verb watch: first a snapshot of all tasks, then each exit.
 type Watched struct {
 	Snapshot bool               `json:"snapshot,omitempty"`
 	Tasks    []runtimeshim.Task `json:"tasks"`
@@ -62,15 +62,15 @@ type Update struct {
 	LockFile    string          `json:"lock_file,omitempty"`
 }
 
-// Attach is the request of the verb attach; its descriptors are those of
-// the streams that Have names, in order: writing ends of pipes.
+// Attach is the request of the verb attach. Its descriptors are the write ends of pipes for the
+// streams that are true in Have, in that order.
 type Attach struct {
 	ID   string  `json:"id"`
 	Have [2]bool `json:"have"`
 }
 
-// LoggerTask is the body of open, reopen and finish.
+// LoggerTask is the body of the verbs open, reopen and finish.
 type LoggerTask struct {
 	ID    string `json:"id"`
-	Start int64  `json:"start,omitempty"` // of a task of that id, the one with this in its log.json
+	Start int64  `json:"start,omitempty"` // if set, only the task whose log.json has the same value
 }

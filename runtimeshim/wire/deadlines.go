@@ -2,12 +2,13 @@ package wire
 
 import "time"
 
-// Deadlines of what the shim executes, which those of its clients must be longer than. A command
-// that is over its own is killed with its process group. Tests shorten them.
+// Deadlines of the commands that the shim runs. The deadlines of its clients must be longer. A
+// command that exceeds its deadline is killed together with its process group. Tests shorten them.
 var (
 	StartWait  = 60 * time.Second
 	DeleteWait = 30 * time.Second
 	UpdateWait = 30 * time.Second
-	KilledWait = 5 * time.Second  // from SIGKILL to the end of a process that is not stuck in the kernel
-	DeathWait  = 10 * time.Second // a task may take so long to end after SIGKILL
+	// from SIGKILL to the end of a process that is not stuck in the kernel
+	KilledWait = 5 * time.Second
+	DeathWait  = 10 * time.Second // from SIGKILL to the end of a task
 )

@@ -9,7 +9,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/helper"
 )
 
-// remoteError is an error that crossed the wire: the sentence and its class.
+// remoteError is an error received from the peer: its message and its errdefs class.
 type remoteError struct {
 	Class   string `json:"class"`
 	Message string `json:"message"`
@@ -17,7 +17,7 @@ type remoteError struct {
 
 func (e *remoteError) Error() string { return e.Message }
 
-// Unwrap returns the errdefs value of the class, nil for none.
+// Unwrap returns the errdefs error of the class, nil if there is none.
 func (e *remoteError) Unwrap() error {
 	for _, c := range classes {
 		if c.name == e.Class {
@@ -27,7 +27,7 @@ func (e *remoteError) Unwrap() error {
 	return nil
 }
 
-// wireClasses: the first that matches an error is its class.
+// classes maps names on the wire to errdefs errors; the first entry that matches an error is used.
 var classes = []struct {
 	name string
 	err  error

@@ -19,15 +19,16 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// Handler answers one call. The returned value is the body of the last reply;
-// an error keeps its errdefs class across the wire. ctx ends when the caller
-// has closed its connection.
+// Handler answers one call. The returned value becomes the body of the last reply; an error keeps
+// its errdefs class across the wire. ctx is cancelled when the caller closes its connection.
 type Handler func(ctx context.Context, in *Inbound) (any, error)
 
-// Inbound is one request as its handler sees it.
+// Inbound is one request, as passed to its handler.
 type Inbound struct {
-	Verb  string
-	Files []*os.File // closed after the handler has returned; set one to nil to keep it
+	Verb string
+	// Files: closed after the handler has returned; the handler sets an entry to nil to keep that
+	// file
+	Files []*os.File
 
 	body     json.RawMessage
 	conn     *net.UnixConn
@@ -35,16 +36,16 @@ type Inbound struct {
 	after    func(sent error)
 }
 
-// NewInbound is a request that came over no connection: its handler cannot send.
+// NewInbound returns a request without a connection: its handler must not call Send.
 func NewInbound(verb string, body any) *Inbound {
 	raw, err := json.Marshal(body)
 	if err != nil {
-		panic(err) // of a body of this program
+		panic(err) // the body is a value of this program, so this is a bug
 	}
 	return &Inbound{Verb: verb, body: raw}
 }
 
-// Decode fills v with the body of the request. ErrInvalidArgument.
+// Decode reads the body of the request into v. Returns ErrInvalidArgument if it does not fit.
 func (in *Inbound) Decode(v any) error {
 	if err := json.Unmarshal(in.body, v); err != nil {
 		return fmt.Errorf("read body of %s: %v: %w", in.Verb, err, errdefs.ErrInvalidArgument)
@@ -52,8 +53,8 @@ func (in *Inbound) Decode(v any) error {
 	return nil
 }
 
-// Send writes one reply that is not the last. The files stay the handler's.
-// Not to be called from two goroutines at once.
+// Send writes a reply that is not the last one. The files still belong to the handler. Send must
+// not be called concurrently.
 func (in *Inbound) Send(body any, files ...*os.File) error {
 	raw, err := json.Marshal(body)
 	if err != nil {
@@ -62,15 +63,15 @@ func (in *Inbound) Send(body any, files ...*os.File) error {
 	return writeFrame(in.conn, reply{More: true, Body: raw}, files)
 }
 
-// Attach adds descriptors to the last reply and gives them away: they are
-// closed once the reply is written, also when it is an error.
+// Attach adds descriptors to the last reply and takes ownership of them: they are closed once the
+// reply is written, even when the reply is an error.
 func (in *Inbound) Attach(files ...*os.File) { in.attached = append(in.attached, files...) }
 
-// Afterwards has f called once the last reply is written, or cannot be.
+// Afterwards registers f to be called after the last reply, with the error from writing it.
 func (in *Inbound) Afterwards(f func(sent error)) { in.after = f }
 
-// Listen makes a 0600 socket at path, replacing what is there: the caller
-// holds the lock that makes the name its own.
+// Listen creates a socket with mode 0600 at path and replaces any file there. The caller must hold
+// the lock that protects the name.
 func Listen(path string) (*net.UnixListener, error) {
 	tmp := path + ".new"
 	if len(tmp) > maxSocketLen {
@@ -91,9 +92,9 @@ func Listen(path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// Serve is serve on a socket of its own at path, which it makes again when
-// somebody has removed it. The caller holds the lock that makes the name its
-// own. The error is that of the first attempt; later ones are repeated.
+// Serve listens at path and answers calls until ctx ends. It creates the socket again if somebody
+// removes it. The caller must hold the lock that protects the name. Returns an error only if the
+// first attempt to listen fails; later ones are retried.
 func Serve(ctx context.Context, path string, handlers map[string]Handler) error {
 	var serving sync.WaitGroup
 	defer serving.Wait()
@@ -118,7 +119,7 @@ func Serve(ctx context.Context, path string, handlers map[string]Handler) error 
 	return nil
 }
 
-// awaitReplaced returns when path is no longer the file that it is now.
+// awaitReplaced returns when path no longer refers to the file that it refers to now.
 func awaitReplaced(ctx context.Context, path string) {
 	mine, err := os.Stat(path)
 	if err != nil {
@@ -142,12 +143,12 @@ func awaitReplaced(ctx context.Context, path string) {
 			continue
 		}
 		changes.SetReadDeadline(time.Now().Add(pause))
-		_, _ = changes.Read(make([]byte, 4096)) // whatever it is, the next look tells
+		// the event does not matter: the next Stat shows the result
+		_, _ = changes.Read(make([]byte, 4096))
 	}
 }
 
-// watchFile returns a file that can be read once something has happened to path: it lost a name, or
-// it was moved.
+// watchFile returns a file that becomes readable when path is moved or loses a link.
 func watchFile(path string) (*os.File, error) {
 	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
 	if err != nil {
@@ -160,9 +161,8 @@ func watchFile(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "inotify"), nil
 }
 
-// serveOn answers calls until ctx ends or the listener is closed, and returns
-// when every handler has returned: a socket that somebody removed ends no call
-// that came by it. The listener is closed then.
+// serveOn answers calls until ctx ends or the listener is closed, closes the listener, and returns
+// when every handler has returned: removing the socket does not end calls in progress.
 func serveOn(ctx context.Context, l *net.UnixListener, handlers map[string]Handler) error {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -174,7 +174,7 @@ func serveOn(ctx context.Context, l *net.UnixListener, handlers map[string]Handl
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return nil
 			}
-			// Out of descriptors or memory: what is being answered frees some.
+			// Out of descriptors or memory: calls in progress free some when they end.
 			select {
 			case <-ctx.Done():
 			case <-time.After(20 * time.Millisecond):
@@ -185,7 +185,7 @@ func serveOn(ctx context.Context, l *net.UnixListener, handlers map[string]Handl
 	}
 }
 
-// answer serves one connection. A peer of another user gets no word.
+// answer serves one connection. It closes connections of other users without a reply.
 func answer(ctx context.Context, conn *net.UnixConn, handlers map[string]Handler) {
 	defer conn.Close()
 	if cred, err := PeerCred(conn); err != nil || cred.Uid != uint32(os.Geteuid()) {
@@ -201,7 +201,8 @@ func answer(ctx context.Context, conn *net.UnixConn, handlers map[string]Handler
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
-		_, _ = conn.Read(make([]byte, 1)) // returns when the peer is gone, or breaks the protocol, or we close
+		// returns when the peer has closed, has sent more than it may, or we close
+		_, _ = conn.Read(make([]byte, 1))
 		cancel()
 	}()
 	in := &Inbound{Verb: req.Verb, Files: files, body: req.Body, conn: conn}
@@ -221,7 +222,7 @@ func answer(ctx context.Context, conn *net.UnixConn, handlers map[string]Handler
 	unixfd.CloseAll(in.attached)
 }
 
-// dispatch calls the handler. Its panic costs this call only.
+// dispatch calls the handler. A panic of the handler fails only this call.
 func dispatch(ctx context.Context, req request, in *Inbound, handlers map[string]Handler) (_ any, err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestSocketIsMadeAgainWithoutLooking: a server learns from the kernel that its socket is gone, and
-// does not wake up to look.
+// TestSocketIsMadeAgainWithoutLooking: the kernel notifies a server that its socket is gone, so
+// that the server need not poll.
 func TestSocketIsMadeAgainWithoutLooking(t *testing.T) {
 	check, look := socketCheck, unwatchedLook
 	socketCheck, unwatchedLook = time.Hour, time.Hour
@@ -40,7 +40,7 @@ func TestSocketIsMadeAgainWithoutLooking(t *testing.T) {
 	}
 }
 
-// replace puts another file in the place of path.
+// replace puts another file at path.
 func replace(path string) error {
 	if err := os.WriteFile(path+".other", nil, 0o600); err != nil {
 		return err
@@ -48,7 +48,7 @@ func replace(path string) error {
 	return os.Rename(path+".other", path)
 }
 
-// answers waits until the server at path answers.
+// answers waits until the server at path replies.
 func answers(ctx context.Context, t *testing.T, path string) {
 	t.Helper()
 	for {

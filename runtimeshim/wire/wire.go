@@ -1,5 +1,5 @@
-// Package wire carries calls between daemon, shim and logger: frames on unix
-// sockets, and the bodies of the verbs. It does not know what a verb does.
+// Package wire carries calls between daemon, shim and logger: frames on unix sockets, and the
+// bodies of the verbs. It does not know what a verb does.
 package wire
 
 import (
@@ -20,36 +20,37 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// The wire between daemon, shim and logger.
+// The protocol between daemon, shim and logger.
 //
-// One call is one connection to a unix stream socket. A frame is a length (4
-// bytes, big endian) and so many bytes of JSON; descriptors travel as
-// SCM_RIGHTS with the first byte of their frame. The caller sends one request
-// frame and gets reply frames: any number with "more", then the last one. The
-// caller closing its connection cancels the context of the handler.
+// One call uses one connection to a unix stream socket. A frame is a length (4 bytes, big endian)
+// followed by that many bytes of JSON; descriptors are sent as SCM_RIGHTS with the first byte of
+// their frame. The caller sends one request frame and receives reply frames: any number with "more"
+// set, then the last one. When the caller closes its connection, the context of the handler is
+// cancelled.
 //
-// Both ends may be of different versions: a shim lives as long as the node. The
-// caller asks for the peer's version first, in format 1, and speaks the lower of
-// both formats from then on. A server answers all formats from 1 to its own.
+// The two ends may be of different versions, because a shim lives as long as the node. The caller
+// first asks for the peer's version, in format 1, and then uses the lower of both formats. A server
+// supports all formats from 1 to its own.
 const (
-	Format       = 1
-	maxFrame     = 8 << 20 // the largest is an exec with 3 MiB of arguments, escaped
-	MaxFiles     = 16
-	RequestWait  = 10 * time.Second // a peer that connected must have sent its request by then
-	sendWait     = 30 * time.Second // a peer that reads nothing for so long is dropped
+	Format   = 1
+	maxFrame = 8 << 20 // the largest frame is an exec with 3 MiB of arguments, escaped
+	MaxFiles = 16
+	// a peer must send its request within this time after connecting
+	RequestWait  = 10 * time.Second
+	sendWait     = 30 * time.Second // a peer that reads nothing for this long is disconnected
 	maxSocketLen = 107              // sun_path without the final NUL
 )
 
-// How often a server looks whether its socket is still there: the kernel tells what happens to the
-// file, but not what happens to the folders above, and to nobody when it has no watches left.
+// How often a server checks that its socket still exists. The kernel reports changes of the file,
+// but not of its parent folders, and reports nothing when no inotify watch is available.
 var (
 	socketCheck   = time.Minute
 	unwatchedLook = 10 * time.Second
 )
 
-// ErrNobody: no process listens at the socket, so nothing of the call happened.
-// ErrBroken: the peer went away after the request was sent; what happened is not known.
-// Both are of class ErrUnavailable.
+// ErrNobody: no process listens at the socket, so the call had no effect. ErrBroken: the peer
+// closed the connection after the request was sent, so the effect is unknown. Both are of class
+// ErrUnavailable.
 var (
 	ErrNobody = fmt.Errorf("nobody listens: %w", errdefs.ErrUnavailable)
 	ErrBroken = fmt.Errorf("peer closed the connection: %w", errdefs.ErrUnavailable)
@@ -67,22 +68,22 @@ type reply struct {
 	Body  json.RawMessage `json:"body,omitempty"`
 }
 
-// Call sends one request and waits for its last reply, whose body goes into
-// out (may be nil) and whose descriptors are returned, the caller's to close.
-// files are duplicated by the kernel and stay the caller's.
+// Call sends one request and waits for the last reply. It decodes the reply's body into out, unless
+// out is nil, and returns its descriptors, which the caller must close. files are duplicated by the
+// kernel and still belong to the caller. Returns ErrNobody, ErrBroken, or the error of the handler.
 func Call(ctx context.Context, socket, verb string, body any, files []*os.File, out any) ([]*os.File, error) {
 	return Stream(ctx, socket, verb, body, files, out, func(json.RawMessage, []*os.File) error { return nil })
 }
 
-// Stream is call for verbs that send replies before the last one: each gets
-// the body and the descriptors (the caller's to close) of every one of them,
-// in order. An error of each ends the call and is returned.
+// Stream is Call for verbs that send several replies. It calls each, in order, with the body and
+// the descriptors of every reply but the last; each must close the descriptors. An error from each
+// ends the call and is returned.
 func Stream(ctx context.Context, socket, verb string, body any, files []*os.File, out any,
 	each func(json.RawMessage, []*os.File) error) ([]*os.File, error) {
 	return StreamIn(ctx, Format, socket, verb, body, files, out, each)
 }
 
-// StreamIn is stream in a format that the peer knows.
+// StreamIn is Stream in a given format, which the peer must know.
 func StreamIn(ctx context.Context, format int, socket, verb string, body any, files []*os.File, out any,
 	each func(json.RawMessage, []*os.File) error) ([]*os.File, error) {
 	conn, err := Dial(ctx, socket)
@@ -97,14 +98,15 @@ func StreamIn(ctx context.Context, format int, socket, verb string, body any, fi
 	return got, err
 }
 
-// Dial connects to a socket of our own user. ErrNobody when no process listens there.
+// Dial connects to a socket of our own user. Returns ErrNobody when no process listens there,
+// ErrUnavailable when the backlog is full, ErrPermissionDenied when another user listens.
 func Dial(ctx context.Context, socket string) (*net.UnixConn, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", socket)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
 		return nil, ErrNobody
-	case errors.Is(err, unix.EAGAIN): // the backlog is full: it lives, and is slow
+	case errors.Is(err, unix.EAGAIN): // the peer is alive but slow
 		return nil, fmt.Errorf("backlog is full: %w", errdefs.ErrUnavailable)
 	case err != nil:
 		return nil, err
@@ -117,7 +119,7 @@ func Dial(ctx context.Context, socket string) (*net.UnixConn, error) {
 	return conn, nil
 }
 
-// Converse does one call on an open connection.
+// Converse does one call on an open connection, which it closes when ctx ends.
 func Converse(ctx context.Context, conn *net.UnixConn, format int, verb string, body any, files []*os.File, out any,
 	each func(json.RawMessage, []*os.File) error) ([]*os.File, error) {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
@@ -167,13 +169,13 @@ func writeFrame(conn *net.UnixConn, v any, files []*os.File) error {
 	conn.SetWriteDeadline(time.Now().Add(sendWait))
 	n, _, err := conn.WriteMsgUnix(buf, unixfd.Rights(files), nil)
 	if err != nil || n == len(buf) {
-		return err // not even an empty write: the peer may have answered and gone
+		return err // no empty write either: the peer may already have replied and closed
 	}
 	_, err = conn.Write(buf[n:])
 	return err
 }
 
-// readFrame reads one frame into v and returns its descriptors (close-on-exec).
+// readFrame reads one frame into v and returns its descriptors, which are close-on-exec.
 func readFrame(conn *net.UnixConn, v any) ([]*os.File, error) {
 	var head [4]byte
 	oob := make([]byte, unix.CmsgSpace(4*MaxFiles))
@@ -209,8 +211,8 @@ func readFrame(conn *net.UnixConn, v any) ([]*os.File, error) {
 	return files, nil
 }
 
-// PeerCred tells who is at the other end: for a server the process that
-// connected, for a client the one that listens.
+// PeerCred returns the credentials of the peer: the process that connected, or on the client's side
+// the process that listens.
 func PeerCred(conn syscall.Conn) (*unix.Ucred, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {

@@ -107,7 +107,8 @@ func TestWirePassesDescriptors(t *testing.T) {
 	first[0].WriteString(" and")
 	files[0].WriteString(" back")
 	unixfd.CloseAll(append(first, files...))
-	if text, err := io.ReadAll(r); string(text) != "there and back" || err != nil { // EOF: no copy is left open
+	// EOF: no copy is open any more
+	if text, err := io.ReadAll(r); string(text) != "there and back" || err != nil {
 		t.Errorf("%q %v", text, err)
 	}
 }
