@@ -18,8 +18,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/statedir"
 )
 
-// TestNoKeyringIsLeft: the keys of root are used up on the node. A task is started without a
-// keyring of its own.
+// TestNoKeyringIsLeft: root's key quota on the node is used up. A task starts without a keyring of
+// its own.
 func TestNoKeyringIsLeft(t *testing.T) {
 	h := newHost(t)
 	full := `"msg":"unable to join session keyring: unable to create session key: disk quota exceeded"`
@@ -34,7 +34,7 @@ func TestNoKeyringIsLeft(t *testing.T) {
 	}
 }
 
-// changeRecord changes what a task's record says, while no shim lives.
+// changeRecord changes a task's record while no shim is running.
 func (h *host) changeRecord(id string, change func(map[string]any)) {
 	h.t.Helper()
 	name := filepath.Join(h.state, "shim", id, "task.json")
@@ -46,8 +46,8 @@ func (h *host) changeRecord(id string, change func(map[string]any)) {
 	must(h.t, statedir.WriteJSON(name, rec))
 }
 
-// TestRecordWithoutAStartTime: a shim could not read when the process started. What runs is adopted
-// all the same.
+// TestRecordWithoutAStartTime: an old shim could not read the start time of the process. The
+// running task is adopted anyway.
 func TestRecordWithoutAStartTime(t *testing.T) {
 	h := newHost(t)
 	task := h.startCounter("c", "")
@@ -62,8 +62,8 @@ func TestRecordWithoutAStartTime(t *testing.T) {
 	h.wantExit("c", 7)
 }
 
-// TestUnreadableRecordKeepsItsTerminal: while a record cannot be read, what the pod keeps of the
-// task stays there.
+// TestUnreadableRecordKeepsItsTerminal: while a task's record is unreadable, its descriptors stay
+// in the pod's keeper socket.
 func TestUnreadableRecordKeepsItsTerminal(t *testing.T) {
 	h := newHost(t)
 	h.pod("pod")
@@ -73,12 +73,12 @@ func TestUnreadableRecordKeepsItsTerminal(t *testing.T) {
 	file, away := filepath.Join(h.state, "shim/tty/task.json"), filepath.Join(h.state, "away")
 	must(t, os.Rename(file, away))
 	must(t, os.Mkdir(file, 0o700))
-	for range 2 { // the second one finds what the first has left
+	for range 2 { // the second shim finds what the first has left
 		h.kill9("shim.lock")
 		h.task("tty")
 		st := h.params("other", sh("exit 0"))
 		st.Pod = "pod"
-		h.start(st) // changes what the pod keeps
+		h.start(st) // changes what is in the keeper socket
 		h.wantExit("other", 0)
 		must(t, h.client.Delete(context.Background(), "other"))
 		h.mu.Lock()
@@ -92,8 +92,8 @@ func TestUnreadableRecordKeepsItsTerminal(t *testing.T) {
 	h.eventually("its terminal is read", func() bool { return strings.Contains(strings.Join(h.logLines("tty"), " "), "got word") })
 }
 
-// TestUnreadableForGood: a task whose record or streams stay unreadable can be ended, and a signal
-// is no "not found".
+// TestUnreadableForGood: a task whose record or streams stay unreadable can be deleted, and a
+// signal to it does not fail with "not found".
 func TestUnreadableForGood(t *testing.T) {
 	for _, name := range []string{"task.json", "stdout"} {
 		t.Run(name, func(t *testing.T) {
@@ -118,9 +118,9 @@ func TestUnreadableForGood(t *testing.T) {
 	}
 }
 
-// TestFolderOfAnEarlierVersion takes over the folder of a task as an earlier version of record
-// format 1 has left it: the task has ended with 7, its output is in the spool, and the logger was
-// killed between an intent and its write.
+// TestFolderOfAnEarlierVersion takes over a task folder written by an earlier version in record
+// format 1: the task has exited with 7, its output is in the spool, and the logger was killed
+// between an intent and its write.
 func TestFolderOfAnEarlierVersion(t *testing.T) {
 	h := newHost(t)
 	must(t, h.client.Shutdown(t.Context()))

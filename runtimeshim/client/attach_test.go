@@ -17,7 +17,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/procfd"
 )
 
-// pipeOf returns a pipe whose reading end can be waited for, and the other for Attach.
+// pipeOf returns a pipe: a read end that supports deadlines, and the write end for Attach.
 func pipeOf(t *testing.T) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -28,7 +28,7 @@ func pipeOf(t *testing.T) (r, w *os.File) {
 	return r, w
 }
 
-// attach returns when output is being copied, and how Attach ends.
+// attach returns once output is being copied; the channel receives the result of Attach.
 func (h *host) attach(id string, out, errs *os.File) <-chan error {
 	h.t.Helper()
 	attached, ended := make(chan struct{}), make(chan error, 1)
@@ -43,7 +43,7 @@ func (h *host) attach(id string, out, errs *os.File) <-chan error {
 	return ended
 }
 
-// send is what a client types.
+// send writes text to the task's stdin.
 func (h *host) send(id, text string) {
 	h.t.Helper()
 	s, err := h.client.Streams(context.Background(), id)
@@ -56,8 +56,8 @@ func (h *host) send(id, text string) {
 	}
 }
 
-// A client that does not read makes the task wait, and is cut off: the task goes on, and its log
-// has every line.
+// TestAttachedButNotReading: a client that does not read blocks the task for a while and is then
+// cut off. The task continues, and its log has every line.
 func TestAttachedButNotReading(t *testing.T) {
 	t.Setenv("CRIBOX_TEST_TAP_PATIENCE", "1s")
 	h := newHost(t)
@@ -75,8 +75,8 @@ func TestAttachedButNotReading(t *testing.T) {
 	h.wantCounted("a", 100000)
 }
 
-// A client that reads one of its two streams is cut off for the other, and told at once: not when
-// the task has ended.
+// TestAttachedHalfReading: a client that reads only one of its two streams is cut off, and Attach
+// returns at once, not when the task exits.
 func TestAttachedHalfReading(t *testing.T) {
 	t.Setenv("CRIBOX_TEST_TAP_PATIENCE", "1s")
 	h := newHost(t)
@@ -98,8 +98,8 @@ func TestAttachedHalfReading(t *testing.T) {
 	h.wantExit("a", 0)
 }
 
-// Two clients of one stream get the same, each at its own pace; one that leaves does not disturb
-// the other.
+// TestAttachedTwice: two clients of one stream get the same output, each at its own pace. One that
+// leaves does not disturb the other.
 func TestAttachedTwice(t *testing.T) {
 	h := newHost(t)
 	st := h.params("a", sh("read go; exec seq 30000"))
@@ -138,7 +138,7 @@ func TestAttachedTwice(t *testing.T) {
 	}
 }
 
-// stopLogger stops the logger, and returns what lets it go on.
+// stopLogger stops the logger with SIGSTOP; goOn continues it.
 func (h *host) stopLogger() (goOn func()) {
 	h.t.Helper()
 	f, err := procfd.Open(h.lockPid("logger.lock"))
@@ -155,7 +155,8 @@ func (h *host) stopLogger() (goOn func()) {
 	return goOn
 }
 
-// wantLines: the log has 1..n, and of a terminal a carriage return with each.
+// wantLines checks that the log has the lines 1..n, in the case of a terminal with carriage
+// returns.
 func (h *host) wantLines(id string, n int) {
 	h.t.Helper()
 	lines := h.logLines(id)
@@ -169,8 +170,8 @@ func (h *host) wantLines(id string, n int) {
 	}
 }
 
-// TestTerminalEndsWhileTheLoggerStandsStill: the task ends when terminal and FIFO are full. Every
-// line is in the log later.
+// TestTerminalEndsWhileTheLoggerStandsStill: the task exits while terminal and FIFO are full. Later
+// every line is in the log.
 func TestTerminalEndsWhileTheLoggerStandsStill(t *testing.T) {
 	for _, kill := range []string{"", "shim.exit.written"} {
 		t.Run("kill at "+kill, func(t *testing.T) {
@@ -179,8 +180,7 @@ func TestTerminalEndsWhileTheLoggerStandsStill(t *testing.T) {
 			h.pod("pod")
 			mark := filepath.Join(filepath.Dir(h.state), "n")
 			must(t, os.WriteFile(mark, nil, 0o666))
-			// It prints until a write would block for want of a reader, which is found out by the
-			// counter that stands still.
+			// It prints until a write blocks because nobody reads; then the counter stops.
 			st := h.params("tty", sh("stty -opost; read go; i=1; while :; do echo $i; echo $i >/tmp/n; i=$((i+1)); done"), withTerminal, bind(mark, "/tmp/n"))
 			st.Terminal, st.Pod = true, "pod"
 			task := h.start(st)
@@ -223,7 +223,7 @@ func TestTerminalEndsWhileTheLoggerStandsStill(t *testing.T) {
 	}
 }
 
-// bind mounts a file of the host.
+// bind bind-mounts a file of the host.
 func bind(from, to string) specOption {
 	return func(spec map[string]any) {
 		spec["mounts"] = append(spec["mounts"].([]map[string]any),
@@ -231,7 +231,7 @@ func bind(from, to string) specOption {
 	}
 }
 
-// typeLine is what a client types at a terminal.
+// typeLine writes text to the task's terminal.
 func (h *host) typeLine(id, text string) {
 	h.t.Helper()
 	s, err := h.client.Streams(h.t.Context(), id)

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// BenchmarkIdle: how often shim and logger wake when nothing happens.
+// BenchmarkIdle measures how often shim and logger wake up when nothing happens.
 func BenchmarkIdle(b *testing.B) {
 	dir, err := os.MkdirTemp("", "crb")
 	if err != nil {
@@ -39,7 +39,7 @@ func BenchmarkIdle(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// wakeUps counts how often the threads of a process have slept.
+// wakeUps returns the number of voluntary context switches of a process.
 func wakeUps(b *testing.B, pid int) (n int) {
 	b.Helper()
 	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))

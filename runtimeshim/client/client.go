@@ -1,7 +1,7 @@
-// Package client is the daemon's end: it finds the shim and the logger, starts
-// them when they are dead, and asks them.
+// Package client is the daemon's side: it finds the shim and the logger, starts them when they are
+// dead, and sends them requests.
 //
-// It will not: remember a task. What there is, the shim knows.
+// It does not keep a list of tasks; the shim has that.
 package client
 
 import (
@@ -27,39 +27,42 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// Config says where the shim and the logger of an instance are.
+// Config says where the shim and the logger of an instance are, and how to start them.
 type Config struct {
-	State      string // state folder, absolute; at most 90 bytes long
-	Executable string // program that answers `shim --state DIR` and `logger --state DIR`; "" = this program
-	LogLevel   string // log level of both, when we start them; "" = theirs
+	State string // absolute path of the state folder, at most 90 bytes long
+	// Executable: program with the commands `shim --state DIR` and `logger --state DIR`; "" = this
+	// program
+	Executable string
+	LogLevel   string // log level of both, when we start them; "" = their default
 
-	// Scope returns the name of the scope of systemd that "shim" and "logger"
-	// are moved into, away from the unit of whoever has started them. No two
-	// state folders have one of the same name. nil = they stay there.
+	// Scope returns the name of the systemd scope into which the peer, "shim" or "logger", is
+	// moved, out of the unit of the process that started it. Two state folders must not use the
+	// same name. nil = it stays in that unit.
 	Scope func(peer string) string
 
-	// OnExit is called from one goroutine, once per exited task and client,
-	// also for exits that happened while nobody watched: every watch begins
-	// with a snapshot. By then the log has everything the task printed, unless
-	// it cannot be written. A slow OnExit delays later ones and nothing else.
+	// OnExit is called, by one goroutine, once per exited task and Client. That includes exits
+	// while no client watched, because every watch begins with a snapshot. By then the log has all
+	// output of the task, unless it cannot be written. A slow OnExit delays only later calls of
+	// OnExit.
 	OnExit func(runtimeshim.Task)
 
 	Step func(name string) // called at the steps listed in package runtimeshim; nil = none
 }
 
-// Deadlines of a call. The shim's own, of what it executes, are shorter.
+// Deadlines of calls. They are longer than the shim's own deadlines for what it executes.
 var (
-	connectWait = 10 * time.Second // until shim and logger answer
+	connectWait = 10 * time.Second // until shim and logger reply
 	startLimit  = wire.StartWait + wire.DeleteWait + 30*time.Second
 	deleteLimit = wire.DeathWait + wire.DeleteWait + 20*time.Second
 	updateLimit = 3*wire.UpdateWait + 30*time.Second
-	quickLimit  = 10 * time.Second // calls that execute nothing
-	finishLimit = 10 * time.Second // until an exit is told without its log
+	quickLimit  = 10 * time.Second // for calls that execute nothing
+	// after this time an exit is reported even if its log is not complete
+	finishLimit = 10 * time.Second
 )
 
-// Client talks to the shim and the logger of one instance, and keeps them
-// alive. Its methods may be called at once; ErrUnavailable means that the
-// shim (or logger) does not answer now, and says nothing about the task.
+// Client sends requests to the shim and the logger of one instance, and restarts them when they
+// die. Its methods may be called concurrently. ErrUnavailable means that the shim (or logger) does
+// not answer now; it says nothing about the task.
 type Client struct {
 	c      Config
 	state  statedir.Root
@@ -71,15 +74,15 @@ type Client struct {
 	work   sync.WaitGroup
 
 	mu    sync.Mutex
-	told  map[string]bool // ids of tasks whose exit is delivered, or about to be
-	late  map[string]bool // ids of tasks whose log could not be finished in time
+	told  map[string]bool // ids of tasks whose exit is delivered or about to be
+	late  map[string]bool // ids of tasks whose log was not complete in time
 	exits []runtimeshim.Task
 	more  chan struct{}
 }
 
-// Connect finds the shim and the logger of c.State, or starts them: several
-// clients may try at once, one of each comes to be. One that is alive and does
-// not answer is ErrUnavailable, and never replaced.
+// Connect finds the shim and the logger of c.State, or starts them. Several clients may connect at
+// once; only one shim and one logger will run. A peer that is alive but does not answer is never
+// replaced: Connect then returns ErrUnavailable.
 func Connect(ctx context.Context, c Config) (*Client, error) {
 	if !filepath.IsAbs(c.State) || len(c.State) > 90 {
 		return nil, fmt.Errorf("state folder %q is not an absolute path of at most 90 bytes: %w", c.State, errdefs.ErrInvalidArgument)
@@ -103,7 +106,8 @@ func Connect(ctx context.Context, c Config) (*Client, error) {
 	k := &Client{c: c, state: d, told: map[string]bool{}, late: map[string]bool{}, more: make(chan struct{}, 1),
 		shim:   newPeer("shim", c, d.ShimSock(), d.ShimLock(), d.ShimHome(), d.ShimLog()),
 		logger: newPeer("logger", c, d.LoggerSock(), d.LoggerLock(), d.LoggerHome(), d.LoggerLog())}
-	k.logger.build = helper.BuildOf(c.Executable) // a logger may be ended at any time, a shim may not
+	// a logger may be replaced at any time, a shim may not
+	k.logger.build = helper.BuildOf(c.Executable)
 	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := k.connect(ctx); err != nil {
 		k.cancel()
@@ -114,7 +118,7 @@ func Connect(ctx context.Context, c Config) (*Client, error) {
 	return k, nil
 }
 
-// connect brings both peers up, at the same time, and begins to keep them.
+// connect finds or starts both peers, concurrently, and from then on restarts them when they die.
 func (k *Client) connect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, connectWait)
 	defer cancel()
@@ -135,15 +139,15 @@ func (k *Client) connect(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Close ends the client. Shim, logger and tasks go on.
+// Close ends the client. Shim, logger and tasks keep running.
 func (k *Client) Close() error {
 	k.cancel()
 	k.work.Wait()
 	return nil
 }
 
-// Shutdown ends shim and logger, and the client. ErrFailedPrecondition, and
-// nothing has ended, while there is a task, exited ones included.
+// Shutdown ends shim, logger and the client. While there is any task, even an exited one, it ends
+// none of them and returns ErrFailedPrecondition.
 func (k *Client) Shutdown(ctx context.Context) error {
 	k.shim.leave(true)
 	k.logger.leave(true)
@@ -159,12 +163,11 @@ func (k *Client) Shutdown(ctx context.Context) error {
 	return errors.Join(err, k.shim.waitGone(ctx), k.logger.waitGone(ctx))
 }
 
-// Start runs a task. It returns when the task's first process runs the program
-// it is for. On error nothing of the task is left but its folder, and Delete
-// removes that; the error carries the last one that the runtime has logged.
-// Of class ErrInvalidArgument: the program cannot be executed; ErrAlreadyExists:
-// there is a task of that id. A start goes on when ctx is cancelled, within a
-// limit of its own, and its result is returned then too.
+// Start runs a task. It returns once the task's first process executes its program. On error only
+// the task's folder is left, which Delete removes; the error contains the last error that the
+// runtime logged. ErrInvalidArgument: the program cannot be executed; ErrAlreadyExists: there is a
+// task with that id. When ctx is cancelled, the start still runs to its end, within a limit of its
+// own, and its result is returned.
 func (k *Client) Start(ctx context.Context, st runtimeshim.Start) (runtimeshim.Task, error) {
 	ctx = context.WithoutCancel(ctx)
 	if err := statedir.CheckID(st.ID); err != nil {
@@ -192,13 +195,14 @@ func (k *Client) Start(ctx context.Context, st runtimeshim.Start) (runtimeshim.T
 	k.mu.Unlock()
 	t, never, err := k.startTask(ctx, st)
 	k.c.Step("client.start.done")
-	if never || err != nil && !errdefs.IsAlreadyExists(err) && !errdefs.IsUnavailable(err) { // else it may run
+	// otherwise the task may be running
+	if never || err != nil && !errdefs.IsAlreadyExists(err) && !errdefs.IsUnavailable(err) {
 		k.finishLog(ctx, st.ID)
 	}
 	return t, err
 }
 
-// prepare makes the task folder, again if an earlier start has failed.
+// prepare creates the task folder, or resets that of an earlier failed start.
 func prepare(d statedir.Task, st runtimeshim.Start) error {
 	if err := os.MkdirAll(d.Bundle(), 0o700); err != nil {
 		return err
@@ -206,7 +210,8 @@ func prepare(d statedir.Task, st runtimeshim.Start) error {
 	if err := placeSpec(d.Config(), st); err != nil {
 		return err
 	}
-	if _, err := os.Stat(d.Exit()); errors.Is(err, os.ErrNotExist) { // nothing has run: what a failed start left of a log is not this one's
+	// no task ran here: remove what a failed start left of a log
+	if _, err := os.Stat(d.Exit()); errors.Is(err, os.ErrNotExist) {
 		for _, name := range []string{"progress", "stdout.spool", "stderr.spool"} {
 			if err := os.Remove(d.At(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err
@@ -234,8 +239,8 @@ func prepare(d statedir.Task, st runtimeshim.Start) error {
 	return statedir.WriteJSON(d.Log(), statedir.LogRecord{Format: statedir.Format, Path: st.LogPath, Limit: st.LogLimit, Terminal: st.Terminal, Start: time.Now().UnixNano()})
 }
 
-// placeSpec makes the bundle's config.json. What was there may be a link to the caller's file, so
-// it is not written to.
+// placeSpec creates the bundle's config.json. It removes an existing one first: that may be a link
+// to the caller's file and must not be written to.
 func placeSpec(name string, st runtimeshim.Start) error {
 	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -247,7 +252,7 @@ func placeSpec(name string, st runtimeshim.Start) error {
 }
 
 // mountLabel returns the SELinux label of a task's files (linux.mountLabel of its spec), which its
-// streams have too; "" for none.
+// streams get too; "" if there is none.
 func mountLabel(spec []byte) (string, error) {
 	if !bytes.Contains(spec, []byte(`"mountLabel"`)) {
 		return "", nil
@@ -263,8 +268,8 @@ func mountLabel(spec []byte) (string, error) {
 	return s.Linux.MountLabel, nil
 }
 
-// startTask asks the shim. When that dies meanwhile, its successor knows what
-// came of the start; never: nothing did.
+// startTask sends the request to the shim. If the shim dies meanwhile, it asks the next shim for
+// the result; never means that the task was not started.
 func (k *Client) startTask(ctx context.Context, st runtimeshim.Start) (t runtimeshim.Task, never bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
@@ -282,8 +287,8 @@ func (k *Client) startTask(ctx context.Context, st runtimeshim.Start) (t runtime
 	return t, false, err
 }
 
-// Kill sends a signal to a task's first process; with all, to every process
-// of its cgroup too. ErrNotFound when there is nobody to get it.
+// Kill sends a signal to a task's first process; with all, to every process in its cgroup too.
+// ErrNotFound when no process received it.
 func (k *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bool) error {
 	if err := statedir.CheckID(id); err != nil {
 		return err
@@ -292,8 +297,8 @@ func (k *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bo
 	return k.askShim(ctx, quickLimit, "kill", wire.Kill{ID: id, Signal: int(sig), All: all}, nil)
 }
 
-// Release removes what the runtime and the kernel have of an exited task. Its
-// exit and its log stay until Delete. ErrFailedPrecondition while it runs.
+// Release removes an exited task from the runtime and the cgroups. Its exit status and log stay
+// until Delete. ErrFailedPrecondition while it runs.
 func (k *Client) Release(ctx context.Context, id string) error {
 	if err := statedir.CheckID(id); err != nil {
 		return err
@@ -303,8 +308,8 @@ func (k *Client) Release(ctx context.Context, id string) error {
 	return k.askShim(ctx, deleteLimit, "release", wire.Task{ID: id}, nil)
 }
 
-// Delete kills a task if it runs and removes everything of it. Nothing there
-// is no error. After an error the next Delete goes on.
+// Delete kills a task if it is running and removes everything of it. It returns nil if there is no
+// such task. After an error it may be called again, and continues.
 func (k *Client) Delete(ctx context.Context, id string) error {
 	if err := statedir.CheckID(id); err != nil {
 		return err
@@ -312,7 +317,7 @@ func (k *Client) Delete(ctx context.Context, id string) error {
 	k.c.Step("client.delete")
 	d := k.state.Task(id)
 	if _, err := os.Lstat(string(d)); err == nil {
-		// The processes die before the log is finished, else there is no end of it.
+		// The processes must die first: while they print, the log is never complete.
 		if err := k.askShim(ctx, deleteLimit, "end", wire.Task{ID: id}, nil); err != nil {
 			return err
 		}
@@ -328,12 +333,12 @@ func (k *Client) Delete(ctx context.Context, id string) error {
 	return nil
 }
 
-// Update changes what a running task may use. On error everything is as it was
-// before. ErrFailedPrecondition: there is no such task, it does not run, or the
-// kernel does not take the values in the task's place (less memory than is in
-// use, processors that the parent has not); ErrInvalidArgument: it would take
-// them nowhere. It goes on when ctx is cancelled, within a limit of its own; an
-// update that a shim did not survive is done again by its successor.
+// Update changes the limits of a running task. On error the old limits are restored.
+// ErrFailedPrecondition: there is no such task, it is not running, or the kernel rejects the values
+// for this task (less memory than is in use, CPUs that the parent does not have).
+// ErrInvalidArgument: the kernel would reject them for any task. When ctx is cancelled, the update
+// still runs to its end, within a limit of its own. If the shim dies during an update, the next
+// shim does it again.
 func (k *Client) Update(ctx context.Context, u runtimeshim.Update) error {
 	if err := statedir.CheckID(u.ID); err != nil {
 		return err
@@ -343,9 +348,9 @@ func (k *Client) Update(ctx context.Context, u runtimeshim.Update) error {
 	return k.askShim(context.WithoutCancel(ctx), updateLimit, "update", b, nil)
 }
 
-// finishLog waits until everything an ended task has printed is in its log,
-// within a limit: the logger tries on, and the task's end does not wait. A log
-// that was late once is given a second only.
+// finishLog waits until all output of an exited task is in its log, but not longer than a limit:
+// the logger continues to try, and the exit is reported without it. A log that has exceeded the
+// limit once gets only a second from then on.
 func (k *Client) finishLog(ctx context.Context, id string) {
 	k.mu.Lock()
 	limit := finishLimit
@@ -354,7 +359,8 @@ func (k *Client) finishLog(ctx context.Context, id string) {
 	}
 	k.mu.Unlock()
 	var rec statedir.LogRecord
-	_ = statedir.ReadJSON(k.state.Task(id).Log(), &rec) // of a task without one there is nothing to finish, which the logger sees
+	// without a record there is nothing to finish; the logger finds that out
+	_ = statedir.ReadJSON(k.state.Task(id).Log(), &rec)
 	if k.askLogger(ctx, limit, "finish", wire.LoggerTask{ID: id, Start: rec.Start}) != nil && k.ctx.Err() == nil {
 		k.mu.Lock()
 		k.late[id] = true
@@ -362,15 +368,15 @@ func (k *Client) finishLog(ctx context.Context, id string) {
 	}
 }
 
-// Tasks lists every task folder, by id.
+// Tasks returns every task, and every task folder that is not started, sorted by id.
 func (k *Client) Tasks(ctx context.Context) ([]runtimeshim.Task, error) {
 	var all []runtimeshim.Task
 	err := k.askShim(ctx, quickLimit, "tasks", struct{}{}, &all)
 	return all, err
 }
 
-// ReopenLog makes the logger go on in a new file at the task's log path, after
-// the old one was renamed. On error there is no new file.
+// ReopenLog makes the logger continue in a new file at the task's log path, after the caller has
+// renamed the old one. On error there is no new file.
 func (k *Client) ReopenLog(ctx context.Context, id string) error {
 	if err := statedir.CheckID(id); err != nil {
 		return err
@@ -378,7 +384,7 @@ func (k *Client) ReopenLog(ctx context.Context, id string) error {
 	return k.askLogger(ctx, quickLimit, "reopen", wire.LoggerTask{ID: id})
 }
 
-// askShim is ask for calls that may be repeated when the shim dies over them.
+// askShim sends a request that may be repeated if the shim dies during it.
 func (k *Client) askShim(ctx context.Context, limit time.Duration, verb string, body, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -391,8 +397,8 @@ func (k *Client) askLogger(ctx context.Context, limit time.Duration, verb string
 	return k.ask(ctx, k.logger, verb, body, nil, true)
 }
 
-// ask does one call without descriptors. While nobody listens it waits for
-// keep to bring the peer back; a call that broke is repeated only if it may be.
+// ask sends one request without descriptors. While nobody listens it waits until keep has restarted
+// the peer. If the connection breaks, it repeats the request only if repeat is set.
 func (k *Client) ask(ctx context.Context, p *peer, verb string, body, out any, repeat bool) error {
 	for {
 		err := k.whileNobody(ctx, p, verb, func() error {
@@ -405,9 +411,8 @@ func (k *Client) ask(ctx context.Context, p *peer, verb string, body, out any, r
 	}
 }
 
-// whileNobody makes a call again as long as nobody listens, which is until keep
-// has brought the peer back, or for quickLimit: nothing of the call has
-// happened then.
+// whileNobody repeats a call while nobody listens, which is safe because the call has had no
+// effect. It stops once keep has restarted the peer, or after quickLimit.
 func (k *Client) whileNobody(ctx context.Context, p *peer, verb string, try func() error) error {
 	for began := time.Now(); ; {
 		err := try()
@@ -424,7 +429,7 @@ func (k *Client) whileNobody(ctx context.Context, p *peer, verb string, try func
 	}
 }
 
-// slow says who was slow when a call ran into its deadline.
+// slow adds to the error of a call that exceeded its deadline which peer did not answer.
 func slow(ctx context.Context, p *peer, verb string, err error) error {
 	if err == nil || ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
 		return err
@@ -435,7 +440,7 @@ func slow(ctx context.Context, p *peer, verb string, err error) error {
 	return fmt.Errorf("ask the %s for %s: %w", p.name, verb, err)
 }
 
-// logText is what a peer has written to its own log, for an error: the end of it.
+// logText returns the last 1024 bytes of a peer's own log, for an error message.
 func logText(name string) string {
 	raw, err := os.ReadFile(name)
 	if err != nil {

@@ -38,7 +38,7 @@ func TestMountLabel(t *testing.T) {
 	}
 }
 
-// TestNamespacesAreTheTasks: a process that has got a task's number is not the task.
+// TestNamespacesAreTheTasks: a process that has reused a task's pid is not taken for the task.
 func TestNamespacesAreTheTasks(t *testing.T) {
 	st, err := procfd.ReadStat(os.Getpid())
 	if err != nil {
@@ -64,7 +64,7 @@ func TestNamespacesAreTheTasks(t *testing.T) {
 	}
 }
 
-// TestPanicCostsOneTry: what panics while a peer is started or watched is tried again.
+// TestPanicCostsOneTry: starting and watching a peer is retried after a panic.
 func TestPanicCostsOneTry(t *testing.T) {
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -86,8 +86,8 @@ func TestPanicCostsOneTry(t *testing.T) {
 	(&Client{ctx: ctx}).watch() // without a shim to watch: it panics until ctx ends
 }
 
-// TestLoggerOfAnotherBuildIsReplaced: a daemon that was upgraded finds the logger of the one
-// before. What runs prints on, and no line is lost.
+// TestLoggerOfAnotherBuildIsReplaced: an upgraded daemon replaces the old logger. Tasks keep
+// printing, and no line is lost.
 func TestLoggerOfAnotherBuildIsReplaced(t *testing.T) {
 	must(t, os.Setenv("CRIBOX_TEST_BUILD", "older"))
 	t.Cleanup(func() { os.Unsetenv("CRIBOX_TEST_BUILD") })
@@ -115,8 +115,8 @@ func TestLoggerOfAnotherBuildIsReplaced(t *testing.T) {
 	h.wantCounted("c", 2000)
 }
 
-// TestWireFormatIsAgreed: a daemon asks in the newest format that both know, and for the version in
-// the first.
+// TestWireFormatIsAgreed: a daemon sends requests in the newest format that both peers know, and
+// asks for the version in format 1.
 func TestWireFormatIsAgreed(t *testing.T) {
 	for _, row := range []struct{ theirs, ours, want int }{{1, 1, 1}, {1, 2, 1}, {2, 1, 1}, {3, 2, 2}, {0, 1, 1}} {
 		if got := lowerFormat(row.theirs, row.ours); got != row.want {

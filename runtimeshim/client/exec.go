@@ -17,12 +17,11 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// Exec runs one more process in a running task and returns its exit code when
-// it has ended. When ctx ends, its process group is killed and ctx's error
-// returned. ErrNotFound and ErrPermissionDenied: the program is missing or
-// cannot be executed, the sentence is the runtime's; ErrFailedPrecondition:
-// there is no such task, or it does not run; ErrUnavailable: the shim died, the
-// process does too.
+// Exec runs an additional process in a running task and returns its exit code when it has ended.
+// When ctx ends, it kills the process group and returns ctx's error. ErrNotFound and
+// ErrPermissionDenied: the program is missing or cannot be executed; the message is the runtime's.
+// ErrFailedPrecondition: there is no such task, or it is not running. ErrUnavailable: the shim
+// died; the process is killed too.
 func (k *Client) Exec(ctx context.Context, e runtimeshim.Exec) (int32, error) {
 	if err := statedir.CheckID(e.ID); err != nil {
 		return 0, err
@@ -71,8 +70,8 @@ func (k *Client) Exec(ctx context.Context, e runtimeshim.Exec) (int32, error) {
 	return done.Code, err
 }
 
-// Streams returns the daemon's ends of a running task's terminal and stdin.
-// ErrNotFound, ErrFailedPrecondition when it does not run.
+// Streams returns the daemon's ends of a running task's terminal and stdin. ErrNotFound when there
+// is no such task, ErrFailedPrecondition when it is not running.
 func (k *Client) Streams(ctx context.Context, id string) (runtimeshim.Streams, error) {
 	if err := statedir.CheckID(id); err != nil {
 		return runtimeshim.Streams{}, err
@@ -94,7 +93,8 @@ func (k *Client) Streams(ctx context.Context, id string) (runtimeshim.Streams, e
 		case i < len(kinds) && kinds[i] == "terminal" && s.Terminal == nil:
 			s.Terminal = f
 		case i < len(kinds) && kinds[i] == "stdin" && s.Stdin == nil:
-			// A task that does not read must not hold the writer, who could not even be closed.
+			// Non-blocking, because a write to a task that does not read would otherwise block even
+			// Close.
 			if s.Stdin, err = unixfd.Polled(f); err != nil {
 				s.Close()
 				unixfd.CloseAll(files[i:])
@@ -107,15 +107,14 @@ func (k *Client) Streams(ctx context.Context, id string) (runtimeshim.Streams, e
 	return s, nil
 }
 
-// Attach gives a copy of what a running task prints from now on to out and
-// errs, writing ends of pipes which stay the caller's to close; nil = not
-// wanted. attached is called when that is so. It returns nil when the task has
-// ended and both have everything, ErrUnavailable when the logger died (attach
-// again), ErrFailedPrecondition when the task had ended before,
-// ErrAborted when a reader was cut off because it took nothing for ten seconds.
+// Attach copies what a running task prints from now on to out and errs, which are write ends of
+// pipes; nil = not wanted. The caller must close them. attached is called once copying has begun.
+// Attach returns nil when the task has exited and all output is written, ErrUnavailable when the
+// logger died (the caller may attach again), ErrFailedPrecondition when the task had already
+// exited, and ErrAborted when a reader was cut off because it read nothing for ten seconds.
 //
-// When leave ends, unless it is nil, both get what the task has printed until
-// then, and Attach returns nil.
+// When leave, unless it is nil, ends, Attach writes what the task has printed until then and
+// returns nil.
 func (k *Client) Attach(ctx, leave context.Context, id string, out, errs *os.File, attached func()) error {
 	if err := statedir.CheckID(id); err != nil {
 		return err
@@ -151,11 +150,11 @@ func (k *Client) Attach(ctx, leave context.Context, id string, out, errs *os.Fil
 	})
 }
 
-// leaveWait is how long the logger may take to hand over what was printed before an attached client
-// left.
+// leaveWait is how long the logger may take to write the remaining output after a client leaves.
 const leaveWait = 30 * time.Second
 
-// hangUp tells the peer that nothing more is asked of it; its answer is still read, for a while.
+// hangUp tells the peer that no further request follows. Its reply can still be read, until
+// leaveWait.
 func hangUp(conn *net.UnixConn) {
 	_ = conn.CloseWrite()
 	conn.SetReadDeadline(time.Now().Add(leaveWait))

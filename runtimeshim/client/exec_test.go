@@ -116,7 +116,7 @@ func TestExecStdin(t *testing.T) {
 	}
 }
 
-// A child in the background keeps the output open and delays nothing.
+// TestExecLeavesBackgroundChild: a background child that keeps the output open does not delay Exec.
 func TestExecLeavesBackgroundChild(t *testing.T) {
 	h := newHost(t)
 	h.idle("c")
@@ -148,7 +148,8 @@ func TestExecEndsWithItsCaller(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled exec: %v", err)
 	}
-	if rest, err := io.ReadAll(r); len(rest) != 0 || err != nil { // ends when its process group is dead
+	// returns EOF when the process group is dead
+	if rest, err := io.ReadAll(r); len(rest) != 0 || err != nil {
 		t.Errorf("%q %v", rest, err)
 	}
 	h.wantNoExecFiles("c")
@@ -190,7 +191,7 @@ func TestExecOnTerminal(t *testing.T) {
 	}
 }
 
-// The exec of a shim that died has lost its caller: its process dies too.
+// TestExecDiesWithTheShim: the process of an exec is killed when its shim dies.
 func TestExecDiesWithTheShim(t *testing.T) {
 	h := newHost(t)
 	h.idle("c")

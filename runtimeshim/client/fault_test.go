@@ -38,7 +38,7 @@ func (h *host) startCounter(id, pod string) runtimeshim.Task {
 	return task
 }
 
-// finishCounter signals the process itself and waits until it is dead.
+// finishCounter sends SIGTERM directly to the process and waits until it is dead.
 func (h *host) finishCounter(task runtimeshim.Task) {
 	h.t.Helper()
 	f, err := procfd.Open(task.Pid)
@@ -50,7 +50,7 @@ func (h *host) finishCounter(task runtimeshim.Task) {
 	procfd.WaitDead(context.Background(), f)
 }
 
-// killAll kills shim and logger while no client is there.
+// killAll closes the client and kills shim and logger.
 func (h *host) killAll() {
 	h.t.Helper()
 	h.client.Close()
@@ -100,7 +100,8 @@ func TestExitWhileDeadWithoutPidfdInfo(t *testing.T) {
 
 func TestExitOfZombieIsRead(t *testing.T) {
 	t.Setenv("CRIBOX_TEST_NO_PIDFD_INFO", "1")
-	// Orphans come to us, and nobody reaps them until the end.
+	// As a subreaper this process inherits the orphan; it does not reap it before the end of the
+	// test.
 	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	h := newHost(t)
 	task := h.startCounter("c", "")
@@ -142,7 +143,7 @@ func TestShimDies(t *testing.T) {
 func TestShimDiesAgainAndAgain(t *testing.T) {
 	h := newHost(t)
 	h.pod("pod")
-	// It pauses now and then: who reads a log that grows faster than that comes to no end.
+	// It pauses now and then; otherwise the log grows faster than the test can read it.
 	st := h.params("c", sh("trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; [ $((i % 100)) != 0 ] || sleep 0.01; done"))
 	st.Pod = "pod"
 	task := h.start(st)
@@ -174,7 +175,7 @@ func TestTerminalSurvives(t *testing.T) {
 	}
 	defer f.Close()
 	procfd.Signal(f, unix.SIGTERM)
-	h.connect() // somebody must read a terminal, it holds 4 KiB only
+	h.connect() // somebody must read the terminal, which holds only 4 KiB
 	h.wantExit("tty", 7)
 	lines := h.logLines("tty")
 	if len(lines) != 2000 || strings.TrimSpace(lines[1999]) != "2000" {
@@ -199,8 +200,8 @@ func TestStdinSurvives(t *testing.T) {
 	h.eventually("line is printed", func() bool { return len(h.logLines("cat")) == 1 })
 }
 
-// The shim dies at each of its steps; the client sees one answer and there is
-// never more than one process.
+// TestShimDiesAtEveryStep: the shim dies at each of its steps. The client gets one reply, and there
+// is never more than one process.
 func TestShimDiesAtEveryStep(t *testing.T) {
 	for _, step := range []string{"shim.start.intent", "shim.start.runc", "shim.start.kept", "shim.start.started", "shim.exit.seen", "shim.exit.written",
 		"shim.delete.kill", "shim.delete", "shim.delete.cleared"} {
@@ -242,8 +243,8 @@ func TestShimDiesAtEveryStep(t *testing.T) {
 	}
 }
 
-// slowRuntime is a runtime that tells that it works, waits for a word, and
-// then does it.
+// slowRuntime returns a runtime that creates the file working, waits for the file word, and then
+// runs the command.
 func (h *host) slowRuntime(name string) (path, working, word string) {
 	dir := filepath.Dir(h.state)
 	path, working, word = filepath.Join(dir, name), filepath.Join(dir, name+".working"), filepath.Join(dir, name+".go")
@@ -251,8 +252,8 @@ func (h *host) slowRuntime(name string) (path, working, word string) {
 	return path, working, word
 }
 
-// writeScript makes a program while nothing is forked: a child that has not executed anything yet
-// would hold it open for writing.
+// writeScript writes a program while no fork is in progress: a forked child that has not executed
+// yet would hold the file open for writing.
 func (h *host) writeScript(path, script string) {
 	h.t.Helper()
 	syscall.ForkLock.RLock()
@@ -360,7 +361,7 @@ func TestShutdown(t *testing.T) {
 	if err := h.client.Shutdown(context.Background()); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("shutdown with a task: %v", err)
 	}
-	h.kill9("shim.lock") // the keeping goes on after a refusal
+	h.kill9("shim.lock") // the shim is still restarted after the refused shutdown
 	h.task("c")
 	if err := h.client.Delete(context.Background(), "c"); err != nil {
 		t.Error(err)
@@ -397,7 +398,7 @@ func TestDeleteIsIdempotent(t *testing.T) {
 	}
 }
 
-// Parts of a task are missing, and Delete removes the rest.
+// TestDeleteConverges: parts of a task are missing, and Delete removes the rest.
 func TestDeleteConverges(t *testing.T) {
 	h := newHost(t)
 	for name, harm := range map[string]func(id string) error{
@@ -435,7 +436,7 @@ func TestDeleteConverges(t *testing.T) {
 	}
 }
 
-// A container in the pid namespace of its pod leaves processes when it ends.
+// TestSharedPidNamespace: a container in its pod's pid namespace leaves processes when it exits.
 func TestSharedPidNamespace(t *testing.T) {
 	h := newHost(t)
 	pod := h.pod("pod")
@@ -491,7 +492,7 @@ func TestOOMKilled(t *testing.T) {
 	}
 }
 
-// A runtime that hangs is killed with what it has started.
+// TestRuntimeFaults: a runtime that fails leaves nothing behind.
 func TestRuntimeFaults(t *testing.T) {
 	h := newHost(t)
 	for name, script := range map[string]string{
@@ -517,7 +518,7 @@ func TestRuntimeFaults(t *testing.T) {
 	}
 }
 
-// A runtime over its deadline is killed with all it has started.
+// TestRuntimeHangs: a runtime that exceeds its deadline is killed with everything it has started.
 func TestRuntimeHangs(t *testing.T) {
 	t.Setenv("CRIBOX_TEST_RUNTIME_WAIT", "300ms")
 	h := newHost(t)
@@ -537,10 +538,10 @@ func TestRuntimeHangs(t *testing.T) {
 	}
 }
 
-// The runtime is in flight when the shim dies, and never ends.
+// TestShimDiesWhileTheRuntimeHangs: the shim dies while a runtime runs that never ends.
 func TestShimDiesWhileTheRuntimeHangs(t *testing.T) {
 	h := newHost(t)
-	t.Setenv("CRIBOX_TEST_RUNTIME_WAIT", "300ms") // of the next shim
+	t.Setenv("CRIBOX_TEST_RUNTIME_WAIT", "300ms") // for the next shim
 	st := h.params("c", counter)
 	var working string
 	st.Runtime, working, _ = h.slowRuntime("hangs")
@@ -569,8 +570,8 @@ func TestSocketIsRemoved(t *testing.T) {
 	}
 }
 
-// The state folder is full: what runs can be stopped and removed.
-// Somebody tidies the state folder while the shim and the logger live: they stay the only ones.
+// TestTidiedStateHasOneOfEach: somebody removes sockets and locks while shim and logger are alive.
+// No second shim or logger is started.
 func TestTidiedStateHasOneOfEach(t *testing.T) {
 	h := newHost(t)
 	task := h.idle("c")
@@ -588,7 +589,8 @@ func TestTidiedStateHasOneOfEach(t *testing.T) {
 		if _, err := wire.Call(context.Background(), sock, "version", struct{}{}, nil, &v); err != nil || v.Pid != want {
 			t.Errorf("%s: %d answers (%v), want %d", sock, v.Pid, err, want)
 		}
-		if err := os.WriteFile(filepath.Join(h.state, lock), []byte(strconv.Itoa(want)), 0o600); err != nil { // for the end of this test
+		// for the end of this test
+		if err := os.WriteFile(filepath.Join(h.state, lock), []byte(strconv.Itoa(want)), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -637,7 +639,7 @@ func TestFullStateFolder(t *testing.T) {
 	unix.Unmount(h.state, unix.MNT_DETACH)
 }
 
-// A frozen task can be deleted.
+// TestDeleteFrozen: a frozen task can be deleted.
 func TestDeleteFrozen(t *testing.T) {
 	h := newHost(t)
 	h.idle("c")
@@ -651,7 +653,8 @@ func TestDeleteFrozen(t *testing.T) {
 	}
 }
 
-// A daemon that is killed over an exec takes the process with it, and nothing else.
+// TestDaemonDies: a daemon that is killed during an exec takes that process with it, and nothing
+// else.
 func TestDaemonDies(t *testing.T) {
 	h := newHost(t)
 	h.startCounter("c", "")
@@ -675,7 +678,7 @@ func TestDaemonDies(t *testing.T) {
 	h.client.Close()
 	daemon.Process.Kill()
 	daemon.Wait()
-	io.ReadAll(r) // the end of it: the executed process is dead
+	io.ReadAll(r) // EOF: the executed process is dead
 	h.connect()
 	h.wantNoExecFiles("c")
 	if got := h.task("c"); got.State != runtimeshim.StateRunning || got.Pid != task.Pid {
@@ -686,7 +689,7 @@ func TestDaemonDies(t *testing.T) {
 	h.wantCounted("c", 2000)
 }
 
-// daemonMain executes a program in the task "c" for ever.
+// daemonMain executes a program in the task "c" that does not end.
 func daemonMain(state string) error {
 	c, err := Connect(context.Background(), Config{State: state})
 	if err != nil {
@@ -700,8 +703,8 @@ func daemonMain(state string) error {
 	return err
 }
 
-// TestShimLeavesWithTheMachine: whoever turns the machine off need not wait for the shim. Before,
-// SIGTERM does nothing.
+// TestShimLeavesWithTheMachine: the shim ends at the SIGTERM of a machine shutdown, so that the
+// shutdown need not wait for it. Before that, SIGTERM has no effect.
 func TestShimLeavesWithTheMachine(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "comm")
 	t.Setenv("CRIBOX_TEST_INIT_NAME", name)
@@ -713,7 +716,7 @@ func TestShimLeavesWithTheMachine(t *testing.T) {
 	}
 	first("systemd\n")
 	h := newHost(t)
-	h.client.Close() // else it starts another
+	h.client.Close() // otherwise it starts another shim
 	shim := h.lockPid("shim.lock")
 	f, err := procfd.Open(shim)
 	if err != nil {
@@ -737,9 +740,9 @@ func TestShimLeavesWithTheMachine(t *testing.T) {
 	}
 }
 
-// TestStdinOnceSurvives: the shim dies before anybody was attached, and the container does not meet
-// the end of its input; it dies after the first client had it, and the container does when that
-// client goes.
+// TestStdinOnceSurvives: if the shim dies before a client has attached, the container's stdin stays
+// open. If it dies after the first client got stdin, the container gets EOF when that client
+// leaves.
 func TestStdinOnceSurvives(t *testing.T) {
 	h := newHost(t)
 	h.pod("pod")
@@ -773,8 +776,8 @@ func TestStdinOnceSurvives(t *testing.T) {
 	}
 }
 
-// TestTerminalWhoseMasterIsGone: the shim dies over the start of a task with a terminal. Nobody
-// could read what it prints, so it was not started.
+// TestTerminalWhoseMasterIsGone: the shim dies while it starts a task with a terminal. If the
+// terminal's master is lost, the start counts as failed, because nobody could read the output.
 func TestTerminalWhoseMasterIsGone(t *testing.T) {
 	for _, step := range []string{"shim.start.runc", "shim.start.kept"} {
 		t.Run(step, func(t *testing.T) {
@@ -785,7 +788,8 @@ func TestTerminalWhoseMasterIsGone(t *testing.T) {
 			if _, err := h.client.Start(context.Background(), st); err != nil {
 				t.Fatal(err)
 			}
-			must(t, os.Remove(filepath.Join(h.state, "killed-at-step"))) // that was the pod; the next one is meant
+			// written when the pod was started; the next task is the one to test
+			must(t, os.Remove(filepath.Join(h.state, "killed-at-step")))
 			h.kill9("shim.lock")
 			st = h.params("tty", sh("seq 1 10; read x; exit 3"), withTerminal)
 			st.Terminal, st.Pod = true, "pod"
@@ -812,10 +816,10 @@ func TestTerminalWhoseMasterIsGone(t *testing.T) {
 	}
 }
 
-// mostLog is the size from which on shim and logger empty their logs.
+// mostLog is the size in bytes above which shim and logger truncate their logs.
 const mostLog = 256 << 10
 
-// TestLogsOfShimAndLoggerAreBounded: both empty their log when they write to it and it is large.
+// TestLogsOfShimAndLoggerAreBounded: both truncate a large log when they write to it.
 func TestLogsOfShimAndLoggerAreBounded(t *testing.T) {
 	h := newHost(t)
 	emptied := func(process string, write func()) {
@@ -826,11 +830,12 @@ func TestLogsOfShimAndLoggerAreBounded(t *testing.T) {
 	}
 	emptied("logger", func() {
 		st := h.params("c", sh("seq 100000; exec sleep 1000000"))
-		st.LogLimit = runtimeshim.MinLogLimit // it says that the log is full
+		st.LogLimit = runtimeshim.MinLogLimit // makes the logger log that the task's log is full
 		h.start(st)
 	})
 	emptied("shim", func() {
-		must(t, os.Mkdir(filepath.Join(h.state, "shim/c/exit"), 0o700)) // it says that the exit is not written
+		// makes the shim log that the exit is not written
+		must(t, os.Mkdir(filepath.Join(h.state, "shim/c/exit"), 0o700))
 		must(t, h.client.Kill(t.Context(), "c", unix.SIGKILL, false))
 		h.wantExit("c", 137)
 	})

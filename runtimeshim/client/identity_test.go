@@ -17,15 +17,15 @@ import (
 	"github.com/cribox/cribox/runtimeshim/procfd"
 )
 
-// runtimeWith is a runtime that runs a shell script where "$@" are the arguments and $RUNC is the
-// real one.
+// runtimeWith returns a runtime that is a shell script, where "$@" are the arguments and $RUNC is
+// the real runtime.
 func (h *host) runtimeWith(name, script string) string {
 	path := filepath.Join(filepath.Dir(h.state), name)
 	h.writeScript(path, "RUNC="+h.runc+"\n"+script)
 	return path
 }
 
-// procs are the processes in a task's cgroup.
+// procs returns the processes in a task's cgroup.
 func (h *host) procs(id string) []int {
 	var dirs []string
 	for _, m := range cgroup.Mounts() {
@@ -34,13 +34,13 @@ func (h *host) procs(id string) []int {
 	return cgroup.AllProcs(dirs)
 }
 
-// TestExecCancelledAtItsEnd: the caller goes when the runtime has started the process and has not
-// ended yet. Nothing of the exec stays.
+// TestExecCancelledAtItsEnd: the caller leaves after the runtime has started the process and before
+// the runtime ends. Nothing of the exec is left.
 func TestExecCancelledAtItsEnd(t *testing.T) {
 	for name, script := range map[string]string{
-		// The pid file is written, and the runtime stays for a while.
+		// The pid file is written, but the runtime keeps running for a while.
 		"pid file": `case "$*" in *" exec "*) $RUNC "$@"; echo > %[1]s; while :; do sleep 0.02; done;; esac; exec $RUNC "$@"`,
-		// It has started something and says nothing about it.
+		// It has started a process and written no pid file.
 		"no pid file": `case "$*" in *" exec "*) setsid sleep 1000000 & echo > %[1]s; while :; do sleep 0.02; done;; esac; exec $RUNC "$@"`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -74,8 +74,8 @@ func TestExecCancelledAtItsEnd(t *testing.T) {
 	}
 }
 
-// TestExecOfADeadShimIsEnded: its caller is gone. That the clock was stepped meanwhile is no reason
-// to leave it.
+// TestExecOfADeadShimIsEnded: an exec of a dead shim is killed, even if the clock was stepped
+// meanwhile.
 func TestExecOfADeadShimIsEnded(t *testing.T) {
 	h := newHost(t)
 	h.idle("c")
@@ -100,7 +100,7 @@ func TestExecOfADeadShimIsEnded(t *testing.T) {
 	h.wantNoExecFiles("c")
 }
 
-// stepBack makes a file older by a day: what it looks like when the clock was set forward since.
+// stepBack makes a file a day older, as it would look after the clock was set forward.
 func stepBack(t *testing.T, name string) {
 	t.Helper()
 	st, err := os.Stat(name)
@@ -109,9 +109,9 @@ func stepBack(t *testing.T, name string) {
 	must(t, os.Chtimes(name, at, at))
 }
 
-// TestClockIsSteppedWhileAStartIsAdopted: the shim dies over a start, and the clock is set forward
-// before the next one looks at the pid file. What runs is known by what the runtime has written
-// down of it, and where that is not there by its cgroup.
+// TestClockIsSteppedWhileAStartIsAdopted: the shim dies during a start, and the clock is set
+// forward before the next shim reads the pid file. The process is identified by the runtime's state
+// file, or without it by its cgroup.
 func TestClockIsSteppedWhileAStartIsAdopted(t *testing.T) {
 	for name, after := range map[string]string{"state": "", "cgroup only": `mv %s/runc/c/state.json %[1]s/state.json.away`} {
 		t.Run(name, func(t *testing.T) {
@@ -149,8 +149,8 @@ echo > %s/working; while ! [ -e %[3]s/go ]; do sleep 0.02; done; exit 0;; esac; 
 	}
 }
 
-// TestAdoptedNumberIsAnothers: the pid file names a process that is not the task's, however young
-// the file is.
+// TestAdoptedNumberIsAnothers: a pid file, however recent, contains the pid of a process that is
+// not the task's.
 func TestAdoptedNumberIsAnothers(t *testing.T) {
 	h := newHost(t)
 	stranger := exec.Command("sleep", "1000000")
@@ -179,8 +179,8 @@ echo > %s/working; while ! [ -e %[3]s/go ]; do sleep 0.02; done; exit 0;; esac; 
 	}
 }
 
-// TestUnreadableIsNotGone: what cannot be read now is read again, and nothing that runs is taken
-// for ended or for never started.
+// TestUnreadableIsNotGone: a file that cannot be read is read again later, and until then a running
+// task is not taken for exited or never started.
 func TestUnreadableIsNotGone(t *testing.T) {
 	for _, name := range []string{"task.json", "exit", "stdout"} {
 		t.Run(name, func(t *testing.T) {
@@ -191,7 +191,7 @@ func TestUnreadableIsNotGone(t *testing.T) {
 			if err := os.Rename(file, away); err != nil && !errors.Is(err, os.ErrNotExist) {
 				t.Fatal(err)
 			}
-			must(t, os.Mkdir(file, 0o700)) // EISDIR, as good an error as EIO
+			must(t, os.Mkdir(file, 0o700)) // EISDIR stands for EIO
 			h.kill9("shim.lock")
 			if got := h.task("c"); got.Exit != nil || got.State == runtimeshim.StateCreated {
 				t.Errorf("task is %+v", got)
@@ -208,8 +208,8 @@ func TestUnreadableIsNotGone(t *testing.T) {
 	}
 }
 
-// TestReopenWhenTheLogCannotBeReadNow: a task that the logger waits for is not forgotten by a
-// rotation that comes meanwhile.
+// TestReopenWhenTheLogCannotBeReadNow: a log rotation does not make the logger forget a task whose
+// log.json it cannot read at the moment.
 func TestReopenWhenTheLogCannotBeReadNow(t *testing.T) {
 	h := newHost(t)
 	task := h.start(h.params("c", sh("trap 'seq 6 10' USR1; seq 1 5; while :; do sleep 0.02; done")))

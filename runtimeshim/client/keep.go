@@ -20,31 +20,31 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// peer is the shim or the logger, as a client that keeps it alive sees it.
+// peer is the shim or the logger, from the view of a client that restarts it when it dies.
 type peer struct {
 	name string
 	sock string
-	lock string // held by the peer for life: free means dead
-	home string // a folder that is locked beside it
-	log  string // its stderr
+	lock string // locked by the peer as long as it lives: not locked means dead
+	home string // a folder that it locks as well
+	log  string // file with its stderr
 	c    Config
 
 	mu    sync.Mutex
-	pidfd *os.File     // of the one that answered last
-	said  wire.Version // by it
+	pidfd *os.File     // of the process that answered last
+	said  wire.Version // that process's version
 	left  bool         // do not start it again
 
-	build    string // it is replaced once when it is of another; "" = whatever it is
-	replaced bool   // of ensure alone
+	build    string // a peer of another build is replaced once; "" = any build will do
+	replaced bool   // used only by ensure
 
-	outside bool // the log says that it has no scope; of keep alone
+	outside bool // we have logged that it has no scope; used only by keep
 }
 
 func newPeer(name string, c Config, sock, lock, home, log string) *peer {
 	return &peer{name: name, c: c, sock: sock, lock: lock, home: home, log: log}
 }
 
-// keep starts the peer again whenever it dies, until ctx ends.
+// keep restarts the peer whenever it dies, until ctx ends.
 func (p *peer) keep(ctx context.Context, pidfd *os.File) {
 	const shortest, longest = 5 * time.Millisecond, 5 * time.Second
 	pause := shortest
@@ -92,7 +92,7 @@ func (p *peer) isLeft() bool {
 	return p.left
 }
 
-// set remembers the pidfd of the living peer and closes the one before it.
+// set stores the pidfd of the living peer and closes the previous one.
 func (p *peer) set(f *os.File) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -116,9 +116,9 @@ func (p *peer) waitGone(ctx context.Context) error {
 	}
 }
 
-// ensure returns a pidfd (the peer's, do not close) of the peer that answers
-// at the socket, after starting one if none is alive. One that is alive and
-// silent until ctx ends is ErrUnavailable.
+// ensure returns a pidfd of the peer that answers at the socket; the pidfd belongs to p, and the
+// caller must not close it. If no peer is alive, ensure starts one. ErrUnavailable when a living
+// peer does not answer before ctx ends.
 func (p *peer) ensure(ctx context.Context) (*os.File, error) {
 	var ours *spawned
 	for pause := 3 * time.Millisecond; ; {
@@ -143,7 +143,8 @@ func (p *peer) ensure(ctx context.Context) (*os.File, error) {
 				if ours, err = p.start(); err != nil {
 					return nil, err
 				}
-				pause = min(2*pause, 500*time.Millisecond) // one that ends at once is not started at once again
+				// do not restart at once a peer that ends at once
+				pause = min(2*pause, 500*time.Millisecond)
 			}
 		}
 		select {
@@ -170,8 +171,8 @@ func (p *peer) greet(ctx context.Context) (*os.File, wire.Version, error) {
 	if err != nil {
 		return nil, v, err
 	}
-	// It answers after the pidfd was opened, and under its own number: so it
-	// was alive then, and the number was its own.
+	// It answers after the pidfd was opened, and reports the same pid: so it was alive when the
+	// pidfd was opened, and the pid was its own.
 	_, err = wire.Converse(ctx, conn, 1, "version", struct{}{}, nil, &v, func(json.RawMessage, []*os.File) error { return nil })
 	if err == nil && v.Pid != int(cred.Pid) {
 		err = fmt.Errorf("%s says it is %d, the kernel says %d: %w", p.name, v.Pid, cred.Pid, errdefs.ErrUnavailable)
@@ -183,13 +184,13 @@ func (p *peer) greet(ctx context.Context) (*os.File, wire.Version, error) {
 	return pidfd, v, nil
 }
 
-// spawned is a process we have started to become the peer.
+// spawned is a process that we have started to become the peer.
 type spawned struct {
 	pid   int
 	ended chan struct{}
 }
 
-// hasEnded is true of none, too.
+// hasEnded reports whether the process has ended; true for nil.
 func (s *spawned) hasEnded() bool {
 	if s == nil {
 		return true
@@ -202,8 +203,8 @@ func (s *spawned) hasEnded() bool {
 	}
 }
 
-// unlessServing waits until the process has ended, if pidfd, the peer, is another:
-// so it cannot come late into the place of one that was told to quit.
+// unlessServing waits until the process has ended, unless it is the peer of pidfd. So it cannot
+// take over later, after that peer was told to quit.
 func (s *spawned) unlessServing(ctx context.Context, pidfd *os.File) {
 	if s == nil {
 		return
@@ -217,7 +218,7 @@ func (s *spawned) unlessServing(ctx context.Context, pidfd *os.File) {
 	}
 }
 
-// start executes the peer, detached from us.
+// start executes the peer, detached from this process.
 func (p *peer) start() (*spawned, error) {
 	p.c.Step("client.spawn." + p.name)
 	out, err := openPeerLog(p.log)
@@ -237,12 +238,12 @@ func (p *peer) start() (*spawned, error) {
 	s := &spawned{cmd.Process.Pid, make(chan struct{})}
 	go func() {
 		defer close(s.ended)
-		_ = cmd.Wait() // its log tells why
+		_ = cmd.Wait() // its log says why
 	}()
 	return s, nil
 }
 
-// openPeerLog opens the file for a peer's stderr, emptied once it is large.
+// openPeerLog opens the file for a peer's stderr, and truncates it if it is large.
 func openPeerLog(name string) (*os.File, error) {
 	flags := os.O_WRONLY | os.O_CREATE | os.O_APPEND
 	if st, err := os.Stat(name); err == nil && st.Size() > 256<<10 {

@@ -24,8 +24,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// TestMain makes the test binary answer as cribox does when it is executed as
-// shim or logger, and as systemd does when it is executed as busctl.
+// TestMain makes the test binary behave like cribox when it is executed as shim or logger, and like
+// systemd when it is executed as busctl.
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == "busctl" {
 		if err := busctlMain(os.Args[1:]); err != nil {
@@ -62,12 +62,12 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	connectWait, quickLimit = testWait, testWait // that a machine is slow fails no test
+	connectWait, quickLimit = testWait, testWait // so that no test fails on a slow machine
 	os.Exit(m.Run())
 }
 
-// testStep kills the process itself at the step that CRIBOX_TEST_KILL_AT
-// names, once per state folder: the file is the proof that it has happened.
+// testStep returns a function that kills this process at the step CRIBOX_TEST_KILL_AT, once per
+// state folder; a file records that it has happened.
 func testStep() func(string) {
 	at, done := os.Getenv("CRIBOX_TEST_KILL_AT"), filepath.Join(os.Args[3], "killed-at-step")
 	return func(name string) {
@@ -82,7 +82,7 @@ func testStep() func(string) {
 	}
 }
 
-// host is one state folder with its shim and logger, and the daemon's client.
+// host is one state folder with its shim, its logger and a client.
 type host struct {
 	t      *testing.T
 	runc   string
@@ -94,10 +94,11 @@ type host struct {
 
 	mu    sync.Mutex
 	exits map[string][]runtimeshim.Task
-	seen  chan struct{} // replaced and closed at every exit
+	seen  chan struct{} // closed and replaced at every exit
 }
 
-const testWait = 60 * time.Second // for events that must come; a test that waits so long has failed
+// for events that must come; a test that waits this long has failed
+const testWait = 60 * time.Second
 
 func newHost(t *testing.T) *host {
 	t.Helper()
@@ -133,7 +134,7 @@ func findRunc(t *testing.T) string {
 	return ""
 }
 
-// testRootfs is a root filesystem of one static busybox, made once.
+// testRootfs makes, once, a root filesystem with a static busybox.
 var testRootfs = func() func(t *testing.T) string {
 	var once sync.Once
 	dir := filepath.Join(os.TempDir(), "cribox-test-rootfs")
@@ -183,8 +184,7 @@ func (h *host) onExit(t runtimeshim.Task) {
 	h.seen = make(chan struct{})
 }
 
-// destroy removes everything the test has made, and fails the test if the room
-// itself could not.
+// destroy removes everything the test has made, and fails the test if this package left anything.
 func (h *host) destroy(dir string) {
 	if h.client == nil || h.client.ctx.Err() != nil {
 		if c, err := h.tryConnect(); err == nil {
@@ -224,7 +224,7 @@ func (h *host) destroy(dir string) {
 	os.RemoveAll(dir)
 }
 
-// wantNothingLeft: no process, cgroup, runtime state or task folder.
+// wantNothingLeft checks that no process, cgroup, runtime state or task folder is left.
 func (h *host) wantNothingLeft() {
 	h.t.Helper()
 	for _, m := range cgroup.Mounts() {
@@ -247,14 +247,14 @@ func (h *host) wantNothingLeft() {
 	}
 	left := h.processes()
 	for deadline := time.Now().Add(testWait); len(left) > 0 && time.Now().Before(deadline); left = h.processes() {
-		time.Sleep(5 * time.Millisecond) // the lock is free a little before the process is gone
+		time.Sleep(5 * time.Millisecond) // the lock is released shortly before the process is gone
 	}
 	if len(left) > 0 {
 		h.t.Errorf("processes are left: %q", left)
 	}
 }
 
-// processes lists the command lines that name the state folder.
+// processes lists the command lines that contain the state folder.
 func (h *host) processes() []string {
 	var found []string
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -299,7 +299,7 @@ func (h *host) spec(id string, args []string, opts ...specOption) []byte {
 
 func withTerminal(spec map[string]any) { spec["process"].(map[string]any)["terminal"] = true }
 
-// inPidNamespaceOf shares the pid namespace of a process.
+// inPidNamespaceOf joins the pid namespace of a process.
 func inPidNamespaceOf(pid int) specOption {
 	return func(spec map[string]any) {
 		ns := spec["linux"].(map[string]any)["namespaces"].([]map[string]any)
@@ -309,7 +309,7 @@ func inPidNamespaceOf(pid int) specOption {
 
 func (h *host) log(id string) string { return filepath.Join(h.logs, id+".log") }
 
-// params are those of a task that executes args.
+// params returns a Start for a task that executes args.
 func (h *host) params(id string, args []string, opts ...specOption) runtimeshim.Start {
 	return runtimeshim.Start{ID: id, Runtime: h.runc, Spec: h.spec(id, args, opts...), LogPath: h.log(id),
 		OOMFile: filepath.Join("/sys/fs/cgroup/memory", h.cgroup, id, "memory.oom_control")}
@@ -326,7 +326,7 @@ func (h *host) start(st runtimeshim.Start) runtimeshim.Task {
 	return t
 }
 
-// pod starts a pod task that holds a keeper.
+// pod starts a pod task with a keeper socket.
 func (h *host) pod(id string) runtimeshim.Task {
 	h.t.Helper()
 	st := h.params(id, []string{"/bin/sleep", "1000000"})
@@ -378,7 +378,7 @@ func (h *host) task(id string) runtimeshim.Task {
 	return runtimeshim.Task{}
 }
 
-// logLines is the text of a CRI log, tags and times taken off.
+// logLines returns the lines of a CRI log, without tags and times.
 func (h *host) logLines(id string) []string {
 	h.t.Helper()
 	raw, err := os.ReadFile(h.log(id))
@@ -395,7 +395,7 @@ func (h *host) logLines(id string) []string {
 	return lines
 }
 
-// wantCounted: the log of id has the lines 1..n, each once, in order.
+// wantCounted checks that the log of id has the lines 1..n, each once, in order.
 func (h *host) wantCounted(id string, n int) {
 	h.t.Helper()
 	lines := h.logLines(id)
@@ -407,7 +407,7 @@ func (h *host) wantCounted(id string, n int) {
 	}
 }
 
-// eventually waits for what has no event of its own.
+// eventually polls until ok, for conditions without an event.
 func (h *host) eventually(what string, ok func() bool) {
 	h.t.Helper()
 	for deadline := time.Now().Add(testWait); !ok(); time.Sleep(5 * time.Millisecond) {
@@ -417,7 +417,7 @@ func (h *host) eventually(what string, ok func() bool) {
 	}
 }
 
-// lockPid is the pid in shim.lock or logger.lock.
+// lockPid returns the pid in shim.lock or logger.lock.
 func (h *host) lockPid(name string) int {
 	h.t.Helper()
 	raw, err := os.ReadFile(filepath.Join(h.state, name))

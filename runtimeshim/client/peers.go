@@ -10,12 +10,12 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// Peers returns the pids of the shim and the logger, as the kernel tells them: of the processes
-// that listen at the sockets. A peer that is dead has none. An error means that it cannot be told
-// now who they are.
+// Peers returns the pids of the shim and the logger, according to the kernel: of the processes that
+// listen at the sockets. Dead peers are left out. An error means that the pids cannot be determined
+// now.
 //
-// A pid is good for telling these processes from others. It is no handle: whoever sends a signal
-// opens a pidfd first and looks again then.
+// The pids serve to tell these processes from others. Before it sends a signal, a caller must open
+// a pidfd and check again.
 func (k *Client) Peers(ctx context.Context) ([]int, error) {
 	var pids []int
 	for _, p := range []*peer{k.shim, k.logger} {
@@ -30,8 +30,8 @@ func (k *Client) Peers(ctx context.Context) ([]int, error) {
 	return pids, nil
 }
 
-// pid returns the pid of the living peer, 0 when none lives. It does not wait for an answer: a peer
-// that hangs is known too.
+// pid returns the pid of the living peer, 0 when it is dead. It does not wait for a reply, so it
+// works for a peer that hangs.
 func (p *peer) pid(ctx context.Context) (int, error) {
 	if pid := p.lastPid(); pid > 0 {
 		return pid, nil

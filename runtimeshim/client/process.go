@@ -14,9 +14,9 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// Namespaces opens namespaces of a running task's first process, by the names that /proc/PID/ns has
-// for them. They are the task's, never those of a process that has got its number since.
-// ErrFailedPrecondition when that process has ended. The caller closes the files.
+// Namespaces opens namespaces of a running task's first process; kinds are names in /proc/PID/ns.
+// The namespaces are never those of a process that has reused the pid. ErrFailedPrecondition when
+// the process has ended. The caller must close the files.
 func (k *Client) Namespaces(id string, kinds ...string) ([]*os.File, error) {
 	if err := statedir.CheckID(id); err != nil {
 		return nil, err
@@ -37,8 +37,8 @@ func (k *Client) Namespaces(id string, kinds ...string) ([]*os.File, error) {
 	return files, nil
 }
 
-// openNamespaces is Namespaces of a record; ESRCH or ENOENT when the process has ended. What it
-// returns beside an error is the caller's to close too.
+// openNamespaces is Namespaces for a record; ESRCH or ENOENT when the process has ended. The caller
+// must close the files even if there is an error.
 func openNamespaces(rec statedir.Record, kinds []string) (files []*os.File, err error) {
 	if rec.State != runtimeshim.StateRunning {
 		return nil, unix.ESRCH

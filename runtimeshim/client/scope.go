@@ -20,36 +20,34 @@ import (
 	"github.com/cribox/cribox/runtimeshim/procfd"
 )
 
-// How long a peer may be outside its scope, and who may be slow about it. Nobody waits for any of
-// it.
+// Time limits for moving a peer into its scope. Nothing else waits for that.
 var (
-	scopeCall  = 5 * time.Second  // until systemd has answered
-	scopeJoin  = 3 * time.Second  // until a scope that is still there is joined, not waited for
-	scopeQuiet = 15 * time.Second // until the log says that it does not come to it
+	scopeCall  = 5 * time.Second  // for systemd's reply
+	scopeJoin  = 3 * time.Second  // after this time a scope that still exists is joined
+	scopeQuiet = 15 * time.Second // after this time a failure is logged
 )
 
-// waitApart waits until the peer is dead or ctx ends, as procfd.WaitDead does, and gives it a scope
-// meanwhile.
+// waitApart waits until the peer is dead or ctx ends, like procfd.WaitDead, and meanwhile moves it
+// into its scope.
 func (p *peer) waitApart(ctx context.Context, pidfd *os.File) {
 	alive, dead := context.WithCancel(ctx)
 	var placing sync.WaitGroup
 	placing.Go(func() {
 		guard.Run(alive, "the scope of the "+p.name, func() { p.setApart(alive, pidfd) })
 	})
-	_ = procfd.WaitDead(ctx, pidfd) // ensure finds out what is the matter
+	_ = procfd.WaitDead(ctx, pidfd) // ensure finds out what happened
 	dead()
 	placing.Wait()
 }
 
-// setApart moves the peer from the cgroup of whoever has started it into a
-// scope of its own: what is done to the daemon's unit is done to the daemon
-// alone. It returns when that is so, when ctx ends, and when it cannot be.
-// Without systemd's help all goes on where it is; the log has one line then.
+// setApart moves the peer from the cgroup of the process that started it into a scope of its own,
+// so that stopping or limiting the daemon's unit does not affect the peer. It returns when that is
+// done, when ctx ends, or when it is impossible. Without systemd's help the peer stays where it is,
+// and one line is logged.
 //
-// A scope that a dead peer has left is in the way until systemd has collected
-// it, and one that is being stopped kills whoever joins it: so the first tries
-// are for a new one. One that stays, because something of the dead peer lives
-// in it, is joined.
+// A dead peer's scope blocks the name until systemd has collected it, and a scope that is being
+// stopped kills whatever joins it. So the first attempts ask for a new scope. A scope that stays,
+// because processes of the dead peer live in it, is joined.
 func (p *peer) setApart(ctx context.Context, pidfd *os.File) {
 	if p.c.Scope == nil || !firstIsSystemd() {
 		return
@@ -58,7 +56,7 @@ func (p *peer) setApart(ctx context.Context, pidfd *os.File) {
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Minute) {
 		pid, err := procfd.PidOf(pidfd)
 		if err != nil || pid <= 0 {
-			return // it is dead
+			return // the peer is dead
 		}
 		if isIn(unitOf(pid), scope) {
 			p.placed(ctx, scope)
@@ -82,7 +80,7 @@ func (p *peer) setApart(ctx context.Context, pidfd *os.File) {
 	}
 }
 
-// notPlaced says so, once for all that become this peer.
+// notPlaced logs the failure, once until placed is called.
 func (p *peer) notPlaced(ctx context.Context, scope string, err error) {
 	if !p.outside {
 		p.outside = true
@@ -90,7 +88,7 @@ func (p *peer) notPlaced(ctx context.Context, scope string, err error) {
 	}
 }
 
-// placed takes it back.
+// placed logs that the peer is in its scope, if a failure was logged before.
 func (p *peer) placed(ctx context.Context, scope string) {
 	if p.outside {
 		p.outside = false
@@ -98,16 +96,16 @@ func (p *peer) placed(ctx context.Context, scope string) {
 	}
 }
 
-// startScope has systemd make a scope around the process (systemd.scope(5)). It returns when that
-// is begun.
+// startScope asks systemd to create a scope with the process in it (systemd.scope(5)). It returns
+// once that has begun.
 //
-//   - Delegate: also when systemd knows no OOMPolicy of scopes, a runtime that
-//     is killed for its memory is no reason to end the others.
-//   - DefaultDependencies: no shutdown stops it. The shim lives until the
+//   - Delegate: even if systemd does not support OOMPolicy for scopes, it does not end
+//     the other processes when one, a runtime for example, is OOM-killed.
+//   - DefaultDependencies: shutdown does not stop the scope. The shim lives until the
 //     containers have ended, which is after the last unit.
-//   - CollectMode: the name is free again whatever the end was.
-//   - KillSignal: the shim heeds no SIGTERM, so stopping the scope would last
-//     as long as systemd is patient. Both may be killed at any instruction.
+//   - CollectMode: the name becomes free however the scope ends.
+//   - KillSignal: the shim ignores SIGTERM, so stopping the scope would take until
+//     systemd's timeout. Both may be killed at any instruction.
 func startScope(ctx context.Context, name, scope string, pid int) error {
 	properties := []string{
 		"PIDs", "au", "1", strconv.Itoa(pid),
@@ -123,14 +121,14 @@ func startScope(ctx context.Context, name, scope string, pid int) error {
 	return askSystemd(ctx, append(call, "0")...)
 }
 
-// joinScope adds the process to a scope that is there.
+// joinScope adds the process to an existing scope.
 func joinScope(ctx context.Context, scope string, pid int) error {
 	return askSystemd(ctx, "AttachProcessesToUnit", "ssau", scope, "", "1", strconv.Itoa(pid))
 }
 
-// askSystemd calls a method of its manager (org.freedesktop.systemd1(5)) by
-// busctl, a part of systemd: a client of D-Bus would be the price that
-// shim and logger pay in memory on every node, for a call in their lifetime.
+// askSystemd calls a method of systemd's manager (org.freedesktop.systemd1(5)) with busctl, which
+// is part of systemd. A D-Bus client library would cost memory in the shim and the logger of every
+// node, for one call in their lifetime.
 func askSystemd(ctx context.Context, call ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, scopeCall)
 	defer cancel()
@@ -147,27 +145,27 @@ func askSystemd(ctx context.Context, call ...string) error {
 	return fmt.Errorf("ask systemd for %s: %w: %s", call[0], err, strings.TrimSpace(string(out)))
 }
 
-// refused: there was an answer, and it was no.
+// refused reports whether systemd answered with an error.
 func refused(err error) bool {
 	var ended *exec.ExitError
 	return errors.As(err, &ended) && ended.Exited()
 }
 
-// firstIsSystemd: the first process of our pid namespace is systemd. In a container that
-// has no more than the host's socket, our numbers are those of other processes.
+// firstIsSystemd reports whether process 1 of our pid namespace is systemd. Otherwise, in a
+// container that has only the host's D-Bus socket, our pids would mean other processes to systemd.
 func firstIsSystemd() bool {
 	name, err := os.ReadFile(procfd.InitName)
 	return err == nil && strings.TrimSpace(string(name)) == "systemd"
 }
 
-// unitOf returns the cgroup in which systemd looks for a process; "" when it is gone.
+// unitOf returns the cgroup in which systemd places a process; "" when the process is gone.
 func unitOf(pid int) string {
 	raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	return unitIn(string(raw))
 }
 
-// unitIn finds it in the text of /proc/PID/cgroup: in the hierarchy that systemd names, which there
-// is with cgroups of version 1 and with both versions, else in that of version 2.
+// unitIn finds that cgroup in the text of /proc/PID/cgroup: in the hierarchy name=systemd if there
+// is one (version 1, and both versions together), otherwise in that of version 2.
 func unitIn(cgroups string) string {
 	v2 := ""
 	for line := range strings.Lines(cgroups) {
@@ -182,11 +180,11 @@ func unitIn(cgroups string) string {
 	return v2
 }
 
-// isIn: the cgroup is that of the unit, or below.
+// isIn reports whether the cgroup is that of the unit, or below it.
 func isIn(cgroup, unit string) bool { return slices.Contains(strings.Split(cgroup, "/"), unit) }
 
-// sliceFor returns the slice that cgroup lies in, which is the one that the administrator has given
-// to the daemon. One of a user's would end when the user leaves.
+// sliceFor returns the slice that contains cgroup, which is the daemon's slice as set by the
+// administrator. It does not return a user's slice, which would end when the user logs out.
 func sliceFor(cgroup string) string {
 	for dir := cgroup; dir != "." && dir != "/"; dir = path.Dir(dir) {
 		if strings.HasSuffix(dir, ".slice") && !isIn(cgroup, "user.slice") {

@@ -24,16 +24,16 @@ import (
 	"github.com/cribox/cribox/runtimeshim/procfd"
 )
 
-// systemd is a service manager that knows scopes only: busctl, found by PATH, is this program, and
-// each scope is a cgroup in the hierarchy where systemd has its units.
+// systemd is a fake service manager that supports only scopes. busctl, found by PATH, is this test
+// binary, and each scope is a cgroup in the hierarchy that systemd uses for its units.
 type systemd struct {
 	t    *testing.T
-	dir  string // calls, and what it is told to be
-	root string // cgroup, in place of the root
+	dir  string // the calls, and the properties set with is
+	root string // the cgroup that serves as root
 	logs logBuffer
 }
 
-const systemdEnv = "CRIBOX_TEST_SYSTEMD" // the folder, a blank, and the cgroup
+const systemdEnv = "CRIBOX_TEST_SYSTEMD" // the folder, a space, and the cgroup
 
 func newSystemd(t *testing.T) *systemd {
 	t.Helper()
@@ -71,7 +71,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// firstProcess lets the first process have a name until the test ends.
+// firstProcess sets the name of process 1 until the test ends.
 func firstProcess(t *testing.T, name string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "comm")
@@ -88,7 +88,7 @@ func lasting(t *testing.T, limit *time.Duration, d time.Duration) {
 	t.Cleanup(func() { *limit = old })
 }
 
-// logBuffer is what the client has logged.
+// logBuffer has what the client has logged.
 type logBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -108,7 +108,7 @@ func (l *logBuffer) count(text string) int {
 
 func scopeOf(peer string) string { return "box-" + peer + ".scope" }
 
-// connect is the start of a daemon under it, with the shim and the logger that h has.
+// connect starts a daemon under this systemd, with h's shim and logger.
 func (s *systemd) connect(h *host) {
 	h.t.Helper()
 	h.client.Close()
@@ -121,7 +121,8 @@ func (s *systemd) connect(h *host) {
 	must(h.t, err)
 }
 
-// is switches a property of it: deaf, or NAME.taken of a scope's name.
+// is sets a property of the fake: deaf (does not answer), or NAME.taken (a scope with that name
+// exists).
 func (s *systemd) is(what string) { must(s.t, os.WriteFile(filepath.Join(s.dir, what), nil, 0o600)) }
 func (s *systemd) isNot(what string) {
 	must(s.t, os.Remove(filepath.Join(s.dir, what)))
@@ -131,7 +132,7 @@ func (s *systemd) scope(name string) string {
 	return filepath.Join(s.root, sliceFor(unitOf(os.Getpid())), name)
 }
 
-// waitPlaced waits until the peer that lives now is in its scope.
+// waitPlaced waits until the living peer is in its scope.
 func (s *systemd) waitPlaced(h *host, peers ...string) {
 	h.t.Helper()
 	for _, peer := range peers {
@@ -141,13 +142,13 @@ func (s *systemd) waitPlaced(h *host, peers ...string) {
 	}
 }
 
-// managerCall is what busctl was asked to call.
+// managerCall is one call that busctl received.
 type managerCall struct {
 	Method string
 	Args   []any
 }
 
-// calls lists those of a scope.
+// calls lists the calls of a method for a scope.
 func (s *systemd) calls(method, scope string) (found []managerCall) {
 	s.t.Helper()
 	raw, err := os.ReadFile(filepath.Join(s.dir, "calls"))
@@ -164,7 +165,7 @@ func (s *systemd) calls(method, scope string) (found []managerCall) {
 	return found
 }
 
-// busctlMain is that program: busctl(1), call.
+// busctlMain implements busctl(1) call.
 func busctlMain(args []string) error {
 	dir, root, _ := strings.Cut(os.Getenv(systemdEnv), " ")
 	const manager = "org.freedesktop.systemd1"
@@ -193,7 +194,8 @@ func busctlMain(args []string) error {
 		return err
 	}
 	if exists(filepath.Join(dir, "deaf")) {
-		time.Sleep(time.Hour) // it is killed before; a select without cases is found out where there is no C
+		// it is killed before; an empty select is reported as a deadlock without cgo
+		time.Sleep(time.Hour)
 	}
 	name := c.Args[0].(string)
 	switch args[4] + " " + args[5] {
@@ -226,7 +228,7 @@ func moveTo(cgroup string, pids any) error {
 	return nil
 }
 
-// properties are those of StartTransientUnit.
+// properties returns the properties of a StartTransientUnit call.
 func properties(c managerCall) map[string]any {
 	found := map[string]any{}
 	for _, p := range c.Args[2].([]any) {
@@ -236,8 +238,8 @@ func properties(c managerCall) map[string]any {
 	return found
 }
 
-// unmarshal reads one value of the signature's first type from words, and returns the rest of the
-// signature.
+// unmarshal reads one value of the signature's first type from words, and returns it and the rest
+// of the signature.
 func unmarshal(sig string, words *[]string) (any, string) {
 	next := func() string {
 		word := (*words)[0]
@@ -277,7 +279,7 @@ func unmarshal(sig string, words *[]string) (any, string) {
 	}
 }
 
-// width is the length of a signature's first type.
+// width returns the length of a signature's first type.
 func width(sig string) int {
 	switch sig[0] {
 	case 'a':
@@ -292,8 +294,8 @@ func width(sig string) int {
 	return 1
 }
 
-// TestScopes: shim and logger that were in the daemon's cgroup get scopes when a daemon connects
-// that has them made, each of their successors does, and what runs does not notice.
+// TestScopes: shim and logger in the daemon's cgroup get scopes when a daemon with scopes connects,
+// and so does each later shim and logger. Tasks are not affected.
 func TestScopes(t *testing.T) {
 	s := newSystemd(t)
 	h := newHost(t)
@@ -311,7 +313,7 @@ func TestScopes(t *testing.T) {
 		t.Errorf("properties are %v, want %v", got, want)
 	}
 
-	s.connect(h) // finds the shim where it should be
+	s.connect(h) // finds the shim in its scope
 	h.kill9("logger.lock")
 	h.eventually("a second scope for the logger", func() bool { return len(s.calls("StartTransientUnit", "box-logger.scope")) > 1 })
 	s.waitPlaced(h, "logger")
@@ -331,8 +333,8 @@ func TestScopes(t *testing.T) {
 	}
 }
 
-// TestScopeNameIsTaken: as long as systemd has not collected a dead peer's scope, its successor
-// waits outside.
+// TestScopeNameIsTaken: until systemd has collected a dead peer's scope, the next peer stays
+// outside.
 func TestScopeNameIsTaken(t *testing.T) {
 	lasting(t, &scopeJoin, testWait)
 	s := newSystemd(t)
@@ -347,7 +349,8 @@ func TestScopeNameIsTaken(t *testing.T) {
 	s.waitPlaced(h, "shim", "logger")
 }
 
-// TestScopeIsKept: a scope that does not end, since something of the dead peer lives, is joined.
+// TestScopeIsKept: a scope that does not end, because processes of the dead peer live in it, is
+// joined.
 func TestScopeIsKept(t *testing.T) {
 	lasting(t, &scopeJoin, 0)
 	s := newSystemd(t)
@@ -361,8 +364,8 @@ func TestScopeIsKept(t *testing.T) {
 	s.waitPlaced(h, "shim", "logger")
 }
 
-// TestSystemdDoesNotAnswer: nobody waits for it, and the log has one line for each of the two until
-// it has come to it.
+// TestSystemdDoesNotAnswer: nothing waits for systemd, and one line is logged for each peer until
+// it is in its scope.
 func TestSystemdDoesNotAnswer(t *testing.T) {
 	s := newSystemd(t)
 	lasting(t, &scopeCall, 2*time.Second)
@@ -386,8 +389,8 @@ func TestSystemdDoesNotAnswer(t *testing.T) {
 	h.eventually("the log takes it back", func() bool { return s.logs.count("is in box-") == 2 })
 }
 
-// TestNobodyMakesScopes: without busctl there is one line in the log, and where systemd is not the
-// first process of our pid namespace it is not told our numbers.
+// TestNobodyMakesScopes: without busctl one line is logged. If process 1 of our pid namespace is
+// not systemd, our pids are not sent to systemd.
 func TestNobodyMakesScopes(t *testing.T) {
 	s := newSystemd(t)
 	h := newHost(t)
@@ -415,7 +418,7 @@ func TestNobodyMakesScopes(t *testing.T) {
 	}
 }
 
-// TestUnitOf: where systemd looks for a process, and which slice its neighbours belong to.
+// TestUnitOf: in which cgroup systemd places a process, and which slice a scope for it belongs to.
 func TestUnitOf(t *testing.T) {
 	v1 := func(unit string) string {
 		return "11:memory:/elsewhere.slice\n2:cpu,cpuacct:" + unit + "\n1:name=systemd:" + unit + "\n"

@@ -58,7 +58,8 @@ func TestSignals(t *testing.T) {
 func TestManyShortTasks(t *testing.T) {
 	lasting(t, &finishLimit, testWait)
 	h := newHost(t)
-	const n, atATime = 200, 50 // a slow machine would be over the limit of a start with all of them
+	// starting all at once would exceed the limit of a start on a slow machine
+	const n, atATime = 200, 50
 	turns := make(chan struct{}, atATime)
 	var all sync.WaitGroup
 	for i := range n {
@@ -102,10 +103,11 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	if got := h.task("nope"); got.State != runtimeshim.StateCreated {
 		t.Errorf("after a failed start the task is %+v", got)
 	}
-	if err := os.Truncate(st.LogPath, 0); err != nil { // what the runtime said of the first start
+	// remove what the runtime printed during the first start
+	if err := os.Truncate(st.LogPath, 0); err != nil {
 		t.Fatal(err)
 	}
-	st.Spec = h.spec("nope", sh("seq 1 20000")) // more than the pipe holds, should nobody read
+	st.Spec = h.spec("nope", sh("seq 1 20000")) // more than the pipe holds, in case nobody reads
 	h.start(st)
 	h.wantExit("nope", 0)
 	h.wantCounted("nope", 20000)

@@ -40,7 +40,7 @@ func (h *host) needsV1() {
 	}
 }
 
-// limited is a spec with 512 shares and 64 MiB.
+// limited sets 512 CPU shares and 64 MiB of memory in a spec.
 func limited(spec map[string]any) {
 	spec["linux"].(map[string]any)["resources"] = map[string]any{"cpu": map[string]any{"shares": 512}, "memory": map[string]any{"limit": 64 << 20}}
 }
@@ -69,7 +69,7 @@ func TestUpdate(t *testing.T) {
 			t.Errorf("oom_score_adj of %d is %q, %v", pid, raw, err)
 		}
 	}
-	// The kernel has written the shares when it refuses the processors.
+	// The kernel has already set the shares when it rejects the CPUs.
 	err := h.update(runtimeshim.Update{ID: "c", Resources: []byte(`{"cpu":{"shares":4096,"cpus":"4000"},"memory":{"limit":33554432}}`)})
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "cpuset.cpus") {
 		t.Errorf("processors that are not there: %v", err)
@@ -97,8 +97,8 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
-// TestShimDiesInAnUpdate: its successor does the update again, and knows what was before should it
-// fail now.
+// TestShimDiesInAnUpdate: the next shim does the update again, and can restore the old limits if it
+// fails.
 func TestShimDiesInAnUpdate(t *testing.T) {
 	for _, step := range []string{"shim.update.intent", "shim.update.runc"} {
 		t.Run(step, func(t *testing.T) {
@@ -123,7 +123,7 @@ func TestShimDiesInAnUpdate(t *testing.T) {
 		h := newHost(t)
 		h.needsV1()
 		h.start(h.params("c", []string{"/bin/sleep", "1000000"}, limited))
-		impossible := 2000 // is found out after the step
+		impossible := 2000 // rejected only after the step
 		if err := h.update(runtimeshim.Update{ID: "c", Resources: resources(2048, 128<<20), OOMScoreAdj: &impossible}); !errdefs.IsFailedPrecondition(err) {
 			t.Fatal(err)
 		}
@@ -131,8 +131,8 @@ func TestShimDiesInAnUpdate(t *testing.T) {
 	})
 }
 
-// TestQuotaEndsWithTheTask: when an end is told, the quota of the parent can be less than the
-// task's was, though nothing was deleted yet.
+// TestQuotaEndsWithTheTask: once an exit is reported, the parent's quota can be set below that of
+// the task, even before the task is deleted.
 func TestQuotaEndsWithTheTask(t *testing.T) {
 	h := newHost(t)
 	h.needsV1()

@@ -11,11 +11,11 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// watch keeps a watch of the shim open. It ends with the client.
+// watch keeps a watch of the shim open until the client ends.
 func (k *Client) watch() {
 	for k.ctx.Err() == nil {
 		guard.Run(k.ctx, "the watch of the shim", k.watchOnce)
-		// It broke: the shim is gone (keep brings it back), or has dropped us.
+		// The watch ended: the shim is dead (keep restarts it), or has disconnected us.
 		select {
 		case <-k.ctx.Done():
 		case <-time.After(10 * time.Millisecond):
@@ -23,7 +23,7 @@ func (k *Client) watch() {
 	}
 }
 
-// watchOnce takes what the shim tells until the connection breaks.
+// watchOnce handles the shim's messages until the connection breaks.
 func (k *Client) watchOnce() {
 	_, _ = k.shim.stream(k.ctx, "watch", struct{}{}, nil, nil, func(raw json.RawMessage, files []*os.File) error {
 		unixfd.CloseAll(files)
@@ -38,9 +38,8 @@ func (k *Client) watchOnce() {
 	})
 }
 
-// sawExit finishes the log of an exited task and hands the exit on, once. Each
-// task has its own goroutine: a log that cannot be written delays its own exit
-// only.
+// sawExit finishes the log of an exited task and queues the exit for OnExit, once. Each task has
+// its own goroutine, so that a log that cannot be written delays only its own exit.
 func (k *Client) sawExit(t runtimeshim.Task) {
 	if t.Exit == nil || k.c.OnExit == nil {
 		return
@@ -64,7 +63,7 @@ func (k *Client) sawExit(t runtimeshim.Task) {
 	})
 }
 
-// deliver calls OnExit, until the client ends.
+// deliver calls OnExit until the client ends.
 func (k *Client) deliver() {
 	for {
 		select {
@@ -78,7 +77,7 @@ func (k *Client) deliver() {
 		k.mu.Unlock()
 		for _, t := range exits {
 			if k.ctx.Err() != nil {
-				return // the next client tells it
+				return // the next client delivers it
 			}
 			guard.Run(k.ctx, "the report of an exit", func() {
 				k.c.Step("client.exit")

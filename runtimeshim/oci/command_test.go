@@ -8,8 +8,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// TestSystemdTellsTheRuntime: the flag is on every command of a task whose cgroup systemd makes,
-// before the command's name.
+// TestSystemdTellsTheRuntime: if systemd creates a task's cgroup, every runtime command gets the
+// flag for it, before the command's name.
 func TestSystemdTellsTheRuntime(t *testing.T) {
 	for systemd, want := range map[bool]string{
 		true:  "runc --root /r --log /l --log-format json --systemd-cgroup delete x",

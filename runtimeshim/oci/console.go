@@ -13,13 +13,13 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// console is the socket on which a runtime hands over the terminal it made.
+// console is the socket on which a runtime sends the terminal that it has created.
 type console struct {
 	path string
 	l    *net.UnixListener
 }
 
-// newConsole listens in the state folder itself: its path must fit sun_path.
+// newConsole listens directly in the state folder, because the path must fit in sun_path.
 func (d *Driver) newConsole() (*console, error) {
 	c := &console{path: d.state.At(fmt.Sprintf("tty%d", d.counter.Add(1)))}
 	var err error
@@ -32,7 +32,7 @@ func (c *console) close() {
 	os.Remove(c.path)
 }
 
-// receive waits until ctx ends for the master, which comes back non-blocking.
+// receive waits for the terminal's master until ctx ends. The master is non-blocking.
 func (c *console) receive(ctx context.Context) (*os.File, error) {
 	defer context.AfterFunc(ctx, func() { c.l.SetDeadline(time.Now()) })()
 	conn, err := c.l.AcceptUnix()
@@ -54,8 +54,8 @@ func (c *console) receive(ctx context.Context) (*os.File, error) {
 	return unixfd.Polled(files[0])
 }
 
-// RunWithConsole executes the command, whose last argument is the id, with a
-// console socket and returns the terminal's master.
+// RunWithConsole executes the command with a console socket and returns the terminal's master. The
+// last argument of the command must be the id.
 func (d *Driver) RunWithConsole(ctx context.Context, c Command) (*os.File, error) {
 	console, err := d.newConsole()
 	if err != nil {

@@ -1,3 +1,3 @@
-// Package oci drives OCI command line runtimes: it builds and runs their
-// commands, reads what they say and leave behind, and knows nothing of tasks.
+// Package oci drives OCI runtimes: it builds and runs their commands, and reads their output and
+// files. It knows nothing about tasks.
 package oci

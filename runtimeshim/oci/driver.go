@@ -24,36 +24,39 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// Command is one execution of an OCI command line runtime.
+// Command is one execution of an OCI runtime.
 type Command struct {
 	Runtime string
-	Log     string        // file for its JSON log, removed before; the last error in it is the error returned
-	Systemd bool          // makes the task's cgroup
-	Args    []string      // after the global options
-	Stdio   [3]*os.File   // nil = /dev/null
-	Extra   []*os.File    // descriptors 3 and up
-	Said    func() string // what the command has printed, for a reason that is not in its log; nil = nobody knows
-	Wait    time.Duration
-	Grace   time.Duration // how long the command may still run after ctx has ended
+	// Log: file for its JSON log, removed before the start; the last error in it becomes the error
+	// returned
+	Log     string
+	Systemd bool        // systemd creates the task's cgroup
+	Args    []string    // after the global options
+	Stdio   [3]*os.File // nil = /dev/null
+	Extra   []*os.File  // descriptors 3 and up
+	// returns what the command has printed, used for the error if there is none in the log; nil =
+	// unknown
+	Said  func() string
+	Wait  time.Duration
+	Grace time.Duration // how long the command may still run after ctx has ended
 }
 
-// Driver executes the commands of OCI runtimes, as children of this process.
+// Driver executes the commands of OCI runtimes as children of this process.
 type Driver struct {
 	state   statedir.Root
 	Reaper  *procfd.Reaper
-	ownOOM  bool // our own oom_score_adj is not 0, so children need theirs reset
+	ownOOM  bool // our oom_score_adj is not 0, so that of children must be reset
 	counter atomic.Uint64
 }
 
-// NewDriver returns a driver of the tasks of a state folder. ownOOM: this process has another
-// oom_score_adj than its children shall have.
+// NewDriver returns a driver for the tasks of a state folder. ownOOM: this process has a different
+// oom_score_adj than its children must have.
 func NewDriver(state statedir.Root, ownOOM bool) *Driver {
 	return &Driver{state: state, Reaper: procfd.NewReaper(), ownOOM: ownOOM}
 }
 
-// Run executes the command and returns nil when it ended with 0. When it is
-// over its deadline, or ctx has ended and the grace too, it and its children
-// are killed.
+// Run executes the command and returns nil if its exit status is 0. It kills the command and its
+// children when the deadline is exceeded, or when the grace period after the end of ctx is over.
 func (d *Driver) Run(ctx context.Context, c Command) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -87,7 +90,7 @@ func (d *Driver) Run(ctx context.Context, c Command) error {
 	return commandError(name, ws, c)
 }
 
-// argv is the whole command line.
+// argv returns the whole command line.
 func (c Command) argv(root string) []string {
 	argv := []string{c.Runtime, "--root", root, "--log", c.Log, "--log-format", "json"}
 	if c.Systemd {
@@ -96,7 +99,7 @@ func (c Command) argv(root string) []string {
 	return append(argv, c.Args...)
 }
 
-// awaitCommand waits for the command within its limits.
+// awaitCommand waits for the command within its time limits, and then kills it.
 func (d *Driver) awaitCommand(ctx context.Context, proc procfd.Child, c Command) (unix.WaitStatus, error) {
 	deadline := time.NewTimer(c.Wait)
 	defer deadline.Stop()
@@ -111,7 +114,7 @@ func (d *Driver) awaitCommand(ctx context.Context, proc procfd.Child, c Command)
 		why = context.Cause(ctx)
 	}
 	select {
-	case ws := <-proc.Done: // just now
+	case ws := <-proc.Done: // it has just ended
 		return ws, nil
 	default:
 	}
@@ -124,8 +127,8 @@ func (d *Driver) awaitCommand(ctx context.Context, proc procfd.Child, c Command)
 	return 0, why
 }
 
-// killCommand ends a command of ours and everything that it has started. It is stopped first, so
-// that it starts nothing more while we look for what it has.
+// killCommand kills a command of ours and everything that it has started. It stops the command
+// first, so that it starts nothing more while we look for its children.
 func (d *Driver) killCommand(proc procfd.Child) {
 	if proc.Pidfd != nil {
 		_ = procfd.Signal(proc.Pidfd, unix.SIGSTOP)
@@ -135,8 +138,8 @@ func (d *Driver) killCommand(proc procfd.Child) {
 	d.Reaper.KillGroup(proc.Pid)
 }
 
-// awaitStopped waits until a process that was sent SIGSTOP has stopped, or ended, for a while: one
-// that is stuck in the kernel does neither.
+// awaitStopped waits up to 100 ms until a process that was sent SIGSTOP has stopped or ended. A
+// process that is stuck in the kernel does neither.
 func awaitStopped(pid int) {
 	for range 100 {
 		if st, err := procfd.ReadStat(pid); err != nil || strings.IndexByte("TtZX", st.State) >= 0 {
@@ -156,8 +159,8 @@ func startError(runtime string, err error) error {
 	return fmt.Errorf("execute runtime %s: %w", runtime, err)
 }
 
-// commandError makes the error of a command that did not end with 0 from the
-// last error of its log, at most 4 KiB of it, or else from what it has printed.
+// commandError returns the error of a command that failed: at most 4 KiB of the last error in its
+// log, or otherwise of what it has printed.
 func commandError(name string, ws unix.WaitStatus, c Command) error {
 	end := fmt.Sprintf("exit status %d", ws.ExitStatus())
 	if ws.Signaled() {
@@ -178,8 +181,8 @@ func commandError(name string, ws unix.WaitStatus, c Command) error {
 	return fmt.Errorf("%s: %s", name, msg)
 }
 
-// classOfMessage knows some sentences of the runtime. ErrNotFound and
-// ErrPermissionDenied are about the program to execute: a shell's 127 and 126.
+// classOfMessage returns the class of known messages of runtimes, nil for others. ErrNotFound and
+// ErrPermissionDenied are about the program to execute: 127 and 126 in a shell.
 func classOfMessage(msg string) error {
 	about := strings.Contains(msg, "exec: ") || strings.Contains(msg, "exec /")
 	switch {
@@ -198,12 +201,12 @@ func classOfMessage(msg string) error {
 	return nil
 }
 
-// lacks are what a runtime says when the node has too little of something, now.
+// lacks are messages which mean that the node has too little of some resource now.
 var lacks = []string{"no space left on device", "resource temporarily unavailable", "disk quota exceeded", "cannot allocate memory",
 	"too many open files", "cannot fork"}
 
-// lastLogError reads the end of a runtime's JSON log: the last message of level
-// error or worse, else the last line that is not JSON.
+// lastLogError returns the last message of level error or worse in the last 64 KiB of a runtime's
+// JSON log, or otherwise the last line that is not JSON.
 func lastLogError(name string) string {
 	f, err := os.Open(name)
 	if err != nil {
@@ -231,12 +234,13 @@ func lastLogError(name string) string {
 	return strings.ToValidUTF8(last[max(0, len(last)-4096):], "?")
 }
 
-// resetOOMScore undoes in a child what becoming a shim did to us.
+// resetOOMScore sets the oom_score_adj of a child to 0, because it inherits the shim's.
 func (d *Driver) resetOOMScore(c procfd.Child) {
 	if !d.ownOOM || c.Pidfd == nil {
 		return
 	}
-	proc, err := os.OpenRoot(fmt.Sprintf("/proc/%d", c.Pid)) // of one process: the number may be given away, this not
+	// stays bound to this process even if the pid is reused
+	proc, err := os.OpenRoot(fmt.Sprintf("/proc/%d", c.Pid))
 	if err != nil {
 		return
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// TestLacksAreExhaustion: what the node has too little of now is no fault of the request.
+// TestLacksAreExhaustion: a lack of resources on the node is ErrResourceExhausted.
 func TestLacksAreExhaustion(t *testing.T) {
 	for _, msg := range []string{"fork/exec /proc/self/exe: cannot allocate memory", "open /x: too many open files", "mkdir: no space left on device",
 		"unable to create session key: disk quota exceeded", "fork/exec: resource temporarily unavailable"} {

@@ -21,14 +21,14 @@ import (
 )
 
 const (
-	featuresWait  = 5 * time.Second // how long a runtime may think about what it can do
-	featuresGrace = time.Second     // from then on, for what it started to let go of the pipe
-	featuresBytes = 1 << 20         // runc says 4 KiB
+	featuresWait  = 5 * time.Second // limit for the command features
+	featuresGrace = time.Second     // after that, for its children to close the pipe
+	featuresBytes = 1 << 20         // runc prints 4 KiB
 )
 
-// AskFeatures executes the runtime's command features. One that ends with an error, as those do
-// that do not know the command, is ErrNotImplemented; one that cannot be executed, takes too long
-// or is killed is ErrUnavailable: it may answer another time.
+// AskFeatures executes the runtime's command features. ErrNotImplemented if it exits with an error,
+// as runtimes without that command do. ErrUnavailable if it cannot be executed, exceeds its time
+// limit or is killed: then it may succeed another time.
 func AskFeatures(ctx context.Context, runtime string) (runtimeshim.Features, error) {
 	name := filepath.Base(runtime)
 	out, err := askFeatures(ctx, runtime)
@@ -81,7 +81,7 @@ func readFeatures(said features.Features) runtimeshim.Features {
 	return f
 }
 
-// bounded keeps what is written, and fails when that is more than any runtime has to say.
+// bounded keeps what is written to it, and fails above featuresBytes.
 type bounded struct{ b bytes.Buffer }
 
 func (w *bounded) Write(p []byte) (int, error) {

@@ -6,9 +6,9 @@ import (
 	"strconv"
 )
 
-// runcFlaws are ways out of a container that older versions of runc have, the worst first, and the
-// first version of each series without them. A series between or behind those named has what the
-// next older one had at its end.
+// runcFlaws are known bugs of older runc versions that let a container affect the host, the worst
+// first, each with the first fixed version of every series. A series that is not listed has the
+// state of the next older one that is.
 var runcFlaws = []struct {
 	what  string
 	fixed [][3]int
@@ -19,8 +19,8 @@ var runcFlaws = []struct {
 
 var versionNumbers = regexp.MustCompile(`^v?(\d+)\.(\d+)\.(\d+)`)
 
-// RuncFlaw returns the worst that is known of a version of runc; "" when that is nothing, or the
-// text is no version.
+// RuncFlaw returns the worst known bug of a version of runc; "" when there is none, or version is
+// not a version.
 func RuncFlaw(version string) string {
 	m := versionNumbers.FindStringSubmatch(version)
 	if m == nil {
@@ -28,7 +28,7 @@ func RuncFlaw(version string) string {
 	}
 	var have [3]int
 	for i := range have {
-		have[i], _ = strconv.Atoi(m[i+1]) // digits
+		have[i], _ = strconv.Atoi(m[i+1]) // only digits
 	}
 	for _, flaw := range runcFlaws {
 		if !hasFix(have, flaw.fixed) {
@@ -38,8 +38,8 @@ func RuncFlaw(version string) string {
 	return ""
 }
 
-// hasFix compares with the first good version of have's own series, or of the next older one that
-// has any.
+// hasFix reports whether have is not older than the first fixed version of its own series, or is of
+// a newer series than a fixed one.
 func hasFix(have [3]int, fixed [][3]int) bool {
 	for i := len(fixed) - 1; i >= 0; i-- {
 		switch series := slices.Compare(have[:2], fixed[i][:2]); {

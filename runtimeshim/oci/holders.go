@@ -18,8 +18,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// Outlast waits until no process holds the lock file, and kills the runtimes
-// that still do after limit.
+// Outlast waits until no process holds the lock file. After limit it kills the runtimes that still
+// do.
 func (d *Driver) Outlast(ctx context.Context, path string, limit time.Duration) {
 	for end := time.Now().Add(limit); !unlocked(path) && ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end.Add(wire.KilledWait)) {
@@ -31,7 +31,7 @@ func (d *Driver) Outlast(ctx context.Context, path string, limit time.Duration) 
 	}
 }
 
-// unlocked: nobody holds the lock file. One that cannot be opened now may be held.
+// unlocked reports whether nobody holds the lock file. False if it cannot be opened now.
 func unlocked(path string) bool {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -41,8 +41,8 @@ func unlocked(path string) bool {
 	return unix.Flock(unixfd.Of(f), unix.LOCK_EX|unix.LOCK_NB) == nil
 }
 
-// killHolders sends SIGKILL to the runtimes of ours that have path open, and
-// to what they have started. Others may hold it too, the daemon for one.
+// killHolders sends SIGKILL to those runtimes of ours that have path open, and to their
+// descendants. It leaves other processes that may hold the file, such as the daemon.
 func (d *Driver) killHolders(path string) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -59,7 +59,7 @@ func (d *Driver) killHolders(path string) {
 		}
 		fds := filepath.Join("/proc", pid, "fd")
 		eachName(fds, func(fd string) {
-			// The link is read, not followed: the file may be on a disk that hangs.
+			// Only the link is read, because the file may be on a disk that hangs.
 			if to, err := os.Readlink(filepath.Join(fds, fd)); err == nil && to == name {
 				d.killHolder(filepath.Join(fds, fd), name)
 			}
@@ -67,7 +67,7 @@ func (d *Driver) killHolders(path string) {
 	})
 }
 
-// eachName calls f with the names in a folder, some at a time: there may be a million.
+// eachName calls f for each name in a folder. It reads the names in chunks: there may be a million.
 func eachName(folder string, f func(name string)) {
 	d, err := os.Open(folder)
 	if err != nil {
@@ -83,7 +83,8 @@ func eachName(folder string, f func(name string)) {
 	}
 }
 
-// killHolder kills the runtime whose descriptor fd, a link in /proc, is the file name.
+// killHolder kills the process that fd, a link in /proc, belongs to, if it is a runtime and fd
+// refers to the file name.
 func (d *Driver) killHolder(fd, name string) {
 	pid, _ := strconv.Atoi(strings.Split(fd, "/")[2])
 	f, err := procfd.Open(pid)
@@ -91,7 +92,7 @@ func (d *Driver) killHolder(fd, name string) {
 		return
 	}
 	defer f.Close()
-	to, err := os.Readlink(fd) // again: by now the number cannot become another's unseen
+	to, err := os.Readlink(fd) // check again: from now on we hold a pidfd
 	if err != nil || to != name || !d.IsRuntime(pid) || procfd.StillHas(f, pid) != nil {
 		return
 	}
@@ -100,14 +101,14 @@ func (d *Driver) killHolder(fd, name string) {
 	_ = procfd.Signal(f, unix.SIGKILL)
 }
 
-// IsRuntime: the process runs a runtime's command that is about our tasks.
+// IsRuntime reports whether the process is a command of a runtime for our tasks.
 func (d *Driver) IsRuntime(pid int) bool {
 	cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return strings.Contains(string(cmdline), "\x00--root\x00"+d.state.RuncRoot()+"\x00")
 }
 
-// LockShared opens a lock file with a shared lock, to be inherited by
-// the runtime. ErrUnavailable when somebody holds it exclusively for long.
+// LockShared opens a lock file with a shared lock, for the runtime to inherit. ErrUnavailable when
+// another process keeps it locked exclusively for 2 seconds.
 func (d *Driver) LockShared(ctx context.Context, path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -9,14 +9,14 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// refusals are how a runtime tells that the kernel does not take a limit in the
-// place where the cgroup is: what is in use, or what the parent has, forbids it.
+// refusals are parts of runtime messages which mean that the kernel rejects a limit for this
+// cgroup, because of what it uses now or because of its parent's limits.
 var refusals = []string{
 	"invalid argument", "permission denied", "operation not permitted", "device or resource busy", "no space left on device",
 	"numerical result out of range", "no such file or directory", "memory limit", "memory+swap limit", "can't be set", "allowed cpu-shares",
 }
 
-// ClassOfRefusal gives the error of a runtime's update its class.
+// ClassOfRefusal adds an errdefs class to the error of a runtime's update, if it is a known one.
 func ClassOfRefusal(err error) error {
 	if err == nil || errors.Is(err, context.DeadlineExceeded) {
 		return err

@@ -12,13 +12,13 @@ import (
 	"github.com/cribox/cribox/runtimeshim/statedir"
 )
 
-// ProcID is a number with its start time; ticks is 0 of one that has ended.
+// ProcID is a pid and the start time of its process; Ticks is 0 if the process has ended.
 type ProcID struct {
 	Pid   int
 	Ticks uint64
 }
 
-// InitOf reads from runc's state file which process it has started; nothing of another runtime's.
+// InitOf returns the process in runc's state file; an empty ProcID for other runtimes.
 func InitOf(name string) (ProcID, error) {
 	var st struct {
 		Pid   int    `json:"init_process_pid"`
@@ -31,9 +31,9 @@ func InitOf(name string) (ProcID, error) {
 	return ProcID{st.Pid, st.Start}, err
 }
 
-// SetOOMScore changes the oom_score_adj in runc's state file and returns what it was: runc gives it
-// to everything that it executes in the container, whatever the process that it is handed says, and
-// its update does not change it. Another runtime's state stays.
+// SetOOMScore changes the oom_score_adj in runc's state file and returns the old value. runc gives
+// that value to everything that it executes in the container, whatever the exec's own process says,
+// and its update does not change it. It does nothing for other runtimes.
 func SetOOMScore(name string, adj json.RawMessage) (was json.RawMessage, err error) {
 	const key = "oom_score_adj"
 	var state, config map[string]json.RawMessage
@@ -53,7 +53,7 @@ func SetOOMScore(name string, adj json.RawMessage) (was json.RawMessage, err err
 	return was, statedir.WriteJSON(name, state)
 }
 
-// ReadPid reads a runtime's pid file.
+// ReadPid reads a runtime's pid file. ErrDataLoss when it does not contain a pid.
 func ReadPid(name string) (int, error) {
 	raw, err := os.ReadFile(name)
 	if err != nil {

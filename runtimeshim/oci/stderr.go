@@ -13,18 +13,21 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// Stderr is the stderr of a runtime whose words nobody else reads.
+// Stderr is a pipe for the stderr of a runtime, if nothing else reads that.
 type Stderr struct {
-	r    *os.File
-	W    *os.File // for the runtime. Open for reading too: who keeps it is never sent SIGPIPE
+	r *os.File
+	// W: the runtime's end; also open for reading, so that a process that keeps it never gets
+	// SIGPIPE
+	W    *os.File
 	done chan struct{}
 	stop sync.Once
-	said []byte // the end of it; of the reading goroutine until done
+	said []byte // the end of the output; used by the reading goroutine until done
 }
 
 const MostSaid = 64 << 10
 
-// NewStderr makes the pipe, owned by whom the process that inherits it runs as, and begins to read.
+// NewStderr creates the pipe, owned by the user of the process that inherits it, and starts to
+// read.
 func NewStderr(uid, gid int) (*Stderr, error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
@@ -62,13 +65,13 @@ func (p *Stderr) keep(b []byte) {
 	p.said = p.said[max(0, len(p.said)-MostSaid):]
 }
 
-// Text is what was printed until now. Nothing is read afterwards.
+// Text returns the output so far and stops reading.
 func (p *Stderr) Text() string {
 	p.stop.Do(func() {
 		p.r.SetReadDeadline(time.Now())
 		<-p.done
 		chunk := make([]byte, MostSaid)
-		for range 4 { // more than the pipe holds: somebody goes on printing
+		for range 4 { // more than the pipe holds: somebody keeps printing
 			n, err := unix.Read(unixfd.Of(p.r), chunk)
 			if n <= 0 || err != nil {
 				return
@@ -79,13 +82,13 @@ func (p *Stderr) Text() string {
 	return string(p.said)
 }
 
-// Close ends the reading.
+// Close stops reading and closes the pipe.
 func (p *Stderr) Close() {
 	p.Text()
 	unixfd.CloseAll([]*os.File{p.r, p.W})
 }
 
-// RunQuietly is run of a command whose stderr goes nowhere else.
+// RunQuietly is Run for a command whose stderr is used only for its error.
 func (d *Driver) RunQuietly(ctx context.Context, c Command) error {
 	errs, err := NewStderr(0, 0)
 	if err != nil {
@@ -96,7 +99,7 @@ func (d *Driver) RunQuietly(ctx context.Context, c Command) error {
 	return d.Run(ctx, c)
 }
 
-// lastWords is the line that says most: that of a crash, or else the last one.
+// lastWords returns the most informative line: that of a crash, or otherwise the last one.
 func lastWords(text string) string {
 	last := ""
 	for line := range strings.Lines(text) {
