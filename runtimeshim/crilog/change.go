@@ -2,10 +2,10 @@ package crilog
 
 import "fmt"
 
-// Changes of the log that is written to. A Log that is handed over is the
-// Writer's to close, also on error.
+// Changing the log that a Writer writes to. The Writer takes ownership of a Log passed to it, and
+// closes it even on error.
 
-// OpenLog begins with a log, nil for none, and records it unless it is the recorded one.
+// OpenLog starts with l, which may be empty, and records its id if that is a different one.
 func (w *Writer) OpenLog(l Log) error {
 	w.log = l
 	if l.File == nil || l.ID == w.p.log {
@@ -15,7 +15,7 @@ func (w *Writer) OpenLog(l Log) error {
 	return w.save()
 }
 
-// Adopt goes on in l. No intent may be open.
+// Adopt continues in l. No intent may be open.
 func (w *Writer) Adopt(l Log) error {
 	old := w.log
 	w.log, w.p.log = l, l.ID
@@ -25,7 +25,8 @@ func (w *Writer) Adopt(l Log) error {
 	return w.save()
 }
 
-// Replace begins with l because the recorded log is deleted: what was begun is made again in l.
+// Replace continues in l because the recorded log was deleted: an open intent is written to l
+// again.
 func (w *Writer) Replace(l Log) error {
 	w.log = l
 	st, err := l.Stat()
@@ -36,7 +37,7 @@ func (w *Writer) Replace(l Log) error {
 	return w.save()
 }
 
-// Switch is Adopt that stays with the old log on error.
+// Switch is like Adopt, but keeps the old log on error.
 func (w *Writer) Switch(l Log) error {
 	old := w.p.log
 	w.p.log = l.ID
@@ -50,9 +51,8 @@ func (w *Writer) Switch(l Log) error {
 	return nil
 }
 
-// Leave writes to the log what the spools hold, before a Switch. What does not
-// fit there is taken back and will be in the next one: rotation is how a full
-// disk gets room.
+// Leave writes what is in the spools to the log, before a Switch. What does not fit is truncated
+// off again and goes to the next log: when a disk is full, rotation is what frees space.
 func (w *Writer) Leave(commit func(stream int) error) error {
 	err := w.Resume()
 	for i, s := range w.spools {

@@ -2,9 +2,8 @@ package crilog
 
 import "io"
 
-// File is what a Writer needs of a file. ReadAt fills its buffer, or returns
-// io.EOF with what the file still has. An operation that fails, or is
-// interrupted by a kill, may have been done in part.
+// File is what a Writer needs of a file. ReadAt fills its buffer, or returns io.EOF with the rest
+// of the file. An operation that fails, or is interrupted by a kill, may be partly done.
 type File interface {
 	io.ReaderAt
 	io.WriterAt
@@ -12,25 +11,25 @@ type File interface {
 	Stat() (Stat, error)
 	Append(b []byte) error
 	Truncate(size int64) error
-	Punch(end int64) // gives back the room of what is before end, if that can be done
+	Punch(end int64) // frees the disk space before end, if the file system can
 }
 
-// Stat is what a Writer wants to know of a file.
+// Stat is what a Writer needs to know about a file.
 type Stat struct {
 	Size    int64
 	Removed bool // it has no name any more
 }
 
-// FileID names a file whatever its path is now. Zero = none.
+// FileID identifies a file independent of its path. Zero = none.
 type FileID struct{ Dev, Ino uint64 }
 
-// Log is an open CRI log; File nil = none.
+// Log is an open CRI log; File is nil if there is none.
 type Log struct {
 	File
 	ID FileID
 }
 
-// Close may be called of no log, too.
+// Close closes the log, if there is one.
 func (l *Log) Close() {
 	if l.File != nil {
 		l.File.Close()

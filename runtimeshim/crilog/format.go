@@ -9,21 +9,20 @@ import (
 //
 //	2026-01-02T03:04:05.000000006Z stdout F content
 //
-// One output line is zero or more pieces tagged P and one tagged F. A piece
-// has at most MaxPiece bytes, and is P exactly when the line goes on after
-// it, or when the output ended without a newline. How a stream is cut depends
-// on its bytes alone, never on how they arrived: so an interrupted write can
-// be made again byte by byte.
+// One line of output is zero or more pieces tagged P and one tagged F. A piece has at most MaxPiece
+// bytes. It is tagged P if the line continues after it, or if the output ended without a newline.
+// How a stream is split depends only on its bytes, never on how they arrived, so that an
+// interrupted write can be repeated with identical bytes.
 const MaxPiece = 16 << 10
 
 const (
 	timeFormat = "2006-01-02T15:04:05.000000000Z" // RFC 3339 with all nine digits
 	tagAt      = len(timeFormat) + len(" stdout ")
 	prefixLen  = tagAt + len("F ")
-	MaxLine    = prefixLen + MaxPiece + 1 // the longest line of a log
+	MaxLine    = prefixLen + MaxPiece + 1 // the longest line in a log
 )
 
-// StreamNames: both have six letters, so that every prefix has one length.
+// StreamNames are of equal length, so that all prefixes are.
 var StreamNames = [2]string{"stdout", "stderr"}
 
 type prefix [prefixLen]byte
@@ -36,10 +35,9 @@ func newPrefix(stream int, at time.Time) prefix {
 	return p
 }
 
-// appendLines formats the beginning of src into the free room of dst (its
-// capacity; nothing is allocated) and returns dst and how much of src is in
-// it. What is left of src is either an unfinished piece or did not fit. With
-// final the unfinished piece is written too, tagged P.
+// appendLines formats the beginning of src into the spare capacity of dst, without allocation. It
+// returns dst and how many bytes of src it has used. The rest of src is an unfinished piece or did
+// not fit. With final the unfinished piece is written too, tagged P.
 func appendLines(dst []byte, prefix *prefix, src []byte, final bool) ([]byte, int) {
 	n, used := len(dst), 0
 	dst = dst[:cap(dst)]

@@ -10,7 +10,7 @@ import (
 
 var criAt = time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))
 
-// format feeds src in one piece through a buffer with room bytes.
+// format formats src through a buffer with a capacity of room bytes.
 func format(src string, final bool, room int) string {
 	prefix := newPrefix(0, criAt)
 	var all []byte
@@ -67,8 +67,8 @@ func TestCRIMiBLine(t *testing.T) {
 	}
 }
 
-// FuzzCRI: what comes back is what went in, in whatever portions it arrived
-// and with whatever room, and it is the same bytes each time.
+// FuzzCRI: parsing returns the original bytes, whatever the portions and buffer sizes, and
+// formatting twice gives identical bytes.
 func FuzzCRI(f *testing.F) {
 	f.Add([]byte("a\n\nb"), int64(1))
 	f.Add(bytes.Repeat([]byte("x"), 3*MaxPiece+1), int64(2))

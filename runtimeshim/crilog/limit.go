@@ -5,28 +5,26 @@ import (
 	"time"
 )
 
-// A log may have a limit, so that one container cannot fill the disk before
-// its log is rotated. A log is full when the longest line might not fit any
-// more. What a container prints from then on is left out: it is read and
-// counted, and the container does not wait. Attached clients get it all the
-// same. Once there is room again (a rotation, a truncation), or the task has
-// ended, or the log is left for another, one line says how much is missing.
+// A log may have a size limit, so that one container cannot fill the disk before its log is
+// rotated. A log is full when the longest line might not fit any more. From then on output is left
+// out: it is read and counted, but not written. The container does not block, and attached clients
+// still receive it. When there is space again (after a rotation or truncation), when the task has
+// ended, or before the log is replaced, one line is written that says how many bytes are missing.
 //
-// The count is in the same slot of progress as the offsets, so a kill neither
-// forgets a byte nor counts one twice. The line is an intent as every other
-// write.
+// The count is stored in the same progress slot as the offsets, so a kill neither loses nor repeats
+// a byte of it. The line is written with an intent like any other.
 
-// noticeRoom is more than a notice takes.
+// noticeRoom is an upper limit for the size of a notice.
 const noticeRoom = 256
 
-// notice is the line in place of n bytes of output. The same bytes for the same n and time.
+// notice returns the line that replaces n bytes of output. Same n and time, same bytes.
 func notice(n int64, at time.Time) []byte {
 	prefix := newPrefix(1, at)
 	return fmt.Appendf(prefix[:], "[%d bytes of output are left out here: the log had reached its size limit]\n", n)
 }
 
-// room returns how many bytes, at most the given number, may be appended to
-// the log; 0 when it is full, else at least MaxLine.
+// room returns how many bytes, up to most, may be appended to the log: 0 when it is full, otherwise
+// at least MaxLine.
 func (w *Writer) room(most int) (int, error) {
 	if w.limit == 0 || w.log.File == nil {
 		return most, nil

@@ -2,17 +2,17 @@ package crilog
 
 import "io"
 
-// killed is thrown by the operation of a file at which the Writer is killed.
+// killed is the panic value of the file operation at which the Writer is killed.
 type killed struct{}
 
-// disk counts the operations of its files, and kills the Writer at one of them.
+// disk counts the operations on its files, and kills the Writer at one of them.
 type disk struct {
 	ops    int
 	killAt int  // 0 = never
-	half   bool // the operation is half done by then
+	half   bool // half of that operation is done
 }
 
-// op is called before an operation. part, unless nil, does a half of it.
+// op is called before an operation. part, unless nil, does half of the operation.
 func (d *disk) op(part func()) {
 	d.ops++
 	if d.ops != d.killAt {
@@ -24,11 +24,11 @@ func (d *disk) op(part func()) {
 	panic(killed{})
 }
 
-// memory is a File that outlives the Writers of it.
+// memory is a File that remains when its Writer is killed.
 type memory struct {
 	d    *disk
 	data []byte
-	hole int64 // what is before it is lost
+	hole int64 // everything before it is lost
 }
 
 func (m *memory) Close() error { return nil }
@@ -50,7 +50,7 @@ func (m *memory) ReadAt(b []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// WriteAt of a kill leaves the bytes before and after as they were.
+// WriteAt at a kill leaves the bytes outside the range unchanged.
 func (m *memory) WriteAt(b []byte, off int64) (int, error) {
 	for int64(len(m.data)) < off+int64(len(b)) {
 		m.data = append(m.data, 0)
@@ -65,7 +65,7 @@ func (m *memory) Append(b []byte) error {
 	return nil
 }
 
-// Truncate is one step, as splice into a file is: the kernel does all of it or nothing.
+// Truncate is atomic, like a splice into a file: the kernel does all of it or nothing.
 func (m *memory) Truncate(size int64) error {
 	m.d.op(nil)
 	m.data, m.hole = m.data[:size], min(m.hole, size)

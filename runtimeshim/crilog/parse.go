@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Parse is what a reader of the log sees: the bytes of each stream.
+// Parse returns the bytes of each stream in a log, or an error if the log is malformed.
 func Parse(raw []byte) (streams [2][]byte, err error) {
 	if len(raw) > 0 && raw[len(raw)-1] != '\n' {
 		return streams, fmt.Errorf("ends within a line: %.200q", raw[max(0, len(raw)-200):])

@@ -8,31 +8,32 @@ import (
 	"time"
 )
 
-// progress says how far the output of a task has come; it is the file
-// progress in the task folder. It outlives SIGKILL, not a power cut (neither
-// does the container).
+// progress records how far the output of a task is written; it is stored in the file progress of
+// the task folder. It survives SIGKILL, but not a power cut, which the container does not survive
+// either.
 //
-// Two slots are written in turn. A save that was cut short leaves the slot
-// before it, and every state is one from which the work can be taken up
-// again, so nothing more is needed.
+// Two slots are written alternately. A save that is interrupted leaves the other slot intact, and
+// work can resume from any recorded state, so nothing more is needed.
 type progress struct {
-	seq     uint64
-	done    bool     // finished: all is in the log, nobody will open the task again
-	off     [2]int64 // offset in the spool of each stream up to which all is in the log or left out
-	log     FileID   // the log that is being written
-	leftOut int64    // bytes of output that are not in the log, and of which it does not tell yet
+	seq  uint64
+	done bool // finished: everything is in the log, and the task will not be opened again
+	// off: per stream: everything before this offset in the spool is in the log or left out
+	off     [2]int64
+	log     FileID // the log that is being written
+	leftOut int64  // bytes of output that are left out and not yet reported in the log
 	intent  intent
 }
 
-// intent is one write to the log that may have happened. It ends by being
-// replaced: the next save implies that the write before it was complete.
+// intent is one write to the log that may have happened. It ends when it is replaced: the next save
+// implies that the write is complete.
 type intent struct {
-	length int64 // formatted bytes; 0 = no intent
+	length int64 // bytes of formatted text; 0 = no intent
 	stream int
-	to     int64 // offset in the spool behind the source; it begins at off
+	to     int64 // end of the source in the spool; it begins at off
 	before int64 // size of the log before the write
-	notice bool  // it is the line that tells of leftOut; no stream, and to is 0
-	at     int64 // time stamp of the lines, Unix ns: the same bytes can be made again
+	notice bool  // the line that reports leftOut; stream and to are unused
+	// at: time stamp of the lines in Unix ns, so that the same bytes can be formatted again
+	at int64
 }
 
 func (i intent) time() time.Time { return time.Unix(0, i.at) }
@@ -79,8 +80,8 @@ func (p *progress) decode(b []byte) bool {
 	return true
 }
 
-// load reads the newest whole slot. The room of both is reserved in a new file: a save must not
-// meet a full disk.
+// load reads the newest intact slot. In a new file it writes both slots, so that a later save needs
+// no new disk space.
 func (p *progress) load(f File) error {
 	var buf [2 * progressSlot]byte
 	n, err := f.ReadAt(buf[:], 0)
@@ -108,7 +109,7 @@ func (p *progress) save(f File) error {
 	p.seq++
 	p.encode(b[:])
 	if _, err := f.WriteAt(b[:], int64(p.seq&1)*progressSlot); err != nil {
-		p.seq-- // again into the same slot: the other one is good
+		p.seq-- // use the same slot again: the other one is intact
 		return fmt.Errorf("record progress: %w", err)
 	}
 	return nil

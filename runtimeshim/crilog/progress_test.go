@@ -2,8 +2,7 @@ package crilog
 
 import "testing"
 
-// TestProgressTorn: a save that was cut at any byte leaves the state before it
-// or the new one.
+// TestProgressTorn: a save that is interrupted at any byte leaves the old state or the new one.
 func TestProgressTorn(t *testing.T) {
 	f := &memory{d: &disk{}}
 	var p progress

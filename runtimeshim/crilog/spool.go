@@ -2,25 +2,24 @@ package crilog
 
 import "fmt"
 
-// Spool is one output stream between the FIFO that a task prints to and its
-// log. Only its size tells what was taken from the FIFO, so whoever appends to
-// the file calls Grow.
+// Spool is the file between the FIFO of one output stream and the log. Its size is the only record
+// of what was taken from the FIFO, so whoever appends to the file must call Grow.
 //
 //	0 ........ hole ........ off ........ size
-//	  given back     in the log   waiting
+//	   freed      in the log   waiting
 type Spool struct {
 	file File
 	size int64 // of the file
-	off  int64 // what is before it is in the log, or in the log's current intent
-	hole int64 // what is before it takes no room any more
+	off  int64 // everything before it is in the log, or in the log's current intent
+	hole int64 // everything before it uses no disk space any more
 }
 
 const (
-	ResetAt = 64 << 10 // a spool that is wholly in the log is emptied from this size on
-	PunchAt = 1 << 20  // one that ends in an unfinished line gives back its head
+	ResetAt = 64 << 10 // from this size on, a spool that is completely in the log is truncated
+	PunchAt = 1 << 20  // from this size on, the part that is in the log is punched out
 )
 
-// OpenSpool takes the file over, also on error.
+// OpenSpool takes ownership of the file, and closes it on error.
 func OpenSpool(f File) (*Spool, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -33,13 +32,13 @@ func OpenSpool(f File) (*Spool, error) {
 // Close closes the file.
 func (s *Spool) Close() { s.file.Close() }
 
-// Size is how many bytes the file has.
+// Size returns the size of the file in bytes.
 func (s *Spool) Size() int64 { return s.size }
 
-// Waiting is how much of it is not in the log.
+// Waiting returns the number of bytes that are not in the log yet.
 func (s *Spool) Waiting() int64 { return s.size - s.off }
 
-// Grow says that n bytes were appended to the file.
+// Grow must be called after n bytes were appended to the file.
 func (s *Spool) Grow(n int64) { s.size += n }
 
 // Last returns the newest n bytes.
@@ -51,7 +50,7 @@ func (s *Spool) Last(n int) ([]byte, error) {
 	return b, nil
 }
 
-// read fills buf from off on and returns the part that was filled.
+// read fills buf, as far as possible, from off on and returns the filled part.
 func (s *Spool) read(buf []byte) ([]byte, error) {
 	buf = buf[:min(int64(len(buf)), s.size-s.off)]
 	if err := readFull(s.file, buf, s.off); err != nil {
@@ -60,8 +59,8 @@ func (s *Spool) read(buf []byte) ([]byte, error) {
 	return buf, nil
 }
 
-// empty truncates the file. Only when all of it is in the log; the caller
-// records the new offset before the next Grow.
+// empty truncates the file. All of it must be in the log, and the caller must record the new offset
+// before the next Grow.
 func (s *Spool) empty() error {
 	if err := s.file.Truncate(0); err != nil {
 		return fmt.Errorf("empty the spool: %w", err)
@@ -70,8 +69,8 @@ func (s *Spool) empty() error {
 	return nil
 }
 
-// punch gives back the room of what is in the log. The caller has recorded
-// before that no intent needs it.
+// punch frees the disk space of what is in the log. The caller must first record that no intent
+// needs it.
 func (s *Spool) punch() {
 	s.hole = s.off
 	s.file.Punch(s.off &^ 4095)

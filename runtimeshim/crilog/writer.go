@@ -8,36 +8,36 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Owner is what a Writer asks and tells. All but Step must be set.
+// Owner has the callbacks of a Writer. All but Step must be set.
 type Owner struct {
 	Step func(name string) // called after each side effect; nil = none
 	Now  func() time.Time
-	// Removed is called before a write to a log of so many bytes that has no name any more: it may
-	// call Adopt with the log that is there instead.
+	// Removed is called before a write if the log, of size bytes, has no name any more. It may call
+	// Adopt with the file that is at the log's path now.
 	Removed func(size int64) error
 	Full    func()      // the log has reached its limit
-	Lost    func(error) // lines cannot be written, now or later
+	Lost    func(error) // lines are lost for good
 }
 
-// Writer carries two spools into one log. It is not safe for concurrent use.
-// After an error everything is as if it was killed: Resume goes on.
+// Writer writes two spools to one log. It is not safe for concurrent use. After an error it behaves
+// as if it had been killed: call Resume to continue.
 type Writer struct {
 	owner  Owner
-	limit  int64 // bytes of the log; 0 = none
+	limit  int64 // of the log in bytes; 0 = none
 	record File
 	spools [2]*Spool
 	log    Log
 
 	p     progress
-	dirty bool // p must be saved before anything else
+	dirty bool // p must be saved before anything else is done
 }
 
-// Buffer is memory that a Writer uses for the time of a call: Raw for what it
-// reads, Out, of at least MaxLine bytes, for what it writes.
+// Buffer is memory that a Writer uses during a call: Raw for what it reads; Out, of at least
+// MaxLine bytes, for what it writes.
 type Buffer struct{ Raw, Out []byte }
 
-// NewWriter reads from record, which is its own from now on, how far an
-// earlier Writer has come.
+// NewWriter reads from record how far an earlier Writer got. It takes ownership of record, and
+// closes it on error.
 func NewWriter(owner Owner, limit int64, record File) (*Writer, error) {
 	if owner.Step == nil {
 		owner.Step = func(string) {}
@@ -61,18 +61,17 @@ func (w *Writer) Close() {
 	w.record.Close()
 }
 
-// Done says that all is in the log, and nobody will open the task again.
+// Done reports whether everything is in the log, and the task will not be opened again.
 func (w *Writer) Done() bool { return w.p.done }
 
-// LogID is the log that was written to last; zero for none.
+// LogID returns the id of the last log written to; zero if there is none.
 func (w *Writer) LogID() FileID { return w.p.log }
 
 // Log returns the open log.
 func (w *Writer) Log() Log { return w.log }
 
-// TakeSpools takes the spools over; nil for a stream that there is not. One that is shorter than
-// what the record says of it was emptied by Compact, which happens only when all of it is in the
-// log.
+// TakeSpools takes ownership of the spools; nil for a stream that does not exist. A spool that is
+// shorter than recorded was truncated by Compact, which happens only when all of it is in the log.
 func (w *Writer) TakeSpools(spools [2]*Spool) {
 	w.spools = spools
 	in := &w.p.intent
@@ -100,7 +99,7 @@ func (w *Writer) save() error {
 	return nil
 }
 
-// Waiting is how much of a stream's spool is not in the log.
+// Waiting returns how many bytes of a stream's spool are not in the log yet.
 func (w *Writer) Waiting(stream int) int64 {
 	if s := w.spools[stream]; s != nil {
 		return s.Waiting()
@@ -108,7 +107,7 @@ func (w *Writer) Waiting(stream int) int64 {
 	return 0
 }
 
-// Commit writes what the spool holds. With final an unfinished line, too.
+// Commit writes what is in the spool to the log; with final, also an unfinished line.
 func (w *Writer) Commit(stream int, final bool, b Buffer) error {
 	s := w.spools[stream]
 	for s.off < s.size {
@@ -174,7 +173,7 @@ func (w *Writer) write(in intent, out []byte) error {
 	return nil
 }
 
-// conclude: what the intent said is in the log.
+// conclude updates the state after an intent is written.
 func (w *Writer) conclude(in intent) {
 	w.p.intent = intent{}
 	if in.notice {
@@ -187,7 +186,7 @@ func (w *Writer) conclude(in intent) {
 	}
 }
 
-// Resume completes the write that was begun last, by this Writer or by one before it.
+// Resume completes the last write that this Writer or an earlier one has begun.
 func (w *Writer) Resume() error {
 	if w.dirty {
 		if err := w.save(); err != nil {
@@ -209,13 +208,13 @@ func (w *Writer) Resume() error {
 	return nil
 }
 
-// complete writes what is missing of an intent. ErrDataLoss: it cannot be made again.
+// complete writes what is missing of an intent. ErrDataLoss: its bytes cannot be formatted again.
 func (w *Writer) complete(in intent) error {
 	st, err := w.log.Stat()
 	if err != nil {
 		return err
 	}
-	have := max(0, st.Size-in.before) // less than before: somebody has truncated it
+	have := max(0, st.Size-in.before) // negative if somebody has truncated the log
 	if have >= in.length {
 		return nil
 	}
@@ -226,7 +225,8 @@ func (w *Writer) complete(in intent) error {
 	return w.log.Append(out[have:])
 }
 
-// again makes the bytes of an intent once more. ErrDataLoss: they cannot be made again.
+// again formats the bytes of an intent once more. ErrDataLoss when that does not give the recorded
+// length.
 func (w *Writer) again(in intent) ([]byte, error) {
 	if in.notice {
 		return notice(w.p.leftOut, in.time()), nil
@@ -244,7 +244,7 @@ func (w *Writer) again(in intent) ([]byte, error) {
 	return out, nil
 }
 
-// Compact gives back the room of what is in the log.
+// Compact frees the disk space of what is in the log.
 func (w *Writer) Compact(stream int) error {
 	s := w.spools[stream]
 	switch {
@@ -260,7 +260,8 @@ func (w *Writer) Compact(stream int) error {
 		}
 		w.owner.Step("spool.reset")
 	case s.off-s.hole >= PunchAt:
-		if err := w.save(); err != nil { // the intent is over: nobody will read the hole
+		// ends the intent, so that nobody reads what is punched out
+		if err := w.save(); err != nil {
 			return err
 		}
 		w.owner.Step("logger.committed")
@@ -270,7 +271,7 @@ func (w *Writer) Compact(stream int) error {
 	return nil
 }
 
-// Finish notes that all is in the log.
+// Finish records that everything is in the log.
 func (w *Writer) Finish() error {
 	if err := w.writeNotice(); err != nil {
 		return err

@@ -10,22 +10,22 @@ import (
 	"time"
 )
 
-// shared is what the Writers, one after the other, read and write with.
+// shared is the buffer of all Writers; there is one Writer at a time.
 var shared = Buffer{Raw: make([]byte, 1<<20), Out: make([]byte, 1<<20)}
 
-// container is a task whose output is carried to its log by Writers that are killed.
+// container is a task whose output is written to its log by Writers that are killed.
 type container struct {
 	t       *testing.T
 	d       *disk
-	fifo    [2][]string // what it will print, portion by portion
+	fifo    [2][]string // what it prints, in portions
 	printed [2]string   // all of that
 	record  *memory
 	spool   [2]*memory
-	logs    []*memory // the last is the one at the log's path
+	logs    []*memory // the last one is at the log's path
 	limit   int64
-	rotate  map[int]bool // before the portion of that number
+	rotate  map[int]bool // numbers of the portions before which the log is rotated
 	portion int
-	memory  int // of a Writer
+	memory  int // buffer size of a Writer
 }
 
 func newContainer(t *testing.T, d *disk, limit int64, rotate []int, stdout, stderr []string) *container {
@@ -40,7 +40,7 @@ func newContainer(t *testing.T, d *disk, limit int64, rotate []int, stdout, stde
 	return c
 }
 
-// fill is what splice does: a portion leaves the FIFO and is in the spool in one step.
+// fill acts like splice: a portion moves from the FIFO to the spool atomically.
 func (c *container) fill(i int, s *Spool) int {
 	c.d.op(nil)
 	text := c.fifo[i][0]
@@ -53,8 +53,8 @@ func (c *container) fill(i int, s *Spool) int {
 
 func (c *container) log(n int) Log { return Log{File: c.logs[n], ID: FileID{1, uint64(n + 1)}} }
 
-// carry is the life of one Writer, as the logger leads it: from what the files
-// say until all is in the logs, or it is killed.
+// carry runs one Writer as the logger does, from opening the files until everything is in the logs
+// or the Writer is killed.
 func (c *container) carry() (alive bool) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -83,7 +83,8 @@ func (c *container) carry() (alive bool) {
 	}
 	w.TakeSpools(spools)
 	last := len(c.logs) - 1
-	if was := int(w.LogID().Ino) - 1; was >= 0 && was < last { // renamed, and not reopened: as place.open does it
+	// renamed, but not reopened; does what place.open does
+	if was := int(w.LogID().Ino) - 1; was >= 0 && was < last {
 		must(w.OpenLog(c.log(was)))
 		must(w.Resume())
 		must(w.Adopt(c.log(last)))
@@ -118,8 +119,8 @@ func (c *container) carry() (alive bool) {
 
 var noticeLine = regexp.MustCompile(`(?m)^\S+ stderr F \[(\d+) bytes of output are left out here: [^\n]*\n`)
 
-// check reads the logs as their readers do: every line is there once, and of
-// what is missing every byte is counted.
+// check reads the logs: every line is there exactly once, and every missing byte is counted in a
+// notice.
 func (c *container) check(what string) {
 	c.t.Helper()
 	var all []byte
@@ -153,7 +154,7 @@ func (c *container) check(what string) {
 	}
 }
 
-// wantSubsequence: the lines of got are lines of printed, in order, none twice.
+// wantSubsequence checks that the lines of got are lines of printed, in order, none twice.
 func wantSubsequence(t *testing.T, what, got, printed string) {
 	t.Helper()
 	rest := strings.SplitAfter(printed, "\n")
@@ -168,7 +169,7 @@ func wantSubsequence(t *testing.T, what, got, printed string) {
 	}
 }
 
-// lines are some numbered lines.
+// lines returns numbered lines.
 func lines(from, n, width int) string {
 	var b bytes.Buffer
 	for i := range n {
@@ -177,7 +178,7 @@ func lines(from, n, width int) string {
 	return b.String()
 }
 
-// stories are what a container may print, and what happens to its log meanwhile.
+// stories are outputs of containers, and what happens to the log meanwhile.
 var stories = map[string]func(t *testing.T, d *disk) *container{
 	"lines": func(t *testing.T, d *disk) *container {
 		return newContainer(t, d, 0, nil, []string{"a\nb", "c\n", "\n", "no end"}, []string{"1\n", "2", "3\n4\n"})
@@ -189,7 +190,7 @@ var stories = map[string]func(t *testing.T, d *disk) *container{
 	"a spool that gets a hole": func(t *testing.T, d *disk) *container {
 		line := strings.Repeat("y", 24*MaxPiece)
 		var portions []string
-		for range 1 + PunchAt/len(line) { // no portion ends at a line's end
+		for range 1 + PunchAt/len(line) { // no portion ends at the end of a line
 			portions = append(portions, line[:100]+"\n"+line[100:])
 		}
 		c := newContainer(t, d, 0, nil, append(portions, "\nend"), nil)
@@ -205,8 +206,8 @@ var stories = map[string]func(t *testing.T, d *disk) *container{
 	},
 }
 
-// TestKilledAtEveryOperation kills the Writer before, or in the middle of, every operation of a
-// file, and lets a fresh one continue. The logs are as if nothing had happened.
+// TestKilledAtEveryOperation kills the Writer before, or in the middle of, every file operation,
+// and continues with a new one. The logs must be the same as without a kill.
 func TestKilledAtEveryOperation(t *testing.T) {
 	for name, story := range stories {
 		t.Run(name, func(t *testing.T) {
@@ -227,7 +228,7 @@ func TestKilledAtEveryOperation(t *testing.T) {
 	}
 }
 
-// TestKilledTwice kills the second Writer at every operation, too.
+// TestKilledTwice also kills the second Writer at every operation.
 func TestKilledTwice(t *testing.T) {
 	for _, name := range []string{"lines", "rotations", "a spool that is emptied"} {
 		t.Run(name, func(t *testing.T) {
@@ -241,9 +242,8 @@ func TestKilledTwice(t *testing.T) {
 	}
 }
 
-// killAndGoOn kills the first Writer at an operation, and the second at one of its own unless that
-// is
-// 0. It tells whether the last of both kills has happened.
+// killAndGoOn kills the first Writer at operation at, and the second at operation again, unless
+// that is 0. It reports whether the last of these kills has happened.
 func killAndGoOn(t *testing.T, story func(*testing.T, *disk) *container, at, again int, half bool) bool {
 	t.Helper()
 	d := &disk{killAt: at, half: half}
@@ -261,8 +261,8 @@ func killAndGoOn(t *testing.T, story func(*testing.T, *disk) *container, at, aga
 	return !alive
 }
 
-// TestLeaveTakesBack: a line of which the old log has taken a part is whole in the next one, and
-// there alone.
+// TestLeaveTakesBack: a line that fits only partly in the old log is in the next log, whole, and
+// nowhere else.
 func TestLeaveTakesBack(t *testing.T) {
 	d := &disk{}
 	c := newContainer(t, d, 0, nil, []string{"a\nb\n"}, nil)
@@ -298,7 +298,7 @@ func TestLeaveTakesBack(t *testing.T) {
 	}
 }
 
-// fullFile takes half of what is appended.
+// fullFile accepts half of what is appended.
 type fullFile struct{ *memory }
 
 func (f *fullFile) Append(b []byte) error {

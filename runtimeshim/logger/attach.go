@@ -12,13 +12,13 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// attach gives a copy of what a task prints from now on to the caller's pipes.
-// It sends one reply when they are in place and returns when the task has
-// ended and they have everything, or when the caller goes. A caller that has
-// only closed its writing half gets what the task has printed until then first.
+// attach copies what a task prints from now on to the caller's pipes. It sends one reply once the
+// pipes are in place. It returns when the task has ended and the pipes have everything, or when the
+// caller disconnects. A caller that has closed only its write half first gets what the task has
+// printed until then.
 //
-// A caller that does not read makes the task wait, as a terminal does; one that
-// reads nothing for TapPatience is cut off, and the task goes on.
+// A caller that does not read blocks the task, as a terminal does. After it has read nothing for
+// TapPatience it is cut off, and the task continues.
 func (l *logger) attach(ctx context.Context, in *wire.Inbound) (any, error) {
 	var body wire.Attach
 	if err := in.Decode(&body); err != nil {
@@ -32,7 +32,8 @@ func (l *logger) attach(ctx context.Context, in *wire.Inbound) (any, error) {
 		return nil, fmt.Errorf("attach to task %s: %w", body.ID, err)
 	}
 	var task *logTask
-	err = l.on(ctx, body.ID, func(t *logTask) error { // the taps are its own from here on, also when nobody waits any more
+	// the task owns the taps from here on, even if the caller is gone
+	err = l.on(ctx, body.ID, func(t *logTask) error {
 		task = t
 		err := ctx.Err()
 		if err == nil {
@@ -46,7 +47,7 @@ func (l *logger) attach(ctx context.Context, in *wire.Inbound) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attach to task %s: %w", body.ID, err)
 	}
-	defer task.later(func() { // not waited for: a disk that hangs must not hold us
+	defer task.later(func() { // do not wait for it, because a disk may hang
 		if !task.gone {
 			task.untap(taps)
 		}
@@ -55,10 +56,12 @@ func (l *logger) attach(ctx context.Context, in *wire.Inbound) (any, error) {
 		return nil, err
 	}
 	err = awaitTaps(ctx, taps)
-	if ctx.Err() != nil && l.ctx.Err() == nil { // the caller has hung up, or gone: then it reads nothing and is cut off at once
+	// the caller has closed its write half, or all; in the second case it does not read and is cut
+	// off at once
+	if ctx.Err() != nil && l.ctx.Err() == nil {
 		err = l.leave(task, taps)
 	}
-	if err != nil && l.ctx.Err() != nil { // it is we who leave: the next logger is to be asked
+	if err != nil && l.ctx.Err() != nil { // this logger is ending; the caller must ask the next one
 		err = fmt.Errorf("logger ends: %w", errdefs.ErrUnavailable)
 	}
 	if err != nil {
@@ -67,7 +70,7 @@ func (l *logger) attach(ctx context.Context, in *wire.Inbound) (any, error) {
 	return nil, nil
 }
 
-// leave gives the taps what the task has printed until now, and ends them.
+// leave writes what the task has printed until now to the taps, and ends them.
 func (l *logger) leave(task *logTask, taps [2]*tap) error {
 	task.later(func() {
 		if !task.gone {
@@ -79,7 +82,8 @@ func (l *logger) leave(task *logTask, taps [2]*tap) error {
 	return awaitTaps(ctx, taps)
 }
 
-// tap adds taps to a task that is being read. ErrFailedPrecondition: it has ended.
+// tap adds taps to a running task. ErrFailedPrecondition when the task has ended,
+// ErrResourceExhausted when too many clients are attached.
 func (t *logTask) tap(taps [2]*tap) error {
 	if t.writer == nil {
 		err := t.attach()
@@ -88,7 +92,7 @@ func (t *logTask) tap(taps [2]*tap) error {
 			t.release()
 			return errors.Join(err, fmt.Errorf("it has ended: %w", errdefs.ErrFailedPrecondition))
 		case err != nil:
-			t.backOff(err) // as everywhere: what passes is waited for
+			t.backOff(err) // as everywhere, retry errors that may be temporary
 			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}
 		t.unarmed = anybody
@@ -112,11 +116,10 @@ func (t *logTask) tap(taps [2]*tap) error {
 	return nil
 }
 
-// mostWaiting is what a spool may hold for the log before only the log's own pace fills it.
+// mostWaiting is the number of unwritten bytes in a spool above which lastCopy adds nothing to it.
 const mostWaiting = 1 << 20
 
-// lastCopy takes what the task's FIFOs hold now and no more, and lets the taps end when they have
-// it.
+// lastCopy reads only what the task's FIFOs hold now, and ends the taps once they have received it.
 func (t *logTask) lastCopy(taps [2]*tap) {
 	for i, p := range taps {
 		if p == nil || p.fd < 0 || t.streams[i] == nil {
@@ -125,7 +128,8 @@ func (t *logTask) lastCopy(taps [2]*tap) {
 		s := t.streams[i]
 		left, err := s.held()
 		if t.stuck != 0 || s.spool != nil && s.spool.Waiting() > mostWaiting {
-			left = 0 // the log takes nothing now: clients that come and go must not fill the spool
+			// the log cannot be written now: clients that come and go must not fill the spool
+			left = 0
 		}
 		for n := 0; left > 0 && err == nil; left -= n {
 			if n, err = t.fill(i); n == 0 {
@@ -134,18 +138,18 @@ func (t *logTask) lastCopy(taps [2]*tap) {
 		}
 		t.taps[i] = slices.DeleteFunc(t.taps[i], func(other *tap) bool { return other == p })
 		go p.finish()
-		t.wake(1 << i) // what was taken belongs into the log
+		t.wake(1 << i) // what was read must also go to the log
 	}
 }
 
-// untap closes the taps; those that are closed already are fine.
+// untap closes the taps, if they are still open.
 func (t *logTask) untap(taps [2]*tap) {
 	closeTaps(taps)
 	t.taps.dropClosed()
 }
 
-// waitForTaps says whether a reader of the stream is behind: then nothing more
-// is taken from the task, and the next look is in a moment.
+// waitForTaps reports whether a reader of the stream is behind. Then nothing more is read from the
+// task until tapPace has passed.
 func (t *logTask) waitForTaps(i int) bool {
 	behind := t.taps.behind(i)
 	if behind {

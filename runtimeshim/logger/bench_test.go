@@ -46,8 +46,8 @@ func flood(fifo string, size, total int) {
 	}
 }
 
-// BenchmarkLogger: 80-byte lines from another process through a FIFO into a
-// log, by a logger process; CPU is the logger's alone.
+// BenchmarkLogger: another process writes 80-byte lines to a FIFO, and a logger process writes them
+// to a log. CPU is that of the logger alone.
 func BenchmarkLogger(b *testing.B) {
 	for _, where := range []struct{ name, state string }{{"tmp", ""}, {"shm", "/dev/shm"}} {
 		for _, size := range []int{80, 4000, 64000} {
@@ -100,7 +100,7 @@ func benchmarkLogger(b *testing.B, parent string, size, total int) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// cpu is what the process has used, seconds.
+// cpu returns the CPU time of a process in seconds.
 func cpu(b *testing.B, pid int) float64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(int32(^pid<<3|2), &ts); err != nil { // the clock of another process
@@ -138,8 +138,8 @@ func drip(fifo string, lines int, every time.Duration) {
 	}
 }
 
-// BenchmarkLoggerLines: a container that prints single lines, as most do. CPU is the logger's
-// alone; a line is one wake-up at least.
+// BenchmarkLoggerLines: a container prints single lines, as most do. CPU is that of the logger
+// alone; each line causes at least one wake-up.
 func BenchmarkLoggerLines(b *testing.B) {
 	for _, every := range []string{"100ms", "5ms", "1ms"} {
 		b.Run("every="+every, func(b *testing.B) {
@@ -182,7 +182,7 @@ func benchmarkLines(b *testing.B, every string) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// wakeUps counts how often the threads of a process have slept.
+// wakeUps returns the number of voluntary context switches of a process.
 func wakeUps(b *testing.B, pid int) (n int) {
 	b.Helper()
 	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))

@@ -1,7 +1,7 @@
-// Package logger reads what tasks print from their FIFOs and carries it to
-// their CRI logs and to attached clients. It may be killed at any instruction
-// and started again; package crilog keeps the lines whole.
+// Package logger reads what tasks print from their FIFOs and writes it to their CRI logs and to
+// attached clients. It may be killed at any instruction and restarted; package crilog keeps the
+// lines intact.
 //
-// It will not: create a task's folder or FIFOs, decide when a log is rotated,
-// or know how a task ends.
+// It does not create a task's folder or FIFOs, decide when a log is rotated, or know how a task
+// ended.
 package logger

@@ -14,12 +14,12 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// Plain descriptors instead of os.File: a node has six per container, mostly idle.
+// Plain descriptors are used instead of os.File because a node has six per container, mostly idle.
 
-// diskFile is a crilog.File. Descriptors instead of os.File, as above.
+// diskFile is a crilog.File on a plain descriptor.
 type diskFile struct {
 	fd   int
-	path string // where it was opened, for errors
+	path string // at the time it was opened; for errors
 }
 
 func (f *diskFile) Close() error { unixfd.Close(&f.fd); return nil }
@@ -56,7 +56,8 @@ func (f *diskFile) Truncate(size int64) error {
 	return unixfd.Retry(func() error { return unix.Ftruncate(f.fd, size) })
 }
 
-// Punch: a file system that cannot do it keeps the room until the file is emptied.
+// Punch does nothing on a file system that cannot punch holes: there the space is freed by
+// Truncate.
 func (f *diskFile) Punch(end int64) {
 	_ = unixfd.Retry(func() error {
 		return unix.Fallocate(f.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, end)
@@ -65,7 +66,8 @@ func (f *diskFile) Punch(end int64) {
 
 const logFlags = unix.O_RDWR | unix.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY
 
-// findLogFile opens the log at path if there is one. ErrNotFound.
+// findLogFile opens the log at path. ErrNotFound when there is none, ErrInvalidArgument when it is
+// not a regular file.
 func findLogFile(path string) (crilog.Log, error) {
 	fd, err := unixfd.Open(path, logFlags, 0)
 	switch {
@@ -81,7 +83,7 @@ func findLogFile(path string) (crilog.Log, error) {
 	return checkLogFile(path, fd)
 }
 
-// checkLogFile takes fd; it is closed on error.
+// checkLogFile takes ownership of fd, and closes it on error.
 func checkLogFile(path string, fd int) (crilog.Log, error) {
 	st, err := unixfd.Stat(fd)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
@@ -94,10 +96,10 @@ func checkLogFile(path string, fd int) (crilog.Log, error) {
 	return crilog.Log{File: &diskFile{fd, path}, ID: crilog.FileID{Dev: st.Dev, Ino: st.Ino}}, nil
 }
 
-// openLogFile opens the log at path and makes it if there is none; created
-// tells which. On error nothing was made. ErrNotFound: there is no such folder.
+// openLogFile opens the log at path, or creates it; created says which. On error nothing is
+// created. ErrNotFound when the folder does not exist.
 func openLogFile(path string) (l crilog.Log, created bool, err error) {
-	for range 10 { // somebody may make or remove it between the two looks
+	for range 10 { // somebody may create or remove it between the two calls
 		if l, err = findLogFile(path); !errors.Is(err, errdefs.ErrNotFound) {
 			return l, false, err
 		}
@@ -111,7 +113,7 @@ func openLogFile(path string) (l crilog.Log, created bool, err error) {
 		case err != nil:
 			return crilog.Log{}, false, fmt.Errorf("log: %w", err)
 		}
-		_ = unix.Fchmod(fd, 0o640) // whatever our umask is
+		_ = unix.Fchmod(fd, 0o640) // independent of our umask
 		if l, err = checkLogFile(path, fd); err != nil {
 			_ = unix.Unlink(path)
 		}
@@ -120,8 +122,8 @@ func openLogFile(path string) (l crilog.Log, created bool, err error) {
 	return crilog.Log{}, false, fmt.Errorf("log %s changes all the time: %w", path, errdefs.ErrUnavailable)
 }
 
-// findRenamed opens the log with this id under whatever name it has in dir:
-// the kubelet rotates by renaming. ErrNotFound.
+// findRenamed opens the log with this id under any name in dir, because the kubelet rotates by
+// renaming. ErrNotFound when it is not there.
 func findRenamed(dir string, id crilog.FileID) (crilog.Log, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -11,10 +11,9 @@ import (
 	"github.com/cribox/cribox/runtimeshim/statedir"
 )
 
-// finish begins the end of a task that prints no more, and returns a channel
-// that is closed when all of its output is in the log. ErrNotFound: no such
-// task, or its id is that of a later start by now; start 0 is any.
-// ErrInvalidArgument: what it calls its log cannot be one.
+// finish begins to write the rest of the output of a task that has ended. It returns a channel that
+// is closed when all of it is in the log. ErrNotFound: there is no such task, or the task with this
+// id is a later start; start 0 means any. ErrInvalidArgument: the log's path is not usable.
 func (t *logTask) finish(start int64) (chan struct{}, error) {
 	other, err := startedAfter(t.dir(), start)
 	if err != nil {
@@ -41,8 +40,8 @@ func (t *logTask) finish(start int64) (chan struct{}, error) {
 	return done, nil
 }
 
-// startedAfter tells whether the task folder is that of another start than the
-// one that was meant, 0 for any: who asked to finish that one may have given up.
+// startedAfter reports whether the task folder belongs to another start than the requested one (0
+// means any). The caller that wanted to finish the requested one may have given up.
 func startedAfter(d statedir.Task, start int64) (bool, error) {
 	if start == 0 {
 		return false, nil
@@ -77,8 +76,8 @@ func (t *logTask) drain() error {
 	return nil
 }
 
-// drainStream takes what the FIFO holds now and no more: a process that has
-// outlived its container cannot keep us.
+// drainStream reads only what the FIFO holds now, so that a process which outlives its container
+// cannot keep it busy.
 func (t *logTask) drainStream(i int) error {
 	left, err := t.streams[i].held()
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// freeze and thaw are FIFREEZE and FITHAW: a disk that hangs, and comes back.
+// freeze and thaw are the ioctls FIFREEZE and FITHAW, which make a disk hang and work again.
 const (
 	freeze = 0xc0045877
 	thaw   = 0xc0045878
@@ -46,7 +46,7 @@ func TestLoggerDiskHangs(t *testing.T) {
 	}
 
 	n.print(0, "other\n")
-	n.waitLog(n.log, "other") // nobody else waits
+	n.waitLog(n.log, "other") // other tasks do not wait
 	n.must("finish")
 	for _, verb := range []string{"finish", "reopen"} {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -77,7 +77,7 @@ func hang(t *testing.T, dir string, how uint) {
 	}
 }
 
-// newDisk mounts an ext4 of its own.
+// newDisk mounts a new ext4 file system.
 func newDisk(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -23,7 +23,7 @@ var loggerSteps = []string{
 	"spool.truncated", "spool.reset", "spool.punched",
 }
 
-// printing is a container that prints without end.
+// printing is a running container that prints without end.
 type printing struct {
 	cmd  *exec.Cmd
 	in   io.Closer
@@ -48,7 +48,7 @@ func (n *node) startPrinter() *printing {
 	return p
 }
 
-// stop returns what each stream has printed. A logger must be reading.
+// stop ends the container and returns what each stream has printed. A logger must be reading.
 func (p *printing) stop() (stdout, stderr string) {
 	p.node.t.Helper()
 	p.in.Close()
@@ -68,8 +68,7 @@ func (p *printing) stop() (stdout, stderr string) {
 	return text[0].String(), text[1].String()
 }
 
-// TestLoggerKilledAnytime: whenever the logger dies, every line is in the log
-// once.
+// TestLoggerKilledAnytime: whenever the logger is killed, every line is in the log once.
 func TestLoggerKilledAnytime(t *testing.T) {
 	n := newNode(t)
 	n.startLogger("")
@@ -79,7 +78,7 @@ func TestLoggerKilledAnytime(t *testing.T) {
 	for range killCount(60) {
 		before := logSize(n.log)
 		waitFor(t, "growth of the log", func() bool { return logSize(n.log) != before })
-		time.Sleep(time.Duration(random.Intn(20_000)) * time.Microsecond) // any instant
+		time.Sleep(time.Duration(random.Intn(20_000)) * time.Microsecond) // at any instant
 		n.restartLogger()
 	}
 	stdout, stderr := p.stop()
@@ -131,7 +130,7 @@ func (n *node) waitKilled(step string) {
 	n.stopLogger()
 }
 
-// TestLoggerKilledInFinish: the caller asks again, and the end is there once.
+// TestLoggerKilledInFinish: the caller repeats the request, and the last lines are in the log once.
 func TestLoggerKilledInFinish(t *testing.T) {
 	for _, step := range []string{"logger.spliced", "logger.intent", "logger.written", "logger.drained", "logger.done"} {
 		t.Run(step, func(t *testing.T) {
@@ -150,8 +149,8 @@ func TestLoggerKilledInFinish(t *testing.T) {
 	}
 }
 
-// TestLoggerRotationKilled: rename, reopen and kills lose nothing. Like the
-// kubelet, it renames back now and then.
+// TestLoggerRotationKilled: renames, reopens and kills lose nothing. Sometimes the test renames the
+// log back, like the kubelet.
 func TestLoggerRotationKilled(t *testing.T) {
 	n := newNode(t)
 	n.startLogger("")
@@ -177,7 +176,7 @@ func TestLoggerRotationKilled(t *testing.T) {
 		if n.logger == nil {
 			n.startLogger(steps[i%len(steps)] + ":1")
 		}
-		if random.Intn(4) == 0 { // nobody has asked to reopen
+		if random.Intn(4) == 0 { // nobody has requested a reopen
 			if err := os.Rename(old, n.log); err != nil {
 				t.Fatal(err)
 			}
@@ -193,8 +192,8 @@ func TestLoggerRotationKilled(t *testing.T) {
 	n.wantLogs(stdout, stderr, append(logs, n.log)...)
 }
 
-// TestLoggerDiskFull: the container waits, and when there is room again
-// nothing is missing and nothing is there twice.
+// TestLoggerDiskFull: the container blocks. When there is space again, no line is missing or
+// duplicated.
 func TestLoggerDiskFull(t *testing.T) {
 	for _, kill := range []bool{false, true} {
 		t.Run(fmt.Sprintf("kill=%v", kill), func(t *testing.T) {
@@ -223,7 +222,7 @@ func TestLoggerDiskFull(t *testing.T) {
 	}
 }
 
-// TestLoggerRotatesFullDisk: what did not fit goes to the next file, whole.
+// TestLoggerRotatesFullDisk: a line that did not fit is in the next file, whole.
 func TestLoggerRotatesFullDisk(t *testing.T) {
 	n := newNode(t)
 	fillDisk(n)
@@ -248,7 +247,7 @@ func TestLoggerRotatesFullDisk(t *testing.T) {
 	n.wantLogs(stdout, stderr, old, n.log)
 }
 
-// fillDisk gives the logs a file system of their own with 1 MiB.
+// fillDisk puts the logs on a file system of 1 MiB.
 func fillDisk(n *node) {
 	n.t.Helper()
 	err := unix.Mount("logger-test", n.logs, "tmpfs", 0, "size=1m")
@@ -277,8 +276,8 @@ func usedKiB(t *testing.T, dir string) uint64 {
 	return (st.Blocks - st.Bfree) * uint64(st.Bsize) / 1024
 }
 
-// A spool that was emptied and has grown again, beyond where it was, before
-// anything else happened.
+// TestLoggerKilledAfterReset: the logger is killed after a spool was truncated and has grown beyond
+// its old size.
 func TestLoggerKilledAfterReset(t *testing.T) {
 	n := newNode(t)
 	if _, err := unix.FcntlInt(uintptr(n.fifos[0]), unix.F_SETPIPE_SZ, 1<<20); err != nil {
@@ -305,14 +304,15 @@ func (n *node) waitSpool(done func(size, blocks int64) bool) {
 	})
 }
 
-// Somebody has emptied the log, and what it held is not in the spool any more:
-// it is not made again out of nothing.
+// TestLoggerKilledAfterTruncation: somebody has truncated the log, and its content is no longer in
+// the spool. The logger must not write it again from the hole.
 func TestLoggerKilledAfterTruncation(t *testing.T) {
 	n := newNode(t)
 	n.startLogger("")
 	n.must("open")
 	line := strings.Repeat("x", 4095) + "\n"
-	n.print(0, "-"+strings.Repeat(line, crilog.PunchAt/len(line))+"end") // no splice ends at a line's end
+	// no splice ends at the end of a line
+	n.print(0, "-"+strings.Repeat(line, crilog.PunchAt/len(line))+"end")
 	n.waitSpool(func(size, blocks int64) bool { return size > crilog.PunchAt && blocks < size/512/4 })
 	n.stopLogger()
 	if err := os.Truncate(n.log, 0); err != nil {

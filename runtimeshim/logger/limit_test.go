@@ -20,7 +20,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// limited gives the node's task a limit, before its logger knows it.
+// limited sets a size limit for the log of the node's task, before the logger opens it.
 func (n *node) limited(limit int64) {
 	n.t.Helper()
 	if err := statedir.WriteJSON(n.state.Task("c").Log(), statedir.LogRecord{Format: statedir.Format, Path: n.log, Limit: limit}); err != nil {
@@ -30,7 +30,7 @@ func (n *node) limited(limit int64) {
 
 var noticeLine = regexp.MustCompile(`(?m)^\S+ stderr F \[(\d+) bytes of output are left out here: [^\n]*\n`)
 
-// waitRead returns when all that was printed on stdout was read, and is in the log or left out.
+// waitRead returns when everything printed on stdout is read, and is in the log or left out.
 func (n *node) waitRead() {
 	n.t.Helper()
 	waitFor(n.t, "output to be read", func() bool {
@@ -57,8 +57,8 @@ func (n *node) file(name string) crilog.File {
 	return &diskFile{fd, path}
 }
 
-// leftOut takes the notices out of the logs, oldest first, and returns what they count, how many
-// they are, and what else each stream has.
+// leftOut removes the notices from the logs, oldest log first. It returns the bytes that they
+// count, their number, and what remains of each stream.
 func (n *node) leftOut(limit int64, logs ...string) (bytesOut, notices int, streams [2]string) {
 	n.t.Helper()
 	for _, path := range logs {
@@ -84,9 +84,8 @@ func (n *node) leftOut(limit int64, logs ...string) (bytesOut, notices int, stre
 	return bytesOut, notices, streams
 }
 
-// TestLoggerLimit: a full log takes no more, the container does not wait, and one line tells how
-// much is missing: at the end of a rotated log, at the beginning of what comes after a truncation,
-// at the end of the last one.
+// TestLoggerLimit: a full log grows no further, the container does not block, and one line says how
+// much is missing: at the end of a rotated log, or at the end of the last log.
 func TestLoggerLimit(t *testing.T) {
 	n := newNode(t)
 	n.limited(runtimeshim.MinLogLimit)
@@ -98,9 +97,9 @@ func TestLoggerLimit(t *testing.T) {
 		all[stream] += text
 	}
 	flood := strings.Repeat(strings.Repeat("f", 99)+"\n", 3000)
-	print(0, "one\n"+flood) // returns: it is read
+	print(0, "one\n"+flood) // returns only if it is read
 	print(1, "two\n")
-	n.waitRead() // a rotation is no end of what the FIFO holds
+	n.waitRead() // because a rotation does not read everything that is in the FIFO
 	old := n.log + ".1"
 	if err := os.Rename(n.log, old); err != nil {
 		t.Fatal(err)
@@ -125,7 +124,7 @@ func TestLoggerLimit(t *testing.T) {
 	}
 }
 
-// Who empties the log in place of a rotation gets the notice first.
+// TestLoggerLimitTruncated: if a log is truncated instead of rotated, the notice comes first.
 func TestLoggerLimitTruncated(t *testing.T) {
 	n := newNode(t)
 	n.limited(runtimeshim.MinLogLimit)
@@ -145,8 +144,8 @@ func TestLoggerLimitTruncated(t *testing.T) {
 	}
 }
 
-// TestLoggerLimitKilledAtSteps: the logger dies where a log becomes full, and where its notice is
-// written.
+// TestLoggerLimitKilledAtSteps: the logger is killed when a log becomes full, and when its notice
+// is written.
 func TestLoggerLimitKilledAtSteps(t *testing.T) {
 	flood := strings.Repeat("a line of the flood\n", 20_000)
 	for _, step := range []string{"logger.leftout:1", "logger.leftout:2", "spool.truncated:1", "spool.reset:1", "logger.intent:2", "logger.written:2",
@@ -170,11 +169,11 @@ func TestLoggerLimitKilledAtSteps(t *testing.T) {
 	}
 }
 
-// wasKilled tells whether another logger than the first had to be started.
+// wasKilled reports whether a second logger was started.
 func (n *node) wasKilled() bool { return slices.Contains(n.logger.Env, "CRIBOX_TEST_STEP=") }
 
-// TestLoggerLimitKilled: whenever the logger dies, each byte is in a log or counted by a notice,
-// once.
+// TestLoggerLimitKilled: whenever the logger is killed, each byte is in a log, or counted by a
+// notice, once.
 func TestLoggerLimitKilled(t *testing.T) {
 	const limit = 4 * runtimeshim.MinLogLimit
 	n := newNode(t)
@@ -209,8 +208,7 @@ func TestLoggerLimitKilled(t *testing.T) {
 	wantLines(t, "stderr", got[1], stderr)
 }
 
-// wantLines fails unless every line that is whole was printed, and they are in the order in which
-// they were.
+// wantLines checks that every whole line was printed, and that the order is the same.
 func wantLines(t *testing.T, stream, got, printed string) {
 	t.Helper()
 	at := map[string]int{}

@@ -19,17 +19,16 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// Main is `cribox logger`: it reads what containers print from the FIFOs
-// below state and writes it to their CRI logs, until ctx ends or somebody asks
-// it to quit. It may be killed at any instruction and started again; no line
-// is lost, none is written twice.
+// Main is the body of `cribox logger --state DIR`: it reads what containers print from the FIFOs
+// below state and writes it to their CRI logs, until ctx ends or it receives the verb quit. It may
+// be killed at any instruction and restarted; no line is lost or written twice.
 //
-// step, nil for none, is called after every side effect: logger.created (the
-// log), logger.spliced (output is in the spool), logger.intent,
-// logger.written (to the log), logger.leftout (not to the log), logger.committed, spool.punched,
-// spool.truncated, spool.reset, logger.reopened, logger.drained, logger.done.
+// step, unless nil, is called after every side effect: logger.created (the log), logger.spliced
+// (output is in the spool), logger.intent, logger.written (to the log), logger.leftout (not to the
+// log), logger.committed, spool.punched, spool.truncated, spool.reset, logger.reopened,
+// logger.drained, logger.done.
 //
-// A second logger for the same state gets ErrAlreadyExists at once.
+// A second logger for the same state returns ErrAlreadyExists at once.
 func Main(ctx context.Context, state string, step func(string)) error {
 	dir := statedir.Root(state)
 	release, err := lockLogger(dir)
@@ -38,7 +37,7 @@ func Main(ctx context.Context, state string, step func(string)) error {
 	}
 	defer release()
 	helper.BoundLog()
-	runtime.GOMAXPROCS(2) // with more, they wake each other for every line
+	runtime.GOMAXPROCS(2) // with more, the threads wake each other for every line
 	ctx, quit := context.WithCancel(ctx)
 	defer quit()
 	l, err := newLogger(ctx, dir, step)
@@ -52,8 +51,8 @@ func Main(ctx context.Context, state string, step func(string)) error {
 	return wire.Serve(ctx, dir.LoggerSock(), l.handlers(quit))
 }
 
-// lockLogger holds the logger's lock, with our pid in it, until release is
-// called. ErrAlreadyExists when another logger does.
+// lockLogger holds the logger's lock, with our pid in the file, until release is called.
+// ErrAlreadyExists when another logger holds it.
 func lockLogger(dir statedir.Root) (release func(), err error) {
 	if err := os.MkdirAll(dir.LoggerHome(), 0o700); err != nil {
 		return nil, fmt.Errorf("lock of the logger: %w", err)
@@ -69,7 +68,7 @@ func lockLogger(dir statedir.Root) (release func(), err error) {
 	return release, nil
 }
 
-// logger owns one logTask per container that is not finished.
+// logger owns one logTask per container whose log is not finished.
 type logger struct {
 	ctx     context.Context
 	dir     statedir.Root
@@ -78,7 +77,7 @@ type logger struct {
 	devnull int
 	buffers buffers
 	build   string         // of this program
-	work    sync.WaitGroup // what is nobody's task
+	work    sync.WaitGroup // goroutines that belong to no task
 
 	mu    sync.Mutex
 	tasks map[string]*logTask
@@ -111,9 +110,8 @@ func newLogger(ctx context.Context, dir statedir.Root, step func(string)) (*logg
 	return l, nil
 }
 
-// resumeAll takes up every task that a logger before us has left. One after
-// the other, which needs few threads, but one whose disk hangs does not keep
-// the others waiting.
+// resumeAll continues every task that an earlier logger has left. It does so one at a time, to need
+// few threads, but does not wait long for a task whose disk hangs.
 func (l *logger) resumeAll() error {
 	entries, err := os.ReadDir(l.dir.Tasks())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -133,8 +131,8 @@ func (l *logger) resumeAll() error {
 
 const slowDisk = 50 * time.Millisecond
 
-// close ends all work at the next safe place. A task whose disk hangs is left
-// behind after a while; the process ends anyway.
+// close ends all work at the next safe point. After a second it gives up on tasks whose disk hangs;
+// the process ends anyway.
 func (l *logger) close() {
 	l.mu.Lock()
 	tasks := make([]*logTask, 0, len(l.tasks))
@@ -169,7 +167,7 @@ func (l *logger) task(id string) *logTask {
 	return t
 }
 
-// forget makes the next caller begin with a new logTask.
+// forget removes t, so that the next caller gets a new logTask.
 func (l *logger) forget(t *logTask) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -190,14 +188,14 @@ func (l *logger) unwatch(fd int) {
 	delete(l.fifos, fd)
 }
 
-// handlers is the list of verbs.
+// handlers returns the handlers of the verbs.
 //
 //	version         -> wire.Version
-//	open   {id}     the task folder exists: begin to read; its log exists afterwards. Twice is fine
-//	reopen {id}     the log was renamed: go on in a new file. On error there is no new file
-//	finish {id,start} the task has ended: returns when all it has printed is in the log. Twice is fine
-//	attach {id,have} a copy of what the task prints from now on goes to the pipes
-//	                that come with it. One empty reply when that is so, one when the task has ended
+//	open   {id}     the task folder exists: start reading. On success the log exists. Idempotent
+//	reopen {id}     the log was renamed: continue in a new file. On error there is no new file
+//	finish {id,start} the task has ended: returns when all its output is in the log. Idempotent
+//	attach {id,have} copies what the task prints from now on to the pipes that come with the
+//	                request. One empty reply when that has begun, one when the task has ended
 //	quit            the logger ends
 func (l *logger) handlers(quit func()) map[string]wire.Handler {
 	verb := func(f func(context.Context, wire.LoggerTask) error) wire.Handler {
@@ -227,7 +225,7 @@ func (l *logger) handlers(quit func()) map[string]wire.Handler {
 	}
 }
 
-// asked makes f a verb that is not begun when its caller has given up.
+// asked makes f a verb that is not started if its caller has already given up.
 func (l *logger) asked(f func(*logTask) error) func(context.Context, wire.LoggerTask) error {
 	return func(ctx context.Context, one wire.LoggerTask) error {
 		return l.on(ctx, one.ID, func(t *logTask) error {
@@ -239,8 +237,8 @@ func (l *logger) asked(f func(*logTask) error) func(context.Context, wire.Logger
 	}
 }
 
-// on runs f as a piece of work of the task, also when ctx has ended before it
-// is its turn.
+// on runs f as work of the task, even if ctx ends before its turn comes. It returns f's error, or
+// earlier when ctx ends.
 func (l *logger) on(ctx context.Context, id string, f func(*logTask) error) error {
 	for {
 		t := l.task(id)
@@ -254,8 +252,8 @@ func (l *logger) on(ctx context.Context, id string, f func(*logTask) error) erro
 	}
 }
 
-// finish waits, as long as ctx allows, for a log that cannot be written at
-// present; the work goes on when the caller has given up.
+// finish waits, as long as ctx allows, for a log that cannot be written at the moment. The work
+// continues when the caller gives up.
 func (l *logger) finish(ctx context.Context, one wire.LoggerTask) error {
 	var finished chan struct{}
 	err := l.on(ctx, one.ID, func(t *logTask) (err error) {

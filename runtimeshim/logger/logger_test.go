@@ -91,7 +91,8 @@ func TestLoggerDropsWithoutPath(t *testing.T) {
 	if err := n.ask("open", "quiet"); err != nil {
 		t.Fatal(err)
 	}
-	if err := unixfd.WriteFull(fifo, make([]byte, 4<<20)); err != nil { // returns: somebody reads
+	// returns only if somebody reads
+	if err := unixfd.WriteFull(fifo, make([]byte, 4<<20)); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.ask("finish", "quiet"); err != nil {
@@ -131,7 +132,7 @@ func TestLoggerReopen(t *testing.T) {
 	n.print(0, "between\nhalf ")
 	n.waitLog(old, "between")
 	n.must("reopen")
-	n.must("reopen") // the same file: nothing happens
+	n.must("reopen") // the same file: has no effect
 	n.print(0, "line\nlast\n")
 	n.waitLog(n.log, "last")
 	n.wantLogs("first\nbetween\n", "", old)
@@ -146,7 +147,7 @@ func TestLoggerReopen(t *testing.T) {
 	if err := os.Remove(n.log); err != nil {
 		t.Fatal(err)
 	}
-	n.must("reopen") // finished: the file appears all the same
+	n.must("reopen") // the task is finished, but the file is created
 	n.wantLogs("", "")
 }
 
@@ -166,8 +167,8 @@ func TestLoggerReopenFails(t *testing.T) {
 	n.waitLog(filepath.Join(away, "0.log"), "goes on")
 }
 
-// The kubelet renames back when reopen has failed for it; it may have
-// succeeded for us.
+// TestLoggerRotationUndone: the kubelet renames the log back when reopen failed from its view; the
+// reopen may have succeeded here.
 func TestLoggerRotationUndone(t *testing.T) {
 	n := newNode(t)
 	n.startLogger("")
@@ -189,8 +190,8 @@ func TestLoggerRotationUndone(t *testing.T) {
 	n.wantLogs("one\ntwo\nthree\n", "")
 }
 
-// A folder of logs that was deleted does not stop the container, with or
-// without a logger that has seen it.
+// TestLoggerFolderDeleted: a deleted folder of logs does not block the container, whether or not a
+// logger was running at the time.
 func TestLoggerFolderDeleted(t *testing.T) {
 	n := newNode(t)
 	n.startLogger("")
@@ -232,11 +233,12 @@ func TestLoggerTerminal(t *testing.T) {
 	n.wantLogs("$ ls\r\n", "", path)
 }
 
-// Whoever asked to finish an earlier start, and gave up, does not finish this one.
+// TestLoggerEarlierStart: a request to finish an earlier start does not finish this one.
 func TestLoggerEarlierStart(t *testing.T) {
 	n := newNode(t)
 	log := n.state.Task("c").Log()
-	if err := os.Remove(log); err != nil { // so that the logger does not take the task up when it starts
+	// so that the logger does not resume the task at its start
+	if err := os.Remove(log); err != nil {
 		t.Fatal(err)
 	}
 	n.startLogger("")
@@ -248,7 +250,7 @@ func TestLoggerEarlierStart(t *testing.T) {
 		_, err := wire.Call(t.Context(), n.state.LoggerSock(), "finish", wire.LoggerTask{ID: "c", Start: start}, nil, nil)
 		return err
 	}
-	for range 2 { // before it is read, and while it is
+	for range 2 { // before it is opened, and after
 		if err := finish(1); !errdefs.IsNotFound(err) {
 			t.Error(err)
 		}
@@ -261,7 +263,7 @@ func TestLoggerEarlierStart(t *testing.T) {
 	n.wantLogs("line\nline\n", "")
 }
 
-// The same id with another folder is another task.
+// TestLoggerTaskReplaced: a new folder with the same id is another task.
 func TestLoggerTaskReplaced(t *testing.T) {
 	n := newNode(t)
 	n.startLogger("")

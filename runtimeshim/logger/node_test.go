@@ -23,7 +23,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// The test binary is also the logger and the container.
+// The test binary also serves as the logger and as the container.
 func init() {
 	if state := os.Getenv("CRIBOX_TEST_LOGGER"); state != "" {
 		if err := Main(context.Background(), state, stepKiller(os.Getenv("CRIBOX_TEST_STEP"))); err != nil {
@@ -38,7 +38,8 @@ func init() {
 	}
 }
 
-// stepKiller ends the process at the n-th passage of a step, given as "name:n".
+// stepKiller returns a function that kills the process at the n-th call for a step, given as
+// "name:n".
 func stepKiller(spec string) func(string) {
 	name, count, _ := strings.Cut(spec, ":")
 	left, _ := strconv.Atoi(count)
@@ -57,7 +58,7 @@ func stepKiller(spec string) func(string) {
 	}
 }
 
-// output is a stream of lines that can be made again: numbered, of all lengths.
+// output generates a reproducible stream of lines: numbered, of all lengths.
 type output struct {
 	random *rand.Rand
 	n      int
@@ -84,9 +85,9 @@ func (o *output) line() []byte {
 	return append(o.buf, '\n')
 }
 
-// printer is the container: it holds its FIFOs open for reading and writing
-// and prints until its stdin is closed, then tells how many lines there were:
-// those of stderr first, as deferred calls go.
+// printer is the container: it holds its FIFOs open for reading and writing and prints until its
+// stdin is closed. Then it prints the numbers of lines, stderr's first, because deferred calls run
+// in reverse.
 func printer(dir string) {
 	stop := make(chan struct{})
 	go func() { io.Copy(io.Discard, os.Stdin); close(stop) }()
@@ -118,7 +119,7 @@ func printer(dir string) {
 				}
 				buf = buf[:copy(buf, buf[size:])]
 				if i == 1 {
-					time.Sleep(time.Millisecond) // stderr is the quieter one
+					time.Sleep(time.Millisecond) // stderr prints less
 				}
 			}
 		}()
@@ -126,8 +127,8 @@ func printer(dir string) {
 	}
 }
 
-// node is a state folder with one task, "c", whose FIFOs the test holds open
-// as the keeper of its pod does.
+// node is a state folder with one task, "c". The test holds its FIFOs open, as the keeper socket of
+// a pod does.
 type node struct {
 	t      *testing.T
 	state  statedir.Root
@@ -135,7 +136,7 @@ type node struct {
 	log    string
 	fifos  [2]int
 	logger *exec.Cmd
-	exited chan struct{} // closed when it has
+	exited chan struct{} // closed when it has exited
 	stderr *os.File
 }
 
@@ -156,7 +157,7 @@ func newNode(t *testing.T) *node {
 	return n
 }
 
-// shortTempDir: a path of a socket has at most 107 bytes.
+// shortTempDir returns a short folder, because the path of a socket has at most 107 bytes.
 func shortTempDir(t testing.TB) string {
 	dir, err := os.MkdirTemp("", "logger")
 	if err != nil {
@@ -188,7 +189,7 @@ func addTask(t testing.TB, state statedir.Root, id, path string) {
 
 func (n *node) addTask(id, path string) { n.t.Helper(); addTask(n.t, n.state, id, path) }
 
-// startLogger starts a logger that is killed at a step ("" = not).
+// startLogger starts a logger that is killed at a step ("" = never).
 func (n *node) startLogger(step string) {
 	n.t.Helper()
 	n.logger = exec.Command("/proc/self/exe")
@@ -212,8 +213,8 @@ func (n *node) stopLogger() {
 
 func (n *node) restartLogger() { n.t.Helper(); n.stopLogger(); n.startLogger("") }
 
-// ask repeats a call until a logger has answered it. Whenever nobody does, it
-// starts another one, which is what the client does.
+// ask repeats a call until a logger has answered it. If no logger is running, it starts one, as the
+// client does.
 func (n *node) ask(verb, id string) error {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.t.Context(), 30*time.Second)
@@ -226,7 +227,7 @@ func (n *node) ask(verb, id string) error {
 		select {
 		case <-n.exited:
 			n.startLogger("")
-		case <-time.After(time.Millisecond): // it is starting, or dying
+		case <-time.After(time.Millisecond): // it is starting or dying
 		}
 	}
 }
@@ -246,7 +247,7 @@ func (n *node) print(stream int, text string) {
 	}
 }
 
-// wantLogs compares what the logs, oldest first, hold of each stream.
+// wantLogs compares the content of each stream in the logs, oldest log first.
 func (n *node) wantLogs(stdout, stderr string, logs ...string) {
 	n.t.Helper()
 	if len(logs) == 0 {

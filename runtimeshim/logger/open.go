@@ -14,8 +14,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// open begins to read. A folder that was replaced by another of the same name
-// is a new task.
+// open starts reading. If the folder was replaced by another of the same name, that is a new task.
 func (t *logTask) open() error {
 	if t.writer != nil {
 		if t.streams[0].isAt(t.dir().Stdout()) {
@@ -33,8 +32,8 @@ func (t *logTask) open() error {
 	return nil
 }
 
-// resume takes up a task that a logger before us has left. One that has no log
-// or no FIFO is still being made, or is deleted: nothing to do.
+// resume continues a task that an earlier logger has left. It ignores a task without a log record
+// or FIFO, which is still being created or already being deleted.
 func (t *logTask) resume() {
 	if t.gone || t.writer != nil {
 		return
@@ -53,8 +52,8 @@ func (t *logTask) resume() {
 	}
 }
 
-// attach opens what the task folder holds and the log. Nothing is open after
-// an error. ErrNotFound: the task folder or the folder of the log is not there.
+// attach opens the files in the task folder and the log. After an error nothing is open.
+// ErrNotFound: the task folder or the folder of the log does not exist.
 func (t *logTask) attach() (err error) {
 	defer func() {
 		if err != nil {
@@ -86,7 +85,7 @@ func (t *logTask) attach() (err error) {
 	return nil
 }
 
-// openWriter makes the Writer and what it knows of how far the work has come.
+// openWriter creates the Writer, with the progress recorded so far.
 func (t *logTask) openWriter(rec statedir.LogRecord) error {
 	path := t.dir().At("progress")
 	fd, err := unixfd.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
@@ -105,8 +104,8 @@ func (t *logTask) openWriter(rec statedir.LogRecord) error {
 	return nil
 }
 
-// openSources opens the FIFOs, and the spools that it returns. All of it is closed by detach, also
-// on error.
+// openSources opens the FIFOs, and the spools, which it returns. detach closes all of it, even
+// after an error.
 func (t *logTask) openSources(rec statedir.LogRecord) (spools [2]*crilog.Spool, err error) {
 	for i, name := range crilog.StreamNames {
 		if rec.Terminal && i > 0 {
@@ -133,8 +132,8 @@ func (t *logTask) openSources(rec statedir.LogRecord) (spools [2]*crilog.Spool, 
 	return spools, nil
 }
 
-// reopen goes on in a new file at the log's path: the old one was renamed.
-// What was read so far goes to the old one. On error nothing has changed.
+// reopen continues in a new file at the log's path, because the old one was renamed. What was read
+// so far goes to the old file. On error nothing has changed.
 func (t *logTask) reopen() error {
 	if t.writer == nil {
 		err := t.attach()
@@ -143,7 +142,7 @@ func (t *logTask) reopen() error {
 			return err
 		}
 		if err != nil {
-			t.backOff(err) // it may have been waiting for that already
+			t.backOff(err) // it may already have been waiting for that
 			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}
 		t.unarmed = anybody

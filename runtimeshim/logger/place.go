@@ -11,15 +11,15 @@ import (
 	"github.com/cribox/cribox/runtimeshim/crilog"
 )
 
-// place finds the file that is the log of a task: files are renamed and
-// removed while we write to them.
+// place finds the file that is the log of a task. The file may be renamed or removed while it is in
+// use.
 type place struct {
 	path   string // "" = output is dropped
 	writer *crilog.Writer
 	step   func(string)
 }
 
-// open finds the log of a task that was open before, or opens a new one.
+// open finds the log that was written to before, or opens a new one.
 func (p *place) open() error {
 	now, err := findLogFile(p.path)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
@@ -40,8 +40,8 @@ func (p *place) open() error {
 		now.Close()
 		return err
 	}
-	// Rotated. What was begun belongs into the old file, and so does what
-	// comes, until reopen has made the new one.
+	// The log was rotated. An open intent belongs to the old file, and so does further output until
+	// reopen has created the new one.
 	err = p.writer.OpenLog(renamed)
 	if now.File == nil {
 		return err
@@ -56,7 +56,7 @@ func (p *place) open() error {
 	return p.writer.Adopt(now)
 }
 
-// create makes the log of a new task.
+// create creates the log of a new task.
 func (p *place) create() error {
 	l, created, err := openLogFile(p.path)
 	if err != nil {
@@ -68,8 +68,8 @@ func (p *place) create() error {
 	return p.writer.OpenLog(l)
 }
 
-// replace: the file we wrote is deleted. What was begun is made again in the
-// one that has its name now.
+// replace is called when the last log was deleted: an open intent is written to the file that has
+// its name now.
 func (p *place) replace(now crilog.Log) error {
 	if now.File == nil {
 		return p.findFolder()
@@ -77,9 +77,9 @@ func (p *place) replace(now crilog.Log) error {
 	return p.writer.Replace(now)
 }
 
-// findFolder serves a task whose log was deleted, with its folder, while no
-// logger ran. Had one run, it would go on writing to a file without a name;
-// so output is dropped, until the folder is there again.
+// findFolder handles a task whose log was deleted, with its folder, while no logger was running. (A
+// running logger would continue to write to the unnamed file.) Output is dropped until the folder
+// exists again.
 func (p *place) findFolder() error {
 	if p.writer.Log().File != nil || p.path == "" {
 		return nil
@@ -94,8 +94,8 @@ func (p *place) findFolder() error {
 	return p.writer.Replace(l)
 }
 
-// reopen goes on in the file at path, which is made if there is none, after
-// leave has written to the old one what belongs there. On error nothing has changed.
+// reopen continues in the file at path, which it creates if necessary. Before that, leave must
+// write to the old file what belongs there. On error nothing has changed.
 func (p *place) reopen(leave func() error) error {
 	if err := leave(); err != nil {
 		return err
@@ -121,10 +121,10 @@ func (p *place) reopen(leave func() error) error {
 	return nil
 }
 
-// removed: the log we write has no name any more. If another file has taken
-// its name, the kubelet has undone a rotation whose answer it did not get: the
-// lines written since belong into that file. If none has, the log was deleted,
-// and we go on until reopen.
+// removed is called when the current log has no name any more. If another file has its name, the
+// kubelet has undone a rotation because it did not get our reply: the lines written since then
+// belong into that file. Otherwise the log was deleted, and we continue to write to it until
+// reopen.
 func (p *place) removed(size int64) error {
 	l, err := findLogFile(p.path)
 	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errdefs.ErrInvalidArgument) {
@@ -142,7 +142,7 @@ func (p *place) removed(size int64) error {
 	return p.writer.Adopt(l)
 }
 
-const mostMoved = 16 << 20 // more than a rotation that was undone at once can have got
+const mostMoved = 16 << 20 // more than is written between a rotation and its undoing
 
 // copyLog appends size bytes, all or nothing.
 func copyLog(to, from crilog.File, size int64) error {

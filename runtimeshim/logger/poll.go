@@ -10,9 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// poller waits for all FIFOs of the node in one goroutine. A quiet container
-// costs two descriptors and an entry in the kernel's list: no goroutine, no
-// thread, no buffer.
+// poller waits for all FIFOs of the node in one goroutine. An idle container costs two descriptors
+// and an entry in the kernel's epoll set, but no goroutine, thread or buffer.
 type poller struct {
 	file *os.File // the epoll descriptor, which Go's own poller waits for
 	conn syscall.RawConn
@@ -24,13 +23,13 @@ func newPoller() (*poller, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = unix.SetNonblock(fd, true) // tells os.NewFile that it can be polled
+	_ = unix.SetNonblock(fd, true) // so that os.NewFile uses Go's poller
 	p := &poller{file: os.NewFile(uintptr(fd), "epoll"), fd: fd}
 	p.conn, err = p.file.SyscallConn()
 	return p, err
 }
 
-// arm asks for one report of fd having something to read, at once if it has.
+// arm requests one report when fd is readable; immediately if it already is.
 func (p *poller) arm(fd int) error {
 	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(fd)}
 	err := unix.EpollCtl(p.fd, unix.EPOLL_CTL_MOD, fd, &ev)
@@ -40,12 +39,12 @@ func (p *poller) arm(fd int) error {
 	return err
 }
 
-// disarm: no report of fd until the next arm. It spares the container a tenth
-// of the cost of each of its writes.
+// disarm stops reports for fd until the next arm. That makes each write of the container 10 %
+// cheaper.
 func (p *poller) disarm(fd int) { _ = unix.EpollCtl(p.fd, unix.EPOLL_CTL_DEL, fd, nil) }
 
-// run reports until the poller is closed. A report may be about a descriptor
-// that was closed or replaced meanwhile.
+// run calls report until the poller is closed. A report may be for a descriptor that was closed or
+// replaced meanwhile.
 func (p *poller) run(report func(fd int)) {
 	events := make([]unix.EpollEvent, 64)
 	for {
@@ -65,18 +64,18 @@ func (p *poller) run(report func(fd int)) {
 
 func (p *poller) close() { p.file.Close() }
 
-// buffer is what one task needs while it works.
+// buffer is the memory that one task needs while it works.
 type buffer struct{ raw, out, all []byte }
 
 const (
 	rawSize    = 128 << 10
 	outSize    = 256 << 10
 	keepIdle   = 2                // buffers
-	bufferIdle = 10 * time.Second // kept for so long
+	bufferIdle = 10 * time.Second // how long they are kept
 )
 
-// buffers lends memory that is not the garbage collector's, so that it is
-// given back when no container prints.
+// buffers lends memory outside the Go heap, so that it is returned to the system when no container
+// prints.
 type buffers struct {
 	mu    sync.Mutex
 	free  []buffer

@@ -13,22 +13,22 @@ import (
 
 // source is one output stream of a task on its way: container -> FIFO -> spool.
 //
-// splice(2) takes bytes from the FIFO and lets the file grow inside one system
-// call that a signal cannot divide, so the size of the file always tells
-// exactly what was consumed, whoever is killed.
+// splice(2) takes bytes from the FIFO and extends the file in one system call that a signal cannot
+// split. So the size of the file always says exactly what was read, whichever process is killed.
 type source struct {
-	fifo  int           // O_RDWR like the container's own: no end of file, no hang-up
-	pipe  int           // capacity of the FIFO, bytes
+	fifo  int           // O_RDWR like the container's own: no EOF, no hang-up
+	pipe  int           // capacity of the FIFO in bytes
 	file  int           // of the spool
-	spool *crilog.Spool // nil: consumed and dropped; closed by the task's Writer
+	spool *crilog.Spool // nil: output is read and dropped; closed by the task's Writer
 }
 
 const (
-	splicePiece = 1 << 20   // most bytes per splice
-	bigPipe     = 256 << 10 // capacity of a busy FIFO; its pages count as the container's memory
+	splicePiece = 1 << 20 // maximum bytes per splice
+	// capacity of a busy FIFO; its pages are charged to the container's memory cgroup
+	bigPipe = 256 << 10
 )
 
-// openSource opens FIFO and spool file; file "" means that output is dropped.
+// openSource opens the FIFO and the spool file; file "" means that output is dropped.
 func openSource(fifo, file string) (*source, error) {
 	s := &source{fifo: -1, file: -1}
 	var err error
@@ -52,8 +52,8 @@ func openSource(fifo, file string) (*source, error) {
 	return s, nil
 }
 
-// fill moves what the FIFO holds, at most splicePiece, and returns how many
-// bytes; 0 when it is empty.
+// fill moves what the FIFO holds, at most splicePiece, and returns the number of bytes; 0 when it
+// is empty.
 func (s *source) fill(devnull int) (int, error) {
 	to, end := devnull, (*int64)(nil)
 	if s.spool != nil {
@@ -76,8 +76,7 @@ func (s *source) fill(devnull int) (int, error) {
 	}
 }
 
-// take returns what the FIFO of a task without a log holds, at most one pipe
-// full; nothing when it is empty.
+// take reads what the FIFO of a task without a log holds, at most 64 KiB; nothing when it is empty.
 func (s *source) take() ([]byte, error) {
 	fresh := make([]byte, 64<<10)
 	for {
@@ -94,11 +93,11 @@ func (s *source) take() ([]byte, error) {
 	}
 }
 
-// held is how many bytes the FIFO has.
+// held returns the number of bytes in the FIFO.
 func (s *source) held() (int, error) { return unix.IoctlGetInt(s.fifo, unix.TIOCINQ) }
 
-// busy enlarges the FIFO of a container that fills it faster than it is read.
-// Where that is refused the small one must do.
+// busy enlarges the FIFO of a container that fills it faster than it is read, if the kernel
+// permits.
 func (s *source) busy() {
 	if s.pipe >= bigPipe {
 		return
@@ -106,15 +105,16 @@ func (s *source) busy() {
 	if n, err := unix.FcntlInt(uintptr(s.fifo), unix.F_SETPIPE_SZ, bigPipe); err == nil {
 		s.pipe = n
 	} else {
-		s.pipe = bigPipe // do not ask again; only the pace depends on it
+		s.pipe = bigPipe // do not try again; only the speed depends on it
 	}
 }
 
-// close closes the FIFO. The spool is the Writer's.
+// close closes the FIFO. The Writer closes the spool.
 func (s *source) close() { unixfd.Close(&s.fifo) }
 
-// pace is how long a source that gives n bytes in so much time may be left alone: until its FIFO is
-// a quarter full, so that the container does not wait for us. Attached clients see everything soon.
+// pace returns how long to wait before reading a source again that gave n bytes in the time since:
+// until its FIFO is a quarter full, so that the container does not block. With attached clients it
+// is the minimum.
 func (s *source) pace(n int, since time.Duration, attached bool) time.Duration {
 	if attached {
 		return shortestPace
@@ -123,7 +123,7 @@ func (s *source) pace(n int, since time.Duration, attached bool) time.Duration {
 	return max(shortestPace, min(quarter, longestPace))
 }
 
-// isAt says whether the FIFO is the file at path.
+// isAt reports whether the FIFO is the file at path.
 func (s *source) isAt(path string) bool {
 	var now unix.Stat_t
 	st, err := unixfd.Stat(s.fifo)

@@ -11,7 +11,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// TestSpool: on the file systems a state folder may be on.
+// TestSpool tests the file systems that a state folder may be on.
 func TestSpool(t *testing.T) {
 	for _, parent := range []string{os.TempDir(), "/dev/shm", "/run"} {
 		t.Run(parent, func(t *testing.T) {

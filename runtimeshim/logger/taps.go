@@ -13,24 +13,24 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// tap is one pipe that gets a copy of a stream. Its owner is the task's working
-// goroutine until the task ends, then the goroutine that empties it.
+// tap is one pipe that gets a copy of a stream. The task's working goroutine owns it until the task
+// ends, then the goroutine that runs finish.
 type tap struct {
 	fd      int
 	pending []byte
-	since   time.Time     // pending is not empty and the reader took nothing since
-	cut     bool          // it was closed because nobody read
-	closed  chan struct{} // closed with fd
+	since   time.Time     // time since when pending is not empty and the reader has read nothing
+	cut     bool          // closed because nobody read
+	closed  chan struct{} // closed together with fd
 }
 
-// TapPatience is how long a reader may take nothing.
+// TapPatience is how long a reader may read nothing before it is cut off.
 var TapPatience = 10 * time.Second
 
-const mostTaps = 64 // of one stream
+const mostTaps = 64 // per stream
 
-const tapPace = 5 * time.Millisecond // between two looks at a reader that is slow
+const tapPace = 5 * time.Millisecond // interval for checking a slow reader
 
-// newTaps takes the pipes over: they are written without blocking from here on.
+// newTaps returns taps for duplicates of the pipes, which it makes non-blocking.
 func newTaps(files []*os.File, have [2]bool) ([2]*tap, error) {
 	var taps [2]*tap
 	for i, wanted := range have {
@@ -59,7 +59,7 @@ func closeTaps(taps [2]*tap) {
 	}
 }
 
-// close may be called twice.
+// close may be called more than once.
 func (p *tap) close() {
 	if p.fd >= 0 {
 		unixfd.Close(&p.fd)
@@ -68,8 +68,8 @@ func (p *tap) close() {
 	p.pending = nil
 }
 
-// flush writes what the pipe takes now. A reader that is gone, or has had its
-// time, closes the tap.
+// flush writes as much as the pipe accepts now. It closes the tap if the reader is gone, or has
+// read nothing for TapPatience.
 func (p *tap) flush() {
 	for len(p.pending) > 0 && p.fd >= 0 {
 		n, err := unix.Write(p.fd, p.pending)
@@ -86,7 +86,7 @@ func (p *tap) flush() {
 	}
 }
 
-// finish writes what is left, as long as somebody reads, and closes.
+// finish writes the rest, as long as somebody reads, and closes.
 func (p *tap) finish() {
 	for p.flush(); len(p.pending) > 0; p.flush() {
 		time.Sleep(tapPace)
@@ -110,7 +110,7 @@ func (a *taps) dropClosed() {
 	}
 }
 
-// deliver hands bytes to every tap of a stream; they share the slice.
+// deliver sends bytes to every tap of a stream. The taps share the slice.
 func (a *taps) deliver(i int, fresh []byte) {
 	for _, p := range a[i] {
 		if len(p.pending) == 0 {
@@ -123,7 +123,7 @@ func (a *taps) deliver(i int, fresh []byte) {
 	a.dropClosed()
 }
 
-// behind says whether a reader of the stream has not taken everything yet.
+// behind reports whether a reader of the stream has not read everything yet.
 func (a *taps) behind(i int) bool {
 	behind := false
 	for _, p := range a[i] {
@@ -134,7 +134,7 @@ func (a *taps) behind(i int) bool {
 	return behind
 }
 
-// finish lets the readers have what they still wait for, beside the task's own end.
+// finish lets the readers get the rest of their output in the background.
 func (a *taps) finish() {
 	for i, list := range a {
 		for _, p := range list {
@@ -144,8 +144,7 @@ func (a *taps) finish() {
 	}
 }
 
-// awaitTaps returns when both have ended, when the first was cut off
-// (ErrAborted), or when ctx ends.
+// awaitTaps returns when both have ended, when one was cut off (ErrAborted), or when ctx ends.
 func awaitTaps(ctx context.Context, taps [2]*tap) error {
 	var closed [2]chan struct{}
 	for i, p := range taps {

@@ -15,10 +15,9 @@ import (
 	"github.com/cribox/cribox/runtimeshim/statedir"
 )
 
-// logTask carries the output of one task to its log. All its work is done by
-// one goroutine at a time, which exists only while there is some: post and
-// wake start it. So what the goroutine owns needs no lock, and a disk that
-// hangs holds one goroutine of one container.
+// logTask writes the output of one task to its log. All its work is done by one goroutine, which
+// exists only while there is work: post and wake start it. So its fields need no lock, and a disk
+// that hangs blocks only the goroutine of that container.
 type logTask struct {
 	worker
 	l  *logger
@@ -27,14 +26,14 @@ type logTask struct {
 	// Owned by the working goroutine.
 	place    place
 	writer   *crilog.Writer // nil: nothing is open
-	gone     bool           // released: nothing may be done any more
+	gone     bool           // released: nothing more may be done
 	streams  [2]*source
-	unarmed  uint8     // streams nobody watches: the next tick looks at them
-	last     time.Time // of the last batch
+	unarmed  uint8     // streams that poll does not watch: the next tick reads them
+	last     time.Time // time of the last batch
 	timer    *time.Timer
-	due      time.Time     // of the timer; zero = it does not run
-	stuck    time.Duration // pause until the next try; 0 = all is well
-	finished chan struct{} // not nil: to be finished; closed when that is done
+	due      time.Time     // when the timer fires; zero = it is not running
+	stuck    time.Duration // pause until the next retry; 0 = no error
+	finished chan struct{} // not nil: finish was requested; closed when it is done
 	taps     taps          // attached clients
 }
 
@@ -42,9 +41,8 @@ const (
 	tick    uint8 = 1 << 7
 	anybody uint8 = 1<<0 | 1<<1
 
-	// A container that prints all the time is read in batches: a writer of
-	// single lines would otherwise wake us for each. Who is attached sees
-	// everything at the shortest pace.
+	// A container that prints all the time is read in batches: otherwise each line of a writer of
+	// single lines would wake us. With attached clients the shortest pace is used.
 	shortestPace = time.Millisecond
 	longestPace  = 40 * time.Millisecond
 	recent       = 50 * time.Millisecond
@@ -63,11 +61,11 @@ func newLogTask(l *logger, id string) *logTask {
 
 func (t *logTask) dir() statedir.Task { return t.l.dir.Task(t.id) }
 
-// later adds a piece of work.
+// later queues f as work of the task.
 func (t *logTask) later(f func()) { t.post(func() { t.survive(f) }) }
 
-// do runs f as a piece of work and returns its error. When ctx ends first, the
-// end of f is not awaited. errGone: f was not run.
+// do runs f as work of the task and returns its error. If ctx ends first, it does not wait for f.
+// errGone: f was not run.
 func (t *logTask) do(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)
 	t.later(func() {
@@ -85,7 +83,7 @@ func (t *logTask) do(ctx context.Context, f func() error) error {
 	}
 }
 
-// move moves one batch of each stream that is ready.
+// move processes one batch of each stream that is ready.
 func (t *logTask) move(ready uint8) {
 	if t.gone {
 		return
@@ -142,7 +140,7 @@ func (t *logTask) work(ready uint8) error {
 	return nil
 }
 
-// batch takes what a stream has, unless its readers are behind, and writes it to the log.
+// batch reads what a stream has, unless its readers are behind, and writes it to the log.
 func (t *logTask) batch(i int, held, retrying bool) (n int, err error) {
 	if !held {
 		n, err = t.fill(i)
@@ -156,7 +154,7 @@ func (t *logTask) batch(i int, held, retrying bool) (n int, err error) {
 	return n, err
 }
 
-// commit writes what the spool of a stream holds. With final an unfinished line, too.
+// commit writes what is in the spool of a stream to the log; with final, also an unfinished line.
 func (t *logTask) commit(i int, final bool) error {
 	if t.writer.Waiting(i) == 0 {
 		return nil
@@ -172,8 +170,7 @@ func (t *logTask) commit(i int, final bool) error {
 	return t.writer.Commit(i, final, crilog.Buffer{Raw: b.raw, Out: b.out})
 }
 
-// fill takes what a stream has to say, and returns how many bytes; whoever is
-// attached has a copy then.
+// fill reads what a stream has, copies it to attached clients, and returns the number of bytes.
 func (t *logTask) fill(i int) (int, error) {
 	s := t.streams[i]
 	if s.spool == nil && len(t.taps[i]) > 0 {
@@ -195,8 +192,8 @@ func (t *logTask) fill(i int) (int, error) {
 	return n, err
 }
 
-// next decides when the stream that has just given n bytes, since the batch before, is looked at
-// again.
+// next decides when to read a stream again that has just given n bytes in the time since the last
+// batch.
 func (t *logTask) next(i, n int, since time.Duration) error {
 	s := t.streams[i]
 	switch {
@@ -218,7 +215,7 @@ func (t *logTask) next(i, n int, since time.Duration) error {
 	return nil
 }
 
-// after makes the next tick come after d, or sooner if that is so already.
+// after makes the next tick come after d, unless it is already due earlier.
 func (t *logTask) after(d time.Duration) {
 	at := time.Now().Add(d)
 	if !t.due.IsZero() && t.due.Before(at) && t.stuck == 0 {
@@ -232,8 +229,8 @@ func (t *logTask) after(d time.Duration) {
 	t.timer.Reset(d)
 }
 
-// backOff leaves everything where it is and tries again later: the container
-// waits once its FIFO is full. Unless it was deleted.
+// backOff changes nothing and retries later; the container blocks once its FIFO is full. If the
+// task was deleted, it releases the task.
 func (t *logTask) backOff(err error) {
 	if _, serr := os.Stat(t.dir().Log()); errors.Is(serr, os.ErrNotExist) {
 		t.release()
@@ -255,7 +252,7 @@ func (t *logTask) recovered() {
 
 func (t *logTask) logger() *log.Entry { return log.G(t.l.ctx).WithField("container", t.id) }
 
-// release closes everything and forgets the task; what is on disk stays.
+// release closes everything and forgets the task; its files stay.
 func (t *logTask) release() {
 	if t.gone {
 		return
@@ -286,7 +283,7 @@ func (t *logTask) detach() {
 	}
 }
 
-// survive runs a piece of work whose panic costs this task a pause, and no other task anything.
+// survive runs a piece of work. After a panic this task pauses, and others are not affected.
 func (t *logTask) survive(work func()) {
 	defer func() {
 		p := recover()

@@ -16,8 +16,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// TestPaceOfALogTask: a container that prints lines all the time is read in batches, one that fills
-// its FIFO before it is full.
+// TestPaceOfALogTask: a container that prints single lines all the time is read in batches; one
+// that fills its FIFO is read before the FIFO is full.
 func TestPaceOfALogTask(t *testing.T) {
 	s := &source{pipe: 64 << 10}
 	for _, c := range []struct {
@@ -39,7 +39,7 @@ func TestPaceOfALogTask(t *testing.T) {
 	}
 }
 
-// TestPanicCostsOneTask: the work of a task panics, and goes on; other tasks do not notice.
+// TestPanicCostsOneTask: a task continues after a panic in its work; other tasks are not affected.
 func TestPanicCostsOneTask(t *testing.T) {
 	dir := statedir.Root(t.TempDir())
 	must(t, os.MkdirAll(string(dir.Task("c")), 0o700))
@@ -59,7 +59,7 @@ func TestPanicCostsOneTask(t *testing.T) {
 	}()
 }
 
-// TestTooManyAttached: the next client is refused.
+// TestTooManyAttached: one client more than the maximum gets an error.
 func TestTooManyAttached(t *testing.T) {
 	task := &logTask{writer: &crilog.Writer{}}
 	for range mostTaps {
@@ -94,7 +94,7 @@ func TestLeavingTakesNothingForAFullLog(t *testing.T) {
 	}
 }
 
-// pipeOf is a pipe that is closed when the test ends.
+// pipeOf returns a pipe that is closed when the test ends.
 func pipeOf(t *testing.T) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()

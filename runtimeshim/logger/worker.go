@@ -2,18 +2,18 @@ package logger
 
 import "sync"
 
-// worker does pieces of work one after the other, in a goroutine that exists
-// only while there is some.
+// worker does pieces of work one after the other, in a goroutine that exists only while there is
+// work.
 type worker struct {
-	pump func(ready uint8) // what is to be done when something is ready
+	pump func(ready uint8) // called with the bits set by wake
 
 	mu      sync.Mutex
 	queue   []func()
-	ready   uint8 // bits of streams, tick
+	ready   uint8 // bits of streams, and tick
 	running bool
 }
 
-// post adds a piece of work.
+// post queues a piece of work.
 func (w *worker) post(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -21,7 +21,7 @@ func (w *worker) post(f func()) {
 	w.start()
 }
 
-// wake says that streams may have something to read, or that it is time.
+// wake reports that streams may be readable, or that a tick is due.
 func (w *worker) wake(ready uint8) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

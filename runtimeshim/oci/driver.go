@@ -34,8 +34,8 @@ type Command struct {
 	Args    []string    // after the global options
 	Stdio   [3]*os.File // nil = /dev/null
 	Extra   []*os.File  // descriptors 3 and up
-	// returns what the command has printed, used for the error if there is none in the log; nil =
-	// unknown
+	// Said returns what the command has printed, used for the error if there is none in the log;
+	// nil = unknown
 	Said  func() string
 	Wait  time.Duration
 	Grace time.Duration // how long the command may still run after ctx has ended
