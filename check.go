@@ -11,8 +11,8 @@ import (
 	"github.com/cribox/cribox/preflight"
 )
 
-// check prints what this host lacks to run pods, each with its remedy. It is an error when no pod
-// could run.
+// check prints the result of every preflight check, with a remedy for each finding that has one. It
+// returns an error if this host cannot run any pod.
 func check(ctx context.Context, c config.Config, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()

@@ -7,10 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// closeInherited closes the descriptors that whoever started us has left open beyond the first
-// three. The shim and the logger outlive the daemon: a pipe that stays open in them keeps the
-// script at its other end waiting for ever. What systemd passes on purpose (sd_listen_fds(3)) stays
-// open in this process and goes to no other.
+// closeInherited closes all descriptors above 2 that this process inherited without the
+// close-on-exec flag. The shim and the logger outlive the daemon: if they inherited the write end
+// of a pipe, the script that reads from it would wait forever. Descriptors that systemd passes
+// (sd_listen_fds(3)) stay open here, but child processes do not inherit them.
 func closeInherited() {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -25,7 +25,7 @@ func closeInherited() {
 		if err != nil || fd < 3 {
 			continue
 		}
-		// Everything that is opened in here has the flag.
+		// This process itself opens everything with the close-on-exec flag.
 		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
 		if err != nil || flags&unix.FD_CLOEXEC != 0 {
 			continue

@@ -12,13 +12,13 @@ import (
 	"github.com/cribox/cribox/runtimeshim/shim"
 )
 
-// runShim is the parent of every container.
+// runShim runs the shim, the parent process of every container.
 func runShim(ctx context.Context, c config.Config, _ io.Writer) error {
 	return shim.Main(ctx, c.State, nil)
 }
 
-// runLogger writes the containers' logs. A SIGHUP to every process named cribox is meant for the
-// daemon.
+// runLogger runs the logger, which writes the containers' logs. It ignores SIGHUP: someone who
+// sends the signal to every process named cribox means the daemon.
 func runLogger(ctx context.Context, c config.Config, _ io.Writer) error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	return logger.Main(ctx, c.State, nil)

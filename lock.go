@@ -19,19 +19,20 @@ import (
 const (
 	lockFile  = "cribox.lock"
 	bootFile  = "boot-id"
-	ownerFile = "root-id" // in root: its name, made once; in state: the name of the root it belongs to
+	ownerFile = "root-id" // in root: its random ID; in state: the ID of the root it belongs to
 )
 
-// lockFolders makes this process the only daemon of its root and of its state folder until release
-// is called, and sees to it that the two belong together. Both are known by their real paths from
-// here on.
+// lockFolders locks the root and the state folder of c, so that no other daemon uses them until
+// release is called. It empties a state folder from before a reboot, and returns an error if the
+// state folder belongs to another root. It replaces c.Root and c.State by their real paths.
 func lockFolders(c *config.Config) (release func(), err error) {
 	root, err := lockFolder("root", &c.Root, 0o700)
 	if err != nil {
 		return nil, err
 	}
-	// Root of a pod's user namespace passes through it to the pod's root filesystem. What is in it
-	// is closed by itself.
+	// The state folder is searchable by others: the root user of a pod's user namespace passes
+	// through it to the pod's root filesystem. The files and folders in it have restrictive modes
+	// of their own.
 	state, err := lockFolder("state", &c.State, 0o711)
 	if err != nil {
 		root.Close()
@@ -45,8 +46,8 @@ func lockFolders(c *config.Config) (release func(), err error) {
 	return release, nil
 }
 
-// lockFolder locks one folder, which it makes and closes to others as far as mode says. The error
-// of the second daemon names the first one's pid.
+// lockFolder creates the folder if it is missing, sets its mode and locks it. It sets *path to the
+// folder's real path. If another daemon holds the lock, the error contains its pid.
 func lockFolder(kind string, path *string, mode os.FileMode) (*os.File, error) {
 	if err := os.MkdirAll(*path, mode); err != nil {
 		return nil, fmt.Errorf("%s folder: %w", kind, err)
@@ -56,7 +57,7 @@ func lockFolder(kind string, path *string, mode os.FileMode) (*os.File, error) {
 		return nil, fmt.Errorf("%s folder: %w", kind, err)
 	}
 	*path = dir
-	if err := os.Chmod(dir, mode); err != nil { // one that an installer made wider
+	if err := os.Chmod(dir, mode); err != nil { // an installer may have set a wider mode
 		return nil, fmt.Errorf("%s folder: %w", kind, err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
@@ -80,8 +81,8 @@ func lockFolder(kind string, path *string, mode os.FileMode) (*os.File, error) {
 	return f, nil
 }
 
-// lockSoon locks f. What a killed daemon was just starting has its descriptors until it executes
-// something, so it is tried for a moment.
+// lockSoon locks f, and retries for half a second. A child that a killed daemon had just forked
+// holds the lock's descriptor until it calls exec.
 func lockSoon(f *os.File) (err error) {
 	for range 50 {
 		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
@@ -92,9 +93,9 @@ func lockSoon(f *os.File) (err error) {
 	return err
 }
 
-// emptyAfterReboot empties a state folder from before a reboot: nothing that it speaks of runs any
-// more. Where it lies on a tmpfs the reboot did that. A folder without a readable mark is left as
-// it is.
+// emptyAfterReboot empties a state folder that was last used before a reboot, because none of its
+// processes run any more. On a tmpfs the reboot has already done that. A folder without the mark of
+// a boot is not emptied.
 func emptyAfterReboot(dir string) error {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -118,8 +119,8 @@ func emptyAfterReboot(dir string) error {
 	return nil
 }
 
-// empty removes everything in dir but its lock. It refuses when anything is mounted below: that
-// would be emptied too.
+// empty removes everything in dir except its lock file. It returns an error if anything is mounted
+// below dir, because that would be deleted too.
 func empty(dir string) error {
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
@@ -145,9 +146,9 @@ func empty(dir string) error {
 	return nil
 }
 
-// claim writes into the state folder which root it belongs to, and refuses a state folder with
-// tasks of another root: started with the wrong root, or before the right one was mounted, cribox
-// would take everything that runs for orphans.
+// claim records in the state folder which root it belongs to. It returns an error if the state
+// folder has tasks of another root: if the daemon were started with the wrong root, or before the
+// right one was mounted, it would treat all running containers as orphans.
 func claim(root, state string) error {
 	id, err := os.ReadFile(filepath.Join(root, ownerFile))
 	if errors.Is(err, os.ErrNotExist) {
@@ -179,7 +180,7 @@ func claim(root, state string) error {
 	return nil
 }
 
-// writeWhole replaces a file: a crash leaves the old bytes or the new ones.
+// writeWhole replaces a file atomically: after a crash it has either its old or its new content.
 func writeWhole(path string, b []byte) error {
 	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
 		return err

@@ -1,5 +1,5 @@
-// cribox is a container runtime for Kubernetes nodes. Package main is the only place where its
-// packages meet; it decides nothing.
+// cribox is a container runtime for Kubernetes nodes. Package main only reads flags and connects
+// the other packages; it has no logic of its own.
 package main
 
 import (
@@ -22,7 +22,7 @@ import (
 // version is set by the build.
 var version = ""
 
-// steps is passed by every side effect of this process.
+// steps is called after every side effect of this process; it is nil except in crash tests.
 var steps = step.FromEnv()
 
 const usage = `cribox runs the containers of a Kubernetes node: it serves CRI v1 on a unix socket.
@@ -90,7 +90,7 @@ func run(args []string, out io.Writer) error {
 	return command(ctx, c, out)
 }
 
-// configure reads the flags, and the files for a command that needs them.
+// configure parses the flags and, except for shim and logger, reads the configuration files.
 func configure(command string, args []string) (config.Config, error) {
 	var f config.Flags
 	flags := flag.NewFlagSet("cribox "+command, flag.ContinueOnError)
@@ -106,12 +106,12 @@ func configure(command string, args []string) (config.Config, error) {
 		return config.Config{}, fmt.Errorf("%s takes no argument %q", command, flags.Arg(0))
 	}
 	if command == "shim" || command == "logger" {
-		f.File = "" // their flags say all they need, and they start whatever the files have become
+		f.File = "" // the shim and the logger need only their flags, and must start even if the files are now invalid
 	}
 	return config.Read(f)
 }
 
-// versionString returns the version that the build set, or the one that version control knows.
+// versionString returns the version that the build set, or else the version of the Go module.
 func versionString() string {
 	if version != "" {
 		return version

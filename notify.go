@@ -12,14 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tellLimit is how long a service manager that does not read is waited for.
+// tellLimit is how long to wait for a service manager that does not read its socket.
 const tellLimit = time.Second
 
-// notifier tells the service manager how the daemon is (sd_notify(3)). Without one it does nothing.
+// notifier reports the state of the daemon to the service manager (sd_notify(3)). Without a service
+// manager it does nothing.
 type notifier struct{ socket string }
 
-// newNotifier takes the service manager's socket out of the environment, so that nothing we execute
-// finds it.
+// newNotifier reads the path of the service manager's socket from the environment, and removes the
+// variable, so that child processes do not inherit it.
 func newNotifier() notifier {
 	n := notifier{os.Getenv("NOTIFY_SOCKET")}
 	os.Unsetenv("NOTIFY_SOCKET")
@@ -29,7 +30,7 @@ func newNotifier() notifier {
 func (n notifier) ready(ctx context.Context)    { n.tell(ctx, "READY=1") }
 func (n notifier) stopping(ctx context.Context) { n.tell(ctx, "STOPPING=1") }
 
-// reloading is followed by ready, when the new configuration is in effect.
+// reloading reports that a reload begins. The caller calls ready when the reload has ended.
 func (n notifier) reloading(ctx context.Context) {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
@@ -43,7 +44,7 @@ func (n notifier) tell(ctx context.Context, state string) {
 	if n.socket == "" {
 		return
 	}
-	// A leading @ is an abstract socket, to net as well.
+	// A leading @ means an abstract socket, in NOTIFY_SOCKET as well as in package net.
 	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: n.socket, Net: "unixgram"})
 	if err == nil {
 		if err = conn.SetWriteDeadline(time.Now().Add(tellLimit)); err == nil {

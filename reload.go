@@ -13,8 +13,8 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-// reloads reads the configuration again at each hangup, applies what a running daemon can, and
-// stores what is in effect then. The channel that it returns is closed when ctx ends.
+// reloads reads the configuration again at each hangup, applies the keys that can change without a
+// restart, and stores the result in inEffect. The returned channel is closed when ctx ends.
 func reloads(ctx context.Context, hangup <-chan os.Signal, manager notifier, inEffect *atomic.Pointer[config.Config],
 	pods *sandbox.Manager, images *imageservice.Images) <-chan struct{} {
 	done := make(chan struct{})
@@ -35,8 +35,9 @@ func reloads(ctx context.Context, hangup <-chan os.Signal, manager notifier, inE
 	return done
 }
 
-// reload returns the configuration that is in effect now. One that cannot be read or is wrong
-// changes nothing. The log names the keys whose new values need a restart.
+// reload reads the configuration files, applies what can change without a restart, and returns the
+// configuration that is now in effect. If the new configuration is invalid, it logs the error and
+// changes nothing. It logs the names of changed keys that need a restart.
 func reload(ctx context.Context, old config.Config, pods *sandbox.Manager, images *imageservice.Images) config.Config {
 	next, err := old.Reread()
 	if err != nil {
@@ -45,7 +46,7 @@ func reload(ctx context.Context, old config.Config, pods *sandbox.Manager, image
 	}
 	now, late := config.Reload(old, next)
 	if err := log.SetLevel(now.LogLevel); err != nil {
-		log.G(ctx).WithError(err).Error("the log level stays as it is") // it was checked
+		log.G(ctx).WithError(err).Error("the log level stays as it is") // cannot happen: the level was checked
 	}
 	pods.SetHandlers(ctx, handlers(now), now.DefaultRuntime)
 	images.SetPinned(now.PinnedImages())

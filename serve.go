@@ -27,14 +27,14 @@ import (
 	"github.com/cribox/cribox/server/streaming"
 )
 
-// lastWord is how long requests under way may take once the daemon was told to end. What they do
-// goes on after a restart.
+// lastWord is how long requests in progress may take after the daemon was asked to end. Recovery
+// continues their work after a restart.
 const lastWord = 10 * time.Second
 
-// serve runs the daemon until ctx ends.
+// serve runs the daemon until ctx ends. Containers keep running when it returns.
 func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 	syscall.Umask(0o022)
-	hangup := make(chan os.Signal, 1) // from now on it does not end us
+	hangup := make(chan os.Signal, 1) // from here on a SIGHUP does not end this process
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 	manager := newNotifier()
@@ -82,7 +82,8 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 	return errors.Join(err, pods.Close())
 }
 
-// openPackages opens the packages, each with what it needs of the configuration.
+// openPackages opens the image store, the network and the pods, each with its part of the
+// configuration.
 func openPackages(ctx context.Context, c config.Config) (*sandbox.Manager, *imageservice.Images, error) {
 	images, err := imageservice.Open(ctx, imageservice.Config{
 		Root: c.Root, RegistryConfig: c.Images.RegistryConfig, Pinned: c.PinnedImages(), Step: steps,
@@ -113,7 +114,7 @@ func openPackages(ctx context.Context, c config.Config) (*sandbox.Manager, *imag
 	return pods, images, err
 }
 
-// connector returns what finds the shim and the logger.
+// connector returns a function that connects to the shim and the logger, and starts them if needed.
 func connector(c client.Config) func(context.Context, func(runtimeshim.Task)) (sandbox.Runtime, error) {
 	return func(ctx context.Context, onExit func(runtimeshim.Task)) (sandbox.Runtime, error) {
 		c.OnExit = onExit
@@ -130,7 +131,7 @@ func openNetwork(ctx context.Context, c config.Config) (*cni.Networks, error) {
 	return cni.Open(ctx, wanted)
 }
 
-// handlers returns the ways to run containers that the configuration describes.
+// handlers returns the runtime handlers of the configuration, by name.
 func handlers(c config.Config) map[string]sandbox.Handler {
 	all := map[string]sandbox.Handler{}
 	for name, r := range c.Runtimes {
@@ -148,7 +149,8 @@ func handlers(c config.Config) map[string]sandbox.Handler {
 	return all
 }
 
-// listen makes the socket, in place of one that a killed daemon left. Only root can connect.
+// listen creates the CRI socket with mode 0600. It replaces a socket that a killed daemon left, and
+// returns an error if another process serves on it.
 func listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("socket: %w", err)

@@ -11,7 +11,8 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-// shutdown ends what outlives the daemon, when nothing runs any more.
+// shutdown ends the shim and the logger, and removes the default network and the parent cgroup. It
+// returns an error while the daemon or any container runs.
 func shutdown(ctx context.Context, c config.Config, out io.Writer) error {
 	unlock, err := lockFolders(&c)
 	if err != nil {

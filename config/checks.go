@@ -18,7 +18,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 )
 
-// check is one thing that must hold of a configuration.
+// check tests the value of one key.
 type check struct {
 	key  string
 	test func(*Config) error
@@ -156,7 +156,7 @@ var checks = []check{
 	}},
 }
 
-const leastImage = 1 << 20 // less is a mistake in the unit
+const leastImage = 1 << 20 // a smaller value is probably a wrong unit
 
 func between(n, least, most int64) error {
 	if n < least || n > most {
@@ -165,7 +165,7 @@ func between(n, least, most int64) error {
 	return nil
 }
 
-const leastShm = 4 << 10 // a tmpfs of size 0 would have no limit
+const leastShm = 4 << 10 // size=0 would mean a tmpfs without a limit
 
 func atLeast(s, least Size) error {
 	if s < least {
@@ -190,8 +190,8 @@ func allAbsolute(paths []string) error {
 	return nil
 }
 
-// validate returns what is wrong with the values, one error a key. It names the file and the line
-// that a value comes from, and source for one that is in no file.
+// validate returns an error for each key with an invalid value. The error contains the file and the
+// line of the value, or source if no file sets the key.
 func (c *Config) validate(source string) error {
 	var all []error
 	for _, k := range checks {
@@ -202,7 +202,7 @@ func (c *Config) validate(source string) error {
 	return errors.Join(all...)
 }
 
-// place names the file that had the last word on a key, and the line.
+// place returns the file and the line that set the key's value, or source if no file sets it.
 func (c *Config) place(source, key string) string {
 	for _, file := range slices.Backward(c.files) {
 		if line := lineOf(file, key); line != "" {
@@ -212,8 +212,7 @@ func (c *Config) place(source, key string) string {
 	return source
 }
 
-// lineOf returns ", line N" for a key that is in the file, and nothing for one that comes from a
-// flag or a default.
+// lineOf returns ", line N" if the file sets the key, and "" if it does not.
 func lineOf(file, key string) string {
 	b, err := os.ReadFile(file)
 	if err != nil {

@@ -1,14 +1,14 @@
 // Package config holds every key of the configuration: its default, its documentation, its check.
 //
-// A key's documentation is its comment tag, which `cribox config` prints. The package opens nothing
-// but the files of the configuration, and changes nothing on the host.
+// The documentation of a key is its comment tag, which `cribox config` prints. The package reads
+// only the configuration files, and changes nothing on the host.
 package config
 
 import (
 	"time"
 )
 
-// DefaultFile is read where no flag names another one; it need not exist.
+// DefaultFile is read if no flag names another file. It may be missing.
 const DefaultFile = "/etc/cribox/config.toml"
 
 // Config is the whole configuration.
@@ -26,7 +26,7 @@ type Config struct {
 	Containers     Containers         `toml:"containers"`
 	Runtimes       map[string]Runtime `toml:"runtimes" comment:"OCI runtimes by the name of the runtime handler that a RuntimeClass asks for."`
 
-	files []string // that it was read from, in this order
+	files []string // the files it was read from, in this order
 	flags Flags
 }
 
@@ -65,7 +65,7 @@ type Containers struct {
 	ShmSize           Size     `toml:"shm_size" comment:"What the /dev/shm of a pod holds: bytes, Ki, Mi or Gi. It counts as memory of the containers that write there."`
 }
 
-// Runtime is a table [runtimes.NAME].
+// Runtime is one table [runtimes.NAME].
 type Runtime struct {
 	Path                         string   `toml:"path" comment:"An OCI command line runtime: an absolute path, or a name that is looked up in PATH when the file is read."`
 	Ulimits                      []string `toml:"ulimits" comment:"Limits of every process of this handler, over those of [containers] name by name."`
@@ -73,13 +73,13 @@ type Runtime struct {
 	PrivilegedWithoutHostDevices bool     `toml:"privileged_without_host_devices" comment:"Give a privileged container the devices that it asks for, and not all of the host's."`
 }
 
-// Values of host_path_missing and of cgroup_driver.
+// Values of host_path_missing and cgroup_driver.
 const (
 	PathCreate, PathRefuse                    = "create", "refuse"
 	DriverAuto, DriverSystemd, DriverCgroupfs = "auto", "systemd", "cgroupfs"
 )
 
-// Default returns the configuration of an empty file.
+// Default returns the configuration with every key at its default.
 func Default() Config {
 	return Config{
 		Listen: "unix:///run/cribox/cribox.sock", Root: "/var/lib/cribox", State: "/run/cribox",

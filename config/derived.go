@@ -15,8 +15,8 @@ import (
 	"github.com/cribox/cribox/cni"
 )
 
-// SystemdCgroup says whether systemd makes the cgroups of pods, on a host where it runs or does
-// not.
+// SystemdCgroup reports whether systemd creates the cgroups of pods. It returns an error if the
+// configuration asks for systemd and systemd is not running.
 func (c *Config) SystemdCgroup(systemdRuns bool) (bool, error) {
 	switch c.CgroupDriver {
 	case DriverSystemd:
@@ -30,14 +30,15 @@ func (c *Config) SystemdCgroup(systemdRuns bool) (bool, error) {
 	return systemdRuns, nil
 }
 
-// Instance marks everything on the host that belongs to one state folder.
+// Instance returns six hex digits that identify the state folder. They mark everything on the host
+// that belongs to this daemon.
 func (c *Config) Instance() string {
 	sum := sha256.Sum256([]byte(filepath.Clean(c.State)))
 	return hex.EncodeToString(sum[:3])
 }
 
-// Scopes names the systemd scopes of the shim and the logger. Those of the default state folder do
-// not carry the instance. nil where no systemd runs.
+// Scopes returns a function that names the systemd scopes of the shim and the logger, or nil if
+// systemd is not running. With the default state folder the names do not contain the instance.
 func (c *Config) Scopes(systemd bool) func(peer string) string {
 	if !systemd {
 		return nil
@@ -49,10 +50,10 @@ func (c *Config) Scopes(systemd bool) func(peer string) string {
 	return func(peer string) string { return "cribox-" + peer + last }
 }
 
-// Socket returns the path of the socket.
+// Socket returns the path of the CRI socket.
 func (c *Config) Socket() string { return strings.TrimPrefix(c.Listen, "unix://") }
 
-// CNI returns what cni.Open needs, but for the steps.
+// CNI returns the configuration for cni.Open. The caller sets its Step.
 func (c *Config) CNI() (cni.Config, error) {
 	keep, err := c.Network.noMasquerade()
 	return cni.Config{
@@ -62,11 +63,11 @@ func (c *Config) CNI() (cni.Config, error) {
 	}, err
 }
 
-// PinnedImages returns the names of the images that a kubelet should not collect: without its pause
-// image no pod starts.
+// PinnedImages returns the images that the kubelet must not garbage-collect: those of images.pinned
+// and the pause image, without which no pod starts.
 func (c *Config) PinnedImages() (names []string) {
 	for _, name := range slices.Concat(c.Images.Pinned, []string{c.PauseImage}) {
-		if ref, err := reference.ParseDockerRef(name); err == nil { // not one with a star
+		if ref, err := reference.ParseDockerRef(name); err == nil { // fails for a name with a *
 			name = ref.String()
 		}
 		if name != "" {
@@ -76,8 +77,8 @@ func (c *Config) PinnedImages() (names []string) {
 	return names
 }
 
-// Program returns the absolute path of the runtime. A name that PATH does not have is looked for in
-// /usr/bin; that it is missing is told by the condition RuntimeReady.
+// Program returns the absolute path of the runtime. If PATH does not have the name, it returns the
+// path in /usr/bin; the condition RuntimeReady reports a missing program.
 func (r Runtime) Program() string {
 	if filepath.IsAbs(r.Path) {
 		return r.Path
@@ -88,7 +89,7 @@ func (r Runtime) Program() string {
 	return filepath.Join("/usr/bin", r.Path)
 }
 
-// noMasquerade returns the ranges of no_masquerade.
+// noMasquerade parses the ranges of no_masquerade.
 func (n Network) noMasquerade() ([]netip.Prefix, error) {
 	all := make([]netip.Prefix, 0, len(n.NoMasquerade))
 	for _, s := range n.NoMasquerade {

@@ -12,14 +12,14 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// Flags are what the command line says. They win over the files.
+// Flags are the values from the command line. They override the files.
 type Flags struct {
-	File                string // empty: no file is read
-	Listen, Root, State string // empty: as in the files
+	File                string // empty: read no file
+	Listen, Root, State string // empty: use the value of the files
 }
 
-// Read returns the configuration of the files and the flags, checked. An error names the file, the
-// line and the key.
+// Read returns the configuration from the files and the flags, after checking it. Errors contain
+// the file, the line and the key.
 func Read(f Flags) (Config, error) {
 	c := Default()
 	if f.File != "" {
@@ -39,11 +39,11 @@ func Read(f Flags) (Config, error) {
 	return c, c.validate(cmp.Or(f.File, DefaultFile))
 }
 
-// Reread reads the files of c again, under the same flags.
+// Reread reads the files again, with the flags that c was read with.
 func (c Config) Reread() (Config, error) { return Read(c.flags) }
 
-// load puts the file over the defaults and then, in the order of their names, the files
-// FILE.d/*.toml: key by key, the last one wins. Only the default file and the folder may be
+// load reads the file at path and then path.d/*.toml, in the order of their names. Each key that a
+// file sets overrides its default and earlier files. Only the default file and the folder may be
 // missing.
 func load(path string) (Config, error) {
 	c := Default()
@@ -54,7 +54,7 @@ func load(path string) (Config, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return c, fmt.Errorf("configuration: %w", err)
 	}
-	for _, e := range entries { // sorted
+	for _, e := range entries { // ReadDir sorts them by name
 		if strings.HasPrefix(e.Name(), ".") || filepath.Ext(e.Name()) != ".toml" {
 			continue
 		}
@@ -65,7 +65,7 @@ func load(path string) (Config, error) {
 	return c, nil
 }
 
-// read puts one file over c.
+// read sets the keys of c that the file contains.
 func (c *Config) read(path string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -79,7 +79,7 @@ func (c *Config) read(path string) error {
 	return nil
 }
 
-// explain turns a decoder's error into one sentence with the line and the key.
+// explain returns a decoder's error with the file, the line and the key.
 func explain(path string, err error) error {
 	var unknown *toml.StrictMissingError
 	if errors.As(err, &unknown) {

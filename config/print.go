@@ -6,8 +6,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// Print returns the configuration as a file that can be used as it is, each key below its
-// documentation.
+// Print returns the configuration as a valid TOML file, with each key's documentation above it.
 func (c Config) Print() ([]byte, error) {
 	var b bytes.Buffer
 	e := toml.NewEncoder(&b)
@@ -18,7 +17,7 @@ func (c Config) Print() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// Values returns the configuration as tables by their keys in the file.
+// Values returns the configuration as nested maps, by the names of its keys in the file.
 func (c Config) Values() any {
 	all := map[string]any{}
 	b, err := toml.Marshal(c)
@@ -26,7 +25,7 @@ func (c Config) Values() any {
 		err = toml.Unmarshal(b, &all)
 	}
 	if err != nil {
-		return err.Error() // for a person; it was read as such a file
+		return err.Error() // cannot happen, and only people read the result
 	}
 	return all
 }

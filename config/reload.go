@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// applied are the keys and tables that a running daemon takes over.
+// applied are the keys and tables that can change without a restart.
 var applied = []string{"log_level", "default_runtime", "containers", "runtimes", "images.pinned"}
 
-// Reload returns what is in effect once a running daemon has taken over from next what it can. What
-// differs besides keeps its old value until a restart: late has its keys.
+// Reload returns the configuration that is in effect after a reload: old with those values of next
+// that can change without a restart. late are the other keys whose values differ.
 func Reload(old, next Config) (now Config, late []string) {
 	now = old
 	now.LogLevel, now.DefaultRuntime = next.LogLevel, next.DefaultRuntime
@@ -23,7 +23,8 @@ func Reload(old, next Config) (now Config, late []string) {
 	})
 }
 
-// changed returns the keys, or tables of tables, whose values differ.
+// changed returns the names of the keys whose values differ. Of [runtimes] it returns the table's
+// name.
 func changed(a, b Config) []string {
 	return differences("", reflect.ValueOf(a), reflect.ValueOf(b))
 }

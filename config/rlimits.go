@@ -12,11 +12,12 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// rlimitNames are the limits that an OCI runtime sets, by the names of prlimit(1).
+// rlimitNames are the limits that an OCI runtime can set, by their names in prlimit(1).
 var rlimitNames = []string{"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice",
 	"nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"}
 
-// parseUlimits returns the limits of a list NAME=SOFT:HARD, NAME=BOTH, by name. Only one of a name.
+// parseUlimits parses limits of the form NAME=SOFT:HARD or NAME=BOTH, and returns them by name. A
+// name may occur once.
 func parseUlimits(list []string) (map[string]specs.POSIXRlimit, error) {
 	limits := map[string]specs.POSIXRlimit{}
 	for _, text := range list {
@@ -55,8 +56,8 @@ func parseLimit(s string) (uint64, error) {
 	return n, nil
 }
 
-// Rlimits returns the limits for one handler, by name: its own over those of all. Both lists were
-// checked.
+// Rlimits returns the limits of a handler, sorted by name: those of [containers], overridden by the
+// handler's own. Both lists must have passed the checks.
 func (c *Config) Rlimits(r Runtime) []specs.POSIXRlimit {
 	all, _ := parseUlimits(c.Containers.Ulimits)
 	own, _ := parseUlimits(r.Ulimits)

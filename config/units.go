@@ -19,10 +19,10 @@ type sizeUnit struct {
 
 var sizeUnits = []sizeUnit{{"Gi", 1 << 30}, {"Mi", 1 << 20}, {"Ki", 1 << 10}, {"", 1}}
 
-// UnmarshalText reads a size. An error names what was written.
+// UnmarshalText parses a size. Its errors contain the text.
 func (s *Size) UnmarshalText(b []byte) error {
 	unit := slices.IndexFunc(sizeUnits, func(u sizeUnit) bool { return strings.HasSuffix(string(b), u.suffix) })
-	u := sizeUnits[unit] // the last one fits all
+	u := sizeUnits[unit] // the last unit, "", matches every text
 	n, err := strconv.ParseUint(strings.TrimSuffix(string(b), u.suffix), 10, 63)
 	if err != nil || int64(n) > math.MaxInt64/u.bytes {
 		return fmt.Errorf("%q is no size such as 64Mi", b)
@@ -31,7 +31,7 @@ func (s *Size) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// MarshalText writes the shortest form that is exact.
+// MarshalText writes the size in the largest unit that is exact.
 func (s Size) MarshalText() ([]byte, error) {
 	for _, u := range sizeUnits {
 		if s != 0 && int64(s)%u.bytes == 0 {
@@ -41,10 +41,10 @@ func (s Size) MarshalText() ([]byte, error) {
 	return []byte("0"), nil
 }
 
-// Duration is a time, written as 500ms, 30s, 2m or 1h30m.
+// Duration is a length of time, written as 500ms, 30s, 2m or 1h30m.
 type Duration time.Duration
 
-// UnmarshalText reads a duration. An error names what was written.
+// UnmarshalText parses a duration. Its errors contain the text.
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
 	if err != nil {
@@ -54,7 +54,7 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// MarshalText writes the shortest form: 2m, not 2m0s.
+// MarshalText writes the duration without trailing zeros: 2m, not 2m0s.
 func (d Duration) MarshalText() ([]byte, error) {
 	text := time.Duration(d).String()
 	for _, zero := range []string{"m0s", "h0m"} {

@@ -154,7 +154,8 @@ func TestRegistryToken(t *testing.T) {
 	}
 }
 
-// TestTokenExpires: the token dies between two requests and is fetched once more; a registry that refuses everything is not asked for ever.
+// TestTokenExpires: the token dies between two requests and is fetched once more; a registry that
+// refuses everything is not asked for ever.
 func TestTokenExpires(t *testing.T) {
 	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
 	l := imagetest.Gzip(imagetest.Noise(t, 100_000))
@@ -435,7 +436,8 @@ func TestMirrors(t *testing.T) {
 	}
 }
 
-// TestLyingMirror: what a mirror serves wrong comes from the registry in the end, and nothing of both is mixed.
+// TestLyingMirror: what a mirror serves wrong comes from the registry in the end, and nothing of
+// both is mixed.
 func TestLyingMirror(t *testing.T) {
 	l := imagetest.Gzip(imagetest.Noise(t, 10_000))
 	for name, lie := range map[string]func(b []byte) []byte{

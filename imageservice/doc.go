@@ -1,8 +1,9 @@
-// Package imageservice turns a name into verified bytes and verified bytes into a root filesystem; it has never heard of pods.
+// Package imageservice turns a name into verified bytes and verified bytes into a root filesystem;
+// it has never heard of pods.
 //
-// What it will not do: run anything (decompression is in process), follow the urls of a descriptor, unpack encrypted or
-// schema 1 content, convert or push images, verify signatures, or decide which images may go. Nothing it lists is unverified or not
-// yet on disk.
+// What it will not do: run anything (decompression is in process), follow the urls of a descriptor,
+// unpack encrypted or schema 1 content, convert or push images, verify signatures, or decide which
+// images may go. Nothing it lists is unverified or not yet on disk.
 //
 // # Files
 //
@@ -18,22 +19,27 @@
 //
 // # Durability (invariant I10)
 //
-// Blobs and layers first, one syncfs, then the record: written, fsynced, renamed, its directory fsynced. Only then a name is listed.
-// Removing goes the other way: the record is unlinked and its directory fsynced before the first byte of data goes. What Open finds
-// without a record is debris: layers are deleted at once, as they were never proven; whole blobs were fsynced by the content store,
-// are hashed again when somebody wants them, and are deleted when nobody did for a while. So are partial downloads, which are gone on with.
+// Blobs and layers first, one syncfs, then the record: written, fsynced, renamed, its directory
+// fsynced. Only then a name is listed. Removing goes the other way: the record is unlinked and its
+// directory fsynced before the first byte of data goes. What Open finds without a record is debris:
+// layers are deleted at once, as they were never proven; whole blobs were fsynced by the content
+// store, are hashed again when somebody wants them, and are deleted when nobody did for a while. So
+// are partial downloads, which are gone on with.
 //
-// A sync that fails takes every layer with it that no record lists: the kernel tells a write error once, to who synced first.
+// A sync that fails takes every layer with it that no record lists: the kernel tells a write error
+// once, to who synced first.
 //
 // # Proof
 //
-// Blobs and layers are shared by all images, but a digest in a document is not yet a right to what is here under that digest: see proof.go.
+// Blobs and layers are shared by all images, but a digest in a document is not yet a right to what
+// is here under that digest: see proof.go.
 //
 // # Strangers' pace
 //
-// Nobody waits for a registry that he does not pull from. Downloads of one blob wait for each other only when they come from one registry; the
-// same from two is fetched twice, and the first that is whole stays. A layer may be unpacked while it arrives, in a place that nobody waits
-// for; what waits for its turn, with a key or a slot, has all its bytes here.
+// Nobody waits for a registry that he does not pull from. Downloads of one blob wait for each other
+// only when they come from one registry; the same from two is fetched twice, and the first that is
+// whole stays. A layer may be unpacked while it arrives, in a place that nobody waits for; what
+// waits for its turn, with a key or a slot, has all its bytes here.
 //
 // # Steps
 //

@@ -44,7 +44,8 @@ func wantOwner(t *testing.T, path string, uid, gid uint32) {
 	}
 }
 
-// TestMountMapped: an image's files belong to the ids of a user namespace, in any number of layers, and the layers stay as they are.
+// TestMountMapped: an image's files belong to the ids of a user namespace, in any number of layers,
+// and the layers stay as they are.
 func TestMountMapped(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	owned := imagetest.File("home/f")

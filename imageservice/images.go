@@ -46,43 +46,44 @@ type Images struct {
 }
 
 // Lookup finds an image by id ("sha256:<hex>", or the hex alone), by tag or digest reference, or by
-// a unique prefix of the id of at least four digits; names come before prefixes. Errors: ErrNotFound,
-// or ErrInvalidArgument for what is no reference or an ambiguous prefix.
+// a unique prefix of the id of at least four digits; names come before prefixes. Errors:
+// ErrNotFound, or ErrInvalidArgument for what is no reference or an ambiguous prefix.
 func (s *Images) Lookup(ref string) (Image, error) { return s.catalog.Lookup(ref) }
 
 // List returns every image, sorted by id. It never waits for a disk or a pull.
 func (s *Images) List() []Image { return s.catalog.List() }
 
-// SetPinned says anew which images are reported as pinned: those with a tag or digest reference that
-// fits one of the names. A name is fully qualified, and * in it stands for any characters.
+// SetPinned says anew which images are reported as pinned: those with a tag or digest reference
+// that fits one of the names. A name is fully qualified, and * in it stands for any characters.
 func (s *Images) SetPinned(names []string) { s.catalog.SetPinned(names) }
 
-// Hold keeps an image from being removed for as long as holder (a container's id) has it; again is no
-// error. Holds live in memory. ErrNotFound when there is no such image.
+// Hold keeps an image from being removed for as long as holder (a container's id) has it; again is
+// no error. Holds live in memory. ErrNotFound when there is no such image.
 func (s *Images) Hold(imageID, holder string) error { return s.catalog.Hold(imageID, holder) }
 
 // Release undoes Hold. Unknown images and holders are fine.
 func (s *Images) Release(imageID, holder string) { s.catalog.Release(imageID, holder) }
 
-// Pull fetches ref, unpacks it and lists it, or finds that the registry still serves what is listed;
-// the registry is asked every time, so the answer is also one about the caller's right to the image.
-// A caller that gives up leaves; the pull goes on for the others and is cancelled when nobody is left,
-// keeping for a while what it has.
+// Pull fetches ref, unpacks it and lists it, or finds that the registry still serves what is
+// listed; the registry is asked every time, so the answer is also one about the caller's right to
+// the image. A caller that gives up leaves; the pull goes on for the others and is cancelled when
+// nobody is left, keeping for a while what it has.
 //
-// Errors: ErrInvalidArgument for a bad reference, bad credentials or content that contradicts itself;
-// ErrNotFound (with the list of platforms where that is why); ErrUnauthenticated; ErrPermissionDenied;
-// ErrDataLoss when bytes do not have their digest; ErrResourceExhausted for a full disk and for content
-// beyond the limits; ErrNotImplemented for formats we do not take; the context's error; and, without
-// any class, one that begins with "RegistryUnavailable: ".
+// Errors: ErrInvalidArgument for a bad reference, bad credentials or content that contradicts
+// itself; ErrNotFound (with the list of platforms where that is why); ErrUnauthenticated;
+// ErrPermissionDenied; ErrDataLoss when bytes do not have their digest; ErrResourceExhausted for a
+// full disk and for content beyond the limits; ErrNotImplemented for formats we do not take; the
+// context's error; and, without any class, one that begins with "RegistryUnavailable: ".
 func (s *Images) Pull(ctx context.Context, ref string, auth *registry.Auth) (Image, error) {
 	return s.puller.Pull(ctx, ref, auth)
 }
 
-// Remove deletes the image that ref (an id or any of its names) stands for: all its names, and every
-// blob and layer that no other image and no pull under way needs. An absent image is no error. Errors:
-// ErrInvalidArgument for what is no reference, ErrFailedPrecondition naming the holder while the image
-// is held; then nothing has changed. A pinned image goes like any other: to pin is a recommendation
-// (CRI Image.pinned).
+// Remove deletes the image that ref (an id or any of its names) stands for: all its names, and
+// every blob and layer that no other image and no pull under way needs. An absent image is no
+// error. Errors: ErrInvalidArgument for what is no reference, ErrFailedPrecondition naming the
+// holder while the image is held; then nothing has changed. A pinned image goes like any other: to
+// pin is a recommendation (CRI Image.pinned).
 //
-// It needs no free space (I15). From the moment the record is gone it goes on whatever becomes of ctx.
+// It needs no free space (I15). From the moment the record is gone it goes on whatever becomes of
+// ctx.
 func (s *Images) Remove(ctx context.Context, ref string) error { return s.garbage.Remove(ctx, ref) }

@@ -18,7 +18,8 @@ import (
 	"github.com/cribox/cribox/imageservice/imagetest"
 )
 
-// TestNothingLeaks: pulls that succeed, fail, stall and are cancelled leave no goroutine and no descriptor.
+// TestNothingLeaks: pulls that succeed, fail, stall and are cancelled leave no goroutine and no
+// descriptor.
 func TestNothingLeaks(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	good := imagetest.Gzip(imagetest.Noise(t, 100_000))
@@ -79,7 +80,8 @@ func TestNothingLeaks(t *testing.T) {
 	}
 }
 
-// TestFullDisk: a pull that fills the disk says so and gives everything back; removing works without a free byte.
+// TestFullDisk: a pull that fills the disk says so and gives everything back; removing works
+// without a free byte.
 func TestFullDisk(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "root")
 	imagetest.Must(t, os.Mkdir(root, 0o700))
@@ -117,8 +119,8 @@ func TestFullDisk(t *testing.T) {
 	c.wantNothing(t)
 }
 
-// TestSyncFails: write errors are told once, so what they may be about is neither listed nor kept for the next pull. The disk that fails is
-// a system call that does.
+// TestSyncFails: write errors are told once, so what they may be about is neither listed nor kept
+// for the next pull. The disk that fails is a system call that does.
 func TestSyncFails(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	kept := imagetest.Gzip(imagetest.Tar(t, imagetest.File("kept"), "x"))

@@ -130,7 +130,8 @@ func smallDisk(t testing.TB, mib int) string {
 	return root
 }
 
-// TestImageBytesWhileUnpacking: layers that are good one by one end when together they are too much, not when the disk is full.
+// TestImageBytesWhileUnpacking: layers that are good one by one end when together they are too
+// much, not when the disk is full.
 func TestImageBytesWhileUnpacking(t *testing.T) {
 	for name, file := range map[string]func(i int) []any{
 		"files": func(i int) []any {
@@ -193,7 +194,8 @@ func TestHoles(t *testing.T) {
 	}
 }
 
-// TestZeros: a layer of zeros, as disk images and databases of logins are, unpacks however small it is packed, and takes no space.
+// TestZeros: a layer of zeros, as disk images and databases of logins are, unpacks however small it
+// is packed, and takes no space.
 func TestZeros(t *testing.T) {
 	tarball := imagetest.Tar(t, imagetest.File("disk"), "begin"+strings.Repeat("\x00", 40<<20)+"end", imagetest.File("zeros"), strings.Repeat("\x00", 20<<20+5), imagetest.File("short"), "\x00")
 	r := imagetest.NewRegistry(t)
@@ -208,7 +210,8 @@ func TestZeros(t *testing.T) {
 	}
 }
 
-// TestDiskReserve: what is packed small cannot fill the disk; what is packed large, or what an administrator allows, can.
+// TestDiskReserve: what is packed small cannot fill the disk; what is packed large, or what an
+// administrator allows, can.
 func TestDiskReserve(t *testing.T) {
 	letters := imagetest.Gzip(imagetest.Tar(t, imagetest.File("x"), strings.Repeat("x", 40<<20)))
 	for _, c := range []struct {
@@ -228,7 +231,8 @@ func TestDiskReserve(t *testing.T) {
 	}
 }
 
-// TestUnpackingStaysBehindTheDownload: a layer said to be large may unpack to much, once it is here.
+// TestUnpackingStaysBehindTheDownload: a layer said to be large may unpack to much, once it is
+// here.
 func TestUnpackingStaysBehindTheDownload(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	l := bomb(t, 20<<20, func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) }, ocispec.MediaTypeImageLayerGzip)

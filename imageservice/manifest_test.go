@@ -260,7 +260,8 @@ func TestOddManifests(t *testing.T) {
 	}
 }
 
-// TestNoPlatformFits: an index without platforms is searched to the end, and the error says what there is.
+// TestNoPlatformFits: an index without platforms is searched to the end, and the error says what
+// there is.
 func TestNoPlatformFits(t *testing.T) {
 	other := map[string]string{"amd64": "arm64", "arm64": "amd64"}[runtime.GOARCH]
 	r := imagetest.NewRegistry(t)
@@ -275,7 +276,8 @@ func TestNoPlatformFits(t *testing.T) {
 	images.wantNothing(t)
 }
 
-// TestForeignLayerElsewhere: a layer that is only at the address its descriptor names is not fetched, and the error says why.
+// TestForeignLayerElsewhere: a layer that is only at the address its descriptor names is not
+// fetched, and the error says why.
 func TestForeignLayerElsewhere(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	layer := imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "x"))

@@ -20,8 +20,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Open takes possession of content/, images/ and layers/ below c.Root and recovers: every record that proves itself is listed again, one
-// that does not is renamed to *.torn and logged and costs that image only, one that cannot be read now is tried again (load.go); layers without a record are deleted. Partial downloads stay for the next try.
+// Open takes possession of content/, images/ and layers/ below c.Root and recovers: every record
+// that proves itself is listed again, one that does not is renamed to *.torn and logged and costs
+// that image only, one that cannot be read now is tried again (load.go); layers without a record
+// are deleted. Partial downloads stay for the next try.
 func Open(ctx context.Context, c Config) (*Images, error) {
 	if c.Root == "" || !filepath.IsAbs(c.Root) {
 		return nil, fmt.Errorf("open image service: root folder %q is not absolute", c.Root)
@@ -70,7 +72,8 @@ func assemble(c Config, blobs *content.Blobs) *Images {
 	return &Images{cfg: c, catalog: catalog, blobs: blobs, layers: store, garbage: garbage, puller: puller}
 }
 
-// makeFolders creates what is missing. 0700 keeps the setuid files of images away from the node's users.
+// makeFolders creates what is missing. 0700 keeps the setuid files of images away from the node's
+// users.
 func makeFolders(root string) error {
 	for _, d := range []string{"", "content", "images", "layers", "layers/empty", "layers/none"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o700); err != nil {

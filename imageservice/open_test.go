@@ -51,7 +51,8 @@ func TestReopen(t *testing.T) {
 	}
 }
 
-// After a downgrade the images of the newer version are neither set aside nor taken for orphans: Open refuses.
+// After a downgrade the images of the newer version are neither set aside nor taken for orphans:
+// Open refuses.
 func TestNewerRecordRefusesToOpen(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)
@@ -176,7 +177,8 @@ func TestOrphansGo(t *testing.T) {
 	}
 }
 
-// recordSteps runs with a Step that copies the root folder at every step, as a crash would leave it.
+// recordSteps runs with a Step that copies the root folder at every step, as a crash would leave
+// it.
 type crashes struct {
 	t    testing.TB
 	root string
@@ -199,8 +201,8 @@ func (c *crashes) step(name string) {
 	c.at, c.dirs = append(c.at, name), append(c.dirs, d)
 }
 
-// TestCrashDuringPull: whatever step a pull dies at, the next start lists the image whole or not at all, the old one still has its tag
-// unless the new one has it, and pulling again works.
+// TestCrashDuringPull: whatever step a pull dies at, the next start lists the image whole or not at
+// all, the old one still has its tag unless the new one has it, and pulling again works.
 func TestCrashDuringPull(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	oldID, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "old"))}, nil)
@@ -290,7 +292,8 @@ func TestCrashDuringRemove(t *testing.T) {
 	}
 }
 
-// TestDebris: what a failed pull leaves goes after its time, and a whole blob is used, once hashed again, or replaced.
+// TestDebris: what a failed pull leaves goes after its time, and a whole blob is used, once hashed
+// again, or replaced.
 func TestDebris(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	good, bad := imagetest.Gzip(imagetest.Noise(t, 10_000)), imagetest.Gzip(imagetest.Noise(t, 20_000))
@@ -349,7 +352,8 @@ func TestRootModeOfOlderLayers(t *testing.T) {
 	}
 }
 
-// TestUnreadableRecord: a record that cannot be read now costs its image until it can; nothing is deleted meanwhile, and the rest works.
+// TestUnreadableRecord: a record that cannot be read now costs its image until it can; nothing is
+// deleted meanwhile, and the rest works.
 func TestUnreadableRecord(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)

@@ -70,7 +70,8 @@ func TestProofOfPossession(t *testing.T) {
 	}
 }
 
-// TestLayerOfTwoBlobs: one layer under two compressions is unpacked once, and neither is taken on somebody's word.
+// TestLayerOfTwoBlobs: one layer under two compressions is unpacked once, and neither is taken on
+// somebody's word.
 func TestLayerOfTwoBlobs(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	content := imagetest.Noise(t, 10_000)
@@ -93,7 +94,8 @@ func TestLayerOfTwoBlobs(t *testing.T) {
 	}
 }
 
-// TestRecordsOfOlderVersions: an image of a version that kept no proof is used, pulled again without its layers, and found by all its names.
+// TestRecordsOfOlderVersions: an image of a version that kept no proof is used, pulled again
+// without its layers, and found by all its names.
 func TestRecordsOfOlderVersions(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	l := imagetest.Gzip(imagetest.Tar(t, imagetest.File("old"), "old"))
@@ -123,7 +125,8 @@ func TestRecordsOfOlderVersions(t *testing.T) {
 	imagetest.WantFile(t, mounted(t, c, next)("f"), "next")
 }
 
-// TestDigestsOfOlderVersions: a record that does not say which digests were pulled as such keeps all of them.
+// TestDigestsOfOlderVersions: a record that does not say which digests were pulled as such keeps
+// all of them.
 func TestDigestsOfOlderVersions(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	id, m := r.Build("", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "x"))}, nil)
@@ -168,7 +171,8 @@ func ignoreNoAttribute(err error) error {
 	return err
 }
 
-// TestTagPushedAgain: a tag that is pushed again and again for other platforms leaves one digest reference and one index.
+// TestTagPushedAgain: a tag that is pushed again and again for other platforms leaves one digest
+// reference and one index.
 func TestTagPushedAgain(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	id, m := r.Build("", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "x"))}, nil)

@@ -13,8 +13,8 @@ import (
 	"github.com/cribox/cribox/imageservice/registry"
 )
 
-// refusal is a row of the policy: what is refused although, or because, containerd does something else with it. What containerd runs, runs,
-// unless running it is dangerous.
+// refusal is a row of the policy: what is refused although, or because, containerd does something
+// else with it. What containerd runs, runs, unless running it is dangerous.
 type refusal struct {
 	name       string
 	input      string
@@ -23,7 +23,8 @@ type refusal struct {
 	why        string
 }
 
-// registryRefusals is every refusal of registries, their hosts and credentials. How each is made is in refusedRegistries.
+// registryRefusals is every refusal of registries, their hosts and credentials. How each is made is
+// in refusedRegistries.
 var registryRefusals = []refusal{
 	{"broken hosts.toml", "a hosts.toml that is no TOML",
 		"logs it and asks the registry itself", "registry configuration of", "asks other servers than the administrator meant"},

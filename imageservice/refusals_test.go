@@ -16,8 +16,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// What of an image's documents is refused, and what containerd does with it. The rule: what containerd runs, runs, unless it is
-// dangerous. docs/refusals.md tells users of what containerd runs and this package does not.
+// What of an image's documents is refused, and what containerd does with it. The rule: what
+// containerd runs, runs, unless it is dangerous. docs/refusals.md tells users of what containerd
+// runs and this package does not.
 
 type refusalRow imagetest.Refusal // for rows without field names
 

@@ -47,8 +47,8 @@ func secure(s *imagetest.Registry, t testing.TB) (server *httptest.Server, ca st
 	return server, ca
 }
 
-// TestOwnEntry: an entry with the registry's own address says how to connect to it. What the registry answers is the answer, and one bad
-// pull is in nobody's way.
+// TestOwnEntry: an entry with the registry's own address says how to connect to it. What the
+// registry answers is the answer, and one bad pull is in nobody's way.
 func TestOwnEntry(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, nil)
@@ -92,7 +92,8 @@ func TestOwnEntry(t *testing.T) {
 	}
 }
 
-// TestOnlyDialErrorsAreRemembered: a certificate that was bad a moment ago does not keep anybody from asking.
+// TestOnlyDialErrorsAreRemembered: a certificate that was bad a moment ago does not keep anybody
+// from asking.
 func TestOnlyDialErrorsAreRemembered(t *testing.T) {
 	origin, mirror := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
 	l := imagetest.Gzip(imagetest.Noise(t, 1000))
@@ -113,8 +114,8 @@ func TestOnlyDialErrorsAreRemembered(t *testing.T) {
 	}
 }
 
-// TestSlowMirrorAlone: a mirror that needs longer than it has while there are others serves the pull when they are out, and is named when
-// it does not.
+// TestSlowMirrorAlone: a mirror that needs longer than it has while there are others serves the
+// pull when they are out, and is named when it does not.
 func TestSlowMirrorAlone(t *testing.T) {
 	const stall = 4500 * time.Millisecond // so it has 1.5 s while there are others
 	mirror, closed := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
@@ -150,7 +151,8 @@ func TestSlowMirrorAlone(t *testing.T) {
 	}
 }
 
-// TestServerOfAnotherName: the server of hosts.toml is the registry, and gets what is for the registry.
+// TestServerOfAnotherName: the server of hosts.toml is the registry, and gets what is for the
+// registry.
 func TestServerOfAnotherName(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	r.Build("1", nil, nil)
@@ -163,7 +165,8 @@ func TestServerOfAnotherName(t *testing.T) {
 	imagetest.Must(t, err)
 }
 
-// TestTokenServers: one on another domain is shown the credentials when the registry's folder names it; else the error says how.
+// TestTokenServers: one on another domain is shown the credentials when the registry's folder names
+// it; else the error says how.
 func TestTokenServers(t *testing.T) {
 	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
 	r.Build("1", nil, nil)
@@ -198,7 +201,8 @@ func TestTokenServers(t *testing.T) {
 	}
 }
 
-// TestRedirectToHTTP: blobs may be redirected from https to plain http where that is set, and nothing else ever.
+// TestRedirectToHTTP: blobs may be redirected from https to plain http where that is set, and
+// nothing else ever.
 func TestRedirectToHTTP(t *testing.T) {
 	store := imagetest.NewRegistry(t)
 	l := imagetest.Gzip(imagetest.Noise(t, 1000))
@@ -241,7 +245,8 @@ func TestRedirectToHTTP(t *testing.T) {
 	}
 }
 
-// TestMirrorSendsPages: a mirror that sends something else than was asked for is left out, and the registry is asked.
+// TestMirrorSendsPages: a mirror that sends something else than was asked for is left out, and the
+// registry is asked.
 func TestMirrorSendsPages(t *testing.T) {
 	l := imagetest.Gzip(imagetest.Noise(t, 50_000))
 	page := []byte("<html>" + strings.Repeat("please log in ", 100) + "</html>")
@@ -374,7 +379,8 @@ func TestManyDrips(t *testing.T) {
 	waitFor(t, func() bool { return len(c.puller.Waiting()) == 0 })
 }
 
-// TestExpiredWithoutAChallenge: a registry that refuses an old token without saying how to get a new one is asked once without a token.
+// TestExpiredWithoutAChallenge: a registry that refuses an old token without saying how to get a
+// new one is asked once without a token.
 func TestExpiredWithoutAChallenge(t *testing.T) {
 	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
 	l := imagetest.Gzip(imagetest.Noise(t, 100_000))
@@ -410,7 +416,8 @@ func TestExpiredWithoutAChallenge(t *testing.T) {
 	}
 }
 
-// TestOwnWordsAreNotRedacted: a password that is a word of ours cannot be read off an error, and one that a server repeats does not stand in it.
+// TestOwnWordsAreNotRedacted: a password that is a word of ours cannot be read off an error, and
+// one that a server repeats does not stand in it.
 func TestOwnWordsAreNotRedacted(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
@@ -442,7 +449,8 @@ func TestOwnWordsAreNotRedacted(t *testing.T) {
 	}
 }
 
-// TestPartialDownloadsOutliveARestart: the next daemon goes on where the last one stood, and what nobody goes on with is swept.
+// TestPartialDownloadsOutliveARestart: the next daemon goes on where the last one stood, and what
+// nobody goes on with is swept.
 func TestPartialDownloadsOutliveARestart(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	l := imagetest.Plain(imagetest.Noise(t, 400_000))
@@ -502,7 +510,8 @@ func TestSilentStart(t *testing.T) {
 	}
 }
 
-// TestRedirectToAnotherRegistry: a registry that is a name for another one, which wants a token of its own: nothing of ours goes there.
+// TestRedirectToAnotherRegistry: a registry that is a name for another one, which wants a token of
+// its own: nothing of ours goes there.
 func TestRedirectToAnotherRegistry(t *testing.T) {
 	front, back, tokens := imagetest.NewRegistry(t), imagetest.NewRegistry(t), newTokenServer(t)
 	back.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, nil)
@@ -545,7 +554,8 @@ func TestNamesOfTypes(t *testing.T) {
 	}
 }
 
-// TestVagueHead: a HEAD without a type, of a document that has none itself, says too little on the second pull.
+// TestVagueHead: a HEAD without a type, of a document that has none itself, says too little on the
+// second pull.
 func TestVagueHead(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	_, m := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, func(m *ocispec.Manifest, _ *ocispec.Image) { m.MediaType = "" })

@@ -189,7 +189,8 @@ func TestLookup(t *testing.T) {
 	}
 }
 
-// TestPullsAndRemovals: pulls and removals of images that share layers, all at once, end with every listed image whole.
+// TestPullsAndRemovals: pulls and removals of images that share layers, all at once, end with every
+// listed image whole.
 func TestPullsAndRemovals(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	shared := imagetest.Gzip(imagetest.Tar(t, imagetest.File("shared"), "shared"))

@@ -534,7 +534,8 @@ func TestDeadline(t *testing.T) {
 	}
 }
 
-// TestForeignRegistriesDoNotWait: while one registry drips, others serve the same layers and other ones.
+// TestForeignRegistriesDoNotWait: while one registry drips, others serve the same layers and other
+// ones.
 func TestForeignRegistriesDoNotWait(t *testing.T) {
 	slow, good := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
 	same := []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 100_000)), imagetest.Gzip(imagetest.Noise(t, 110_000)), imagetest.Zstd(imagetest.Noise(t, 120_000))}

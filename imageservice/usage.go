@@ -17,7 +17,8 @@ type Usage struct {
 	At            time.Time
 }
 
-// Usage adds up the layers, whose figures were taken when they were unpacked, and the few files of content/ and images/, which it stats.
+// Usage adds up the layers, whose figures were taken when they were unpacked, and the few files of
+// content/ and images/, which it stats.
 func (s *Images) Usage(ctx context.Context) (Usage, error) {
 	u := Usage{Mountpoint: s.cfg.Root, At: time.Now()}
 	for _, l := range s.layers.All() {

@@ -19,7 +19,8 @@ import (
 	"github.com/cribox/cribox/imageservice/layers"
 )
 
-// Catalog owns the records of images and their names. Its lock is taken before those of blobs, layerStore and pins, never after one of them.
+// Catalog owns the records of images and their names. Its lock is taken before those of blobs,
+// layerStore and pins, never after one of them.
 type Catalog struct {
 	dir    string // images/
 	step   func(string)
@@ -185,8 +186,8 @@ func (c *Catalog) Pulled(id, reference string) bool {
 	return r != nil && slices.Contains(r.Digests, reference)
 }
 
-// Senders returns the repositories whose images consist of the blob, among others, and whether any record lists it: then it was verified
-// and synced.
+// Senders returns the repositories whose images consist of the blob, among others, and whether any
+// record lists it: then it was verified and synced.
 func (c *Catalog) Senders(d digest.Digest) (repositories []string, known bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -233,7 +234,8 @@ func (c *Catalog) LayerDirs() map[string]bool {
 	return set
 }
 
-// Condemn marks those of keys that no record lists and nobody has pinned as dying and returns them. The caller must delete them.
+// Condemn marks those of keys that no record lists and nobody has pinned as dying and returns them.
+// The caller must delete them.
 func (c *Catalog) Condemn(keys []string) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -284,9 +286,10 @@ func (c *Catalog) Relist(r *Record, garbage []string) {
 	c.pins.End(garbage)
 }
 
-// Merge makes the record of an image that was pulled of what is new and the record there may be. old is the record, without the tag, of the
-// image that loses it. garbage are blobs that the image does not need any more. The caller has the writer's right, so that records do not
-// change meanwhile.
+// Merge makes the record of an image that was pulled of what is new and the record there may be.
+// old is the record, without the tag, of the image that loses it. garbage are blobs that the image
+// does not need any more. The caller has the writer's right, so that records do not change
+// meanwhile.
 func (c *Catalog) Merge(r *Record, t imageref.Target, root digest.Digest) (old *Record, changed bool, garbage []content.Blob) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -20,8 +20,9 @@ import (
 	"github.com/cribox/cribox/imageservice/manifest"
 )
 
-// A record that cannot be read for a reason that may pass (a failing disk, a lack of descriptors) says nothing about what its image needs.
-// The image is not listed, but containers of it can be adopted, and nothing is deleted until its record was read, or its image pulled again.
+// A record that cannot be read for a reason that may pass (a failing disk, a lack of descriptors)
+// says nothing about what its image needs. The image is not listed, but containers of it can be
+// adopted, and nothing is deleted until its record was read, or its image pulled again.
 
 func (c *Catalog) path(id string) string {
 	return filepath.Join(c.dir, strings.TrimPrefix(id, "sha256:"))
@@ -66,7 +67,8 @@ func (c *Catalog) Load(ctx context.Context) error {
 	return nil
 }
 
-// remember puts a record into memory; its tags come after that. Under the lock, or while nobody else is there.
+// remember puts a record into memory; its tags come after that. Under the lock, or while nobody
+// else is there.
 func (c *Catalog) remember(r *Record) {
 	c.records[r.ID] = r
 	for i := range r.Layers {
@@ -79,7 +81,8 @@ func (c *Catalog) remember(r *Record) {
 	}
 }
 
-// read reads one record and checks that what it lists is there: the config down to its hash, blobs by size, layers by existence.
+// read reads one record and checks that what it lists is there: the config down to its hash, blobs
+// by size, layers by existence.
 func (c *Catalog) read(id string) (*Record, error) {
 	b, err := content.ReadCapped(c.path(id), 4*manifest.MaxBytes)
 	if err != nil {
@@ -110,12 +113,13 @@ func (c *Catalog) read(id string) (*Record, error) {
 	return r, json.Unmarshal(config, &r.Config)
 }
 
-// damaged says whether a record that cannot be read can never be read again. One of a newer version can: nothing may be concluded from it,
-// or the layers below running containers would be taken for orphans.
+// damaged says whether a record that cannot be read can never be read again. One of a newer version
+// can: nothing may be concluded from it, or the layers below running containers would be taken for
+// orphans.
 func damaged(err error) bool { return !errors.Is(err, errNewer) && content.Lasting(err) }
 
-// assignTags gives each tag to the record with the latest claim and corrects the loser's file, so that the tag does not come back when
-// the winner is removed.
+// assignTags gives each tag to the record with the latest claim and corrects the loser's file, so
+// that the tag does not come back when the winner is removed.
 func (c *Catalog) assignTags(ctx context.Context) {
 	type claim struct {
 		id     string
@@ -197,7 +201,8 @@ func (c *Catalog) IsRead() bool {
 	return len(c.unread) == 0
 }
 
-// Write makes r durable: when it returns nil the record survives a power cut, when it returns an error the old one does.
+// Write makes r durable: when it returns nil the record survives a power cut, when it returns an
+// error the old one does.
 func (c *Catalog) Write(r *Record) error {
 	b, err := encodeRecord(r)
 	if err != nil {

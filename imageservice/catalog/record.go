@@ -18,10 +18,12 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// recordFormat is the number in every record we write. We read this one only; a later one reads ours.
+// recordFormat is the number in every record we write. We read this one only; a later one reads
+// ours.
 const recordFormat = 1
 
-// Record is everything we know about an image and cannot compute from its blobs. In memory it is immutable: a change is a new record.
+// Record is everything we know about an image and cannot compute from its blobs. In memory it is
+// immutable: a change is a new record.
 type Record struct {
 	ID      string         `json:"id"`
 	Tags    []tag          `json:"tags,omitempty"`
@@ -30,13 +32,15 @@ type Record struct {
 	Layers  []layers.Layer `json:"layers"`            // bottom first, as in the config
 	Size    int64          `json:"size"`              // manifest, config and layers of this platform, compressed bytes
 
-	// ByDigest are those of Digests that somebody has pulled by digest. Older versions did not write it.
+	// ByDigest are those of Digests that somebody has pulled by digest. Older versions did not
+	// write it.
 	ByDigest []string `json:"by_digest,omitempty"`
 
 	Config ocispec.Image `json:"-"` // as its blob has it
 }
 
-// tag is a name. Two records may both claim one after a crash between two writes: the higher serial is the later claim.
+// tag is a name. Two records may both claim one after a crash between two writes: the higher serial
+// is the later claim.
 type tag struct {
 	Name   string `json:"name"`
 	Serial uint64 `json:"serial"`
@@ -44,7 +48,8 @@ type tag struct {
 	Root digest.Digest `json:"root,omitempty"`
 }
 
-// file is the JSON on disk. Sum is the sha256 of Record's bytes: a record is believed whole or not at all.
+// file is the JSON on disk. Sum is the sha256 of Record's bytes: a record is believed whole or not
+// at all.
 type file struct {
 	Format int             `json:"format"`
 	Sum    string          `json:"sum"`
@@ -133,7 +138,8 @@ func (r *Record) addBlob(b content.Blob) bool {
 // addDigest lists a digest reference. It returns whether that changes anything.
 func (r *Record) addDigest(reference string, byDigest bool) (changed bool) {
 	if r.unexplained() {
-		// Of a record of an older version nobody knows which were pulled by digest: all of them stay.
+		// Of a record of an older version nobody knows which were pulled by digest: all of them
+		// stay.
 		r.ByDigest = slices.Clone(r.Digests)
 	}
 	if !slices.Contains(r.Digests, reference) {
@@ -166,8 +172,9 @@ func repositoryOf(reference string) string {
 	return repository
 }
 
-// forgetRoots drops the digest references of a repository that no tag points to any more and nobody has pulled by digest: a tag that was
-// pushed again for other platforms. It returns the blobs that only they needed. current are the blobs of the image as root names it.
+// forgetRoots drops the digest references of a repository that no tag points to any more and nobody
+// has pulled by digest: a tag that was pushed again for other platforms. It returns the blobs that
+// only they needed. current are the blobs of the image as root names it.
 func (r *Record) forgetRoots(repository string, root digest.Digest, current []content.Blob) (garbage []content.Blob) {
 	stays := func(reference string) bool {
 		return repositoryOf(reference) != repository || slices.Contains(r.ByDigest, reference) || reference == repository+"@"+string(root) ||
@@ -208,9 +215,9 @@ func (r *Record) Keys() []string {
 	return keys
 }
 
-// Stack returns the lower directories of an overlay, relative to layers/, topmost first, at least one. A layer that occurs twice counts
-// where it is topmost, overlayfs refuses it twice and all that is in it lower down is hidden by itself; below a layer with an opaque root
-// nothing is seen.
+// Stack returns the lower directories of an overlay, relative to layers/, topmost first, at least
+// one. A layer that occurs twice counts where it is topmost, overlayfs refuses it twice and all
+// that is in it lower down is hidden by itself; below a layer with an opaque root nothing is seen.
 func (r *Record) Stack() (names []string) {
 	seen := map[string]bool{}
 	for _, l := range slices.Backward(r.Layers) {

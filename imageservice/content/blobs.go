@@ -37,7 +37,8 @@ func OpenBlobs(dir string) (*Blobs, error) {
 	return &Blobs{Dir: dir, store: store, diffIDs: map[digest.Digest]digest.Digest{}}, err
 }
 
-// newStore opens the content store without its warning that the file system has no fs-verity, which few have and nobody misses.
+// newStore opens the content store without its warning that the file system has no fs-verity, which
+// few have and nobody misses.
 func newStore(path string) (content.Store, error) {
 	level := log.L.Logger.GetLevel()
 	log.L.Logger.SetLevel(min(level, logrus.ErrorLevel))
@@ -74,7 +75,8 @@ func (b *Blobs) OpenWriter(ctx context.Context, ref string, size int64) (content
 	return content.OpenWriter(ctx, b.store, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: size}))
 }
 
-// WriteDocument adds a verified document. What is there under its digest and does not verify makes room.
+// WriteDocument adds a verified document. What is there under its digest and does not verify makes
+// room.
 func (b *Blobs) WriteDocument(ctx context.Context, ref string, raw []byte, desc ocispec.Descriptor) error {
 	if err := b.Delete(ctx, desc.Digest); err != nil {
 		return err
@@ -118,8 +120,9 @@ func (b *Blobs) Forget(d digest.Digest) {
 	delete(b.diffIDs, d)
 }
 
-// SenderAttribute is where the file of a blob says who has sent it, a repository a line. Records say so too, but a blob may belong to a
-// pull that failed, or that a restart has interrupted. A blob without it is fetched again.
+// SenderAttribute is where the file of a blob says who has sent it, a repository a line. Records
+// say so too, but a blob may belong to a pull that failed, or that a restart has interrupted. A
+// blob without it is fetched again.
 const SenderAttribute = "trusted.cribox.from"
 
 const maxSenders = 2 << 10 // bytes of the attribute

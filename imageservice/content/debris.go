@@ -18,7 +18,8 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// Debris returns the keys of blobs and partial downloads that are not listed and were last touched before t. more: some were too young.
+// Debris returns the keys of blobs and partial downloads that are not listed and were last touched
+// before t. more: some were too young.
 func (b *Blobs) Debris(ctx context.Context, t time.Time, listed map[string]bool) (keys []string, more bool) {
 	err := b.store.Walk(ctx, func(i content.Info) error {
 		switch {
@@ -47,7 +48,8 @@ func (b *Blobs) Debris(ctx context.Context, t time.Time, listed map[string]bool)
 
 const maxRef = 4096 // bytes of the name of a partial download
 
-// DropBroken deletes what is below ingest/ and is no partial download. The others are gone on with, or swept when nobody does.
+// DropBroken deletes what is below ingest/ and is no partial download. The others are gone on with,
+// or swept when nobody does.
 func (b *Blobs) DropBroken(ctx context.Context) {
 	dir := filepath.Join(b.Dir, "ingest")
 	entries, _ := os.ReadDir(dir) // it is made when it is missing
@@ -87,7 +89,8 @@ func ReadCapped(path string, most int64) ([]byte, error) {
 	return b, err
 }
 
-// Lasting says whether what cannot be read can never be read again. A failing disk or a lack of descriptors is something else.
+// Lasting says whether what cannot be read can never be read again. A failing disk or a lack of
+// descriptors is something else.
 func Lasting(err error) bool {
 	var errno unix.Errno
 	return !errors.As(err, &errno) || errno == unix.ENOENT || errno == unix.ENOTDIR || errno == unix.EISDIR

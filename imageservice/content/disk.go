@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Disk is the filesystem (or, should someone have mounted one below the root, filesystems) that image data lies on.
+// Disk is the filesystem (or, should someone have mounted one below the root, filesystems) that
+// image data lies on.
 type Disk struct{ files []*os.File }
 
 func OpenDisk(root string) (*Disk, error) {
@@ -36,7 +37,8 @@ func OpenDisk(root string) (*Disk, error) {
 	return d, nil
 }
 
-// Sync returns when everything written before is on the disk, or with the first write error since openDisk.
+// Sync returns when everything written before is on the disk, or with the first write error since
+// openDisk.
 func (d *Disk) Sync(syncfs func(fd int) error) error {
 	for _, f := range d.files {
 		if err := syncfs(int(f.Fd())); err != nil {

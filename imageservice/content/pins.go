@@ -7,9 +7,10 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// A data key names what takes space: blobKey a blob of content/, a layer key with its prefix a directory of layers/, an ingest reference
-// with its prefix a partial download. Data lives as long as a record lists it or a pull has it pinned. Deleting takes the key first, and a
-// pull that wants the same data waits for the deletion to end before it looks whether there is any.
+// A data key names what takes space: blobKey a blob of content/, a layer key with its prefix a
+// directory of layers/, an ingest reference with its prefix a partial download. Data lives as long
+// as a record lists it or a pull has it pinned. Deleting takes the key first, and a pull that wants
+// the same data waits for the deletion to end before it looks whether there is any.
 
 const (
 	BlobPrefix    = "blob "
@@ -93,6 +94,7 @@ func (p *Pins) State(key string) (users int, dying bool) {
 type Blob struct {
 	Digest digest.Digest `json:"digest"`
 	Size   int64         `json:"size"`
-	// DiffID is the digest of what a layer's blob was seen to unpack to. Older versions did not write it.
+	// DiffID is the digest of what a layer's blob was seen to unpack to. Older versions did not
+	// write it.
 	DiffID digest.Digest `json:"diff_id,omitempty"`
 }

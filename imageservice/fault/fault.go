@@ -1,5 +1,6 @@
-// Package fault marks why a pull fails, so that its end can be handled by class: what the registry serves is refused, the registry is
-// unavailable, or the disk is full. It knows no registry and no image.
+// Package fault marks why a pull fails, so that its end can be handled by class: what the registry
+// serves is refused, the registry is unavailable, or the disk is full. It knows no registry and no
+// image.
 package fault
 
 import (
@@ -15,7 +16,8 @@ type unavailableError struct{ err error }
 func (u unavailableError) Error() string { return u.err.Error() }
 func (u unavailableError) Unwrap() error { return u.err }
 
-// Unavailable marks an error as the registry's unavailability: nothing is wrong with the request, the same pull may succeed later.
+// Unavailable marks an error as the registry's unavailability: nothing is wrong with the request,
+// the same pull may succeed later.
 func Unavailable(err error) error { return unavailableError{err} }
 
 // IsUnavailable tells whether an error was marked by Unavailable.
@@ -24,7 +26,8 @@ func IsUnavailable(err error) bool {
 	return ok
 }
 
-// refusedError marks an error that lies in the bytes the registry serves: fetching them again gives the same bytes, so they are not kept.
+// refusedError marks an error that lies in the bytes the registry serves: fetching them again gives
+// the same bytes, so they are not kept.
 type refusedError struct{ err error }
 
 func (e refusedError) Error() string { return e.err.Error() }

@@ -43,7 +43,8 @@ func New(c *catalog.Catalog, b *content.Blobs, l *layers.Store, p *content.Pins,
 	return &Collector{Catalog: c, Blobs: b, Layers: l, Pins: p, step: step}
 }
 
-// Unpin gives pins back. With discard, what then belongs to nobody is deleted; else it stays a while for the next try.
+// Unpin gives pins back. With discard, what then belongs to nobody is deleted; else it stays a
+// while for the next try.
 func (g *Collector) Unpin(keys []string, discard bool) {
 	g.Pins.Give(keys)
 	if discard {
@@ -116,9 +117,9 @@ func (g *Collector) unlist(ctx context.Context, ref string) (garbage []string, e
 	return garbage, nil
 }
 
-// Forget takes away every layer that no record lists. The kernel tells a write error once: whoever synced after this would be told that
-// all is well. Layers that other pulls are about to list are among them, and those pulls end, see forgotten. The caller has the writer's
-// right.
+// Forget takes away every layer that no record lists. The kernel tells a write error once: whoever
+// synced after this would be told that all is well. Layers that other pulls are about to list are
+// among them, and those pulls end, see forgotten. The caller has the writer's right.
 func (g *Collector) Forget(ctx context.Context) {
 	listed := g.Catalog.Listed()
 	doubtful := g.Layers.TakeAll(func(key string) bool {
@@ -149,7 +150,8 @@ func (g *Collector) SweepLater(d time.Duration) {
 	})
 }
 
-// Sweep deletes what belongs to nobody and was last touched before t. It returns whether some debris was too young.
+// Sweep deletes what belongs to nobody and was last touched before t. It returns whether some
+// debris was too young.
 func (g *Collector) Sweep(t time.Time) (more bool) {
 	ctx := context.Background()
 	if !g.Catalog.ReadAgain(ctx) {
@@ -168,8 +170,9 @@ func (g *Collector) Sweep(t time.Time) (more bool) {
 	return more
 }
 
-// DropOrphanLayers deletes the directories no record lists: they were never proven to be on disk. What is mounted stays all the same: a
-// container runs on it although its image's record is damaged.
+// DropOrphanLayers deletes the directories no record lists: they were never proven to be on disk.
+// What is mounted stays all the same: a container runs on it although its image's record is
+// damaged.
 func (g *Collector) DropOrphanLayers(ctx context.Context) error {
 	entries, err := os.ReadDir(g.Layers.Root)
 	if err != nil {
@@ -200,8 +203,9 @@ func (g *Collector) DropOrphanLayers(ctx context.Context) error {
 	return nil
 }
 
-// ShowsLayer says whether the options of an overlay name a layer: by its path, or as mount(2) had it on an old kernel, relative to layers/.
-// Of the latter, one of another root is taken for ours: a layer too many costs disk only.
+// ShowsLayer says whether the options of an overlay name a layer: by its path, or as mount(2) had
+// it on an old kernel, relative to layers/. Of the latter, one of another root is taken for ours: a
+// layer too many costs disk only.
 func ShowsLayer(options, layer string) bool {
 	relative := filepath.Join(filepath.Base(filepath.Dir(layer)), filepath.Base(layer))
 	parts := ":" + strings.NewReplacer("=", ":", ",", ":").Replace(options) + ":"

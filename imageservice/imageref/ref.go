@@ -13,8 +13,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Target is a parsed image reference. Either tag or digest is set: with both in the text the digest wins and the tag is forgotten,
-// because nothing proves that the tag ever pointed there.
+// Target is a parsed image reference. Either tag or digest is set: with both in the text the digest
+// wins and the tag is forgotten, because nothing proves that the tag ever pointed there.
 type Target struct {
 	Domain string // host[:port] of the registry, "docker.io" for Docker Hub
 	Path   string // repository on that registry
@@ -33,9 +33,9 @@ var (
 	idPrefix = regexp.MustCompile(`^[0-9a-f]{4,64}$`)
 )
 
-// Parse parses a reference the way docker users write it: docker.io and library/ are filled in, latest is the tag of last resort.
-// An image id is not a reference: "sha256:<64 hex>" could be read as a tag of docker.io/library/sha256, and is refused.
-// Every error is ErrInvalidArgument.
+// Parse parses a reference the way docker users write it: docker.io and library/ are filled in,
+// latest is the tag of last resort. An image id is not a reference: "sha256:<64 hex>" could be read
+// as a tag of docker.io/library/sha256, and is refused. Every error is ErrInvalidArgument.
 func Parse(s string) (Target, error) {
 	if s == "" {
 		return Target{}, fmt.Errorf("image: is empty: %w", errdefs.ErrInvalidArgument)
@@ -74,7 +74,8 @@ func badReference(s string, err error) error {
 	return fmt.Errorf("image reference %s: %v: %w", Quoted(s), err, errdefs.ErrInvalidArgument)
 }
 
-// CheckDigest accepts sha256 only. Others are legal in OCI, but an image id is the sha256 of its config everywhere in Kubernetes.
+// CheckDigest accepts sha256 only. Others are legal in OCI, but an image id is the sha256 of its
+// config everywhere in Kubernetes.
 func CheckDigest(d digest.Digest) error {
 	hex, ok := strings.CutPrefix(string(d), "sha256:")
 	if !ok || !bareID.MatchString(hex) {
@@ -105,8 +106,8 @@ func (t Target) Object() string {
 	return t.Tag
 }
 
-// IngestRef names a partial download of a blob. It is its registry's own: what one registry has begun, another need not wait for,
-// and cannot spoil.
+// IngestRef names a partial download of a blob. It is its registry's own: what one registry has
+// begun, another need not wait for, and cannot spoil.
 func (t Target) IngestRef(d digest.Digest) string { return t.Domain + " " + string(d) }
 
 // Short is the beginning of a digest, for people.

@@ -61,7 +61,8 @@ func RefusalsIn(t *testing.T, files ...string) map[string]*regexp.Regexp {
 	return all
 }
 
-// CheckRefusals runs the rows and demands one for each refusal in the source, but for those that are unreached.
+// CheckRefusals runs the rows and demands one for each refusal in the source, but for those that
+// are unreached.
 func CheckRefusals(t *testing.T, rows []Refusal, sources map[string]*regexp.Regexp, unreached []string) {
 	t.Helper()
 	var said []string

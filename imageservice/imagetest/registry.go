@@ -1,4 +1,5 @@
-// Package imagetest has a registry, layers and a table of refusals for the tests of imageservice and its packages.
+// Package imagetest has a registry, layers and a table of refusals for the tests of imageservice
+// and its packages.
 package imagetest
 
 import (
@@ -22,7 +23,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Registry is a small registry: manifests by tag and digest, blobs by digest, for any repository. before may take a request over.
+// Registry is a small registry: manifests by tag and digest, blobs by digest, for any repository.
+// before may take a request over.
 type Registry struct {
 	*httptest.Server
 	before func(w http.ResponseWriter, r *http.Request) bool
@@ -160,7 +162,8 @@ func Zstd(tarball []byte) Layer {
 	return Layer{Tar: tarball, Blob: z.EncodeAll(tarball, nil), MediaType: ocispec.MediaTypeImageLayerZstd}
 }
 
-// Build makes manifest and config of an image and puts everything into the registry under tag. edit may spoil things before.
+// Build makes manifest and config of an image and puts everything into the registry under tag. edit
+// may spoil things before.
 func (s *Registry) Build(tag string, layers []Layer, edit func(m *ocispec.Manifest, c *ocispec.Image)) (id string, desc ocispec.Descriptor) {
 	config := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}}
 	config.RootFS.Type = "layers"

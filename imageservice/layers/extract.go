@@ -18,11 +18,14 @@ import (
 	"github.com/cribox/cribox/imageservice/overlay"
 )
 
-// extractor writes one layer's tar below a directory of its own. The rule that keeps it there (I19): names from the tar are never joined
-// to a path. Parents are opened with openat2(RESOLVE_IN_ROOT), so that the layer's own symbolic links lead nowhere but into the layer, and
-// every operation is on the last component, which has no slash, relative to that descriptor, never following a link.
+// extractor writes one layer's tar below a directory of its own. The rule that keeps it there
+// (I19): names from the tar are never joined to a path. Parents are opened with
+// openat2(RESOLVE_IN_ROOT), so that the layer's own symbolic links lead nowhere but into the layer,
+// and every operation is on the last component, which has no slash, relative to that descriptor,
+// never following a link.
 //
-// Whiteouts come out the way overlayfs wants them: a character device 0/0 for a name, trusted.overlay.opaque for a directory.
+// Whiteouts come out the way overlayfs wants them: a character device 0/0 for a name,
+// trusted.overlay.opaque for a directory.
 type extractor struct {
 	ctx     context.Context
 	root    int // O_PATH descriptor of the layer's root
@@ -60,8 +63,9 @@ type entry struct {
 	dir, base string // cleaned, relative; dir "" is the root, base "" means the entry is the root itself
 }
 
-// extract unpacks the tar r into the directory that root is open on (O_PATH is enough). It returns the directories it had to make up.
-// Errors about the tar are ErrInvalidArgument or ErrResourceExhausted; the tree is then half done and the caller's to delete.
+// extract unpacks the tar r into the directory that root is open on (O_PATH is enough). It returns
+// the directories it had to make up. Errors about the tar are ErrInvalidArgument or
+// ErrResourceExhausted; the tree is then half done and the caller's to delete.
 func extract(ctx context.Context, r io.Reader, root int, most caps) (implied []string, err error) {
 	x := &extractor{ctx: ctx, root: root, most: most, buf: make([]byte, 256<<10), parent: -1, implied: map[string]bool{}}
 	defer x.forget()
@@ -102,7 +106,8 @@ func (x *extractor) count() error {
 	return x.most.files.entry()
 }
 
-// remember counts a name that is kept until the end: there may be as many as entries, each of the length of a path.
+// remember counts a name that is kept until the end: there may be as many as entries, each of the
+// length of a path.
 func (x *extractor) remember(name string) error {
 	if x.names += int64(len(name)) + bytesOfTimes; x.names > x.most.names {
 		return fault.Refuse(errdefs.ErrResourceExhausted, "more than %d bytes of directories' names and times in one layer", x.most.names)
@@ -166,8 +171,9 @@ func splitName(name string) (dir, base string) {
 	return strings.Trim(dir, "/"), base
 }
 
-// rootEntry is "./": it gives the root its owner and mode, but everybody may pass through and look. Image builders work in folders that only
-// they may enter. The root is a directory whatever the tar says.
+// rootEntry is "./": it gives the root its owner and mode, but everybody may pass through and look.
+// Image builders work in folders that only they may enter. The root is a directory whatever the tar
+// says.
 func (x *extractor) rootEntry(e entry) error {
 	if e.Typeflag != tar.TypeDir {
 		return nil
@@ -255,12 +261,14 @@ func (x *extractor) file(parent int, e entry, r io.Reader) error {
 	return unix.UtimesNanoAt(parent, e.base, times[:], unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// holeSize is the piece of a file that is left out when it is all zeros. Smaller holes would only tear files into pieces.
+// holeSize is the piece of a file that is left out when it is all zeros. Smaller holes would only
+// tear files into pieces.
 const holeSize = 64 << 10
 
 var zeros [holeSize]byte
 
-// copy writes the file that r has. Long runs of zeros become holes: disk images and databases of logins are mostly that.
+// copy writes the file that r has. Long runs of zeros become holes: disk images and databases of
+// logins are mostly that.
 func (x *extractor) copy(fd int, r io.Reader) error {
 	var at, end int64 // what was read; what is written
 	for {
@@ -345,7 +353,8 @@ func (x *extractor) node(parent int, e entry, mk func() error) error {
 	return unix.UtimesNanoAt(parent, e.base, times[:], unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// hardlink names a file of this layer once more. Its metadata is that of the first name: we do not touch an inode by a second way.
+// hardlink names a file of this layer once more. Its metadata is that of the first name: we do not
+// touch an inode by a second way.
 func (x *extractor) hardlink(parent int, e entry) error {
 	dir, base := splitName(e.Linkname)
 	if dir == e.dir && base == e.base {
@@ -389,7 +398,8 @@ func nodeDevice(h *tar.Header) int {
 	return int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))
 }
 
-// mode has the permission bits and setuid, setgid, sticky. The setuid files of images are out of reach: layers/ is 0700.
+// mode has the permission bits and setuid, setgid, sticky. The setuid files of images are out of
+// reach: layers/ is 0700.
 func (e entry) mode() uint32 { return uint32(e.Mode) & 0o7777 }
 
 func (e entry) times() [2]unix.Timespec {
@@ -408,8 +418,8 @@ func timespec(t time.Time) unix.Timespec {
 	return ts
 }
 
-// dress gives an open file or directory its owner, mode and extended attributes, in this order: chown takes setuid bits and
-// capabilities away.
+// dress gives an open file or directory its owner, mode and extended attributes, in this order:
+// chown takes setuid bits and capabilities away.
 func (x *extractor) dress(fd int, e entry) error {
 	if err := unix.Fchown(fd, e.Uid, e.Gid); err != nil {
 		return err
@@ -435,8 +445,9 @@ func (x *extractor) dress(fd int, e entry) error {
 	return nil
 }
 
-// xattrAllowed names what a layer may set. Overlayfs reads trusted.overlay.* and user.overlay.* as orders (redirects to other
-// directories among them), and the other security and trusted names belong to this machine's modules.
+// xattrAllowed names what a layer may set. Overlayfs reads trusted.overlay.* and user.overlay.* as
+// orders (redirects to other directories among them), and the other security and trusted names
+// belong to this machine's modules.
 func xattrAllowed(k string) bool {
 	switch k {
 	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
@@ -445,8 +456,8 @@ func xattrAllowed(k string) bool {
 	return strings.HasPrefix(k, "user.") && !strings.HasPrefix(k, "user.overlay.")
 }
 
-// settleTimes sets the directories' times, in the order of the tar: the last header of a name counts, as for mode and owner. What is no
-// directory any more is skipped.
+// settleTimes sets the directories' times, in the order of the tar: the last header of a name
+// counts, as for mode and owner. What is no directory any more is skipped.
 func (x *extractor) settleTimes() error {
 	for _, d := range x.dirs {
 		if x.ctx.Err() != nil {

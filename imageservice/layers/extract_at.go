@@ -17,8 +17,9 @@ import (
 
 const whiteoutPrefix = ".wh."
 
-// whiteout handles the names that mean absence. The grammar is strict: ".wh.<name>" hides a name of the layers below, ".wh..wh..opq" all of
-// the directory's names; other ".wh..wh." names are AUFS's own and mean nothing; a whiteout of "", "." or ".." is refused.
+// whiteout handles the names that mean absence. The grammar is strict: ".wh.<name>" hides a name of
+// the layers below, ".wh..wh..opq" all of the directory's names; other ".wh..wh." names are AUFS's
+// own and mean nothing; a whiteout of "", "." or ".." is refused.
 func (x *extractor) whiteout(parent int, base string) error {
 	if base == ".wh..wh..opq" {
 		fd, err := unix.Openat(parent, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -39,8 +40,8 @@ func (x *extractor) whiteout(parent int, base string) error {
 	if err != unix.EEXIST {
 		return fault.Disk(err)
 	}
-	// The name came earlier in this very layer and stays: a whiteout is about the layers below. What they have under it must not shine
-	// through a directory.
+	// The name came earlier in this very layer and stays: a whiteout is about the layers below.
+	// What they have under it must not shine through a directory.
 	fd, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	switch err {
 	case nil:
@@ -60,7 +61,8 @@ func lstatAt(dir int, base string) (unix.Stat_t, error) {
 	return st, err
 }
 
-// in opens a name below the root. Links resolve as if the root were "/", magic links and other mounts not at all.
+// in opens a name below the root. Links resolve as if the root were "/", magic links and other
+// mounts not at all.
 func (x *extractor) in(name string, flags uint64) (int, error) {
 	return openIn(x.root, name, flags, unix.RESOLVE_IN_ROOT)
 }
@@ -77,8 +79,8 @@ func openIn(root int, name string, flags, resolve uint64) (int, error) {
 	}
 }
 
-// openParent returns a descriptor of directory dir ("" is the root), made with all its parents if need be. It stays ours, and is good
-// until the next call.
+// openParent returns a descriptor of directory dir ("" is the root), made with all its parents if
+// need be. It stays ours, and is good until the next call.
 func (x *extractor) openParent(dir string) (int, error) {
 	if x.parent >= 0 && x.parentName == dir {
 		return x.parent, nil
@@ -111,7 +113,8 @@ func tooDeep() error {
 	return fault.Refuse(errdefs.ErrResourceExhausted, "directories so deep that their path has more than the %d bytes that the kernel takes", maxName)
 }
 
-// openOrMake opens directory dir and makes what is missing of it, from the top. It holds two descriptors, however deep dir is.
+// openOrMake opens directory dir and makes what is missing of it, from the top. It holds two
+// descriptors, however deep dir is.
 func (x *extractor) openOrMake(dir string, links int) (int, error) {
 	fd, err := x.in(orDot(dir), unix.O_PATH|unix.O_DIRECTORY)
 	var missing []string // deepest first
@@ -132,8 +135,8 @@ func (x *extractor) openOrMake(dir string, links int) (int, error) {
 	return fd, nil
 }
 
-// make makes the directory base, or what a link of that name leads to: something that this layer does not have. The layers below may, so it
-// is made here as well.
+// make makes the directory base, or what a link of that name leads to: something that this layer
+// does not have. The layers below may, so it is made here as well.
 func (x *extractor) make(above int, base string, links int) (int, error) {
 	err := unix.Mkdirat(above, base, 0o755)
 	if err == nil {
@@ -200,7 +203,8 @@ func readlinkAt(dir int, base string) (string, error) {
 	return string(b[:max(n, 0)]), err
 }
 
-// realName is the path below the root of an open directory, "" for the root. ErrResourceExhausted when it is longer than a path can be.
+// realName is the path below the root of an open directory, "" for the root. ErrResourceExhausted
+// when it is longer than a path can be.
 func (x *extractor) realName(fd int) (string, error) {
 	root, err := os.Readlink(fdPath(x.root))
 	if err != nil {
@@ -218,14 +222,15 @@ func (x *extractor) realName(fd int) (string, error) {
 
 func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
-// remove deletes what a later entry of the same name replaces, trees included. Which of its folders were made up is not looked for: see
-// madeUpNames.
+// remove deletes what a later entry of the same name replaces, trees included. Which of its folders
+// were made up is not looked for: see madeUpNames.
 func (x *extractor) remove(parent int, base string) error {
 	x.parentName = "\x00" // the cached directory's name may go through what is removed; it stays open for our caller
 	return tree.RemoveAt(x.ctx, parent, base)
 }
 
-// madeUpNames returns the directories that were made up and are still there: a later entry may have replaced some.
+// madeUpNames returns the directories that were made up and are still there: a later entry may have
+// replaced some.
 func (x *extractor) madeUpNames() (names []string, err error) {
 	for name := range x.implied {
 		fd, err := openIn(x.root, name, unix.O_PATH|unix.O_DIRECTORY, insideNoLinks)

@@ -45,7 +45,8 @@ func newYard(t testing.TB) *yard {
 	return y
 }
 
-// outside describes everything around the layer: names, modes, owners, times, links, attributes, content.
+// outside describes everything around the layer: names, modes, owners, times, links, attributes,
+// content.
 func (y *yard) outside() string {
 	var b strings.Builder
 	imagetest.Must(y.t, filepath.WalkDir(y.base, func(path string, e fs.DirEntry, err error) error {
@@ -340,7 +341,8 @@ func TestTooManyEntries(t *testing.T) {
 	}
 }
 
-// TestReplacedDirectoriesAreForgotten: what was made up in a tree that a later entry replaces was not.
+// TestReplacedDirectoriesAreForgotten: what was made up in a tree that a later entry replaces was
+// not.
 func TestReplacedDirectoriesAreForgotten(t *testing.T) {
 	for name, row := range map[string]struct {
 		entries []any
@@ -361,7 +363,8 @@ func TestReplacedDirectoriesAreForgotten(t *testing.T) {
 	}
 }
 
-// TestDirectoryTwice: the last header of a directory counts, in everything; a name that is no directory in the end has its own times.
+// TestDirectoryTwice: the last header of a directory counts, in everything; a name that is no
+// directory in the end has its own times.
 func TestDirectoryTwice(t *testing.T) {
 	at := func(h tar.Header, mode, seconds int64) tar.Header {
 		h.Mode, h.ModTime, h.AccessTime = mode, time.Unix(seconds, 0), time.Unix(seconds, 0)
@@ -392,7 +395,8 @@ func TestRootMode(t *testing.T) {
 	}
 }
 
-// TestTooManyNames: what is kept in memory until the end of a layer is bounded, repeated names and made-up directories too.
+// TestTooManyNames: what is kept in memory until the end of a layer is bounded, repeated names and
+// made-up directories too.
 func TestTooManyNames(t *testing.T) {
 	long := strings.TrimSuffix(strings.Repeat(strings.Repeat("n", 200)+"/", 15), "/")
 	for name, entry := range map[string]func(i int) tar.Header{

@@ -16,10 +16,12 @@ import (
 	"github.com/cribox/cribox/imageservice/overlay"
 )
 
-// Some layers put a file into a directory that their tar does not name: "tmp/x" without "tmp/". We have to make the directory up, and
-// overlayfs shows the metadata of the topmost one, so a made-up /tmp would lose the sticky bit that the base image gave it. The metadata
-// has to come from the layers below, which are not the same in every image: such a layer is unpacked again with these fixes applied and
-// kept under a key of its own. Changing the shared one would let one image decide over directories of another.
+// Some layers put a file into a directory that their tar does not name: "tmp/x" without "tmp/". We
+// have to make the directory up, and overlayfs shows the metadata of the topmost one, so a made-up
+// /tmp would lose the sticky bit that the base image gave it. The metadata has to come from the
+// layers below, which are not the same in every image: such a layer is unpacked again with these
+// fixes applied and kept under a key of its own. Changing the shared one would let one image decide
+// over directories of another.
 
 // Fix is the metadata that one made-up directory should have.
 type Fix struct {
@@ -47,8 +49,9 @@ func (u *Unpacker) FixesOf(ctx context.Context, l *Layer, below []*Layer) ([]Fix
 	return u.fixesFor(ctx, implied, below)
 }
 
-// fixesFor looks for the directories that a layer made up (sorted, so that parents come first) in the layers below it, given topmost first.
-// ErrResourceExhausted when that takes more looks than one image is worth.
+// fixesFor looks for the directories that a layer made up (sorted, so that parents come first) in
+// the layers below it, given topmost first. ErrResourceExhausted when that takes more looks than
+// one image is worth.
 func (u *Unpacker) fixesFor(ctx context.Context, implied []string, below []*Layer) ([]Fix, error) {
 	var fixes []Fix
 	for _, l := range below {
@@ -72,8 +75,8 @@ func (u *Unpacker) fixesFor(ctx context.Context, implied []string, below []*Laye
 	return fixes, nil
 }
 
-// lookLayer looks for directories in one layer. It returns those that the layer has, and the names about which it says nothing: what is in
-// neither is hidden by something in this layer.
+// lookLayer looks for directories in one layer. It returns those that the layer has, and the names
+// about which it says nothing: what is in neither is hidden by something in this layer.
 func (u *Unpacker) lookLayer(ctx context.Context, l *Layer, names []string) (found []Fix, rest []string, err error) {
 	root, err := unix.Open(u.store.Files(l.Dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {

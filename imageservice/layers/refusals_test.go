@@ -143,7 +143,8 @@ func TestEveryRefusal(t *testing.T) {
 	imagetest.CheckRefusals(t, rows, sources, unreached)
 }
 
-// TestMadeUpDirectoriesAreBounded: looking for them ends with the caller, and when it is too much for one image.
+// TestMadeUpDirectoriesAreBounded: looking for them ends with the caller, and when it is too much
+// for one image.
 func TestMadeUpDirectoriesAreBounded(t *testing.T) {
 	store := NewStore(t.TempDir(), func(string) {})
 	tarball := imagetest.Tar(t, imagetest.Dir("a", 0o700))

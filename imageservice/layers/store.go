@@ -1,4 +1,5 @@
-// Package layers unpacks the layers of images and knows which of them are here; it neither downloads nor mounts.
+// Package layers unpacks the layers of images and knows which of them are here; it neither
+// downloads nor mounts.
 package layers
 
 import (
@@ -74,7 +75,8 @@ func (s *Store) make() (string, error) {
 	}
 }
 
-// Remove deletes the folder of a layer, whatever is in it. It goes on to the end: what is left over is found by the next Open only.
+// Remove deletes the folder of a layer, whatever is in it. It goes on to the end: what is left over
+// is found by the next Open only.
 func (s *Store) Remove(name string) error { return tree.Remove(context.Background(), s.Dir(name)) }
 
 // Taken says that a number is in use.
@@ -116,8 +118,8 @@ func (s *Store) Set(l *Layer) {
 	s.known[l.Key()] = l
 }
 
-// Add makes an unpacked layer known to everybody and returns it. Where another blob has become the same layer meanwhile, that one is
-// returned and l is deleted: there is one folder for a key.
+// Add makes an unpacked layer known to everybody and returns it. Where another blob has become the
+// same layer meanwhile, that one is returned and l is deleted: there is one folder for a key.
 func (s *Store) Add(l *Layer) *Layer {
 	s.mu.Lock()
 	first := s.known[l.Key()]
@@ -135,7 +137,8 @@ func (s *Store) Add(l *Layer) *Layer {
 	return l
 }
 
-// Take makes a layer unknown and returns it, nil when it was not known. The caller deletes its folder.
+// Take makes a layer unknown and returns it, nil when it was not known. The caller deletes its
+// folder.
 func (s *Store) Take(key string) *Layer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -184,7 +187,8 @@ func (s *Store) implied(name string) ([]string, error) {
 	return implied, nil
 }
 
-// Check tells whether the folder of a layer is there, and gives its root the mode that it has now, see rootMode.
+// Check tells whether the folder of a layer is there, and gives its root the mode that it has now,
+// see rootMode.
 func (s *Store) Check(name string) error {
 	info, err := os.Lstat(s.Files(name))
 	if err != nil {

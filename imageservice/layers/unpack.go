@@ -36,7 +36,8 @@ type Source struct {
 	Arrived func() int64 // how many of them there are; nil: all
 }
 
-// budget is what the layers of one image take together. The one that goes beyond it is refused while it is being unpacked.
+// budget is what the layers of one image take together. The one that goes beyond it is refused
+// while it is being unpacked.
 type budget struct {
 	used atomic.Int64
 	most int64
@@ -53,7 +54,8 @@ type meter struct {
 	spent  int64 // of the budget
 }
 
-// errAhead: so much comes out of the bytes that have arrived that the size somebody promised for all of them is not to be relied on.
+// errAhead: so much comes out of the bytes that have arrived that the size somebody promised for
+// all of them is not to be relied on.
 var ErrAhead = errors.New("unpacking is far ahead of the download")
 
 // add counts bytes.
@@ -76,8 +78,9 @@ func (m *meter) beyond(packed int64) bool {
 // lookEvery is how many bytes are written between two looks at the disk.
 const lookEvery = 4 << 20
 
-// wrote counts bytes that are about to be written to the file fd. A layer that is small when packed may fill a part of the disk only: that it is
-// large has cost nobody anything. The limits of what is wrong on purpose are those of add.
+// wrote counts bytes that are about to be written to the file fd. A layer that is small when packed
+// may fill a part of the disk only: that it is large has cost nobody anything. The limits of what
+// is wrong on purpose are those of add.
 func (m *meter) wrote(n int64, fd int) error {
 	m.real += n
 	if m.real < m.look || !m.beyond(m.src.Size) {
@@ -125,8 +128,8 @@ func NewUnpacker(store *Store, limits Limits, prog *progress.Clock) *Unpacker {
 	return u
 }
 
-// Unpack unpacks src into a directory of its own, verifies that its tar has digest diffID, applies the fixes, and returns the layer.
-// Nothing of it is left on error.
+// Unpack unpacks src into a directory of its own, verifies that its tar has digest diffID, applies
+// the fixes, and returns the layer. Nothing of it is left on error.
 func (u *Unpacker) Unpack(ctx context.Context, src Source, diffID digest.Digest, fixes []Fix, it *progress.Item) (l *Layer, err error) {
 	dir, err := u.store.make()
 	if err != nil {
@@ -195,7 +198,8 @@ func (u *Unpacker) Hash(ctx context.Context, src Source, blob digest.Digest, it 
 	return digest.NewDigest(digest.SHA256, tarball.hash), nil
 }
 
-// unpackTar decompresses src, extracts it below root and reads on to the end, so that tarball has hashed every byte.
+// unpackTar decompresses src, extracts it below root and reads on to the end, so that tarball has
+// hashed every byte.
 func unpackTar(ctx context.Context, src Source, tarball *counted, root int, most caps) (implied []string, err error) {
 	plain, closer, err := decompress(src)
 	if err != nil {
@@ -203,7 +207,8 @@ func unpackTar(ctx context.Context, src Source, tarball *counted, root int, most
 	}
 	defer closer()
 	tarball.r = plain
-	// A large buffer: every system call of the extractor evicts less of what the decoder had in cache.
+	// A large buffer: every system call of the extractor evicts less of what the decoder had in
+	// cache.
 	buffered := bufio.NewReaderSize(tarball, 256<<10)
 	if implied, err = extract(ctx, buffered, root, most); err != nil {
 		return nil, err
@@ -212,8 +217,8 @@ func unpackTar(ctx context.Context, src Source, tarball *counted, root int, most
 	return implied, err
 }
 
-// decompress looks at the first bytes, not at the media type: the diff id decides in the end. The decoders are in process, so nothing
-// of an image is ever executed (CVE-2014-9357).
+// decompress looks at the first bytes, not at the media type: the diff id decides in the end. The
+// decoders are in process, so nothing of an image is ever executed (CVE-2014-9357).
 func decompress(src Source) (io.Reader, func(), error) {
 	tracked := &tracked{r: src}
 	in := bufio.NewReaderSize(tracked, 128<<10)

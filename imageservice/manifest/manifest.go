@@ -1,4 +1,5 @@
-// Package manifest reads the documents of an image, and refuses what two readers could take for two things. It fetches nothing.
+// Package manifest reads the documents of an image, and refuses what two readers could take for two
+// things. It fetches nothing.
 package manifest
 
 import (
@@ -44,8 +45,9 @@ type document struct {
 	Manifest  *ocispec.Manifest
 }
 
-// Decode decides by the declared type what raw is, and refuses what could be read as anything else (CVE-2021-41190): declared is
-// the Content-Type of a root document or the media type of its descriptor, and the document's own mediaType has to agree.
+// Decode decides by the declared type what raw is, and refuses what could be read as anything else
+// (CVE-2021-41190): declared is the Content-Type of a root document or the media type of its
+// descriptor, and the document's own mediaType has to agree.
 func Decode(raw []byte, declared string) (document, error) {
 	if err := checkValues(raw); err != nil {
 		return document{}, err
@@ -102,7 +104,8 @@ func Decode(raw []byte, declared string) (document, error) {
 	return d, nil
 }
 
-// nothing says whether a value is as good as a key that is not there: some tools write all of their fields.
+// nothing says whether a value is as good as a key that is not there: some tools write all of their
+// fields.
 func nothing(v json.RawMessage) bool {
 	if len(v) > 100 {
 		return false
@@ -136,7 +139,8 @@ func guess(has func(string) bool) string {
 
 func IsIndex(t string) bool { return t == ocispec.MediaTypeImageIndex || t == DockerList }
 
-// checkValues counts before anything is decoded: two bytes of JSON may become a hundred and more of memory.
+// checkValues counts before anything is decoded: two bytes of JSON may become a hundred and more of
+// memory.
 func checkValues(raw []byte) error {
 	values, quoted := 0, false
 	for i := 0; i < len(raw); i++ {
@@ -163,7 +167,8 @@ func IsManifest(t string) bool {
 	return strings.HasPrefix(t, "application/vnd.docker.distribution.manifest.v1+")
 }
 
-// knownKeys must not appear in another case: encoding/json would take "Layers" for "layers", other readers would not.
+// knownKeys must not appear in another case: encoding/json would take "Layers" for "layers", other
+// readers would not.
 var knownKeys = []string{"schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"}
 
 // topLevelKeys lists the keys of a JSON object, each once, and nothing behind it.
@@ -203,8 +208,9 @@ func topLevelKeys(raw []byte) (map[string]json.RawMessage, error) {
 	return keys, nil
 }
 
-// Choose picks the entry of an index that suits this machine best. Where none has the right platform, it returns those without a platform, whose
-// configs have to be read. ErrNotFound lists what there is.
+// Choose picks the entry of an index that suits this machine best. Where none has the right
+// platform, it returns those without a platform, whose configs have to be read. ErrNotFound lists
+// what there is.
 func Choose(index *ocispec.Index, want platforms.MatchComparer) ([]ocispec.Descriptor, error) {
 	if len(index.Manifests) > MaxEntries {
 		return nil, fault.Refuse(errdefs.ErrResourceExhausted, "index with %d entries, the most is %d", len(index.Manifests), MaxEntries)
@@ -252,8 +258,8 @@ func offered(index *ocispec.Index) string {
 	return strings.Join(list, ", ")
 }
 
-// checkDescriptor refuses digests and sizes that are none. Its urls mean nothing to us: whoever made the image would choose whom this node
-// asks for what.
+// checkDescriptor refuses digests and sizes that are none. Its urls mean nothing to us: whoever
+// made the image would choose whom this node asks for what.
 func checkDescriptor(d ocispec.Descriptor, most int64) error {
 	if err := imageref.CheckDigest(d.Digest); err != nil {
 		return fault.Refuse(errdefs.ErrInvalidArgument, "descriptor: %v", err)
@@ -267,7 +273,8 @@ func checkDescriptor(d ocispec.Descriptor, most int64) error {
 	return nil
 }
 
-// Check refuses what we do not run: other things than images, encrypted layers, too many or too large ones.
+// Check refuses what we do not run: other things than images, encrypted layers, too many or too
+// large ones.
 func Check(m *ocispec.Manifest, maxLayers int, maxBytes int64) error {
 	switch t := m.Config.MediaType; {
 	case t == ocispec.MediaTypeImageConfig || t == DockerConfig || generic(t):
@@ -295,8 +302,9 @@ func Check(m *ocispec.Manifest, maxLayers int, maxBytes int64) error {
 	return nil
 }
 
-// checkLayerType takes every tar. How it is compressed, its first bytes say. Foreign layers are ones that somebody did not push; where the
-// registry has them after all, they are as good as others.
+// checkLayerType takes every tar. How it is compressed, its first bytes say. Foreign layers are
+// ones that somebody did not push; where the registry has them after all, they are as good as
+// others.
 func checkLayerType(t string) error {
 	if strings.HasSuffix(t, "+encrypted") {
 		return fault.Refuse(errdefs.ErrNotImplemented, "layer of type %q is encrypted", fault.Clip(t))

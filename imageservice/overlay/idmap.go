@@ -13,8 +13,8 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// CheckIDMap tells whether the layers of a folder can be mounted with the ids of a user namespace: the error names what is missing.
-// Nothing becomes visible, and nothing is left.
+// CheckIDMap tells whether the layers of a folder can be mounted with the ids of a user namespace:
+// the error names what is missing. Nothing becomes visible, and nothing is left.
 func CheckIDMap(layers string, userNS *os.File) error {
 	o := overlay{layers: layers, lower: []string{"empty", "none"}, target: layers}
 	var err error
@@ -44,7 +44,8 @@ func CheckHostIDMap(root string, userNS *os.File) error {
 	return errors.Join(err, tree.Remove(context.Background(), dir))
 }
 
-// idMapped returns a clone of dir, a mount that is not attached, in which every file belongs to whom its owner's number is in userNS.
+// idMapped returns a clone of dir, a mount that is not attached, in which every file belongs to
+// whom its owner's number is in userNS.
 func idMapped(dir string, userNS *os.File) (*os.File, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -59,8 +60,9 @@ func idMapped(dir string, userNS *os.File) (*os.File, error) {
 	return tree, nil
 }
 
-// overMapped mounts over the id-mapped layers. Overlayfs takes its layers by their paths, and kernels before 6.15 only those of attached
-// mounts; so they are attached over the real ones, in a mount namespace that only one thread ever sees and that ends with it.
+// overMapped mounts over the id-mapped layers. Overlayfs takes its layers by their paths, and
+// kernels before 6.15 only those of attached mounts; so they are attached over the real ones, in a
+// mount namespace that only one thread ever sees and that ends with it.
 func (o *overlay) overMapped() (*os.File, error) {
 	var mnt *os.File
 	err := apart(func() (err error) {
@@ -75,7 +77,8 @@ func (o *overlay) overMapped() (*os.File, error) {
 	return mnt, err
 }
 
-// cloneOld mounts at the target, for the calling thread alone, and returns a clone that is not attached.
+// cloneOld mounts at the target, for the calling thread alone, and returns a clone that is not
+// attached.
 func (o *overlay) cloneOld() (*os.File, error) {
 	if err := o.mountHere(); err != nil {
 		return nil, err
@@ -87,7 +90,8 @@ func (o *overlay) cloneOld() (*os.File, error) {
 	return os.NewFile(uintptr(fd), o.target), nil
 }
 
-// hideLayers gives the calling thread a mount namespace in which the id-mapped layers are in the place of the real ones.
+// hideLayers gives the calling thread a mount namespace in which the id-mapped layers are in the
+// place of the real ones.
 func (o *overlay) hideLayers() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare mounts: %w", err)

@@ -1,11 +1,11 @@
 // Package overlay mounts layers as a root filesystem and does not know where they come from.
 //
 // For a pod with a user namespace the layers are taken through one id-mapped clone of their folder
-// (Spec.UserNS), whose files belong to the namespace's ids: however many layers there are, nothing is
-// copied and no owner is changed on disk. The writable layer is not mapped: what a process writes
-// there has the ids that it has on the host. Overlayfs is mounted by the paths of the layers in a mount
-// namespace of one thread, in which the clone lies over the folder; so the mount shows the same paths
-// as any other.
+// (Spec.UserNS), whose files belong to the namespace's ids: however many layers there are, nothing
+// is copied and no owner is changed on disk. The writable layer is not mapped: what a process
+// writes there has the ids that it has on the host. Overlayfs is mounted by the paths of the layers
+// in a mount namespace of one thread, in which the clone lies over the folder; so the mount shows
+// the same paths as any other.
 package overlay
 
 import (
@@ -37,8 +37,9 @@ type Spec struct {
 	UserNS   *os.File // as whose ids those of the layers' files are taken; nil: as they are
 }
 
-// Mount mounts layers at s.Target, with a writable layer in s.Dir unless s.ReadOnly. The writable layer is volatile: nothing of it is
-// synced, so it is good for one mount only, and mounting it again, or over a mounted target, is ErrFailedPrecondition.
+// Mount mounts layers at s.Target, with a writable layer in s.Dir unless s.ReadOnly. The writable
+// layer is volatile: nothing of it is synced, so it is good for one mount only, and mounting it
+// again, or over a mounted target, is ErrFailedPrecondition.
 func Mount(s Spec) (err error) {
 	o := overlay{layers: s.Layers, lower: s.Lower, target: s.Target, label: s.Label}
 	if s.UserNS != nil {
@@ -101,7 +102,8 @@ func (o *overlay) prepare(s Spec) error {
 	return o.adoptRoot()
 }
 
-// adoptRoot gives the upper directory owner and mode of the topmost layer's root: overlayfs shows the upper one's.
+// adoptRoot gives the upper directory owner and mode of the topmost layer's root: overlayfs shows
+// the upper one's.
 func (o *overlay) adoptRoot() error {
 	var st unix.Stat_t
 	var err error
@@ -160,8 +162,9 @@ func (o *overlay) detached() (*os.File, error) {
 // errOldKernel: no fsopen(2), or an overlayfs without lowerdir+ (Linux before 6.7).
 var errOldKernel = errors.New("kernel without overlayfs lowerdir+")
 
-// asksOverlay says whether fsconfig(2) hands an option to overlayfs at once. Before Linux 6.5 it only collects them: lowerdir+ is taken, and
-// the mount is refused when it is made, with an error that can mean anything.
+// asksOverlay says whether fsconfig(2) hands an option to overlayfs at once. Before Linux 6.5 it
+// only collects them: lowerdir+ is taken, and the mount is refused when it is made, with an error
+// that can mean anything.
 var asksOverlay = sync.OnceValue(func() bool {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -192,7 +195,8 @@ func (o *overlay) mountNew() (*os.File, error) {
 	}()
 	set := func(key, dir string) error {
 		if len(dir) > 255 || strings.Contains(dir, `\`) {
-			// fsconfig takes 255 bytes of a string, and overlayfs takes a backslash for an escape. A descriptor's name is plain.
+			// fsconfig takes 255 bytes of a string, and overlayfs takes a backslash for an escape.
+			// A descriptor's name is plain.
 			fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 			if err != nil {
 				return err
@@ -257,8 +261,8 @@ func fsError(fs int, what string, err error) error {
 	return fmt.Errorf("overlay, %s: %w (%s)", what, err, strings.Join(said, "; "))
 }
 
-// mountOld uses mount(2), whose options have to fit into one page: the lower directories are named relative to layers/, by a thread with
-// a working directory of its own.
+// mountOld uses mount(2), whose options have to fit into one page: the lower directories are named
+// relative to layers/, by a thread with a working directory of its own.
 func (o *overlay) mountOld() error { return apart(o.mountHere) }
 
 // mountHere changes the working directory of the calling thread.
@@ -287,8 +291,8 @@ func (o *overlay) mountHere() error {
 	return nil
 }
 
-// apart runs act on a thread that ends with it, so that act may change what threads share. The process's first thread does not end: it waits
-// here while another one works.
+// apart runs act on a thread that ends with it, so that act may change what threads share. The
+// process's first thread does not end: it waits here while another one works.
 func apart(act func() error) error {
 	result := make(chan error, 1)
 	go func() {
@@ -313,8 +317,8 @@ const (
 	unmountPause = 20 * time.Millisecond
 )
 
-// Unmount unmounts whatever is mounted at target; nothing mounted, or no target, is no error. A busy mount is tried for a short time and
-// then detached: it goes away when its last user does.
+// Unmount unmounts whatever is mounted at target; nothing mounted, or no target, is no error. A
+// busy mount is tried for a short time and then detached: it goes away when its last user does.
 func Unmount(ctx context.Context, target string) error {
 	for try := 1; ; {
 		flags := unix.UMOUNT_NOFOLLOW

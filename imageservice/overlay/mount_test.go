@@ -11,7 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// TestOldKernels: mount(2) with its one page of options shows the same as the mount API of file descriptors.
+// TestOldKernels: mount(2) with its one page of options shows the same as the mount API of file
+// descriptors.
 func TestOldKernels(t *testing.T) {
 	layers := filepath.Join(t.TempDir(), "layers")
 	write := func(name, text string) {

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// Clock knows how far a pull is. A pull that moves (nearly) nothing for the stall time is cancelled; waiting on purpose (for another
-// pull, a slot, or the time a registry asked us to wait) does not count.
+// Clock knows how far a pull is. A pull that moves (nearly) nothing for the stall time is
+// cancelled; waiting on purpose (for another pull, a slot, or the time a registry asked us to wait)
+// does not count.
 type Clock struct {
 	Moved atomic.Int64 // bytes read from the network or out of a decompressor
 	busy  atomic.Int32 // parts of the pull that ought to move; the stall clock stands only while there are none
@@ -77,10 +78,12 @@ func (p *Clock) Waiting(f func() error) error {
 	return f()
 }
 
-// minMove is what counts as moving within the stall time: a peer that sends a byte now and then does not keep a pull alive for ever.
+// minMove is what counts as moving within the stall time: a peer that sends a byte now and then
+// does not keep a pull alive for ever.
 const minMove = 1024
 
-// Watch calls stalled once when less than minMove bytes moved within limit, and returns then or when ctx ends.
+// Watch calls stalled once when less than minMove bytes moved within limit, and returns then or
+// when ctx ends.
 func (p *Clock) Watch(ctx context.Context, limit time.Duration, stalled func()) {
 	tick := time.NewTicker(max(limit/8, time.Millisecond))
 	defer tick.Stop()

@@ -17,8 +17,9 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// alongside unpacks a layer while it is being downloaded: it reads the partial file as it grows. What it makes is not known to anybody
-// before the blob is verified, and nobody waits for it: it moves at a stranger's pace. A nil alongside does nothing.
+// alongside unpacks a layer while it is being downloaded: it reads the partial file as it grows.
+// What it makes is not known to anybody before the blob is verified, and nobody waits for it: it
+// moves at a stranger's pace. A nil alongside does nothing.
 type alongside struct {
 	ft     *fetcher
 	blob   digest.Digest
@@ -38,8 +39,9 @@ type alongside struct {
 // errAbandoned: the download began again from the start.
 var errAbandoned = errors.New("download began again")
 
-// unpackAlong starts unpacking if nobody has the layer or is at the same, and one of the places that are kept for this is free; else it
-// returns nil, and the layer is unpacked when its download is over.
+// unpackAlong starts unpacking if nobody has the layer or is at the same, and one of the places
+// that are kept for this is free; else it returns nil, and the layer is unpacked when its download
+// is over.
 func (ft *fetcher) unpackAlong(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) *alongside {
 	if ft.by.layers.Any(diffID) != nil {
 		return nil
@@ -138,8 +140,8 @@ func (a *alongside) abandon() {
 	a.close(errAbandoned)
 }
 
-// end takes the download's outcome and returns the outcome of both. An unpacking that was abandoned, or went ahead of what had arrived, is
-// no error: it is done later.
+// end takes the download's outcome and returns the outcome of both. An unpacking that was
+// abandoned, or went ahead of what had arrived, is no error: it is done later.
 func (a *alongside) end(download error) error {
 	if a == nil {
 		return download

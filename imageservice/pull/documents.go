@@ -22,8 +22,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// root asks the registry what the reference points to. Where this repository has served what a HEAD answers, that will do: it is cheap, it
-// still proves that the caller may have the image, and Docker Hub does not count it.
+// root asks the registry what the reference points to. Where this repository has served what a HEAD
+// answers, that will do: it is cheap, it still proves that the caller may have the image, and
+// Docker Hub does not count it.
 func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error) {
 	q := registry.Request{Method: http.MethodGet, Kind: "manifests", Object: r.ref.Object(), Accept: manifest.Accept, Resolve: r.ref.Digest == ""}
 	if r.by.catalog.Knows(r.ref) {
@@ -60,7 +61,8 @@ func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error)
 	return raw, desc, r.keep(ctx, raw, desc)
 }
 
-// noHead tells refusals that may be about HEAD itself, or about a manifest that changed: GET will tell.
+// noHead tells refusals that may be about HEAD itself, or about a manifest that changed: GET will
+// tell.
 func noHead(err error) bool {
 	var status *registry.StatusError
 	return errors.As(err, &status) && !registry.Busy(status.Code) && status.Code != http.StatusUnauthorized && status.Code != http.StatusForbidden
@@ -87,7 +89,8 @@ func contentType(h http.Header) string {
 	return t
 }
 
-// get reads a small answer whole and has it verified, trying again when the connection breaks, or without a mirror that lied.
+// get reads a small answer whole and has it verified, trying again when the connection breaks, or
+// without a mirror that lied.
 func (r *resolver) get(ctx context.Context, q registry.Request, most int64, verify func([]byte, http.Header) error) ([]byte, error) {
 	for attempt := 1; ; attempt++ {
 		resp, err := r.reg.Do(ctx, q)
@@ -122,7 +125,8 @@ func (r *resolver) get(ctx context.Context, q registry.Request, most int64, veri
 	}
 }
 
-// plainDocument undoes the compression by a proxy that compresses text although we ask it not to. JSON does not begin as gzip does.
+// plainDocument undoes the compression by a proxy that compresses text although we ask it not to.
+// JSON does not begin as gzip does.
 func plainDocument(raw []byte, most int64) ([]byte, error) {
 	if !bytes.HasPrefix(raw, []byte{0x1f, 0x8b}) {
 		return raw, nil
@@ -138,8 +142,8 @@ func plainDocument(raw []byte, most int64) ([]byte, error) {
 	return plain, nil
 }
 
-// document returns a manifest or config by its descriptor, from content/ where this repository has served it before, else from the registry.
-// kind is where the registry has it.
+// document returns a manifest or config by its descriptor, from content/ where this repository has
+// served it before, else from the registry. kind is where the registry has it.
 func (r *resolver) document(ctx context.Context, desc ocispec.Descriptor, kind string) ([]byte, error) {
 	if err := r.held.pin(ctx, content.BlobKey(desc.Digest)); err != nil {
 		return nil, err

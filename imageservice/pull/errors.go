@@ -18,8 +18,9 @@ var classes = []error{
 	errdefs.ErrUnavailable,
 }
 
-// pullError is the error a caller of Pull sees: redacted, and with exactly one class. The kubelet recognises an unavailable registry by
-// the text's first word and only under gRPC code Unknown, so that one carries no class at all.
+// pullError is the error a caller of Pull sees: redacted, and with exactly one class. The kubelet
+// recognises an unavailable registry by the text's first word and only under gRPC code Unknown, so
+// that one carries no class at all.
 func pullError(ref string, err error) error {
 	text := registry.Redact(err.Error())
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) { // our own want of descriptors, also where a registry could not be dialled

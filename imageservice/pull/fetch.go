@@ -41,7 +41,8 @@ func newFetcher(p *pull, proved bool) *fetcher {
 		downloads: semaphore.NewWeighted(int64(p.by.cfg.MaxDownloads)), unpacker: layers.NewUnpacker(p.by.layers, p.by.cfg.Limits, &p.prog)}
 }
 
-// layer brings one layer here: its blob into content/ and its files into layers/, at the same time where there is a free unpacker.
+// layer brings one layer here: its blob into content/ and its files into layers/, at the same time
+// where there is a free unpacker.
 func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string) (*layers.Layer, error) {
 	for _, key := range []string{content.BlobKey(desc.Digest), content.PartialPrefix + ft.ref.IngestRef(desc.Digest), content.LayerPrefix + string(diffID)} {
 		if err := ft.held.pin(ctx, key); err != nil {
@@ -70,8 +71,9 @@ func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID di
 	return l, nil
 }
 
-// fetch returns when the blob is in content/. On the way it may have unpacked the layer, too. It waits for other pulls from the same registry
-// only: how fast somebody else's registry is must not matter.
+// fetch returns when the blob is in content/. On the way it may have unpacked the layer, too. It
+// waits for other pulls from the same registry only: how fast somebody else's registry is must not
+// matter.
 func (ft *fetcher) fetch(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string) error {
 	release, err := ft.by.claim(ctx, ft.prog, content.PartialPrefix+ft.ref.IngestRef(desc.Digest))
 	if err != nil {
@@ -94,8 +96,9 @@ func (ft *fetcher) fetch(ctx context.Context, desc ocispec.Descriptor, diffID di
 	return along.end(err)
 }
 
-// haveBlob tells whether content/ has the blob. One that no record vouches for is hashed first; what is wrong is deleted. The claim keeps
-// what another registry has brought meanwhile from being deleted in place of what was wrong.
+// haveBlob tells whether content/ has the blob. One that no record vouches for is hashed first;
+// what is wrong is deleted. The claim keeps what another registry has brought meanwhile from being
+// deleted in place of what was wrong.
 func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
 	release, err := ft.by.claim(ctx, ft.prog, content.BlobKey(desc.Digest))
 	if err != nil {
@@ -183,8 +186,8 @@ func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diff
 	return ft.by.layers.Add(l), nil
 }
 
-// download fetches a blob into content/, from where an earlier attempt stopped. It may be there already: then its bytes are the proof that the
-// repository has it.
+// download fetches a blob into content/, from where an earlier attempt stopped. It may be there
+// already: then its bytes are the proof that the repository has it.
 func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *progress.Item, along *alongside) error {
 	var w content.Writer
 	err := ft.prog.Waiting(func() (err error) { // it hashes what is there

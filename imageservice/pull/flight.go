@@ -8,7 +8,8 @@ import (
 	"github.com/cribox/cribox/imageservice/catalog"
 )
 
-// flights are the pulls under way, by reference and credentials. Unlike keyed.Flights, the work ends when nobody waits for it any more.
+// flights are the pulls under way, by reference and credentials. Unlike keyed.Flights, the work
+// ends when nobody waits for it any more.
 type flights struct {
 	mu  sync.Mutex
 	all map[string]*flight
@@ -29,8 +30,8 @@ type flight struct {
 
 var errNobodyWaits = errors.New("nobody waits for this pull any more")
 
-// do runs work under key, or joins the run under way, and returns its result. A caller that gives up gets its context's error; work is
-// cancelled when nobody is left.
+// do runs work under key, or joins the run under way, and returns its result. A caller that gives
+// up gets its context's error; work is cancelled when nobody is left.
 func (fs *flights) do(ctx context.Context, key string, work func(context.Context, *flight)) (catalog.Image, error) {
 	for {
 		f, old := fs.join(ctx, key, work)

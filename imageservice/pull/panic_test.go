@@ -8,7 +8,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// TestPanicCostsOneLayer: a panic of the goroutine that fetches a layer fails the pull, and no more.
+// TestPanicCostsOneLayer: a panic of the goroutine that fetches a layer fails the pull, and no
+// more.
 func TestPanicCostsOneLayer(t *testing.T) {
 	p := &pull{}
 	got := contents{doc: &ocispec.Manifest{}}

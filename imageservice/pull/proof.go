@@ -18,14 +18,16 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Whoever may make pods may run a registry of his own, and knows digests of images that he may not pull: they stand in the status of pods.
-// So a digest in a stranger's document is no reason to use what is here under that digest. A repository proves that it has a blob:
+// Whoever may make pods may run a registry of his own, and knows digests of images that he may not
+// pull: they stand in the status of pods. So a digest in a stranger's document is no reason to use
+// what is here under that digest. A repository proves that it has a blob:
 //
 //   - a record lists the blob for an image of the repository, or
 //   - another repository of the same registry has sent us the blob, and the registry says that this one has it too, or
 //   - it sends us all of it.
 //
-// And a layer is used only with a blob that was seen to unpack to it (diffIDs), whatever a configuration says.
+// And a layer is used only with a blob that was seen to unpack to it (diffIDs), whatever a
+// configuration says.
 
 // recorded tells whether a record lists the blob for an image that this repository has served.
 func (r *resolver) recorded(d digest.Digest) bool {
@@ -33,7 +35,8 @@ func (r *resolver) recorded(d digest.Digest) bool {
 	return slices.Contains(from, r.ref.Repository())
 }
 
-// present tells whether content/ has the blob and the repository has proven to have it too. What is not whole is deleted.
+// present tells whether content/ has the blob and the repository has proven to have it too. What is
+// not whole is deleted.
 func (ft *fetcher) present(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
 	from, known := ft.by.catalog.Senders(desc.Digest)
 	from = append(from, ft.by.blobs.Senders(desc.Digest)...)
@@ -62,7 +65,8 @@ func (ft *fetcher) isOfRegistry(repository string) bool {
 	return domain == ft.ref.Domain
 }
 
-// noteSender remembers that the repository has sent the blob, or has proven to have it. Where that is not possible, it has to be proven again.
+// noteSender remembers that the repository has sent the blob, or has proven to have it. Where that
+// is not possible, it has to be proven again.
 func (ft *fetcher) noteSender(ctx context.Context, d digest.Digest) error {
 	release, err := ft.by.claim(ctx, ft.prog, content.BlobKey(d))
 	if err != nil {
@@ -88,7 +92,8 @@ func (ft *fetcher) hash(ctx context.Context, desc ocispec.Descriptor) (digest.Di
 	return ft.unpacker.Hash(ctx, layers.Source{Reader: f, Size: desc.Size}, desc.Digest, it)
 }
 
-// match makes sure that the blob, which is here, unpacks to diffID. Where another blob has become the layer, this one is read for that only.
+// match makes sure that the blob, which is here, unpacks to diffID. Where another blob has become
+// the layer, this one is read for that only.
 func (ft *fetcher) match(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
 	got := ft.by.blobs.UnpacksTo(desc.Digest)
 	if got == "" {

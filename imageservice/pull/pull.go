@@ -147,7 +147,8 @@ type contents struct {
 
 func (p *pull) run(ctx context.Context) (img catalog.Image, err error) {
 	defer func() {
-		// Bytes that are wrong will be wrong again, and a full disk wants them gone. Others wait for the next try.
+		// Bytes that are wrong will be wrong again, and a full disk wants them gone. Others wait
+		// for the next try.
 		full := errors.Is(err, errdefs.ErrResourceExhausted)
 		p.by.garbage.Unpin(p.held.keys, err == nil || full || fault.IsRefused(err))
 	}()
@@ -242,7 +243,8 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk) (ca
 	return r.Image(c.Pinned), nil
 }
 
-// forgotten returns a layer that is not known any more, nil if all are. The caller has the writer's right, so that it stays so.
+// forgotten returns a layer that is not known any more, nil if all are. The caller has the writer's
+// right, so that it stays so.
 func (p *pull) forgotten(got contents) *layers.Layer {
 	for _, l := range got.layers {
 		if known := p.by.layers.ByKey(l.Key()); known == nil || known.Dir != l.Dir {
@@ -252,7 +254,8 @@ func (p *pull) forgotten(got contents) *layers.Layer {
 	return nil
 }
 
-// proven tells whether records list every piece already: then all of it was synced before. Our pins keep it from going meanwhile.
+// proven tells whether records list every piece already: then all of it was synced before. Our pins
+// keep it from going meanwhile.
 func (p *pull) proven(got contents) bool {
 	listed := p.by.catalog.Listed()
 	for _, key := range p.newRecord(got).Keys() {

@@ -35,8 +35,9 @@ func newResolver(p *pull) *resolver {
 
 // documents resolves the reference down to one manifest and its config.
 //
-// The platform of an image is what the index says that names it. Where no index does, because it has no platforms or the reference is a
-// manifest's, the config says it: among several images that decides, of a single one it is noted only, as an emulator may run it.
+// The platform of an image is what the index says that names it. Where no index does, because it
+// has no platforms or the reference is a manifest's, the config says it: among several images that
+// decides, of a single one it is noted only, as an emulator may run it.
 func (r *resolver) documents(ctx context.Context) (contents, error) {
 	raw, desc, err := r.root(ctx)
 	if err != nil {
@@ -76,7 +77,8 @@ func (r *resolver) resolve(ctx context.Context, got contents, raw []byte, desc o
 	return r.firstThatFits(ctx, got, entries, depth+1)
 }
 
-// firstThatFits resolves one entry of an index after the other. What was fetched for those that do not fit does not belong to the image.
+// firstThatFits resolves one entry of an index after the other. What was fetched for those that do
+// not fit does not belong to the image.
 func (r *resolver) firstThatFits(ctx context.Context, got contents, entries []ocispec.Descriptor, depth int) (contents, error) {
 	var others []string
 	for _, entry := range entries {

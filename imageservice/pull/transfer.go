@@ -19,7 +19,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// transfer moves one blob from the registry into the content store, over as many connections as it takes.
+// transfer moves one blob from the registry into the content store, over as many connections as it
+// takes.
 type transfer struct {
 	ft     *fetcher
 	desc   ocispec.Descriptor
@@ -34,9 +35,10 @@ type transfer struct {
 	along  *alongside
 }
 
-// wrong says that what a host sends is not the blob. Where the answer is said to be compressed, it is asked for again and unpacked: some
-// servers compress although they are asked not to, others say so of what is stored compressed and meant like that. From a mirror it is
-// thrown away, and somebody else is asked.
+// wrong says that what a host sends is not the blob. Where the answer is said to be compressed, it
+// is asked for again and unpacked: some servers compress although they are asked not to, others say
+// so of what is stored compressed and meant like that. From a mirror it is thrown away, and
+// somebody else is asked.
 func (t *transfer) wrong(h *registry.Host, format string, args ...any) error {
 	if t.coded && !t.decode {
 		t.decode = true
@@ -52,7 +54,8 @@ func (t *transfer) wrong(h *registry.Host, format string, args ...any) error {
 // errNoRange says that the server does not continue where we asked it to.
 var errNoRange = errors.New("the server does not continue a download")
 
-// run transfers what is missing and commits. Only attempts that bring nothing count against the limit.
+// run transfers what is missing and commits. Only attempts that bring nothing count against the
+// limit.
 func (t *transfer) run(ctx context.Context) error {
 	for barren := 0; ; {
 		before := t.offset
@@ -97,7 +100,8 @@ func (t *transfer) restart() error {
 	return t.w.Truncate(0)
 }
 
-// piece asks for the rest of the blob once. An error without an answer has been tried again often enough already.
+// piece asks for the rest of the blob once. An error without an answer has been tried again often
+// enough already.
 func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	if t.offset == t.desc.Size {
 		return true, nil
@@ -141,7 +145,8 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	return true, err
 }
 
-// whole tells whether an answer has all of a blob: some servers call it a range, some proxies say that they have changed something.
+// whole tells whether an answer has all of a blob: some servers call it a range, some proxies say
+// that they have changed something.
 func whole(resp *registry.Reply) bool {
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusNonAuthoritativeInfo:
@@ -196,8 +201,8 @@ func (t *transfer) copy(from *registry.Reply) error {
 	}
 }
 
-// commit verifies and names the blob. Wrong bytes get one more chance from the start where a mirror sent them, which is then left out, or
-// where they were put together from several answers.
+// commit verifies and names the blob. Wrong bytes get one more chance from the start where a mirror
+// sent them, which is then left out, or where they were put together from several answers.
 func (t *transfer) commit(ctx context.Context) (done bool, err error) {
 	if got := t.w.Digest(); got != t.desc.Digest {
 		if t.coded && !t.decode {

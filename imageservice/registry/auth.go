@@ -29,11 +29,12 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Auth is the credentials of one pull, as runtime.v1.AuthConfig has them. RegistryToken goes to the registry as it is (Bearer);
-// IdentityToken is exchanged at the token server; Username and Password, or Auth (base64 of "user:password") in their place, serve the
-// basic scheme and the token server. Where several are given the first of these counts: username with password, identity token, auth,
-// registry token, username alone. ServerAddress, when not empty, says whose they are: with another registry in the reference they are
-// ignored, and a refusal says so.
+// Auth is the credentials of one pull, as runtime.v1.AuthConfig has them. RegistryToken goes to the
+// registry as it is (Bearer); IdentityToken is exchanged at the token server; Username and
+// Password, or Auth (base64 of "user:password") in their place, serve the basic scheme and the
+// token server. Where several are given the first of these counts: username with password, identity
+// token, auth, registry token, username alone. ServerAddress, when not empty, says whose they are:
+// with another registry in the reference they are ignored, and a refusal says so.
 type Auth struct {
 	Username, Password string
 	Auth               string
@@ -49,7 +50,8 @@ type Credentials struct {
 	withheld         string // the server they are meant for, which is not the reference's
 }
 
-// Describe says for an error what the request brought, without a word of it: a refusal means something else to who forgot a pull secret.
+// Describe says for an error what the request brought, without a word of it: a refusal means
+// something else to who forgot a pull secret.
 func (c Credentials) Describe() string {
 	switch {
 	case c.withheld != "":
@@ -64,7 +66,8 @@ func (c Credentials) Describe() string {
 	return "the request brought no credentials"
 }
 
-// secrets lists what must never be seen in an error, in every form in which a server gets to see it.
+// secrets lists what must never be seen in an error, in every form in which a server gets to see
+// it.
 func (c Credentials) secrets() []string {
 	pair := c.username + ":" + c.secret
 	return []string{pair, base64.StdEncoding.EncodeToString([]byte(pair)), c.secret, c.registryToken}
@@ -77,8 +80,8 @@ func (c Credentials) Key() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// NewCredentials checks a and returns what of it may be shown to the registry of t: nothing when a belongs to another server.
-// Errors are ErrInvalidArgument and name the field, never its value.
+// NewCredentials checks a and returns what of it may be shown to the registry of t: nothing when a
+// belongs to another server. Errors are ErrInvalidArgument and name the field, never its value.
 func NewCredentials(a *Auth, t imageref.Target) (Credentials, error) {
 	if a == nil {
 		return Credentials{}, nil
@@ -118,7 +121,8 @@ func NewCredentials(a *Auth, t imageref.Target) (Credentials, error) {
 	return c, nil
 }
 
-// namedServer is a server_address in a message: its server, unless that may be the beginning of a user name and password with a slash in them.
+// namedServer is a server_address in a message: its server, unless that may be the beginning of a
+// user name and password with a slash in them.
 func namedServer(address string) string {
 	_, rest, ok := strings.Cut(address, "://")
 	if !ok {
@@ -138,7 +142,8 @@ func schemeOf(address string) string {
 	return "https"
 }
 
-// serverOf reduces the server_address of a docker config ("https://index.docker.io/v1/") to the domain of a reference.
+// serverOf reduces the server_address of a docker config ("https://index.docker.io/v1/") to the
+// domain of a reference.
 func serverOf(address string) string {
 	if _, rest, ok := strings.Cut(address, "://"); ok {
 		address = rest
@@ -213,7 +218,8 @@ func (a *authorizer) current() string {
 	return a.header
 }
 
-// challenge takes a 401 that came although used was sent. It returns nil when current() is now worth another try.
+// challenge takes a 401 that came although used was sent. It returns nil when current() is now
+// worth another try.
 func (a *authorizer) challenge(ctx context.Context, resp http.Header, used string) error {
 	if err := a.turn.Acquire(ctx, 1); err != nil {
 		return err
@@ -232,7 +238,8 @@ func (a *authorizer) challenge(ctx context.Context, resp http.Header, used strin
 	return nil
 }
 
-// answer makes the Authorization header for the best of the offered challenges, an empty one where the host should be asked without.
+// answer makes the Authorization header for the best of the offered challenges, an empty one where
+// the host should be asked without.
 func (a *authorizer) answer(ctx context.Context, resp http.Header, used string) (string, error) {
 	if a.creds.registryToken != "" {
 		return "", fmt.Errorf("%s refuses the registry token: %w", a.server, errdefs.ErrUnauthenticated)
@@ -277,7 +284,8 @@ func (a *authorizer) basic(used string) (string, error) {
 	return header, nil
 }
 
-// token asks the token server of a challenge, and returns the header with the token. The realm is the registry's word, so it is believed only as far as trustRealm says.
+// token asks the token server of a challenge, and returns the header with the token. The realm is
+// the registry's word, so it is believed only as far as trustRealm says.
 func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error) {
 	realm, err := url.Parse(c.Parameters["realm"])
 	if err != nil {
@@ -360,9 +368,10 @@ func (a *authorizer) tokenError(realm *url.URL, err error) error {
 	return fmt.Errorf("ask %s for a token: %v: %w", origin(realm), Redact(err.Error(), a.secrets()...), errdefs.ErrUnauthenticated)
 }
 
-// trustRealm decides about a token server. related: it may see credentials, because it is the registry's own host (any port), shares its
-// registrable domain, or is named by the administrator. A stranger is asked anonymously, over https, and only by name: never an address of
-// the node's network.
+// trustRealm decides about a token server. related: it may see credentials, because it is the
+// registry's own host (any port), shares its registrable domain, or is named by the administrator.
+// A stranger is asked anonymously, over https, and only by name: never an address of the node's
+// network.
 func trustRealm(registry, realm *url.URL, allowed []string) (related bool, err error) {
 	host, own := realm.Hostname(), registry.Hostname()
 	if host == "" || realm.Opaque != "" || realm.User != nil {

@@ -9,7 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// StatusError is an HTTP answer that is not the one we asked for. It unwraps to the error class of its code.
+// StatusError is an HTTP answer that is not the one we asked for. It unwraps to the error class of
+// its code.
 type StatusError struct {
 	Code   int
 	server string
@@ -53,9 +54,9 @@ var (
 	urlUserinfo = regexp.MustCompile(`(https?://)[^\s"'<>/@]*@`)
 )
 
-// Redact takes the secrets out of a text that goes to a caller or a log: query strings and user info of URLs, and whatever of the
-// pull's own credentials a server may have echoed. Secrets are looked for in a server's words only: in ours they would tell what
-// the password is not.
+// Redact takes the secrets out of a text that goes to a caller or a log: query strings and user
+// info of URLs, and whatever of the pull's own credentials a server may have echoed. Secrets are
+// looked for in a server's words only: in ours they would tell what the password is not.
 func Redact(s string, secrets ...string) string {
 	for _, secret := range secrets {
 		if len(secret) >= 4 {

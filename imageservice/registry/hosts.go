@@ -27,15 +27,17 @@ import (
 	"github.com/cribox/cribox/imageservice/progress"
 )
 
-// Client opens the registries of references, and remembers for a while which of their hosts were dead or slow.
+// Client opens the registries of references, and remembers for a while which of their hosts were
+// dead or slow.
 type Client struct {
 	folder   string // in the style of containerd's certs.d (<host>/hosts.toml), read at every pull; "" = none
 	stall    time.Duration
 	troubled troubledHosts
 }
 
-// NewClient returns a client that is configured by a folder in the style of containerd's certs.d (<host>/hosts.toml), which is read
-// at every open; "" for none. No answer is waited for longer than stall.
+// NewClient returns a client that is configured by a folder in the style of containerd's certs.d
+// (<host>/hosts.toml), which is read at every open; "" for none. No answer is waited for longer
+// than stall.
 func NewClient(folder string, stall time.Duration) *Client {
 	return &Client{folder: folder, stall: stall}
 }
@@ -55,12 +57,14 @@ type Host struct {
 
 func (h *Host) origin() string { return origin(&url.URL{Scheme: h.Scheme, Host: h.Host}) }
 
-// is tells whether u is on this very host. On loopback the scheme says nothing: the library tries https and falls back.
+// is tells whether u is on this very host. On loopback the scheme says nothing: the library tries
+// https and falls back.
 func (h *Host) is(u *url.URL) bool {
 	return origin(u) == h.origin() || strings.EqualFold(u.Host, h.Host) && docker.IsLocalhost(h.Host)
 }
 
-// sameServer tells whether an entry's host is the registry that a reference names. Default ports make no difference.
+// sameServer tells whether an entry's host is the registry that a reference names. Default ports
+// make no difference.
 func sameServer(scheme, host, domain string) bool {
 	if domain == "docker.io" && host == "registry-1.docker.io" {
 		return true
@@ -79,8 +83,8 @@ func withoutPort(scheme, host string) string {
 	return host
 }
 
-// listener is a logger for the library's configuration code, which logs errors that it goes on after, and the function that returns
-// such an error.
+// listener is a logger for the library's configuration code, which logs errors that it goes on
+// after, and the function that returns such an error.
 func listener() (*log.Entry, func() error) {
 	l := logrus.New()
 	l.SetOutput(io.Discard)
@@ -104,9 +108,11 @@ const settingsName = "cribox.toml"
 
 // registrySettings is the content of that file.
 type registrySettings struct {
-	// TokenServers may see the credentials for this registry although they are on another domain: "https://host" or "host".
+	// TokenServers may see the credentials for this registry although they are on another domain:
+	// "https://host" or "host".
 	TokenServers []string `toml:"token_servers"`
-	// RedirectToHTTP lets the registry redirect blobs from https to plain http. Their digests are checked all the same.
+	// RedirectToHTTP lets the registry redirect blobs from https to plain http. Their digests are
+	// checked all the same.
 	RedirectToHTTP bool `toml:"redirect_to_http"`
 
 	file string // where it is, or would be
@@ -241,8 +247,9 @@ func (c *Client) Open(ctx context.Context, t imageref.Target, creds Credentials,
 	return r, nil
 }
 
-// addHosts takes over the hosts of the library, of which the last is the registry itself. Credentials go to the registry under its own name,
-// and to what an administrator has named as its server.
+// addHosts takes over the hosts of the library, of which the last is the registry itself.
+// Credentials go to the registry under its own name, and to what an administrator has named as its
+// server.
 func (r *Repository) addHosts(hosts []docker.RegistryHost, file hostsFile) {
 	for i, rh := range hosts {
 		last := i == len(hosts)-1
@@ -270,8 +277,9 @@ func (r *Repository) addHosts(hosts []docker.RegistryHost, file hostsFile) {
 	}
 }
 
-// foldOwn makes an entry with the address of the registry itself the registry. Such an entry is there to say how to connect (ca,
-// skip_verify, header); the last host, which the library adds, has the same address and knows nothing of it.
+// foldOwn makes an entry with the address of the registry itself the registry. Such an entry is
+// there to say how to connect (ca, skip_verify, header); the last host, which the library adds, has
+// the same address and knows nothing of it.
 func (r *Repository) foldOwn(bare bool) {
 	if len(r.hosts) < 2 {
 		return
@@ -306,7 +314,8 @@ const (
 	dead              // no connection
 )
 
-// troubledHosts remembers for a while who was dead or slow, so that such a mirror costs its timeout once and not per blob.
+// troubledHosts remembers for a while who was dead or slow, so that such a mirror costs its timeout
+// once and not per blob.
 type troubledHosts struct {
 	mu    sync.Mutex
 	known map[string]troubledHost // by host.name

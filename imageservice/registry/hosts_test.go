@@ -136,7 +136,8 @@ func foreignAuthorizer(code int) *authorizer {
 	return newAuthorizer("https://reg.example", "repository:app:pull", Credentials{username: "alice", secret: "wonderland"}, client, nil, settings)
 }
 
-// TestForeignTokenServer: over https it is asked without credentials, and a refusal says that they were withheld.
+// TestForeignTokenServer: over https it is asked without credentials, and a refusal says that they
+// were withheld.
 func TestForeignTokenServer(t *testing.T) {
 	for _, named := range []string{"", "api.scaleway.com", "https://api.scaleway.com", "https://api.scaleway.com:443/", "http://api.scaleway.com", "api.scaleway.com:444"} {
 		var seen string
@@ -207,7 +208,8 @@ func TestWhatTokenServersSee(t *testing.T) {
 	}
 }
 
-// TestWhoIsTroubled: a host that is dead or slow is asked after the others, one with a bad certificate is not.
+// TestWhoIsTroubled: a host that is dead or slow is asked after the others, one with a bad
+// certificate is not.
 func TestWhoIsTroubled(t *testing.T) {
 	for err, want := range map[error]trouble{
 		errors.New("x509"): noTrouble, errSilent: slow, fmt.Errorf("%w: %w", errNoConnection, errSilent): dead,
@@ -220,9 +222,10 @@ func TestWhoIsTroubled(t *testing.T) {
 	}
 }
 
-// TestForeignTokenServerRefuses is a row of the policy about registries (imageservice/refusals_registry_test.go). Credentials, and a
-// challenge with a server of another domain: containerd sends the password there. Whoever answers for a registry could collect passwords;
-// token_servers allows it.
+// TestForeignTokenServerRefuses is a row of the policy about registries
+// (imageservice/refusals_registry_test.go). Credentials, and a challenge with a server of another
+// domain: containerd sends the password there. Whoever answers for a registry could collect
+// passwords; token_servers allows it.
 func TestForeignTokenServerRefuses(t *testing.T) {
 	a := foreignAuthorizer(http.StatusUnauthorized)
 	err := (&Host{auth: a}).explain(a.challenge(t.Context(), http.Header{"Www-Authenticate": {`Bearer realm="https://tokens.example/"`}}, ""))

@@ -1,13 +1,15 @@
-// Package registry asks the hosts that serve a repository; it verifies nothing that they send, and keeps nothing.
+// Package registry asks the hosts that serve a repository; it verifies nothing that they send, and
+// keeps nothing.
 //
 // # Credentials
 //
-// What comes with a pull goes to the registry of the reference (or what hosts.toml names as its server)
-// and to its own token server, and nowhere else: not to mirrors (a mirror that wants credentials gets
-// them as a header in hosts.toml), not over redirects to another origin, not to a token server that
-// shares neither host nor registrable domain with the registry unless cribox.toml in the registry's
-// folder names it, not when server_address names another registry. A foreign token server over https is
-// asked anonymously, because public registries with vanity names need that.
+// What comes with a pull goes to the registry of the reference (or what hosts.toml names as its
+// server) and to its own token server, and nowhere else: not to mirrors (a mirror that wants
+// credentials gets them as a header in hosts.toml), not over redirects to another origin, not to a
+// token server that shares neither host nor registrable domain with the registry unless cribox.toml
+// in the registry's folder names it, not when server_address names another registry. A foreign
+// token server over https is asked anonymously, because public registries with vanity names need
+// that.
 package registry
 
 import (
@@ -50,7 +52,8 @@ const (
 	troubledFor    = 30 * time.Second // a host that was dead or slow is asked after the others for so long
 )
 
-// Repository asks the hosts that serve one repository, mirrors first, the registry itself last, as hosts.toml says.
+// Repository asks the hosts that serve one repository, mirrors first, the registry itself last, as
+// hosts.toml says.
 type Repository struct {
 	repo     imageref.Target
 	settings registrySettings
@@ -91,8 +94,9 @@ func (r *Repository) able(q Request) (hosts []*Host) {
 
 // Do sends q to the hosts in turn and returns the first good answer. The caller closes its body.
 //
-// While there is somebody else to ask, a host has one try and little time. Those that had no time or no luck, and those that are known to
-// be slow or dead, are asked again when all others are out, with patience. See failures.join for the error.
+// While there is somebody else to ask, a host has one try and little time. Those that had no time
+// or no luck, and those that are known to be slow or dead, are asked again when all others are out,
+// with patience. See failures.join for the error.
 func (r *Repository) Do(ctx context.Context, q Request) (*Reply, error) {
 	hosts := r.able(q)
 	var fails failures
@@ -135,8 +139,8 @@ func (r *Repository) trouble(h *Host) trouble {
 	return slow
 }
 
-// hopeful returns whom to ask again, those without a connection last. When the registry itself has said no, only those are asked who had
-// no chance to answer yet.
+// hopeful returns whom to ask again, those without a connection last. When the registry itself has
+// said no, only those are asked who had no chance to answer yet.
 func (r *Repository) hopeful(later []*Host, fails failures) (hosts []*Host) {
 	later = slices.DeleteFunc(later, func(h *Host) bool {
 		err := fails.of(h)
@@ -185,8 +189,8 @@ func answered(err error) bool {
 	return !fault.IsUnavailable(err)
 }
 
-// join makes one error of all. What the registry itself answers stands before what a connection to it met, and both before what mirrors say,
-// whose words are added.
+// join makes one error of all. What the registry itself answers stands before what a connection to
+// it met, and both before what mirrors say, whose words are added.
 func (r *Repository) join(q Request, fails failures) error {
 	rank := func(e hostError) int {
 		switch {
@@ -269,7 +273,8 @@ func hadItsTime(err error) bool {
 	return errors.Is(err, errSilent) || errors.As(err, &op) && op.Op == "dial" && op.Timeout()
 }
 
-// patience is the time that a host has to its first byte. Who has set a dial_timeout has decided that a connection may take so long.
+// patience is the time that a host has to its first byte. Who has set a dial_timeout has decided
+// that a connection may take so long.
 func (r *Repository) patience(h *Host, patient bool) time.Duration {
 	if patient {
 		return max(r.stall, h.dial)
@@ -277,7 +282,8 @@ func (r *Repository) patience(h *Host, patient bool) time.Duration {
 	return max(min(r.idle, mirrorPatience), h.dial)
 }
 
-// silence is how long an answer may stand still before another connection is tried, sooner while there are others to ask.
+// silence is how long an answer may stand still before another connection is tried, sooner while
+// there are others to ask.
 func (r *Repository) silence() time.Duration {
 	if len(r.able(Request{})) > 1 {
 		return min(r.idle, maxSilence)
@@ -285,7 +291,8 @@ func (r *Repository) silence() time.Duration {
 	return r.idle
 }
 
-// remember notes who is dead or slow. A bad certificate, say, is neither: the next try costs no time.
+// remember notes who is dead or slow. A bad certificate, say, is neither: the next try costs no
+// time.
 func (r *Repository) remember(h *Host, err error) {
 	var op *net.OpError
 	switch {
@@ -335,8 +342,9 @@ func transport(err error) bool {
 	return fault.IsUnavailable(err) && !errors.As(err, &se)
 }
 
-// authorized sends q with what authorization there is and answers challenges of the host itself: twice at most, the first because we
-// came without, the second because a token may have expired. A host that refuses a token without a new challenge is asked once without.
+// authorized sends q with what authorization there is and answers challenges of the host itself:
+// twice at most, the first because we came without, the second because a token may have expired. A
+// host that refuses a token without a new challenge is asked once without.
 func (r *Repository) authorized(ctx context.Context, h *Host, q Request, patience time.Duration) (*Reply, error) {
 	for tries, without := 0, false; ; {
 		resp, err := r.follow(ctx, h, q, patience)
@@ -376,8 +384,8 @@ type Reply struct {
 	used    string // the Authorization that its server was shown
 }
 
-// strangers are the servers that a host redirects to and that want a token of their own: registries that are a name for another one. Each is
-// asked anonymously.
+// strangers are the servers that a host redirects to and that want a token of their own: registries
+// that are a name for another one. Each is asked anonymously.
 type strangers struct {
 	mu    sync.Mutex
 	known map[string]*authorizer // by origin
@@ -409,7 +417,8 @@ func (s *strangers) at(r *Repository, h *Host, u *url.URL) *authorizer {
 // scope is what a token must allow.
 func (r *Repository) scope() string { return "repository:" + r.repo.Path + ":pull" }
 
-// Blame leaves a mirror out whose answer was no good, for the rest of the pull. It returns whether there is somebody else to ask.
+// Blame leaves a mirror out whose answer was no good, for the rest of the pull. It returns whether
+// there is somebody else to ask.
 func (r *Repository) Blame(h *Host, err error) bool {
 	if h == nil || h.Own {
 		return false
@@ -418,7 +427,8 @@ func (r *Repository) Blame(h *Host, err error) bool {
 	return len(r.able(Request{})) > 0
 }
 
-// follow sends q and follows redirects: from https to http only for what has a digest, only where that is set, and to another origin only with the headers that any server may see.
+// follow sends q and follows redirects: from https to http only for what has a digest, only where
+// that is set, and to another origin only with the headers that any server may see.
 func (r *Repository) follow(ctx context.Context, h *Host, q Request, patience time.Duration) (*Reply, error) {
 	u := &url.URL{Scheme: h.Scheme, Host: h.Host, Path: path.Join("/", h.Path, r.repo.Path, q.Kind, q.Object)}
 	until := time.Now().Add(patience) // for all redirects together
@@ -483,8 +493,8 @@ var (
 	errNoConnection = errors.New("no connection")
 )
 
-// send does one round trip. The connection is given up when it is silent for too long, before and after the headers. The stall clock stands
-// until the headers are here: patience is the limit.
+// send does one round trip. The connection is given up when it is silent for too long, before and
+// after the headers. The stall clock stands until the headers are here: patience is the limit.
 func (r *Repository) send(ctx context.Context, h *Host, method string, u *url.URL, header http.Header, patience time.Duration) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(patience, func() { cancel(errSilent) })
@@ -516,7 +526,8 @@ func (r *Repository) send(ctx context.Context, h *Host, method string, u *url.UR
 	return resp, nil
 }
 
-// body watches the reading of a reply: the clock runs only while we wait for the peer, not while a disk is slow.
+// body watches the reading of a reply: the clock runs only while we wait for the peer, not while a
+// disk is slow.
 type body struct {
 	io.ReadCloser
 	reg    *Repository

@@ -1,6 +1,6 @@
-// Package guard keeps the panic of one piece of work from ending the process.
+// Package guard keeps a panic in one operation from ending the process.
 //
-// What it will not do: begin goroutines, or decide what becomes of the work.
+// It does not start goroutines, and does not clean up after the operation.
 package guard
 
 import (
@@ -12,9 +12,9 @@ import (
 	"github.com/containerd/log"
 )
 
-// Call runs act and returns its error. A panic becomes an error of class ErrInternal: it costs what
-// act was about and not the daemon. Every goroutine that does the work of a request, or of
-// recovery, begins with Call or Run.
+// Call runs act and returns its error. It logs a panic and returns it as an error of class
+// ErrInternal, so that only this operation fails. Every goroutine that does the work of a request,
+// or of recovery, begins with Call or Run.
 func Call(ctx context.Context, what string, act func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -25,7 +25,7 @@ func Call(ctx context.Context, what string, act func() error) (err error) {
 	return act()
 }
 
-// Run is Call for an act whose error nobody waits for; that of a panic is in the log.
+// Run is Call for an act that returns no error. A panic is only logged.
 func Run(ctx context.Context, what string, act func()) {
 	_ = Call(ctx, what, func() error { act(); return nil })
 }

@@ -9,7 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// TestCall: an error is handed on, and a panic becomes one that says what it was about.
+// TestCall checks that Call returns act's error, and returns a panic as an error that names the
+// operation.
 func TestCall(t *testing.T) {
 	if err := Call(t.Context(), "work", func() error { return io.EOF }); !errors.Is(err, io.EOF) {
 		t.Errorf("an error comes back as %v", err)

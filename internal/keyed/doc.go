@@ -1,5 +1,5 @@
-// Package keyed keeps operations on the same thing apart, or together: Turns makes them follow each
-// other, Flights lets a second request for the same work share the first one's result.
+// Package keyed coordinates operations with the same key: Turns runs them one after another,
+// Flights lets a second request for the same work share the result of the first.
 //
-// It holds no lock while anybody works or waits, and forgets a key when nobody uses it.
+// It holds no lock while an operation runs or waits, and forgets keys that are not in use.
 package keyed

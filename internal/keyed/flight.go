@@ -11,23 +11,23 @@ import (
 	"github.com/containerd/log"
 )
 
-// Flights are the operations under way, by key. A request for one that is already under way joins
-// it: a kubelet that gave up waiting and asks again gets the result of its first request, and never
-// "the name is reserved".
+// Flights are the operations in progress, by key. A request for an operation that is already in
+// progress joins it. So a kubelet that timed out and retries gets the result of its first request,
+// and not an error such as "the name is reserved".
 type Flights struct {
 	mu  sync.Mutex
 	all map[string]*flight
 }
 
 type flight struct {
-	landed chan struct{} // closed when id and err are set
+	landed chan struct{} // closed after id and err are set
 	id     string
 	err    error
 }
 
-// Do runs work under key, or joins the run under way, and returns its result. The work does not end
-// with the caller's context but after limit; a caller that gives up gets its context's error. A
-// panic of work is an error of class ErrInternal.
+// Do runs work under key, or joins the run in progress, and returns its result. work is not
+// canceled with the caller's ctx; its own context ends after limit. If ctx ends first, Do returns
+// the error of ctx. A panic in work becomes an error of class ErrInternal.
 func (f *Flights) Do(ctx context.Context,
 	key string, limit time.Duration, work func(context.Context) (string, error)) (string, error) {
 	f.mu.Lock()

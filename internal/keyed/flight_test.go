@@ -10,13 +10,13 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A second request with the same key gets the first one's result, whoever of the two gives up
-// waiting (I3).
+// TestSameRequestJoins checks that requests with the same key share one run and its result, even if
+// the first caller gives up (I3).
 func TestSameRequestJoins(t *testing.T) {
 	var f Flights
 	begun, land := make(chan struct{}), make(chan struct{})
 	work := func(context.Context) (string, error) {
-		close(begun) // panics if it runs twice
+		close(begun) // closing it twice would panic
 		<-land
 		return "id", nil
 	}
@@ -51,7 +51,7 @@ func TestSameRequestJoins(t *testing.T) {
 	}
 }
 
-// telling tells when somebody begins to wait for it.
+// telling is a context that sends on waiting when a caller begins to wait for it.
 type telling struct {
 	context.Context
 	waiting chan<- struct{}

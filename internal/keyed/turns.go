@@ -6,19 +6,21 @@ import (
 	"sync"
 )
 
-// Turns lets operations with the same key follow each other. It is not a lock: waiting for a turn
-// ends with the context, so an operation that never ends holds up nothing but its own key.
+// Turns runs operations with the same key one after another. Unlike with a mutex, waiting ends with
+// the context. So an operation that never ends blocks only its own key, and only until the contexts
+// of those that wait end.
 type Turns struct {
 	mu  sync.Mutex
 	all map[string]*turn
 }
 
 type turn struct {
-	slot  chan struct{} // one token
-	users int           // guarded by Turns.mu
+	slot  chan struct{} // holds one token
+	users int           // holders and waiters; guarded by Turns.mu
 }
 
-// Take waits for the key's turn and returns the function that passes it on, to be called once.
+// Take waits until the key is free and takes it. The caller must call done exactly once to release
+// it. If ctx ends first, Take returns its error.
 func (t *Turns) Take(ctx context.Context, key string) (done func(), err error) {
 	one := t.join(key)
 	select {
@@ -30,7 +32,7 @@ func (t *Turns) Take(ctx context.Context, key string) (done func(), err error) {
 	}
 }
 
-// Try takes the key's turn if it is free.
+// Try takes the key if it is free, without waiting. If ok, the caller must call done exactly once.
 func (t *Turns) Try(key string) (done func(), ok bool) {
 	one := t.join(key)
 	select {
@@ -65,7 +67,7 @@ func (t *Turns) leave(key string, one *turn) {
 	}
 }
 
-// Taken says whether somebody has the key's turn or waits for it.
+// Taken reports whether an operation holds the key or waits for it.
 func (t *Turns) Taken(key string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -2,5 +2,5 @@
 
 package step
 
-// FromEnv returns no hook: this build has none.
+// FromEnv returns nil, because this build was made without the tag steps.
 func FromEnv() Hook { return nil }

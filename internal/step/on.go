@@ -11,11 +11,11 @@ import (
 	"syscall"
 )
 
-// FromEnv returns the hook of crash tests:
+// FromEnv returns the hook for crash tests, which these variables control:
 //
-//	CRIBOX_STEP_KILL=NAME    ends the process with SIGKILL at the step; NAME:N at the Nth time
-//	CRIBOX_STEP_PANIC=NAME   panics there, in the same form
-//	CRIBOX_STEP_LOG=FILE     appends the name of every step to the file, one a line
+//	CRIBOX_STEP_KILL=NAME    end the process with SIGKILL at the step; NAME:N at the Nth time
+//	CRIBOX_STEP_PANIC=NAME   panic at the step, in the same form
+//	CRIBOX_STEP_LOG=FILE     append the name of every step to the file, one per line
 func FromEnv() Hook {
 	c := &crash{log: os.Getenv("CRIBOX_STEP_LOG")}
 	c.kill, c.kills = parse("CRIBOX_STEP_KILL")
@@ -24,9 +24,9 @@ func FromEnv() Hook {
 }
 
 type crash struct {
-	mu            sync.Mutex // guards the counts, and keeps the lines of the log apart
+	mu            sync.Mutex // guards the counts, and keeps log lines whole
 	kill, panic   string
-	kills, panics int // how many times are left
+	kills, panics int // how many more times to pass the step, counting the last one
 	log           string
 }
 

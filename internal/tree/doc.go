@@ -1,10 +1,9 @@
-// Package tree counts, walks and deletes folders that somebody else has filled, however deep, wide
-// or oddly named they are.
+// Package tree counts, walks and deletes folders with untrusted content, however deep, wide or
+// oddly named.
 //
-// What a container or an image wrote may be nested tens of thousands of folders deep: deeper than a
-// path can say, and deeper than a process has descriptors. So nothing here joins names to paths
-// below the folder that it was given, follows a link, or holds more than a fixed number of
-// descriptors.
+// A container or an image can nest folders tens of thousands deep: more than fit into a path, and
+// more than a process can have descriptors. So below the folder that it is given, this package
+// never builds paths, never follows links, and never holds more than a fixed number of descriptors.
 //
-// What it will not do: know whose folder it is, or decide what may go.
+// It does not know what a folder belongs to, and does not decide what to delete.
 package tree

@@ -7,12 +7,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// listing reads the names in a folder a piece at a time, and knows after each one where the next
-// begins: a folder can be closed in the middle and read on later.
+// listing reads the names in a folder in chunks, and knows the position after each name. So a
+// folder can be closed in the middle and read further later.
 type listing struct {
 	buf  []byte
 	rest []byte
-	kind byte // of the name that was returned last: unix.DT_DIR and so on
+	kind byte // type of the last returned entry: unix.DT_DIR and so on
 }
 
 func newListing() *listing { return &listing{buf: make([]byte, 8<<10)} }
@@ -25,7 +25,7 @@ const (
 	direntName   = 19
 )
 
-// next returns a name and the position behind it; "" at the end.
+// next returns the next name, and the position after it. It returns "" at the end of the folder.
 func (l *listing) next(fd int) (name string, at int64, err error) {
 	for {
 		for len(l.rest) >= direntName {

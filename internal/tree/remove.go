@@ -10,13 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remove deletes a folder and all that is in it, or a file. A path that does not exist is no error.
-// It deletes as much as it can: an error tells of the first thing that stays. It crosses no mount:
-// a folder on which something is mounted stays.
+// Remove deletes a folder with everything in it, or a file. It returns nil if path does not exist.
+// It deletes as much as it can, and returns the first error. It never deletes across a mount: a
+// folder that is a mountpoint stays.
 //
-// A folder deeper than maxOpen levels is moved up to the top before it is emptied. So depth costs
-// neither descriptors nor long paths, and a removal that was interrupted is finished by the next
-// one.
+// A folder deeper than maxOpen levels is first moved to the top and then emptied. So deep trees
+// need no more descriptors and no longer paths, and the next call can continue an interrupted one.
 func Remove(ctx context.Context, path string) error {
 	parent, err := unix.Open(filepath.Dir(path), openFlags&^unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
@@ -32,7 +31,7 @@ func Remove(ctx context.Context, path string) error {
 	return nil
 }
 
-// RemoveAt is Remove for a name in the folder that parent is open on.
+// RemoveAt is Remove for a name in the folder that the descriptor parent refers to.
 func RemoveAt(ctx context.Context, parent int, name string) error {
 	switch err := unix.Unlinkat(parent, name, 0); err {
 	case nil, unix.ENOENT:
@@ -65,7 +64,7 @@ func RemoveAt(ctx context.Context, parent int, name string) error {
 	}
 }
 
-// openFolder opens a folder, which must not be a mountpoint.
+// openFolder opens a folder. It returns an error for a link or a mountpoint.
 func openFolder(parent int, name string) (int, error) {
 	how := unix.OpenHow{Flags: openFlags, Resolve: unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_BENEATH}
 	for try := 0; ; try++ {
@@ -80,27 +79,26 @@ func openFolder(parent int, name string) (int, error) {
 type removal struct {
 	ctx   context.Context
 	top   int
-	moved []uint64 // numbers of the folders that were moved to the top and are not empty yet
+	moved []uint64 // numbers of the folders that were moved to the top and not yet emptied
 	last  uint64
-	lists [maxOpen + 1]*listing // one for each depth
+	lists [maxOpen + 1]*listing // one for each depth, reused
 }
 
-// empty deletes what is in the folder dir, or moves it to the top. An error tells of the first
-// thing that stays.
+// empty deletes the content of the folder dir, or moves it to the top. It returns the first error.
 func (r *removal) empty(dir, depth int) error {
 	for {
 		some, err := r.emptyOnce(dir, depth)
 		if !some || r.ctx.Err() != nil {
 			return first(err, r.ctx.Err())
 		}
-		// A folder that changes while it is read may not tell all of its names.
+		// If entries are deleted while a folder is read, the kernel may skip others.
 		if _, err := unix.Seek(dir, 0, unix.SEEK_SET); err != nil {
 			return err
 		}
 	}
 }
 
-// emptyOnce goes through the names once and says whether any went away.
+// emptyOnce reads the folder once, and reports whether it deleted or moved anything.
 func (r *removal) emptyOnce(dir, depth int) (some bool, err error) {
 	if r.lists[depth] == nil {
 		r.lists[depth] = newListing()
@@ -145,8 +143,8 @@ func (r *removal) one(dir int, name string, depth int) error {
 	return err
 }
 
-// move puts a folder into the top one under a number. The number may be taken by a name that the
-// tree had itself.
+// move moves a folder to the top, and names it with the next number that is free: the tree itself
+// may already contain such a name.
 func (r *removal) move(dir int, name string) error {
 	for {
 		r.last++
@@ -163,8 +161,8 @@ func (r *removal) move(dir int, name string) error {
 
 func number(n uint64) string { return ".removing-" + strconv.FormatUint(n, 36) }
 
-// emptyMoved deletes one folder that was moved to the top, the latest one: so only as many lie
-// there as are on one way down.
+// emptyMoved deletes the folder that was moved to the top last. Taking the last one first keeps the
+// number of moved folders small: at most one for each maxOpen levels of a path, and its siblings.
 func (r *removal) emptyMoved() error {
 	last := len(r.moved) - 1
 	name := number(r.moved[last])

@@ -14,22 +14,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Trash is a folder for what is to be deleted. Putting something in takes one rename, however much
-// it is; deleting goes on in the background. What a process that was killed left there is deleted
-// by the next one that opens the folder.
+// Trash is a folder of things to delete. Adding something takes one rename, whatever its size; a
+// goroutine deletes it in the background. If the process is killed first, the next process that
+// opens the folder deletes the rest.
 type Trash struct {
 	dir  string
 	wake chan struct{}
 }
 
-// Pauses of the background between two tries when something cannot be deleted.
+// The shortest and the longest pause between two attempts to delete what could not be deleted.
 const (
 	againAfter  = 10 * time.Second
 	againAtMost = 5 * time.Minute
 )
 
-// OpenTrash makes the folder dir if it is missing, and deletes what lies in it until ctx ends. What
-// is put there must be on the same filesystem.
+// OpenTrash creates dir if it is missing, and deletes its content in the background until ctx ends.
+// Paths that are put there should be on the same filesystem.
 func OpenTrash(ctx context.Context, dir string) (*Trash, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("trash folder: %w", err)
@@ -39,9 +39,9 @@ func OpenTrash(ctx context.Context, dir string) (*Trash, error) {
 	return t, nil
 }
 
-// Put takes path out of the way at once: when it returns nil, path does not exist any more. A path
-// that does not exist is no error. Where it cannot be renamed (a full disk, another filesystem), it
-// is deleted before Put returns.
+// Put removes path: when it returns nil, path does not exist any more. It also returns nil if path
+// did not exist. If path cannot be renamed (full disk, other filesystem), Put deletes it before it
+// returns.
 func (t *Trash) Put(ctx context.Context, path string) error {
 	err := unix.Rename(path, filepath.Join(t.dir, rand.Text()))
 	switch {
@@ -63,8 +63,8 @@ func (t *Trash) look() {
 	}
 }
 
-// run empties the trash, then waits for more. What stays is tried again, ever more seldom until
-// something new is put in.
+// run empties the trash whenever something is put in. After an error it retries, with a pause that
+// doubles each time until something new is put in.
 func (t *Trash) run(ctx context.Context) {
 	wait := againAfter
 	for {
@@ -84,7 +84,7 @@ func (t *Trash) run(ctx context.Context) {
 	}
 }
 
-// empty deletes what lies in the trash now.
+// empty deletes the current content of the trash, and returns the first error.
 func (t *Trash) empty(ctx context.Context) (err error) {
 	defer func() {
 		if r := recover(); r != nil {

@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nest makes folders in each other, deeper than a path can say, and a file in the deepest one.
+// nest creates a chain of nested folders, which may be too deep for a path, with a file in the
+// deepest one.
 func nest(t *testing.T, dir, name string, depth int) {
 	t.Helper()
 	fd, err := unix.Open(dir, openFlags, 0)
@@ -38,7 +39,7 @@ func nest(t *testing.T, dir, name string, depth int) {
 	}
 }
 
-// fewDescriptors leaves the process some more descriptors than it has, until the test ends.
+// fewDescriptors lowers the descriptor limit to 2*maxOpen above what is open, until the test ends.
 func fewDescriptors(t *testing.T) {
 	t.Helper()
 	open, err := os.ReadDir("/proc/self/fd")
@@ -114,7 +115,8 @@ func TestRemove(t *testing.T) {
 	}
 }
 
-// TestRemoveOutside: a link leads nowhere, and what is mounted somewhere in a tree stays.
+// TestRemoveOutside checks that Remove does not follow links, and does not touch what is mounted in
+// the tree.
 func TestRemoveOutside(t *testing.T) {
 	outside, dir := t.TempDir(), t.TempDir()
 	mnt := filepath.Join(dir, "x", "mnt")
@@ -154,7 +156,7 @@ func list(t *testing.T, dir string) []string {
 	return names
 }
 
-// TestUsage: what lies deep counts as what lies at the top does.
+// TestUsage checks that Usage counts deeply nested files and files with two names correctly.
 func TestUsage(t *testing.T) {
 	flat, deep := t.TempDir(), t.TempDir()
 	const depth = 3000
@@ -182,7 +184,8 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// TestWalkOrder: the walk goes in and out of every folder, and reads on where it was.
+// TestWalkOrder checks that Walk enters and leaves every folder, and continues in a closed folder
+// at the right position.
 func TestWalkOrder(t *testing.T) {
 	dir := t.TempDir()
 	deep := dir
@@ -211,7 +214,7 @@ func TestWalkOrder(t *testing.T) {
 	}
 }
 
-// TestTrash: putting takes one rename, and what a process left there is deleted by the next.
+// TestTrash checks that Put takes one rename, and that a process deletes what an earlier one left.
 func TestTrash(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "trash")
@@ -223,7 +226,7 @@ func TestTrash(t *testing.T) {
 	}
 	nest(t, filepath.Join(dir, "left"), "d", 3000)
 	nest(t, full, "d", 3000)
-	idle := &Trash{dir: dir, wake: make(chan struct{}, 1)} // nobody empties it
+	idle := &Trash{dir: dir, wake: make(chan struct{}, 1)} // without the goroutine that empties it
 	for range 2 {
 		if err := idle.Put(t.Context(), full); err != nil {
 			t.Fatal(err)

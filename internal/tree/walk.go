@@ -8,35 +8,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxOpen is how many folders a walk and a removal hold open at the same time.
+// maxOpen is the largest number of folders that a walk or a removal holds open at once.
 const maxOpen = 32
 
-// openFlags opens a folder, and nothing that a link leads to.
+// openFlags opens a folder, and fails for a link.
 const openFlags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 
-// errMoved: somebody moved a folder while the walk was below it.
+// errMoved is returned if a folder was moved while the walk was below it.
 var errMoved = errors.New("a folder was moved while it was being walked")
 
-// Visitor is called for what is in a tree. An error of Entry or Enter ends the walk. A nil function
-// is not called.
+// Visitor holds the functions that Walk calls. An error of any of them ends the walk. Nil functions
+// are not called.
 type Visitor struct {
-	// Entry is called for everything below the root, folders included, before Enter. dir is open on
-	// the folder that holds it.
+	// Entry is called for every file and folder below the root; for a folder, before Enter. dir is
+	// a descriptor of the folder that contains it.
 	Entry func(dir int, name string, st *unix.Stat_t) error
-	// Enter is called when the walk goes into a folder, with its name in the folder above.
+	// Enter is called when the walk enters a folder. name is the folder's name in its parent.
 	Enter func(name string) error
-	// Leave is called when the walk comes back out of it. dir is open on the folder that was left.
+	// Leave is called when the walk leaves a folder. dir is a descriptor of that folder.
 	Leave func(dir int) error
-	// Mounts: the walk goes into what is mounted in the tree.
+	// Mounts makes the walk enter folders on which something is mounted.
 	Mounts bool
-	// Folders: nothing but folders is visited, which saves a look at each file.
+	// Folders makes the walk visit only folders, which saves a stat of each file.
 	Folders bool
 }
 
-// Walk visits everything below the folder that root is open on, which stays the caller's. It
-// crosses no mount, unless Mounts says so, and follows no link. What goes away meanwhile is left
-// out. When somebody moves folders meanwhile, some may be left out; Walk then goes on with the
-// rest.
+// Walk visits everything below the folder that the descriptor root refers to; it does not close
+// root. It follows no links, and enters mounts only if v.Mounts is set. Files that are deleted
+// meanwhile are skipped. If folders are moved meanwhile, Walk may skip some and continue with the
+// rest; if v.Leave is set, it returns an error instead.
 func Walk(root int, v Visitor) error {
 	w := walk{visit: v}
 	defer w.close()
@@ -60,25 +60,25 @@ type walk struct {
 	visit  Visitor
 	dev    uint64
 	levels []level
-	closed int // so many levels, from fixed on, are closed
+	closed int // number of closed levels; the first one has the index fixed
 	spare  []*listing
 }
 
-// level is one folder on the way down. The shallowest ones and the deepest ones are open, those
-// between are closed: they are opened again by the ".." of the folder below, and read on from where
-// they were.
+// level is one folder between the root and the current position. The shallowest and the deepest
+// levels are open; those between are closed. A closed level is opened again through the ".." of the
+// folder below it, and read further from its position.
 type level struct {
 	dev, ino uint64
-	at       int64    // where the next names are read from
-	fd       int      // -1 while it is closed
-	names    *listing // nil while it is closed
+	at       int64    // position of the next name
+	fd       int      // -1 while closed
+	names    *listing // nil while closed
 }
 
-// fixed levels at the top are never closed: a folder that is moved loses the walk only what is
-// below them.
+// fixed is the number of levels at the top that are never closed. If a folder is moved during the
+// walk, the walk continues at the deepest of these levels at the latest.
 const fixed = maxOpen / 2
 
-// step handles the next entry of the deepest level, or leaves the level when there is none.
+// step visits the next entry of the deepest level, or leaves the level after its last entry.
 func (w *walk) step() error {
 	l := &w.levels[len(w.levels)-1]
 	name, at, err := l.names.next(l.fd)
@@ -121,7 +121,8 @@ func (w *walk) enter(dir int, name string) error {
 	return w.push(fd)
 }
 
-// push makes fd the deepest level and closes the one that is open without need.
+// push makes fd the deepest level. If more than maxOpen levels are open, it closes one in the
+// middle.
 func (w *walk) push(fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -154,8 +155,8 @@ func (w *walk) listing() *listing {
 	return l
 }
 
-// leave goes back to the level above. One that cannot be found again is skipped, and so are those
-// above it up to one that is open.
+// leave returns to the level above. If that level was moved and cannot be opened again, leave skips
+// it and all closed levels above it.
 func (w *walk) leave() error {
 	last := len(w.levels) - 1
 	left := w.levels[last]
@@ -191,7 +192,7 @@ func (w *walk) reopen(below int) error {
 		unix.Close(fd)
 	}
 	if w.visit.Leave != nil {
-		return fmt.Errorf("go back up: %w", err) // whoever keeps pace with the walk would be in another folder
+		return fmt.Errorf("go back up: %w", err) // a caller that tracks the position would be wrong from here on
 	}
 	w.levels, w.closed = w.levels[:len(w.levels)-w.closed], 0
 	return nil
@@ -203,16 +204,17 @@ func (w *walk) close() {
 	}
 }
 
-// Usage counts the blocks, in bytes, and the inodes of a folder and of what is below, as du(1)
-// does. A file with several names counts once when all of them are in the tree, else for its share.
-// A folder that is not there takes nothing.
+// Usage returns the disk space in bytes and the number of inodes of a folder and everything below
+// it, as du(1) counts them. A file with several names counts once if all of them are in the tree,
+// and otherwise in proportion. A missing folder counts as 0.
 func Usage(dir string) (bytes, inodes uint64, err error) { return Count(dir, nil) }
 
-// lookEvery is after how many entries Count calls look.
+// lookEvery is the number of entries between two calls of look by Count.
 const lookEvery = 64
 
-// Count is Usage that calls look now and then with what it has counted so far, and ends with its
-// error. look may wait; a walk holds maxOpen descriptors meanwhile. A nil look is not called.
+// Count is Usage with progress: every lookEvery entries it calls look with the sums so far. An
+// error of look ends the count and is returned. look may block; the walk holds up to maxOpen
+// descriptors meanwhile. A nil look is not called.
 func Count(dir string, look func(bytes, inodes uint64) error) (bytes, inodes uint64, err error) {
 	root, err := unix.Open(dir, openFlags, 0)
 	if err != nil {
@@ -237,7 +239,7 @@ func Count(dir string, look func(bytes, inodes uint64) error) (bytes, inodes uin
 	return bytes, inodes, err
 }
 
-// usage adds up shares, so that no list of the files with several names is needed.
+// usage adds the share of each name, so that Usage need not remember files with several names.
 type usage struct{ bytes, inodes float64 }
 
 func (u *usage) sum() (bytes, inodes uint64) { return uint64(u.bytes + 0.5), uint64(u.inodes + 0.5) }
