@@ -17,41 +17,42 @@ import (
 )
 
 // asker asks the plugins of a network whether they can connect pods now (STATUS, since CNI 1.1.0).
-// It asks in the background, when somebody looks and the last answer has become old, so that a
-// plugin that is slow or hangs holds nobody up. A plugin that gives no answer, or does not know the
-// question, is not held against the network.
+// It asks in the background, when a caller wants the status and the last answer is old, so a plugin
+// that is slow or hangs delays nobody. A network counts as ready if a plugin does not answer or
+// does not know STATUS.
 type asker struct {
 	ask func(context.Context, *network) error
 
 	mu       sync.Mutex
-	about    string             // the configuration that the rest is of
-	words    error              // of the last answer; nil = ready
-	mute     error              // why the last question had no answer
-	at       time.Time          // of the last answer; zero = there is none yet
-	began    time.Time          // of the first question
-	answered chan struct{}      // closed with the end of the question under way; nil = there is none
-	cancel   context.CancelFunc // ends the question under way
+	about    string             // the configuration that the other fields are about
+	words    error              // the last answer; nil = ready
+	mute     error              // why the last request had no answer
+	at       time.Time          // time of the last answer; zero = none yet
+	began    time.Time          // time of the first request
+	answered chan struct{}      // closed at the end of the request in progress; nil = none
+	cancel   context.CancelFunc // cancels the request in progress
 }
 
 const (
-	// statusTimeout bounds one question to all plugins of the network.
+	// statusTimeout limits one request to all plugins of the network.
 	statusTimeout = 10 * time.Second
-	// readyAge and refusedAge are how long an answer counts before the next look asks again.
+	// readyAge and refusedAge are how long an answer is used before the next caller starts a
+	// request.
 	readyAge   = 10 * time.Second
 	refusedAge = 2 * time.Second
-	// firstPatience is how long whoever looks waits for the first answer of a network, counted from
-	// the question.
+	// firstPatience is how long a caller waits for the first answer of a network, counted from the
+	// start of the request.
 	firstPatience = 500 * time.Millisecond
 )
 
-// hasStatus tells whether the network's plugins know STATUS and GC.
+// hasStatus reports whether the network's CNI version has STATUS and GC.
 func hasStatus(w *network) bool {
 	has, err := version.GreaterThanOrEqualTo(w.version, "1.1.0")
 	return has && err == nil
 }
 
-// verdict returns what the plugins of w said last, nil when they are ready or have not said
-// anything.
+// verdict returns the last answer of the plugins of w; nil when they are ready or have not
+// answered.
 func (a *asker) verdict(w *network) error {
 	if !hasStatus(w) {
 		return nil
@@ -68,8 +69,8 @@ func (a *asker) verdict(w *network) error {
 	return a.words
 }
 
-// start begins a question when one is due. What it returns is closed with the first answer, if
-// there is none yet.
+// start begins a request if one is due. If there is no answer yet, it returns a channel that is
+// closed with the first one, otherwise nil.
 func (a *asker) start(w *network) (answered <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -94,7 +95,7 @@ func (a *asker) start(w *network) (answered <-chan struct{}) {
 	return a.answered
 }
 
-// wait waits for a first answer, but not longer than firstPatience after the question.
+// wait waits for the first answer, but not longer than firstPatience after the request.
 func (a *asker) wait(answered <-chan struct{}) {
 	a.mu.Lock()
 	left := firstPatience - time.Since(a.began)
@@ -111,14 +112,14 @@ func (a *asker) question(ctx context.Context, cancel context.CancelFunc, w *netw
 	defer a.mu.Unlock()
 	defer close(answered)
 	if a.answered != answered {
-		return // the network is another one by now
+		return // the network has changed meanwhile
 	}
 	a.answered = nil
 	before := [2]error{a.words, a.mute}
 	a.at = time.Now()
 	switch {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, errdefs.ErrInternal):
-		a.mute = err // what was said before still counts
+		a.mute = err // the last answer still counts
 	case unknownQuestion(err):
 		a.words, a.mute = nil, err
 	default:
@@ -133,13 +134,13 @@ func changed(before, now error) bool {
 	return (before == nil) != (now == nil) || before != nil && before.Error() != now.Error()
 }
 
-// unknownQuestion tells whether a plugin does not know the CNI_COMMAND.
+// unknownQuestion reports whether err means that a plugin does not know the CNI_COMMAND.
 func unknownQuestion(err error) bool {
 	var said *refusal
 	return errors.As(err, &said) && said.code == types.ErrInvalidEnvironmentVariables
 }
 
-// last is the last answer, for people.
+// last returns the last answer as text for people.
 func (a *asker) last(w *network) string {
 	if !hasStatus(w) {
 		return ""
@@ -157,13 +158,13 @@ func (a *asker) last(w *network) string {
 	return "ready"
 }
 
-// The codes with which a plugin says that it cannot serve an ADD (CNI 1.1.0).
+// The codes with which a plugin reports that it cannot serve an ADD (CNI 1.1.0).
 const (
 	codeUnavailable = 50
 	codeLimited     = 51
 )
 
-// askStatus asks one plugin of w after the other, until one is not ready.
+// askStatus asks the plugins of w one after the other, until one is not ready.
 func (n *Networks) askStatus(ctx context.Context, w *network) error {
 	list := w.chains[0]
 	for _, p := range list.Plugins {
@@ -174,7 +175,7 @@ func (n *Networks) askStatus(ctx context.Context, w *network) error {
 		}
 		var said *refusal
 		if errors.As(err, &said) && (said.code == codeUnavailable || said.code == codeLimited) {
-			err = said // its exit code says nothing more
+			err = said // its exit code adds nothing
 		}
 		return fmt.Errorf("plugin %s is not ready: %w", p.Network.Type, err)
 	}

@@ -15,8 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// statusHost is a host with one network of CNI 1.1.0, whose plugin answers STATUS with what status
-// does.
+// statusHost is a host with one network of CNI 1.1.0, whose plugin runs status on STATUS.
 func statusHost(t *testing.T, status string) (*host, *fake) {
 	h := newHost(t)
 	f := h.fake("fakenet", "", "")
@@ -25,11 +24,11 @@ func statusHost(t *testing.T, status string) (*host, *fake) {
 	return h, f
 }
 
-// status makes the plugin one of CNI 1.1.0 with an answer to STATUS.
+// status makes the plugin one of CNI 1.1.0 that runs does on STATUS.
 func (f *fake) status(does string) { f.does(map[string]string{"STATUS": does}) }
 
-// does makes the plugin one of CNI 1.1.0 that does this for these commands, and what is good for
-// the others.
+// does makes the plugin one of CNI 1.1.0 that runs these scripts for these commands, and behaves
+// normally for others.
 func (f *fake) does(verbs map[string]string) {
 	f.t.Helper()
 	all := map[string]string{"ADD": fakeLease + fakeResult, "DEL": fakeRelease}
@@ -55,12 +54,12 @@ case $CNI_COMMAND in
 	}
 }
 
-// cniError is a plugin that prints an error and fails.
+// cniError returns a script that prints a CNI error and fails.
 func cniError(code int, msg, details string) string {
 	return fmt.Sprintf(`echo '{"cniVersion":"1.1.0","code":%d,"msg":"%s","details":"%s"}'; exit 1`, code, msg, details)
 }
 
-// settled waits until Ready says what ok wants to hear: the answers come in the background.
+// settled polls Ready until ok accepts its error, because the answers come in the background.
 func (h *host) settled(ok func(error) bool) error {
 	h.t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
@@ -74,8 +73,8 @@ func (h *host) settled(ok func(error) bool) error {
 	}
 }
 
-// What a plugin says of itself is the reason of the node, and a pod is refused with it. The plugin
-// is asked again.
+// TestStatusIsTheReason: a plugin's STATUS error becomes the reason in Ready and in Setup's error.
+// The plugin is asked again later.
 func TestStatusIsTheReason(t *testing.T) {
 	for _, code := range []int{50, 51, 7, 999} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
@@ -104,7 +103,7 @@ func TestStatusIsTheReason(t *testing.T) {
 	}
 }
 
-// The second plugin of a chain is asked as well.
+// TestStatusOfTheChain: the second plugin of a chain is asked, too.
 func TestStatusOfTheChain(t *testing.T) {
 	h, _ := statusHost(t, "true")
 	h.fake("other", "", "").status(cniError(50, "no route server", ""))
@@ -112,11 +111,12 @@ func TestStatusOfTheChain(t *testing.T) {
 	wantErr(t, h.settled(func(err error) bool { return err != nil }), errdefs.ErrUnavailable, "plugin other is not ready", "no route server")
 }
 
-// A plugin that does not know STATUS, or belongs to an older configuration, is taken as ready.
+// TestStatusUnknown: a plugin that does not know STATUS, or has an older configuration, counts as
+// ready.
 func TestStatusUnknown(t *testing.T) {
 	h, f := statusHost(t, cniError(50, "not yet", ""))
 	h.settled(func(err error) bool { return err != nil })
-	f.status(cniError(4, "unknown CNI_COMMAND: STATUS", "")) // an older plugin takes its place
+	f.status(cniError(4, "unknown CNI_COMMAND: STATUS", "")) // an older plugin replaces it
 	h.settled(func(err error) bool { return err == nil })
 	h.settled(func(error) bool { return strings.HasPrefix(h.n.asker.last(mustNetwork(h)), "no answer: ") })
 	h.setup(h.pod("p1"))
@@ -140,7 +140,7 @@ func mustNetwork(h *host) *network {
 	return w
 }
 
-// A plugin that hangs in STATUS holds nobody up, and is asked by one process at a time.
+// TestStatusHangs: a plugin that hangs in STATUS delays nobody, and runs only once at a time.
 func TestStatusHangs(t *testing.T) {
 	h := newHost(t)
 	f := h.fake("fakenet", "", "")
@@ -162,20 +162,20 @@ func TestStatusHangs(t *testing.T) {
 	if s := h.n.Status(t.Context()); s.PluginStatus != "not answered yet" || s.Error != "" {
 		t.Errorf("status %+v", s)
 	}
-	// Another network takes its place: the question about this one ends, and the new one's plugin
-	// is asked.
+	// The network is replaced by another: the request to the old plugin is cancelled, and the new
+	// one is asked.
 	h.fake("other", "", "").status(cniError(50, "not yet", ""))
 	h.conf("05-y.conflist", strings.Replace(list("y", "other"), `"1.0.0"`, `"1.1.0"`, 1))
 	wantErr(t, h.settled(func(err error) bool { return err != nil }), errdefs.ErrUnavailable, "network y", "not yet")
 }
 
-// statusNetwork is a network of CNI 1.1.0 for questions that no plugin gets.
+// statusNetwork is a network of CNI 1.1.0 for requests that reach no plugin.
 func statusNetwork(name string) *network {
 	return &network{name: name, version: "1.1.0", chains: [4]*libcni.NetworkConfigList{{Bytes: []byte(name)}}}
 }
 
-// A question has an end of its own, and ends when the network is another one. What comes of it
-// later is nothing about the next network.
+// TestStatusOfAnotherNetwork: a request has a deadline and is cancelled when the network changes. A
+// late answer does not affect the new network.
 func TestStatusOfAnotherNetwork(t *testing.T) {
 	ended, late := make(chan error, 1), make(chan struct{})
 	a := &asker{ask: func(ctx context.Context, w *network) error {
@@ -207,7 +207,7 @@ func TestStatusOfAnotherNetwork(t *testing.T) {
 	}
 }
 
-// A question that has no answer leaves what was said before.
+// TestStatusWithoutAnswer: a request without an answer does not change the last answer.
 func TestStatusWithoutAnswer(t *testing.T) {
 	hangs := fmt.Errorf("plugin: %w", context.DeadlineExceeded)
 	answers := make(chan error, 1)
@@ -222,7 +222,7 @@ func TestStatusWithoutAnswer(t *testing.T) {
 		{nil, "<nil>", "ready"},
 	} {
 		a.mu.Lock()
-		a.at, a.mute = time.Time{}, nil // the last answer is old
+		a.at, a.mute = time.Time{}, nil // make the last answer old
 		a.mu.Unlock()
 		answered := a.start(w)
 		answers <- row.answer

@@ -13,10 +13,10 @@ const (
 	ingressAnnotation = "kubernetes.io/ingress-bandwidth"
 	egressAnnotation  = "kubernetes.io/egress-bandwidth"
 
-	// The kubelet's own bounds, bits per second.
+	// The kubelet's own limits, in bits per second.
 	minBandwidth = 1_000
 	maxBandwidth = 1_000_000_000_000_000
-	// burst is bits sent at once; unlimited as far as the kernel's field goes.
+	// burst is how many bits may be sent at once: the maximum of the kernel's field.
 	burst = math.MaxInt32
 )
 
@@ -27,7 +27,7 @@ type bandwidth struct {
 	EgressBurst  uint64 `json:"egressBurst,omitempty"`
 }
 
-// bandwidthOf reads the pod's annotations; nil when they ask for nothing.
+// bandwidthOf reads the pod's annotations; nil when they set no bandwidth.
 func bandwidthOf(annotations map[string]string) (*bandwidth, error) {
 	var b bandwidth
 	for _, side := range []struct {
@@ -53,8 +53,8 @@ func bandwidthOf(annotations map[string]string) (*bandwidth, error) {
 	return &b, nil
 }
 
-// quantity is Kubernetes' resource.Quantity: digits, then a suffix or an exponent. The length is
-// bounded because the exponent becomes a number.
+// quantity matches Kubernetes' resource.Quantity: digits, then a suffix or an exponent. The length
+// is limited because the exponent is expanded to a number.
 var quantity = regexp.MustCompile(`^\+?([0-9]{1,24}(?:\.[0-9]{0,24})?|\.[0-9]{1,24})` +
 	`(?:([eE][+-]?[0-9]{1,2})|(Ki|Mi|Gi|Ti|Pi|Ei|n|u|m|k|M|G|T|P|E))?$`)
 
@@ -66,7 +66,7 @@ var suffixes = map[string]*big.Rat{
 		1), "Pi": big.NewRat(1<<50, 1), "Ei": big.NewRat(1<<60, 1),
 }
 
-// parseQuantity returns the quantity's value, rounded up to a whole number.
+// parseQuantity returns the quantity's value, rounded up to an integer.
 func parseQuantity(s string) (uint64, error) {
 	m := quantity.FindStringSubmatch(s)
 	if m == nil {

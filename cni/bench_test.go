@@ -5,10 +5,11 @@ import (
 	"testing"
 )
 
-// One pod of the default network, set up and torn down: what a pod's start and end wait for.
+// BenchmarkDefaultPod connects one pod to the default network and disconnects it: the time that the
+// start and the end of a pod wait for.
 func BenchmarkDefaultPod(b *testing.B) {
 	h := newHost(b, withDefault(b))
-	first := h.pod("first") // the bridge is there
+	first := h.pod("first") // creates the bridge
 	h.setup(first)
 	defer h.teardown(first)
 	for i := 0; b.Loop(); i++ {
@@ -21,7 +22,7 @@ func BenchmarkDefaultPod(b *testing.B) {
 	}
 }
 
-// What every Status call of the kubelet costs.
+// BenchmarkReady measures what each Status call of the kubelet costs.
 func BenchmarkReady(b *testing.B) {
 	h := newHost(b, withDefault(b))
 	for b.Loop() {

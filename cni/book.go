@@ -15,28 +15,28 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// book is the synced file of debts. Whoever finds nobody writing writes for all that wait, with one
-// fsync; nobody holds a lock meanwhile. Lines begin and end with a line feed, so that a torn one
-// spoils no other.
+// book is the synced file of debts. The first caller to add an entry writes for all that wait, with
+// one fsync and without a lock. Each line begins and ends with a line feed, so that a torn line
+// does not damage the next.
 type book struct {
 	path string
-	odd  error // the file held lines that cannot be read; nil = none
+	odd  error // the file contains unreadable lines; nil = none
 
 	mu      sync.Mutex
 	queue   []*entry
 	writing bool
 
-	// Owned by whoever is writing.
+	// Owned by the goroutine that is writing.
 	file *os.File
-	size int64 // where the next line goes
+	size int64 // offset of the next line
 	dead int64 // bytes of struck lines
 	live map[*line]bool
 }
 
-// line is where a debt is written. It belongs to whoever is writing; others only hand it on.
+// line is the position of a debt in the file. Only the goroutine that is writing uses its fields.
 type line struct{ at, length int64 }
 
-// entry is one wish: a line to add with this text, or, without a text, to strike it.
+// entry is one request: to add a line with this text or, without a text, to strike the line.
 type entry struct {
 	line *line
 	text []byte
@@ -44,14 +44,14 @@ type entry struct {
 }
 
 const (
-	// rewriteAt is how many bytes of struck lines are worth a rewrite, if they are more than the
-	// rest.
+	// rewriteAt is the number of bytes of struck lines from which on the file is rewritten, if they
+	// are more than the rest.
 	rewriteAt = 1 << 20
 	owes      = '+'
 	struck    = '-'
 )
 
-// openBook reads the debts in the file, creating it when missing.
+// openBook opens the file, which it creates if necessary, and returns the debts in it.
 func openBook(ctx context.Context, path string) (*book, []*debt, error) {
 	data, err := readOptional(path)
 	if err != nil {
@@ -63,17 +63,18 @@ func openBook(ctx context.Context, path string) (*book, []*debt, error) {
 		return nil, nil, fmt.Errorf("open network debts: %w", err)
 	}
 	for _, l := range replaced {
-		_ = b.mark(l) // a disk that refuses makes the debt of a later restart, paid twice
+		_ = b.mark(l) // if this fails, the debt is paid a second time after a later restart
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil { // the file's name, once, for all lines to come
+	// syncs the file's name, once for all future lines
+	if err := syncDir(filepath.Dir(path)); err != nil {
 		b.file.Close()
 		return nil, nil, fmt.Errorf("open network debts: %w", err)
 	}
 	return b, debts, nil
 }
 
-// parse takes every line that still says whom it is for. The last line without its end is of an ADD
-// that never ran. replaced are lines of a pod that has a later one.
+// parse reads every line that still has a pod's id. A last line without its end is ignored, because
+// its ADD never ran. replaced are lines of pods that have a later line.
 func (b *book) parse(ctx context.Context, data []byte) (debts []*debt, replaced []*line) {
 	byPod, garbage := map[string]*debt{}, 0
 	for offset := 0; ; {
@@ -120,7 +121,7 @@ func (b *book) parse(ctx context.Context, data []byte) (debts []*debt, replaced 
 	return debts, replaced
 }
 
-// add appends and syncs a line. A caller that gives up finds it struck later.
+// add appends a line and syncs it. If ctx ends first, the line is struck later.
 func (b *book) add(ctx context.Context, pod string, record []byte) (*line, error) {
 	e := &entry{line: &line{}, text: fmt.Appendf(nil, "\n%c%s %s\n", owes, pod, record), done: make(chan error, 1)}
 	b.put(e)
@@ -137,7 +138,7 @@ func (b *book) add(ctx context.Context, pod string, record []byte) (*line, error
 	}
 }
 
-// strike marks a line as paid, not synced.
+// strike marks a line as paid, without a sync.
 func (b *book) strike(ctx context.Context, l *line) error {
 	e := &entry{line: l, done: make(chan error, 1)}
 	b.put(e)
@@ -159,7 +160,7 @@ func (b *book) put(e *entry) {
 	}
 }
 
-// write works until nobody waits.
+// write processes the queue until it is empty.
 func (b *book) write() {
 	for {
 		b.mu.Lock()
@@ -182,7 +183,7 @@ func (b *book) write() {
 	}
 }
 
-// tellAll ends the wait of those who have no answer yet.
+// tellAll sends err to the entries of the batch that have no result yet.
 func tellAll(batch []*entry, err error) {
 	for _, e := range batch {
 		select {
@@ -245,8 +246,8 @@ func (b *book) mark(l *line) error {
 	return nil
 }
 
-// shrink gives back the room of struck lines: all of it when nothing is owed, else by a rewrite
-// when it is worth it.
+// shrink frees the space of struck lines: it truncates the file when there are no debts, or
+// rewrites it when that saves enough.
 func (b *book) shrink() {
 	switch {
 	case b.size > 0 && len(b.live) == 0:
@@ -255,7 +256,8 @@ func (b *book) shrink() {
 		}
 	case b.dead > rewriteAt && b.dead > b.size/2:
 		if err := b.rewrite(); err != nil {
-			b.dead = 0 // the disk is full or worse: not again before as much has been struck once more
+			// a full disk, for example: do not retry before as many bytes are struck again
+			b.dead = 0
 		}
 	}
 }
@@ -284,7 +286,8 @@ func (b *book) rewrite() error {
 	if err := os.Rename(b.path+".tmp", b.path); err != nil {
 		return errors.Join(err, tmp.Close(), os.Remove(b.path+".tmp"))
 	}
-	_ = syncDir(filepath.Dir(b.path)) // until then the old file counts, in which these lines are as they were
+	// without the sync, a crash may leave the old file, which has the same lines
+	_ = syncDir(filepath.Dir(b.path))
 	b.file.Close()
 	b.file, b.size, b.dead = tmp, size, 0
 	for l, at := range moved {

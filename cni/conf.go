@@ -23,24 +23,25 @@ import (
 // ownType is the plugin type that stands for the default network in a configuration file.
 const ownType = "cribox"
 
-const maxConfBytes = 1 << 20 // a longer configuration file is refused
+const maxConfBytes = 1 << 20 // larger files are refused
 
-// network is what one configuration file, or the default, says. It does not change once built.
+// network is the network of one configuration file, or the default network. It is immutable.
 type network struct {
 	name    string
 	file    string // base name of the file; "" = the default network
 	needs   []string
 	version string
-	// ours: one link of the chain is our bridge, in these subnets. foreign: one link is not ours
-	// and may keep a lease.
+	// ours: one plugin of the chain is our bridge, with these subnets. foreign: one plugin is not
+	// ours and may keep a lease.
 	ours    bool
 	foreign bool
 	subnets []netip.Prefix
-	chains  [4]*libcni.NetworkConfigList // by chainIndex; a file without our plugin has one chain at all four
+	// chains: by chainIndex; for a file without our plugin all four are the same chain
+	chains [4]*libcni.NetworkConfigList
 }
 
-// chainIndex picks the chain for a pod that has host ports, or asks for a bandwidth: a plugin
-// without work is not run.
+// chainIndex returns the chain for a pod with or without host ports and a bandwidth: plugins that
+// have nothing to do are not run.
 func chainIndex(ports, bandwidth bool) int {
 	i := 0
 	if ports {
@@ -52,7 +53,7 @@ func chainIndex(ports, bandwidth bool) int {
 	return i
 }
 
-// pluginName is what a plugin may be called: it becomes a file name below the plugin folders
+// pluginName matches valid plugin names. A name becomes a file name in the plugin folders
 // (CVE-2021-20206).
 var pluginName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$`)
 
@@ -63,11 +64,11 @@ func checkPluginName(name string) error {
 	return nil
 }
 
-// delegates run the plugin of ipam.type themselves, from the same folders: without it every ADD
-// fails.
+// delegates are plugins that themselves run the plugin of ipam.type, from the same folders: without
+// it every ADD fails.
 var delegates = []string{"bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "tap", "dummy"}
 
-// newNetwork makes a network of a file's list. It refuses what must not be executed.
+// newNetwork returns the network of a file's list, or an error if it must not be executed.
 func newNetwork(file string, list *libcni.NetworkConfigList) (*network, error) {
 	if err := utils.ValidateNetworkName(list.Name); err != nil {
 		return nil, err
@@ -101,8 +102,8 @@ func newNetwork(file string, list *libcni.NetworkConfigList) (*network, error) {
 	return w, nil
 }
 
-// parseFile reads one configuration file. Side plugins, <folder>/<network name>/*.conf, become part
-// of the list's bytes, so that what is persisted is all that was used.
+// parseFile reads one configuration file. Side plugins, <folder>/<network name>/*.conf, are merged
+// into the list's bytes, so that these bytes, which are stored for DEL, are complete.
 func (f *folder) parseFile(ctx context.Context, name string) (*network, error) {
 	data, err := readConf(filepath.Join(f.dir, name))
 	if err != nil {
@@ -113,7 +114,7 @@ func (f *folder) parseFile(ctx context.Context, name string) (*network, error) {
 		return nil, err
 	}
 	if err := utils.ValidateNetworkName(list.Name); err != nil {
-		return nil, err // before the name becomes a path
+		return nil, err // must come before the name is used in a path
 	}
 	if !list.LoadOnlyInlinedPlugins {
 		if list, err = f.addSidePlugins(list); err != nil {
@@ -128,8 +129,8 @@ func (f *folder) parseFile(ctx context.Context, name string) (*network, error) {
 	return newNetwork(name, list)
 }
 
-// parseList reads a list, or a single plugin's configuration as a list of one, whatever the file is
-// called.
+// parseList reads a list, or the configuration of a single plugin as a list of one, whatever the
+// extension of the file.
 func parseList(data []byte) (*libcni.NetworkConfigList, error) {
 	var probe struct {
 		Type string
@@ -174,7 +175,8 @@ func (f *folder) addSidePlugins(list *libcni.NetworkConfigList) (*libcni.Network
 	for _, file := range files {
 		data, err := readConf(file)
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("%w: %s has just gone", errUnreadable, file) // the list is there
+			// the folder listed it a moment ago
+			return nil, fmt.Errorf("%w: %s has just gone", errUnreadable, file)
 		}
 		if err != nil {
 			return nil, err
@@ -184,7 +186,7 @@ func (f *folder) addSidePlugins(list *libcni.NetworkConfigList) (*libcni.Network
 	return withPlugins(list, list.Name, plugins)
 }
 
-// notFolder forgives a file where a folder of side plugins might be.
+// notFolder ignores the error when a file is where the folder of side plugins would be.
 func notFolder(err error) error {
 	if errors.Is(err, unix.ENOTDIR) {
 		return nil
@@ -192,7 +194,7 @@ func notFolder(err error) error {
 	return err
 }
 
-// withPlugins returns list under name with other plugins, everything else as it is in its bytes.
+// withPlugins returns list with another name and other plugins; all other keys stay the same.
 func withPlugins(list *libcni.NetworkConfigList,
 	name string, plugins []json.RawMessage) (*libcni.NetworkConfigList, error) {
 	var raw map[string]json.RawMessage
@@ -211,10 +213,10 @@ func withPlugins(list *libcni.NetworkConfigList,
 	return libcni.NetworkConfFromBytes(data)
 }
 
-// errUnreadable is the class of a file that is there and cannot be read at this moment.
+// errUnreadable marks the error of an existing file that cannot be read at the moment.
 var errUnreadable = errors.New("cannot be read now")
 
-// unreadableNow gives err that class, unless it says what the path is: nothing, or no file.
+// unreadableNow marks err with errUnreadable, unless err means that there is no such file.
 func unreadableNow(err error) error {
 	for _, said := range []error{os.ErrNotExist, unix.ENOTDIR, unix.ELOOP, unix.ENXIO, unix.ENAMETOOLONG} {
 		if errors.Is(err, said) {
@@ -224,7 +226,7 @@ func unreadableNow(err error) error {
 	return fmt.Errorf("%w: %w", errUnreadable, err)
 }
 
-// readConf reads a regular file of bounded size; a FIFO of that name does not hold us.
+// readConf reads a regular file of limited size. It does not block on a FIFO.
 func readConf(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {

@@ -12,15 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A crash test runs the test binary again as a daemon that is killed at a step, and then looks at
-// what a new one finds.
+// A crash test runs the test binary as a daemon that is killed at a step, and then checks what a
+// new daemon finds.
 const crashEnv = "CRIBOX_CNI_TEST_CRASH"
 
 type crashScript struct {
 	Config   Config
 	Pod      Pod
-	Kill     string // step at which the process kills itself
-	Teardown bool   // after Setup
+	Kill     string // the step at which the process kills itself
+	Teardown bool   // run Teardown after Setup
 }
 
 func (s crashScript) MarshalJSON() ([]byte, error) {
@@ -30,7 +30,7 @@ func (s crashScript) MarshalJSON() ([]byte, error) {
 		"Root": c.Root, "State": c.State, "Pod": map[string]any{"ID": s.Pod.ID, "NetNS": s.Pod.NetNS, "Ports": s.Pod.Ports}, "Kill": s.Kill, "Teardown": s.Teardown})
 }
 
-// crash is the daemon's body.
+// crash is the main function of that daemon.
 func crash(script string) {
 	var s struct {
 		ConfDir, Subnet, Instance, Root, State, Kill string
@@ -83,8 +83,8 @@ func (s crashScript) run(t *testing.T) {
 	}
 }
 
-// Killed anywhere between the intent and the cleared debt, a new daemon knows the pod and gives
-// everything back.
+// TestKilledAtStep: a daemon is killed at any step between the record and the cleared debt. A new
+// daemon knows the pod and can undo everything.
 func TestKilledAtStep(t *testing.T) {
 	networks := map[string]func(*host) *fake{
 		"default": func(*host) *fake { return nil },
@@ -134,7 +134,8 @@ func TestKilledAtStep(t *testing.T) {
 	}
 }
 
-// A pod whose setup was cut off is set up again under the same id, with one lease.
+// TestSetupAfterCrash: a pod whose Setup was interrupted is set up again under the same id, with
+// one lease.
 func TestSetupAfterCrash(t *testing.T) {
 	h := newHost(t)
 	h.conf("10-x.conflist", list("x", "fakenet"))
@@ -152,7 +153,8 @@ func TestSetupAfterCrash(t *testing.T) {
 	f.wantLeases(0)
 }
 
-// A plugin that outlives its daemon finishes; the new daemon still knows of it.
+// TestDaemonKilledDuringAdd: a plugin that outlives its daemon runs to its end; the new daemon has
+// its debt.
 func TestDaemonKilledDuringAdd(t *testing.T) {
 	h := newHost(t)
 	h.conf("10-x.conflist", list("x", "fakenet"))

@@ -18,21 +18,23 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// bridgeNetwork is the default network: a bridge of this instance, run by the standard plugins.
+// bridgeNetwork is the default network: a bridge of this instance, managed by the standard plugins.
 type bridgeNetwork struct {
 	name     string // of the network
 	bridge   string // of the link
 	leaseDir string
 	cidrFile string
 	masq     *masquerade
-	wanted   atomic.Bool  // a configuration names it, or none does and it is the default
-	mtu      atomic.Int64 // of the uplink, as the kernel said last
+	// wanted: a configuration file names it, or it is the default and no file names a network
+	wanted atomic.Bool
+	mtu    atomic.Int64 // of the uplink, last known value
 
-	mu       sync.Mutex
-	subnet   []netip.Prefix // in force; none as long as it is the kubelet's to name and it has not
-	told     bool           // subnet is the pod CIDR
-	joining  int            // pods on their way into subnet: whether one is attached is not to be seen yet
-	changing bool           // nobody may set out for subnet
+	mu     sync.Mutex
+	subnet []netip.Prefix // current; empty while it must be set by the kubelet and is not
+	told   bool           // subnet is the pod CIDR
+	// joining: pods that are being connected in subnet, and may not be visible on the bridge yet
+	joining  int
+	changing bool // subnet is about to change; no pod may join
 }
 
 func newBridgeNetwork(c Config) (*bridgeNetwork, error) {
@@ -64,7 +66,8 @@ func (b *bridgeNetwork) subnets() []netip.Prefix {
 	return b.subnet
 }
 
-// podCIDR is the subnet when somebody told it, for plugins that ask for ranges.
+// podCIDR returns the subnet if it was set as the pod CIDR, for plugins that want ranges; otherwise
+// nil.
 func (b *bridgeNetwork) podCIDR() []netip.Prefix {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -74,8 +77,8 @@ func (b *bridgeNetwork) podCIDR() []netip.Prefix {
 	return b.subnet
 }
 
-// join sets out for these subnets, until leave is called. False: they are not those in force, or
-// are about to be others.
+// join registers a pod that begins to connect in subnets, until leave is called. It returns false
+// if these are not the current subnets, or are about to change.
 func (b *bridgeNetwork) join(subnets []netip.Prefix) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -92,8 +95,7 @@ func (b *bridgeNetwork) leave() {
 	b.joining--
 }
 
-// hold keeps pods from setting out until release is called. ErrFailedPrecondition while one is on
-// its way.
+// hold prevents join until release is called. ErrFailedPrecondition while a pod is being connected.
 func (b *bridgeNetwork) hold() (release func(), err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -111,8 +113,8 @@ func (b *bridgeNetwork) hold() (release func(), err error) {
 	}, nil
 }
 
-// setPodCIDR changes the subnet. Pods keep their addresses for life, so it is refused while some
-// use another one, or are about to.
+// setPodCIDR changes the subnet. Pods keep their addresses for life, so it fails while pods are
+// connected, or are being connected, in another subnet.
 func (b *bridgeNetwork) setPodCIDR(subnets []netip.Prefix) error {
 	if joinPrefixes(subnets) != joinPrefixes(b.subnets()) {
 		release, err := b.hold()
@@ -146,7 +148,7 @@ func joinPrefixes(ps []netip.Prefix) string {
 	return strings.Join(s, ",")
 }
 
-// network is the default network by itself.
+// network returns the default network when no file configures it.
 func (b *bridgeNetwork) network(ctx context.Context, subnets []netip.Prefix) (*network, error) {
 	list, err := parseList([]byte(`{"cniVersion":"1.0.0","name":"` + b.name + `","plugins":[{"type":"` + ownType + `"}]}`))
 	if err != nil {
@@ -155,7 +157,7 @@ func (b *bridgeNetwork) network(ctx context.Context, subnets []netip.Prefix) (*n
 	return b.translate(ctx, "", list, subnets)
 }
 
-// unnamed says why there is no subnet.
+// unnamed returns the reason why there is no subnet.
 func (b *bridgeNetwork) unnamed() error {
 	if busy, err := b.attached(); err == nil && busy > 0 {
 		return fmt.Errorf("%d pods have addresses of an earlier range on %s, and have to go before the kubelet's can be used", busy, b.bridge)
@@ -163,8 +165,8 @@ func (b *bridgeNetwork) unnamed() error {
 	return errors.New("the kubelet has not named the pod CIDR of this node yet")
 }
 
-// translate puts the standard plugins in the place of our own type. The network takes our name:
-// leases and rules are found by it.
+// translate replaces our own plugin type by the standard plugins. The network gets our name, by
+// which leases and rules are found.
 func (b *bridgeNetwork) translate(ctx context.Context,
 	file string, list *libcni.NetworkConfigList, subnets []netip.Prefix) (*network, error) {
 	b.wanted.Store(true)
@@ -252,13 +254,14 @@ func portmapConf(nft bool) json.RawMessage {
 func mustJSON(v any) json.RawMessage {
 	data, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // maps of strings, numbers and booleans of this file
+		// cannot happen: all values are maps of strings, numbers and booleans of this file
+		panic(err)
 	}
 	return data
 }
 
-// check tells why a pod cannot be connected in these subnets: another route has them, or our bridge
-// serves others.
+// check returns the reason why no pod can be connected in subnets: another route overlaps them, or
+// our bridge serves other subnets. nil if there is none.
 func (b *bridgeNetwork) check(subnets []netip.Prefix) error {
 	serving, _, err := b.survey(subnets)
 	if err != nil || serving {
@@ -267,8 +270,8 @@ func (b *bridgeNetwork) check(subnets []netip.Prefix) error {
 	return b.overlap(subnets)
 }
 
-// prepare makes the host ready for an ADD: a bridge left over from another subnet goes, IPv6
-// gateways and masquerading come.
+// prepare prepares the host for an ADD: it removes a bridge of another subnet, and adds IPv6
+// gateways and masquerading.
 func (b *bridgeNetwork) prepare(ctx context.Context, subnets []netip.Prefix) error {
 	serving, stale, err := b.survey(subnets)
 	if err != nil {
@@ -293,9 +296,9 @@ func (b *bridgeNetwork) prepare(ctx context.Context, subnets []netip.Prefix) err
 	return nil
 }
 
-// RemoveDefault takes away what the default network leaves on a host: bridge, lease folder,
-// masquerading. It is for the moment after the last pod is gone: ErrFailedPrecondition while one is
-// attached or owed. Twice is fine.
+// RemoveDefault removes what the default network leaves on a host: bridge, lease folder,
+// masquerading. Call it after the last pod is gone: ErrFailedPrecondition while a pod is attached
+// or has a debt. Idempotent.
 func (n *Networks) RemoveDefault(ctx context.Context) error {
 	if ids := n.debts.ofNetwork(n.own.name); len(ids) > 0 {
 		return fmt.Errorf("remove default network: %d pods are attached, one is %s: %w", len(ids), ids[0], errdefs.ErrFailedPrecondition)
@@ -322,7 +325,7 @@ func (b *bridgeNetwork) removeMasquerade(ctx context.Context) error {
 	return removePodRules(ctx, b.name, "")
 }
 
-// removeFiles removes the leases, and results libcni kept for this network.
+// removeFiles removes the leases, and the results that libcni cached for this network.
 func (b *bridgeNetwork) removeFiles(cacheDir string) error {
 	results, err := filepath.Glob(filepath.Join(cacheDir, "results", b.name+"-*"))
 	errs := []error{err, os.RemoveAll(b.leaseDir)}

@@ -87,8 +87,8 @@ func TestHostPort(t *testing.T) {
 	}
 }
 
-// A pod talks to the world beyond the host from the host's address, and keeps its own towards other
-// pods.
+// TestMasquerade: a pod reaches addresses beyond the host with the host's address, and other pods
+// with its own.
 func TestMasquerade(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	world := h.pod("world")
@@ -111,7 +111,7 @@ func TestMasquerade(t *testing.T) {
 	wantSeen(p.NetNS, "198.51.100.2:80", "198.51.100.1")
 	wantSeen(p.NetNS, nextIP(ip)+":80", ip.String())
 
-	// Somebody flushes the ruleset: the next pod heals it for all.
+	// Somebody flushes the ruleset: setting up the next pod restores it for all.
 	if err := h.n.own.masq.nft(t.Context(), "flush ruleset\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func TestMasquerade(t *testing.T) {
 	}
 }
 
-// TestNoMasquerade: pods of other nodes see a pod's own address, everybody else the node's.
+// TestNoMasquerade: pods of other nodes see the pod's own address, all others the node's.
 func TestNoMasquerade(t *testing.T) {
 	h := newHost(t, withDefault(t), func(c *Config) {
 		c.NoMasquerade = []netip.Prefix{netip.MustParsePrefix("10.64.0.0/10"), netip.MustParsePrefix("198.51.100.2/32"), netip.MustParsePrefix("fd00::/8")}
@@ -155,7 +155,7 @@ func TestNoMasquerade(t *testing.T) {
 
 func nextIP(a netip.Addr) string { return a.Next().String() }
 
-// connectWorld puts a wire between the host (198.51.100.1) and a namespace (198.51.100.2).
+// connectWorld creates a veth pair between the host (198.51.100.1) and a namespace (198.51.100.2).
 func connectWorld(t *testing.T, netns string) {
 	t.Helper()
 	f, err := os.Open(netns)
@@ -218,7 +218,7 @@ func TestNetNSDeletedByHand(t *testing.T) {
 	}
 }
 
-// useNft sets what the host can do.
+// useNft sets whether nft is considered usable.
 func (h *host) useNft(yes bool) {
 	h.n.own.masq.mu.Lock()
 	h.n.own.masq.usable, h.n.own.masq.asked = yes, time.Now()
@@ -247,7 +247,7 @@ func TestWithoutNft(t *testing.T) {
 	h.wantSnapshot(before)
 }
 
-// RemoveDefault takes rules away whose pods nobody knows any more.
+// TestRemoveForgottenRules: RemoveDefault removes rules of pods that have no record.
 func TestRemoveForgottenRules(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	h.useNft(false)
@@ -271,7 +271,7 @@ func TestRemoveForgottenRules(t *testing.T) {
 	h.wantSnapshot(before)
 }
 
-// waitNoPorts waits for the kernel to take down the links of a namespace that is gone.
+// waitNoPorts waits until the kernel has removed the links of a deleted namespace.
 func waitNoPorts(t *testing.T, h *host) {
 	t.Helper()
 	updates, done := make(chan netlink.LinkUpdate, 100), make(chan struct{})
@@ -381,7 +381,7 @@ func TestSubnetOverlap(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.setupIn("10.84.0.0/24", p)
-	// What comes later does not take the network from pods that have it.
+	// A route that is added later does not disconnect pods.
 	address(t, "other0", "10.84.0.129/25")
 	if err := h.n.Ready(); err != nil {
 		t.Fatal(err)
@@ -392,7 +392,7 @@ func TestSubnetOverlap(t *testing.T) {
 	}
 }
 
-// setupIn connects a pod, which must get an address of this subnet.
+// setupIn connects a pod and checks that its address is in this subnet.
 func (h *host) setupIn(subnet string, p Pod) {
 	h.t.Helper()
 	if ip := h.setup(p).IPs[0]; !netip.MustParsePrefix(subnet).Contains(ip) {
@@ -415,7 +415,7 @@ func TestSetPodCIDR(t *testing.T) {
 		t.Fatalf("the same subnet: %v", err)
 	}
 	h.teardown(p)
-	// The bridge still has the route of the larger subnet; it is ours.
+	// The bridge still has the route of the larger subnet; since that is ours, it is no overlap.
 	if err := h.n.SetPodCIDR("10.83.64.0/24"); err != nil {
 		t.Fatal(err)
 	}
@@ -425,7 +425,7 @@ func TestSetPodCIDR(t *testing.T) {
 	if err := h.n.SetPodCIDR("10.85.0.0/24, fd00:85::/64"); err != nil {
 		t.Fatal(err)
 	}
-	h.reopen() // remembered
+	h.reopen() // the pod CIDR is stored
 	res := h.setup(p)
 	if len(res.IPs) != 2 || !netip.MustParsePrefix("10.85.0.0/24").Contains(res.IPs[0]) || !netip.MustParsePrefix("fd00:85::/64").Contains(res.IPs[1]) {
 		t.Fatalf("addresses %v", res.IPs)
@@ -442,7 +442,7 @@ func TestSetPodCIDR(t *testing.T) {
 	}
 }
 
-// TestNoNetworkBeforePodCIDR: where the kubelet names the subnet, no pod comes before it.
+// TestNoNetworkBeforePodCIDR: if the kubelet sets the subnet, no pod is connected before that.
 func TestNoNetworkBeforePodCIDR(t *testing.T) {
 	h := newHost(t, withDefault(t), func(c *Config) { c.Subnet = PodCIDR })
 	p := h.pod("p1")
@@ -466,8 +466,8 @@ func TestNoNetworkBeforePodCIDR(t *testing.T) {
 	h.teardown(p)
 }
 
-// TestPodCIDRAfterAnotherRange: pods that were there before keep theirs, and the node says what
-// stands in the way. They can be taken away, also by a record that a power cut has emptied.
+// TestPodCIDRAfterAnotherRange: existing pods keep their addresses, and Ready says that they block
+// the new subnet. They can be torn down, even with a record that a power cut has emptied.
 func TestPodCIDRAfterAnotherRange(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	p := h.pod("p1")
@@ -486,8 +486,8 @@ func TestPodCIDRAfterAnotherRange(t *testing.T) {
 	}
 }
 
-// TestPodCIDRWhileJoining: the subnet of a pod that is being attached stays, though nothing of it
-// is to be seen on the bridge yet.
+// TestPodCIDRWhileJoining: the subnet cannot change while a pod is being connected, even if the
+// bridge does not show it yet.
 func TestPodCIDRWhileJoining(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	var once sync.Once
@@ -508,7 +508,8 @@ func TestPodCIDRWhileJoining(t *testing.T) {
 	h.teardown(first)
 }
 
-// TestUplinkMTU: the default route may come after the daemon, as with DHCP, and change later.
+// TestUplinkMTU: the default route may appear after the daemon's start, as with DHCP, and may
+// change later.
 func TestUplinkMTU(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	wantMTU := func(want int) {
@@ -545,7 +546,7 @@ func TestUplinkMTU(t *testing.T) {
 	wantMTU(1500)
 }
 
-// TestNftLater: an nft that fails when the daemon starts is asked again.
+// TestNftLater: if nft fails when the daemon starts, it is tried again.
 func TestNftLater(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	if !h.n.own.masq.works(t.Context()) {
@@ -611,8 +612,8 @@ func TestBandwidth(t *testing.T) {
 	h.wantSnapshot(before)
 }
 
-// Our plugin type in a file: the default network with the file's other plugins around it, which are
-// foreign.
+// TestOwnTypeInFile: a file with our plugin type means the default network, with the file's other
+// plugins around it, which count as foreign.
 func TestOwnTypeInFile(t *testing.T) {
 	real := realPlugins(t)
 	h := newHost(t, func(c *Config) { c.BinDirs = append(c.BinDirs, real) })

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loopbacks are where a port of a pod is looked for, in this order.
+// loopbacks are the addresses at which a pod's port is dialed, in this order.
 var loopbacks = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 
-// Dial connects to a TCP port of the loopback inside a pinned network namespace, by IPv4 and then
-// by IPv6; "" is the namespace of this process. Only the socket is made on a thread in the
-// namespace; the wait for an answer has none: a program that listens and accepts nothing would
-// otherwise hold a thread for each client.
+// Dial connects to a TCP port of the loopback inside a pinned network namespace, first by IPv4,
+// then by IPv6; "" is the namespace of this process. Only the socket is created on a thread in the
+// namespace. The wait for the reply does not block a thread: otherwise a program that listens but
+// does not accept would hold one thread per client.
 func Dial(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) {
 	var all error
 	for _, host := range loopbacks {
@@ -35,8 +35,8 @@ func Dial(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) 
 	return nil, all
 }
 
-// socketIn returns a TCP socket for the address that lives in the namespace, whoever uses it. It
-// never blocks.
+// socketIn returns a TCP socket for the address, created in the namespace. It stays in that
+// namespace, whichever thread uses it. socketIn does not block.
 func socketIn(netns string, to netip.AddrPort) (s *os.File, err error) {
 	family := unix.AF_INET
 	if to.Addr().Is6() {
@@ -58,7 +58,7 @@ func socketIn(netns string, to netip.AddrPort) (s *os.File, err error) {
 	return s, err
 }
 
-// connect waits for the answer until ctx ends, and closes s.
+// connect waits for the connection until ctx ends, and closes s.
 func connect(ctx context.Context, s *os.File, to netip.AddrPort) (*net.TCPConn, error) {
 	defer s.Close()
 	raw, err := s.SyscallConn()
@@ -97,8 +97,8 @@ func connect(ctx context.Context, s *os.File, to netip.AddrPort) (*net.TCPConn, 
 	return conn.(*net.TCPConn), nil
 }
 
-// outcome says what became of a connection that was begun. Neither connected nor an error: it is
-// under way.
+// outcome returns the state of a connection attempt: connected, an error, or neither while it is in
+// progress.
 func outcome(fd int) (connected bool, err error) {
 	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
@@ -121,7 +121,7 @@ func sockaddr(to netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
 }
 
-// inNetNS runs f on a thread in the namespace. The thread ends with f: nobody else ever runs on it.
+// inNetNS runs f on a thread in the namespace. The thread ends with f and is not reused.
 func inNetNS(path string, f func() error) error {
 	ns, err := os.Open(path)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestDial connects to both loopbacks of a namespace, and to none where nobody listens.
+// TestDial connects to both loopbacks of a namespace, and fails when nobody listens.
 func TestDial(t *testing.T) {
 	netns := testNetNS(t)
 	for _, host := range []string{"127.0.0.1", "::1"} {
@@ -54,8 +54,8 @@ func TestDial(t *testing.T) {
 	}
 }
 
-// TestDialHoldsNoThread: a program of the pod listens and accepts nothing. Each client that waits
-// for it would cost the daemon a thread, and Go ends a process with 10,000 of them.
+// TestDialHoldsNoThread: a program of the pod listens but does not accept. Waiting clients must not
+// cost the daemon a thread each, because Go ends a process that has 10,000 threads.
 func TestDialHoldsNoThread(t *testing.T) {
 	const clients = 100
 	netns := testNetNS(t)
@@ -67,7 +67,7 @@ func TestDialHoldsNoThread(t *testing.T) {
 	for range clients {
 		go func() {
 			conn, err := Dial(ctx, netns, port)
-			if err == nil { // the queue has a place or two
+			if err == nil { // the accept queue holds one or two
 				defer conn.Close()
 				<-ctx.Done()
 				err = ctx.Err()
@@ -98,7 +98,7 @@ func testNetNS(t *testing.T) string {
 	return path
 }
 
-// listenAndAcceptNothing returns a port of 127.0.0.1 whose queue has hardly any place.
+// listenAndAcceptNothing returns a port of 127.0.0.1 with a minimal accept queue.
 func listenAndAcceptNothing(t *testing.T, netns string) (port uint16) {
 	t.Helper()
 	insideNetNS(t, netns, func() error {
@@ -122,7 +122,7 @@ func listenAndAcceptNothing(t *testing.T, netns string) (port uint16) {
 	return port
 }
 
-// waiting counts the connections of the namespace whose first packet has no answer (SYN_SENT).
+// waiting counts the connections in the namespace whose SYN has no reply (SYN_SENT).
 func waiting(t *testing.T, netns string) int {
 	t.Helper()
 	var table []byte
@@ -148,7 +148,7 @@ func threads(t *testing.T) int {
 	return n
 }
 
-// await asks again until it is so, or until it is clear that it never will be.
+// await polls until the condition is true, or fails after a minute.
 func await(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !is(); runtime.Gosched() {

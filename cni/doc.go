@@ -1,44 +1,44 @@
 // Package cni connects network namespaces to a network and disconnects them again.
 //
-// It will not decide which pod wants a network, retry on its own, or keep a record of pods: it
-// remembers only what it still owes, an ADD that was begun and has no successful DEL yet (Debts),
-// together with everything that DEL needs. It has never heard of containers.
+// It does not decide which pod gets a network, retry on its own, or keep a record of pods. It
+// stores only debts: an ADD that was begun and has no successful DEL yet, with everything that this
+// DEL needs. It knows nothing about containers.
 //
 // # Networks
 //
-// The configuration folder decides, as everywhere: the lexically first valid .conf, .conflist or
-// .json file is the network. The folder is compared on every call, so it may be removed, recreated
-// and rewritten at will. A file that was the network and no longer parses keeps the network it was,
-// because somebody is writing it.
+// The configuration folder decides, as everywhere: the first valid .conf, .conflist or .json file,
+// in lexical order, is the network. Every call checks the folder for changes, so it may be removed,
+// recreated and rewritten at any time. If the current network's file can no longer be parsed, the
+// network stays, because somebody is writing the file.
 //
-// The default network exists only when the folder names no network and Config.Default is set, or
-// where a file names the plugin type "cribox". It consists of the standard plugins bridge and
-// host-local (and portmap for pods with host ports, bandwidth for pods that ask for it), named
-// after the instance, so that two daemons never touch each other:
+// The default network exists only if the folder has no network and Config.Default is set, or if a
+// file has the plugin type "cribox". It consists of the standard plugins bridge and host-local (and
+// portmap for pods with host ports, bandwidth for pods that request it). Its names contain the
+// instance, so that two daemons never affect each other:
 //
 //	bridge            cbr<instance>
 //	network name      cribox-<instance>
 //	leases            <state>/cni/leases
 //	masquerading      one rule for the whole subnet, nftables table "inet cribox_<instance>";
 //	                  without a usable nft the bridge plugin's own ipMasq, a rule per pod
-//	IPv6 gateway      an address of the bridge, added before the first pod, without the kernel's search for duplicates
-//	subnet            the pod CIDR, else the configured one, else 10.83.0.0/16; configured as
-//	                  "pod-cidr" there is no network before the kubelet has named it
+//	IPv6 gateway      an address of the bridge, added before the first pod, without the
+//	                  kernel's duplicate address detection
+//	subnet            the pod CIDR, else the configured one, else 10.83.0.0/16; if "pod-cidr" is
+//	                  configured, there is no network until the kubelet has set the pod CIDR
 //
-// A pod without host ports and bandwidth costs bridge and host-local, once for ADD and once for
-// DEL, and no firewall program. The MTU is that of the default route's link where that is below
-// 1500.
+// A pod without host ports and bandwidth needs one run of bridge and host-local for ADD, one for
+// DEL, and no firewall program. The MTU is that of the default route's link if that is below 1500.
 //
-// The subnet may be a comma separated pair, one per family. It is refused while it overlaps a route
-// that is not ours, until the bridge is up: a route that comes later does not take the network from
-// its pods. It changes only while no pod is attached.
+// The subnet may be a comma separated pair, one per family. It is refused if it overlaps a route
+// that is not ours; this is checked only until the bridge is up, so that a route added later does
+// not disconnect pods. The subnet changes only while no pod is attached.
 //
 // # Debts
 //
-// Before an ADD its intent is written. An attachment of the default network is a file
-// <root>/cni/<pod id>, not synced: its leases do not outlive the state folder. Any other plugin may
-// keep a lease through a reboot, so the same record goes as one line into <root>/cni.debts with one
-// fsync, shared by all pods that write at the same time:
+// Before an ADD its record is written. For the default network that is a file <root>/cni/<pod id>,
+// not synced, because its leases do not outlive the state folder. Any other plugin may keep a lease
+// through a reboot, so the same record is appended as one line to <root>/cni.debts, with one fsync
+// for all pods that write at the same time:
 //
 //	+<pod id> <record as JSON>
 //
@@ -47,20 +47,20 @@
 // # Plugins
 //
 // Every plugin runs in a process group of its own, with a fixed environment and a deadline. At the
-// deadline the group and whatever else carries this call's mark in its environment are killed. The
-// pod's lock file is descriptor 3. What a plugin starts inherits it as long as nobody closes it on
-// the way: Go's os/exec passes on what came in without close-on-exec, so does a shell (bridge to
-// host-local to nft is covered); a program that closes all descriptors or puts its own extra file
-// at 3 is not.
+// deadline the group is killed, and every other process that has this call's mark in its
+// environment. The pod's lock file is descriptor 3. Processes that a plugin starts inherit it
+// unless a program on the way closes it. Go's os/exec and shells pass on descriptors that are not
+// close-on-exec, so bridge, host-local and nft have it; a program that closes all descriptors, or
+// uses descriptor 3 for a file of its own, does not pass it on.
 //
-// With a configuration of CNI 1.1.0 or later plugins are asked for their STATUS, in the background,
-// when somebody looks at the network and the last answer is old. Their words are the reason of
-// Ready. After a start they are told which attachments are in use (GC), when that is certain: see
-// CollectGarbage. CHECK is never called: nobody would know what to do with a pod that runs and
-// whose plugin finds fault with it.
+// With a configuration of CNI 1.1.0 or later the plugins are asked for their STATUS, in the
+// background, when a caller wants the network's status and the last answer is old. Ready reports
+// their errors. After a start they get the list of attachments in use (GC), if that list is certain
+// to be complete: see CollectGarbage. CHECK is never called, because there is no useful reaction to
+// a running pod whose CHECK fails.
 //
-// Minimum plugin version for hostPort with nftables is 1.9.0, before it forwards foreign traffic
-// (CVE-2025-67499).
+// Host ports with nftables need plugin version 1.9.0; older ones forward traffic that is not for
+// the host (CVE-2025-67499).
 //
 // # Steps
 //

@@ -23,17 +23,17 @@ import (
 )
 
 const (
-	maxStdout = 1 << 20 // a result is some kilobytes
-	maxStderr = 4 << 10 // of its end, for the error
+	maxStdout = 1 << 20 // a result has some kilobytes
+	maxStderr = 4 << 10 // the end of stderr, for the error
 
-	// pipeGrace is how long a plugin's output may stay open after its exit, in the hands of
-	// something it left behind.
+	// pipeGrace is how long a plugin's output may stay open after its exit, because a process that
+	// it started still has it.
 	pipeGrace = 2 * time.Second
-	// killGrace is how long a killed plugin may take to vanish (uninterruptible sleep) before we go
-	// on without it.
+	// killGrace is how long to wait for the end of a killed plugin, which may be in uninterruptible
+	// sleep.
 	killGrace = 5 * time.Second
-	// busyRetries, busyPause: a plugin file still open for writing, by an installer, cannot be
-	// executed.
+	// busyRetries and busyPause: a plugin file that an installer still has open for writing cannot
+	// be executed, so that is retried.
 	busyRetries = 20
 	busyPause   = 100 * time.Millisecond
 
@@ -41,25 +41,25 @@ const (
 	toolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
-// fixedEnv is what a plugin gets besides CNI_*. Nothing of the daemon's own environment: no
-// proxies, no credentials.
+// fixedEnv is the environment of a plugin besides CNI_*. It has nothing of the daemon's own
+// environment, such as proxies or credentials.
 var fixedEnv = []string{"PATH=" + toolPath, "HOME=/root", "LANG=C"}
 
-// cniVars is what a plugin gets of the variables libcni composes.
+// cniVars are the variables set by libcni that a plugin gets.
 var cniVars = []string{"CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_ARGS", "CNI_IFNAME", "CNI_PATH"}
 
-// executor runs the plugins of one operation; libcni's invoke.Exec.
+// executor runs the plugins of one operation; it implements libcni's invoke.Exec.
 type executor struct {
 	version.PluginDecoder
-	lock *os.File // inherited by every plugin as descriptor 3; may be nil
+	lock *os.File // every plugin inherits it as descriptor 3; may be nil
 }
 
-// FindInPath finds a plugin by a name that cannot lead out of the folders.
+// FindInPath finds a plugin; the name must not lead out of the folders.
 func (*executor) FindInPath(plugin string, dirs []string) (string, error) {
 	return findPlugin(plugin, dirs)
 }
 
-// errNoPlugin is the class of a plugin that is in none of the folders.
+// errNoPlugin marks the error for a plugin that is in none of the folders.
 var errNoPlugin = errors.New("is not")
 
 func findPlugin(plugin string, dirs []string) (string, error) {
@@ -79,8 +79,7 @@ func findPlugin(plugin string, dirs []string) (string, error) {
 	return "", fmt.Errorf("plugin %s %w in %s", plugin, errNoPlugin, strings.Join(dirs, ":"))
 }
 
-// ExecPlugin runs one plugin to its end or to the context's, whichever is first, and returns what
-// it printed.
+// ExecPlugin runs one plugin until it exits or ctx ends, and returns its output.
 func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	r := run{path: path, stdin: stdin, env: slices.Clone(fixedEnv)}
 	for _, kv := range environ {
@@ -116,14 +115,14 @@ func runTool(ctx context.Context, name, stdin string, args ...string) ([]byte, e
 	return out, nil
 }
 
-// run is one program run: in a process group of its own, never longer than its context.
+// run is one execution of a program, in a process group of its own, not longer than its context.
 type run struct {
 	path   string
 	args   []string
 	stdin  []byte
 	env    []string
 	files  []*os.File
-	mark   string // in the environment of everything this run starts
+	mark   string // in the environment of all processes of this run
 	stdout capped
 	stderr tail
 }
@@ -152,7 +151,7 @@ func (r *run) do(ctx context.Context) ([]byte, error) {
 	if killed != nil {
 		r.killAll(cmd.Process.Pid)
 		if !within(exited, killGrace) {
-			go func() { _ = cmd.Wait() }() // reaped whenever the kernel lets go of it
+			go func() { _ = cmd.Wait() }() // reaps it whenever the kernel lets it end
 			return nil, fmt.Errorf("%w; it does not end", killed)
 		}
 	}
@@ -161,8 +160,9 @@ func (r *run) do(ctx context.Context) ([]byte, error) {
 		killed = fmt.Errorf("it printed more than %d bytes", maxStdout)
 	}
 	if killed == nil && err != nil {
-		// What a failed program left running must not act after the clean-up that follows. By its
-		// mark, not by its group: the leader is reaped and the group's number may be another's.
+		// Kill what a failed program has left running, so that it does not interfere with the
+		// clean-up that follows. Find it by its mark, not by its group: the leader is reaped, and
+		// the group's number may be reused.
 		strays.kill(r.mark)
 	}
 	if killed == nil {
@@ -199,8 +199,8 @@ func (r *run) start(ctx context.Context) (*exec.Cmd, error) {
 	}
 }
 
-// waitExit returns when the child has ended, and leaves it unreaped: until then its process group
-// cannot be another's.
+// waitExit returns when the child has ended, and does not reap it: until it is reaped, the number
+// of its process group cannot be reused.
 func waitExit(pid int) {
 	for {
 		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
@@ -210,13 +210,13 @@ func waitExit(pid int) {
 	}
 }
 
-// killAll ends the unreaped child's group and everything that left the group.
+// killAll kills the group of the unreaped child, and the processes that have left the group.
 func (r *run) killAll(pid int) {
 	_ = unix.Kill(-pid, unix.SIGKILL)
 	strays.kill(r.mark)
 }
 
-// failure turns the outcome into an error that says what the program said.
+// failure turns the result of a run into an error that contains the program's own message.
 func (r *run) failure(err error) error {
 	switch {
 	case err == nil:
@@ -251,7 +251,7 @@ func decodeError(stdout []byte) (types.Error, bool) {
 	return e, err == nil && e.Code != 0
 }
 
-// toldError is the text of an error a plugin printed, "" when it printed none.
+// toldError returns the text of an error that a plugin printed; "" when it printed none.
 func toldError(stdout []byte) string {
 	e, ok := decodeError(stdout)
 	if !ok {
@@ -267,7 +267,7 @@ func toldError(stdout []byte) string {
 	return strings.ToValidUTF8(text, "?")
 }
 
-// capped keeps up to maxStdout bytes and tells once there are more.
+// capped keeps up to maxStdout bytes and closes full once there are more.
 type capped struct {
 	mu   sync.Mutex
 	buf  []byte

@@ -23,8 +23,8 @@ func fakeHost(t *testing.T, change ...func(*Config)) (*host, *fake) {
 	return h, h.fake("fakenet", "", "")
 }
 
-// A plugin says on a FIFO that it has begun, with pids; then it hangs, with children in its group,
-// one without its environment, and outside.
+// hanging returns a script for a plugin that writes pids to a FIFO and then hangs, with children in
+// its process group, outside of it, and one without its environment.
 func hanging(t *testing.T, f *fake) (fifo string, add string) {
 	t.Helper()
 	fifo = filepath.Join(f.dir, "begun")
@@ -61,7 +61,8 @@ func readPids(t *testing.T, fifo string) []int {
 	return pids
 }
 
-// An ADD that hangs is killed with everything it started when the caller gives up, and undone.
+// TestAddCancelled: an ADD that hangs is killed, with everything it started, when the caller
+// cancels, and is undone.
 func TestAddCancelled(t *testing.T) {
 	h, f := fakeHost(t)
 	fifo, add := hanging(t, f)
@@ -103,7 +104,7 @@ func TestAddDeadline(t *testing.T) {
 	f.wantLeases(0)
 }
 
-// Another pod is connected while one hangs.
+// TestHangIsOnesOwn: other pods are connected while the plugin of one hangs.
 func TestHangIsOnesOwn(t *testing.T) {
 	h, f := fakeHost(t)
 	fifo, add := hanging(t, f)
@@ -115,7 +116,7 @@ func TestHangIsOnesOwn(t *testing.T) {
 	readPids(t, fifo)
 	h.setup(quick)
 	h.teardown(quick)
-	// A second call for the slow pod waits its turn, and no longer than its own context.
+	// A second call for the slow pod waits its turn, but not longer than its own context.
 	short, done := context.WithCancel(t.Context())
 	done()
 	wantErr(t, h.n.Teardown(short, slow), context.Canceled)
@@ -172,7 +173,7 @@ func TestHostileAdd(t *testing.T) {
 	}
 }
 
-// holders names processes that were started by a plugin of this test: they have its folder in their
+// holders lists processes that a plugin of this test has started: they have its folder in their
 // environment.
 func holders(t *testing.T, dir string) (found string) {
 	t.Helper()
@@ -188,7 +189,7 @@ func holders(t *testing.T, dir string) (found string) {
 	return found
 }
 
-// Good but odd results are taken.
+// TestOddResults: unusual but valid results are accepted.
 func TestOddResults(t *testing.T) {
 	tests := map[string]struct{ out, want string }{
 		"IPv6 only":  {`{"cniVersion":"1.0.0","ips":[{"address":"fd00::2/64"}]}`, "[fd00::2]"},
@@ -212,7 +213,8 @@ func TestOddResults(t *testing.T) {
 	}
 }
 
-// A plugin sees CNI's variables and a fixed path, nothing of the daemon's.
+// TestPluginEnvironment: a plugin gets CNI's variables and a fixed PATH, and nothing of the
+// daemon's environment.
 func TestPluginEnvironment(t *testing.T) {
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
 	t.Setenv("CNI_SURPRISE", "yes")
@@ -228,7 +230,8 @@ func TestPluginEnvironment(t *testing.T) {
 	for line := range strings.Lines(f.read("env.ADD")) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 		switch key {
-		case "PWD", "_", "OLDPWD", "SHLVL", strings.TrimSuffix(callMark, "="): // the shell's, and ours
+		// set by the shell, and our mark
+		case "PWD", "_", "OLDPWD", "SHLVL", strings.TrimSuffix(callMark, "="):
 			continue
 		}
 		if value != want[key] {
@@ -242,7 +245,7 @@ func TestPluginEnvironment(t *testing.T) {
 	h.teardown(p)
 }
 
-// What a plugin starts holds the pod's lock until its end.
+// TestLockIsInherited: processes that a plugin starts hold the pod's lock until they end.
 func TestLockIsInherited(t *testing.T) {
 	h, f := fakeHost(t)
 	f.behave(fakeLease+`sh -c 'sh -c "readlink /proc/self/fd/3"' > $D/lock; `+fakeResult, "")
@@ -275,7 +278,8 @@ func TestPluginNames(t *testing.T) {
 	}
 }
 
-// A file that an installer still writes cannot be executed for a moment; that is no failure.
+// TestBusyPlugin: a plugin file that an installer is still writing cannot be executed for a moment;
+// that is retried.
 func TestBusyPlugin(t *testing.T) {
 	h, f := fakeHost(t)
 	w, err := os.OpenFile(f.path, os.O_WRONLY|os.O_APPEND, 0)

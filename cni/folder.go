@@ -13,34 +13,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// folder is the configuration folder. It keeps what it read last and compares names, sizes, times
-// and inodes on every read: some tens of microseconds, and nothing to watch that could be removed.
+// folder is the configuration folder. It keeps the last result and compares names, sizes, times and
+// inodes at each read. That takes some tens of microseconds, and needs no watch, which would be
+// lost when the folder is removed.
 type folder struct {
 	dir      string
 	own      *bridgeNetwork
-	fallback bool // the default network stands in for an empty folder
+	fallback bool // use the default network when the folder is empty
 
 	mu    sync.Mutex
 	seen  reading
-	began uint64 // number of the last reading begun
+	began uint64 // number of the last reading started
 }
 
-// reading is the outcome of one look into the folder.
+// reading is the result of reading the folder once.
 type reading struct {
-	number uint64 // by order of beginning; a late one does not replace a younger
-	mark   string // fingerprint of all that was looked at
-	fresh  bool   // something changed so lately that its next change may not show in the fingerprint
+	number uint64 // in order of starting; a late result does not replace a newer one
+	mark   string // fingerprint of everything that was read
+	fresh  bool   // something changed so recently that another change may not alter the fingerprint
 	net    *network
 	err    error
 }
 
-// racyAge is the age below which two changes of a file can carry one time stamp (kernel ticks,
+// racyAge is the age of a file below which two changes may have the same time stamp (kernel ticks,
 // coarse file systems).
 const racyAge = 2 * time.Second
 
-const maxFolderEntries = 1000 // of one folder; more are not looked at
+const maxFolderEntries = 1000 // per folder; more is an error
 
-// read returns the network of the folder as it is now, or why there is none.
+// read returns the current network of the folder, or the reason why there is none.
 func (f *folder) read(ctx context.Context) (*network, error) {
 	f.mu.Lock()
 	f.began++
@@ -56,7 +57,7 @@ func (f *folder) read(ctx context.Context) (*network, error) {
 	case err == nil:
 		now.net, now.err = f.choose(ctx, files, seen.net)
 		now.fresh = now.fresh || errors.Is(now.err, errUnreadable)
-	case f.stands(seen.net): // unreadable now, known before
+	case f.stands(seen.net): // unreadable now, but known from before
 		now.net, now.fresh = seen.net, true
 	default:
 		now.err, now.fresh = fmt.Errorf("network folder %s: %w", f.dir, err), true
@@ -69,14 +70,14 @@ func (f *folder) read(ctx context.Context) (*network, error) {
 	return now.net, now.err
 }
 
-// stands tells whether a network that was read earlier can still be the one: ours may have another
-// subnet by now.
+// stands reports whether a network that was read earlier may still be used: not if it is ours and
+// our subnet has changed.
 func (f *folder) stands(before *network) bool {
 	return before != nil && (!before.ours || joinPrefixes(before.subnets) == joinPrefixes(f.own.subnets()))
 }
 
-// choose takes the first valid file. The file that was the network keeps it while it is there and
-// cannot be parsed.
+// choose returns the network of the first valid file. If the current network's file exists but
+// cannot be parsed, the network stays.
 func (f *folder) choose(ctx context.Context, files []string, before *network) (*network, error) {
 	var refused []error
 	for _, name := range files {
@@ -91,7 +92,7 @@ func (f *folder) choose(ctx context.Context, files []string, before *network) (*
 		if f.stands(before) && (unreadable || before.file == name) {
 			return before, nil
 		}
-		if unreadable { // it may be the network: what comes behind it is another one
+		if unreadable { // it may be the network, so those after it cannot be used
 			return nil, fmt.Errorf("network folder %s: %s: %w", f.dir, name, err)
 		}
 		refused = append(refused, fmt.Errorf("%s: %w", name, err))
@@ -105,12 +106,12 @@ func (f *folder) choose(ctx context.Context, files []string, before *network) (*
 	return nil, fmt.Errorf("no network configuration in %s", f.dir)
 }
 
-// look lists the configuration files, in order, and fingerprints everything a network could be made
-// of.
+// look lists the configuration files, sorted, and returns a fingerprint of everything that
+// determines the network.
 func (f *folder) look(ctx context.Context) (files []string, mark string, fresh bool, err error) {
 	var m strings.Builder
 	fmt.Fprintf(&m, "%v\n", f.own.subnets())
-	if f.own.wanted.Load() { // nft is not touched on a host whose network is another's
+	if f.own.wanted.Load() { // nft is not run on a host that does not use the default network
 		fmt.Fprintf(&m, "%t %d\n", f.own.masq.works(ctx), f.own.uplinkMTU())
 	}
 	entries, err := readNames(f.dir)
@@ -131,7 +132,7 @@ func (f *folder) look(ctx context.Context) (files []string, mark string, fresh b
 	return files, m.String(), fresh, nil
 }
 
-// lookAside fingerprints a folder of side plugins.
+// lookAside adds a folder of side plugins to the fingerprint.
 func (f *folder) lookAside(m *strings.Builder, name string) (fresh bool) {
 	entries, err := readNames(filepath.Join(f.dir, name))
 	if err != nil {
@@ -153,7 +154,7 @@ func isConf(name string) bool {
 	return false
 }
 
-// readNames lists a folder in order; one that does not exist is empty.
+// readNames lists a folder, sorted; empty if the folder does not exist.
 func readNames(dir string) ([]os.DirEntry, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -165,7 +166,7 @@ func readNames(dir string) ([]os.DirEntry, error) {
 	return entries, err
 }
 
-// fingerprint adds a file to the mark, following links as reading it would.
+// fingerprint adds a file to the fingerprint m. It follows links, as reading does.
 func fingerprint(m *strings.Builder, path string) (fresh bool) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// name is the network of the moment; "" and the reason when there is none.
+// name returns the name of the current network; "" and the reason when there is none.
 func (h *host) name() (string, error) {
 	w, err := h.n.current(h.t.Context())
 	if err != nil {
@@ -47,7 +47,7 @@ func TestFolder(t *testing.T) {
 	if err := h.n.Ready(); err != nil {
 		t.Fatal(err)
 	}
-	// The folder goes and comes back.
+	// The folder is removed and created again.
 	if err := os.RemoveAll(h.c.ConfDir); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,8 @@ func TestFolder(t *testing.T) {
 	h.teardown(p)
 }
 
-// Where the network is another's, nft, which loads modules of the kernel, is not asked anything.
+// TestForeignNetworkWithoutNft: with a network that is not ours nft is not run, because it loads
+// kernel modules.
 func TestForeignNetworkWithoutNft(t *testing.T) {
 	h := newHost(t)
 	h.fake("fakenet", "", "")
@@ -73,7 +74,7 @@ func TestForeignNetworkWithoutNft(t *testing.T) {
 	}
 }
 
-// Our own network does not stay with a subnet that is not in force any more.
+// TestHalfWrittenOwn: our own network does not stay in use with an old subnet.
 func TestHalfWrittenOwn(t *testing.T) {
 	h := newHost(t, withDefault(t), func(c *Config) { c.Default = false })
 	h.conf("10-own.conflist", list("own", ownType))
@@ -90,7 +91,7 @@ func TestHalfWrittenOwn(t *testing.T) {
 	wantErr(t, h.n.Ready(), errdefs.ErrUnavailable, "10-own.conflist")
 }
 
-// While the network's file is being rewritten the network stays.
+// TestHalfWritten: the network stays while its file is being rewritten.
 func TestHalfWritten(t *testing.T) {
 	h := newHost(t)
 	h.fake("fakenet", "", "")
@@ -108,7 +109,7 @@ func TestHalfWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.wantNetwork("b")
-	// The folder cannot be read for a while: a file stands in its place.
+	// The folder cannot be read for a while, because a file has its name.
 	if err := os.Rename(h.c.ConfDir, h.c.ConfDir+".away"); err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +121,8 @@ func TestHalfWritten(t *testing.T) {
 	h.wantNetwork("")
 }
 
-// A change without another size and with old times is seen by its inode or change time.
+// TestUnobtrusiveChange: a change with the same size and old times is detected by inode or change
+// time.
 func TestUnobtrusiveChange(t *testing.T) {
 	h := newHost(t)
 	h.fake("fakenet", "", "")
@@ -135,7 +137,8 @@ func TestUnobtrusiveChange(t *testing.T) {
 	}
 }
 
-// What must not be executed is refused with the file, and nothing is executed.
+// TestRefusedTypes: the error for a forbidden plugin name contains the file, and nothing is
+// executed.
 func TestRefusedTypes(t *testing.T) {
 	for _, plugin := range []string{"../../bin/evil", "/bin/sh", "..", "a/b", "evil ", "x..y"} {
 		t.Run(fmt.Sprintf("%q", plugin), func(t *testing.T) {
@@ -175,7 +178,7 @@ func TestRefusedFiles(t *testing.T) {
 	h.wantNetwork("c")
 }
 
-// An installer with configuration but without plugins yet, then with them.
+// TestReadyNamesPlugin: an installer has written the configuration before the plugins.
 func TestReadyNamesPlugin(t *testing.T) {
 	h := newHost(t)
 	h.conf("10-a.conflist", `{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"bridge","ipam":{"type":"host-local"}}]}`)
@@ -188,8 +191,8 @@ func TestReadyNamesPlugin(t *testing.T) {
 	}
 }
 
-// Default stands in for an empty folder only; a network that comes takes over, a broken one does
-// not let it in.
+// TestDefaultGivesWay: the default network is used only while the folder is empty. A network in the
+// folder replaces it, and with a broken file there is no network.
 func TestDefaultGivesWay(t *testing.T) {
 	h := newHost(t, func(c *Config) { c.Default = true })
 	h.wantNetwork("cribox-abc123")
@@ -204,7 +207,7 @@ func TestDefaultGivesWay(t *testing.T) {
 	h.wantNetwork("")
 }
 
-// Plugins beside the list belong to it, and to what is persisted.
+// TestSidePlugins: side plugins are part of the list, and of what is stored for DEL.
 func TestSidePlugins(t *testing.T) {
 	h := newHost(t)
 	f, side := h.fake("fakenet", "", ""), h.fake("side", "", "")
@@ -224,8 +227,8 @@ func TestSidePlugins(t *testing.T) {
 	side.wantLeases(0)
 }
 
-// A plugin that says it does not speak the configuration's version makes the network unready; it is
-// asked once.
+// TestVersionProbe: the network is not ready if a plugin reports that it does not support the
+// configuration's version. Each plugin is asked once.
 func TestVersionProbe(t *testing.T) {
 	h := newHost(t)
 	f := h.fake("fakenet", "", "")

@@ -11,16 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// gateway is the address that host-local gives the gateway of a subnet: the first.
+// gateway returns the address that host-local uses as the gateway of a subnet: the first.
 func gateway(subnet netip.Prefix) netip.Prefix {
 	return netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits())
 }
 
-// raise makes the bridge with its IPv6 gateway addresses before the bridge plugin does. The kernel
-// looks for duplicates of an address that the plugin adds, for up to two seconds, and the first
-// pods would have no IPv6 meanwhile. Nobody else can have these addresses on our own bridge, so
-// they are added without that. The plugin takes a bridge and an address that are there as they are.
-// Pods that come side by side may all do this.
+// raise creates the bridge with its IPv6 gateway addresses before the bridge plugin does. For
+// addresses that the plugin adds, the kernel runs duplicate address detection for up to two
+// seconds, and the first pods would have no IPv6 meanwhile. Nobody else can have these addresses on
+// our own bridge, so raise adds them without detection. The plugin accepts a bridge and addresses
+// that already exist. raise may run concurrently.
 func (b *bridgeNetwork) raise(subnets []netip.Prefix) error {
 	for _, s := range subnets {
 		if !s.Addr().Is6() {
@@ -41,8 +41,8 @@ func (b *bridgeNetwork) raise(subnets []netip.Prefix) error {
 	return nil
 }
 
-// makeBridge returns the bridge, made as the plugin makes it. Its hardware address is fixed: the
-// kernel would choose another with each pod that comes or goes.
+// makeBridge returns the bridge, and creates it, like the plugin does, if necessary. It sets the
+// hardware address: otherwise the kernel would change it with each pod that is added or removed.
 func (b *bridgeNetwork) makeBridge() (netlink.Link, error) {
 	l, err := b.link()
 	if l != nil || err != nil {
@@ -60,7 +60,7 @@ func (b *bridgeNetwork) makeBridge() (netlink.Link, error) {
 	return l, err
 }
 
-// newHardwareAddr returns a random unicast address that is marked as assigned locally.
+// newHardwareAddr returns a random, locally administered unicast address.
 func newHardwareAddr() net.HardwareAddr {
 	mac := make(net.HardwareAddr, 6)
 	_, _ = rand.Read(mac) // never fails
@@ -68,8 +68,8 @@ func newHardwareAddr() net.HardwareAddr {
 	return mac
 }
 
-// addGateway gives the bridge an IPv6 address that is usable at once. One that is there is left
-// alone.
+// addGateway adds an IPv6 address, without duplicate detection, to the bridge, if it does not have
+// it.
 func addGateway(l netlink.Link, p netip.Prefix) error {
 	addr := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}
 	if err := netlink.AddrAdd(l, addr); err != nil && !errors.Is(err, unix.EEXIST) {

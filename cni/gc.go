@@ -17,21 +17,21 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// gcTimeout bounds one GC of all plugins. Pods that are being connected wait for it.
+// gcTimeout limits one GC of all plugins. Pods that are being connected wait for it.
 const gcTimeout = 10 * time.Second
 
-// othersResults is where libcni keeps the results of other runtimes on this host.
+// othersResults is where libcni stores the results of other runtimes on this host.
 var othersResults = filepath.Join(libcni.CacheDir, "results")
 
-// CollectGarbage tells the plugins of the current network which attachments are in use (GC, since
-// CNI 1.1.0), so that they give back everything else: leases of a DEL that never came. A list that
-// lacks one attachment takes the network from a pod that runs, so it is called only when the list
-// is certain to be complete: with every attachment that was begun and not undone, of whatever
-// network, while none is being made. connected are pods that the caller knows to be connected, as a
-// check. nil when the plugins were told, and where there is nothing to tell.
+// CollectGarbage sends the current network's plugins the list of attachments in use (GC, since CNI
+// 1.1.0), so that they release everything else: leases whose DEL never came. If the list lacked an
+// attachment, a running pod would lose its network. So GC runs only when the list is certain to be
+// complete: it has every attachment of any network that was begun and not undone, and none is being
+// made. connected are pods that the caller knows to be connected, as a check. It returns nil when
+// the plugins were called, and when there is nothing to call.
 //
-// Errors: ErrFailedPrecondition when what is owed cannot be read completely: never in the life of
-// this process; ErrUnavailable when it may go better later; a plugin's refusal has no class.
+// Errors: ErrFailedPrecondition when the debts cannot be read completely, so that no retry by this
+// process can succeed; ErrUnavailable when a retry may succeed; the error of a plugin has no class.
 func (n *Networks) CollectGarbage(ctx context.Context, connected []string) error {
 	w, err := n.current(ctx)
 	if err != nil {
@@ -67,14 +67,14 @@ func (n *Networks) CollectGarbage(ctx context.Context, connected []string) error
 	return n.failed("GC", "", n.gc(ctx, list, inUse))
 }
 
-// gc tells all plugins. One that does not know the question has nothing to give back.
+// gc calls GC of all plugins. It ignores plugins that do not know GC.
 func (n *Networks) gc(ctx context.Context, list *libcni.NetworkConfigList, inUse []string) error {
 	args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}}
 	for _, id := range inUse {
 		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: id, IfName: ifName})
 	}
-	// In its own cache libcni would look for more to undo. What is to be undone is for the debts to
-	// say: it sees none.
+	// With its own cache libcni would search for more to undo. Only the debts decide that, so it
+	// gets an empty one.
 	plugins := libcni.NewCNIConfigWithCacheDir(n.c.BinDirs, filepath.Join(n.c.stateDir(), "no-cache"), &executor{})
 	var errs []error
 	for _, p := range list.Plugins {
@@ -86,8 +86,8 @@ func (n *Networks) gc(ctx context.Context, list *libcni.NetworkConfigList, inUse
 	return errors.Join(errs...)
 }
 
-// othersOn names an attachment to the network that another runtime has made: only it knows which
-// are in use.
+// othersOn returns an error if another runtime has made an attachment to the network: only that
+// runtime knows which of its attachments are in use.
 func othersOn(folder, network string, ours []string) error {
 	files, err := os.ReadDir(folder)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -111,14 +111,15 @@ func othersOn(folder, network string, ours []string) error {
 	return nil
 }
 
-// gate keeps GC and ADDs apart. It is not a lock: whoever waits gives up with its context.
+// gate keeps GC and ADD from running at the same time. Unlike with a mutex, waiting ends with the
+// context.
 type gate struct {
 	mu     sync.Mutex
-	inside int           // ADDs at work
-	closed chan struct{} // until it is closed a GC is at work; nil = none is
+	inside int           // ADDs in progress
+	closed chan struct{} // closed at the end of the GC in progress; nil = none
 }
 
-// enter waits for the end of a GC. After nil leave must be called.
+// enter waits for the end of a GC. If it returns nil, leave must be called.
 func (g *gate) enter(ctx context.Context) error {
 	for {
 		g.mu.Lock()
@@ -143,7 +144,7 @@ func (g *gate) leave() {
 	g.inside--
 }
 
-// shut lets nobody in until open is called. Not ok while somebody is inside.
+// shut blocks enter until open is called. ok is false while an ADD or another GC is in progress.
 func (g *gate) shut() (open func(), ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

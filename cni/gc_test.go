@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// gcHost is a host with one network of CNI 1.1.0, whose plugin leaves out of its leases what GC
-// does not name.
+// gcHost is a host with one network of CNI 1.1.0, whose plugin on GC releases the leases that are
+// not in the list.
 func gcHost(t *testing.T) (*host, *fake) {
 	h := newHost(t)
 	h.ignoreOthers()
@@ -26,12 +26,13 @@ func gcHost(t *testing.T) (*host, *fake) {
 	return h, f
 }
 
-// ignoreOthers looks for other runtimes in an empty folder: the machine of the test may have some.
+// ignoreOthers replaces the folder of other runtimes by an empty one: the test machine may have
+// some.
 func (h *host) ignoreOthers() {
 	h.n.others = filepath.Join(filepath.Dir(h.c.Root), "others")
 }
 
-// named returns the pods that the plugin was told are in use.
+// named returns the pods that the plugin got as in use.
 func (f *fake) named() []string {
 	f.t.Helper()
 	var told struct {
@@ -47,8 +48,8 @@ func (f *fake) named() []string {
 	return ids
 }
 
-// After a restart the plugin is told every attachment that is not undone: pods that run, and those
-// that owe a DEL.
+// TestGCNamesAll: after a restart the list has every attachment that is not undone: running pods,
+// and those with a pending DEL.
 func TestGCNamesAll(t *testing.T) {
 	h, f := gcHost(t)
 	h.fake("other", "", "")
@@ -74,7 +75,7 @@ func TestGCNamesAll(t *testing.T) {
 	}
 }
 
-// The real host-local gives back a lease that nobody has, and keeps those of pods.
+// TestGCHostLocal: the real host-local releases a lease without a pod, and keeps those of pods.
 func TestGCHostLocal(t *testing.T) {
 	dir := realPlugins(t)
 	h := newHost(t, func(c *Config) { c.BinDirs = []string{dir} })
@@ -98,7 +99,7 @@ func TestGCHostLocal(t *testing.T) {
 	}
 }
 
-// A list that may lack an attachment is given to nobody.
+// TestGCIsNotSure: no plugin is called if the list may be incomplete.
 func TestGCIsNotSure(t *testing.T) {
 	for name, c := range map[string]struct {
 		doubt func(*host)
@@ -186,7 +187,7 @@ func TestGCIsNotSure(t *testing.T) {
 	})
 }
 
-// Nobody is told who does not speak CNI 1.1.0, or where the configuration forbids it.
+// TestGCIsNotWanted: plugins are not called before CNI 1.1.0, or if the configuration forbids it.
 func TestGCIsNotWanted(t *testing.T) {
 	h, f := gcHost(t)
 	for _, conf := range []string{list("x", "fakenet"), `{"cniVersion": "1.1.0", "disableGC": true, "name": "x", "plugins": [{"type": "fakenet"}]}`} {
@@ -197,8 +198,7 @@ func TestGCIsNotWanted(t *testing.T) {
 	}
 }
 
-// While a pod is being connected nothing is collected, and while something is collected no pod is
-// connected.
+// TestGCAndAdd: there is no GC while a pod is being connected, and a pod waits while GC is running.
 func TestGCAndAdd(t *testing.T) {
 	h, f := gcHost(t)
 	fifo := filepath.Join(f.dir, "wait")
@@ -237,7 +237,7 @@ func TestGCAndAdd(t *testing.T) {
 	}
 }
 
-// waiting returns when the plugin waits for a line of the FIFO; what it returns writes one.
+// waiting returns when the plugin waits for a line from the FIFO; release writes one.
 func (f *fake) waiting(fifo string) (release func()) {
 	f.t.Helper()
 	w, err := os.OpenFile(fifo, os.O_WRONLY, 0)

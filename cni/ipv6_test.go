@@ -15,10 +15,10 @@ import (
 
 const dualSubnet = "10.85.0.0/24,fd85::/64"
 
-// dualStack makes the default network one with IPv4 and IPv6.
+// dualStack gives the default network IPv4 and IPv6.
 func dualStack(c *Config) { c.Subnet = dualSubnet }
 
-// dialOnce connects a single time from the calling thread's namespace.
+// dialOnce connects once, from the calling thread's namespace.
 func dialOnce(addr string) error {
 	c, err := net.DialTimeout("tcp", addr, 30*time.Second)
 	if err == nil {
@@ -27,9 +27,9 @@ func dialOnce(addr string) error {
 	return err
 }
 
-// The kernel looks for duplicates of a new IPv6 address for one or two seconds, and does not use it
-// meanwhile. Pods of the first moment do not wait for that: neither the host nor a pod nor the
-// gateway is out of reach.
+// TestIPv6AtOnce: the kernel runs duplicate detection for a new IPv6 address for one or two
+// seconds, and does not use the address meanwhile. The first pods must not wait for that: host,
+// pods and gateway are reachable at once.
 func TestIPv6AtOnce(t *testing.T) {
 	h := newHost(t, withDefault(t), dualStack)
 	before := h.snapshot()
@@ -76,8 +76,8 @@ func TestIPv6AtOnce(t *testing.T) {
 	h.wantSnapshot(before)
 }
 
-// tentativeAddresses lists IPv6 addresses, other than link-local ones, that the kernel still looks
-// for elsewhere.
+// tentativeAddresses lists the IPv6 addresses, except link-local ones, that are still in duplicate
+// detection.
 func tentativeAddresses(t *testing.T, name string) string {
 	t.Helper()
 	l, err := netlink.LinkByName(name)
@@ -97,7 +97,7 @@ func tentativeAddresses(t *testing.T, name string) string {
 	return strings.Join(found, " ")
 }
 
-// All interfaces of the host look for duplicates: it makes no difference.
+// TestIPv6AtOnceWhereAllLook: the same when all interfaces of the host run duplicate detection.
 func TestIPv6AtOnceWhereAllLook(t *testing.T) {
 	h := newHost(t, withDefault(t), dualStack)
 	writeTestFile(t, "/proc/sys/net/ipv6/conf/all/accept_dad", "1", 0)
@@ -111,7 +111,8 @@ func TestIPv6AtOnceWhereAllLook(t *testing.T) {
 	h.teardown(p)
 }
 
-// Where IPv6 is switched off, a range of it cannot be served, and the error says what to do.
+// TestIPv6SwitchedOff: if IPv6 is disabled, an IPv6 subnet cannot be served, and the error says
+// what to do.
 func TestIPv6SwitchedOff(t *testing.T) {
 	h := newHost(t, withDefault(t), dualStack)
 	writeTestFile(t, "/proc/sys/net/ipv6/conf/default/disable_ipv6", "1", 0)
@@ -124,9 +125,9 @@ func TestIPv6SwitchedOff(t *testing.T) {
 	}
 }
 
-// A port on 0.0.0.0 is one of all IPv4 addresses of the host, a port on :: one of all IPv6
-// addresses, and a port without an address one of both: the same number may lead to two ports of a
-// pod.
+// TestHostPortOfAFamily: a port on 0.0.0.0 is for all IPv4 addresses of the host, one on :: for all
+// IPv6 addresses, and one without an address for both. So the same number may lead to two ports of
+// a pod.
 func TestHostPortOfAFamily(t *testing.T) {
 	for _, nft := range []bool{true, false} {
 		t.Run(fmt.Sprintf("nft=%v", nft), func(t *testing.T) {
@@ -144,7 +145,7 @@ func TestHostPortOfAFamily(t *testing.T) {
 			greet(t, p.NetNS, ":81", "eighty-one")
 			for _, c := range []struct {
 				port   string
-				v4, v6 string // "" = nobody answers
+				v4, v6 string // "" = no reply
 			}{
 				{"18080", "eighty", "eighty-one"}, {"18081", "eighty", ""}, {"18082", "", "eighty-one"}, {"18083", "eighty", "eighty"}, {"18084", "eighty-one", ""},
 			} {
@@ -160,7 +161,7 @@ func TestHostPortOfAFamily(t *testing.T) {
 	}
 }
 
-// greet answers every connection to addr in the namespace with a text.
+// greet replies to every connection to addr in the namespace with a text.
 func greet(t *testing.T, netns, addr, text string) {
 	t.Helper()
 	insideNetNS(t, netns, func() error {

@@ -20,43 +20,44 @@ import (
 // recordFormat is the version of record.
 const recordFormat = 1
 
-// record is what a DEL needs, as it was given to the ADD.
+// record has what a DEL needs, as it was passed to the ADD.
 type record struct {
-	Format       int             `json:"format"`
-	Pod          string          `json:"pod"`
-	Namespace    string          `json:"namespace"`
-	Name         string          `json:"name"`
-	UID          string          `json:"uid"`
-	NetNS        string          `json:"netns"`
-	Network      string          `json:"network"`
-	Default      bool            `json:"default"` // of our own plugins only: a file, not a line
-	Conf         []byte          `json:"conf"`    // the list's bytes, exactly
+	Format    int    `json:"format"`
+	Pod       string `json:"pod"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+	NetNS     string `json:"netns"`
+	Network   string `json:"network"`
+	// Default: only our own plugins: stored as a file, not a line
+	Default      bool            `json:"default"`
+	Conf         []byte          `json:"conf"` // exactly the list's bytes
 	Args         [][2]string     `json:"args"`
 	Capabilities json.RawMessage `json:"capabilities"`
 }
 
-// debt is an ADD begun and not undone. Record and line do not change; the rest is guarded by the
-// ledger's mutex.
+// debt is an ADD that was begun and not undone. Record and line are immutable; the ledger's mutex
+// guards the rest.
 type debt struct {
 	record
-	line     *line // in the book; nil = a file of its own
-	attached bool  // the ADD succeeded, and this process saw it
+	line     *line // in the book; nil = it has a file of its own
+	attached bool  // the ADD succeeded in the life of this process
 	unread   bool  // the file could not be read yet: the record is a guess
-	failed   bool  // the ADD failed, and this process saw it: nobody uses the attachment
+	failed   bool  // the ADD failed in the life of this process: nobody uses the attachment
 }
 
-// ledger keeps the debts: in memory for reading, on disk for the time after a crash.
+// ledger keeps the debts: in memory for lookups, on disk for the time after a crash.
 type ledger struct {
 	dir  string // of the files of the default network
 	book *book
 
 	mu   sync.Mutex
-	odd  error // why an attachment may be missing here, or be another than it seems; nil = none is
+	odd  error // why an attachment may be missing here, or differ from its record; nil = complete
 	owed map[string]*debt
 }
 
-// openLedger reads what is owed. A record that cannot be read costs nobody else anything: as a file
-// it is a debt of the default network, as a line a debt of whatever network is configured.
+// openLedger reads the debts. An unreadable record does not affect others: as a file it counts as a
+// debt of the default network, as a line as a debt of the configured network.
 func openLedger(ctx context.Context, file, dir string) (*ledger, error) {
 	l := &ledger{dir: dir, owed: map[string]*debt{}}
 	if err := l.readFiles(ctx); err != nil {
@@ -70,7 +71,8 @@ func openLedger(ctx context.Context, file, dir string) (*ledger, error) {
 	l.suspect(b.odd)
 	for _, d := range debts {
 		if before := l.owed[d.Pod]; before != nil && before.line == nil {
-			_ = os.Remove(l.file(d.Pod)) // an older attachment of the same id, cleared before the line was written
+			// an older attachment with the same id, cleared before the line was written
+			_ = os.Remove(l.file(d.Pod))
 		}
 		l.owed[d.Pod] = d
 	}
@@ -99,8 +101,8 @@ func (l *ledger) readFiles(ctx context.Context) error {
 	return nil
 }
 
-// load reads the record of a debt that has a file of its own. A damaged one is taken for one of the
-// default network.
+// load reads the record of a debt that has a file of its own. A damaged record counts as one of the
+// default network. ErrUnavailable when the file cannot be read now.
 func (l *ledger) load(ctx context.Context, d *debt) error {
 	data, err := os.ReadFile(l.file(d.Pod))
 	if err != nil {
@@ -127,7 +129,7 @@ func (d *debt) parse(pod string, data []byte) error {
 
 func (l *ledger) file(pod string) string { return filepath.Join(l.dir, pod) }
 
-// begin writes the record and returns when the ADD may run. The pod has no debt.
+// begin writes the record; after that the ADD may run. The pod must have no debt.
 func (l *ledger) begin(ctx context.Context, r record) error {
 	d := &debt{record: r}
 	data, err := json.Marshal(&d.record)
@@ -151,8 +153,7 @@ func (l *ledger) begin(ctx context.Context, r record) error {
 	return nil
 }
 
-// settle notes the outcome of an ADD, for this process: what is known of it after a restart is that
-// it began.
+// settle stores the outcome of an ADD in memory. After a restart only its beginning is known.
 func (l *ledger) settle(pod string, attached bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -161,8 +162,8 @@ func (l *ledger) settle(pod string, attached bool) {
 	}
 }
 
-// clear forgets a debt. A disk that does not take it leaves a debt to be paid a second time after a
-// restart, which is harmless; so the error is for the log only.
+// clear removes a debt. If the disk write fails, the debt is paid a second time after a restart,
+// which is harmless, so the error is only for the log.
 func (l *ledger) clear(ctx context.Context, pod string) error {
 	l.mu.Lock()
 	d := l.owed[pod]
@@ -180,7 +181,7 @@ func (l *ledger) clear(ctx context.Context, pod string) error {
 	return nil
 }
 
-// read is get for who needs the record: one that could not be read at the start is read now.
+// read is get for callers that need the record: it reads one that could not be read before.
 func (l *ledger) read(ctx context.Context, pod string) (debt, bool, error) {
 	d, ok := l.get(pod)
 	if !d.unread {
@@ -190,14 +191,14 @@ func (l *ledger) read(ctx context.Context, pod string) (debt, bool, error) {
 	return d, ok, err
 }
 
-// doubt tells why an attachment may be missing from the ledger.
+// doubt returns the reason why an attachment may be missing from the ledger, or nil.
 func (l *ledger) doubt() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.odd
 }
 
-// suspect remembers the first reason for doubt.
+// suspect stores the first reason for doubt.
 func (l *ledger) suspect(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -215,7 +216,7 @@ func (l *ledger) get(pod string) (debt, bool) {
 	return *d, true
 }
 
-// choose returns the ids of debts that match, sorted.
+// choose returns the ids of the matching debts, sorted.
 func (l *ledger) choose(match func(*debt) bool) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -231,15 +232,14 @@ func (l *ledger) choose(match func(*debt) bool) []string {
 
 func (l *ledger) ids() []string { return l.choose(func(*debt) bool { return true }) }
 
-// abandoned returns failed attachments of the pod that r is for, under other ids: what earlier
-// attempts left.
+// abandoned returns failed attachments of the same pod under other ids: those of earlier attempts.
 func (l *ledger) abandoned(r record) []string {
 	return l.choose(func(d *debt) bool {
 		return d.failed && d.Pod != r.Pod && d.UID == r.UID && d.Name == r.Name && d.Namespace == r.Namespace
 	})
 }
 
-// ofNetwork returns the debts of a network by its name; damaged records count as any.
+// ofNetwork returns the debts of a network; damaged records count for every network.
 func (l *ledger) ofNetwork(name string) []string {
 	return l.choose(func(d *debt) bool { return d.Network == name || d.Network == "" })
 }
@@ -251,7 +251,7 @@ func diskError(err error) error {
 	return err
 }
 
-// writeFile replaces a small file, not synced.
+// writeFile replaces a small file atomically, without a sync.
 func writeFile(path string, data []byte) error {
 	tmp := path + ".tmp"
 	if err := os.WriteFile(tmp, data, 0o600); err != nil {
@@ -260,7 +260,7 @@ func writeFile(path string, data []byte) error {
 	return os.Rename(tmp, path)
 }
 
-// readOptional reads a file; one that does not exist is empty.
+// readOptional reads a file; nil if it does not exist.
 func readOptional(path string) ([]byte, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -269,5 +269,5 @@ func readOptional(path string) ([]byte, error) {
 	return data, err
 }
 
-// trimHole takes away the zeros of a write that never happened in front of one that did.
+// trimHole removes the zeros that a write which never reached the disk left before one that did.
 func trimHole(line []byte) []byte { return bytes.TrimLeft(line, "\x00") }

@@ -66,7 +66,8 @@ func TestLedgerReopens(t *testing.T) {
 	}
 }
 
-// The file may end anywhere, have holes or be overwritten with anything: the other lines count.
+// TestDamagedDebts: the file may end anywhere, have holes, or be partly overwritten: the other
+// lines count.
 func TestDamagedDebts(t *testing.T) {
 	dir := t.TempDir()
 	l := testLedger(t, dir)
@@ -116,7 +117,7 @@ func TestDamagedDebts(t *testing.T) {
 	}
 }
 
-// A pod that is there twice is cleared twice.
+// TestReplacedDebt: if a pod has two lines, both are cleared.
 func TestReplacedDebt(t *testing.T) {
 	dir := t.TempDir()
 	l := testLedger(t, dir)
@@ -136,8 +137,8 @@ func TestReplacedDebt(t *testing.T) {
 	}
 }
 
-// A damaged record of either kind is still torn down: by the default network, or by the configured
-// one.
+// TestDamagedRecordIsCleared: a damaged record of either kind is torn down: with the default
+// network, or with the configured one.
 func TestDamagedRecordIsCleared(t *testing.T) {
 	real := realPlugins(t)
 	h := newHost(t, func(c *Config) { c.Default = true; c.BinDirs = append(c.BinDirs, real) })
@@ -173,7 +174,7 @@ func TestLedgerRewrites(t *testing.T) {
 	dir := t.TempDir()
 	l := testLedger(t, dir)
 	begin(t, l, foreign("first", 10))
-	const each = 100_000 // base64 makes it a third more
+	const each = 100_000 // a third more in base64
 	for i := range 40 {
 		id := fmt.Sprint("p", i)
 		begin(t, l, foreign(id, each))
@@ -227,7 +228,7 @@ func TestLedgerConcurrently(t *testing.T) {
 	}
 }
 
-// Who gives up waiting for the disk has no debt, then or later.
+// TestLedgerGivenUp: a caller that gives up waiting for the disk leaves no debt.
 func TestLedgerGivenUp(t *testing.T) {
 	dir := t.TempDir()
 	l := testLedger(t, dir)
@@ -243,7 +244,7 @@ func TestLedgerGivenUp(t *testing.T) {
 	}
 }
 
-// No room for the record: no ADD.
+// TestRecordDoesNotFit: without space for the record there is no ADD.
 func TestRecordDoesNotFit(t *testing.T) {
 	h, f := fakeHost(t)
 	h.n.debts.book.file.Close()

@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the default network asks the kernel about links, addresses and routes. Dumps are small or
-// asked only while the bridge is not there.
+// What the default network reads from the kernel about links, addresses and routes. Dumps are
+// small, or made only while the bridge does not exist.
 
-// dumpTries is how often an interrupted dump is begun again before its partial answer is an error.
+// dumpTries is how often an interrupted dump is tried before the interruption becomes an error.
 const dumpTries = 5
 
 func dump[T any](ask func() ([]T, error)) ([]T, error) {
@@ -41,7 +41,7 @@ func (b *bridgeNetwork) link() (netlink.Link, error) {
 	return l, nil
 }
 
-// index returns that of the bridge, -1 when there is none.
+// index returns the index of the bridge, -1 when there is none.
 func (b *bridgeNetwork) index() (int, error) {
 	l, err := b.link()
 	if l == nil || err != nil {
@@ -50,7 +50,7 @@ func (b *bridgeNetwork) index() (int, error) {
 	return l.Attrs().Index, nil
 }
 
-// attached counts the ports of the bridge.
+// attached returns the number of ports of the bridge.
 func (b *bridgeNetwork) attached() (int, error) {
 	l, err := b.link()
 	if l == nil || err != nil {
@@ -80,9 +80,9 @@ func (b *bridgeNetwork) removeBridge() error {
 	return nil
 }
 
-// survey looks at our bridge. serving: it has a gateway address of subnets, so what it does was
-// once found to overlap nothing. stale: the bridge, when it has another address, which the bridge
-// plugin would not change, and no ports. An error while pods use another address.
+// survey inspects our bridge. serving: it has a gateway address of subnets, so they were already
+// found to overlap nothing. stale: the bridge, if it has another address, which the bridge plugin
+// would not change, and no ports. An error while pods use another address.
 func (b *bridgeNetwork) survey(subnets []netip.Prefix) (serving bool, stale netlink.Link, err error) {
 	l, err := b.link()
 	if l == nil || err != nil {
@@ -113,7 +113,7 @@ func (b *bridgeNetwork) survey(subnets []netip.Prefix) (serving bool, stale netl
 	return serving, nil, nil
 }
 
-// isGateway tells whether p is the address of the gateway of one of subnets.
+// isGateway reports whether p is the gateway address of one of subnets.
 func isGateway(p netip.Prefix, subnets []netip.Prefix) bool {
 	for _, s := range subnets {
 		if p == gateway(s) {
@@ -123,7 +123,8 @@ func isGateway(p netip.Prefix, subnets []netip.Prefix) bool {
 	return false
 }
 
-// overlap names a route, not of our bridge, that shares addresses with subnets.
+// overlap returns an error that names a route, not of our bridge, that overlaps subnets; nil if
+// there is none.
 func (b *bridgeNetwork) overlap(subnets []netip.Prefix) error {
 	before, err := b.index()
 	if err != nil {
@@ -133,7 +134,8 @@ func (b *bridgeNetwork) overlap(subnets []netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
-	after, err := b.index() // the first pods come side by side: one of them may have made the bridge meanwhile
+	// pods come concurrently: another one may have created the bridge meanwhile
+	after, err := b.index()
 	if err != nil {
 		return err
 	}
@@ -174,14 +176,14 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(a, ones), true
 }
 
-// uplinkMTU is the MTU of the default route's link where it is below Ethernet's (a cloud's tunnel),
-// else 0: pods that send larger packets would depend on ICMP coming back.
+// uplinkMTU returns the MTU of the default route's link if it is below Ethernet's (a cloud's
+// tunnel), otherwise 0: larger packets of pods would depend on ICMP replies.
 //
-// The kernel is asked for the way to an address of the world, not for all routes: whoever looks at
-// the network does so, and the route may come or change long after the daemon has started.
+// It asks the kernel for the route to a distant address, not for all routes, because it runs
+// whenever the network is read: the route may appear or change long after the daemon's start.
 func (b *bridgeNetwork) uplinkMTU() int {
 	mtu, err := askUplinkMTU()
-	if err != nil { // it cannot be asked now: what it said before still holds
+	if err != nil { // it cannot be read now: use the last known value
 		return int(b.mtu.Load())
 	}
 	b.mtu.Store(int64(mtu))
@@ -194,7 +196,7 @@ func askUplinkMTU() (int, error) {
 		if isShortage(err) {
 			return 0, err
 		}
-		if err != nil || len(routes) == 0 { // no route, or the host drops what goes there
+		if err != nil || len(routes) == 0 { // no route, or the host drops packets to this address
 			continue
 		}
 		l, err := netlink.LinkByIndex(routes[0].LinkIndex)
@@ -209,7 +211,8 @@ func askUplinkMTU() (int, error) {
 	return 0, nil
 }
 
-// isShortage tells an error that says nothing of what was asked.
+// isShortage reports whether err is a temporary lack of resources, which says nothing about the
+// request.
 func isShortage(err error) bool {
 	for _, short := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.EINTR, unix.EAGAIN} {
 		if errors.Is(err, short) {
@@ -219,7 +222,7 @@ func isShortage(err error) bool {
 	return false
 }
 
-// world is addresses far away: one that nobody has (RFC 5737), and to which hardly anybody has a
-// route of its own, and an ordinary one for a host that drops what goes to the first. No packet is
-// sent there.
+// world are distant addresses: one that nobody uses (RFC 5737) and that hardly any host has a
+// special route for, and an ordinary one in case the host drops packets to the first. No packet is
+// sent to them.
 var world = []net.IP{net.IPv4(192, 0, 2, 1), net.IPv4(1, 1, 1, 1)}

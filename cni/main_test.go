@@ -22,8 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The tests run in a network and a mount namespace of their own: their host has lo and nothing
-// else, and nothing they leave could stay on the machine.
+// The tests run in a network and a mount namespace of their own: their host has only lo, and
+// nothing they leave behind stays on the machine.
 const insideEnv = "CRIBOX_CNI_TEST_INSIDE"
 
 func TestMain(m *testing.M) {
@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 }
 
 func runInside() int {
-	runtime.LockOSThread() // Pdeathsig follows the thread
+	runtime.LockOSThread() // Pdeathsig is sent when the thread ends
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -64,7 +64,7 @@ func makeHost() error {
 	if err := unix.Mount("", "/", "none", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return err
 	}
-	// Namespaces pinned on the machine are not ours to hold.
+	// Do not keep namespaces alive that are pinned on the machine.
 	if err := unix.Unmount("/run/netns", unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return err
 	}
@@ -90,8 +90,7 @@ func realPlugins(t testing.TB) string {
 	return ""
 }
 
-// host is one daemon's place in the test: its folders and its network room, which can be opened
-// again.
+// host is one daemon: its folders and its Networks, which can be opened again.
 type host struct {
 	t testing.TB
 	c Config
@@ -112,7 +111,7 @@ func newHost(t testing.TB, change ...func(*Config)) *host {
 		}
 	}
 	t.Cleanup(func() {
-		_ = h.n.own.removeBridge() // the next test's default network has the same name
+		_ = h.n.own.removeBridge() // the default network of the next test has the same name
 		_ = h.n.own.masq.remove(context.Background())
 		_ = unix.Unmount(h.netnsDir(), unix.MNT_DETACH)
 	})
@@ -120,7 +119,7 @@ func newHost(t testing.TB, change ...func(*Config)) *host {
 	return h
 }
 
-// withDefault makes the host one with the real plugins and the default network.
+// withDefault configures the real plugins and the default network.
 func withDefault(t testing.TB) func(*Config) {
 	dir := realPlugins(t)
 	return func(c *Config) { c.Default, c.BinDirs = true, []string{dir} }
@@ -138,7 +137,7 @@ func (h *host) reopen() {
 
 func (h *host) netnsDir() string { return filepath.Join(filepath.Dir(h.c.Root), "netns") }
 
-// pod makes a pod with a namespace, which the test's end removes.
+// pod returns a pod with a namespace, which is removed when the test ends.
 func (h *host) pod(id string) Pod {
 	h.t.Helper()
 	p := Pod{ID: id, Name: "web", Namespace: "default", UID: "uid-" + id, NetNS: filepath.Join(h.netnsDir(), id)}
@@ -181,11 +180,11 @@ func writeTestFile(t testing.TB, path, content string, mode os.FileMode) {
 	}
 }
 
-// fake is a plugin in shell that keeps one lease file per container and writes down how it was
-// called.
+// fake is a plugin, written in shell, that keeps one lease file per container and records its
+// calls.
 type fake struct {
 	t    testing.TB
-	dir  string // its notes
+	dir  string // what it has recorded
 	path string
 	name string
 }
@@ -196,7 +195,7 @@ const (
 	fakeRelease = `rm -f $D/lease.$CNI_CONTAINERID`
 )
 
-// fake installs a plugin with what it does on ADD and on DEL; "" is the good behaviour.
+// fake installs a plugin with scripts for ADD and DEL; "" is the normal behaviour.
 func (h *host) fake(name, add, del string) *fake {
 	h.t.Helper()
 	f := &fake{t: h.t, name: name, dir: filepath.Join(filepath.Dir(h.c.Root), "fake-"+name), path: filepath.Join(h.c.BinDirs[0], name)}
@@ -232,7 +231,7 @@ DEL)
 ;;
 esac
 `, f.dir, add, del)
-	// Replaced as installers do it, so that no running copy is written to.
+	// Replaced by a rename, as installers do, so that a running copy is not written to.
 	writeTestFile(f.t, f.path+".new", script, 0o755)
 	if err := os.Rename(f.path+".new", f.path); err != nil {
 		f.t.Fatal(err)
@@ -264,7 +263,7 @@ func (f *fake) wantLeases(n int) {
 	}
 }
 
-// list is a configuration of the named plugins.
+// list returns a configuration with the named plugins.
 func list(name string, plugins ...string) string {
 	var all []map[string]any
 	for _, p := range plugins {
@@ -277,8 +276,7 @@ func list(name string, plugins ...string) string {
 	return string(data)
 }
 
-// snapshot is the leak ledger: everything that a network could leave on the host, as text to
-// compare.
+// snapshot returns, as text to compare, everything that a network could leave on the host.
 func (h *host) snapshot() string {
 	h.t.Helper()
 	var out []string
@@ -314,7 +312,7 @@ func (h *host) snapshot() string {
 	return strings.Join(out, "\n")
 }
 
-// rules lists nat rules that lead somewhere: those of pods, and our table.
+// rules lists nat rules that have an effect: those of pods, and our table.
 func rules(t testing.TB) []string {
 	t.Helper()
 	var out []string
@@ -324,7 +322,8 @@ func rules(t testing.TB) []string {
 	}
 	for line := range strings.Lines(string(nft)) {
 		if strings.Contains(line, "mark") {
-			continue // portmap's own frame in iptables, one for all pods of all networks; it stays
+			// portmap's own rules in iptables, shared by all pods of all networks; they stay
+			continue
 		}
 		if strings.Contains(line, "masquerade") || strings.Contains(line, "dnat") || strings.Contains(line, "table inet cribox") || strings.Contains(line, "xt target") {
 			out = append(out, "rule "+strings.TrimSpace(line))
@@ -348,7 +347,7 @@ func (h *host) wantSnapshot(want string) {
 	}
 }
 
-// within runs f on a thread inside the namespace.
+// insideNetNS runs f on a thread inside the namespace.
 func insideNetNS(t testing.TB, path string, f func() error) {
 	t.Helper()
 	done := make(chan error, 1)
@@ -371,8 +370,8 @@ func insideNetNS(t testing.TB, path string, f func() error) {
 	}
 }
 
-// serve answers every connection to addr in the namespace with the caller's address as the server
-// sees it.
+// serve replies to every connection to addr in the namespace with the client's address, as the
+// server sees it.
 func serve(t testing.TB, netns, addr string) {
 	t.Helper()
 	insideNetNS(t, netns, func() error {
@@ -396,8 +395,8 @@ func serve(t testing.TB, netns, addr string) {
 	})
 }
 
-// ask connects from the calling thread's namespace and returns what serve answers. It tries again
-// for a while: the first IPv6 address of a new bridge is not usable at once.
+// ask connects from the calling thread's namespace and returns the reply of serve. It retries for a
+// while, because the first IPv6 address of a new bridge may not be usable at once.
 func ask(addr string) (answer string, err error) {
 	for range 10 {
 		var c net.Conn
@@ -426,7 +425,7 @@ func wantErr(t testing.TB, err, class error, parts ...string) {
 	}
 }
 
-// gone waits until the process has ended: the kernel tells by its pidfd.
+// gone waits until the process has ended, by its pidfd.
 func gone(t testing.TB, pid int) {
 	t.Helper()
 	fd, err := unix.PidfdOpen(pid, 0)

@@ -14,31 +14,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// masquerade is one nftables table of this instance: packets of the subnet that leave it take the
-// host's address. One rule for all pods instead of one per pod: nothing to execute per pod, and
-// nothing of a pod that could be left.
+// masquerade is one nftables table of this instance: packets that leave the subnet get the host's
+// address. There is one rule for all pods instead of one per pod, so that nothing must be executed
+// for a pod, and a pod can leave nothing behind.
 type masquerade struct {
 	table string
 	keep  []netip.Prefix // packets to these keep the pod's address: pods of other nodes
 
 	mu     sync.Mutex
 	usable bool
-	asked  time.Time     // when it was not, last
-	turn   chan struct{} // one writer of the table
+	asked  time.Time     // when it was last found unusable
+	turn   chan struct{} // held by the one writer of the table
 }
 
 func newMasquerade(table string, keep []netip.Prefix) *masquerade {
 	return &masquerade{table: table, keep: keep, turn: make(chan struct{}, 1)}
 }
 
-// nftTimeout bounds one run of nft: a millisecond of work, more under a large ruleset.
+// nftTimeout limits one run of nft: usually a millisecond, longer with a large ruleset.
 const nftTimeout = 10 * time.Second
 
-// askNftAgain is how long a no counts: nft may be being replaced, or the machine out of memory for
-// a moment.
+// askNftAgain is how long a failed check counts: nft may be in the middle of an upgrade, or memory
+// short for a moment.
 const askNftAgain = time.Minute
 
-// works tells whether nft and the kernel accept such a table: a yes counts for ever.
+// works reports whether nft and the kernel accept such a table. A success counts for ever.
 func (m *masquerade) works(ctx context.Context) bool {
 	m.mu.Lock()
 	usable, lately := m.usable, time.Since(m.asked) < askNftAgain
@@ -58,7 +58,8 @@ func (m *masquerade) works(ctx context.Context) bool {
 	return m.usable
 }
 
-// chain is named after what its rules say: a chain of that name with a rule is the right one.
+// chain returns a name derived from the rules: if a chain of that name has a rule, it is the right
+// one.
 func (m *masquerade) chain(subnets []netip.Prefix) string {
 	said := joinPrefixes(subnets)
 	if len(m.keep) > 0 {
@@ -67,7 +68,7 @@ func (m *masquerade) chain(subnets []netip.Prefix) string {
 	return fmt.Sprintf("postrouting_%x", sha256.Sum256([]byte(said)))[:len("postrouting_")+8]
 }
 
-// script replaces the table, in one transaction.
+// script returns the nft commands that replace the table in one transaction.
 func (m *masquerade) script(subnets []netip.Prefix) string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "add table inet %s\ndelete table inet %s\n", m.table, m.table)
@@ -78,7 +79,7 @@ func (m *masquerade) script(subnets []netip.Prefix) string {
 			family, multicast = "ip6", "ff00::/8"
 		}
 		fmt.Fprintf(&s, "  %s saddr %s %s daddr != { %s, %s }", family, p, family, p, multicast)
-		for _, k := range m.keep { // not in the set, whose members must not overlap
+		for _, k := range m.keep { // not in the set, because its members must not overlap
 			if k.Addr().Is6() == p.Addr().Is6() {
 				fmt.Fprintf(&s, " %s daddr != %s", family, k)
 			}
@@ -89,8 +90,8 @@ func (m *masquerade) script(subnets []netip.Prefix) string {
 	return s.String()
 }
 
-// ensure makes the table right. It asks the kernel first, so that a ruleset flushed by somebody
-// heals with the next pod and nothing is executed normally.
+// ensure creates the table if necessary. It asks the kernel first: normally nothing is executed,
+// and after somebody has flushed the ruleset the next pod restores it.
 func (m *masquerade) ensure(ctx context.Context, subnets []netip.Prefix) error {
 	if present, err := m.present(subnets); err == nil && present {
 		return nil
@@ -110,7 +111,7 @@ func (m *masquerade) ensure(ctx context.Context, subnets []netip.Prefix) error {
 	return nil
 }
 
-// present tells whether the chain for subnets has a rule.
+// present reports whether the chain for subnets has its rules.
 func (m *masquerade) present(subnets []netip.Prefix) (bool, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_INET, Version: nl.NFNETLINK_V0})
@@ -123,7 +124,7 @@ func (m *masquerade) present(subnets []netip.Prefix) (bool, error) {
 	return len(rules) >= len(subnets), err
 }
 
-// remove takes the table away, if there is one.
+// remove deletes the table, if there is one.
 func (m *masquerade) remove(ctx context.Context) error {
 	return m.nft(ctx, fmt.Sprintf("add table inet %s\ndelete table inet %s\n", m.table, m.table))
 }

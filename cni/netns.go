@@ -12,21 +12,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NewNetNS makes a network namespace with lo up and pins it to the file path, which outlives this
-// process. The folder of path is created when missing and made a shared mount of its own, so that
-// namespaces made here appear for programs in other mount namespaces (the way of `ip netns`). An
-// existing path is ErrAlreadyExists.
+// NewNetNS creates a network namespace with lo up and pins it to the file path, where it outlives
+// this process. It creates the folder of path if necessary and makes it a shared mount of its own,
+// like `ip netns`, so that programs in other mount namespaces see the namespaces. ErrAlreadyExists
+// if path exists.
 func NewNetNS(path string) error {
 	return pinNetNS(path, func() error { return unix.Unshare(unix.CLONE_NEWNET) })
 }
 
-// PinNetNS is NewNetNS for a namespace that was made elsewhere, and so belongs to another user
-// namespace than ours.
+// PinNetNS is NewNetNS for an existing namespace, which may belong to another user namespace than
+// ours.
 func PinNetNS(path string, ns *os.File) error {
 	return pinNetNS(path, func() error { return unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET) })
 }
 
-// pinNetNS pins the namespace that enter takes its thread to.
+// pinNetNS pins the namespace that enter moves the calling thread to.
 func pinNetNS(path string, enter func() error) error {
 	dir := filepath.Dir(path)
 	if err := shareFolder(dir); err != nil {
@@ -46,8 +46,9 @@ func pinNetNS(path string, enter func() error) error {
 	return nil
 }
 
-// onOwnThread runs f on a thread that ends with it. The process's first thread does not end, and
-// would stay for ever what f made of it: it waits here while another one works.
+// onOwnThread runs f on a thread that ends afterwards. The process's first thread does not end, and
+// would keep what f has changed: if the goroutine is on it, it waits there while f runs on another
+// one.
 func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -62,7 +63,7 @@ func onOwnThread(f func() error) error {
 	return <-done
 }
 
-// pinOwn works on a thread of its own, in the namespace that enter takes it to.
+// pinOwn runs on a thread of its own, in the namespace that enter moves it to.
 func pinOwn(path string, enter func() error) error {
 	if err := enter(); err != nil {
 		return fmt.Errorf("enter: %w", err)
@@ -77,8 +78,8 @@ func pinOwn(path string, enter func() error) error {
 	return nil
 }
 
-// loopbackUp brings lo of the calling thread's namespace up; the kernel adds 127.0.0.1 and ::1
-// itself.
+// loopbackUp brings up lo in the calling thread's namespace; the kernel then adds 127.0.0.1 and
+// ::1.
 func loopbackUp() error {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -96,12 +97,12 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, lo)
 }
 
-// shareFolder creates dir and makes it a shared mount unless it is one.
+// shareFolder creates dir and makes it a shared mount if it is not one.
 func shareFolder(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	// EINVAL: dir is an ordinary folder, not yet the root of a mount.
+	// EINVAL: dir is an ordinary folder, not the root of a mount yet.
 	if err := unix.Mount("", dir, "none", unix.MS_SHARED, ""); !errors.Is(err, unix.EINVAL) {
 		return err
 	}
@@ -119,8 +120,8 @@ func shareFolder(dir string) error {
 	return unix.Mount("", dir, "none", unix.MS_SHARED, "")
 }
 
-// lockFolder keeps two processes from stacking mounts on dir; `ip netns` takes the same lock.
-// Closing the file unlocks.
+// lockFolder keeps two processes from mounting on dir twice; `ip netns` takes the same lock.
+// Closing the file unlocks it.
 func lockFolder(dir string) (*os.File, error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -143,11 +144,11 @@ const (
 	folderLockPoll    = 5 * time.Millisecond
 )
 
-// stackedMounts is how many mounts RemoveNetNS takes off one path before it calls the path broken.
+// stackedMounts is how many mounts RemoveNetNS removes from one path before it gives up.
 const stackedMounts = 16
 
-// RemoveNetNS unpins a namespace and removes its file. A path that is not there, or is an ordinary
-// file, is fine. The namespace itself ends with its last process.
+// RemoveNetNS unpins a namespace and removes its file. It returns nil if path does not exist or is
+// an ordinary file. The namespace itself ends with its last process.
 func RemoveNetNS(path string) error {
 	for range stackedMounts {
 		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
@@ -164,7 +165,8 @@ func RemoveNetNS(path string) error {
 	return nil
 }
 
-// isNetNS tells whether path is a pinned namespace now; an ordinary file left of one is not.
+// isNetNS reports whether path is a pinned namespace; an ordinary file that is left of one is not.
+// ErrUnavailable when that cannot be determined.
 func isNetNS(path string) (bool, error) {
 	var fs unix.Statfs_t
 	err := unix.Statfs(path, &fs)

@@ -24,7 +24,7 @@ func TestNetNS(t *testing.T) {
 		t.Fatal("not a namespace")
 	}
 	insideNetNS(t, path, func() error {
-		l, err := net.Listen("tcp", "127.0.0.1:0") // lo is up
+		l, err := net.Listen("tcp", "127.0.0.1:0") // works only if lo is up
 		if err != nil {
 			return err
 		}
@@ -52,7 +52,7 @@ func TestNetNS(t *testing.T) {
 	if _, err := os.Lstat(path); err == nil {
 		t.Fatal("file is left")
 	}
-	// What a crash between file and mount leaves, and mounts upon each other.
+	// What a crash between creating the file and mounting leaves, and stacked mounts.
 	writeTestFile(t, path, "", 0o444)
 	if err := RemoveNetNS(path); err != nil {
 		t.Fatal(err)
@@ -68,7 +68,7 @@ func TestNetNS(t *testing.T) {
 	}
 }
 
-// The folder is one shared mount however many namespaces are made at once.
+// TestNetNSFolder: the folder is one shared mount, however many namespaces are created at once.
 func TestNetNSFolder(t *testing.T) {
 	for round := range 10 {
 		dir := filepath.Join(t.TempDir(), fmt.Sprint("netns", round))
@@ -91,7 +91,8 @@ func TestNetNSFolder(t *testing.T) {
 	}
 }
 
-// Who has the folder's lock, `ip netns` for one, may be about to mount it.
+// TestNetNSFolderLocked: whoever holds the folder's lock, such as `ip netns`, may be about to mount
+// it.
 func TestNetNSFolderLocked(t *testing.T) {
 	dir := t.TempDir()
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
@@ -153,7 +154,7 @@ func TestNetNSConcurrently(t *testing.T) {
 	}
 }
 
-// A path that cannot be made leaves nothing.
+// TestNetNSFails: a path that cannot be created leaves nothing behind.
 func TestNetNSFails(t *testing.T) {
 	dir := t.TempDir()
 	writeTestFile(t, filepath.Join(dir, "file"), "", 0o600)

@@ -18,24 +18,28 @@ import (
 	"github.com/cribox/cribox/internal/step"
 )
 
-// Config tells where networks come from and where their state is kept.
+// Config says where networks are configured and where their state is stored.
 type Config struct {
 	ConfDir string   // folder of network configurations, normally /etc/cni/net.d
 	BinDirs []string // folders of plugins, searched in order; normally /opt/cni/bin
-	Default bool     // use the default network while ConfDir names none
-	Subnet  string   // of the default network, a CIDR or a comma separated pair; "" = 10.83.0.0/16, PodCIDR = none until SetPodCIDR
+	Default bool     // use the default network while ConfDir has none
+	// Subnet: of the default network: a CIDR or a comma separated pair; "" = 10.83.0.0/16, PodCIDR
+	// = none until SetPodCIDR
+	Subnet string
 	// NoMasquerade are ranges that pods of the default network reach with their own address.
 	NoMasquerade []netip.Prefix
-	Instance     string        // six hex digits that tell this daemon's names from another's
-	Root         string        // keeps cni.debts and cni/ through a reboot
-	State        string        // keeps leases of the default network, results and the pod CIDR in cni/
-	Timeout      time.Duration // of one chain of plugins, ADD or DEL; zero = 60 s
-	Step         step.Hook
+	// Instance: six hex digits, part of all names, which distinguish this daemon from others
+	Instance string
+	Root     string // contains cni.debts and cni/, which survive a reboot
+	// State: contains, in cni/, leases of the default network, results and the pod CIDR
+	State   string
+	Timeout time.Duration // for one chain of plugins, ADD or DEL; 0 = 60 s
+	Step    step.Hook
 }
 
-// PodCIDR is a subnet of the default network that only the kubelet names: as long as it has not, no
-// pod can be connected. A pod that came before would keep a subnet that nobody else in the cluster
-// knows.
+// PodCIDR is the value of Subnet when only the kubelet sets the subnet of the default network.
+// Until it has, no pod can be connected: such a pod would keep an address that the rest of the
+// cluster does not know.
 const PodCIDR = "pod-cidr"
 
 const (
@@ -49,23 +53,24 @@ var (
 	podID        = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 )
 
-// Networks connects pods. It is safe for concurrent use; calls for one pod wait for each other.
+// Networks connects pods. It is safe for concurrent use; calls for the same pod wait for each
+// other.
 type Networks struct {
 	c       Config
 	step    step.Hook
 	folder  *folder
 	own     *bridgeNetwork
 	debts   *ledger
-	turns   keyed.Turns // CNI forbids two operations on one attachment at a time
+	turns   keyed.Turns // CNI forbids concurrent operations on one attachment
 	probe   *prober
 	asker   *asker
 	gate    gate
-	others  string                  // folder of other runtimes' results
+	others  string                  // folder of the results of other runtimes
 	failure atomic.Pointer[Failure] // the last one
 }
 
-// Open reads what is owed and the configuration folder. A folder without a usable network is no
-// error, Ready tells.
+// Open reads the debts and the configuration folder. It succeeds even if the folder has no usable
+// network; see Ready.
 func Open(ctx context.Context, c Config) (*Networks, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
@@ -108,7 +113,7 @@ func (c *Config) complete() error {
 	return nil
 }
 
-// PodCIDRFile returns where, in a state folder, the pod CIDR is remembered.
+// PodCIDRFile returns the path of the file, in a state folder, that stores the pod CIDR.
 func PodCIDRFile(state string) string { return filepath.Join(state, "cni", "pod-cidr") }
 
 func (c *Config) debtsFile() string { return filepath.Join(c.Root, "cni.debts") }
@@ -117,10 +122,10 @@ func (c *Config) stateDir() string  { return filepath.Join(c.State, "cni") }
 func (c *Config) cacheDir() string  { return filepath.Join(c.State, "cni", "cache") }
 func (c *Config) leaseDir() string  { return filepath.Join(c.State, "cni", "leases") }
 
-// Ready returns nil when a pod could be connected now, else a reason for the node's condition, of
-// class ErrUnavailable. It looks at the folder, the plugins and the routes as they are, and at what
-// the plugins last said of themselves. It waits for no plugin but a moment for the first answer
-// after a change of the network.
+// Ready returns nil when a pod could be connected now, otherwise an ErrUnavailable error as the
+// reason for the node's condition. It checks the folder, the plugins, the routes, and the plugins'
+// last STATUS. It does not wait for plugins, except for a moment for the first answer after the
+// network has changed.
 func (n *Networks) Ready() error {
 	w, err := n.current(context.Background())
 	if err != nil {
@@ -129,7 +134,7 @@ func (n *Networks) Ready() error {
 	return n.usable(w)
 }
 
-// current returns the network that a pod is connected to now.
+// current returns the network that pods are connected to now.
 func (n *Networks) current(ctx context.Context) (*network, error) {
 	w, err := n.folder.read(ctx)
 	if err != nil {
@@ -139,7 +144,7 @@ func (n *Networks) current(ctx context.Context) (*network, error) {
 	return w, nil
 }
 
-// usable tells why pods cannot be connected to w now.
+// usable returns the reason why pods cannot be connected to w now, or nil.
 func (n *Networks) usable(w *network) error {
 	if err := n.complete(w); err != nil {
 		return err
@@ -155,7 +160,7 @@ func (n *Networks) usable(w *network) error {
 	return nil
 }
 
-// complete names a plugin of w that is missing or unfit.
+// complete returns an error that names a plugin of w which is missing or unsuitable, or nil.
 func (n *Networks) complete(w *network) error {
 	for _, plugin := range w.needs {
 		if _, err := findPlugin(plugin, n.c.BinDirs); err != nil {
@@ -168,10 +173,10 @@ func (n *Networks) complete(w *network) error {
 	return nil
 }
 
-// SetPodCIDR makes cidr, one prefix or a comma separated pair of both families, the subnet of the
-// default network (CRI UpdateRuntimeConfig network_config.pod_cidr). It survives a restart of the
-// daemon. An empty cidr changes nothing. Errors: ErrInvalidArgument; ErrFailedPrecondition while
-// pods are attached to the default network in another subnet.
+// SetPodCIDR sets the subnet of the default network to cidr, one prefix or a comma separated pair
+// of both families (CRI UpdateRuntimeConfig network_config.pod_cidr). The value survives a restart
+// of the daemon. An empty cidr changes nothing. Errors: ErrInvalidArgument; ErrFailedPrecondition
+// while pods are attached to the default network in another subnet.
 func (n *Networks) SetPodCIDR(cidr string) error {
 	if cidr == "" {
 		return nil
@@ -183,11 +188,11 @@ func (n *Networks) SetPodCIDR(cidr string) error {
 	return n.own.setPodCIDR(subnets)
 }
 
-// Debts returns the ids of pods with an ADD begun and no DEL that succeeded, sorted. Connected pods
-// are among them.
+// Debts returns the sorted ids of pods whose ADD was begun and whose DEL has not succeeded. That
+// includes connected pods.
 func (n *Networks) Debts() []string { return n.debts.ids() }
 
-// NewNetNS is the function NewNetNS and passes its step.
+// NewNetNS calls the function NewNetNS and passes its step.
 func (n *Networks) NewNetNS(path string) error {
 	if err := NewNetNS(path); err != nil {
 		return err
@@ -196,7 +201,7 @@ func (n *Networks) NewNetNS(path string) error {
 	return nil
 }
 
-// PinNetNS is the function PinNetNS and passes the step of NewNetNS.
+// PinNetNS calls the function PinNetNS and passes the step of NewNetNS.
 func (n *Networks) PinNetNS(path string, ns *os.File) error {
 	if err := PinNetNS(path, ns); err != nil {
 		return err
@@ -205,7 +210,7 @@ func (n *Networks) PinNetNS(path string, ns *os.File) error {
 	return nil
 }
 
-// RemoveNetNS is the function RemoveNetNS and passes its step.
+// RemoveNetNS calls the function RemoveNetNS and passes its step.
 func (n *Networks) RemoveNetNS(path string) error {
 	if err := RemoveNetNS(path); err != nil {
 		return err
@@ -214,7 +219,7 @@ func (n *Networks) RemoveNetNS(path string) error {
 	return nil
 }
 
-// parseSubnets reads a CIDR or a comma separated pair of CIDRs, at most one of each family, large
+// parseSubnets reads a CIDR or a comma separated pair of CIDRs, at most one per family, each large
 // enough for a gateway and two pods.
 func parseSubnets(s string) ([]netip.Prefix, error) {
 	var subnets []netip.Prefix
@@ -239,7 +244,7 @@ func parseSubnets(s string) ([]netip.Prefix, error) {
 	return subnets, nil
 }
 
-// Dial is the function Dial, for who knows a network as an interface.
+// Dial calls the function Dial, for callers that use Networks through an interface.
 func (n *Networks) Dial(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) {
 	return Dial(ctx, netns, port)
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/containernetworking/cni/libcni"
 )
 
-// TestPanicCostsOneAnswer: a question that panics is one without an answer, which is not held
-// against the network.
+// TestPanicCostsOneAnswer: a request that panics counts as one without an answer; the network stays
+// ready.
 func TestPanicCostsOneAnswer(t *testing.T) {
 	asked := make(chan struct{})
 	a := &asker{ask: func(context.Context, *network) error { defer close(asked); panic("oh") }}
@@ -27,11 +27,13 @@ func TestPanicCostsOneAnswer(t *testing.T) {
 	wantNil(t, a.verdict(w))
 }
 
-// TestPanicCostsOneDebt: who waits for a write that panics is told, and the next one is written.
+// TestPanicCostsOneDebt: the caller of a write that panics gets an error, and the next write
+// succeeds.
 func TestPanicCostsOneDebt(t *testing.T) {
 	b, _, err := openBook(t.Context(), filepath.Join(t.TempDir(), "debts"))
 	wantNil(t, err)
-	bad := &entry{text: []byte("\n+none {}\n"), done: make(chan error, 1)} // without a line
+	// without a line, which causes a panic
+	bad := &entry{text: []byte("\n+none {}\n"), done: make(chan error, 1)}
 	b.put(bad)
 	if err := <-bad.done; !errors.Is(err, errdefs.ErrInternal) {
 		t.Errorf("who waits is told %v", err)

@@ -11,32 +11,35 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Pod is what a network needs to know of a pod.
+// Pod is what a network needs to know about a pod.
 type Pod struct {
-	ID           string // CNI's container id; becomes a file name
-	Name         string
-	Namespace    string
-	UID          string
-	NetNS        string            // path of a pinned network namespace
-	Ports        []Port            // CRI PodSandboxConfig.port_mappings; those with host port 0 are dropped
-	Annotations  map[string]string // kubernetes.io/ingress-bandwidth and egress-bandwidth are read, all passed to plugins that ask
-	CgroupParent string            // passed to plugins that ask
-	DNS          DNS               // passed to plugins that ask
-	Lock         *os.File          // inherited by every plugin; may be nil
+	ID        string // CNI's container id; used as a file name
+	Name      string
+	Namespace string
+	UID       string
+	NetNS     string // path of a pinned network namespace
+	Ports     []Port // CRI PodSandboxConfig.port_mappings; those with host port 0 are ignored
+	// Annotations: kubernetes.io/ingress-bandwidth and egress-bandwidth are used; all are passed to
+	// plugins that want them
+	Annotations  map[string]string
+	CgroupParent string   // passed to plugins that want it
+	DNS          DNS      // passed to plugins that want it
+	Lock         *os.File // every plugin inherits it; may be nil
 }
 
 // DNS is CRI's DNSConfig.
 type DNS struct{ Servers, Searches, Options []string }
 
-// Port is a port of the host that leads to one of the pod.
+// Port is a port of the host that is forwarded to a port of the pod.
 type Port struct {
 	Protocol      string // tcp, udp or sctp, in any case; "" = tcp
 	HostPort      int32
 	ContainerPort int32
-	HostIP        string // "" = every address of the host, 0.0.0.0 every one of IPv4, :: every one of IPv6
+	// HostIP: "" = every address of the host, 0.0.0.0 = every IPv4 address, :: = every IPv6 address
+	HostIP string
 }
 
-// Result is what the network gave a pod.
+// Result is what a pod got from the network.
 type Result struct {
 	IPs []netip.Addr // in the plugin's order, at least one
 }
@@ -48,7 +51,8 @@ func (p *Pod) checkID() error {
 	return nil
 }
 
-// args is CNI_ARGS. A value that could become a second one, or a line, is refused.
+// args returns CNI_ARGS. ErrInvalidArgument for a value that would become a second argument or a
+// new line.
 func (p *Pod) args() ([][2]string, error) {
 	args := [][2]string{
 		{"IgnoreUnknown", "1"},
@@ -67,8 +71,8 @@ func (p *Pod) args() ([][2]string, error) {
 
 func splitsArgs(r rune) bool { return r == ';' || r == '=' || unicode.IsControl(r) }
 
-// capabilities is what plugins may ask for in their configuration; libcni passes to each what it
-// asked for.
+// capabilities returns the values that plugins can request in their configuration; libcni passes
+// each plugin what it requests.
 func (p *Pod) capabilities(subnets []netip.Prefix) (map[string]any, error) {
 	caps := map[string]any{}
 	ports, err := p.portMappings()
@@ -115,10 +119,10 @@ type portMapping struct {
 	HostIP        string `json:"hostIP"`
 }
 
-// portMappings checks what a plugin pastes into firewall rules.
+// portMappings validates the ports, because plugins copy them into firewall rules.
 func (p *Pod) portMappings() ([]portMapping, error) {
 	var all []portMapping
-	taken := map[portMapping]int32{} // by everything but the port of the pod
+	taken := map[portMapping]int32{} // key: everything but the pod's port
 	for _, port := range p.Ports {
 		if port.HostPort == 0 {
 			continue
@@ -133,7 +137,7 @@ func (p *Pod) portMappings() ([]portMapping, error) {
 		case 0:
 			taken[key] = m.ContainerPort
 			all = append(all, m)
-		case m.ContainerPort: // the same once more
+		case m.ContainerPort: // a duplicate
 		default:
 			return nil, fmt.Errorf("host port %d is asked for twice, for ports %d and %d: %w", m.HostPort, taken[key],
 				m.ContainerPort, errdefs.ErrInvalidArgument)

@@ -7,16 +7,16 @@ import (
 	"strings"
 )
 
-// Without nft the bridge plugin masquerades each pod by a rule and a chain of its own in iptables,
-// and takes them away only where it is shown the pod's namespace. Here they are found by the
-// comment that the plugin gives them.
+// Without nft the bridge plugin masquerades each pod by an iptables rule and a chain of its own,
+// and removes them only if the pod's namespace still exists. Here they are found by the comment
+// that the plugin adds.
 
-// removePodRules removes the plugin's rules of one pod, or with "" of every pod of the network.
+// removePodRules removes the plugin's rules of one pod, or for "" of every pod of the network.
 func removePodRules(ctx context.Context, network, pod string) error {
 	var errs []error
 	for _, family := range []string{"iptables", "ip6tables"} {
 		if _, err := findPlugin(family+"-save", strings.Split(toolPath, ":")); errors.Is(err, errNoPlugin) {
-			continue // the plugin had nothing to write rules with either
+			continue // then the plugin could not add rules either
 		}
 		saved, err := runTool(ctx, family+"-save", "", "-t", "nat")
 		if err != nil {
@@ -36,8 +36,8 @@ func removePodRules(ctx context.Context, network, pod string) error {
 	return nil
 }
 
-// undoScript turns a listing of the nat table into the transaction that removes our rules and the
-// chains they lead to.
+// undoScript returns, for a listing of the nat table, the transaction that removes our rules and
+// their chains.
 func undoScript(saved, network, pod string) string {
 	comment := fmt.Sprintf(`--comment "name: \"%s\" id: \"`, network)
 	if pod != "" {

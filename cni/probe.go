@@ -14,22 +14,22 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// prober asks each plugin once, in the background, which versions of CNI it speaks, so that an
-// unfit plugin shows in Ready and not in the first pod. A plugin that gives no usable answer is not
-// held against it: many runtimes never ask.
+// prober asks each plugin once, in the background, which CNI versions it supports, so that an
+// unsuitable plugin is reported by Ready and not by the first pod. A plugin that gives no usable
+// answer counts as suitable: many runtimes never ask.
 type prober struct {
 	mu    sync.Mutex
-	known map[string][]string // by identity of the file; empty = asked, no answer (yet)
+	known map[string][]string // by identity of the file; empty = asked, but no answer (yet)
 }
 
 const (
 	probeTimeout = 5 * time.Second
-	maxProbed    = 100 // identities remembered; plugins are replaced some times in a daemon's life
+	maxProbed    = 100 // identities remembered; plugins are replaced a few times in a daemon's life
 )
 
 func newProber() *prober { return &prober{known: map[string][]string{}} }
 
-// start asks the plugins of w that were not asked yet.
+// start asks the plugins of w that have not been asked yet.
 func (p *prober) start(w *network, dirs []string) {
 	for _, plugin := range w.needs {
 		path, err := findPlugin(plugin, dirs)
@@ -42,7 +42,7 @@ func (p *prober) start(w *network, dirs []string) {
 	}
 }
 
-// claim tells whether the caller is the first to ask.
+// claim reports whether the caller is the first to ask, and marks the plugin as asked.
 func (p *prober) claim(id string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -68,11 +68,12 @@ func (p *prober) ask(path, id string) {
 	p.known[id] = info.SupportedVersions()
 }
 
-// verdict names a plugin of w that said it does not speak the version of its configuration.
+// verdict returns an error that names a plugin of w which does not support the version of its
+// configuration.
 func (p *prober) verdict(w *network, dirs []string) error {
 	want := w.version
 	if want == "" {
-		want = "0.1.0" // CNI: a configuration without a version
+		want = "0.1.0" // by CNI, for a configuration without a version
 	}
 	for _, plugin := range w.needs {
 		path, err := findPlugin(plugin, dirs)
@@ -89,7 +90,8 @@ func (p *prober) verdict(w *network, dirs []string) error {
 	return nil
 }
 
-// identity changes with the file's content, as far as its inode and times tell.
+// identity returns a string that changes with the file's content, as far as inode and times show
+// that.
 func identity(path string) string {
 	var st unix.Stat_t
 	if unix.Stat(path, &st) != nil {

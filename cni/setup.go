@@ -16,14 +16,14 @@ import (
 )
 
 // Setup connects the pod's network namespace to the current network and returns its addresses, at
-// least one. Whatever it took is given back when it fails; what could not be given back is in
-// Debts, and the next Setup of the same pod, under whatever id, gives that back first or fails,
-// unless it is of a network that the node has no longer.
+// least one. If it fails, it undoes everything. What could not be undone is in Debts; the next
+// Setup of the same pod, under any id, undoes it first or fails, unless it belongs to a network
+// that the node no longer has.
 //
-// Errors: ErrInvalidArgument (values that no plugin should see), ErrUnavailable (no usable network,
-// or an earlier attachment is still owed), ErrAlreadyExists (connected already),
-// ErrResourceExhausted (no room for the record), context.DeadlineExceeded (plugin killed); a
-// plugin's refusal has no class.
+// Errors: ErrInvalidArgument (values that no plugin may get), ErrUnavailable (no usable network, or
+// an earlier attachment cannot be undone), ErrAlreadyExists (already connected),
+// ErrResourceExhausted (no disk space for the record), context.DeadlineExceeded (plugin killed);
+// the error of a plugin has no class.
 func (n *Networks) Setup(ctx context.Context, pod Pod) (Result, error) {
 	if err := pod.checkID(); err != nil {
 		return Result{}, err
@@ -62,7 +62,7 @@ func (n *Networks) Setup(ctx context.Context, pod Pod) (Result, error) {
 	return Result{}, errors.Join(err, n.disconnect(ctx, pod))
 }
 
-// newRecord takes from the pod everything a plugin may see, checked.
+// newRecord validates and collects everything about the pod that a plugin may get.
 func (n *Networks) newRecord(pod *Pod) (record, error) {
 	args, err := pod.args()
 	if err != nil {
@@ -80,8 +80,8 @@ func (n *Networks) newRecord(pod *Pod) (record, error) {
 		NetNS: pod.NetNS, Args: args, Capabilities: data}, nil
 }
 
-// clearEarlier undoes what earlier attempts at this pod left, so that no number of retries holds
-// two leases.
+// clearEarlier undoes what earlier attempts for this pod left, so that retries never hold two
+// leases.
 func (n *Networks) clearEarlier(ctx context.Context, r record, pod Pod) error {
 	if d, ok := n.debts.get(pod.ID); ok {
 		if d.attached {
@@ -91,7 +91,7 @@ func (n *Networks) clearEarlier(ctx context.Context, r record, pod Pod) error {
 			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}
 	}
-	// Two attempts that wait for each other's turn must not do so for ever.
+	// Two attempts that wait for each other's turn must not wait forever.
 	ctx, cancel := context.WithTimeout(ctx, n.c.Timeout)
 	defer cancel()
 	for _, id := range n.debts.abandoned(r) {
@@ -106,16 +106,16 @@ func (n *Networks) clearEarlier(ctx context.Context, r record, pod Pod) error {
 	return nil
 }
 
-// replaced tells whether a debt is of another network than the one that pods get now. The plugins
-// of a network that was replaced may be gone for good, and its leases are no longer scarce.
+// replaced reports whether a debt belongs to another network than the current one. The plugins of a
+// replaced network may be gone for good, and its leases are no longer scarce.
 func (n *Networks) replaced(ctx context.Context, id string) bool {
 	w, err := n.current(ctx)
 	d, owed := n.debts.get(id)
 	return err == nil && owed && d.Network != "" && d.Network != w.name
 }
 
-// prepare chooses the network and completes the record with it. The network stays what it is until
-// arrived is called.
+// prepare chooses the network and completes the record with it. The network's subnets cannot change
+// until arrived is called.
 func (n *Networks) prepare(ctx context.Context, r *record) (list *libcni.NetworkConfigList, arrived func(), err error) {
 	var has map[string]json.RawMessage
 	if err := json.Unmarshal(r.Capabilities, &has); err != nil {
@@ -141,7 +141,7 @@ func (n *Networks) prepare(ctx context.Context, r *record) (list *libcni.Network
 	return list, arrived, nil
 }
 
-// choose returns the network as it is now, and keeps its subnets, if it is ours, until arrived is
+// choose returns the current network. If it is ours, its subnets cannot change until arrived is
 // called.
 func (n *Networks) choose(ctx context.Context) (w *network, arrived func(), err error) {
 	for range joinTries {
@@ -157,7 +157,8 @@ func (n *Networks) choose(ctx context.Context) (w *network, arrived func(), err 
 		if n.own.join(w.subnets) {
 			return w, n.own.leave, nil
 		}
-		if within(ctx.Done(), joinPause) { // they are being changed, which takes no longer
+		// the subnets are being changed, which takes less than this
+		if within(ctx.Done(), joinPause) {
 			return nil, nil, ctx.Err()
 		}
 	}
@@ -170,7 +171,7 @@ const (
 	joinTries = 200
 )
 
-// add runs the chain.
+// add runs the ADD of the chain.
 func (n *Networks) add(ctx context.Context, list *libcni.NetworkConfigList, r record, pod Pod) (Result, error) {
 	rt, err := r.runtimeConf(r.NetNS)
 	if err != nil {
@@ -201,8 +202,8 @@ func (r *record) runtimeConf(netns string) (*libcni.RuntimeConf, error) {
 	return rt, nil
 }
 
-// parseResult takes the addresses of the pod's own interface. A network that gave none, or one that
-// is none, failed.
+// parseResult returns the addresses of the pod's own interface. A result with none, or with one
+// that a pod cannot use, is an error.
 func parseResult(res types.Result) (Result, error) {
 	r, err := types100.NewResultFromResult(res)
 	if err != nil {
@@ -227,8 +228,8 @@ func parseResult(res types.Result) (Result, error) {
 	return out, nil
 }
 
-// inSandbox leaves out addresses that the result assigns to interfaces of the host or to further
-// ones of the pod.
+// inSandbox reports whether the result assigns the address to the pod's own interface, not to one
+// of the host or a further one of the pod.
 func inSandbox(r *types100.Result, c *types100.IPConfig) bool {
 	if c.Interface == nil || *c.Interface < 0 || *c.Interface >= len(r.Interfaces) {
 		return true

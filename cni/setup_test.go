@@ -11,8 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// ADD fails and DEL fails, again and again, under new pod ids as a kubelet does: one lease, then
-// none.
+// TestFailedRetriesHoldOneLease: ADD and DEL fail repeatedly, each time under a new pod id, as with
+// a kubelet: there is one lease, and in the end none.
 func TestFailedRetriesHoldOneLease(t *testing.T) {
 	h, f := fakeHost(t)
 	f.behave(fakeLease+`echo bad luck >&2; exit 1`, `echo no database >&2; exit 1`)
@@ -30,12 +30,12 @@ func TestFailedRetriesHoldOneLease(t *testing.T) {
 	if d := h.n.Debts(); len(d) != 1 || d[0] != "try0" {
 		t.Fatalf("debts %v", d)
 	}
-	// Another pod is not concerned.
+	// Another pod is not affected.
 	f.behave("", "")
 	other := h.pod("other")
 	h.setup(other)
 	f.wantLeases(2)
-	// The next try of this one clears up first.
+	// The next attempt for the first pod cleans up before it connects.
 	h.setup(pods[29])
 	f.wantLeases(2)
 	for _, p := range append(pods, other) {
@@ -47,9 +47,9 @@ func TestFailedRetriesHoldOneLease(t *testing.T) {
 	}
 }
 
-// TestReplacedNetworkHoldsNothingUp: the node got another network while a pod's ADD had failed, and
-// nothing of the former one can be run: the pod comes up in the new network, and the DEL stays
-// owed.
+// TestReplacedNetworkHoldsNothingUp: after a pod's ADD has failed, the node gets another network,
+// and plugins of the old one cannot run. The pod is connected to the new network, and the DEL stays
+// in Debts.
 func TestReplacedNetworkHoldsNothingUp(t *testing.T) {
 	for _, gone := range []bool{true, false} {
 		t.Run(fmt.Sprintf("gone=%v", gone), func(t *testing.T) {
@@ -84,7 +84,8 @@ func TestReplacedNetworkHoldsNothingUp(t *testing.T) {
 	}
 }
 
-// The second plugin of a chain fails: the first one's lease is given back, by the last first.
+// TestChainHalfFailed: the second plugin of a chain fails: the first one's lease is released; DEL
+// runs in reverse order.
 func TestChainHalfFailed(t *testing.T) {
 	h := newHost(t)
 	h.conf("10-x.conflist", list("x", "first", "second"))
@@ -150,8 +151,8 @@ func TestDelWithoutBinary(t *testing.T) {
 	f.wantLeases(0)
 }
 
-// Between ADD and DEL the configuration is removed, or replaced by another network; the DEL is of
-// the ADD's.
+// TestConfGoneOrReplaced: between ADD and DEL the configuration is removed or replaced; DEL uses
+// that of ADD.
 func TestConfGoneOrReplaced(t *testing.T) {
 	for _, replaced := range []bool{false, true} {
 		t.Run(fmt.Sprintf("replaced=%v", replaced), func(t *testing.T) {
@@ -207,7 +208,7 @@ func TestTeardownOfNothing(t *testing.T) {
 	wantErr(t, h.n.Teardown(t.Context(), Pod{ID: "../x"}), errdefs.ErrInvalidArgument)
 }
 
-// A value cannot become another argument.
+// TestArgsInjection: a value cannot become another argument.
 func TestArgsInjection(t *testing.T) {
 	h, f := fakeHost(t)
 	good := h.pod("p1")
@@ -254,7 +255,8 @@ func TestPorts(t *testing.T) {
 	}
 }
 
-// Capabilities reach the plugins that ask for them in their configuration, and no others.
+// TestCapabilities: capabilities are passed only to plugins that request them in their
+// configuration.
 func TestCapabilities(t *testing.T) {
 	h := newHost(t)
 	h.conf("10-x.conflist", `{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"asks","capabilities":{"portMappings":true,"bandwidth":true,"dns":true}},{"type":"silent"}]}`)
@@ -297,7 +299,7 @@ func TestQuantity(t *testing.T) {
 	}
 }
 
-// Many pods at once, set up and torn down from all sides.
+// TestConcurrentPods: many pods are set up and torn down concurrently.
 func TestConcurrentPods(t *testing.T) {
 	h, f := fakeHost(t)
 	var wg sync.WaitGroup

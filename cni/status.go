@@ -5,21 +5,21 @@ import (
 	"time"
 )
 
-// Status is what a person wants to know of the network that pods are connected to now.
+// Status describes, for people, the network that pods are connected to now.
 type Status struct {
 	Network string   `json:"network,omitempty"`
 	File    string   `json:"file,omitempty"` // empty: the default network
 	Plugins []string `json:"plugins,omitempty"`
 	Error   string   `json:"error,omitempty"` // why no pod can be connected now
-	// PluginStatus is the plugins' last answer to STATUS, empty where the configuration is older
-	// than CNI 1.1.0.
+	// PluginStatus is the plugins' last answer to STATUS; empty if the configuration is older than
+	// CNI 1.1.0.
 	PluginStatus string `json:"pluginStatus,omitempty"`
-	Debts        int    `json:"debts"` // pods that are connected, or owe a DEL
+	Debts        int    `json:"debts"` // pods that are connected or have a pending DEL
 	// LastFailure stays until the next one.
 	LastFailure *Failure `json:"lastFailure,omitempty"`
 }
 
-// Failure is an ADD or a DEL that failed.
+// Failure is an ADD, DEL or GC that failed.
 type Failure struct {
 	At    time.Time `json:"at"`
 	Call  string    `json:"call"`
@@ -27,7 +27,7 @@ type Failure struct {
 	Error string    `json:"error"`
 }
 
-// Status looks at what Ready looks at.
+// Status returns the status of the current network, from the same checks as Ready.
 func (n *Networks) Status(ctx context.Context) Status {
 	s := Status{Debts: len(n.Debts()), LastFailure: n.failure.Load()}
 	w, err := n.current(ctx)
@@ -42,7 +42,7 @@ func (n *Networks) Status(ctx context.Context) Status {
 	return s
 }
 
-// failed remembers an error for Status, and returns it.
+// failed stores an error for Status, and returns it.
 func (n *Networks) failed(call, pod string, err error) error {
 	if err != nil {
 		n.failure.Store(&Failure{At: time.Now(), Call: call, Pod: pod, Error: err.Error()})

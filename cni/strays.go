@@ -13,19 +13,18 @@ import (
 )
 
 const (
-	// strayRounds bounds how often the processes are listed again because one more was found,
-	// started meanwhile.
+	// strayRounds limits how often the processes are listed again after one was found, because it
+	// may have started another meanwhile.
 	strayRounds = 5
 	// strayTimeout is how long a run waits for the search. Reading a process's environment takes
-	// the lock of its memory, which a process in uninterruptible sleep may hold for ever.
+	// the lock of its memory, which a process in uninterruptible sleep may hold forever.
 	strayTimeout = 5 * time.Second
-	// maxHung is how many searches may hang. Each holds a thread.
+	// maxHung is how many searches may hang. Each blocks a thread.
 	maxHung = 16
 )
 
-// straySearch ends what a run left behind. It looks only at processes in the cgroup of this
-// process, which is where plugins live: the memory of a container's process may not be readable in
-// finite time.
+// straySearch kills the processes that a run left behind. It checks only processes in the cgroup of
+// this process, where plugins run: reading the memory of a container's process may never return.
 type straySearch struct {
 	environ func(pid int) ([]byte, error)
 	timeout time.Duration
@@ -36,8 +35,9 @@ var strays = &straySearch{timeout: strayTimeout, environ: func(pid int) ([]byte,
 	return os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 }}
 
-// kill ends every process with the mark in its environment: children that left their group too. It
-// reads /proc and is for failures only. A search that hangs is left alone.
+// kill kills every process with the mark in its environment, even if it has left its process group.
+// It reads /proc and is used only after failures. It does not wait longer than the timeout for a
+// search that hangs.
 func (s *straySearch) kill(mark string) {
 	if s.hung.Load() >= maxHung {
 		log.L.WithField("step", "cni").Warn("earlier searches hang: not looking for what a network plugin left behind")
@@ -79,8 +79,8 @@ func (s *straySearch) killMarked(mark []byte) (found bool) {
 	return found
 }
 
-// killIfMarked looks again through a pidfd, so that a number given to another process meanwhile is
-// safe.
+// killIfMarked checks again through a pidfd, so that a process that has reused the pid is not
+// killed.
 func (s *straySearch) killIfMarked(pid int, mark []byte) bool {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -95,8 +95,8 @@ func (s *straySearch) hasMark(pid int, mark []byte) bool {
 	return err == nil && bytes.Contains(env, mark)
 }
 
-// cgroupOf returns the text of /proc/PID/cgroup, "" for a process that is gone. It takes no lock of
-// the process.
+// cgroupOf returns the text of /proc/PID/cgroup, "" if the process is gone. Reading it takes no
+// lock of the process.
 func cgroupOf(pid int) string {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {

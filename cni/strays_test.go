@@ -9,12 +9,12 @@ import (
 	"testing"
 )
 
-// TestStraySearchHangs: a process whose memory cannot be read now, as one that waits for a dead
-// disk, holds up nobody. The searches that hang are counted, and end with what they wait for.
+// TestStraySearchHangs: a process whose memory cannot be read now, because it waits for a dead disk
+// for example, delays nobody. Searches that hang are counted, and end when the process continues.
 func TestStraySearchHangs(t *testing.T) {
 	readable := make(chan struct{})
 	s := &straySearch{environ: func(int) ([]byte, error) { <-readable; return nil, nil }}
-	child := exec.Command("sleep", "1000") // something to look at, in our cgroup
+	child := exec.Command("sleep", "1000") // a process in our cgroup for the search to check
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +29,7 @@ func TestStraySearchHangs(t *testing.T) {
 	await(t, "the searches end", func() bool { return s.hung.Load() == 0 })
 }
 
-// TestStraysOfOtherCgroups: what lives in a container's cgroup is not looked at.
+// TestStraysOfOtherCgroups: processes in a container's cgroup are not checked.
 func TestStraysOfOtherCgroups(t *testing.T) {
 	ours, theirs := exec.Command("sleep", "1000"), exec.Command("sleep", "1000")
 	for _, c := range []*exec.Cmd{ours, theirs} {
@@ -58,8 +58,8 @@ func TestStraysOfOtherCgroups(t *testing.T) {
 	}
 }
 
-// moveToCgroup puts the process into a cgroup of its own, which goes with the test after end has
-// ended the process.
+// moveToCgroup moves the process into a new cgroup, which is removed after the test, once end has
+// killed the process.
 func moveToCgroup(t *testing.T, pid int, end func()) {
 	t.Helper()
 	base := "/sys/fs/cgroup"

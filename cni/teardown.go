@@ -10,11 +10,11 @@ import (
 	"github.com/containernetworking/cni/libcni"
 )
 
-// Teardown gives back what the pod holds: DEL with the configuration, arguments and capabilities of
-// its ADD, whatever the configuration folder says now, and with an empty namespace when the pinned
-// one is gone. It runs on a clock of its own. nil means that nothing is owed any more, which holds
-// for a pod that never had an ADD; after an error the debt stays and Teardown is to be called
-// again. Of pod only ID and Lock are needed.
+// Teardown disconnects the pod: it runs DEL with the configuration, arguments and capabilities of
+// the ADD, whatever the configuration folder contains now, and with an empty namespace if the
+// pinned one is gone. It has a deadline of its own. It returns nil when the pod has no debt any
+// more, or never had one. After an error the debt stays, and Teardown must be called again. Only ID
+// and Lock of pod are used.
 func (n *Networks) Teardown(ctx context.Context, pod Pod) error {
 	if err := pod.checkID(); err != nil {
 		return err
@@ -27,7 +27,7 @@ func (n *Networks) Teardown(ctx context.Context, pod Pod) error {
 	return n.disconnect(ctx, pod)
 }
 
-// disconnect is Teardown for who has the pod's turn.
+// disconnect is Teardown for callers that have the pod's turn.
 func (n *Networks) disconnect(ctx context.Context, pod Pod) error {
 	d, ok, err := n.debts.read(ctx, pod.ID)
 	if err != nil || !ok {
@@ -69,13 +69,13 @@ func (n *Networks) del(ctx context.Context, d *debt, pod Pod) error {
 		return err
 	}
 	if d.Network == n.own.name && bytes.Contains(d.Conf, []byte(`"ipMasq":true`)) {
-		// The plugin forgets its rules where it no longer finds the pod's link, and says nothing.
+		// The plugin silently leaves its rules if the pod's link is gone.
 		return removePodRules(ctx, d.Network, d.Pod)
 	}
 	return nil
 }
 
-// listOf is the configuration of the ADD. For a damaged record it is the likeliest one.
+// listOf returns the configuration of the ADD; for a damaged record, the most likely one.
 func (n *Networks) listOf(ctx context.Context, d *debt) (*libcni.NetworkConfigList, error) {
 	if len(d.Conf) > 0 {
 		return libcni.NetworkConfFromBytes(d.Conf)
@@ -84,7 +84,7 @@ func (n *Networks) listOf(ctx context.Context, d *debt) (*libcni.NetworkConfigLi
 	var err error
 	if d.Default {
 		subnets := n.own.subnets()
-		if len(subnets) == 0 { // the kubelet has not named it yet, and a DEL goes by the pod alone
+		if len(subnets) == 0 { // not set by the kubelet yet; DEL depends only on the pod
 			subnets = []netip.Prefix{netip.MustParsePrefix(defaultSubnet)}
 		}
 		w, err = n.own.network(ctx, subnets)

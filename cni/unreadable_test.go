@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What cannot be read at this moment is not taken for what is not there.
+// What cannot be read at the moment must not be treated as absent.
 
-// unreadable is a regular file that answers a read with EIO.
+// unreadable is a regular file whose read fails with EIO.
 const unreadable = "/proc/self/mem"
 
-// cover makes a file unreadable, until the returned function is called.
+// cover makes a file unreadable until uncover is called.
 func cover(t *testing.T, file string) (uncover func()) {
 	t.Helper()
 	wantNil(t, unix.Mount(unreadable, file, "", unix.MS_BIND, ""))
@@ -26,7 +26,7 @@ func cover(t *testing.T, file string) (uncover func()) {
 	return uncover
 }
 
-// withoutDescriptors runs f in a process that can open nothing more.
+// withoutDescriptors runs f while this process cannot open any file.
 func withoutDescriptors(t *testing.T, f func()) {
 	t.Helper()
 	var before unix.Rlimit
@@ -38,8 +38,8 @@ func withoutDescriptors(t *testing.T, f func()) {
 	f()
 }
 
-// The first configuration cannot be read: a later one is another network, and so is the default
-// one.
+// TestUnreadableConfiguration: while the first configuration file is unreadable, neither a later
+// one nor the default network is used instead.
 func TestUnreadableConfiguration(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	first := filepath.Join(h.c.ConfDir, "05-y.conflist")
@@ -51,12 +51,12 @@ func TestUnreadableConfiguration(t *testing.T) {
 	wantErr(t, h.n.Ready(), errdefs.ErrUnavailable, "05-y.conflist", "input/output error")
 	uncover()
 	h.wantNetwork("y")
-	// Known once, it stays what it was.
+	// If it was read before, it stays in use.
 	uncover = cover(t, first)
 	h.wantNetwork("y")
 	uncover()
 	h.wantNetwork("y")
-	// So it does while a file that comes before it cannot be read.
+	// It also stays while a file that sorts before it is unreadable.
 	h.conf("01-z.conflist", list("z", "host-local"))
 	uncover = cover(t, filepath.Join(h.c.ConfDir, "01-z.conflist"))
 	h.wantNetwork("y")
@@ -64,7 +64,7 @@ func TestUnreadableConfiguration(t *testing.T) {
 	h.wantNetwork("z")
 }
 
-// A record that cannot be read is read again for its DEL, and is owed until that can be.
+// TestUnreadableRecord: an unreadable record is read again for the DEL; until then the debt stays.
 func TestUnreadableRecord(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	p := h.pod("p1")
@@ -82,7 +82,7 @@ func TestUnreadableRecord(t *testing.T) {
 	}
 }
 
-// A pod CIDR that cannot be read is no reason to give pods addresses of another range.
+// TestUnreadablePodCIDR: if the pod CIDR is unreadable, pods do not get addresses of another range.
 func TestUnreadablePodCIDR(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	wantNil(t, h.n.SetPodCIDR("10.87.0.0/24"))
@@ -91,7 +91,8 @@ func TestUnreadablePodCIDR(t *testing.T) {
 	wantErr(t, err, nil, "pod CIDR", "input/output error")
 }
 
-// Whether the pod's namespace is there cannot be told: DEL is not called as if it were not.
+// TestUnreadableNetNS: if it is unknown whether the pod's namespace exists, DEL is not called as if
+// it did not.
 func TestUnreadableNetNS(t *testing.T) {
 	h, f := fakeHost(t)
 	p := h.pod("p1")
@@ -113,8 +114,8 @@ func TestUnreadableNetNS(t *testing.T) {
 	}
 }
 
-// A plugin that cannot be looked at is not a plugin that nobody has installed: the pod is not left
-// without its limits.
+// TestUnreadablePlugin: a plugin that cannot be inspected does not count as not installed;
+// otherwise the pod would run without its bandwidth limits.
 func TestUnreadablePlugin(t *testing.T) {
 	real := realPlugins(t)
 	h := newHost(t, func(c *Config) { c.Default = true })
@@ -132,7 +133,7 @@ func TestUnreadablePlugin(t *testing.T) {
 	h.teardown(p)
 }
 
-// The MTU of the uplink is kept while the kernel cannot be asked.
+// TestUnreadableMTU: the last known MTU of the uplink is used while the kernel cannot be asked.
 func TestUnreadableMTU(t *testing.T) {
 	h := newHost(t, withDefault(t))
 	uplink := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "uplink0", MTU: 1400}}

@@ -14,16 +14,16 @@ import (
 
 const ipv6Settings = "/proc/sys/net/ipv6/conf"
 
-// ForwardsIPv6 tells whether this host forwards IPv6 already. A network with an IPv6 range makes it
-// do so.
+// ForwardsIPv6 reports whether this host already forwards IPv6. A network with an IPv6 range
+// enables that.
 func ForwardsIPv6() bool {
 	b, err := os.ReadFile(filepath.Join(ipv6Settings, "all", "forwarding"))
 	return err == nil && strings.TrimSpace(string(b)) == "1"
 }
 
-// DeafUplinks names the links on which this host learns its IPv6 router from the router's
-// advertisements, and does not any more while it forwards: with accept_ra = 1 the kernel listens
-// only on a host that does not.
+// DeafUplinks returns the links on which this host learned its IPv6 router from router
+// advertisements, and which would ignore them once the host forwards: with accept_ra = 1 the kernel
+// accepts advertisements only on a host that does not forward.
 func DeafUplinks() ([]string, error) {
 	learned := &netlink.Route{Protocol: unix.RTPROT_RA}
 	routes, err := dump(func() ([]netlink.Route, error) {

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A host that learns its IPv6 router from advertisements is named while it would not listen to them
-// any more.
+// TestDeafUplinks: a link whose IPv6 router was learned from advertisements is listed while the
+// link would ignore them.
 func TestDeafUplinks(t *testing.T) {
 	newHost(t, withDefault(t))
 	wantDeaf := func(want string) {
@@ -26,7 +26,7 @@ func TestDeafUplinks(t *testing.T) {
 		t.Cleanup(func() { _ = netlink.LinkDel(l) })
 		address(t, name, "fd00:1::1/64")
 		writeTestFile(t, "/proc/sys/net/ipv6/conf/"+name+"/accept_ra", "1", 0)
-		if name == "quiet6" { // its router was named by hand
+		if name == "quiet6" { // its router was configured by hand
 			continue
 		}
 		for _, far := range []string{"fd00:2::/64", "fd00:3::/64"} {
@@ -38,6 +38,7 @@ func TestDeafUplinks(t *testing.T) {
 	wantDeaf("[up6 up6.5]")
 	writeTestFile(t, "/proc/sys/net/ipv6/conf/up6/accept_ra", "2", 0)
 	wantDeaf("[up6.5]")
-	writeTestFile(t, "/proc/sys/net/ipv6/conf/up6.5/accept_ra", "0", 0) // a program listens in the kernel's place
+	// a program handles advertisements instead of the kernel
+	writeTestFile(t, "/proc/sys/net/ipv6/conf/up6.5/accept_ra", "0", 0)
 	wantDeaf("[]")
 }
