@@ -14,7 +14,7 @@ func lookCgroups(_ context.Context, c config.Config) []Finding {
 	return append(lookControllers(), lookDriver(c, sandbox.SystemdRuns()))
 }
 
-// lookDriver tells who will make cgroups.
+// lookDriver reports which cgroup driver the daemon will use.
 func lookDriver(c config.Config, systemdRuns bool) Finding {
 	systemd, err := c.SystemdCgroup(systemdRuns)
 	switch {

@@ -35,8 +35,8 @@ func remedyNetwork(c config.Config) string {
 	return "a network add-on will write one to " + c.Network.ConfDir + ", or set network.default = true"
 }
 
-// networkReady looks at the network through folders of its own, with the pod CIDR that was named: a
-// daemon may be using the configured ones.
+// networkReady checks the network with a temporary root and state folder, because a daemon may be
+// using the configured ones. It uses a copy of the pod CIDR that the kubelet set.
 func networkReady(ctx context.Context, c config.Config) error {
 	scratch, err := os.MkdirTemp("", "cribox-check-")
 	if err != nil {
@@ -79,14 +79,14 @@ func lookForwarding(path string) Finding {
 	return Finding{What: "IPv4 forwarding"}
 }
 
-// ipv6Pods tells whether the host forwards IPv6, or will do so for the default network.
+// ipv6Pods reports whether the host forwards IPv6, or will do so for the default network.
 func ipv6Pods(c config.Config) bool {
 	named, err := os.ReadFile(cni.PodCIDRFile(c.State))
 	return cni.ForwardsIPv6() || strings.Contains(c.Network.Subnet, ":") || err == nil && strings.Contains(string(named), ":")
 }
 
-// lookAdvertisements names uplinks whose IPv6 router is forgotten once the host forwards IPv6 for
-// pods.
+// lookAdvertisements returns a finding for each uplink that loses its IPv6 router when the host
+// forwards IPv6 for pods.
 func lookAdvertisements(forwards bool, deaf func() ([]string, error)) []Finding {
 	if !forwards {
 		return nil

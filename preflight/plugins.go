@@ -14,11 +14,12 @@ import (
 	"time"
 )
 
-// pluginVersion is what a plugin of the CNI project says that is asked for nothing.
+// pluginVersion matches the version that a plugin of the CNI project prints when it is run without
+// CNI_COMMAND.
 var pluginVersion = regexp.MustCompile(`(?m)^CNI (\S+) plugin v?(\d+)\.(\d+)\.(\d+)`)
 
-// pluginFloors are the first versions of the plugins of the CNI project without a known flaw that
-// pods can make use of.
+// pluginFloors has, for plugins of the CNI project, the first version without a known flaw that
+// pods can exploit.
 var pluginFloors = map[string]struct {
 	version [3]int
 	flaw    string
@@ -30,8 +31,8 @@ var pluginFloors = map[string]struct {
 	"portmap": {[3]int{1, 9, 0}, "with its nftables backend a pod's host port takes connections that go elsewhere (CVE-2025-67499)"},
 }
 
-// lookPlugins names plugins that are known to be flawed. One that does not tell its version is not
-// held against it.
+// lookPlugins returns a finding for each plugin with a known flaw. It ignores plugins that print no
+// version.
 func lookPlugins(ctx context.Context, dirs []string) []Finding {
 	var all []Finding
 	for _, plugin := range slices.Sorted(maps.Keys(pluginFloors)) {
@@ -41,20 +42,20 @@ func lookPlugins(ctx context.Context, dirs []string) []Finding {
 				continue
 			}
 			cmd := exec.CommandContext(ctx, path)
-			cmd.Env, cmd.WaitDelay = []string{}, time.Second // without CNI_COMMAND it says who it is
-			says, _ := cmd.CombinedOutput()                  // whatever it says besides
+			cmd.Env, cmd.WaitDelay = []string{}, time.Second // without CNI_COMMAND a plugin prints its version
+			says, _ := cmd.CombinedOutput()                  // the exit status does not matter
 			if flaw := pluginFlaw(plugin, says); flaw != "" {
 				what, _, _ := strings.Cut(string(says), "\n")
 				all = append(all, Finding{What: what + " (" + path + ")", Remedy: flaw})
 			}
-			break // the folders behind are not looked into for it
+			break // the daemon uses only the first folder that has the plugin
 		}
 	}
 	return all
 }
 
-// pluginFlaw returns what is known of the plugin that says this of itself, and what to do about it;
-// "" when that is nothing.
+// pluginFlaw returns the known flaw of a plugin that prints says, and the remedy; "" if none is
+// known.
 func pluginFlaw(plugin string, says []byte) string {
 	floor, known := pluginFloors[plugin]
 	m := pluginVersion.FindSubmatch(says)
@@ -63,7 +64,7 @@ func pluginFlaw(plugin string, says []byte) string {
 	}
 	var have [3]int
 	for i := range have {
-		have[i], _ = strconv.Atoi(string(m[i+2])) // digits
+		have[i], _ = strconv.Atoi(string(m[i+2])) // the pattern matches only digits
 	}
 	if slices.Compare(have[:], floor.version[:]) >= 0 {
 		return ""

@@ -1,7 +1,8 @@
-// Package preflight looks at the host and says what pods would lack on it, each with its remedy.
+// Package preflight checks whether the host can run pods, and returns a remedy for each thing that
+// is missing.
 //
-// It changes nothing, and does not need a daemon. What the daemon itself is asked for (Status) is
-// answered by package sandbox, from the same functions.
+// It changes nothing and needs no running daemon. The daemon's Status uses the same check
+// functions, through package sandbox.
 package preflight
 
 import (
@@ -12,14 +13,14 @@ import (
 	"github.com/cribox/cribox/config"
 )
 
-// Finding is the result of one look at the host. Without a remedy all is well.
+// Finding is the result of one check. An empty Remedy means that nothing is wrong.
 type Finding struct {
-	What   string // is there, or is missing
+	What   string // what is present, or what is missing
 	Remedy string
-	Fatal  bool // no pod runs without it
+	Fatal  bool // no pod can run without it
 }
 
-// Look yields what there is to say about the host, in a fixed order.
+// Look runs the checks and returns their findings, in a fixed order.
 func Look(ctx context.Context, c config.Config) iter.Seq[Finding] {
 	return func(yield func(Finding) bool) {
 		for _, look := range looks {

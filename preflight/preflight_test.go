@@ -11,8 +11,8 @@ import (
 	"github.com/cribox/cribox/config"
 )
 
-// TestSEC24OldRunc: a runc that is known to let containers out is named by `cribox check`, in every
-// series that was repaired.
+// TestSEC24OldRunc checks that `cribox check` reports versions of runc that let containers escape,
+// in every release series that got a fix.
 func TestSEC24OldRunc(t *testing.T) {
 	for version, want := range map[string]string{
 		"1.0.3": "CVE-2025-31133", "1.1.15": "CVE-2025-31133", "1.2.7": "CVE-2025-31133", "1.3.0": "CVE-2025-31133", "1.3.2": "CVE-2025-31133",
@@ -29,7 +29,7 @@ func TestSEC24OldRunc(t *testing.T) {
 	}
 }
 
-// TestSEC67OldPlugins: a CNI plugin with a known flaw is named by `cribox check`.
+// TestSEC67OldPlugins checks that `cribox check` reports CNI plugins with a known flaw.
 func TestSEC67OldPlugins(t *testing.T) {
 	for says, want := range map[string]string{
 		"CNI bridge plugin v0.8.5\n": "CVE-2020-10749", "CNI bridge plugin v0.8.6": "", "CNI bridge plugin v1.9.1\nCNI protocol versions supported: 1.1.0\n": "",
@@ -57,8 +57,8 @@ func TestSEC67OldPlugins(t *testing.T) {
 	}
 }
 
-// TestCheckAdvertisements: who has pods with IPv6 is told, before it happens, which uplink loses
-// its router.
+// TestCheckAdvertisements checks that the uplinks are reported that would lose their router once
+// pods use IPv6.
 func TestCheckAdvertisements(t *testing.T) {
 	deaf := func() ([]string, error) { return []string{"eth0", "eth0.5"}, nil }
 	if found := lookAdvertisements(false, deaf); len(found) > 0 {
@@ -77,7 +77,8 @@ func TestCheckAdvertisements(t *testing.T) {
 	}
 }
 
-// TestCheckPodCIDR: what the kubelet has named to the daemon counts for a check beside it.
+// TestCheckPodCIDR checks that a check beside a running daemon uses the pod CIDR that the kubelet
+// set.
 func TestCheckPodCIDR(t *testing.T) {
 	plugins, err := filepath.Abs(filepath.Join("..", "bin", "cni"))
 	if err != nil {

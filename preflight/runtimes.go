@@ -12,7 +12,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/oci"
 )
 
-// runcVersion is what runc says on --version.
+// runcVersion matches the output of runc --version.
 var runcVersion = regexp.MustCompile(`(?m)^runc version (\S+)`)
 
 func lookRuntimes(ctx context.Context, c config.Config) []Finding {
@@ -35,7 +35,7 @@ func lookRuntimes(ctx context.Context, c config.Config) []Finding {
 	return all
 }
 
-// lookFeatures asks a runtime what it can do for pods with user namespaces.
+// lookFeatures asks a runtime whether it supports pods with user namespaces.
 func lookFeatures(ctx context.Context, name, path string) Finding {
 	can, err := oci.AskFeatures(ctx, path)
 	switch {
@@ -48,8 +48,8 @@ func lookFeatures(ctx context.Context, name, path string) Finding {
 	return Finding{What: "runtime " + name + ": user namespaces, id-mapped mounts"}
 }
 
-// runcFlaw returns the worst that is known of the runc that says this of its version; "" also for
-// what is no runc.
+// runcFlaw returns the worst known flaw of the runc whose --version prints says. It returns "" if
+// none is known, and for any other runtime.
 func runcFlaw(says []byte) string {
 	m := runcVersion.FindSubmatch(says)
 	if m == nil {

@@ -16,7 +16,8 @@ func lookAppArmor(context.Context, config.Config) []Finding {
 	return []Finding{appArmorFinding(sandbox.AppArmorParser())}
 }
 
-// appArmorFinding tells whether containers that name no profile will have the default one.
+// appArmorFinding reports whether containers without a profile of their own get the default
+// profile.
 func appArmorFinding(parser string, err error) Finding {
 	if err != nil {
 		return Finding{What: "AppArmor without apparmor_parser: containers that name no profile are not confined by one, " +
@@ -36,8 +37,8 @@ func lookSELinux(_ context.Context, c config.Config) []Finding {
 	return []Finding{{What: "SELinux: pods are labelled"}}
 }
 
-// lookAbilities tells what a pod may ask for on this machine. What is absent is refused when it is
-// asked for.
+// lookAbilities reports optional features of this machine. Requests that need a missing one are
+// refused.
 func lookAbilities(context.Context, config.Config) []Finding {
 	h, err := sandbox.ReadHost()
 	if err != nil {
@@ -51,8 +52,8 @@ func lookAbilities(context.Context, config.Config) []Finding {
 	}
 }
 
-// ability is no flaw when it is absent and there is no Remedy: a distribution has the one or the
-// other.
+// ability returns a finding for an optional feature. A missing feature without a remedy is not
+// reported as a flaw: AppArmor and SELinux, for example, exclude each other.
 func ability(have bool, what, remedy string) Finding {
 	if have {
 		return Finding{What: what}

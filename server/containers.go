@@ -47,7 +47,7 @@ func (s *runtimeService) UpdateContainerResources(ctx context.Context,
 	if req.GetWindows() != nil {
 		return nil, fmt.Errorf("windows: is set, and this machine runs Linux: %w", errdefs.ErrInvalidArgument)
 	}
-	if n := len(req.GetAnnotations()); n > 0 { // for experiments, of which cribox has none
+	if n := len(req.GetAnnotations()); n > 0 { // they are for experimental features, and cribox has none
 		log.G(ctx).Warnf("%d annotations of an update mean nothing here", n)
 	}
 	return &runtimeapi.UpdateContainerResourcesResponse{}, s.pods().UpdateContainer(ctx, req.GetContainerId(), req.GetLinux())
@@ -67,7 +67,7 @@ func (s *runtimeService) ExecSync(ctx context.Context,
 	return &runtimeapi.ExecSyncResponse{Stdout: r.Stdout, Stderr: r.Stderr, ExitCode: r.ExitCode}, nil
 }
 
-// seconds converts a request's seconds; what does not fit is as good as for ever.
+// seconds converts seconds to a duration. It limits values that would overflow.
 func seconds(n int64) time.Duration {
 	const most = int64(1<<63-1) / int64(time.Second)
 	return time.Duration(min(max(n, -most), most)) * time.Second
@@ -121,7 +121,7 @@ func (s *runtimeService) ContainerStatus(_ context.Context,
 	if req.GetVerbose() {
 		spec, err := s.pods().Spec(c)
 		if err != nil {
-			spec = []byte("null") // of a container that ended with its pod
+			spec = []byte("null") // the file is gone once the container or its pod has ended
 		}
 		r.Info, err = info(map[string]any{"info": map[string]any{"pid": c.PID, "sandboxID": c.PodID, "cgroup": c.Cgroup, "state": c.State,
 			"config": asJSON{c.Config}, "runtimeSpec": json.RawMessage(spec)}})
@@ -159,12 +159,12 @@ func (s *runtimeService) containerStatus(c sandbox.Container) *runtimeapi.Contai
 }
 
 func (s *runtimeService) imageOf(c sandbox.Container) *runtimeapi.ImageSpec {
-	img, _ := s.images().Lookup(c.ImageID) // without tags when it is gone
+	img, _ := s.images().Lookup(c.ImageID) // no tags if the image was removed
 	return named(c.Config.GetImage(), img.RepoTags)
 }
 
-// named names an image the way people do: by its first tag, else as the request had it. There is no
-// request of a container whose files are damaged, which is shown until it is taken away.
+// named returns the image spec of the request, with the image's first tag as the name if it has
+// one. asked is nil for a container whose files are damaged.
 func named(asked *runtimeapi.ImageSpec, tags []string) *runtimeapi.ImageSpec {
 	spec := &runtimeapi.ImageSpec{}
 	proto.Merge(spec, asked)

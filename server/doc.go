@@ -1,7 +1,7 @@
-// Package server turns a CRI message into a call and a result into a message; it remembers nothing.
+// Package server translates CRI requests into calls, and results into responses.
 //
-// It decides nothing about pods, containers or images, keeps no state of its own but a count of the
-// fields that it does not know, and is the only package that speaks gRPC. What concerns every
-// request alike (is the daemon ready, a panic, the line in the log, fields of a newer API, the gRPC
-// code of an error) is one interceptor.
+// It decides nothing about pods, containers or images, has no state except a count of unknown
+// fields, and is the only package that uses gRPC. One interceptor does what every request needs: it
+// refuses requests until the daemon is ready, recovers from panics, writes the log line, counts
+// fields of a newer API, and chooses the gRPC code of an error.
 package server

@@ -9,8 +9,8 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-// TestEncodedOnce: a client reads all fields of what is encoded in parts, at first and later, and
-// what changes is told as it is.
+// TestEncodedOnce checks that a client reads all fields of a message whose constant parts are
+// encoded once, and the current values of the others.
 func TestEncodedOnce(t *testing.T) {
 	labels, annotations := map[string]string{"app": "web", "tier": "front"}, map[string]string{"seen": "today"}
 	pod := sandbox.Pod{Told: &sandbox.Told{}, Config: &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "n", Namespace: "ns", Uid: "u", Attempt: 2},
@@ -34,7 +34,8 @@ func TestEncodedOnce(t *testing.T) {
 	}
 }
 
-// wantRead compares what a client reads, and the size by which a message is divided and refused.
+// wantRead compares what a client decodes. It also compares the size, by which lists are divided
+// and refused.
 func wantRead[M proto.Message](t *testing.T, told, want M) {
 	t.Helper()
 	b, err := proto.Marshal(told)

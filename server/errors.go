@@ -11,8 +11,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// classes are what an error can be said to be. Of those in one error the outermost counts: it was
-// chosen where the most was known.
+// classes maps error classes to gRPC codes. If an error has several classes, the outermost counts:
+// it was added where most was known.
 var classes = map[error]codes.Code{
 	errdefs.ErrInvalidArgument:    codes.InvalidArgument,
 	errdefs.ErrNotFound:           codes.NotFound,
@@ -29,8 +29,8 @@ var classes = map[error]codes.Code{
 	errdefs.ErrInternal:           codes.Internal,
 }
 
-// causes count only in an error without a class: a shim that is slow is Unavailable, and must not
-// be taken for a command that timed out.
+// causes apply only to an error without a class. For example, a slow shim is Unavailable: as
+// DeadlineExceeded it would look like a command that timed out.
 var causes = []struct {
 	is   error
 	code codes.Code
@@ -43,10 +43,10 @@ var causes = []struct {
 	{context.Canceled, codes.Canceled},
 }
 
-// codeOf returns the code of the outermost class; ok is false for an error without one. A class
-// that stands beside other errors (fmt.Errorf with two %w) is theirs together. Of errors that stand
-// beside each other without one (errors.Join) the first with a class counts, but NotFound only
-// where all are: to a kubelet it means that a stop or a removal has succeeded.
+// codeOf returns the code of the outermost class; ok is false for an error without one. If
+// fmt.Errorf wraps a class and other errors (two %w), the class applies to all of them. Of joined
+// errors without a direct class (errors.Join), the first one with a code counts, but NotFound only
+// if all of them are NotFound: for the kubelet it means that a stop or a removal succeeded.
 func codeOf(err error) (code codes.Code, ok bool) {
 	if code, ok := class(err); ok {
 		return code, true
@@ -81,7 +81,7 @@ func codeBeside(all []error) (code codes.Code, ok bool) {
 	return codes.NotFound, missing
 }
 
-// class looks at err itself, not at what it wraps.
+// class returns the code of err itself, and ignores what err wraps.
 func class(err error) (codes.Code, bool) {
 	if err == nil || !reflect.TypeOf(err).Comparable() {
 		return 0, false
@@ -90,8 +90,8 @@ func class(err error) (codes.Code, bool) {
 	return code, ok
 }
 
-// withCode gives the error of a call its gRPC code, the only place where one is chosen. An error
-// without a class is Internal, but Unknown from PullImage: only then does a kubelet recognise
+// withCode returns err with its gRPC code; codes are chosen nowhere else. An error without a class
+// is Internal, except from PullImage, where it is Unknown: only then does the kubelet recognise
 // RegistryUnavailable and SignatureValidationFailed by their text
 // (pkg/kubelet/images/image_manager.go, evalCRIPullErr).
 func withCode(call string, err error) error {

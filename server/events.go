@@ -10,8 +10,9 @@ import (
 )
 
 // GetContainerEvents sends every change of a container or pod until the client leaves or the daemon
-// ends (Unavailable). The header comes first: whoever lists after it misses nothing. A client that
-// is too slow is cut off with ResourceExhausted and has to list again.
+// ends (Unavailable). It sends the header after it has subscribed: a client that lists after it has
+// received the header cannot miss an event. A client that reads too slowly gets ResourceExhausted,
+// and must list again.
 func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest,
 	to grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
 	ctx, events := s.pods().Subscribe(to.Context())
@@ -27,13 +28,13 @@ func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest,
 		}
 	}
 	if to.Context().Err() != nil {
-		return nil // the client left, as it may
+		return nil // a client may leave at any time
 	}
 	return err
 }
 
-// eventMessage leaves the containers out where they would make the message larger than a client
-// takes.
+// eventMessage returns the CRI message of an event. It omits the containers if they would make the
+// message larger than a client accepts.
 func (s *runtimeService) eventMessage(e *sandbox.Event) *runtimeapi.ContainerEventResponse {
 	r := &runtimeapi.ContainerEventResponse{ContainerId: e.ID, ContainerEventType: e.Type, CreatedAt: e.At, PodSandboxStatus: podStatus(e.Pod),
 		ContainersStatuses: s.containerStatuses(e.Containers)}

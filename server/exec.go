@@ -12,7 +12,7 @@ import (
 	"github.com/cribox/cribox/server/streaming"
 )
 
-// Exec answers with a URL at which the command can be run once, within a minute.
+// Exec returns a URL at which the client can run the command once, within a minute.
 func (s *runtimeService) Exec(_ context.Context, req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
 	want, err := wanted(req)
 	if err != nil {
@@ -28,7 +28,7 @@ func (s *runtimeService) Exec(_ context.Context, req *runtimeapi.ExecRequest) (*
 	return &runtimeapi.ExecResponse{Url: url}, err
 }
 
-// Attach answers with a URL at which a client can be attached once, within a minute.
+// Attach returns a URL at which a client can attach once, within a minute.
 func (s *runtimeService) Attach(_ context.Context, req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
 	want, err := wanted(req)
 	if err != nil {
@@ -44,8 +44,8 @@ func (s *runtimeService) Attach(_ context.Context, req *runtimeapi.AttachRequest
 	return &runtimeapi.AttachResponse{Url: url}, err
 }
 
-// PortForward answers with a URL at which a client can open connections to ports of the pod, as
-// many as it likes, within a minute from now.
+// PortForward returns a URL, valid for one use within a minute, at which a client can open any
+// number of connections to ports of the pod.
 func (s *runtimeService) PortForward(_ context.Context,
 	req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	pods, id := s.pods(), req.GetPodSandboxId()
@@ -58,7 +58,7 @@ func (s *runtimeService) PortForward(_ context.Context,
 	return &runtimeapi.PortForwardResponse{Url: url}, err
 }
 
-// streamRequest is what ExecRequest and AttachRequest have in common.
+// streamRequest has the methods that ExecRequest and AttachRequest share.
 type streamRequest interface {
 	GetTty() bool
 	GetStdin() bool
@@ -77,7 +77,8 @@ func wanted(r streamRequest) (streaming.Wanted, error) {
 	return want, nil
 }
 
-// streamsOf returns a client's streams as package sandbox takes them, until ctx ends.
+// streamsOf converts a client's streams to the type of package sandbox. Terminal sizes are passed
+// on until ctx ends.
 func streamsOf(ctx context.Context, c streaming.Streams) sandbox.Streams {
 	streams := sandbox.Streams{Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr}
 	if c.Resize != nil {

@@ -2,10 +2,10 @@ package server
 
 import "strings"
 
-// isID says whether asked is the id or its beginning; nothing asked fits everything.
+// isID reports whether asked is a prefix of id. An empty asked matches every id.
 func isID(asked, id string) bool { return strings.HasPrefix(id, asked) }
 
-// hasLabels says whether all labels that are asked for are there.
+// hasLabels reports whether labels contains all of asked.
 func hasLabels(asked, labels map[string]string) bool {
 	for k, v := range asked {
 		if have, ok := labels[k]; !ok || have != v {

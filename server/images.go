@@ -12,8 +12,8 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-// PullImage pulls for every handler alike, but refuses one that is unknown (CRI
-// ImageSpec.runtime_handler).
+// PullImage pulls an image. Images are the same for every handler, but an unknown handler (CRI
+// ImageSpec.runtime_handler) is an error.
 func (s *imageService) PullImage(ctx context.Context,
 	req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
 	if err := s.pods().CheckHandler(req.GetImage().GetRuntimeHandler()); err != nil {
@@ -31,8 +31,8 @@ func (s *imageService) PullImage(ctx context.Context,
 	return &runtimeapi.PullImageResponse{ImageRef: img.ID}, nil
 }
 
-// ImageStatus answers an unknown image with an empty reply, as the CRI asks; a reference that can
-// be none is an error.
+// ImageStatus returns an empty response for an unknown image, as the CRI requires. An invalid
+// reference is an error.
 func (s *imageService) ImageStatus(_ context.Context,
 	req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
 	img, err := s.images().Lookup(req.GetImage().GetImage())
@@ -51,7 +51,7 @@ func (s *imageService) ImageStatus(_ context.Context,
 	return r, nil
 }
 
-// ListImages lists every image, or with a filter the one that it names.
+// ListImages returns every image, or with a filter the one that the filter names.
 func (s *imageService) ListImages(_ context.Context,
 	req *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
 	items, err := s.imageItems(req.GetFilter())
@@ -93,7 +93,7 @@ func (s *imageService) RemoveImage(ctx context.Context,
 	return &runtimeapi.RemoveImageResponse{}, s.images().Remove(ctx, req.GetImage().GetImage())
 }
 
-// ImageFsInfo reports one filesystem: images and writable layers lie below the same root.
+// ImageFsInfo reports one filesystem, because images and writable layers are below the same root.
 func (s *imageService) ImageFsInfo(ctx context.Context,
 	_ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	u, err := s.images().Usage(ctx)
@@ -106,9 +106,9 @@ func (s *imageService) ImageFsInfo(ctx context.Context,
 		ContainerFilesystems: []*runtimeapi.FilesystemUsage{fs}}, nil
 }
 
-// imageMessage names the user that the image asks for: as a number when it is one, so that the
-// kubelet can hold it against runAsNonRoot. The spec has no annotations: those of an ImageSpec
-// belong to a request, and an image that was pulled by several has none of its own.
+// imageMessage returns the CRI message of an image. A numeric user of the image goes into Uid, so
+// that the kubelet can check runAsNonRoot, any other into Username. The spec has no annotations:
+// those of an ImageSpec belong to one request, and several requests may have pulled the image.
 func imageMessage(img imageservice.Image) *runtimeapi.Image {
 	r := &runtimeapi.Image{Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: uint64(img.Size), Pinned: img.Pinned,
 		Spec: &runtimeapi.ImageSpec{Image: img.ID}}

@@ -10,13 +10,13 @@ import (
 	"github.com/cribox/cribox/server/metrics"
 )
 
-// ListMetricDescriptors returns every metric that may be sent, and no other.
+// ListMetricDescriptors returns the descriptors of all metrics that may be sent.
 func (s *runtimeService) ListMetricDescriptors(context.Context,
 	*runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
 	return &runtimeapi.ListMetricDescriptorsResponse{Descriptors: metrics.Descriptors()}, nil
 }
 
-// ListPodSandboxMetrics returns the metrics of every pod in which something runs.
+// ListPodSandboxMetrics returns the metrics of all pods with running containers.
 func (s *runtimeService) ListPodSandboxMetrics(context.Context,
 	*runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
 	items, err := s.metricsItems()

@@ -12,7 +12,8 @@ type brokenStream struct{ grpc.ServerStream }
 
 func (brokenStream) SendMsg(any) error { panic("oh") }
 
-// TestPanicCostsOneStream: a message that panics while it is encoded ends its stream, and no more.
+// TestPanicCostsOneStream checks that a panic during the encoding of a message ends only that
+// stream.
 func TestPanicCostsOneStream(t *testing.T) {
 	s := &Server{ending: make(chan struct{})}
 	if err := s.push(t.Context(), brokenStream{}, nil); !errors.Is(err, errdefs.ErrInternal) {

@@ -15,20 +15,20 @@ import (
 )
 
 const (
-	// pieceSize is how many bytes of items a message of a list stream has: enough that the number
-	// of messages costs nothing, and far below maxMessage.
+	// pieceSize is the number of bytes of items in one message of a list stream: large enough that
+	// the number of messages does not matter, and far below maxMessage.
 	pieceSize = 1 << 20
-	// itemFrame is more than the tag and the length before an item.
+	// itemFrame is an upper bound of the bytes of tag and length before an item.
 	itemFrame = 16
 	// listLimit is how long a client may take to read a whole list. The kubelet gives up after two
 	// minutes.
 	listLimit = 3 * time.Minute
 )
 
-// sendPieces answers a list stream (CRI StreamPodSandboxes and its like): every item once, in
-// messages of about pieceSize bytes and at least one item, which message makes. No items are no
-// message. ErrUnavailable when the daemon ends, context.DeadlineExceeded when the client does not
-// read.
+// sendPieces sends a list as a stream (CRI StreamPodSandboxes and similar calls): every item once,
+// in messages of about pieceSize bytes with at least one item. An empty list sends no message. The
+// function message creates a message from its items. It returns ErrUnavailable if the daemon ends,
+// and context.DeadlineExceeded if the client does not read the list within listLimit.
 func sendPieces[T proto.Message, M any](s *Server,
 	to grpc.ServerStreamingServer[M], items []T, message func([]T) *M) error {
 	ctx, cancel := context.WithTimeout(to.Context(), listLimit)
@@ -43,7 +43,7 @@ func sendPieces[T proto.Message, M any](s *Server,
 	return nil
 }
 
-// piece returns how many items, at least one, fit into a message of pieceSize.
+// piece returns how many items fit into one message of pieceSize; at least one.
 func piece[T proto.Message](items []T) int {
 	size := 0
 	for i, item := range items {
@@ -54,9 +54,9 @@ func piece[T proto.Message](items []T) int {
 	return len(items)
 }
 
-// push sends a message, or gives up when ctx or the daemon ends: a client that does not read holds
-// a send up for as long as it is there. The handler has to return after an error, which ends what
-// is left of the send.
+// push sends a message, and returns early with an error if ctx or the daemon ends: SendMsg alone
+// would block for as long as a client is connected and does not read. After an error the handler
+// must return, which also ends the blocked SendMsg.
 func (s *Server) push(ctx context.Context, to grpc.ServerStream, message any) error {
 	sent := make(chan error, 1)
 	go func() {
@@ -72,12 +72,12 @@ func (s *Server) push(ctx context.Context, to grpc.ServerStream, message any) er
 	}
 }
 
-// slow is the error of a stream whose context has ended before it.
+// slow returns the error for a stream whose context ended.
 func slow(ctx context.Context) error {
 	return fmt.Errorf("the client is gone or does not read: %w", context.Cause(ctx))
 }
 
-// fits refuses a list that the client would not take. ErrResourceExhausted.
+// fits returns ErrResourceExhausted if the list is larger than clients accept.
 func fits(method string, reply any) error {
 	call := path.Base(method)
 	m, ok := reply.(proto.Message)

@@ -37,7 +37,7 @@ func (s *runtimeService) UpdatePodSandboxResources(_ context.Context,
 
 func (s *runtimeService) PodSandboxStatus(_ context.Context,
 	req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
-	at := time.Now().UnixNano() // not later than anything that is told
+	at := time.Now().UnixNano() // must not be later than the state that is returned
 	p, err := s.pods().Pod(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
@@ -47,7 +47,7 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context,
 	if req.GetVerbose() {
 		spec, err := s.pods().PodSpec(p)
 		if err != nil {
-			spec = []byte("null") // of a pod that has ended, or was made before it was kept
+			spec = []byte("null") // there is no file once the pod has ended, or if an older version created the pod
 		}
 		r.Info, err = info(map[string]any{"info": map[string]any{"pid": p.PausePID, "netns": p.NetNS, "cgroup": p.Cgroup,
 			"state": p.State, "ips": p.IPs,
@@ -67,9 +67,9 @@ func podState(p sandbox.Pod) runtimeapi.PodSandboxState {
 	return runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 }
 
-// podStatus tells what was asked back as it was: the kubelet compares the network mode with the
-// pod's, and a message that is missing is a mode too. A pod in the host's network has a network
-// message without an address.
+// podStatus returns the CRI status of a pod. It returns the request's options unchanged, because
+// the kubelet compares the network mode with the pod's, and a missing message also means a mode. A
+// pod in the host's network has a network message without an address.
 func podStatus(p sandbox.Pod) *runtimeapi.PodSandboxStatus {
 	network := &runtimeapi.PodSandboxNetworkStatus{}
 	if p.Ready() {
@@ -119,7 +119,7 @@ func podItem(p sandbox.Pod) *runtimeapi.PodSandbox {
 	})
 }
 
-// podMatches says whether every part of the filter holds.
+// podMatches reports whether the pod matches every part of the filter.
 func podMatches(f *runtimeapi.PodSandboxFilter, p sandbox.Pod) bool {
 	return isID(f.GetId(), p.ID) && (f.GetState() == nil || f.GetState().GetState() == podState(p)) &&
 		hasLabels(f.GetLabelSelector(), p.Config.GetLabels())

@@ -11,21 +11,21 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// runtimeName becomes the scheme of every container id in Kubernetes (cribox://<id>) and must never
+// runtimeName is the scheme of every container ID in Kubernetes (cribox://<id>). It must never
 // change.
 const runtimeName = "cribox"
 
-// noKnownFlaws is a condition of our own, for people: a kubelet goes on whatever it says.
+// noKnownFlaws is a condition of cribox's own, for people. The kubelet ignores it.
 const noKnownFlaws = "RuntimeHasNoKnownFlaws"
 
-// Version returns what the kubelet insists on: its own version 0.1.0, and cribox's name, version
-// and CRI version.
+// Version returns the kubelet API version, which must be 0.1.0, and the name, version and CRI
+// version of cribox.
 func (s *runtimeService) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
 	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: runtimeName, RuntimeVersion: s.version, RuntimeApiVersion: "v1"}, nil
 }
 
-// Status tells whether containers can be started and pods connected, now, and whether a runtime is
-// known to let containers out.
+// Status reports whether containers can be started and pods can be connected now, and whether a
+// runtime has a known flaw that lets containers escape.
 func (s *runtimeService) Status(ctx context.Context,
 	req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	s.pods().AskAgain()
@@ -51,7 +51,8 @@ func (s *runtimeService) Status(ctx context.Context,
 	return r, err
 }
 
-// info makes the extra information of a verbose request: each value is JSON, as the CRI asks.
+// info returns the extra information of a verbose response. Each value is JSON, as the CRI
+// requires.
 func info(values map[string]any) (map[string]string, error) {
 	all := make(map[string]string, len(values))
 	for key, value := range values {
@@ -64,17 +65,18 @@ func info(values map[string]any) (map[string]string, error) {
 	return all, nil
 }
 
-// asJSON is a message of the CRI as part of extra information.
+// asJSON encodes a CRI message as JSON within the extra information.
 type asJSON struct{ proto.Message }
 
 func (m asJSON) MarshalJSON() ([]byte, error) { return protojson.Marshal(m.Message) }
 
-// features are those of the runtime as a whole, which for the kubelet means the default handler.
+// features returns the features of the runtime as a whole. The kubelet takes them as those of the
+// default handler.
 func (s *runtimeService) features() *runtimeapi.RuntimeFeatures {
 	h := s.pods().HostOf("")
 	return &runtimeapi.RuntimeFeatures{
 		SupplementalGroupsPolicy:  true,
-		UserNamespacesHostNetwork: h.NoUserNamespaces == "" && h.RecursiveReadOnly, // of /sys, see spec.ValidatePod
+		UserNamespacesHostNetwork: h.NoUserNamespaces == "" && h.RecursiveReadOnly, // such a pod needs a read-only /sys, see spec.ValidatePod
 		MountOptions:              true,
 	}
 }
@@ -86,8 +88,8 @@ func condition(kind, reason string, err error) *runtimeapi.RuntimeCondition {
 	return &runtimeapi.RuntimeCondition{Type: kind, Reason: reason, Message: err.Error()}
 }
 
-// handlers lists every handler by name, and the default one under the empty name too: the kubelet
-// looks there for a pod without a class.
+// handlers returns every handler by name, and the default one also under the empty name, which the
+// kubelet uses for pods without a RuntimeClass.
 func (s *runtimeService) handlers() []*runtimeapi.RuntimeHandler {
 	names, _ := s.pods().Handlers()
 	all := make([]*runtimeapi.RuntimeHandler, 0, len(names)+1)
@@ -99,7 +101,7 @@ func (s *runtimeService) handlers() []*runtimeapi.RuntimeHandler {
 	return all
 }
 
-// RuntimeConfig tells the kubelet which cgroup driver to use.
+// RuntimeConfig returns the cgroup driver that the kubelet must use.
 func (s *runtimeService) RuntimeConfig(context.Context,
 	*runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
 	driver := runtimeapi.CgroupDriver_CGROUPFS
@@ -109,7 +111,7 @@ func (s *runtimeService) RuntimeConfig(context.Context,
 	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
 }
 
-// UpdateRuntimeConfig takes the range of addresses of this node's pods.
+// UpdateRuntimeConfig sets the range of addresses for this node's pods.
 func (s *runtimeService) UpdateRuntimeConfig(_ context.Context,
 	req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
 	if cidr := req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {

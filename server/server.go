@@ -22,29 +22,29 @@ import (
 	"github.com/cribox/cribox/server/streaming"
 )
 
-// maxMessage is what a kubelet sends and takes in one message.
+// maxMessage is the largest message in bytes that the kubelet sends or accepts.
 const maxMessage = 16 << 20
 
-// What one connection may cost before a request of it has been read.
+// Limits of one connection before a request on it has been read.
 const (
-	maxStreams = 2000             // calls under way; a client waits with the next one
-	maxHeaders = 64 << 10         // bytes of the headers of a call
-	greeting   = 10 * time.Second // for a client to say that it speaks HTTP/2
+	maxStreams = 2000             // concurrent calls; the client delays further ones
+	maxHeaders = 64 << 10         // bytes of headers per call
+	greeting   = 10 * time.Second // for the client to complete the HTTP/2 handshake
 )
 
-// Server answers the RuntimeService and the ImageService of CRI v1.
+// Server implements the RuntimeService and the ImageService of CRI v1.
 type Server struct {
 	version string
 	grpc    *grpc.Server
 	streams *streaming.Server
 	parts   atomic.Pointer[parts] // nil until Open
 	unknown unknownFields
-	calls   atomic.Int64  // under way
+	calls   atomic.Int64  // number of calls in progress
 	ending  chan struct{} // closed by Stop
 	stop    sync.Once
 }
 
-// parts are what requests are passed on to.
+// parts are the packages that handle requests.
 type parts struct {
 	pods   *sandbox.Manager
 	images *imageservice.Images
@@ -61,11 +61,11 @@ type imageService struct {
 	*Server
 }
 
-// New returns a Server that answers Unavailable until Open is called. Exec, attach and port-forward
-// are streamed through streams, which the Server closes (see streaming.Listen).
+// New returns a Server that answers every request with Unavailable until Open is called. It serves
+// exec, attach and port-forward on the listener streams (see streaming.Listen); Stop closes it.
 func New(version string, streams net.Listener) *Server {
 	s := &Server{version: version, streams: streaming.New(streams), ending: make(chan struct{})}
-	go s.streams.Serve(streams) // ends with Stop
+	go s.streams.Serve(streams) // returns after Stop
 	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(greeting),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))
@@ -74,21 +74,21 @@ func New(version string, streams net.Listener) *Server {
 	return s
 }
 
-// Open lets requests through. config returns the configuration in effect, for whoever asks for the
-// verbose Status.
+// Open lets the Server handle requests. config returns the configuration in effect, for the verbose
+// Status.
 func (s *Server) Open(pods *sandbox.Manager, images *imageservice.Images, config func() any) {
 	s.parts.Store(&parts{pods: pods, images: images, config: config})
 }
 
-// Serve answers requests from l until Stop.
+// Serve handles requests on l until Stop.
 func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
 
-// unreadLimit is how long a client has for reading its last answer when the daemon ends.
+// unreadLimit is how long a client has to read its last response when the daemon ends.
 const unreadLimit = time.Second
 
-// Stop refuses new requests and waits for those under way until ctx ends; then they are cut off.
-// Streams of events and lists end at once with Unavailable, and those of exec, attach and
-// port-forward when Stop returns. A client that does not read its answers holds nothing up.
+// Stop refuses new requests and waits for those in progress until ctx ends; then it cuts them off.
+// Streams of events and lists end at once with Unavailable; exec, attach and port-forward end when
+// Stop returns. A client that does not read its responses delays Stop by at most unreadLimit.
 func (s *Server) Stop(ctx context.Context) {
 	defer s.streams.Close()
 	s.stop.Do(func() { close(s.ending) })
@@ -145,8 +145,8 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	return s.pass(ss.Context(), info.FullMethod, func(context.Context) error { return next(srv, seeing{ss, &s.unknown}) })
 }
 
-// pass is what every request passes: it must wait for nobody, a panic costs one request, an error
-// gets its code, and the log gets one line.
+// pass handles what all requests need: it returns Unavailable until Open was called, turns a panic
+// into an error of this request, gives an error its gRPC code, and writes one line to the log.
 func (s *Server) pass(ctx context.Context, method string, next func(context.Context) error) (err error) {
 	if s.parts.Load() == nil {
 		return errStarting
@@ -167,7 +167,8 @@ func (s *Server) pass(ctx context.Context, method string, next func(context.Cont
 	return next(ctx)
 }
 
-// quiet are the calls that a kubelet makes all the time: they are logged when they fail.
+// quiet are the calls that the kubelet makes all the time. They are logged at level debug unless
+// they fail.
 var quiet = map[string]bool{
 	"Version": true, "Status": true, "ListPodSandbox": true, "ListContainers": true, "PodSandboxStatus": true,
 	"ContainerStatus": true, "ListImages": true, "ImageStatus": true, "ImageFsInfo": true,
@@ -177,8 +178,8 @@ var quiet = map[string]bool{
 	"StreamContainerStats": true, "StreamPodSandboxStats": true, "StreamPodSandboxMetrics": true,
 }
 
-// logCall writes the line of a call that is over. That something is not there is an answer like
-// another to who only asks: a kubelet asks about what it has just removed.
+// logCall writes the log line of a finished call. NotFound from a quiet call other than ExecSync is
+// normal, because the kubelet asks for objects that it has just removed.
 func logCall(ctx context.Context, call string, took time.Duration, err error) {
 	l := log.G(ctx).WithField("took", took.Round(time.Millisecond).String())
 	code := status.Code(err)

@@ -37,9 +37,9 @@ func TestCodes(t *testing.T) {
 		{"CreateContainer", wrap(unix.ENOSPC), codes.ResourceExhausted},
 		{"ExecSync", wrap(context.DeadlineExceeded), codes.DeadlineExceeded},
 		{"ExecSync", wrap(context.Canceled), codes.Canceled},
-		// A shim that is slow is not a command that timed out.
+		// A slow shim must not look like a command that timed out.
 		{"ExecSync", fmt.Errorf("%w: %w", errdefs.ErrUnavailable, context.DeadlineExceeded), codes.Unavailable},
-		// A kubelet knows this one by its text, and only when the code is Unknown.
+		// The kubelet recognises this error by its text, and only if the code is Unknown.
 		{"PullImage", errors.New("RegistryUnavailable: no route"), codes.Unknown},
 		{"StopContainer", errors.New("who knows"), codes.Internal},
 		{"Exec", status.Error(codes.Unimplemented, "later"), codes.Unimplemented},
@@ -50,8 +50,8 @@ func TestCodes(t *testing.T) {
 	}
 }
 
-// TestOutermostClass: what a stray cause inside is never decides the code, and least of all makes a
-// failed stop look like a success.
+// TestOutermostClass checks that a wrapped cause never decides the code, so that for example a
+// failed stop does not look like a success.
 func TestOutermostClass(t *testing.T) {
 	wrap := func(err error) error { return fmt.Errorf("going on: %w", err) }
 	both := func(cause, class error) error { return fmt.Errorf("act: %w: %w", cause, class) }
@@ -87,7 +87,8 @@ type uncomparable []string
 
 func (u uncomparable) Error() string { return u[0] }
 
-// A request before Open is refused; a panic costs one request.
+// TestGateAndPanic checks that requests before Open are refused, and that a panic fails only one
+// request.
 func TestGateAndPanic(t *testing.T) {
 	streams, err := streaming.Listen()
 	if err != nil {
@@ -115,8 +116,7 @@ func TestGateAndPanic(t *testing.T) {
 	}
 }
 
-// TestImageWithoutRequest: a container whose request cannot be read any more has an image all the
-// same.
+// TestImageWithoutRequest checks that a container whose request is unreadable still has an image.
 func TestImageWithoutRequest(t *testing.T) {
 	if got := named(nil, []string{"first", "second"}).Image; got != "first" {
 		t.Errorf("by its tags it is %q", got)
@@ -145,8 +145,8 @@ func TestFilters(t *testing.T) {
 	}
 }
 
-// TestCallsInTheLog: what failed is a warning, what a kubelet asks all the time is silent, and so
-// is that there is no such thing.
+// TestCallsInTheLog checks the log levels: failed calls are warnings; frequent calls of the
+// kubelet, and their NotFound, are logged at level debug.
 func TestCallsInTheLog(t *testing.T) {
 	missing := status.Error(codes.NotFound, "no such container")
 	for _, c := range []struct {

@@ -9,7 +9,8 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-// ContainerStats tells the figures of one container. One that does not run has its writable layer.
+// ContainerStats returns the statistics of one container. If it is not running, they contain only
+// its writable layer.
 func (s *runtimeService) ContainerStats(_ context.Context,
 	req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
 	c, err := s.pods().Container(req.GetContainerId())
@@ -23,8 +24,8 @@ func (s *runtimeService) ContainerStats(_ context.Context,
 	return &runtimeapi.ContainerStatsResponse{Stats: s.containerStats(u)}, nil
 }
 
-// ListContainerStats leaves out what does not run: one container without figures must not cost the
-// kubelet all others.
+// ListContainerStats omits containers that are not running, because the kubelet would discard the
+// whole list because of one container without statistics.
 func (s *runtimeService) ListContainerStats(_ context.Context,
 	req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
 	items, err := s.containerStatsItems(req.GetFilter())
@@ -56,7 +57,7 @@ func (s *runtimeService) containerStatsItems(f *runtimeapi.ContainerStatsFilter)
 	return s.allContainerStats(all), err
 }
 
-// PodSandboxStats tells the figures of one pod. One in which nothing runs has none.
+// PodSandboxStats returns the statistics of one pod. They are empty if nothing runs in it.
 func (s *runtimeService) PodSandboxStats(_ context.Context,
 	req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
 	p, err := s.pods().Pod(req.GetPodSandboxId())
@@ -70,7 +71,7 @@ func (s *runtimeService) PodSandboxStats(_ context.Context,
 	return &runtimeapi.PodSandboxStatsResponse{Stats: s.podStats(u)}, nil
 }
 
-// ListPodSandboxStats leaves out pods in which nothing runs.
+// ListPodSandboxStats omits pods in which nothing runs.
 func (s *runtimeService) ListPodSandboxStats(_ context.Context,
 	req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
 	items, err := s.podStatsItems(req.GetFilter())
@@ -158,7 +159,8 @@ func containerAttributes(c sandbox.Container) *runtimeapi.ContainerAttributes {
 	})
 }
 
-// A part of which nothing is known is left out, and so is a figure: zero would be believed.
+// The functions below omit unknown values and messages, because a zero would look like a
+// measurement.
 
 func cpuUsage(u sandbox.Usage, nanoCores *uint64) *runtimeapi.CpuUsage {
 	if u.CPU == nil {
@@ -207,7 +209,7 @@ func stall(s *sandbox.Stall) *runtimeapi.PsiData {
 	return &runtimeapi.PsiData{Total: s.Total, Avg10: s.Avg10, Avg60: s.Avg60, Avg300: s.Avg300}
 }
 
-// networkUsage tells the default interface, and apart from it all others.
+// networkUsage returns the statistics of the default interface, and separately of all others.
 func networkUsage(p sandbox.PodStats) *runtimeapi.NetworkUsage {
 	if len(p.Interfaces) == 0 {
 		return nil
@@ -225,7 +227,7 @@ func networkUsage(p sandbox.PodStats) *runtimeapi.NetworkUsage {
 	return r
 }
 
-// number is nil for what is not known.
+// number returns nil for an unknown value.
 func number(n *uint64) *runtimeapi.UInt64Value {
 	if n == nil {
 		return nil

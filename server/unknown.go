@@ -13,25 +13,25 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// maxUnknown is how many different unknown fields are told apart; further ones are counted
-// together. There are a few with each new version of the API, whatever a client invents.
+// maxUnknown is how many different unknown fields are counted separately; all others are counted
+// together. A new version of the API adds only a few fields, but a client may invent any number.
 const maxUnknown = 256
 
-// unknownFields counts what requests say that this version of the API has no field for. A newer
-// kubelet is served as well as can be, and somebody who wonders why a setting does nothing finds it
-// in the log, once, and in the verbose Status.
+// unknownFields counts fields of requests that this version of the API does not have. Requests of a
+// newer kubelet are still served. If a setting has no effect, the log (once) and the verbose Status
+// show the ignored field.
 type unknownFields struct {
-	mu  sync.Mutex // guards all; taken once for a request, however many fields it has
+	mu  sync.Mutex // guards all; locked once per request
 	all fieldCounts
 }
 
-// fieldCounts says how often each field was met. It stays small.
+// fieldCounts counts how often each field occurred. It has at most maxUnknown entries.
 type fieldCounts struct {
 	counts map[unknownField]uint64
-	others uint64 // fields that found no room in counts
+	others uint64 // occurrences of fields that are not in counts
 }
 
-// add counts n times f, and says whether it has counts of its own since now.
+// add adds n to the count of f, and reports whether f is a new entry.
 func (c *fieldCounts) add(f unknownField, n uint64) (fresh bool) {
 	had, known := c.counts[f]
 	if !known && len(c.counts) >= maxUnknown {
@@ -52,7 +52,7 @@ type unknownField struct {
 
 func (f unknownField) String() string { return fmt.Sprintf("%s %d", f.message, f.number) }
 
-// see counts the unknown fields of a request, and logs those that it meets for the first time.
+// see counts the unknown fields of a request, and logs each of them the first time.
 func (u *unknownFields) see(ctx context.Context, request any) {
 	m, ok := request.(proto.Message)
 	if !ok {
@@ -72,8 +72,8 @@ func (u *unknownFields) see(ctx context.Context, request any) {
 	}
 }
 
-// merge adds the counts of one request. It returns the fields that are counted since now, and
-// whether this is the first request with more than there is room for.
+// merge adds the counts of one request. It returns the fields that are new, and whether this is the
+// first time that there were too many different fields.
 func (u *unknownFields) merge(here fieldCounts) (fresh []unknownField, others bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -87,7 +87,8 @@ func (u *unknownFields) merge(here fieldCounts) (fresh []unknownField, others bo
 	return fresh, before == 0 && u.all.others > 0
 }
 
-// info is what the verbose Status shows: how often each field came, by message and number.
+// info returns, for the verbose Status, how often each field occurred, by message and number, as
+// JSON.
 func (u *unknownFields) info() (string, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -102,8 +103,8 @@ func (u *unknownFields) info() (string, error) {
 	return string(b), err
 }
 
-// eachUnknown calls found for every unknown field of m and of the messages in it. The depth is that
-// of a message that was parsed, which is bounded.
+// eachUnknown calls found for every unknown field of m and of the messages in it. The parser limits
+// the depth of messages, and so of the recursion.
 func eachUnknown(m protoreflect.Message, found func(unknownField)) {
 	for b := m.GetUnknown(); len(b) > 0; {
 		number, _, n := protowire.ConsumeField(b)
@@ -134,7 +135,7 @@ func eachUnknown(m protoreflect.Message, found func(unknownField)) {
 	})
 }
 
-// seeing is a stream that looks at the requests on it.
+// seeing is a stream that counts the unknown fields of its requests.
 type seeing struct {
 	grpc.ServerStream
 	unknown *unknownFields

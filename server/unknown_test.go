@@ -8,7 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// requestWith is a request with fields that nobody knows, of these numbers.
+// requestWith returns a request with unknown fields of these numbers.
 func requestWith(numbers ...protowire.Number) proto.Message {
 	var raw []byte
 	for _, n := range numbers {
@@ -19,8 +19,8 @@ func requestWith(numbers ...protowire.Number) proto.Message {
 	return m
 }
 
-// TestUnknownFieldsAreCounted: each by itself as long as there is room, all of them together
-// otherwise.
+// TestUnknownFieldsAreCounted checks that the first maxUnknown fields are counted separately, and
+// all others together.
 func TestUnknownFieldsAreCounted(t *testing.T) {
 	var u unknownFields
 	wants := func(want string) {

@@ -8,7 +8,7 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-// Descriptors returns every metric that may be sent, and no other.
+// Descriptors returns the descriptors of all metrics that may be sent.
 func Descriptors() []*runtimeapi.MetricDescriptor {
 	all := make([]*runtimeapi.MetricDescriptor, 0, len(table))
 	for _, m := range table {
@@ -17,8 +17,8 @@ func Descriptors() []*runtimeapi.MetricDescriptor {
 	return all
 }
 
-// OfPod returns the metrics of a pod and its containers. image returns the name of a container's
-// image.
+// OfPod returns the metrics of a pod and its containers. The function image returns the name of a
+// container's image.
 func OfPod(p sandbox.PodMetrics, image func(sandbox.Container) string) *runtimeapi.PodSandboxMetrics {
 	all := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID, Metrics: ofNetwork(p)}
 	for i := range p.Containers {
@@ -35,7 +35,7 @@ func ofNetwork(p sandbox.PodMetrics) []*runtimeapi.Metric {
 	base := []string{p.ID, "", d.GetNamespace(), d.GetName(), ""}
 	var all []*runtimeapi.Metric
 	for i := range p.Interfaces {
-		if p.Interfaces[i].Loopback() { // the kubelet's own pages have none, and sums over a pod would count it
+		if p.Interfaces[i].Loopback() { // the kubelet's metrics omit it, and sums over a pod would count it
 			continue
 		}
 		labels := slices.Concat(base, []string{p.Interfaces[i].Name})
@@ -75,7 +75,8 @@ func ofContainer(c *sandbox.Metrics, p sandbox.Pod, image string) []*runtimeapi.
 	return all
 }
 
-// measurements makes measurements many at a time: in a list there are more than ten thousand.
+// measurements allocates measurements in batches, because a list has more than ten thousand of
+// them.
 type measurements []measurement
 
 type measurement struct {
@@ -92,7 +93,8 @@ func (m *measurements) next() *measurement {
 	return one
 }
 
-// measuredAt is 0 for what was read for this answer.
+// measuredAt returns the timestamp of a metric in nanoseconds, or 0 for a value that was read for
+// this response.
 func measuredAt(m *metric, c *sandbox.Metrics) int64 {
 	switch m.name {
 	case fsUsage, fsLimit, fsInodes, fsInodesFree:

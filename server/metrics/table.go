@@ -1,9 +1,10 @@
-// Package metrics turns what a container uses into cAdvisor's metrics, as messages of the CRI.
+// Package metrics translates resource usage of containers into cAdvisor's metrics, as CRI messages.
 //
-// The table has every metric with its name, type, help and where its value comes from; it reads and
-// remembers nothing. The metrics are cAdvisor's by name, unit and type, so that what is built on
-// the kubelet's /metrics/cadvisor goes on. The CRI has whole numbers only: durations are truncated
-// to whole seconds. A missing value is not sent; a metric gathered live carries no timestamp.
+// A table has every metric with its name, type, help text and the function that returns its value.
+// The package reads no files and keeps no state. Names, units and types are those of cAdvisor, so
+// that dashboards and alerts for the kubelet's /metrics/cadvisor keep working. The CRI has only
+// whole numbers, so durations are truncated to whole seconds. A missing value is not sent. A value
+// that was read for this response has no timestamp.
 package metrics
 
 import (
@@ -16,10 +17,10 @@ import (
 	"github.com/cribox/cribox/sandbox"
 )
 
-// baseLabels are the labels of every metric. The id is that of the container, or of the pod for
-// what is counted of pods, which have neither container nor image: sums by container or image leave
-// them out. Every further label is sent with each of some fifty metrics of each container, and the
-// list of a big node has to fit into one message.
+// baseLabels are the labels of every metric. id is the ID of the container, or of the pod for
+// metrics of pods; those have an empty container and image, so that sums by container or image omit
+// them. Do not add labels without need: each is sent about fifty times per container, and the list
+// of a large node must fit into one message.
 var baseLabels = []string{"id", "image", "namespace", "pod", "container"}
 
 const (
@@ -27,22 +28,23 @@ const (
 	gauge   = runtimeapi.MetricType_GAUGE
 )
 
-// metric is one name with what it stands for: of a container, or of an interface of a pod.
+// metric is one metric, of a container or of a network interface of a pod. Exactly one of its three
+// functions is set.
 type metric struct {
 	name   string
 	kind   runtimeapi.MetricType
 	help   string
-	labels []string // after the base ones
+	labels []string // in addition to baseLabels
 
-	one       func(*containerMetrics) *uint64 // its only value
-	many      func(*containerMetrics, report) // several, each with labels
+	one       func(*containerMetrics) *uint64 // returns a single value
+	many      func(*containerMetrics, report) // reports several values with labels
 	byNetwork func(*sandbox.Interface) uint64
 }
 
-// report takes one value, nil for none, and its labels.
+// report is called with a value and its labels. A nil value is not sent.
 type report func(n *uint64, labels ...string)
 
-// containerMetrics is what the metrics of one container are made from.
+// containerMetrics is the data that the metrics of one container are computed from.
 type containerMetrics struct {
 	*sandbox.Metrics
 	spec *runtimeapi.LinuxContainerResources
@@ -126,7 +128,7 @@ var memoryMetrics = []metric{
 
 var deviceLabel = []string{"device"}
 
-// The first four are measured seldom, and carry the time of that.
+// The values of the first four are cached, and carry the time at which they were measured.
 var diskMetrics = []metric{
 	{name: fsUsage, kind: gauge, help: "Number of bytes that are consumed by the container on this filesystem.", labels: deviceLabel,
 		many: func(c *containerMetrics, r report) { r(c.Layer.Bytes, c.Device) }},
@@ -178,10 +180,10 @@ var processMetrics = []metric{
 		labels: []string{"ulimit"}, many: func(c *containerMetrics, r report) { r(c.MaxFiles, "max_open_files") }},
 }
 
-// kernelPeriod is what a CPU quota is divided by when nobody says otherwise, in microseconds.
+// kernelPeriod is the default period of a CPU quota, in microseconds.
 const kernelPeriod = 100_000
 
-// Of a limit, 0 is none.
+// A limit of 0 means no limit.
 var specMetrics = []metric{
 	{name: "container_spec_cpu_period", kind: gauge, help: "CPU period of the container.",
 		one: func(c *containerMetrics) *uint64 {
@@ -208,7 +210,8 @@ var specMetrics = []metric{
 		}},
 }
 
-// pressureMetrics exist with version 2 of cgroups: waiting are some tasks, stalled are all.
+// pressureMetrics need cgroup v2. "waiting" is the time in which some tasks waited, "stalled" the
+// time in which all did.
 var pressureMetrics = []metric{
 	{name: "container_pressure_cpu_waiting_seconds_total",
 		help: "Total time duration tasks in the container have waited due to CPU congestion.",
@@ -231,7 +234,7 @@ var pressureMetrics = []metric{
 
 var interfaceLabel = []string{"interface"}
 
-// networkMetrics are of the pod: its containers share the network.
+// networkMetrics are metrics of the pod, because its containers share one network.
 var networkMetrics = []metric{
 	{name: "container_network_receive_bytes_total", help: "Cumulative count of bytes received", labels: interfaceLabel,
 		byNetwork: func(i *sandbox.Interface) uint64 { return i.Rx.Bytes }},

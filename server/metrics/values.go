@@ -14,7 +14,7 @@ func byDevice(of func(*containerMetrics, int) *uint64) func(*containerMetrics, r
 	}
 }
 
-// withQuota leaves the metric out for a container without a CPU quota.
+// withQuota returns a function that omits the metric for containers without a CPU quota.
 func withQuota(of func(*containerMetrics) *uint64) func(*containerMetrics) *uint64 {
 	return func(c *containerMetrics) *uint64 {
 		if c.spec.GetCpuQuota() <= 0 {
@@ -31,7 +31,7 @@ func inSeconds(nanoseconds *uint64) *uint64 {
 	return new(*nanoseconds / uint64(time.Second))
 }
 
-// positive leaves out what was not asked for.
+// positive returns nil for a value that is not set, so that the metric is omitted.
 func positive(n int64) *uint64 {
 	if n <= 0 {
 		return nil

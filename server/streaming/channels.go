@@ -18,39 +18,39 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// protocolV5 is what today's clients of exec and attach speak over WebSocket. The streaming library
-// knows it only as far as v4, where a client cannot say that its input is over.
+// protocolV5 is the WebSocket protocol of current clients of exec and attach. The streaming library
+// supports only versions up to v4, in which a client cannot signal the end of its input.
 const protocolV5 = "v5.channel.k8s.io"
 
-// The first byte of each message says what the others are.
+// The first byte of each message is its channel.
 const (
 	stdinChannel = iota
 	stdoutChannel
 	stderrChannel
 	statusChannel
 	resizeChannel
-	closeChannel = 255 // followed by the channel on which no more comes
+	closeChannel = 255 // the next byte is the channel that the client closes
 )
 
 const (
-	farewell = 10 * time.Second // for a client to take the end of a stream and leave
-	maxSize  = 1 << 10          // of the text of a terminal's size
+	farewell = 10 * time.Second // for a client to read the end of a stream and disconnect
+	maxSize  = 1 << 10          // bytes of the JSON of a terminal size
 )
 
-// channels is a client's connection with protocolV5. Input that the process does not take is not
-// read from the connection, nor is what comes behind it: nothing is kept.
+// channels is a client's connection with protocolV5. Nothing is buffered: while the process does
+// not read its input, neither that input nor later messages are read from the connection.
 type channels struct {
 	conn  *websocket.Conn
-	used  func() // something has come or gone
+	used  func() // called for each message in either direction
 	stdin input
 	typed *io.PipeWriter
 	sizes chan remotecommand.TerminalSize
 
-	mu  sync.Mutex // guards out and the message under way, whose writing ends at the latest with the connection
+	mu  sync.Mutex // guards out and the message being written; closing the connection ends the write
 	out []byte
 }
 
-// serveV5 does run with the client's streams and tells the client how it ended.
+// serveV5 calls run with the client's streams and sends its result to the client.
 func serveV5(w http.ResponseWriter, r *http.Request, run func(context.Context, *channels) error) {
 	ctx, leave := context.WithCancel(r.Context())
 	defer leave()
@@ -73,7 +73,7 @@ func newChannels(conn *websocket.Conn, used func()) *channels {
 	return &channels{conn: conn, used: used, stdin: input{r}, typed: w, sizes: make(chan remotecommand.TerminalSize, 1)}
 }
 
-// read takes what the client sends until the connection ends.
+// read handles the client's messages until the connection ends.
 func (c *channels) read() {
 	defer close(c.sizes)
 	for {
@@ -93,7 +93,7 @@ func (c *channels) read() {
 	}
 }
 
-// take passes one message on; an error is the connection's.
+// take handles one message. An error means that the connection is broken.
 func (c *channels) take(message io.Reader) error {
 	channel, err := next(message)
 	if err != nil {
@@ -103,7 +103,7 @@ func (c *channels) take(message io.Reader) error {
 	case stdinChannel:
 		_, err = io.Copy(c.typed, message)
 		if errors.Is(err, io.ErrClosedPipe) {
-			return nil // nobody takes input any more; the rest of the message is skipped
+			return nil // the process reads no more input; skip the rest of the message
 		}
 	case resizeChannel:
 		var size remotecommand.TerminalSize
@@ -125,7 +125,7 @@ func next(message io.Reader) (byte, error) {
 	return b[0], err
 }
 
-// unlessEmpty forgives a message that ends before it says something.
+// unlessEmpty returns nil for io.EOF: a message that is too short is ignored.
 func unlessEmpty(err error) error {
 	if errors.Is(err, io.EOF) {
 		return nil
@@ -133,17 +133,17 @@ func unlessEmpty(err error) error {
 	return err
 }
 
-// input is what a process is given to read.
+// input is the standard input of a process.
 type input struct{ *io.PipeReader }
 
-// WriteTo is what io.Copy calls. A process that takes no more ends the input, so that the rest of
-// it is dropped and what comes behind it is read.
+// WriteTo implements io.WriterTo for io.Copy. When the process stops reading, it closes the input,
+// so that the rest of it is dropped and later messages are read.
 func (in input) WriteTo(w io.Writer) (int64, error) {
 	defer in.Close()
 	return io.Copy(w, in.PipeReader)
 }
 
-// output is the client's end of a stream.
+// output is one output stream to the client.
 type output struct {
 	*channels
 	channel byte
@@ -152,7 +152,7 @@ type output struct {
 func (c *channels) stdout() output { return output{c, stdoutChannel} }
 func (c *channels) stderr() output { return output{c, stderrChannel} }
 
-// Write waits until the client takes it.
+// Write blocks until the message has been written to the connection.
 func (o output) Write(p []byte) (int, error) {
 	o.used()
 	o.mu.Lock()
@@ -166,8 +166,8 @@ func (o output) Write(p []byte) (int, error) {
 
 func (o output) Close() error { return nil }
 
-// end tells the client how it went, and lets it leave first: a connection that is closed before
-// everything was read from it takes with it what is under way to the client.
+// end sends the result to the client, and waits until the client disconnects. Closing a connection
+// with unread data would reset it, and the client could lose what is in flight to it.
 func (c *channels) end(ctx context.Context, how error) {
 	c.stdin.Close()
 	text, err := json.Marshal(statusOf(how))
@@ -175,7 +175,7 @@ func (c *channels) end(ctx context.Context, how error) {
 		_, err = output{c, statusChannel}.Write(text)
 	}
 	if err != nil {
-		return // the client has left
+		return // the client has disconnected
 	}
 	c.bye(websocket.CloseNormalClosure, "")
 	late := time.NewTimer(farewell)
@@ -190,8 +190,8 @@ func (c *channels) bye(code int, why string) {
 	_ = c.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, why), time.Now().Add(farewell))
 }
 
-// streamStatus is the JSON in which a client is told how a stream ended: as much of metav1.Status
-// as clients look at.
+// streamStatus is the JSON that reports the result of a stream: the fields of metav1.Status that
+// clients read.
 type streamStatus struct {
 	Status  string         `json:"status"`
 	Message string         `json:"message,omitempty"`

@@ -15,13 +15,13 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 )
 
-// typist is a client that speaks protocolV5 by hand.
+// typist is a test client that speaks protocolV5.
 type typist struct {
 	testing.TB
 	*websocket.Conn
 }
 
-// typing connects a typist with run, and ends when both have.
+// typing connects a typist to run. Both have ended when the test ends.
 func typing(t *testing.T, run func(context.Context, *channels) error) typist {
 	t.Helper()
 	over := make(chan struct{})
@@ -67,7 +67,7 @@ func (c typist) hear(channel byte) string {
 	}
 }
 
-// wantClosed reads until the connection is closed, by the code that it should have.
+// wantClosed reads until the connection is closed, and checks the close code.
 func (c typist) wantClosed(code int) {
 	c.Helper()
 	for {
@@ -82,7 +82,7 @@ func (c typist) wantClosed(code int) {
 	}
 }
 
-// swallow reads the input to its end and returns how that went.
+// swallow reads the input to its end and sends the error on how.
 func swallow(how chan<- error) func(context.Context, *channels) error {
 	return func(_ context.Context, c *channels) error {
 		_, err := io.Copy(io.Discard, c.stdin)
@@ -91,8 +91,8 @@ func swallow(how chan<- error) func(context.Context, *channels) error {
 	}
 }
 
-// TestTextIsRefused: a client that sends text is told so, and the process's input breaks off
-// instead of ending.
+// TestTextIsRefused checks that a text message closes the connection with the right code, and that
+// the process's input ends with an error instead of EOF.
 func TestTextIsRefused(t *testing.T) {
 	how := make(chan error, 1)
 	c := typing(t, swallow(how))
@@ -103,11 +103,11 @@ func TestTextIsRefused(t *testing.T) {
 	c.wantClosed(websocket.CloseUnsupportedData)
 }
 
-// TestLongMessageIsRefused by its length alone.
+// TestLongMessageIsRefused checks that a message is refused by the length in its header.
 func TestLongMessageIsRefused(t *testing.T) {
 	how := make(chan error, 1)
 	c := typing(t, swallow(how))
-	head := binary.BigEndian.AppendUint64([]byte{0x82, 0xff}, maxFrame+1) // binary, whole, masked, with 64 bits of length
+	head := binary.BigEndian.AppendUint64([]byte{0x82, 0xff}, maxFrame+1) // binary, final, masked, 64-bit length
 	if _, err := c.NetConn().Write(append(head, 0, 0, 0, 0)); err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestLongMessageIsRefused(t *testing.T) {
 	c.wantClosed(websocket.CloseMessageTooBig)
 }
 
-// TestPings: a ping is answered with its own text, however the process is occupied.
+// TestPings checks that a ping is answered with its own text, whatever the process does.
 func TestPings(t *testing.T) {
 	c := typing(t, func(ctx context.Context, _ *channels) error { <-ctx.Done(); return nil })
 	pong := make(chan string, 1)
@@ -125,7 +125,7 @@ func TestPings(t *testing.T) {
 	if err := c.WriteControl(websocket.PingMessage, []byte("are you there"), time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	go func() { _, _, _ = c.ReadMessage() }() // that handles control messages, until the client leaves
+	go func() { _, _, _ = c.ReadMessage() }() // handles control messages until the client disconnects
 	select {
 	case got := <-pong:
 		if got != "are you there" {
@@ -136,8 +136,7 @@ func TestPings(t *testing.T) {
 	}
 }
 
-// TestOddMessages: sizes that are none, messages without content and channels that there are not
-// change nothing, and the session goes on.
+// TestOddMessages checks that invalid sizes, empty messages and unknown channels are ignored.
 func TestOddMessages(t *testing.T) {
 	var early int
 	var size remotecommand.TerminalSize
@@ -180,13 +179,13 @@ func TestOddMessages(t *testing.T) {
 	}
 }
 
-// deaf takes nothing.
+// deaf accepts no input.
 type deaf struct{}
 
 func (deaf) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
-// TestDeafProcess: what a process does not take any more is dropped, and what comes behind it is
-// read.
+// TestDeafProcess checks that input is dropped once the process stops reading, and that later
+// messages are still handled.
 func TestDeafProcess(t *testing.T) {
 	c := typing(t, func(_ context.Context, c *channels) error {
 		if _, err := io.Copy(deaf{}, c.stdin); !errors.Is(err, io.ErrClosedPipe) {
@@ -206,8 +205,8 @@ func TestDeafProcess(t *testing.T) {
 	}
 }
 
-// TestUnreadInput: what a process has not read when it ends keeps nobody: the connection is read on
-// until the client has left.
+// TestUnreadInput checks that input which the process left unread does not block: the connection is
+// read until the client disconnects.
 func TestUnreadInput(t *testing.T) {
 	ran := make(chan *channels, 1)
 	c := typing(t, func(_ context.Context, c *channels) error { ran <- c; return nil })
@@ -224,7 +223,7 @@ func TestUnreadInput(t *testing.T) {
 		}
 	}()
 	select {
-	case <-over: // read has ended
+	case <-over: // closed when channels.read has returned
 	case <-time.After(time.Minute):
 		t.Error("the input waits for a process that has ended")
 	}

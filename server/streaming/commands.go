@@ -12,24 +12,24 @@ import (
 	utilexec "k8s.io/utils/exec"
 )
 
-// Wanted says which streams were asked for.
+// Wanted says which streams the client requested.
 type Wanted struct{ Stdin, Stdout, Stderr, TTY bool }
 
-// Streams are those that were asked for; the others are nil.
+// Streams are the client's streams. Those that were not requested are nil.
 type Streams struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
-	Resize         <-chan Size // closed when no more comes; nil without a terminal
+	Resize         <-chan Size // closed after the last size; nil without a terminal
 }
 
-// Size is that of a terminal.
+// Size is the size of a terminal.
 type Size = remotecommand.TerminalSize
 
-// Run runs a command with the streams of a client and returns its exit code. ctx ends with the
-// client.
+// Run runs a command with the client's streams and returns its exit code. ctx ends when the client
+// disconnects.
 type Run func(ctx context.Context, streams Streams) (code int32, err error)
 
-// Exec returns a URL at which run can be called once, within a minute.
+// Exec returns a URL at which a client can call run once, within a minute.
 func (s *Server) Exec(want Wanted, run Run) (string, error) {
 	c := command{want, run}
 	return s.url("exec", func(w http.ResponseWriter, r *http.Request) {
@@ -41,7 +41,7 @@ func (s *Server) Exec(want Wanted, run Run) (string, error) {
 	})
 }
 
-// Attach returns a URL at which run can be called once, within a minute.
+// Attach returns a URL at which a client can call run once, within a minute.
 func (s *Server) Attach(want Wanted, run Run) (string, error) {
 	c := command{want, run}
 	return s.url("attach", func(w http.ResponseWriter, r *http.Request) {
@@ -53,11 +53,11 @@ func (s *Server) Attach(want Wanted, run Run) (string, error) {
 	})
 }
 
-// Forward connects a client to a port. ctx ends with the client.
+// Forward connects a client to a port. ctx ends when the client disconnects.
 type Forward func(ctx context.Context, port int32, client io.ReadWriteCloser) error
 
-// PortForward returns a URL at which a client can open as many connections as it likes, within a
-// minute from now.
+// PortForward returns a URL, valid for one use within a minute, at which a client can open any
+// number of connections.
 func (s *Server) PortForward(ports []int32, forward Forward) (string, error) {
 	serve := func(w http.ResponseWriter, r *http.Request) {
 		portforward.ServePortForward(w, r, forwarder{r.Context(), forward}, "", "", &portforward.V4Options{Ports: ports},
@@ -72,7 +72,7 @@ func (s *Server) PortForward(ports []int32, forward Forward) (string, error) {
 	})
 }
 
-// command runs with the streams that were asked for: a WebSocket client opens all of them.
+// command calls run with only the requested streams, because a WebSocket client opens all of them.
 type command struct {
 	want Wanted
 	run  Run
@@ -109,14 +109,14 @@ func (c command) do(ctx context.Context, in io.Reader, out, errs io.Writer, size
 	}
 	code, err := c.run(ctx, streams)
 	if err == nil && code != 0 {
-		// By this type the client learns the code; any other error is one of ours.
+		// The library sends the exit code to the client only with this type of error.
 		return utilexec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: int(code)}
 	}
 	return err
 }
 
-// forwarder forwards the connections of one client; ctx ends with the client, which the library
-// does not pass on.
+// forwarder forwards the connections of one client. ctx ends when the client disconnects; it is a
+// field because the library does not pass it on.
 type forwarder struct {
 	ctx     context.Context
 	forward Forward

@@ -1,6 +1,6 @@
 // Package streaming carries exec, attach and port-forward between a client and a function.
 //
-// It speaks the protocols (SPDY, and WebSocket in two forms) and gives out the URLs, each of which
-// is good once, for a minute. It does not know what a pod or a container is: the function that a
-// URL stands for is given when the URL is made.
+// It implements the protocols (SPDY, and two over WebSocket) and issues the URLs, each of which can
+// be used once, within a minute. It does not know pods and containers: the caller that creates a
+// URL passes the function that serves it.
 package streaming

@@ -16,26 +16,26 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// Server streams exec, attach and port-forward: an HTTP server on the loopback that answers only
-// those who have a ticket. The kubelet and crictl come there by the URL that the CRI call gave
-// them, and speak SPDY or WebSocket.
+// Server serves exec, attach and port-forward over HTTP on the loopback interface. A request must
+// contain a valid ticket. The CRI call returns the URL; the kubelet or crictl connects there with
+// SPDY or WebSocket.
 type Server struct {
 	tickets *tickets
 	http    http.Server
-	base    string // of every URL
+	base    string // prefix of every URL
 	shut    context.CancelFunc
 }
 
 const (
-	streamIdle  = 4 * time.Hour    // a stream on which nothing comes for so long ends, as in the kubelet
+	streamIdle  = 4 * time.Hour    // ends a stream without traffic, as in the kubelet
 	streamBegin = 30 * time.Second // for the client to open its streams
-	headerLimit = 5 * time.Second  // for a client to show its ticket
-	leavePace   = time.Second      // how often a client is looked after
-	maxWaiting  = 256              // clients that have not shown a ticket
+	headerLimit = 5 * time.Second  // for the client to send its ticket
+	leavePace   = time.Second      // how often to check whether a client has disconnected
+	maxWaiting  = 256              // connections that have not sent a ticket yet
 )
 
-// Listen returns the listener that New wants: a free port of the loopback, which only programs of
-// this node can reach.
+// Listen returns a listener for New on a free port of the loopback interface, which only programs
+// on this node can reach.
 func Listen() (net.Listener, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -53,7 +53,7 @@ func New(l net.Listener) *Server {
 	s := &Server{tickets: newTickets(), base: "http://" + l.Addr().String(), shut: shut}
 	s.http = http.Server{
 		ReadHeaderTimeout: headerLimit,
-		ReadTimeout:       headerLimit, // of a request; a stream has taken the connection over by then
+		ReadTimeout:       headerLimit, // for the request; a stream has taken over the connection by then
 		MaxHeaderBytes:    16 << 10,
 		Handler:           s.routes(),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
@@ -68,12 +68,12 @@ func New(l net.Listener) *Server {
 	return s
 }
 
-// Serve answers until Close.
+// Serve handles requests until Close.
 func (s *Server) Serve(l net.Listener) { _ = s.http.Serve(&lineListener{Listener: l}) }
 
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
-	for _, method := range []string{http.MethodGet, http.MethodPost} { // WebSocket begins with GET, SPDY with either
+	for _, method := range []string{http.MethodGet, http.MethodPost} { // WebSocket uses GET, SPDY either
 		mux.HandleFunc(method+" /{kind}/{token}", s.serve)
 	}
 	return mux
@@ -85,9 +85,10 @@ func (s *Server) Close() {
 	_ = s.http.Close()
 }
 
-// serve runs what the ticket stands for. Its context ends with the connection, whether or not
-// anybody reads from that; and the connection ends with it: the libraries leave it open when a
-// client does not begin as it should, and panic when it is worse than that.
+// serve handles a request with the function of its ticket. The request's context ends with the
+// connection, even if nothing reads from it. The connection is closed when the function returns:
+// the streaming libraries leave it open if a client does not begin correctly, and panic on some
+// protocol errors.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	serve := s.tickets.take(r.PathValue("token"))
 	if serve == nil {
@@ -99,7 +100,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if l, ok := ctx.Value(lineKey{}).(*line); ok {
 		l.waiting.leave(l)
 		go guard.Run(ctx, "the watch of a client", func() { cancelWhenGone(ctx, l, cancel) })
-		context.AfterFunc(ctx, func() { // who waits for the client to read waits for the connection
+		context.AfterFunc(ctx, func() { // unblocks writes to a client that does not read
 			if l.taken.Load() {
 				l.Close()
 			}
@@ -118,9 +119,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	serve(w, r.WithContext(ctx))
 }
 
-// cancelWhenGone looks at a connection until it is closed from either side. Reading from it tells
-// too, but a stream whose process does not take its input is not read. (A client that left more
-// than the kernel keeps for us is noticed when the kernel gives it up, in minutes.)
+// cancelWhenGone polls the connection, and calls cancel when either side has closed it. Reading
+// would notice that too, but nothing reads a stream whose process does not read its input. If the
+// client disconnects with more unread data than the kernel buffers, this takes minutes, until the
+// kernel gives up the connection.
 func cancelWhenGone(ctx context.Context, conn syscall.Conn, cancel func()) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -129,7 +131,7 @@ func cancelWhenGone(ctx context.Context, conn syscall.Conn, cancel func()) {
 	tick := time.NewTicker(leavePace)
 	defer tick.Stop()
 	for {
-		gone := true // closed by us
+		gone := true // stays true if we have closed it
 		_ = raw.Control(func(fd uintptr) {
 			p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 			n, err := unix.Poll(p, 0)
@@ -147,7 +149,7 @@ func cancelWhenGone(ctx context.Context, conn syscall.Conn, cancel func()) {
 	}
 }
 
-// url gives out a ticket.
+// url returns a URL with a new ticket for serve.
 func (s *Server) url(kind string, serve http.HandlerFunc) (string, error) {
 	token, err := s.tickets.issue(serve)
 	if err != nil {
@@ -156,8 +158,8 @@ func (s *Server) url(kind string, serve http.HandlerFunc) (string, error) {
 	return s.base + "/" + kind + "/" + token, nil
 }
 
-// What the streaming libraries say about their clients is for whoever debugs them; the client has
-// been told.
+// The streaming libraries log what clients do wrong. The clients get these errors, so the daemon
+// logs them only at level debug.
 func init() {
 	klog.SetLogger(funcr.New(func(prefix, args string) { log.L.Debugf("streaming: %s %s", prefix, args) }, funcr.Options{}))
 }

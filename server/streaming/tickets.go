@@ -12,12 +12,12 @@ import (
 )
 
 const (
-	ticketFor  = time.Minute // from the answer with the URL to its use
-	maxTickets = 1000        // that wait to be used
+	ticketFor  = time.Minute // from the response with the URL to its use
+	maxTickets = 1000        // issued and not used yet
 )
 
-// tickets are the streaming URLs that were given out and not used yet. Whoever has one may stream
-// once, without being asked who he is: so it cannot be guessed, and is good for a minute.
+// tickets are the issued streaming URLs that have not been used yet. A ticket lets its owner stream
+// once, without further authentication. So it cannot be guessed, and expires after a minute.
 type tickets struct {
 	mu  sync.Mutex // guards all
 	all map[string]ticket
@@ -25,13 +25,13 @@ type tickets struct {
 
 type ticket struct {
 	serve http.HandlerFunc
-	end   *time.Timer // takes it back
+	end   *time.Timer // removes the ticket
 }
 
 func newTickets() *tickets { return &tickets{all: map[string]ticket{}} }
 
-// issue returns the 256 random bits for which serve is called once. ErrResourceExhausted while too
-// many wait.
+// issue returns a token of 256 random bits for one call of serve. It returns ErrResourceExhausted
+// if too many tickets are unused.
 func (t *tickets) issue(serve http.HandlerFunc) (string, error) {
 	secret := make([]byte, 32)
 	rand.Read(secret) // never fails
@@ -45,7 +45,7 @@ func (t *tickets) issue(serve http.HandlerFunc) (string, error) {
 	return token, nil
 }
 
-// take uses a ticket up; nil when there is none, or its time is over.
+// take removes a ticket and returns its handler; nil if the ticket is unknown, used or expired.
 func (t *tickets) take(token string) http.HandlerFunc {
 	t.mu.Lock()
 	defer t.mu.Unlock()

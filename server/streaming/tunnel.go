@@ -16,11 +16,11 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-// tunnelProtocol is what today's clients of port-forward speak over WebSocket: binary messages
-// whose bytes, one message after the other, are a connection of SPDY as it was before.
+// tunnelProtocol is the WebSocket protocol of current clients of port-forward: the bytes of its
+// binary messages, in order, are an SPDY connection as older clients use it.
 const tunnelProtocol = spdy.HeaderSpdy31 + "+" + portforward.ProtocolV1Name
 
-// serveTunnel opens the tunnel and calls serve with what looks like a request for SPDY.
+// serveTunnel opens the tunnel and calls serve with a request that looks like an SPDY upgrade.
 func serveTunnel(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) {
 	ctx, leave := context.WithCancel(r.Context())
 	defer leave()
@@ -35,8 +35,8 @@ func serveTunnel(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc)
 	serve(&tunnelled{http.Header{}, &tunnel{Conn: conn}}, inner)
 }
 
-// tunnelled gives the connection to whoever upgrades. What is answered before is for nobody: the
-// client has its answer already.
+// tunnelled is the http.ResponseWriter from which serve takes the connection. It discards the
+// response to the upgrade, because the client already has one.
 type tunnelled struct {
 	header http.Header
 	conn   net.Conn
@@ -50,12 +50,12 @@ func (t *tunnelled) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return t.conn, bufio.NewReadWriter(bufio.NewReader(t.conn), bufio.NewWriter(t.conn)), nil
 }
 
-// tunnel is the bytes of a WebSocket's messages.
+// tunnel is a net.Conn whose bytes are the content of WebSocket messages.
 type tunnel struct {
 	*websocket.Conn
-	message io.Reader // that is being read
+	message io.Reader // the message being read
 
-	mu sync.Mutex // guards the message that is being written, which ends at the latest with the connection
+	mu sync.Mutex // guards the message being written; closing the connection ends the write
 }
 
 func (t *tunnel) Read(p []byte) (int, error) {
@@ -98,7 +98,7 @@ func (t *tunnel) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close does not wait long for a client that takes nothing.
+// Close waits at most a second for a client that does not read.
 func (t *tunnel) Close() error {
 	_ = t.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(time.Second))
 	return t.Conn.Close()

@@ -7,15 +7,15 @@ import (
 	"sync/atomic"
 )
 
-// line is the connection of one client. The HTTP server forgets it once a protocol has taken it
-// over.
+// line is the connection of one client. It still works after a protocol has taken over the
+// connection and the HTTP server no longer tracks it.
 type line struct {
 	*net.TCPConn
 	taken   atomic.Bool
 	waiting *waiting
 }
 
-// Close is of the connection, which waits no more.
+// Close closes the connection and removes it from the waiting ones.
 func (l *line) Close() error {
 	l.waiting.leave(l)
 	return l.TCPConn.Close()
@@ -23,15 +23,15 @@ func (l *line) Close() error {
 
 type lineKey struct{}
 
-// waiting are the connections that have not shown a ticket, the oldest first. Any user of the node
-// may open as many as he likes: the oldest makes room for the newest, so that they keep nobody out.
-// Who has a ticket shows it at once.
+// waiting are the connections that have not sent a ticket, oldest first. Any user of the node may
+// open connections. When there are too many, the oldest is closed for the newest, so that a flood
+// does not lock out a client with a ticket, which sends it at once.
 type waiting struct {
 	mu  sync.Mutex // guards all
 	all []*line
 }
 
-// enter closes the oldest when there are too many.
+// enter adds a connection, and closes the oldest if there are too many.
 func (w *waiting) enter(l *line) {
 	w.mu.Lock()
 	w.all = append(w.all, l)
@@ -45,7 +45,7 @@ func (w *waiting) enter(l *line) {
 	}
 }
 
-// leave may be called more than once.
+// leave removes a connection. It may be called more than once.
 func (w *waiting) leave(l *line) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -54,7 +54,7 @@ func (w *waiting) leave(l *line) {
 	}
 }
 
-// lineListener makes a line of each connection.
+// lineListener is a listener whose connections are lines.
 type lineListener struct {
 	net.Listener
 	waiting waiting

@@ -9,21 +9,21 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// maxFrame is what one message of a client may hold, as with the older protocols. It is passed on
-// as it comes, never kept.
+// maxFrame is the largest message in bytes that a client may send, as with the older protocols. A
+// message is passed on as it arrives and never buffered whole.
 const maxFrame = 32 << 20
 
-// offers says whether the client can speak the protocol over WebSocket.
+// offers reports whether the client offers the protocol over WebSocket.
 func offers(r *http.Request, protocol string) bool {
 	return websocket.IsWebSocketUpgrade(r) && slices.Contains(websocket.Subprotocols(r), protocol)
 }
 
-// openWebSocket makes a WebSocket of the request, nil when that was not possible and the client
-// knows. It is closed when ctx ends, so that nobody waits in it for a client that is gone.
+// openWebSocket upgrades the request to a WebSocket. If that fails, it answers the client and
+// returns nil. The connection is closed when ctx ends, so that no read or write blocks after that.
 func openWebSocket(ctx context.Context, w http.ResponseWriter, r *http.Request, protocol string) *websocket.Conn {
 	up := websocket.Upgrader{
 		Subprotocols: []string{protocol},
-		CheckOrigin:  func(*http.Request) bool { return true }, // the ticket is the permission; a proxy hands on the browser's Origin
+		CheckOrigin:  func(*http.Request) bool { return true }, // the ticket authorises the client, and a proxy may pass on the browser's Origin
 	}
 	conn, err := up.Upgrade(w, r, nil)
 	if err != nil {
@@ -35,9 +35,9 @@ func openWebSocket(ctx context.Context, w http.ResponseWriter, r *http.Request, 
 	return conn
 }
 
-// answerPings answers the newest ping when the client takes it. The library's own answer is given
-// up after a second, and the connection with it, which would end the session of a client that has
-// merely paused its terminal.
+// answerPings answers the newest ping as soon as the client reads. The library's own handler gives
+// up after a second and breaks the connection, which would end the session of a client that has
+// only paused its terminal.
 func answerPings(ctx context.Context, conn *websocket.Conn) {
 	newest := make(chan string, 1)
 	conn.SetPingHandler(func(text string) error {
@@ -48,7 +48,7 @@ func answerPings(ctx context.Context, conn *websocket.Conn) {
 		for {
 			select {
 			case text := <-newest:
-				_ = conn.WriteControl(websocket.PongMessage, []byte(text), time.Time{}) // who left needs none
+				_ = conn.WriteControl(websocket.PongMessage, []byte(text), time.Time{}) // an error means that the client has disconnected
 			case <-ctx.Done():
 				return
 			}
@@ -56,8 +56,8 @@ func answerPings(ctx context.Context, conn *websocket.Conn) {
 	}()
 }
 
-// replace puts v into a channel with room for one, in place of what nobody took. Only one goroutine
-// may put things there.
+// replace puts v into a channel of capacity one, and drops an older value that nobody has received.
+// Only one goroutine may send on the channel.
 func replace[T any](one chan T, v T) {
 	select {
 	case <-one:
