@@ -65,7 +65,7 @@ func openBook(ctx context.Context, path string) (*book, []*debt, error) {
 	for _, l := range replaced {
 		_ = b.mark(l) // if this fails, the debt is paid a second time after a later restart
 	}
-	// syncs the file's name, once for all future lines
+	// Syncs the file's name, once for all future lines.
 	if err := syncDir(filepath.Dir(path)); err != nil {
 		b.file.Close()
 		return nil, nil, fmt.Errorf("open network debts: %w", err)
@@ -286,7 +286,7 @@ func (b *book) rewrite() error {
 	if err := os.Rename(b.path+".tmp", b.path); err != nil {
 		return errors.Join(err, tmp.Close(), os.Remove(b.path+".tmp"))
 	}
-	// without the sync, a crash may leave the old file, which has the same lines
+	// Without the sync, a crash may leave the old file, which has the same lines.
 	_ = syncDir(filepath.Dir(b.path))
 	b.file.Close()
 	b.file, b.size, b.dead = tmp, size, 0

@@ -175,7 +175,7 @@ func (f *folder) addSidePlugins(list *libcni.NetworkConfigList) (*libcni.Network
 	for _, file := range files {
 		data, err := readConf(file)
 		if errors.Is(err, os.ErrNotExist) {
-			// the folder listed it a moment ago
+			// The folder listed it a moment ago.
 			return nil, fmt.Errorf("%w: %s has just gone", errUnreadable, file)
 		}
 		if err != nil {

@@ -254,7 +254,7 @@ func portmapConf(nft bool) json.RawMessage {
 func mustJSON(v any) json.RawMessage {
 	data, err := json.Marshal(v)
 	if err != nil {
-		// cannot happen: all values are maps of strings, numbers and booleans of this file
+		// Cannot happen: all values are maps of strings, numbers and booleans of this file.
 		panic(err)
 	}
 	return data

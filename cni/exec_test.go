@@ -230,7 +230,7 @@ func TestPluginEnvironment(t *testing.T) {
 	for line := range strings.Lines(f.read("env.ADD")) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 		switch key {
-		// set by the shell, and our mark
+		// Set by the shell, and our mark.
 		case "PWD", "_", "OLDPWD", "SHLVL", strings.TrimSuffix(callMark, "="):
 			continue
 		}

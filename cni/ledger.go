@@ -71,7 +71,7 @@ func openLedger(ctx context.Context, file, dir string) (*ledger, error) {
 	l.suspect(b.odd)
 	for _, d := range debts {
 		if before := l.owed[d.Pod]; before != nil && before.line == nil {
-			// an older attachment with the same id, cleared before the line was written
+			// An older attachment with the same id, cleared before the line was written.
 			_ = os.Remove(l.file(d.Pod))
 		}
 		l.owed[d.Pod] = d

@@ -134,7 +134,7 @@ func (b *bridgeNetwork) overlap(subnets []netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
-	// pods come concurrently: another one may have created the bridge meanwhile
+	// Pods come concurrently: another one may have created the bridge meanwhile.
 	after, err := b.index()
 	if err != nil {
 		return err

@@ -322,7 +322,7 @@ func rules(t testing.TB) []string {
 	}
 	for line := range strings.Lines(string(nft)) {
 		if strings.Contains(line, "mark") {
-			// portmap's own rules in iptables, shared by all pods of all networks; they stay
+			// portmap's own rules in iptables, shared by all pods of all networks; they stay.
 			continue
 		}
 		if strings.Contains(line, "masquerade") || strings.Contains(line, "dnat") || strings.Contains(line, "table inet cribox") || strings.Contains(line, "xt target") {

@@ -38,7 +38,7 @@ const nftTimeout = 10 * time.Second
 // short for a moment.
 const askNftAgain = time.Minute
 
-// works reports whether nft and the kernel accept such a table. A success counts for ever.
+// works reports whether nft and the kernel accept such a table. A success counts forever.
 func (m *masquerade) works(ctx context.Context) bool {
 	m.mu.Lock()
 	usable, lately := m.usable, time.Since(m.asked) < askNftAgain

@@ -32,7 +32,7 @@ func TestPanicCostsOneAnswer(t *testing.T) {
 func TestPanicCostsOneDebt(t *testing.T) {
 	b, _, err := openBook(t.Context(), filepath.Join(t.TempDir(), "debts"))
 	wantNil(t, err)
-	// without a line, which causes a panic
+	// It has no line, which causes a panic.
 	bad := &entry{text: []byte("\n+none {}\n"), done: make(chan error, 1)}
 	b.put(bad)
 	if err := <-bad.done; !errors.Is(err, errdefs.ErrInternal) {

@@ -157,7 +157,7 @@ func (n *Networks) choose(ctx context.Context) (w *network, arrived func(), err 
 		if n.own.join(w.subnets) {
 			return w, n.own.leave, nil
 		}
-		// the subnets are being changed, which takes less than this
+		// The subnets are being changed, which takes less than joinTries pauses.
 		if within(ctx.Done(), joinPause) {
 			return nil, nil, ctx.Err()
 		}

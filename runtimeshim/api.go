@@ -13,8 +13,8 @@ type Start struct {
 	Runtime string // absolute path of an OCI runtime with a command line
 	Spec    []byte // config.json
 	// SpecFile is a file that holds Spec, or a newer version of it. It is never written in place,
-	// only replaced, so it is hard-linked instead of copied when it is on the same file system. ""
-	// = there is no such file.
+	// only replaced, so it is hard-linked instead of copied when it is on the same file system.
+	// "" = there is no such file.
 	SpecFile string
 
 	Terminal bool // must agree with process.terminal of Spec
@@ -28,8 +28,8 @@ type Start struct {
 	OwnerUID, OwnerGID int
 
 	LogPath string // absolute path of the CRI log; "" = output is read and discarded
-	// LogLimit: maximum size of the log in bytes between rotations, at least MinLogLimit; 0 =
-	// unlimited
+	// LogLimit: maximum size of the log in bytes between rotations, at least MinLogLimit;
+	// 0 = unlimited
 	LogLimit int64
 	// OOMFile: v1: <memory cgroup>/memory.oom_control, v2: <cgroup>/memory.events; "" = OOMKilled
 	// is never set

@@ -139,7 +139,8 @@ func (w *CounterWatch) changed(name string) {
 }
 
 func (w *CounterWatch) nudge() {
-	// the same in either byte order; if it fails, the eventfd is full and already wakes the poll
+	// Not 0 in either byte order. If the write fails, the eventfd is full and wakes the poll
+	// anyway.
 	_, _ = unix.Write(w.wake, []byte{1, 0, 0, 0, 0, 0, 0, 1})
 }
 

@@ -42,7 +42,7 @@ func (g *Finder) Of(d statedir.Task, pid int) ([]string, error) {
 		return nil, err
 	}
 	if pid > 0 {
-		// for a zombie some of these are already the roots
+		// For a zombie some of these are already the roots, which foreign removes.
 		in, err := processCgroups(g.hierarchies, pid)
 		if err != nil && !procfd.Gone(err) {
 			return nil, err
@@ -87,7 +87,7 @@ func (g *Finder) LiftQuota(d statedir.Task) {
 	}
 	dirs, _ := g.Of(d, 0) // best effort
 	for _, dir := range dirs {
-		// if this fails, lowering the quota fails as it would have before
+		// If this fails, lowering the quota fails as it would have before.
 		tryWrite(filepath.Join(dir, "cpu.cfs_quota_us"), "-1")
 	}
 }

@@ -29,7 +29,7 @@ func (g *Finder) SetOOMScore(dirs []string, adj int) error {
 			old, err := g.setProcessOOMScore(pid, dirs, strconv.Itoa(adj))
 			if err != nil {
 				for pid, old := range was {
-					// it may have ended; otherwise it accepts its old value
+					// The process may have ended; otherwise it accepts its old value.
 					_, _ = g.setProcessOOMScore(pid, dirs, old)
 				}
 				return fmt.Errorf("set oom_score_adj of process %d to %d: %v: %w", pid, adj, err, errdefs.ErrFailedPrecondition)
@@ -46,7 +46,7 @@ func (g *Finder) SetOOMScore(dirs []string, adj int) error {
 // setProcessOOMScore returns the old oom_score_adj. It does nothing for a process that has ended,
 // or whose pid belongs to a process outside dirs.
 func (g *Finder) setProcessOOMScore(pid int, dirs []string, adj string) (old string, err error) {
-	// stays bound to this process even if the pid is reused
+	// proc stays bound to this process even if the pid is reused.
 	proc, err := os.OpenRoot(fmt.Sprintf("/proc/%d", pid))
 	if err == nil {
 		defer proc.Close()

@@ -22,7 +22,7 @@ func TestRemoveCgroups(t *testing.T) {
 		freeze bool
 	}{
 		"one": {},
-		// longer than PATH_MAX
+		// The path is longer than PATH_MAX.
 		"deep":           {names: slices.Repeat([]string{strings.Repeat("n", 100)}, 60)},
 		"frozen":         {freeze: true},
 		"frozen child":   {names: []string{"a", "b"}, freeze: true},

@@ -25,7 +25,7 @@ var errWalkLimit = errors.New("there are too many cgroups for one walk")
 // eachCgroup calls act for the cgroup dir and each one below it. at is a folder, and file returns
 // the name, relative to at, of a file in the cgroup.
 func eachCgroup(dir string, act func(at int, file func(string) string)) {
-	// what cannot be walked is gone, or is left to the next walk
+	// Errors are ignored: what cannot be walked is gone, or is left to the next walk.
 	_ = walkCgroup(dir, func(root int) tree.Visitor {
 		act(root, func(name string) string { return name })
 		return tree.Visitor{Entry: func(at int, cgroup string, _ *unix.Stat_t) error {
@@ -105,7 +105,7 @@ func RemoveEmpty(dir string) error {
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
-	// the rmdir of dir itself shows whether something is left
+	// Errors are ignored: the Rmdir below shows whether something is left.
 	_ = walkCgroup(dir, func(int) tree.Visitor {
 		var way []string
 		return tree.Visitor{

@@ -56,7 +56,7 @@ var (
 	deleteLimit = wire.DeathWait + wire.DeleteWait + 20*time.Second
 	updateLimit = 3*wire.UpdateWait + 30*time.Second
 	quickLimit  = 10 * time.Second // for calls that execute nothing
-	// after this time an exit is reported even if its log is not complete
+	// finishLimit: after this time an exit is reported even if its log is not complete.
 	finishLimit = 10 * time.Second
 )
 
@@ -195,7 +195,7 @@ func (k *Client) Start(ctx context.Context, st runtimeshim.Start) (runtimeshim.T
 	k.mu.Unlock()
 	t, never, err := k.startTask(ctx, st)
 	k.c.Step("client.start.done")
-	// otherwise the task may be running
+	// After other errors the task may be running.
 	if never || err != nil && !errdefs.IsAlreadyExists(err) && !errdefs.IsUnavailable(err) {
 		k.finishLog(ctx, st.ID)
 	}
@@ -210,7 +210,7 @@ func prepare(d statedir.Task, st runtimeshim.Start) error {
 	if err := placeSpec(d.Config(), st); err != nil {
 		return err
 	}
-	// no task ran here: remove what a failed start left of a log
+	// No task ran here: remove what a failed start left of a log.
 	if _, err := os.Stat(d.Exit()); errors.Is(err, os.ErrNotExist) {
 		for _, name := range []string{"progress", "stdout.spool", "stderr.spool"} {
 			if err := os.Remove(d.At(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -359,7 +359,7 @@ func (k *Client) finishLog(ctx context.Context, id string) {
 	}
 	k.mu.Unlock()
 	var rec statedir.LogRecord
-	// without a record there is nothing to finish; the logger finds that out
+	// Without a record there is nothing to finish; the logger finds that out.
 	_ = statedir.ReadJSON(k.state.Task(id).Log(), &rec)
 	if k.askLogger(ctx, limit, "finish", wire.LoggerTask{ID: id, Start: rec.Start}) != nil && k.ctx.Err() == nil {
 		k.mu.Lock()

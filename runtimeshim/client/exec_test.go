@@ -148,7 +148,7 @@ func TestExecEndsWithItsCaller(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled exec: %v", err)
 	}
-	// returns EOF when the process group is dead
+	// ReadAll returns when the process group is dead.
 	if rest, err := io.ReadAll(r); len(rest) != 0 || err != nil {
 		t.Errorf("%q %v", rest, err)
 	}

@@ -589,7 +589,7 @@ func TestTidiedStateHasOneOfEach(t *testing.T) {
 		if _, err := wire.Call(context.Background(), sock, "version", struct{}{}, nil, &v); err != nil || v.Pid != want {
 			t.Errorf("%s: %d answers (%v), want %d", sock, v.Pid, err, want)
 		}
-		// for the end of this test
+		// The end of this test reads the pid from it.
 		if err := os.WriteFile(filepath.Join(h.state, lock), []byte(strconv.Itoa(want)), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -788,7 +788,7 @@ func TestTerminalWhoseMasterIsGone(t *testing.T) {
 			if _, err := h.client.Start(context.Background(), st); err != nil {
 				t.Fatal(err)
 			}
-			// written when the pod was started; the next task is the one to test
+			// The start of the pod has written this file; the next task is the one to test.
 			must(t, os.Remove(filepath.Join(h.state, "killed-at-step")))
 			h.kill9("shim.lock")
 			st = h.params("tty", sh("seq 1 10; read x; exit 3"), withTerminal)
@@ -834,7 +834,7 @@ func TestLogsOfShimAndLoggerAreBounded(t *testing.T) {
 		h.start(st)
 	})
 	emptied("shim", func() {
-		// makes the shim log that the exit is not written
+		// This makes the shim log that the exit is not written.
 		must(t, os.Mkdir(filepath.Join(h.state, "shim/c/exit"), 0o700))
 		must(t, h.client.Kill(t.Context(), "c", unix.SIGKILL, false))
 		h.wantExit("c", 137)

@@ -143,7 +143,7 @@ func (p *peer) ensure(ctx context.Context) (*os.File, error) {
 				if ours, err = p.start(); err != nil {
 					return nil, err
 				}
-				// do not restart at once a peer that ends at once
+				// Do not restart at once a peer that ends at once.
 				pause = min(2*pause, 500*time.Millisecond)
 			}
 		}
@@ -204,7 +204,7 @@ func (s *spawned) hasEnded() bool {
 }
 
 // unlessServing waits until the process has ended, unless it is the peer of pidfd. So it cannot
-// take over later, after that peer was told to quit.
+// take over later, after that peer has been asked to quit.
 func (s *spawned) unlessServing(ctx context.Context, pidfd *os.File) {
 	if s == nil {
 		return

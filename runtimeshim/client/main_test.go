@@ -97,7 +97,7 @@ type host struct {
 	seen  chan struct{} // closed and replaced at every exit
 }
 
-// for events that must come; a test that waits this long has failed
+// testWait: for events that must come; a test that waits this long has failed.
 const testWait = 60 * time.Second
 
 func newHost(t *testing.T) *host {

@@ -194,7 +194,8 @@ func busctlMain(args []string) error {
 		return err
 	}
 	if exists(filepath.Join(dir, "deaf")) {
-		// it is killed before; an empty select is reported as a deadlock without cgo
+		// This process is killed before that. Without cgo an empty select is reported as a
+		// deadlock.
 		time.Sleep(time.Hour)
 	}
 	name := c.Args[0].(string)

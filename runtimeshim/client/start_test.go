@@ -58,7 +58,7 @@ func TestSignals(t *testing.T) {
 func TestManyShortTasks(t *testing.T) {
 	lasting(t, &finishLimit, testWait)
 	h := newHost(t)
-	// starting all at once would exceed the limit of a start on a slow machine
+	// Starting all at once would exceed the limit of a start on a slow machine.
 	const n, atATime = 200, 50
 	turns := make(chan struct{}, atATime)
 	var all sync.WaitGroup
@@ -103,7 +103,7 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	if got := h.task("nope"); got.State != runtimeshim.StateCreated {
 		t.Errorf("after a failed start the task is %+v", got)
 	}
-	// remove what the runtime printed during the first start
+	// Remove what the runtime printed during the first start.
 	if err := os.Truncate(st.LogPath, 0); err != nil {
 		t.Fatal(err)
 	}

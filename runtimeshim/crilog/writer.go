@@ -260,7 +260,7 @@ func (w *Writer) Compact(stream int) error {
 		}
 		w.owner.Step("spool.reset")
 	case s.off-s.hole >= PunchAt:
-		// ends the intent, so that nobody reads what is punched out
+		// The save ends the intent, so that nobody reads what is punched out.
 		if err := w.save(); err != nil {
 			return err
 		}

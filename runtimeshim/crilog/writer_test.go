@@ -83,7 +83,7 @@ func (c *container) carry() (alive bool) {
 	}
 	w.TakeSpools(spools)
 	last := len(c.logs) - 1
-	// renamed, but not reopened; does what place.open does
+	// The log was renamed, but not reopened: do what place.open does.
 	if was := int(w.LogID().Ino) - 1; was >= 0 && was < last {
 		must(w.OpenLog(c.log(was)))
 		must(w.Resume())

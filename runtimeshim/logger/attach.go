@@ -32,7 +32,7 @@ func (l *logger) attach(ctx context.Context, in *wire.Inbound) (any, error) {
 		return nil, fmt.Errorf("attach to task %s: %w", body.ID, err)
 	}
 	var task *logTask
-	// the task owns the taps from here on, even if the caller is gone
+	// The task owns the taps from here on, even if the caller is gone.
 	err = l.on(ctx, body.ID, func(t *logTask) error {
 		task = t
 		err := ctx.Err()
@@ -56,8 +56,8 @@ func (l *logger) attach(ctx context.Context, in *wire.Inbound) (any, error) {
 		return nil, err
 	}
 	err = awaitTaps(ctx, taps)
-	// the caller has closed its write half, or all; in the second case it does not read and is cut
-	// off at once
+	// The caller has closed its write half, or all; in the second case it does not read and is cut
+	// off at once.
 	if ctx.Err() != nil && l.ctx.Err() == nil {
 		err = l.leave(task, taps)
 	}
@@ -128,7 +128,7 @@ func (t *logTask) lastCopy(taps [2]*tap) {
 		s := t.streams[i]
 		left, err := s.held()
 		if t.stuck != 0 || s.spool != nil && s.spool.Waiting() > mostWaiting {
-			// the log cannot be written now: clients that come and go must not fill the spool
+			// The log cannot be written now: clients that come and go must not fill the spool.
 			left = 0
 		}
 		for n := 0; left > 0 && err == nil; left -= n {

@@ -311,7 +311,7 @@ func TestLoggerKilledAfterTruncation(t *testing.T) {
 	n.startLogger("")
 	n.must("open")
 	line := strings.Repeat("x", 4095) + "\n"
-	// no splice ends at the end of a line
+	// No splice ends at the end of a line.
 	n.print(0, "-"+strings.Repeat(line, crilog.PunchAt/len(line))+"end")
 	n.waitSpool(func(size, blocks int64) bool { return size > crilog.PunchAt && blocks < size/512/4 })
 	n.stopLogger()

@@ -91,7 +91,7 @@ func TestLoggerDropsWithoutPath(t *testing.T) {
 	if err := n.ask("open", "quiet"); err != nil {
 		t.Fatal(err)
 	}
-	// returns only if somebody reads
+	// The write returns only if somebody reads.
 	if err := unixfd.WriteFull(fifo, make([]byte, 4<<20)); err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +237,7 @@ func TestLoggerTerminal(t *testing.T) {
 func TestLoggerEarlierStart(t *testing.T) {
 	n := newNode(t)
 	log := n.state.Task("c").Log()
-	// so that the logger does not resume the task at its start
+	// Without this file the logger does not resume the task at its start.
 	if err := os.Remove(log); err != nil {
 		t.Fatal(err)
 	}

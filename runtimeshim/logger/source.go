@@ -24,7 +24,7 @@ type source struct {
 
 const (
 	splicePiece = 1 << 20 // maximum bytes per splice
-	// capacity of a busy FIFO; its pages are charged to the container's memory cgroup
+	// bigPipe: capacity of a busy FIFO; its pages are charged to the container's memory cgroup.
 	bigPipe = 256 << 10
 )
 

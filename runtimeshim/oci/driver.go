@@ -239,7 +239,7 @@ func (d *Driver) resetOOMScore(c procfd.Child) {
 	if !d.ownOOM || c.Pidfd == nil {
 		return
 	}
-	// stays bound to this process even if the pid is reused
+	// proc stays bound to this process even if the pid is reused.
 	proc, err := os.OpenRoot(fmt.Sprintf("/proc/%d", c.Pid))
 	if err != nil {
 		return

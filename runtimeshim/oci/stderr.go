@@ -24,6 +24,7 @@ type Stderr struct {
 	said []byte // the end of the output; used by the reading goroutine until done
 }
 
+// MostSaid is how many bytes of the end of a runtime's stderr are kept for the error.
 const MostSaid = 64 << 10
 
 // NewStderr creates the pipe, owned by the user of the process that inherits it, and starts to

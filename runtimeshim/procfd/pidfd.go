@@ -127,6 +127,7 @@ func pick(opened map[int]*os.File, list []int) []*os.File {
 	return found
 }
 
+// ListChildren returns the pids of the children of all threads of a process.
 func ListChildren(pid int) []int {
 	var kids []int
 	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))

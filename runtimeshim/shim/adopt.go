@@ -283,7 +283,7 @@ func (a *adopter) adoptProcess(ctx context.Context, t *task, saved *kept) error 
 	if t.pidfd != nil {
 		return nil
 	}
-	// not a valid start time: the shim before us could not read it
+	// 0 is not a valid start time: the shim before us could not read it.
 	if t.rec.StartTicks == 0 {
 		p, err := a.identify(t)
 		if err != nil && !errors.Is(err, errNotStarted) {
@@ -382,7 +382,7 @@ func (a *adopter) adoptPid(ctx context.Context, t *task, saved *kept) error {
 	if err := a.holder.reopen(t, saved); err != nil {
 		return err
 	}
-	// also when the process has already ended because of the hang-up
+	// The process may even have ended already, because of the hang-up.
 	if t.rec.Terminal && t.tty == nil {
 		return fmt.Errorf("its terminal has gone with the shim that began it: %w", errNotStarted)
 	}

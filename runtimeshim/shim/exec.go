@@ -70,7 +70,7 @@ func (x *execs) exec(ctx context.Context, in *wire.Inbound) (any, error) {
 	}
 	err = in.Send(wire.ExecStarted{Pid: proc.Pid}, tty...)
 	unixfd.CloseAll(tty)
-	// the process has its own; readers must not wait for ours to be closed
+	// The process has its own copies; readers must not wait for ours to be closed.
 	unixfd.CloseAll(in.Files)
 	in.Files = nil
 	if err == nil {
@@ -167,7 +167,7 @@ func (e *execution) begin(ctx context.Context, in *wire.Inbound) (procfd.Child, 
 	} else {
 		err = e.x.driver.Run(ctx, c)
 	}
-	// the runtime has read it; only the file name is needed, by a later shim
+	// The runtime has read it; only the file name is needed, by a later shim.
 	_ = os.Truncate(e.processFile(), 0)
 	if err != nil {
 		return procfd.Child{}, nil, errors.Join(err, e.undo())

@@ -178,7 +178,7 @@ func (h *holder) refreshKeeper(pod string) {
 	keeper := p.keeper
 	var items []kept
 	for _, t := range h.table.tasks {
-		// what the socket holds for it must stay
+		// What the keeper socket holds for this task must stay.
 		if t.keptBy == pod || t.unknown && t.rec.Pod == pod {
 			h.table.mu.Unlock()
 			return

@@ -236,7 +236,7 @@ func (k *keeper) receive(flags int) (kept, error) {
 		return kept{}, err
 	}
 	it := kept{files: unixfd.Received(oob[:oobn])}
-	// the kernel passes only as many as there are free descriptor numbers
+	// The kernel passes only as many descriptors as there are free numbers.
 	if got&unix.MSG_CTRUNC != 0 {
 		it.close()
 		return kept{}, fmt.Errorf("receive what is kept: %w", unix.EMFILE)

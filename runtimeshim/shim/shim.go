@@ -172,7 +172,7 @@ func becomeShim() (ownOOM bool, err error) {
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, unix.SIGTERM)
 	go leaveWithTheMachine(terminate)
-	// needs CAP_SYS_RESOURCE; without it the score stays as it is
+	// Needs CAP_SYS_RESOURCE; without it the score stays as it is.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0)
 	raw, _ := os.ReadFile("/proc/self/oom_score_adj")
 	return strings.TrimSpace(string(raw)) != "0", nil

@@ -31,7 +31,7 @@ func TestNobodyElseWaitsInTheShim(t *testing.T) {
 	}
 	forbidden := regexp.MustCompile(`"os/exec"|os\.StartProcess|os\.FindProcess|\.Wait\(|Wait4\(|Waitid\(`)
 	for _, name := range files {
-		// runs in the daemon
+		// features.go runs in the daemon.
 		if strings.HasSuffix(name, "_test.go") || name == "../oci/features.go" {
 			continue
 		}

@@ -47,7 +47,7 @@ func (s *starter) start(ctx context.Context, p statedir.Params) (runtimeshim.Tas
 	}
 	defer t.unlock()
 	if err := s.launch(ctx, t); err != nil {
-		// that is about its program; the task's folder did exist
+		// The error is about the task's program; the task's folder does exist.
 		if errdefs.IsNotFound(err) || errdefs.IsPermissionDenied(err) {
 			err = fmt.Errorf("%v: %w", err, errdefs.ErrInvalidArgument)
 		}
@@ -168,7 +168,7 @@ func (s *starter) runTask(ctx context.Context, t *task) error {
 		err = s.runTaskOnce(ctx, t, lock, keeper)
 	}
 	if err != nil && !t.shareKeyring && strings.Contains(err.Error(), "session key") && errdefs.IsResourceExhausted(err) {
-		// root's keys count against a quota of the whole node, which any container without a user
+		// Root's keys count against a quota of the whole node, which any container without a user
 		// namespace can use up.
 		log.L.WithError(err).WithField("container", t.rec.ID).Warn("no keyring is left; the task is started without one of its own")
 		t.shareKeyring = true
@@ -210,7 +210,7 @@ func (s *starter) runTaskOnce(ctx context.Context, t *task, lock *os.File, keepe
 		c.Said = func() string { return spooled(t.dir, t.fifos[1]) }
 		return s.driver.Run(ctx, c)
 	}
-	// the pod's own process prints nothing, so stderr is only the runtime's
+	// The pod's own process prints nothing, so stderr is only the runtime's.
 	errs, err := oci.NewStderr(t.rec.OwnerUID, t.rec.OwnerGID)
 	if err != nil {
 		return err

@@ -73,7 +73,7 @@ func (p *pump) splice(fd int) (int64, error) {
 const (
 	terminalHolds = 64 << 10 // more than the buffers of a terminal hold (pty: 8 KiB and 4 KiB)
 	widerPipe     = 1 << 20  // holds what was in the terminal, even if the logger reads nothing
-	// if the FIFO cannot be enlarged: time for the logger to read from it
+	// lastOutput is how long the logger may take to read from a FIFO that cannot be enlarged.
 	lastOutput = 2 * time.Second
 )
 

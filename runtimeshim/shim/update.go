@@ -73,7 +73,8 @@ func (u *updater) updateTask(ctx context.Context, t *task, b wire.Update, r spec
 	u.step("shim.update.intent")
 	if err := u.setLimits(ctx, t, dirs, b, r); err != nil {
 		if t.rec.Systemd { // systemd remembers limits and applies them again on a reload
-			// its error does not matter: the files are restored next, and they count until a reload
+			// Its error does not matter: the files are restored next, and they count until a
+			// reload.
 			_ = u.runUpdate(ctx, t, b.Previous, b.LockFile)
 		}
 		if back := cgroup.PutBack(was); back != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// Format is the version of the records that this program writes.
 const Format = 1
 
 // Params describes a task to the shim: on the wire, and in the task's record.

@@ -34,20 +34,17 @@ func (d Task) At(name string) string { return filepath.Join(string(d), name) }
 func (d Task) ID() string            { return filepath.Base(string(d)) }
 func (d Task) Bundle() string        { return d.At("bundle") }
 func (d Task) Config() string        { return d.At("bundle/config.json") }
-func (d Task) Stdout() string        { return d.At("stdout") } // FIFO, 0600
-// FIFO, 0600; not used with a terminal
-func (d Task) Stderr() string     { return d.At("stderr") }
-func (d Task) Log() string        { return d.At("log.json") }  // LogRecord, written by the client
-func (d Task) Record() string     { return d.At("task.json") } // Record, written by the shim
-func (d Task) Pid() string        { return d.At("pid") }       // written by the runtime
-func (d Task) Exit() string       { return d.At("exit") }      // ExitRecord, written by the shim
-func (d Task) Oom() string        { return d.At("oom") }       // oomMark, written by the shim
-func (d Task) RuntimeLog() string { return d.At("runtime.log") }
-
-// []limit, while an update is in progress
-func (d Task) Limits() string    { return d.At("limits") }
-func (d Task) Resources() string { return d.At("resources.json") }
-func (d Task) Keeper() string    { return d.At("keeper.sock") }
+func (d Task) Stdout() string        { return d.At("stdout") }    // FIFO, 0600
+func (d Task) Stderr() string        { return d.At("stderr") }    // FIFO, 0600; not for a terminal
+func (d Task) Log() string           { return d.At("log.json") }  // LogRecord, written by the client
+func (d Task) Record() string        { return d.At("task.json") } // Record, written by the shim
+func (d Task) Pid() string           { return d.At("pid") }       // written by the runtime
+func (d Task) Exit() string          { return d.At("exit") }      // ExitRecord, written by the shim
+func (d Task) Oom() string           { return d.At("oom") }       // oomMark, written by the shim
+func (d Task) RuntimeLog() string    { return d.At("runtime.log") }
+func (d Task) Limits() string        { return d.At("limits") } // []limit, during an update
+func (d Task) Resources() string     { return d.At("resources.json") }
+func (d Task) Keeper() string        { return d.At("keeper.sock") }
 
 var idPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
 

@@ -143,7 +143,7 @@ func awaitReplaced(ctx context.Context, path string) {
 			continue
 		}
 		changes.SetReadDeadline(time.Now().Add(pause))
-		// the event does not matter: the next Stat shows the result
+		// The event does not matter: the next Stat shows the result.
 		_, _ = changes.Read(make([]byte, 4096))
 	}
 }
@@ -201,7 +201,7 @@ func answer(ctx context.Context, conn *net.UnixConn, handlers map[string]Handler
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
-		// returns when the peer has closed, has sent more than it may, or we close
+		// Read returns when the peer has closed, has sent more than it may, or we close.
 		_, _ = conn.Read(make([]byte, 1))
 		cancel()
 	}()

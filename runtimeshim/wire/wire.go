@@ -32,11 +32,10 @@ import (
 // first asks for the peer's version, in format 1, and then uses the lower of both formats. A server
 // supports all formats from 1 to its own.
 const (
-	Format   = 1
-	maxFrame = 8 << 20 // the largest frame is an exec with 3 MiB of arguments, escaped
-	MaxFiles = 16
-	// a peer must send its request within this time after connecting
-	RequestWait  = 10 * time.Second
+	Format       = 1
+	maxFrame     = 8 << 20 // the largest frame is an exec with 3 MiB of arguments, escaped
+	MaxFiles     = 16
+	RequestWait  = 10 * time.Second // from connecting until the peer has sent its request
 	sendWait     = 30 * time.Second // a peer that reads nothing for this long is disconnected
 	maxSocketLen = 107              // sun_path without the final NUL
 )
