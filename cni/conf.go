@@ -36,7 +36,7 @@ type network struct {
 	ours    bool
 	foreign bool
 	subnets []netip.Prefix
-	// chains: by chainIndex; for a file without our plugin all four are the same chain
+	// chains are indexed by chainIndex. Without our plugin in the file all four are the same chain.
 	chains [4]*libcni.NetworkConfigList
 }
 

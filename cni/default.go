@@ -25,14 +25,15 @@ type bridgeNetwork struct {
 	leaseDir string
 	cidrFile string
 	masq     *masquerade
-	// wanted: a configuration file names it, or it is the default and no file names a network
+	// wanted: a configuration file names this network, or it is the default and no file names one.
 	wanted atomic.Bool
 	mtu    atomic.Int64 // of the uplink, last known value
 
 	mu     sync.Mutex
 	subnet []netip.Prefix // current; empty while it must be set by the kubelet and is not
 	told   bool           // subnet is the pod CIDR
-	// joining: pods that are being connected in subnet, and may not be visible on the bridge yet
+	// joining counts the pods that are being connected in subnet, which the bridge may not show
+	// yet.
 	joining  int
 	changing bool // subnet is about to change; no pod may join
 }

@@ -29,7 +29,7 @@ type record struct {
 	UID       string `json:"uid"`
 	NetNS     string `json:"netns"`
 	Network   string `json:"network"`
-	// Default: only our own plugins: stored as a file, not a line
+	// Default: all plugins are ours, so the record is a file and not a line.
 	Default      bool            `json:"default"`
 	Conf         []byte          `json:"conf"` // exactly the list's bytes
 	Args         [][2]string     `json:"args"`

@@ -23,15 +23,16 @@ type Config struct {
 	ConfDir string   // folder of network configurations, normally /etc/cni/net.d
 	BinDirs []string // folders of plugins, searched in order; normally /opt/cni/bin
 	Default bool     // use the default network while ConfDir has none
-	// Subnet: of the default network: a CIDR or a comma separated pair; "" = 10.83.0.0/16, PodCIDR
-	// = none until SetPodCIDR
+	// Subnet of the default network is a CIDR or a comma separated pair. "" means 10.83.0.0/16,
+	// PodCIDR means none until SetPodCIDR is called.
 	Subnet string
 	// NoMasquerade are ranges that pods of the default network reach with their own address.
 	NoMasquerade []netip.Prefix
-	// Instance: six hex digits, part of all names, which distinguish this daemon from others
+	// Instance is six hex digits that are part of all names and distinguish this daemon from
+	// others.
 	Instance string
 	Root     string // contains cni.debts and cni/, which survive a reboot
-	// State: contains, in cni/, leases of the default network, results and the pod CIDR
+	// State contains, in cni/, the leases of the default network, results and the pod CIDR.
 	State   string
 	Timeout time.Duration // for one chain of plugins, ADD or DEL; 0 = 60 s
 	Step    step.Hook

@@ -19,8 +19,8 @@ type Pod struct {
 	UID       string
 	NetNS     string // path of a pinned network namespace
 	Ports     []Port // CRI PodSandboxConfig.port_mappings; those with host port 0 are ignored
-	// Annotations: kubernetes.io/ingress-bandwidth and egress-bandwidth are used; all are passed to
-	// plugins that want them
+	// Annotations are passed to plugins that want them. Setup itself uses
+	// kubernetes.io/ingress-bandwidth and egress-bandwidth.
 	Annotations  map[string]string
 	CgroupParent string   // passed to plugins that want it
 	DNS          DNS      // passed to plugins that want it
@@ -35,7 +35,8 @@ type Port struct {
 	Protocol      string // tcp, udp or sctp, in any case; "" = tcp
 	HostPort      int32
 	ContainerPort int32
-	// HostIP: "" = every address of the host, 0.0.0.0 = every IPv4 address, :: = every IPv6 address
+	// HostIP is "" for every address of the host, 0.0.0.0 for every IPv4 address, :: for every IPv6
+	// address.
 	HostIP string
 }
 

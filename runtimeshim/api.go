@@ -8,7 +8,8 @@ import (
 // Start describes a task to start. Its strings are trusted: the caller has validated them.
 type Start struct {
 	ID string // container or pod id, [a-z0-9-]{1,64}
-	// Pod: the pod task whose keeper socket holds this task's descriptors; "" for a pod task itself
+	// Pod is the id of the pod task whose keeper socket holds this task's descriptors; "" for a pod
+	// task itself.
 	Pod     string
 	Runtime string // absolute path of an OCI runtime with a command line
 	Spec    []byte // config.json
@@ -20,7 +21,7 @@ type Start struct {
 	Terminal bool // must agree with process.terminal of Spec
 	Stdin    bool // keep stdin open for Streams; otherwise it is /dev/null
 	// StdinOnce: the first caller of Streams that gets stdin owns it alone, and ends the input by
-	// closing it
+	// closing it.
 	StdinOnce bool
 
 	// OwnerUID and OwnerGID own the task's FIFOs and its stdin pipe. They must be root of the user
@@ -28,20 +29,20 @@ type Start struct {
 	OwnerUID, OwnerGID int
 
 	LogPath string // absolute path of the CRI log; "" = output is read and discarded
-	// LogLimit: maximum size of the log in bytes between rotations, at least MinLogLimit;
-	// 0 = unlimited
+	// LogLimit is the maximum size of the log in bytes between rotations, at least MinLogLimit; 0
+	// means unlimited.
 	LogLimit int64
-	// OOMFile: v1: <memory cgroup>/memory.oom_control, v2: <cgroup>/memory.events; "" = OOMKilled
-	// is never set
+	// OOMFile is <memory cgroup>/memory.oom_control (v1) or <cgroup>/memory.events (v2). If it is
+	// "", OOMKilled is never set.
 	OOMFile string
-	// LockFile: in the state folder; every runtime process of the task locks it shared; "" = the
-	// shim uses a file of its own
+	// LockFile is in the state folder. Every runtime process of the task locks it shared. If it is
+	// "", the shim uses a file of its own.
 	LockFile string
 	// SystemdCgroup: cgroupsPath in Spec has the form SLICE:PREFIX:NAME, and systemd creates the
 	// cgroup (CgroupOf returns its path).
 	SystemdCgroup bool
-	// Keeper: a pod task: descriptor 3 of its process is the socket that keeps the descriptors of
-	// the pod's containers open
+	// Keeper marks a pod task: descriptor 3 of its process is the socket that keeps the descriptors
+	// of the pod's containers open.
 	Keeper bool
 }
 
@@ -52,8 +53,8 @@ const MinLogLimit = 64 << 10
 type Exit struct {
 	Code  int32 // 0..255; 128+n after signal n; 255 if unknown
 	Known bool  // false: nobody could observe how the task ended
-	// OOMKilled: the kernel OOM-killed a process in the task's cgroup (kills before a SIGKILL of
-	// ours do not count); the caller decides whether that ended the first process
+	// OOMKilled: the kernel OOM-killed a process in the task's cgroup. Kills before a SIGKILL of
+	// ours do not count. The caller decides whether that ended the first process.
 	OOMKilled bool
 	At        time.Time // when the shim saw the exit
 }
@@ -80,8 +81,8 @@ type Exec struct {
 	ID      string
 	Runtime string // absolute path; "" = the runtime that started the task
 	Process []byte // OCI process, JSON
-	// Session: opened by a client, who may leave it open; over the limit per task, Exec returns
-	// ErrResourceExhausted
+	// Session: a client opened this exec and may leave it open. Above the limit of sessions per
+	// task, Exec returns ErrResourceExhausted.
 	Session bool
 
 	// Stdin, Stdout and Stderr become the process's standard streams; nil = /dev/null. The caller
@@ -112,8 +113,8 @@ type Update struct {
 // Streams are the daemon's ends of the streams of a task that was started with Terminal or Stdin;
 // nil where the task has no such stream. The receiver closes them.
 type Streams struct {
-	// Terminal: master, for stdin and the window size; its output goes to the log, so do not read
-	// it
+	// Terminal is the master, for stdin and the window size. Do not read from it: its output goes
+	// to the log.
 	Terminal *os.File
 	Stdin    *os.File // write end of the pipe; with StdinOnce only the first caller gets it
 }

@@ -30,8 +30,8 @@ import (
 // Config says where the shim and the logger of an instance are, and how to start them.
 type Config struct {
 	State string // absolute path of the state folder, at most 90 bytes long
-	// Executable: program with the commands `shim --state DIR` and `logger --state DIR`; "" = this
-	// program
+	// Executable is a program with the commands `shim --state DIR` and `logger --state DIR`; ""
+	// means this program.
 	Executable string
 	LogLevel   string // log level of both, when we start them; "" = their default
 
@@ -56,7 +56,7 @@ var (
 	deleteLimit = wire.DeathWait + wire.DeleteWait + 20*time.Second
 	updateLimit = 3*wire.UpdateWait + 30*time.Second
 	quickLimit  = 10 * time.Second // for calls that execute nothing
-	// finishLimit: after this time an exit is reported even if its log is not complete.
+	// finishLimit is the time after which an exit is reported even if its log is not complete.
 	finishLimit = 10 * time.Second
 )
 

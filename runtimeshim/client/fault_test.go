@@ -492,7 +492,7 @@ func TestOOMKilled(t *testing.T) {
 	}
 }
 
-// TestRuntimeFaults: a runtime that fails leaves nothing behind.
+// TestRuntimeFaults: a runtime that fails leaves only the folder of the task.
 func TestRuntimeFaults(t *testing.T) {
 	h := newHost(t)
 	for name, script := range map[string]string{

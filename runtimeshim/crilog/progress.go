@@ -17,7 +17,7 @@ import (
 type progress struct {
 	seq  uint64
 	done bool // finished: everything is in the log, and the task will not be opened again
-	// off: per stream: everything before this offset in the spool is in the log or left out
+	// off, per stream: everything before this offset in the spool is in the log or left out.
 	off     [2]int64
 	log     FileID // the log that is being written
 	leftOut int64  // bytes of output that are left out and not yet reported in the log
@@ -32,7 +32,7 @@ type intent struct {
 	to     int64 // end of the source in the spool; it begins at off
 	before int64 // size of the log before the write
 	notice bool  // the line that reports leftOut; stream and to are unused
-	// at: time stamp of the lines in Unix ns, so that the same bytes can be formatted again
+	// at is the time stamp of the lines in Unix ns, so that the same bytes can be formatted again.
 	at int64
 }
 

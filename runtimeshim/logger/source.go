@@ -24,7 +24,8 @@ type source struct {
 
 const (
 	splicePiece = 1 << 20 // maximum bytes per splice
-	// bigPipe: capacity of a busy FIFO; its pages are charged to the container's memory cgroup.
+	// bigPipe is the capacity of a busy FIFO. Its pages are charged to the container's memory
+	// cgroup.
 	bigPipe = 256 << 10
 )
 

@@ -27,8 +27,8 @@ import (
 // Command is one execution of an OCI runtime.
 type Command struct {
 	Runtime string
-	// Log: file for its JSON log, removed before the start; the last error in it becomes the error
-	// returned
+	// Log is the file for the command's JSON log. It is removed before the start; the last error in
+	// it becomes the error returned.
 	Log     string
 	Systemd bool        // systemd creates the task's cgroup
 	Args    []string    // after the global options

@@ -16,8 +16,8 @@ import (
 // Stderr is a pipe for the stderr of a runtime, if nothing else reads that.
 type Stderr struct {
 	r *os.File
-	// W: the runtime's end; also open for reading, so that a process that keeps it never gets
-	// SIGPIPE
+	// W is the runtime's end. It is also open for reading, so that a process that keeps it never
+	// gets SIGPIPE.
 	W    *os.File
 	done chan struct{}
 	stop sync.Once

@@ -64,7 +64,7 @@ type table struct {
 // task is one entry of the table.
 type task struct {
 	dir statedir.Task
-	// op: holds one value while no operation (start, release, delete, ...) has the task locked
+	// op holds one value while no operation (start, release, delete, ...) has the task locked.
 	op     chan struct{}
 	exited chan struct{} // closed when exit is set
 
@@ -81,7 +81,8 @@ type task struct {
 
 	shareKeyring bool // start without a new session keyring, because the node has no key quota left
 	unknown      bool // something of it cannot be read now; it is taken over when it can
-	// keptBy: the pod whose keeper socket has descriptors of it, while its record is not read
+	// keptBy is the pod whose keeper socket has descriptors of this task, while its record is not
+	// read.
 	keptBy string
 	saved  *kept // those descriptors; owned by the goroutine that loads the task
 

@@ -41,9 +41,9 @@ type Record struct {
 	// StateStarting or StateRunning; a task whose file exit is there has exited
 	State string `json:"state"`
 	Pid   int    `json:"pid,omitempty"`
-	// StartTicks: start time of the process; identifies it together with Pid
+	// StartTicks is the start time of the process; together with Pid it identifies the process.
 	StartTicks uint64 `json:"start_ticks,omitempty"`
-	// OOMBase: value of the oom_kill counter before the start
+	// OOMBase is the value of the oom_kill counter before the start.
 	OOMBase   uint64    `json:"oom_base,omitempty"`
 	StartedAt time.Time `json:"started_at,omitzero"`
 	Released  bool      `json:"released,omitempty"` // removed from the runtime and the cgroups
@@ -53,7 +53,7 @@ type Record struct {
 type LogRecord struct {
 	Format int    `json:"format"`
 	Path   string `json:"path"` // absolute path of the CRI log; "" = read and discard
-	// Limit: maximum size of the log in bytes between rotations; 0 = unlimited
+	// Limit is the maximum size of the log in bytes between rotations; 0 means unlimited.
 	Limit    int64 `json:"limit,omitempty"`
 	Terminal bool  `json:"terminal"`        // there is only stdout, with the raw bytes of a tty
 	Start    int64 `json:"start,omitempty"` // distinguishes starts of tasks that have the same id

@@ -8,7 +8,7 @@ var (
 	StartWait  = 60 * time.Second
 	DeleteWait = 30 * time.Second
 	UpdateWait = 30 * time.Second
-	// KilledWait: from SIGKILL to the end of a process that is not stuck in the kernel.
+	// KilledWait is the time from SIGKILL to the end of a process that is not stuck in the kernel.
 	KilledWait = 5 * time.Second
 	DeathWait  = 10 * time.Second // from SIGKILL to the end of a task
 )

@@ -26,8 +26,8 @@ type Handler func(ctx context.Context, in *Inbound) (any, error)
 // Inbound is one request, as passed to its handler.
 type Inbound struct {
 	Verb string
-	// Files: closed after the handler has returned; the handler sets an entry to nil to keep that
-	// file
+	// Files are closed after the handler has returned. To keep a file, the handler sets its entry
+	// to nil.
 	Files []*os.File
 
 	body     json.RawMessage
