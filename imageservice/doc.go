@@ -1,45 +1,51 @@
-// Package imageservice turns a name into verified bytes and verified bytes into a root filesystem;
-// it has never heard of pods.
+// Package imageservice turns an image name into verified data, and that data into a root
+// filesystem. It does not know pods.
 //
-// What it will not do: run anything (decompression is in process), follow the urls of a descriptor,
-// unpack encrypted or schema 1 content, convert or push images, verify signatures, or decide which
-// images may go. Nothing it lists is unverified or not yet on disk.
+// It never executes anything (decompression is in process), follows the urls of a descriptor,
+// unpacks encrypted layers or schema 1 manifests, converts or pushes images, verifies signatures,
+// or decides which images to delete. It lists only images that are verified and on disk.
 //
 // # Files
 //
-//	content/          containerd's local content store below an OCI layout file: blobs/sha256/<hex>, ingest/ (partial downloads). A blob's file
-//	                  has the repositories that sent it in an extended attribute
-//	layers/<n>/fs     one unpacked layer, whiteouts in overlay form; <n> is a short number because mount(2) takes one page of options
-//	layers/<n>/implied  directories that the layer's tar did not name although it put something into them (see layers/link.go)
-//	layers/empty      the lower directory of an image without layers
-//	layers/none       the second lower directory that a read-only mount of one layer needs
-//	images/<hex>      the record of image sha256:<hex>, JSON with a checksum; *.torn is a damaged one
+//	content/           containerd's local content store in an OCI layout: blobs/sha256/<hex> and
+//	                   ingest/ (partial downloads). An extended attribute of a blob's file lists the
+//	                   repositories that sent it
+//	layers/<n>/fs      one unpacked layer, with whiteouts in the format of overlayfs; <n> is a short
+//	                   number because all options of mount(2) must fit into one page
+//	layers/<n>/implied directories into which the layer's tar puts something without an entry of
+//	                   their own (see layers/link.go)
+//	layers/empty       the lower directory of an image without layers
+//	layers/none        the second lower directory that a read-only mount of one layer needs
+//	images/<hex>       the record of image sha256:<hex>, JSON with a checksum; damaged ones are
+//	                   renamed to *.torn
 //
-// A layer is keyed by its diff id alone: overlay's lower directories do not depend on each other.
+// The key of a layer is its diff ID alone, because overlayfs directories do not depend on each
+// other.
 //
 // # Durability (invariant I10)
 //
-// Blobs and layers first, one syncfs, then the record: written, fsynced, renamed, its directory
-// fsynced. Only then a name is listed. Removing goes the other way: the record is unlinked and its
-// directory fsynced before the first byte of data goes. What Open finds without a record is debris:
-// layers are deleted at once, as they were never proven; whole blobs were fsynced by the content
-// store, are hashed again when somebody wants them, and are deleted when nobody did for a while. So
-// are partial downloads, which are gone on with.
+// A pull first writes blobs and layers, then calls syncfs, then writes the record: it writes a
+// temporary file, fsyncs it, renames it, and fsyncs the folder. Only then does it list the name.
+// Removing works in reverse: it unlinks the record and fsyncs the folder before it deletes any
+// data. Open deletes layers without a record at once, because they may be incomplete on disk. Blobs
+// without a record were fsynced by the content store; they are hashed again before they are used,
+// and deleted if no pull needs them for a while. Partial downloads are resumed, or deleted in the
+// same way.
 //
-// A sync that fails takes every layer with it that no record lists: the kernel tells a write error
-// once, to who synced first.
+// When a sync fails, all layers without a record are deleted: the kernel reports a write error only
+// once, to the first process that syncs.
 //
 // # Proof
 //
-// Blobs and layers are shared by all images, but a digest in a document is not yet a right to what
-// is here under that digest: see proof.go.
+// Images share blobs and layers. But a digest in a document does not entitle a pull to use local
+// data with that digest: see pull/proof.go.
 //
-// # Strangers' pace
+// # Slow registries
 //
-// Nobody waits for a registry that he does not pull from. Downloads of one blob wait for each other
-// only when they come from one registry; the same from two is fetched twice, and the first that is
-// whole stays. A layer may be unpacked while it arrives, in a place that nobody waits for; what
-// waits for its turn, with a key or a slot, has all its bytes here.
+// A pull never waits for a registry other than its own. Two downloads of one blob wait for each
+// other only if they come from the same registry; from two registries the blob is downloaded twice,
+// and the first complete one is kept. A layer may be unpacked while it is being downloaded, but
+// then it uses neither a key nor a slot that other pulls wait for: only complete downloads do.
 //
 // # Steps
 //
@@ -52,8 +58,8 @@
 //	pull.synced          syncfs has returned
 //	pull.record.written  the record is written and fsynced under a temporary name
 //	pull.recorded        the record is in place and durable, the name not yet listed
-//	pull.moved           a tag that moved is gone from the older image's record as well
-//	remove.unrecorded    the record is gone for good, all data still there
+//	pull.moved           a tag that moved is removed from the older image's record
+//	remove.unrecorded    the record is deleted and cannot come back, all data still exists
 //	remove.layer.gone    one layer is deleted
 //	remove.blob.gone     one blob is deleted
 //	sweep.done           debris older than its retention is deleted

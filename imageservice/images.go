@@ -12,30 +12,30 @@ import (
 	"github.com/cribox/cribox/imageservice/registry"
 )
 
-// Config is what Open needs to know.
+// Config is the configuration for Open.
 type Config struct {
-	Root           string        // the daemon's root folder; content/, images/ and layers/ below it are ours
-	RegistryConfig string        // folder in the style of containerd's certs.d (<host>/hosts.toml), read at every pull; "" = none
-	Limits         layers.Limits // caps on what a registry can make us store
-	StallTimeout   time.Duration // a pull that moves no bytes for so long is cancelled; default 5 min
-	MaxDownloads   int           // blobs fetched in parallel by one pull; default 3
-	MaxUnpacks     int           // layers unpacked in parallel by all pulls together, and as many more while they arrive; default CPUs, at least 2
-	Pinned         []string      // names of images that are reported as pinned, see SetPinned
+	Root           string        // the daemon's root folder; the package owns content/, images/ and layers/ in it
+	RegistryConfig string        // folder like containerd's certs.d (<host>/hosts.toml), read at every pull; "" = none
+	Limits         layers.Limits // limits on what a registry can make us store
+	StallTimeout   time.Duration // a pull that moves no bytes for this long is cancelled; default 5 min
+	MaxDownloads   int           // parallel downloads of one pull; default 3
+	MaxUnpacks     int           // layers that all pulls unpack in parallel, and as many during download; default CPUs, at least 2
+	Pinned         []string      // names of pinned images, see SetPinned
 	Step           func(name string)
 
-	syncfs func(fd int) error // instead of the system call
+	syncfs func(fd int) error // replaces the system call in tests
 }
 
 // Auth is the credentials of one pull.
 type Auth = registry.Auth
 
-// Limits caps what a registry can make us store.
+// Limits limits what a registry can make us store.
 type Limits = layers.Limits
 
-// Image is one image as the CRI shows it.
+// Image is one image as the CRI reports it.
 type Image = catalog.Image
 
-// Images is the image service. All methods may be called at the same time from anywhere.
+// Images is the image service. All methods may be called concurrently.
 type Images struct {
 	cfg     Config
 	catalog *catalog.Catalog
@@ -45,45 +45,45 @@ type Images struct {
 	puller  *pull.Puller
 }
 
-// Lookup finds an image by id ("sha256:<hex>", or the hex alone), by tag or digest reference, or by
-// a unique prefix of the id of at least four digits; names come before prefixes. Errors:
-// ErrNotFound, or ErrInvalidArgument for what is no reference or an ambiguous prefix.
+// Lookup finds an image by ID ("sha256:<hex>" or the hex alone), by tag or digest reference, or by
+// a unique prefix of the ID of at least four hex digits. Names take precedence over prefixes.
+// Errors: ErrNotFound; ErrInvalidArgument for an invalid reference or an ambiguous prefix.
 func (s *Images) Lookup(ref string) (Image, error) { return s.catalog.Lookup(ref) }
 
-// List returns every image, sorted by id. It never waits for a disk or a pull.
+// List returns every image, sorted by ID. It never waits for a disk or a pull.
 func (s *Images) List() []Image { return s.catalog.List() }
 
-// SetPinned says anew which images are reported as pinned: those with a tag or digest reference
-// that fits one of the names. A name is fully qualified, and * in it stands for any characters.
+// SetPinned replaces the names of pinned images. An image is reported as pinned if one of its tags
+// or digest references matches a name. Names are fully qualified; * matches any characters.
 func (s *Images) SetPinned(names []string) { s.catalog.SetPinned(names) }
 
-// Hold keeps an image from being removed for as long as holder (a container's id) has it; again is
-// no error. Holds live in memory. ErrNotFound when there is no such image.
+// Hold prevents the removal of an image until holder (a container ID) releases it. Holding it twice
+// is not an error. Holds are only in memory. It returns ErrNotFound if the image does not exist.
 func (s *Images) Hold(imageID, holder string) error { return s.catalog.Hold(imageID, holder) }
 
-// Release undoes Hold. Unknown images and holders are fine.
+// Release undoes Hold. Unknown images and holders are ignored.
 func (s *Images) Release(imageID, holder string) { s.catalog.Release(imageID, holder) }
 
-// Pull fetches ref, unpacks it and lists it, or finds that the registry still serves what is
-// listed; the registry is asked every time, so the answer is also one about the caller's right to
-// the image. A caller that gives up leaves; the pull goes on for the others and is cancelled when
-// nobody is left, keeping for a while what it has.
+// Pull downloads ref, unpacks it and lists it. It asks the registry every time, even if the image
+// is already listed, so success also means that the caller's credentials permit the image. If ctx
+// ends, Pull returns; the download continues for other callers, and is cancelled when none is left.
+// Its data is kept for a while.
 //
-// Errors: ErrInvalidArgument for a bad reference, bad credentials or content that contradicts
-// itself; ErrNotFound (with the list of platforms where that is why); ErrUnauthenticated;
-// ErrPermissionDenied; ErrDataLoss when bytes do not have their digest; ErrResourceExhausted for a
-// full disk and for content beyond the limits; ErrNotImplemented for formats we do not take; the
-// context's error; and, without any class, one that begins with "RegistryUnavailable: ".
+// Errors: ErrInvalidArgument for an invalid reference, invalid credentials or contradictory
+// content; ErrNotFound (with the available platforms if that is the reason); ErrUnauthenticated;
+// ErrPermissionDenied; ErrDataLoss if data does not have its digest; ErrResourceExhausted for a
+// full disk or content beyond the limits; ErrNotImplemented for unsupported formats; the error of
+// ctx; and, without a class, an error whose text begins with "RegistryUnavailable: ".
 func (s *Images) Pull(ctx context.Context, ref string, auth *registry.Auth) (Image, error) {
 	return s.puller.Pull(ctx, ref, auth)
 }
 
-// Remove deletes the image that ref (an id or any of its names) stands for: all its names, and
-// every blob and layer that no other image and no pull under way needs. An absent image is no
-// error. Errors: ErrInvalidArgument for what is no reference, ErrFailedPrecondition naming the
-// holder while the image is held; then nothing has changed. A pinned image goes like any other: to
-// pin is a recommendation (CRI Image.pinned).
+// Remove deletes the image that ref (an ID or any of its names) refers to, with all its names and
+// with every blob and layer that no other image and no current pull needs. It returns nil if the
+// image does not exist. Errors: ErrInvalidArgument for an invalid reference; ErrFailedPrecondition,
+// with the name of the holder, if the image is held. Pinned images are removed, too: pinning is
+// only a recommendation (CRI Image.pinned).
 //
-// It needs no free space (I15). From the moment the record is gone it goes on whatever becomes of
-// ctx.
+// Removal needs no free disk space (I15). Once the record is deleted, it continues even if ctx
+// ends.
 func (s *Images) Remove(ctx context.Context, ref string) error { return s.garbage.Remove(ctx, ref) }

@@ -1,4 +1,4 @@
-// Package catalog is the only writer of the records of images and their names; it deletes no data.
+// Package catalog is the only writer of the records of images and their names. It deletes no data.
 package catalog
 
 import (
@@ -19,24 +19,24 @@ import (
 	"github.com/cribox/cribox/imageservice/layers"
 )
 
-// Catalog owns the records of images and their names. Its lock is taken before those of blobs,
-// layerStore and pins, never after one of them.
+// Catalog owns the records of images and their names. Lock order: Catalog.mu before the locks of
+// Blobs, layers.Store and Pins.
 type Catalog struct {
 	dir    string // images/
 	step   func(string)
 	blobs  *content.Blobs
 	layers *layers.Store
 	pins   *content.Pins
-	Writer *semaphore.Weighted // the one who may change records on disk: held across their fsync, never by readers
+	Writer *semaphore.Weighted // held by whoever changes records on disk, also during fsync; readers never take it
 
 	pinNames atomic.Pointer[[]*regexp.Regexp]
 
 	mu      sync.Mutex
-	records map[string]*Record         // by image id
-	unread  map[string]bool            // image ids whose record could not be read yet, see load.go
-	names   map[string]string          // tag -> image id
-	holds   map[string]map[string]bool // image id -> holders
-	serial  uint64                     // of the latest tag
+	records map[string]*Record         // by image ID
+	unread  map[string]bool            // image IDs whose record could not be read yet, see load.go
+	names   map[string]string          // tag -> image ID
+	holds   map[string]map[string]bool // image ID -> holders
+	serial  uint64                     // serial number of the newest tag
 }
 
 func New(dir string, step func(string), b *content.Blobs, l *layers.Store, p *content.Pins) *Catalog {
@@ -46,7 +46,7 @@ func New(dir string, step func(string), b *content.Blobs, l *layers.Store, p *co
 	}
 }
 
-// Lookup is Images.Lookup.
+// Lookup implements Images.Lookup.
 func (c *Catalog) Lookup(ref string) (Image, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -57,7 +57,7 @@ func (c *Catalog) Lookup(ref string) (Image, error) {
 	return r.Image(c.Pinned), nil
 }
 
-// find is lookup under the lock.
+// find implements Lookup. The caller holds c.mu.
 func (c *Catalog) find(ref string) (*Record, error) {
 	hex := strings.TrimPrefix(ref, "sha256:")
 	if imageref.IsID(hex) {
@@ -111,7 +111,7 @@ func (c *Catalog) byPrefix(prefix string) (found *Record, ambiguous bool) {
 	return found, false
 }
 
-// List returns every image, sorted by id.
+// List returns every image, sorted by ID.
 func (c *Catalog) List() []Image {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -123,7 +123,7 @@ func (c *Catalog) List() []Image {
 	return list
 }
 
-// Record returns the record of an image id. ErrNotFound when there is none.
+// Record returns the record of an image ID, or ErrNotFound.
 func (c *Catalog) Record(id string) (*Record, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -133,7 +133,7 @@ func (c *Catalog) Record(id string) (*Record, error) {
 	return nil, fmt.Errorf("image %s: %w", id, errdefs.ErrNotFound)
 }
 
-// Hold is Images.Hold.
+// Hold implements Images.Hold.
 func (c *Catalog) Hold(id, holder string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -147,7 +147,7 @@ func (c *Catalog) Hold(id, holder string) error {
 	return nil
 }
 
-// Release is Images.Release.
+// Release implements Images.Release.
 func (c *Catalog) Release(id, holder string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -157,11 +157,11 @@ func (c *Catalog) Release(id, holder string) {
 	}
 }
 
-// SetPinned is Images.SetPinned.
+// SetPinned implements Images.SetPinned.
 func (c *Catalog) SetPinned(names []string) {
 	all := make([]*regexp.Regexp, 0, len(names))
 	for _, name := range names {
-		pattern := strings.ReplaceAll(regexp.QuoteMeta(name), `\*`, ".*") // quoted, so it compiles
+		pattern := strings.ReplaceAll(regexp.QuoteMeta(name), `\*`, ".*") // always compiles, because it is quoted
 		all = append(all, regexp.MustCompile("^"+pattern+"$"))
 	}
 	c.pinNames.Store(&all)
@@ -171,14 +171,14 @@ func (c *Catalog) Pinned(name string) bool {
 	return slices.ContainsFunc(*c.pinNames.Load(), func(r *regexp.Regexp) bool { return r.MatchString(name) })
 }
 
-// Knows tells whether a record has the reference.
+// Knows reports whether an image has the reference.
 func (c *Catalog) Knows(t imageref.Target) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.named(t) != nil
 }
 
-// Pulled tells whether the whole image id is recorded under a digest reference.
+// Pulled reports whether a record lists the image id under a digest reference.
 func (c *Catalog) Pulled(id, reference string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -186,8 +186,8 @@ func (c *Catalog) Pulled(id, reference string) bool {
 	return r != nil && slices.Contains(r.Digests, reference)
 }
 
-// Senders returns the repositories whose images consist of the blob, among others, and whether any
-// record lists it: then it was verified and synced.
+// Senders returns the repositories of all images that contain the blob. known reports whether any
+// record lists the blob, which means that it was verified and synced.
 func (c *Catalog) Senders(d digest.Digest) (repositories []string, known bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -203,14 +203,14 @@ func (c *Catalog) Senders(d digest.Digest) (repositories []string, known bool) {
 	return repositories, known
 }
 
-// Listed is the set of data keys that records name.
+// Listed returns the data keys that records list.
 func (c *Catalog) Listed() map[string]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.keys()
 }
 
-// keys is listed under the lock.
+// keys implements Listed. The caller holds c.mu.
 func (c *Catalog) keys() map[string]bool {
 	set := map[string]bool{}
 	for _, r := range c.records {
@@ -221,7 +221,7 @@ func (c *Catalog) keys() map[string]bool {
 	return set
 }
 
-// LayerDirs is the set of layers/ folders that records name.
+// LayerDirs returns the folders in layers/ that records list.
 func (c *Catalog) LayerDirs() map[string]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -234,8 +234,8 @@ func (c *Catalog) LayerDirs() map[string]bool {
 	return set
 }
 
-// Condemn marks those of keys that no record lists and nobody has pinned as dying and returns them.
-// The caller must delete them.
+// Condemn marks those keys as dying that no record lists and no pull has pinned, and returns them.
+// The caller must delete their data and then call Pins.End.
 func (c *Catalog) Condemn(keys []string) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -244,12 +244,13 @@ func (c *Catalog) Condemn(keys []string) []string {
 
 func (c *Catalog) condemnLocked(keys []string) []string {
 	if len(c.unread) > 0 {
-		return nil // nobody knows what those need
+		return nil // data of unreadable records is unknown, so nothing may be deleted
 	}
 	return c.pins.Condemn(keys, c.keys())
 }
 
-// Put shows records to readers, and the first one under all its tags.
+// Put adds r to memory under all its tags, and replaces old, the record of the image that lost a
+// tag.
 func (c *Catalog) Put(r, old *Record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -262,7 +263,8 @@ func (c *Catalog) Put(r, old *Record) {
 	}
 }
 
-// Unlist takes the image out of memory and condemns its data.
+// Unlist removes the image from memory. It returns its record and the keys of the data that the
+// caller must now delete. It returns ErrFailedPrecondition if a container uses the image.
 func (c *Catalog) Unlist(ref string) (*Record, []string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -280,16 +282,16 @@ func (c *Catalog) Unlist(ref string) (*Record, []string, error) {
 	return r, c.condemnLocked(r.Keys()), nil
 }
 
-// Relist undoes unlist: the record could not be erased, so nothing may be deleted.
+// Relist undoes Unlist, for a record that could not be deleted on disk.
 func (c *Catalog) Relist(r *Record, garbage []string) {
 	c.Put(r, nil)
 	c.pins.End(garbage)
 }
 
-// Merge makes the record of an image that was pulled of what is new and the record there may be.
-// old is the record, without the tag, of the image that loses it. garbage are blobs that the image
-// does not need any more. The caller has the writer's right, so that records do not change
-// meanwhile.
+// Merge completes r, the record of a pulled image, with the existing record of that image, if any.
+// old is the record of the image that loses the tag, without the tag; nil if there is none. changed
+// reports whether r differs from the existing record. garbage are blobs that the image no longer
+// needs. The caller holds Writer, so that records do not change meanwhile.
 func (c *Catalog) Merge(r *Record, t imageref.Target, root digest.Digest) (old *Record, changed bool, garbage []content.Blob) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

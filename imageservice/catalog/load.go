@@ -20,15 +20,16 @@ import (
 	"github.com/cribox/cribox/imageservice/manifest"
 )
 
-// A record that cannot be read for a reason that may pass (a failing disk, a lack of descriptors)
-// says nothing about what its image needs. The image is not listed, but containers of it can be
-// adopted, and nothing is deleted until its record was read, or its image pulled again.
+// A record may be unreadable for a temporary reason, such as a failing disk or a lack of
+// descriptors. Then it is unknown which data its image needs. The image is not listed, but its
+// containers can still be recovered. Nothing is deleted until the record has been read or the image
+// has been pulled again.
 
 func (c *Catalog) path(id string) string {
 	return filepath.Join(c.dir, strings.TrimPrefix(id, "sha256:"))
 }
 
-// Load reads all records, and gives every tag to one of them.
+// Load reads all records, and assigns every tag to one of them.
 func (c *Catalog) Load(ctx context.Context) error {
 	entries, err := os.ReadDir(c.dir)
 	if err != nil {
@@ -67,8 +68,7 @@ func (c *Catalog) Load(ctx context.Context) error {
 	return nil
 }
 
-// remember puts a record into memory; its tags come after that. Under the lock, or while nobody
-// else is there.
+// remember adds a record to memory, without its tags. The caller holds c.mu or is alone.
 func (c *Catalog) remember(r *Record) {
 	c.records[r.ID] = r
 	for i := range r.Layers {
@@ -81,8 +81,8 @@ func (c *Catalog) remember(r *Record) {
 	}
 }
 
-// read reads one record and checks that what it lists is there: the config down to its hash, blobs
-// by size, layers by existence.
+// read reads one record and checks that its data exists: the config by its digest, blobs by their
+// size, layers by their folder.
 func (c *Catalog) read(id string) (*Record, error) {
 	b, err := content.ReadCapped(c.path(id), 4*manifest.MaxBytes)
 	if err != nil {
@@ -113,13 +113,12 @@ func (c *Catalog) read(id string) (*Record, error) {
 	return r, json.Unmarshal(config, &r.Config)
 }
 
-// damaged says whether a record that cannot be read can never be read again. One of a newer version
-// can: nothing may be concluded from it, or the layers below running containers would be taken for
-// orphans.
+// damaged reports whether a record that could not be read is lost for good. A record of a newer
+// version is not: if it counted as lost, the layers of running containers would be deleted.
 func damaged(err error) bool { return !errors.Is(err, errNewer) && content.Lasting(err) }
 
-// assignTags gives each tag to the record with the latest claim and corrects the loser's file, so
-// that the tag does not come back when the winner is removed.
+// assignTags assigns each tag to the record with the latest claim. It removes the tag from the
+// files of other records, so that the tag does not return to them when the winner is removed.
 func (c *Catalog) assignTags(ctx context.Context) {
 	type claim struct {
 		id     string
@@ -148,7 +147,8 @@ func (c *Catalog) assignTags(ctx context.Context) {
 	}
 }
 
-// ReadAgain reads the records that could not be read so far, and says whether none is left.
+// ReadAgain tries to read the records that could not be read so far, and reports whether all could
+// be read now.
 func (c *Catalog) ReadAgain(ctx context.Context) bool {
 	c.mu.Lock()
 	ids := slices.Sorted(maps.Keys(c.unread))
@@ -156,7 +156,7 @@ func (c *Catalog) ReadAgain(ctx context.Context) bool {
 	if len(ids) == 0 {
 		return true
 	}
-	if err := c.Writer.Acquire(ctx, 1); err != nil { // no pull replaces the record meanwhile
+	if err := c.Writer.Acquire(ctx, 1); err != nil { // no pull may replace the record meanwhile
 		return false
 	}
 	defer c.Writer.Release(1)
@@ -181,7 +181,8 @@ func (c *Catalog) ReadAgain(ctx context.Context) bool {
 	return !left
 }
 
-// listLate lists a record. Tags that were pulled meanwhile are not its any more. Under the lock.
+// listLate adds a record to memory, without tags that were pulled for other images meanwhile. The
+// caller holds c.mu.
 func (c *Catalog) listLate(r *Record) {
 	for _, t := range r.Tags {
 		if c.names[t.Name] != "" {
@@ -194,15 +195,15 @@ func (c *Catalog) listLate(r *Record) {
 	c.remember(r)
 }
 
-// IsRead tells whether every record could be read.
+// IsRead reports whether every record could be read.
 func (c *Catalog) IsRead() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.unread) == 0
 }
 
-// Write makes r durable: when it returns nil the record survives a power cut, when it returns an
-// error the old one does.
+// Write writes r to disk. If it returns nil, the new record survives a power failure; if it returns
+// an error, the old one does.
 func (c *Catalog) Write(r *Record) error {
 	b, err := encodeRecord(r)
 	if err != nil {
@@ -230,7 +231,8 @@ func (c *Catalog) Write(r *Record) error {
 	return syncDir(c.dir)
 }
 
-// Erase unlinks the record of id for good.
+// Erase deletes the record of id from disk. After it returns nil, a power failure cannot bring the
+// record back.
 func (c *Catalog) Erase(id string) error {
 	if err := os.Remove(c.path(id)); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err

@@ -18,38 +18,37 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// recordFormat is the number in every record we write. We read this one only; a later one reads
-// ours.
+// recordFormat is the format of the records that this version reads and writes. A later version
+// must read this format, too.
 const recordFormat = 1
 
-// Record is everything we know about an image and cannot compute from its blobs. In memory it is
-// immutable: a change is a new record.
+// Record is everything about an image that cannot be computed from its blobs. A Record in memory is
+// immutable; a change makes a new Record.
 type Record struct {
 	ID      string         `json:"id"`
 	Tags    []tag          `json:"tags,omitempty"`
-	Digests []string       `json:"digests,omitempty"` // repository@digest of the root documents that name it
-	Blobs   []content.Blob `json:"blobs"`             // every blob that exists because of this image
+	Digests []string       `json:"digests,omitempty"` // repository@digest of the manifests or indexes that name it
+	Blobs   []content.Blob `json:"blobs"`             // all blobs that exist because of this image
 	Layers  []layers.Layer `json:"layers"`            // bottom first, as in the config
-	Size    int64          `json:"size"`              // manifest, config and layers of this platform, compressed bytes
+	Size    int64          `json:"size"`              // compressed bytes of this platform's manifest, config and layers
 
-	// ByDigest are those of Digests that somebody has pulled by digest. Older versions did not
-	// write it.
+	// ByDigest are those of Digests that were pulled by digest. Older versions did not write it.
 	ByDigest []string `json:"by_digest,omitempty"`
 
-	Config ocispec.Image `json:"-"` // as its blob has it
+	Config ocispec.Image `json:"-"` // read from its blob
 }
 
-// tag is a name. Two records may both claim one after a crash between two writes: the higher serial
-// is the later claim.
+// tag is one name. After a crash between two writes, two records may claim it; the higher serial
+// wins.
 type tag struct {
 	Name   string `json:"name"`
 	Serial uint64 `json:"serial"`
-	// Root is what the tag pointed to when it was pulled last. Older versions did not write it.
+	// Root is the digest that the tag had at its last pull. Older versions did not write it.
 	Root digest.Digest `json:"root,omitempty"`
 }
 
-// file is the JSON on disk. Sum is the sha256 of Record's bytes: a record is believed whole or not
-// at all.
+// file is the JSON on disk. Sum is the SHA-256 of Record's bytes; a record with a wrong sum is not
+// used at all.
 type file struct {
 	Format int             `json:"format"`
 	Sum    string          `json:"sum"`
@@ -69,7 +68,7 @@ func encodeRecord(r *Record) ([]byte, error) {
 	return json.Marshal(file{Format: recordFormat, Sum: sum(body), Record: body})
 }
 
-// errNewer: a newer version wrote the record. It is no damage.
+// errNewer means that a newer version wrote the record. The record is not damaged.
 var errNewer = errors.New("use the version that wrote it")
 
 func decodeRecord(b []byte, id string) (*Record, error) {
@@ -106,7 +105,7 @@ func decodeRecord(b []byte, id string) (*Record, error) {
 	return r, nil
 }
 
-// Image is the public view. The slices are the caller's own.
+// Image returns the public view of the record. The slices belong to the caller.
 func (r *Record) Image(pinned func(string) bool) Image {
 	img := Image{ID: r.ID, RepoDigests: slices.Clone(r.Digests), Size: r.Size, Config: r.Config}
 	for _, t := range r.Tags {
@@ -121,7 +120,7 @@ func (r *Record) Image(pinned func(string) bool) Image {
 	return img
 }
 
-// addBlob lists a blob, or what is known of it now. It returns whether that changes anything.
+// addBlob adds a blob, or updates what is known about it. It reports whether the record changed.
 func (r *Record) addBlob(b content.Blob) bool {
 	i := slices.IndexFunc(r.Blobs, func(have content.Blob) bool { return have.Digest == b.Digest })
 	switch {
@@ -135,11 +134,11 @@ func (r *Record) addBlob(b content.Blob) bool {
 	return true
 }
 
-// addDigest lists a digest reference. It returns whether that changes anything.
+// addDigest adds a digest reference. It reports whether the record changed.
 func (r *Record) addDigest(reference string, byDigest bool) (changed bool) {
 	if r.unexplained() {
-		// Of a record of an older version nobody knows which were pulled by digest: all of them
-		// stay.
+		// A record of an older version does not say which references were pulled by digest, so all
+		// of them stay.
 		r.ByDigest = slices.Clone(r.Digests)
 	}
 	if !slices.Contains(r.Digests, reference) {
@@ -151,12 +150,13 @@ func (r *Record) addDigest(reference string, byDigest bool) (changed bool) {
 	return changed
 }
 
-// unexplained tells whether it has digest references of which nothing says why they are there.
+// unexplained reports whether nothing says why the record has its digest references: an older
+// version wrote it.
 func (r *Record) unexplained() bool {
 	return len(r.Digests) > 0 && len(r.ByDigest) == 0 && !slices.ContainsFunc(r.Tags, func(t tag) bool { return t.Root != "" })
 }
 
-// setRoot says what a tag points to now. It returns whether that changes anything.
+// setRoot sets the digest that a tag points to. It reports whether the record changed.
 func (r *Record) setRoot(name string, root digest.Digest) bool {
 	i := slices.IndexFunc(r.Tags, func(t tag) bool { return t.Name == name })
 	if i < 0 || r.Tags[i].Root == root {
@@ -166,15 +166,16 @@ func (r *Record) setRoot(name string, root digest.Digest) bool {
 	return true
 }
 
-// repositoryOf is the repository of a digest reference.
+// repositoryOf returns the repository of a digest reference.
 func repositoryOf(reference string) string {
 	repository, _, _ := strings.Cut(reference, "@")
 	return repository
 }
 
-// forgetRoots drops the digest references of a repository that no tag points to any more and nobody
-// has pulled by digest: a tag that was pushed again for other platforms. It returns the blobs that
-// only they needed. current are the blobs of the image as root names it.
+// forgetRoots removes a repository's digest references that no tag points to any more and that were
+// not pulled by digest. They are left when a tag was pushed again with other platforms. It returns
+// the blobs that only they needed. root is the new root digest, and current are the blobs that this
+// pull needs.
 func (r *Record) forgetRoots(repository string, root digest.Digest, current []content.Blob) (garbage []content.Blob) {
 	stays := func(reference string) bool {
 		return repositoryOf(reference) != repository || slices.Contains(r.ByDigest, reference) || reference == repository+"@"+string(root) ||
@@ -194,7 +195,7 @@ func (r *Record) forgetRoots(repository string, root digest.Digest, current []co
 		}
 		names := func(reference string) bool { return strings.HasSuffix(reference, "@"+string(b.Digest)) }
 		if slices.ContainsFunc(kept, func(d string) bool { return !strings.HasSuffix(d, "@"+string(root)) }) {
-			return !slices.ContainsFunc(dropped, names) || slices.ContainsFunc(kept, names) // others may need the rest
+			return !slices.ContainsFunc(dropped, names) || slices.ContainsFunc(kept, names) // other images may need the rest
 		}
 		return false
 	}
@@ -203,7 +204,7 @@ func (r *Record) forgetRoots(repository string, root digest.Digest, current []co
 	return garbage
 }
 
-// Keys are the data keys that the image consists of.
+// Keys returns the data keys of the image's blobs and layers.
 func (r *Record) Keys() []string {
 	keys := make([]string, 0, len(r.Blobs)+len(r.Layers))
 	for _, b := range r.Blobs {
@@ -215,9 +216,10 @@ func (r *Record) Keys() []string {
 	return keys
 }
 
-// Stack returns the lower directories of an overlay, relative to layers/, topmost first, at least
-// one. A layer that occurs twice counts where it is topmost, overlayfs refuses it twice and all
-// that is in it lower down is hidden by itself; below a layer with an opaque root nothing is seen.
+// Stack returns the lower directories for overlayfs, relative to layers/, topmost first, at least
+// one. A layer that occurs twice is listed once, at its topmost position: overlayfs refuses it
+// twice, and its lower occurrence would be hidden anyway. Layers below one with an opaque root are
+// omitted.
 func (r *Record) Stack() (names []string) {
 	seen := map[string]bool{}
 	for _, l := range slices.Backward(r.Layers) {
@@ -245,12 +247,12 @@ func (r *Record) withoutTag(name string) *Record {
 	return &c
 }
 
-// Image is one image as the CRI shows it.
+// Image is one image as the CRI reports it.
 type Image struct {
 	ID          string        // "sha256:" and the hex digest of the config; the same string in every API
 	RepoTags    []string      // fully qualified ("docker.io/library/busybox:1"), sorted; empty after a pull by digest
 	RepoDigests []string      // fully qualified ("registry.k8s.io/pause@sha256:..."), sorted
 	Size        int64         // compressed bytes of this platform's manifest, config and layers; > 0
-	Config      ocispec.Image // the image's config; its maps and slices are shared and must not be changed
-	Pinned      bool          // one of its names fits one given to SetPinned
+	Config      ocispec.Image // the config; its maps and slices are shared and must not be changed
+	Pinned      bool          // one of its names matches a name given to SetPinned
 }

@@ -1,4 +1,5 @@
-// Package content keeps the blobs of images, and knows which data is in use; it knows no image.
+// Package content stores the blobs of images, and tracks which data is in use. It does not know
+// images.
 package content
 
 import (
@@ -23,13 +24,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Blobs owns content/: the blobs, the partial downloads, and what is known of them.
+// Blobs owns content/: the blobs, the partial downloads, and the results of unpacking blobs.
 type Blobs struct {
 	Dir   string // content/
 	store content.Store
 
 	mu      sync.Mutex
-	diffIDs map[digest.Digest]digest.Digest // what blobs that are here were seen to unpack to
+	diffIDs map[digest.Digest]digest.Digest // of each blob that was unpacked, the digest of its content
 }
 
 func OpenBlobs(dir string) (*Blobs, error) {
@@ -37,8 +38,8 @@ func OpenBlobs(dir string) (*Blobs, error) {
 	return &Blobs{Dir: dir, store: store, diffIDs: map[digest.Digest]digest.Digest{}}, err
 }
 
-// newStore opens the content store without its warning that the file system has no fs-verity, which
-// few have and nobody misses.
+// newStore opens the content store. It suppresses the store's warning about missing fs-verity,
+// which few file systems have and cribox does not need.
 func newStore(path string) (content.Store, error) {
 	level := log.L.Logger.GetLevel()
 	log.L.Logger.SetLevel(min(level, logrus.ErrorLevel))
@@ -50,12 +51,12 @@ func (b *Blobs) Path(d digest.Digest) string {
 	return filepath.Join(b.Dir, "blobs", "sha256", strings.TrimPrefix(string(d), "sha256:"))
 }
 
-// IngestFile is where the content store keeps the bytes of a partial download.
+// IngestFile returns the path at which the content store keeps a partial download.
 func (b *Blobs) IngestFile(ref string) string {
 	return filepath.Join(b.Dir, "ingest", digest.FromString(ref).Encoded(), "data")
 }
 
-// ReadDocument reads a manifest, index or config and verifies it on the way.
+// ReadDocument reads a manifest, index or config and verifies its digest.
 func (b *Blobs) ReadDocument(d digest.Digest) ([]byte, error) {
 	raw, err := ReadCapped(b.Path(d), manifest.MaxBytes)
 	if err != nil {
@@ -70,13 +71,13 @@ func (b *Blobs) ReadDocument(d digest.Digest) ([]byte, error) {
 // Writer writes one blob.
 type Writer = content.Writer
 
-// OpenWriter begins or goes on with a partial download. It hashes what is there.
+// OpenWriter starts or resumes a partial download. It hashes the bytes that are already there.
 func (b *Blobs) OpenWriter(ctx context.Context, ref string, size int64) (content.Writer, error) {
 	return content.OpenWriter(ctx, b.store, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: size}))
 }
 
-// WriteDocument adds a verified document. What is there under its digest and does not verify makes
-// room.
+// WriteDocument writes a verified document. It replaces a blob under this digest that does not
+// verify.
 func (b *Blobs) WriteDocument(ctx context.Context, ref string, raw []byte, desc ocispec.Descriptor) error {
 	if err := b.Delete(ctx, desc.Digest); err != nil {
 		return err
@@ -87,20 +88,20 @@ func (b *Blobs) WriteDocument(ctx context.Context, ref string, raw []byte, desc 
 	return nil
 }
 
-// documentPrefix begins the name of a document that is being written.
+// documentPrefix is the prefix of the ingest references of documents.
 const documentPrefix = "document "
 
-// Delete removes a blob; an absent one is no error.
+// Delete removes a blob. It returns nil if the blob does not exist.
 func (b *Blobs) Delete(ctx context.Context, d digest.Digest) error {
 	return ignoreNotFound(b.store.Delete(ctx, d))
 }
 
-// Abort removes a partial download; an absent one is no error.
+// Abort removes a partial download. It returns nil if the download does not exist.
 func (b *Blobs) Abort(ctx context.Context, ref string) error {
 	return ignoreNotFound(b.store.Abort(ctx, ref))
 }
 
-// UnpacksTo returns the digest of what a blob was seen to unpack to, "" when it was not seen.
+// UnpacksTo returns the digest of the blob's uncompressed content, or "" if it is unknown.
 func (b *Blobs) UnpacksTo(d digest.Digest) digest.Digest {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -113,21 +114,21 @@ func (b *Blobs) NoteUnpacked(d, diffID digest.Digest) {
 	b.diffIDs[d] = diffID
 }
 
-// Forget makes a blob that will be deleted one that nobody has seen.
+// Forget drops what is known about a blob that will be deleted.
 func (b *Blobs) Forget(d digest.Digest) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.diffIDs, d)
 }
 
-// SenderAttribute is where the file of a blob says who has sent it, a repository a line. Records
-// say so too, but a blob may belong to a pull that failed, or that a restart has interrupted. A
-// blob without it is fetched again.
+// SenderAttribute is the extended attribute in which a blob's file lists the repositories that sent
+// it, one per line. Records list them too, but a blob may belong to a pull that failed or was
+// interrupted by a restart. A blob without the attribute is downloaded again.
 const SenderAttribute = "trusted.cribox.from"
 
-const maxSenders = 2 << 10 // bytes of the attribute
+const maxSenders = 2 << 10 // largest size of the attribute, in bytes
 
-// Senders returns the repositories that are known to have sent the blob.
+// Senders returns the repositories that are recorded as senders of the blob.
 func (b *Blobs) Senders(d digest.Digest) []string {
 	text := make([]byte, maxSenders)
 	n, err := unix.Lgetxattr(b.Path(d), SenderAttribute, text)
@@ -137,7 +138,7 @@ func (b *Blobs) Senders(d digest.Digest) []string {
 	return strings.Split(string(text[:n]), "\n")
 }
 
-// AddSender notes that a repository has sent the blob, or has proven to have it.
+// AddSender records that a repository has sent the blob, or has proven to have it.
 func (b *Blobs) AddSender(d digest.Digest, repository string) error {
 	all := b.Senders(d)
 	if slices.Contains(all, repository) {

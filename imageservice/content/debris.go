@@ -18,8 +18,8 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// Debris returns the keys of blobs and partial downloads that are not listed and were last touched
-// before t. more: some were too young.
+// Debris returns the keys of blobs and partial downloads that are not listed and were last changed
+// before t. more reports whether there are newer ones.
 func (b *Blobs) Debris(ctx context.Context, t time.Time, listed map[string]bool) (keys []string, more bool) {
 	err := b.store.Walk(ctx, func(i content.Info) error {
 		switch {
@@ -46,13 +46,13 @@ func (b *Blobs) Debris(ctx context.Context, t time.Time, listed map[string]bool)
 	return keys, more
 }
 
-const maxRef = 4096 // bytes of the name of a partial download
+const maxRef = 4096 // largest name of a partial download, in bytes
 
-// DropBroken deletes what is below ingest/ and is no partial download. The others are gone on with,
-// or swept when nobody does.
+// DropBroken deletes everything in ingest/ that is not a valid partial download. Valid ones are
+// resumed by a later pull, or deleted if no pull needs them for a while.
 func (b *Blobs) DropBroken(ctx context.Context) {
 	dir := filepath.Join(b.Dir, "ingest")
-	entries, _ := os.ReadDir(dir) // it is made when it is missing
+	entries, _ := os.ReadDir(dir) // the store creates the folder if it is missing
 	for _, e := range entries {
 		ref, err := ReadCapped(filepath.Join(dir, e.Name(), "ref"), maxRef)
 		if err != nil && !Lasting(err) {
@@ -89,8 +89,8 @@ func ReadCapped(path string, most int64) ([]byte, error) {
 	return b, err
 }
 
-// Lasting says whether what cannot be read can never be read again. A failing disk or a lack of
-// descriptors is something else.
+// Lasting reports whether an error of reading will occur again on every try. A failing disk or a
+// lack of descriptors, for example, may be temporary.
 func Lasting(err error) bool {
 	var errno unix.Errno
 	return !errors.As(err, &errno) || errno == unix.ENOENT || errno == unix.ENOTDIR || errno == unix.EISDIR

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Disk is the filesystem (or, should someone have mounted one below the root, filesystems) that
-// image data lies on.
+// Disk holds the filesystem of the image data; there are several if something is mounted below the
+// root.
 type Disk struct{ files []*os.File }
 
 func OpenDisk(root string) (*Disk, error) {
@@ -37,8 +37,8 @@ func OpenDisk(root string) (*Disk, error) {
 	return d, nil
 }
 
-// Sync returns when everything written before is on the disk, or with the first write error since
-// openDisk.
+// Sync waits until everything written so far is on disk. It returns the first write error since
+// OpenDisk.
 func (d *Disk) Sync(syncfs func(fd int) error) error {
 	for _, f := range d.files {
 		if err := syncfs(int(f.Fd())); err != nil {

@@ -7,10 +7,11 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// A data key names what takes space: blobKey a blob of content/, a layer key with its prefix a
-// directory of layers/, an ingest reference with its prefix a partial download. Data lives as long
-// as a record lists it or a pull has it pinned. Deleting takes the key first, and a pull that wants
-// the same data waits for the deletion to end before it looks whether there is any.
+// A data key identifies data on disk: BlobKey a blob in content/, LayerPrefix with a layer's key a
+// folder in layers/, PartialPrefix with an ingest reference a partial download. Data is kept as
+// long as a record lists it or a pull has pinned it. To delete data, its key is first marked as
+// dying. A pull that needs the same data waits until it has been deleted, and then looks whether it
+// exists.
 
 const (
 	BlobPrefix    = "blob "
@@ -20,7 +21,7 @@ const (
 
 func BlobKey(d digest.Digest) string { return BlobPrefix + string(d) }
 
-// Pins says which data keys are in use by pulls, and which are being deleted. No key is both.
+// Pins tracks which data keys are in use by pulls, and which are being deleted. No key is both.
 type Pins struct {
 	mu    sync.Mutex
 	held  map[string]int
@@ -29,7 +30,8 @@ type Pins struct {
 
 func NewPins() *Pins { return &Pins{held: map[string]int{}, dying: map[string]chan struct{}{}} }
 
-// Take keeps the data of key from being deleted until give.
+// Take pins the data of key, so that it is not deleted until Give. It waits while the data is being
+// deleted.
 func (p *Pins) Take(ctx context.Context, key string) error {
 	for {
 		p.mu.Lock()
@@ -58,7 +60,7 @@ func (p *Pins) Give(keys []string) {
 	}
 }
 
-// Condemn marks those of keys that are neither listed nor pinned as dying and returns them.
+// Condemn marks those keys as dying that are neither listed nor pinned, and returns them.
 func (p *Pins) Condemn(keys []string, listed map[string]bool) (condemned []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -72,7 +74,7 @@ func (p *Pins) Condemn(keys []string, listed map[string]bool) (condemned []strin
 	return condemned
 }
 
-// End says of condemned keys that they are deleted, or stay after all.
+// End unmarks dying keys, after their data was deleted or is to be kept after all.
 func (p *Pins) End(keys []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -82,7 +84,7 @@ func (p *Pins) End(keys []string) {
 	}
 }
 
-// State says by how many pulls a key is in use, and whether it is being deleted.
+// State returns the number of pulls that use a key, and whether its data is being deleted.
 func (p *Pins) State(key string) (users int, dying bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -90,11 +92,11 @@ func (p *Pins) State(key string) (users int, dying bool) {
 	return p.held[key], dying
 }
 
-// Blob is one blob that an image consists of.
+// Blob is one blob of an image.
 type Blob struct {
 	Digest digest.Digest `json:"digest"`
 	Size   int64         `json:"size"`
-	// DiffID is the digest of what a layer's blob was seen to unpack to. Older versions did not
-	// write it.
+	// DiffID is the digest of the uncompressed content of a layer's blob, once it has been
+	// unpacked. Older versions did not write it.
 	DiffID digest.Digest `json:"diff_id,omitempty"`
 }

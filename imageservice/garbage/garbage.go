@@ -1,4 +1,4 @@
-// Package garbage deletes what no record lists and no pull needs.
+// Package garbage deletes data that no record lists and no pull needs.
 package garbage
 
 import (
@@ -24,10 +24,10 @@ import (
 	"github.com/cribox/cribox/imageservice/layers"
 )
 
-// DebrisRetention is how long what nobody needs stays for the next try.
+// DebrisRetention is how long unused data is kept for a retry.
 const DebrisRetention = 10 * time.Minute
 
-// Collector deletes what no record lists and no pull needs: at once, or after a while.
+// Collector deletes data that no record lists and no pull needs, at once or after DebrisRetention.
 type Collector struct {
 	Catalog *catalog.Catalog
 	Blobs   *content.Blobs
@@ -43,8 +43,8 @@ func New(c *catalog.Catalog, b *content.Blobs, l *layers.Store, p *content.Pins,
 	return &Collector{Catalog: c, Blobs: b, Layers: l, Pins: p, step: step}
 }
 
-// Unpin gives pins back. With discard, what then belongs to nobody is deleted; else it stays a
-// while for the next try.
+// Unpin releases pins. With discard, data that is now unused is deleted at once, otherwise after
+// DebrisRetention.
 func (g *Collector) Unpin(keys []string, discard bool) {
 	g.Pins.Give(keys)
 	if discard {
@@ -54,10 +54,11 @@ func (g *Collector) Unpin(keys []string, discard bool) {
 	}
 }
 
-// Collect deletes those of keys that belong to nobody.
+// Collect deletes the unused data of keys.
 func (g *Collector) Collect(keys []string) { g.delete(g.Catalog.Condemn(keys)) }
 
-// delete removes condemned data. What cannot be deleted is logged and is debris for the next Open.
+// delete deletes the data of condemned keys. If that fails, it logs the error; the next Open or
+// sweep retries.
 func (g *Collector) delete(keys []string) {
 	for _, key := range keys {
 		if err := g.deleteOne(key); err != nil {
@@ -86,7 +87,7 @@ func (g *Collector) deleteOne(key string) error {
 	return err
 }
 
-// Remove is Images.Remove.
+// Remove implements Images.Remove.
 func (g *Collector) Remove(ctx context.Context, ref string) error {
 	garbage, err := g.unlist(ctx, ref)
 	if errdefs.IsNotFound(err) {
@@ -99,7 +100,7 @@ func (g *Collector) Remove(ctx context.Context, ref string) error {
 	return nil
 }
 
-// unlist takes an image and its record away and returns the data to delete.
+// unlist deletes an image's record, and returns the keys of the data to delete.
 func (g *Collector) unlist(ctx context.Context, ref string) (garbage []string, err error) {
 	if err := g.Catalog.Writer.Acquire(ctx, 1); err != nil {
 		return nil, err
@@ -117,9 +118,9 @@ func (g *Collector) unlist(ctx context.Context, ref string) (garbage []string, e
 	return garbage, nil
 }
 
-// Forget takes away every layer that no record lists. The kernel tells a write error once: whoever
-// synced after this would be told that all is well. Layers that other pulls are about to list are
-// among them, and those pulls end, see forgotten. The caller has the writer's right.
+// Forget deletes every layer that no record lists, after a sync has failed. The kernel reports a
+// write error only once, so a later sync would wrongly report success. This includes layers of
+// pulls in progress, which then fail, see pull.forgotten. The caller holds Catalog.Writer.
 func (g *Collector) Forget(ctx context.Context) {
 	listed := g.Catalog.Listed()
 	doubtful := g.Layers.TakeAll(func(key string) bool {
@@ -133,7 +134,7 @@ func (g *Collector) Forget(ctx context.Context) {
 	}
 }
 
-// SweepLater has debris looked for after d; one timer for all.
+// SweepLater runs Sweep after d, unless a sweep is already scheduled.
 func (g *Collector) SweepLater(d time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -150,8 +151,8 @@ func (g *Collector) SweepLater(d time.Duration) {
 	})
 }
 
-// Sweep deletes what belongs to nobody and was last touched before t. It returns whether some
-// debris was too young.
+// Sweep deletes unused data that was last changed before t. It reports whether there is newer
+// unused data.
 func (g *Collector) Sweep(t time.Time) (more bool) {
 	ctx := context.Background()
 	if !g.Catalog.ReadAgain(ctx) {
@@ -170,9 +171,9 @@ func (g *Collector) Sweep(t time.Time) (more bool) {
 	return more
 }
 
-// DropOrphanLayers deletes the directories no record lists: they were never proven to be on disk.
-// What is mounted stays all the same: a container runs on it although its image's record is
-// damaged.
+// DropOrphanLayers deletes the folders in layers/ that no record lists, because they may be
+// incomplete on disk. It keeps layers that are mounted: a container may run on them although its
+// image's record is damaged.
 func (g *Collector) DropOrphanLayers(ctx context.Context) error {
 	entries, err := os.ReadDir(g.Layers.Root)
 	if err != nil {
@@ -203,9 +204,9 @@ func (g *Collector) DropOrphanLayers(ctx context.Context) error {
 	return nil
 }
 
-// ShowsLayer says whether the options of an overlay name a layer: by its path, or as mount(2) had
-// it on an old kernel, relative to layers/. Of the latter, one of another root is taken for ours: a
-// layer too many costs disk only.
+// ShowsLayer reports whether the options of an overlay mount name a layer, by its absolute path or,
+// on an old kernel, by its path relative to layers/. A relative path may belong to another root;
+// then the layer is kept without need, which costs only disk space.
 func ShowsLayer(options, layer string) bool {
 	relative := filepath.Join(filepath.Base(filepath.Dir(layer)), filepath.Base(layer))
 	parts := ":" + strings.NewReplacer("=", ":", ",", ":").Replace(options) + ":"

@@ -1,4 +1,4 @@
-// Package imageref reads the names of images and knows nothing else about them.
+// Package imageref parses the names of images. It knows nothing else about images.
 package imageref
 
 import (
@@ -13,8 +13,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Target is a parsed image reference. Either tag or digest is set: with both in the text the digest
-// wins and the tag is forgotten, because nothing proves that the tag ever pointed there.
+// Target is a parsed image reference. Either Tag or Digest is set. If the text has both, the digest
+// is used and the tag ignored, because nothing proves that the tag ever pointed to that digest.
 type Target struct {
 	Domain string // host[:port] of the registry, "docker.io" for Docker Hub
 	Path   string // repository on that registry
@@ -22,10 +22,10 @@ type Target struct {
 	Digest digest.Digest
 }
 
-// IsID says whether s is the hex part of an image id.
+// IsID reports whether s is the hex part of an image ID.
 func IsID(s string) bool { return bareID.MatchString(s) }
 
-// IsIDPrefix says whether s may be the beginning of one, or all of it.
+// IsIDPrefix reports whether s may be the hex part of an image ID or a prefix of it.
 func IsIDPrefix(s string) bool { return idPrefix.MatchString(s) }
 
 var (
@@ -33,9 +33,9 @@ var (
 	idPrefix = regexp.MustCompile(`^[0-9a-f]{4,64}$`)
 )
 
-// Parse parses a reference the way docker users write it: docker.io and library/ are filled in,
-// latest is the tag of last resort. An image id is not a reference: "sha256:<64 hex>" could be read
-// as a tag of docker.io/library/sha256, and is refused. Every error is ErrInvalidArgument.
+// Parse parses a reference as docker does: it adds docker.io, library/ and the tag latest where
+// they are missing. It refuses an image ID: "sha256:<64 hex>" could also be parsed as a tag of
+// docker.io/library/sha256. Every error is ErrInvalidArgument.
 func Parse(s string) (Target, error) {
 	if s == "" {
 		return Target{}, fmt.Errorf("image: is empty: %w", errdefs.ErrInvalidArgument)
@@ -62,7 +62,7 @@ func Parse(s string) (Target, error) {
 	return t, nil
 }
 
-// Quoted is how a reference that may be anything stands in an error.
+// Quoted returns untrusted text for use in an error, shortened and quoted.
 func Quoted(s string) string {
 	if len(s) > 256 {
 		s = s[:256] + "..."
@@ -74,8 +74,8 @@ func badReference(s string, err error) error {
 	return fmt.Errorf("image reference %s: %v: %w", Quoted(s), err, errdefs.ErrInvalidArgument)
 }
 
-// CheckDigest accepts sha256 only. Others are legal in OCI, but an image id is the sha256 of its
-// config everywhere in Kubernetes.
+// CheckDigest returns an error unless d is a sha256 digest. OCI permits others, but in Kubernetes
+// an image ID is always the sha256 of the config.
 func CheckDigest(d digest.Digest) error {
 	hex, ok := strings.CutPrefix(string(d), "sha256:")
 	if !ok || !bareID.MatchString(hex) {
@@ -90,7 +90,7 @@ func CheckDigest(d digest.Digest) error {
 
 func (t Target) Repository() string { return t.Domain + "/" + t.Path }
 
-// String is the fully qualified form: what RepoTags or RepoDigests show.
+// String returns the fully qualified reference, as in RepoTags or RepoDigests.
 func (t Target) String() string {
 	if t.Digest != "" {
 		return t.Repository() + "@" + t.Digest.String()
@@ -98,7 +98,7 @@ func (t Target) String() string {
 	return t.Repository() + ":" + t.Tag
 }
 
-// Object is what stands in the URL of a manifest.
+// Object returns the tag or digest for the URL of a manifest.
 func (t Target) Object() string {
 	if t.Digest != "" {
 		return t.Digest.String()
@@ -106,11 +106,11 @@ func (t Target) Object() string {
 	return t.Tag
 }
 
-// IngestRef names a partial download of a blob. It is its registry's own: what one registry has
-// begun, another need not wait for, and cannot spoil.
+// IngestRef returns the name of a partial download of a blob. It contains the registry, so that a
+// pull never waits for another registry's download, and cannot be corrupted by it.
 func (t Target) IngestRef(d digest.Digest) string { return t.Domain + " " + string(d) }
 
-// Short is the beginning of a digest, for people.
+// Short returns the start of a digest, for messages.
 func Short(d digest.Digest) string {
 	if s := string(d); len(s) > 19 {
 		return s[:19]

@@ -18,40 +18,40 @@ import (
 	"github.com/cribox/cribox/imageservice/overlay"
 )
 
-// extractor writes one layer's tar below a directory of its own. The rule that keeps it there
-// (I19): names from the tar are never joined to a path. Parents are opened with
-// openat2(RESOLVE_IN_ROOT), so that the layer's own symbolic links lead nowhere but into the layer,
-// and every operation is on the last component, which has no slash, relative to that descriptor,
-// never following a link.
+// extractor unpacks one layer's tar into a directory. One rule keeps it inside that directory
+// (I19): names from the tar are never joined to a path. It opens parents with
+// openat2(RESOLVE_IN_ROOT), so that symbolic links of the layer resolve within the layer. Each
+// operation then uses the parent's descriptor and the last component, which contains no slash, and
+// never follows a link.
 //
-// Whiteouts come out the way overlayfs wants them: a character device 0/0 for a name,
-// trusted.overlay.opaque for a directory.
+// Whiteouts are written in the format of overlayfs: a character device 0/0 for a hidden name,
+// trusted.overlay.opaque for a directory that hides those below.
 type extractor struct {
 	ctx     context.Context
 	root    int // O_PATH descriptor of the layer's root
 	most    caps
 	entries int64
-	names   int64 // bytes of those that are kept until the end
+	names   int64 // bytes of the names that are kept until the end
 	buf     []byte
 
-	parentName string // cached: the directory that parent is open on
+	parentName string // cached: the directory that parent refers to
 	parent     int    // -1 for none
 
 	dirs    []dirTime
-	implied map[string]bool // directories made up because the tar did not name them (yet), real paths below root
+	implied map[string]bool // directories that the tar has used without an entry (yet), as real paths below root
 }
 
-// caps bounds what a layer can make of its tar.
+// caps limits what the tar of one layer can use.
 type caps struct {
 	entries int64
-	names   int64  // bytes of its directories' names and times, each time they are mentioned: they are kept until the end
-	files   *meter // of what is written
+	names   int64  // bytes of names and times of directories, counted per entry, because they stay in memory
+	files   *meter // counts the bytes written
 }
 
-// bytesOfTimes is what a directory takes beside its name.
+// bytesOfTimes is the memory that a directory needs in addition to its name.
 const bytesOfTimes = 64
 
-// dirTime is set last: putting something into a directory changes it.
+// dirTime holds the times of a directory. They are set last, because adding files changes them.
 type dirTime struct {
 	name  string
 	times [2]unix.Timespec
@@ -60,12 +60,13 @@ type dirTime struct {
 // entry is a tar header with its name split.
 type entry struct {
 	*tar.Header
-	dir, base string // cleaned, relative; dir "" is the root, base "" means the entry is the root itself
+	dir, base string // cleaned, relative; dir is "" for the root; base is "" if the entry is the root itself
 }
 
-// extract unpacks the tar r into the directory that root is open on (O_PATH is enough). It returns
-// the directories it had to make up. Errors about the tar are ErrInvalidArgument or
-// ErrResourceExhausted; the tree is then half done and the caller's to delete.
+// extract unpacks the tar r into the directory of the descriptor root (O_PATH is enough). It
+// returns the directories that it created without an entry of the tar. Errors about the tar are
+// ErrInvalidArgument or ErrResourceExhausted; after an error the caller must delete the partial
+// tree.
 func extract(ctx context.Context, r io.Reader, root int, most caps) (implied []string, err error) {
 	x := &extractor{ctx: ctx, root: root, most: most, buf: make([]byte, 256<<10), parent: -1, implied: map[string]bool{}}
 	defer x.forget()
@@ -91,7 +92,8 @@ func extract(ctx context.Context, r io.Reader, root int, most caps) (implied []s
 	return x.madeUpNames()
 }
 
-// streamError gives errors of the tar format their class and lets those of the stream below pass.
+// streamError adds a class to errors of the tar format, and returns other errors of the stream
+// unchanged.
 func streamError(err error) error {
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return fault.Refuse(errdefs.ErrInvalidArgument, "layer is not a whole tar archive: %v", err)
@@ -106,8 +108,8 @@ func (x *extractor) count() error {
 	return x.most.files.entry()
 }
 
-// remember counts a name that is kept until the end: there may be as many as entries, each of the
-// length of a path.
+// remember counts a name that stays in memory until the end. There may be as many names as entries,
+// each as long as a path may be.
 func (x *extractor) remember(name string) error {
 	if x.names += int64(len(name)) + bytesOfTimes; x.names > x.most.names {
 		return fault.Refuse(errdefs.ErrResourceExhausted, "more than %d bytes of directories' names and times in one layer", x.most.names)
@@ -151,7 +153,8 @@ func (x *extractor) entry(h *tar.Header, r io.Reader) error {
 	return fault.Refuse(errdefs.ErrInvalidArgument, "entry of unknown type %q", h.Typeflag)
 }
 
-// split cleans a name as if the layer's root were "/" and refuses what cannot be one.
+// split cleans a name as if the layer's root were "/". It returns an error for an invalid name or
+// owner.
 func split(h *tar.Header) (entry, error) {
 	if len(h.Name) > maxName || len(h.Linkname) > maxName {
 		return entry{}, fault.Refuse(errdefs.ErrInvalidArgument, "name of more than %d bytes", maxName)
@@ -171,9 +174,9 @@ func splitName(name string) (dir, base string) {
 	return strings.Trim(dir, "/"), base
 }
 
-// rootEntry is "./": it gives the root its owner and mode, but everybody may pass through and look.
-// Image builders work in folders that only they may enter. The root is a directory whatever the tar
-// says.
+// rootEntry handles the entry "./", which sets owner, mode and times of the root. It makes the root
+// readable and searchable for all, because some image builders use a folder that only they can
+// access. It ignores an entry that is not a directory.
 func (x *extractor) rootEntry(e entry) error {
 	if e.Typeflag != tar.TypeDir {
 		return nil
@@ -202,7 +205,7 @@ func (x *extractor) directory(parent int, e entry) error {
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 			err = nil
 		} else {
-			opaque = isWhiteout(st) // what is below stays hidden
+			opaque = isWhiteout(st) // a whiteout hides the directory below; keep that hidden
 			if err = x.remove(parent, e.base); err == nil {
 				err = unix.Mkdirat(parent, e.base, 0o700)
 			}
@@ -261,22 +264,22 @@ func (x *extractor) file(parent int, e entry, r io.Reader) error {
 	return unix.UtimesNanoAt(parent, e.base, times[:], unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// holeSize is the piece of a file that is left out when it is all zeros. Smaller holes would only
-// tear files into pieces.
+// holeSize is the size of an all-zero block that becomes a hole. Smaller holes would only fragment
+// the file.
 const holeSize = 64 << 10
 
 var zeros [holeSize]byte
 
-// copy writes the file that r has. Long runs of zeros become holes: disk images and databases of
-// logins are mostly that.
+// copy writes the content of r to the file. Long runs of zeros become holes, because disk images
+// and login databases consist mostly of them.
 func (x *extractor) copy(fd int, r io.Reader) error {
-	var at, end int64 // what was read; what is written
+	var at, end int64 // number of bytes read, and end of the last bytes written
 	for {
 		if x.ctx.Err() != nil {
 			return context.Cause(x.ctx)
 		}
 		n, err := fill(r, x.buf)
-		// A tar's own holes are many bytes of a file and none of the tar.
+		// The tar may itself be sparse: then a few of its bytes are many bytes of the file.
 		if over := x.most.files.add(int64(n)); over != nil {
 			return over
 		}
@@ -302,7 +305,7 @@ func (x *extractor) copy(fd int, r io.Reader) error {
 	}
 }
 
-// fill reads until b is full. Unlike io.ReadFull it passes every error on as it is.
+// fill reads until b is full. Unlike io.ReadFull it returns every error unchanged.
 func fill(r io.Reader, b []byte) (n int, err error) {
 	for n < len(b) && err == nil {
 		var more int
@@ -329,7 +332,7 @@ func (x *extractor) write(fd int, b []byte, at int64) error {
 	return nil
 }
 
-// node makes what has no content of its own, by mk.
+// node creates a file without content by calling mk.
 func (x *extractor) node(parent int, e entry, mk func() error) error {
 	err := mk()
 	if err == unix.EEXIST {
@@ -344,7 +347,7 @@ func (x *extractor) node(parent int, e entry, mk func() error) error {
 		return err
 	}
 	if e.Typeflag != tar.TypeSymlink {
-		// We have just made this name, and it is no link, in a directory that nobody else knows.
+		// The name was just created and is not a link, and no other process knows the directory.
 		if err := unix.Fchmodat(parent, e.base, e.mode(), 0); err != nil {
 			return err
 		}
@@ -353,8 +356,7 @@ func (x *extractor) node(parent int, e entry, mk func() error) error {
 	return unix.UtimesNanoAt(parent, e.base, times[:], unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// hardlink names a file of this layer once more. Its metadata is that of the first name: we do not
-// touch an inode by a second way.
+// hardlink adds a name to a file of this layer. The file keeps the metadata of its first name.
 func (x *extractor) hardlink(parent int, e entry) error {
 	dir, base := splitName(e.Linkname)
 	if dir == e.dir && base == e.base {
@@ -398,8 +400,8 @@ func nodeDevice(h *tar.Header) int {
 	return int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))
 }
 
-// mode has the permission bits and setuid, setgid, sticky. The setuid files of images are out of
-// reach: layers/ is 0700.
+// mode returns the permission bits with setuid, setgid and sticky. Users of the node cannot reach
+// setuid files of images, because layers/ has mode 0700.
 func (e entry) mode() uint32 { return uint32(e.Mode) & 0o7777 }
 
 func (e entry) times() [2]unix.Timespec {
@@ -418,8 +420,8 @@ func timespec(t time.Time) unix.Timespec {
 	return ts
 }
 
-// dress gives an open file or directory its owner, mode and extended attributes, in this order:
-// chown takes setuid bits and capabilities away.
+// dress sets owner, mode and extended attributes of an open file or directory, in this order,
+// because chown clears setuid bits and capabilities.
 func (x *extractor) dress(fd int, e entry) error {
 	if err := unix.Fchown(fd, e.Uid, e.Gid); err != nil {
 		return err
@@ -445,9 +447,9 @@ func (x *extractor) dress(fd int, e entry) error {
 	return nil
 }
 
-// xattrAllowed names what a layer may set. Overlayfs reads trusted.overlay.* and user.overlay.* as
-// orders (redirects to other directories among them), and the other security and trusted names
-// belong to this machine's modules.
+// xattrAllowed reports whether a layer may set an extended attribute. Overlayfs interprets
+// trusted.overlay.* and user.overlay.* (for example as redirects to other directories), and the
+// other security and trusted attributes belong to security modules of this machine.
 func xattrAllowed(k string) bool {
 	switch k {
 	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
@@ -456,8 +458,8 @@ func xattrAllowed(k string) bool {
 	return strings.HasPrefix(k, "user.") && !strings.HasPrefix(k, "user.overlay.")
 }
 
-// settleTimes sets the directories' times, in the order of the tar: the last header of a name
-// counts, as for mode and owner. What is no directory any more is skipped.
+// settleTimes sets the times of directories in the order of the tar, so that the last entry of a
+// name wins, as for mode and owner. It skips names that are no longer directories.
 func (x *extractor) settleTimes() error {
 	for _, d := range x.dirs {
 		if x.ctx.Err() != nil {

@@ -17,9 +17,9 @@ import (
 
 const whiteoutPrefix = ".wh."
 
-// whiteout handles the names that mean absence. The grammar is strict: ".wh.<name>" hides a name of
-// the layers below, ".wh..wh..opq" all of the directory's names; other ".wh..wh." names are AUFS's
-// own and mean nothing; a whiteout of "", "." or ".." is refused.
+// whiteout handles whiteout entries, strictly: ".wh.<name>" hides a name of the layers below,
+// ".wh..wh..opq" hides all names of the directory; other ".wh..wh." names belong to AUFS and are
+// ignored. It refuses a whiteout of "", "." or "..".
 func (x *extractor) whiteout(parent int, base string) error {
 	if base == ".wh..wh..opq" {
 		fd, err := unix.Openat(parent, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -40,8 +40,9 @@ func (x *extractor) whiteout(parent int, base string) error {
 	if err != unix.EEXIST {
 		return fault.Disk(err)
 	}
-	// The name came earlier in this very layer and stays: a whiteout is about the layers below.
-	// What they have under it must not shine through a directory.
+	// If this layer has an earlier entry of that name, the entry stays, because a whiteout hides
+	// only the layers below. If it is a directory, it becomes opaque, so that it does not show
+	// their files.
 	fd, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	switch err {
 	case nil:
@@ -61,8 +62,8 @@ func lstatAt(dir int, base string) (unix.Stat_t, error) {
 	return st, err
 }
 
-// in opens a name below the root. Links resolve as if the root were "/", magic links and other
-// mounts not at all.
+// in opens a name below the root. Links resolve as if the root were "/"; magic links and
+// mountpoints are errors.
 func (x *extractor) in(name string, flags uint64) (int, error) {
 	return openIn(x.root, name, flags, unix.RESOLVE_IN_ROOT)
 }
@@ -71,7 +72,7 @@ func openIn(root int, name string, flags, resolve uint64) (int, error) {
 	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV}
 	for try := 0; ; try++ {
 		fd, err := unix.Openat2(root, name, &how)
-		// EAGAIN: something on this machine was renamed or mounted while ".." was resolved.
+		// EAGAIN: something on this machine was renamed or mounted while the kernel resolved "..".
 		if err == unix.EINTR || err == unix.EAGAIN && try < 1000 {
 			continue
 		}
@@ -79,8 +80,8 @@ func openIn(root int, name string, flags, resolve uint64) (int, error) {
 	}
 }
 
-// openParent returns a descriptor of directory dir ("" is the root), made with all its parents if
-// need be. It stays ours, and is good until the next call.
+// openParent returns a descriptor of the directory dir ("" is the root), and creates the directory
+// and its parents if needed. The extractor owns the descriptor, which is valid until the next call.
 func (x *extractor) openParent(dir string) (int, error) {
 	if x.parent >= 0 && x.parentName == dir {
 		return x.parent, nil
@@ -90,7 +91,7 @@ func (x *extractor) openParent(dir string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	// Not the name's length: links may have made it longer.
+	// The length of dir does not matter: links may have made the real path longer.
 	if _, err := x.realName(fd); err != nil {
 		unix.Close(fd)
 		return -1, err
@@ -99,7 +100,7 @@ func (x *extractor) openParent(dir string) (int, error) {
 	return fd, nil
 }
 
-// forget closes the cached parent: it may no longer be what its name says.
+// forget closes the cached parent, because its name may now refer to another directory.
 func (x *extractor) forget() {
 	if x.parent >= 0 {
 		unix.Close(x.parent)
@@ -113,8 +114,8 @@ func tooDeep() error {
 	return fault.Refuse(errdefs.ErrResourceExhausted, "directories so deep that their path has more than the %d bytes that the kernel takes", maxName)
 }
 
-// openOrMake opens directory dir and makes what is missing of it, from the top. It holds two
-// descriptors, however deep dir is.
+// openOrMake opens the directory dir and creates its missing parents, topmost first. It holds two
+// descriptors at most, however deep dir is.
 func (x *extractor) openOrMake(dir string, links int) (int, error) {
 	fd, err := x.in(orDot(dir), unix.O_PATH|unix.O_DIRECTORY)
 	var missing []string // deepest first
@@ -135,8 +136,8 @@ func (x *extractor) openOrMake(dir string, links int) (int, error) {
 	return fd, nil
 }
 
-// make makes the directory base, or what a link of that name leads to: something that this layer
-// does not have. The layers below may, so it is made here as well.
+// make creates the directory base. If base is a link to something that this layer does not have, it
+// creates the target instead: the layers below may have it.
 func (x *extractor) make(above int, base string, links int) (int, error) {
 	err := unix.Mkdirat(above, base, 0o755)
 	if err == nil {
@@ -166,7 +167,7 @@ func (x *extractor) make(above int, base string, links int) (int, error) {
 	return x.openOrMake(to, links+1)
 }
 
-// madeUp opens a directory that the tar did not name so far and remembers it.
+// madeUp opens a directory for which the tar had no entry so far, and remembers it.
 func (x *extractor) madeUp(above int, base string) (int, error) {
 	if err := x.count(); err != nil {
 		return -1, err
@@ -203,8 +204,8 @@ func readlinkAt(dir int, base string) (string, error) {
 	return string(b[:max(n, 0)]), err
 }
 
-// realName is the path below the root of an open directory, "" for the root. ErrResourceExhausted
-// when it is longer than a path can be.
+// realName returns the real path of an open directory below the root, "" for the root. It returns
+// ErrResourceExhausted if the path is longer than the kernel permits.
 func (x *extractor) realName(fd int) (string, error) {
 	root, err := os.Readlink(fdPath(x.root))
 	if err != nil {
@@ -222,15 +223,15 @@ func (x *extractor) realName(fd int) (string, error) {
 
 func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
-// remove deletes what a later entry of the same name replaces, trees included. Which of its folders
-// were made up is not looked for: see madeUpNames.
+// remove deletes a file or tree that a later entry replaces. It does not update x.implied; see
+// madeUpNames.
 func (x *extractor) remove(parent int, base string) error {
-	x.parentName = "\x00" // the cached directory's name may go through what is removed; it stays open for our caller
+	x.parentName = "\x00" // the cached name may lead through what is removed; the caller still uses the descriptor
 	return tree.RemoveAt(x.ctx, parent, base)
 }
 
-// madeUpNames returns the directories that were made up and are still there: a later entry may have
-// replaced some.
+// madeUpNames returns the implied directories that still exist: later entries may have replaced
+// some.
 func (x *extractor) madeUpNames() (names []string, err error) {
 	for name := range x.implied {
 		fd, err := openIn(x.root, name, unix.O_PATH|unix.O_DIRECTORY, insideNoLinks)

@@ -2,22 +2,22 @@ package layers
 
 import "github.com/cribox/cribox/imageservice/overlay"
 
-// Limits caps what a registry can make us store (I13). Zero fields take the default.
+// Limits limits what a registry can make us store (I13). Zero fields mean the default.
 type Limits struct {
 	LayerBytes int64 // uncompressed bytes of one layer's tar; default 64 GiB
-	ImageBytes int64 // bytes of all layers of an image, compressed, uncompressed and as files, each by itself; default 256 GiB
-	Entries    int64 // tar entries of one layer, directories that had to be made up included; default 5,000,000
-	Ratio      int64 // uncompressed bytes per compressed byte of one layer, beyond which Reserve counts; default 200
-	RatioFloor int64 // uncompressed bytes up to which the ratio does not matter; default 256 MiB
+	ImageBytes int64 // of all layers: compressed, uncompressed and written bytes, each; default 256 GiB
+	Entries    int64 // tar entries of one layer, with implied directories; default 5,000,000
+	Ratio      int64 // ratio of uncompressed to compressed bytes beyond which Reserve applies; default 200
+	RatioFloor int64 // uncompressed bytes up to which Ratio does not apply; default 256 MiB
 	Reserve    int   // percent of the disk that a layer beyond Ratio must leave free; default 0
-	Layers     int   // layers of one image; default and most 500, which is what overlayfs stacks
+	Layers     int   // layers of one image; default and maximum 500, the limit of overlayfs
 }
 
 const (
-	maxLooks  = 16 << 20  // into the layers of an image, for directories that the ones above them made up
+	maxLooks  = 16 << 20  // lookups of implied directories in the layers of one image
 	maxName   = 4096      // bytes of a path in a layer
 	maxNames  = 128 << 20 // bytes of names and times of directories, see caps
-	maxWindow = 128 << 20 // bytes of a zstd window, the most that zstd makes without --ultra --long
+	maxWindow = 128 << 20 // bytes of a zstd window, the largest that zstd uses without --ultra --long
 )
 
 func (l Limits) WithDefaults() Limits {

@@ -16,14 +16,14 @@ import (
 	"github.com/cribox/cribox/imageservice/overlay"
 )
 
-// Some layers put a file into a directory that their tar does not name: "tmp/x" without "tmp/". We
-// have to make the directory up, and overlayfs shows the metadata of the topmost one, so a made-up
-// /tmp would lose the sticky bit that the base image gave it. The metadata has to come from the
-// layers below, which are not the same in every image: such a layer is unpacked again with these
-// fixes applied and kept under a key of its own. Changing the shared one would let one image decide
-// over directories of another.
+// Some layers put a file into a directory that has no entry in their tar: "tmp/x" without "tmp/".
+// Such a directory is implied. It must be created, and overlayfs shows the metadata of the topmost
+// directory, so /tmp would lose the sticky bit of the base image. The metadata must be copied from
+// the layers below, which differ between images. So the layer is unpacked again with fixes for this
+// metadata, under a key of its own. Changing the shared layer would let one image change
+// directories of another.
 
-// Fix is the metadata that one made-up directory should have.
+// Fix is the metadata for one implied directory.
 type Fix struct {
 	Name string `json:"name"`
 	Mode uint32 `json:"mode"`
@@ -31,7 +31,7 @@ type Fix struct {
 	GID  uint32 `json:"gid"`
 }
 
-// FixesKey identifies a set of fixes, "" for none.
+// FixesKey returns a string that identifies a set of fixes, "" for none.
 func FixesKey(fixes []Fix) string {
 	if len(fixes) == 0 {
 		return ""
@@ -40,7 +40,7 @@ func FixesKey(fixes []Fix) string {
 	return digest.FromBytes(b).Encoded()
 }
 
-// FixesOf returns the fixes that a layer needs above others, which are given topmost first.
+// FixesOf returns the fixes that a layer needs on top of others, which are given topmost first.
 func (u *Unpacker) FixesOf(ctx context.Context, l *Layer, below []*Layer) ([]Fix, error) {
 	implied, err := u.store.implied(l.Dir)
 	if err != nil {
@@ -49,9 +49,9 @@ func (u *Unpacker) FixesOf(ctx context.Context, l *Layer, below []*Layer) ([]Fix
 	return u.fixesFor(ctx, implied, below)
 }
 
-// fixesFor looks for the directories that a layer made up (sorted, so that parents come first) in
-// the layers below it, given topmost first. ErrResourceExhausted when that takes more looks than
-// one image is worth.
+// fixesFor looks up a layer's implied directories (sorted, so that parents come first) in the
+// layers below, which are given topmost first. It returns ErrResourceExhausted after too many
+// lookups for one image.
 func (u *Unpacker) fixesFor(ctx context.Context, implied []string, below []*Layer) ([]Fix, error) {
 	var fixes []Fix
 	for _, l := range below {
@@ -75,8 +75,8 @@ func (u *Unpacker) fixesFor(ctx context.Context, implied []string, below []*Laye
 	return fixes, nil
 }
 
-// lookLayer looks for directories in one layer. It returns those that the layer has, and the names
-// about which it says nothing: what is in neither is hidden by something in this layer.
+// lookLayer looks up directories in one layer. found are those that the layer has. rest are those
+// about which the layer says nothing. A name in neither is hidden by this layer.
 func (u *Unpacker) lookLayer(ctx context.Context, l *Layer, names []string) (found []Fix, rest []string, err error) {
 	root, err := unix.Open(u.store.Files(l.Dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -102,7 +102,7 @@ func (u *Unpacker) lookLayer(ctx context.Context, l *Layer, names []string) (fou
 	return found, rest, nil
 }
 
-// look counts one look of the pull and ends with its context.
+// look counts one lookup. It returns an error after too many, or when ctx has ended.
 func (u *Unpacker) look(ctx context.Context) error {
 	if u.looks++; u.looks > maxLooks {
 		return fault.Refuse(errdefs.ErrResourceExhausted, "too many directories that the layers do not name, in too many layers")
@@ -113,7 +113,7 @@ func (u *Unpacker) look(ctx context.Context) error {
 	return nil
 }
 
-// view is what one layer says about directories, each asked for once.
+// view caches the lookups in one layer.
 type view struct {
 	root int
 	dirs map[string]seen
@@ -122,7 +122,7 @@ type view struct {
 
 type seen struct {
 	state
-	opaque   bool // itself or one above it, the root excepted
+	opaque   bool // this directory or a parent is opaque, not counting the root
 	mode     uint32
 	uid, gid uint32
 }
@@ -131,11 +131,11 @@ type state int
 
 const (
 	absent  state = iota // the layer says nothing
-	present              // it has this directory
-	hidden               // something here, or in place of a parent, hides the name from further down: a whiteout, a file, a link
+	present              // the layer has this directory
+	hidden               // a whiteout, file or link at the name or a parent hides lower layers
 )
 
-// at is about a name below the root. Nothing is looked for in what is not there.
+// at looks up a name below the root. It looks into a parent only if the layer has it.
 func (v *view) at(name string) (seen, error) {
 	if s, ok := v.dirs[name]; ok {
 		return s, nil
@@ -180,7 +180,7 @@ func (v *view) open(name string, opaque bool) (seen, error) {
 
 const insideNoLinks = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS
 
-// applyFixes gives made-up directories their metadata.
+// applyFixes sets the metadata of implied directories.
 func applyFixes(root int, fixes []Fix) error {
 	for _, f := range fixes {
 		fd, err := openIn(root, f.Name, unix.O_RDONLY|unix.O_DIRECTORY, insideNoLinks)

@@ -1,5 +1,5 @@
-// Package layers unpacks the layers of images and knows which of them are here; it neither
-// downloads nor mounts.
+// Package layers unpacks the layers of images, and tracks which are unpacked. It neither downloads
+// nor mounts them.
 package layers
 
 import (
@@ -20,14 +20,14 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// Layer is an unpacked and verified layer. It is proven to be on disk only when a record lists it.
+// Layer is an unpacked and verified layer. Only layers that a record lists are known to be on disk.
 type Layer struct {
 	DiffID digest.Digest `json:"diff_id"`
 	Fixes  string        `json:"fixes,omitempty"` // see link.go
-	Dir    string        `json:"dir"`             // below layers/
-	Bytes  uint64        `json:"bytes"`           // what du says
+	Dir    string        `json:"dir"`             // name below layers/
+	Bytes  uint64        `json:"bytes"`           // disk usage as of du
 	Inodes uint64        `json:"inodes"`
-	Opaque bool          `json:"opaque,omitempty"` // its root hides every layer below, which overlayfs does not do by itself
+	Opaque bool          `json:"opaque,omitempty"` // its root hides all layers below, which overlayfs does not do for roots
 }
 
 func (l Layer) Key() string { return KeyOf(l.DiffID, l.Fixes) }
@@ -39,14 +39,14 @@ func KeyOf(diffID digest.Digest, fixes string) string {
 	return string(diffID) + "+" + fixes
 }
 
-// Store owns layers/: the folders of unpacked layers, and which of them are known.
+// Store owns layers/: the folders of unpacked layers, and the set of known layers.
 type Store struct {
 	Root string // layers/
 	step func(string)
 
 	mu    sync.Mutex
-	known map[string]*Layer // by layerKey: unpacked and verified, listed in a record or not
-	last  uint64            // of the latest directory
+	known map[string]*Layer // by Layer.Key: unpacked and verified, in a record or not
+	last  uint64            // number of the newest folder
 }
 
 func NewStore(root string, step func(string)) *Store {
@@ -55,10 +55,10 @@ func NewStore(root string, step func(string)) *Store {
 
 func (s *Store) Dir(name string) string { return filepath.Join(s.Root, name) }
 
-// Files is the folder of a layer's files.
+// Files returns the folder with a layer's files.
 func (s *Store) Files(name string) string { return filepath.Join(s.Root, name, "fs") }
 
-// make takes the next free number n and makes layers/<n>/fs.
+// make creates layers/<n>/fs with the next free number n.
 func (s *Store) make() (string, error) {
 	for {
 		s.mu.Lock()
@@ -75,25 +75,25 @@ func (s *Store) make() (string, error) {
 	}
 }
 
-// Remove deletes the folder of a layer, whatever is in it. It goes on to the end: what is left over
-// is found by the next Open only.
+// Remove deletes a layer's folder with everything in it. It cannot be cancelled, because only the
+// next Open would find the rest.
 func (s *Store) Remove(name string) error { return tree.Remove(context.Background(), s.Dir(name)) }
 
-// Taken says that a number is in use.
+// Taken records that a number is in use.
 func (s *Store) Taken(n uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.last = max(s.last, n)
 }
 
-// Latest is the highest number in use so far.
+// Latest returns the highest number used so far.
 func (s *Store) Latest() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.last
 }
 
-// Any returns an unpacked layer of this diff id, with or without fixes.
+// Any returns an unpacked layer with this diff ID, with or without fixes, or nil.
 func (s *Store) Any(diffID digest.Digest) *Layer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -111,15 +111,15 @@ func (s *Store) ByKey(key string) *Layer {
 	return s.known[key]
 }
 
-// Set makes a layer of a record known.
+// Set adds a layer of a record.
 func (s *Store) Set(l *Layer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.known[l.Key()] = l
 }
 
-// Add makes an unpacked layer known to everybody and returns it. Where another blob has become the
-// same layer meanwhile, that one is returned and l is deleted: there is one folder for a key.
+// Add adds an unpacked layer and returns it. If the same layer was added from another blob
+// meanwhile, Add returns that one and deletes l, because a key has only one folder.
 func (s *Store) Add(l *Layer) *Layer {
 	s.mu.Lock()
 	first := s.known[l.Key()]
@@ -137,8 +137,8 @@ func (s *Store) Add(l *Layer) *Layer {
 	return l
 }
 
-// Take makes a layer unknown and returns it, nil when it was not known. The caller deletes its
-// folder.
+// Take removes a layer from the set and returns it, or nil if it is not in the set. The caller
+// deletes its folder.
 func (s *Store) Take(key string) *Layer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -147,7 +147,7 @@ func (s *Store) Take(key string) *Layer {
 	return l
 }
 
-// TakeAll is take of every layer whose key fits.
+// TakeAll removes all layers whose keys match fits, and returns them.
 func (s *Store) TakeAll(fits func(key string) bool) (taken []*Layer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,7 +160,7 @@ func (s *Store) TakeAll(fits func(key string) bool) (taken []*Layer) {
 	return taken
 }
 
-// All returns every layer that is known, by key.
+// All returns a copy of all known layers, by key.
 func (s *Store) All() map[string]Layer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -171,7 +171,7 @@ func (s *Store) All() map[string]Layer {
 	return all
 }
 
-// implied returns the directories that a layer made up; most layers have none.
+// implied returns the implied directories of a layer; most layers have none.
 func (s *Store) implied(name string) ([]string, error) {
 	b, err := os.ReadFile(filepath.Join(s.Dir(name), "implied"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -187,8 +187,8 @@ func (s *Store) implied(name string) ([]string, error) {
 	return implied, nil
 }
 
-// Check tells whether the folder of a layer is there, and gives its root the mode that it has now,
-// see rootMode.
+// Check returns an error if the folder of a layer does not exist. It makes the root readable and
+// searchable, see overlay.RootMode.
 func (s *Store) Check(name string) error {
 	info, err := os.Lstat(s.Files(name))
 	if err != nil {

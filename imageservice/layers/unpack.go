@@ -29,36 +29,36 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// Source is a layer's compressed bytes, perhaps still arriving.
+// Source is the compressed bytes of a layer, possibly while they are being downloaded.
 type Source struct {
 	io.Reader
-	Size    int64        // compressed bytes, for the ratio
-	Arrived func() int64 // how many of them there are; nil: all
+	Size    int64        // total compressed bytes, for Limits.Ratio
+	Arrived func() int64 // number of bytes that have arrived; nil if all have
 }
 
-// budget is what the layers of one image take together. The one that goes beyond it is refused
-// while it is being unpacked.
+// budget is the limit for all layers of one image. The layer that exceeds it is refused during
+// unpacking.
 type budget struct {
 	used atomic.Int64
 	most int64
 }
 
-// meter counts what one layer takes, against the limits of a layer and the budget of its image.
+// meter counts what one layer uses, against the layer's limits and the image's budget.
 type meter struct {
 	src    Source
 	limits Limits
 	image  *budget
 	n      int64 // bytes
-	real   int64 // of them, those that take space on the disk
-	look   int64 // the disk is looked at when real has come so far
-	spent  int64 // of the budget
+	real   int64 // bytes that use disk space
+	look   int64 // value of real at which to check the disk next
+	spent  int64 // share of the budget
 }
 
-// errAhead: so much comes out of the bytes that have arrived that the size somebody promised for
-// all of them is not to be relied on.
+// ErrAhead means that the bytes downloaded so far have already unpacked to so much that their
+// announced total size must not be relied on.
 var ErrAhead = errors.New("unpacking is far ahead of the download")
 
-// add counts bytes.
+// add counts n uncompressed bytes.
 func (m *meter) add(n int64) error {
 	m.n += n
 	switch {
@@ -70,17 +70,16 @@ func (m *meter) add(n int64) error {
 	return m.spend(n)
 }
 
-// beyond says whether so much comes out of so many bytes that hardly anybody would pack it for use.
+// beyond reports whether the compression ratio is higher than that of practically any useful layer.
 func (m *meter) beyond(packed int64) bool {
 	return m.n > m.limits.RatioFloor && m.n/m.limits.Ratio > packed
 }
 
-// lookEvery is how many bytes are written between two looks at the disk.
+// lookEvery is the number of bytes written between two checks of the free disk space.
 const lookEvery = 4 << 20
 
-// wrote counts bytes that are about to be written to the file fd. A layer that is small when packed
-// may fill a part of the disk only: that it is large has cost nobody anything. The limits of what
-// is wrong on purpose are those of add.
+// wrote counts bytes that will be written to the file fd. A layer with an extreme compression ratio
+// may use only a part of the disk, because it costs an attacker nothing to make it large.
 func (m *meter) wrote(n int64, fd int) error {
 	m.real += n
 	if m.real < m.look || !m.beyond(m.src.Size) {
@@ -98,7 +97,7 @@ func (m *meter) wrote(n int64, fd int) error {
 	return nil
 }
 
-// entry counts an entry: the smallest file takes a block.
+// entry counts one tar entry, because even the smallest file uses a disk block.
 func (m *meter) entry() error { return m.spend(4096) }
 
 func (m *meter) spend(n int64) error {
@@ -109,17 +108,17 @@ func (m *meter) spend(n int64) error {
 	return nil
 }
 
-// giveBack makes the layer's bytes as if they had never been.
+// giveBack returns the layer's share to the budget.
 func (m *meter) giveBack() { m.image.used.Add(-m.spent) }
 
-// Unpacker unpacks the layers of one image, within the limits that they have together.
+// Unpacker unpacks the layers of one image, within their common limits.
 type Unpacker struct {
 	store  *Store
 	limits Limits
 	prog   *progress.Clock
 
-	looks         int    // into layers, for directories that were made up
-	read, written budget // bytes of tars, and of files, whose holes are in no tar
+	looks         int    // lookups of implied directories
+	read, written budget // bytes of tars and of written files; holes are not in tars
 }
 
 func NewUnpacker(store *Store, limits Limits, prog *progress.Clock) *Unpacker {
@@ -128,8 +127,8 @@ func NewUnpacker(store *Store, limits Limits, prog *progress.Clock) *Unpacker {
 	return u
 }
 
-// Unpack unpacks src into a directory of its own, verifies that its tar has digest diffID, applies
-// the fixes, and returns the layer. Nothing of it is left on error.
+// Unpack unpacks src into a new directory, verifies that its tar has the digest diffID, applies the
+// fixes, and returns the layer. After an error it deletes everything that it has written.
 func (u *Unpacker) Unpack(ctx context.Context, src Source, diffID digest.Digest, fixes []Fix, it *progress.Item) (l *Layer, err error) {
 	dir, err := u.store.make()
 	if err != nil {
@@ -138,7 +137,7 @@ func (u *Unpacker) Unpack(ctx context.Context, src Source, diffID digest.Digest,
 	read := &meter{src: src, limits: u.limits, image: &u.read}
 	written := &meter{src: src, limits: u.limits, image: &u.written}
 	defer func() {
-		// The decoders read what a stranger wrote. A panic there is that image's failure.
+		// The decoders process untrusted input. A panic in them fails only this image.
 		if r := recover(); r != nil {
 			log.G(ctx).WithField("layer", diffID).Errorf("panic while unpacking: %v\n%s", r, debug.Stack())
 			err = fault.Refuse(errdefs.ErrInvalidArgument, "layer %s made the unpacker panic", diffID)
@@ -177,10 +176,10 @@ func (u *Unpacker) Unpack(ctx context.Context, src Source, diffID digest.Digest,
 	return &Layer{DiffID: diffID, Fixes: FixesKey(fixes), Dir: dir, Bytes: bytes, Inodes: inodes, Opaque: overlay.IsOpaque(root)}, nil
 }
 
-// Hash returns the digest of what a blob unpacks to, without writing any of it.
+// Hash returns the digest of a blob's uncompressed content, without writing any of it.
 func (u *Unpacker) Hash(ctx context.Context, src Source, blob digest.Digest, it *progress.Item) (d digest.Digest, err error) {
 	defer func() {
-		if r := recover(); r != nil { // see unpackLayer
+		if r := recover(); r != nil { // see Unpack
 			log.G(ctx).WithField("layer", blob).Errorf("panic while unpacking: %v\n%s", r, debug.Stack())
 			err = fault.Refuse(errdefs.ErrInvalidArgument, "layer %s made the unpacker panic", blob)
 		}
@@ -198,8 +197,8 @@ func (u *Unpacker) Hash(ctx context.Context, src Source, blob digest.Digest, it 
 	return digest.NewDigest(digest.SHA256, tarball.hash), nil
 }
 
-// unpackTar decompresses src, extracts it below root and reads on to the end, so that tarball has
-// hashed every byte.
+// unpackTar decompresses src and extracts it below root. It reads to the end, so that tarball
+// hashes every byte.
 func unpackTar(ctx context.Context, src Source, tarball *counted, root int, most caps) (implied []string, err error) {
 	plain, closer, err := decompress(src)
 	if err != nil {
@@ -207,7 +206,7 @@ func unpackTar(ctx context.Context, src Source, tarball *counted, root int, most
 	}
 	defer closer()
 	tarball.r = plain
-	// A large buffer: every system call of the extractor evicts less of what the decoder had in
+	// A large buffer makes fewer system calls of the extractor interrupt the decoder and its CPU
 	// cache.
 	buffered := bufio.NewReaderSize(tarball, 256<<10)
 	if implied, err = extract(ctx, buffered, root, most); err != nil {
@@ -217,8 +216,9 @@ func unpackTar(ctx context.Context, src Source, tarball *counted, root int, most
 	return implied, err
 }
 
-// decompress looks at the first bytes, not at the media type: the diff id decides in the end. The
-// decoders are in process, so nothing of an image is ever executed (CVE-2014-9357).
+// decompress detects the compression from the first bytes and ignores the media type, because the
+// diff ID is checked in the end. The decoders run in process, so that nothing of an image is ever
+// executed (CVE-2014-9357).
 func decompress(src Source) (io.Reader, func(), error) {
 	tracked := &tracked{r: src}
 	in := bufio.NewReaderSize(tracked, 128<<10)
@@ -234,7 +234,8 @@ func decompress(src Source) (io.Reader, func(), error) {
 		}
 		return decoder{z, tracked}, func() { z.Close() }, nil
 	case len(magic) == 4 && (bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) || magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18})):
-		// Concurrency 1 decodes in our goroutine: nothing to hang or to leak on an error.
+		// With concurrency 1 the decoder starts no goroutines that could hang or leak after an
+		// error.
 		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, nil, tracked.blame(err)
@@ -244,7 +245,7 @@ func decompress(src Source) (io.Reader, func(), error) {
 	return in, func() {}, nil
 }
 
-// tracked remembers how its source failed, to tell a bad stream from a source that broke.
+// tracked records the error of its source, to distinguish a corrupt stream from a failing source.
 type tracked struct {
 	r   io.Reader
 	err error
@@ -281,7 +282,7 @@ func (d decoder) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// counted is the uncompressed tar on its way to the extractor: hashed, counted, capped.
+// counted reads the uncompressed tar, hashes and counts it, and enforces the limits.
 type counted struct {
 	ctx   context.Context
 	r     io.Reader
