@@ -185,7 +185,8 @@ var stories = map[string]func(t *testing.T, d *disk) *container{
 	},
 	"nothing": func(t *testing.T, d *disk) *container { return newContainer(t, d, 0, nil, nil, nil) },
 	"a spool that is emptied": func(t *testing.T, d *disk) *container {
-		return newContainer(t, d, 0, nil, []string{lines(0, 10, 7000), lines(10, 11, 7000)}, nil) // the second is longer
+		// The second portion is longer.
+		return newContainer(t, d, 0, nil, []string{lines(0, 10, 7000), lines(10, 11, 7000)}, nil)
 	},
 	"a spool that gets a hole": func(t *testing.T, d *disk) *container {
 		line := strings.Repeat("y", 24*MaxPiece)

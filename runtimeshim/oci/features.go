@@ -65,7 +65,8 @@ func askFeatures(ctx context.Context, runtime string) ([]byte, error) {
 func readFeatures(said features.Features) runtimeshim.Features {
 	f := runtimeshim.Features{RecursiveReadOnly: slices.Contains(said.MountOptions, "rro"), OCIVersion: said.OCIVersionMax}
 	for key, value := range said.Annotations {
-		if strings.HasSuffix(key, ".version") && !strings.Contains(key, "seccomp") { // org.opencontainers.runc.version, run.oci.crun.version
+		// org.opencontainers.runc.version or run.oci.crun.version
+		if strings.HasSuffix(key, ".version") && !strings.Contains(key, "seccomp") {
 			f.Version = value
 			if key == "org.opencontainers.runc.version" {
 				f.Flaw = RuncFlaw(value)

@@ -64,7 +64,8 @@ func TestImportsAreLight(t *testing.T) {
 }
 
 func TestKeeper(t *testing.T) {
-	d := statedir.Task(filepath.Join(t.TempDir(), strings.Repeat("a-long-name", 12))) // longer than sun_path
+	// The path is longer than sun_path.
+	d := statedir.Task(filepath.Join(t.TempDir(), strings.Repeat("a-long-name", 12)))
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ func (d Root) LoggerLock() string    { return d.At("logger.lock") }
 func (d Root) LoggerLog() string     { return d.At("logger.log") }
 func (d Root) RuncRoot() string      { return d.At("runc") }
 func (d Root) Tasks() string         { return d.At("shim") }
-func (d Root) ShimHome() string      { return string(d) }    // locked by the shim, see helper.LockFree
+func (d Root) ShimHome() string      { return string(d) }    // locked by the shim: see HoldLock
 func (d Root) LoggerHome() string    { return d.Tasks() }    // locked by the logger
 func (d Root) Gone() string          { return d.At("gone") } // task folders that are being removed
 func (d Root) Task(id string) Task   { return Task(filepath.Join(d.Tasks(), id)) }
@@ -36,11 +36,11 @@ func (d Task) Bundle() string        { return d.At("bundle") }
 func (d Task) Config() string        { return d.At("bundle/config.json") }
 func (d Task) Stdout() string        { return d.At("stdout") }    // FIFO, 0600
 func (d Task) Stderr() string        { return d.At("stderr") }    // FIFO, 0600; not for a terminal
-func (d Task) Log() string           { return d.At("log.json") }  // LogRecord, written by the client
-func (d Task) Record() string        { return d.At("task.json") } // Record, written by the shim
-func (d Task) Pid() string           { return d.At("pid") }       // written by the runtime
-func (d Task) Exit() string          { return d.At("exit") }      // ExitRecord, written by the shim
-func (d Task) Oom() string           { return d.At("oom") }       // oomMark, written by the shim
+func (d Task) Log() string           { return d.At("log.json") }  // LogRecord, by the client
+func (d Task) Record() string        { return d.At("task.json") } // Record, by the shim
+func (d Task) Pid() string           { return d.At("pid") }       // by the runtime
+func (d Task) Exit() string          { return d.At("exit") }      // ExitRecord, by the shim
+func (d Task) Oom() string           { return d.At("oom") }       // oomMark, by the shim
 func (d Task) RuntimeLog() string    { return d.At("runtime.log") }
 func (d Task) Limits() string        { return d.At("limits") } // []limit, during an update
 func (d Task) Resources() string     { return d.At("resources.json") }
