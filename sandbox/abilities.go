@@ -62,7 +62,7 @@ func (a *abilities) noUserNamespaces(handler string, h Handler) string {
 }
 
 // ask asks this machine and all runtimes at the same time, but not again for what before, which may be nil, knows of the same program.
-func (n *node) ask(ctx context.Context, byName map[string]Handler, before *abilities) *abilities {
+func (n *Node) ask(ctx context.Context, byName map[string]Handler, before *abilities) *abilities {
 	next := &abilities{byName: map[string]ability{}, wait: askEvery}
 	if before != nil {
 		next.wait = min(2*before.wait, askAtMost)
@@ -76,7 +76,7 @@ func (n *node) ask(ctx context.Context, byName map[string]Handler, before *abili
 		}
 		all.Go(func() {
 			var f runtimeshim.Features
-			err := guard.Call(ctx, "features of a runtime", func() (err error) { f, err = n.features(ctx, h.Path); return err })
+			err := guard.Call(ctx, "features of a runtime", func() (err error) { f, err = n.conf.Features(ctx, h.Path); return err })
 			mu.Lock()
 			defer mu.Unlock()
 			next.byName[name] = ability{f, err}
@@ -138,7 +138,7 @@ func text(err error) string {
 
 // AskAgain asks once more, without waiting, for what machine and runtimes have not said yet, if the last time is long enough ago: what fails
 // for want of descriptors or time must not cost a feature until the next start.
-func (n *node) AskAgain() {
+func (n *Node) AskAgain() {
 	now := n.handlers.Load()
 	if now.can.complete() || time.Since(now.can.asked) < now.can.wait || !n.asking.CompareAndSwap(false, true) {
 		return
@@ -154,7 +154,7 @@ func (n *node) AskAgain() {
 }
 
 // Flaws returns an error that names every handler whose OCI runtime is a version that is known to let containers out; nil when none is.
-func (n *node) Flaws() error {
+func (n *Node) Flaws() error {
 	var all []string
 	for name, can := range n.handlers.Load().can.byName {
 		if can.Flaw != "" {
@@ -169,7 +169,7 @@ func (n *node) Flaws() error {
 }
 
 // Features returns what the OCI runtime of each handler said that it can do, or why nothing is known.
-func (n *node) Features() map[string]any {
+func (n *Node) Features() map[string]any {
 	all := map[string]any{}
 	for name, can := range n.handlers.Load().can.byName {
 		if all[name] = can.Features; can.err != nil {

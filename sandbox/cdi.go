@@ -20,12 +20,12 @@ import (
 // injectDevices adds to a container's spec what its CDI devices need: device nodes, mounts, environment, groups, hooks. The files that
 // describe devices belong to root and are trusted. They are read each time: what a device plugin wrote a moment ago counts.
 // ErrFailedPrecondition names the devices that no file describes, and those of which this machine lacks a part.
-func (n *node) injectDevices(p *table.PodEntry, c *table.ContainerEntry, s *specs.Spec) error {
+func (n *Node) injectDevices(p *table.PodEntry, c *table.ContainerEntry, s *specs.Spec) error {
 	names := spec.CDIDevices(c.Config)
 	if len(names) == 0 {
 		return nil
 	}
-	edits, err := findEdits(names, n.cdiDirs)
+	edits, err := findEdits(names, n.conf.CDISpecDirs)
 	if err != nil {
 		return err
 	}

@@ -36,17 +36,20 @@ func SystemdRuns() bool {
 	return err == nil && info.IsDir()
 }
 
-// hostOfPod is HostOf for what is made in a pod: whoever makes the pod's cgroups goes on to make them, also after the configuration has named
-// somebody else. All of it is of one moment: handlers may be replaced in the next. ErrInvalidArgument when the pod's is gone.
-func (n *node) hostOfPod(r *store.Pod) (spec.Host, error) {
+// inPod returns the handler of a pod, and what this machine can do for what is made in the pod. Who
+// made the pod's cgroups goes on to make them, also when the configuration has named another since.
+// Both are of one moment: handlers may be replaced in the next. ErrInvalidArgument when the pod's is
+// gone.
+func (n *Node) inPod(r *store.Pod) (spec.Host, Handler, error) {
 	now := n.handlers.Load()
-	if _, err := now.find(r.Handler); err != nil {
-		return spec.Host{}, err
+	with, err := now.find(r.Handler)
+	if err != nil {
+		return spec.Host{}, with, err
 	}
 	h := n.hostBy(now, r.Handler)
 	h.SystemdCgroup = madeBySystemd(r.Cgroup)
-	h.CgroupParent = CgroupParent(n.layout.Instance, h.SystemdCgroup)
-	return h, nil
+	h.CgroupParent = CgroupParent(n.conf.Instance, h.SystemdCgroup)
+	return h, with, nil
 }
 
 // cgroupPath returns where below the cgroup mounts a spec puts its processes.

@@ -32,7 +32,7 @@ type defaultProfile struct {
 const profileLimit = 30 * time.Second
 
 // loadProfile gives a kernel that confines by AppArmor the default profile. Nobody waits for it but the first pod.
-func (n *node) loadProfile(ctx context.Context) {
+func (n *Node) loadProfile(ctx context.Context) {
 	n.profile.settled = make(chan struct{})
 	go func() {
 		defer close(n.profile.settled)
@@ -54,7 +54,7 @@ func (n *node) loadProfile(ctx context.Context) {
 
 // defaultAppArmor returns the name of the default profile, or why there is none. Until that is known it is taken for loaded; whoever goes on to
 // make a process waits with awaitProfile first.
-func (n *node) defaultAppArmor() (name, missing string) {
+func (n *Node) defaultAppArmor() (name, missing string) {
 	select {
 	case <-n.profile.settled:
 		if n.profile.missing != nil {
@@ -65,7 +65,7 @@ func (n *node) defaultAppArmor() (name, missing string) {
 	return apparmor.Default, ""
 }
 
-func (n *node) awaitProfile(ctx context.Context) error {
+func (n *Node) awaitProfile(ctx context.Context) error {
 	select {
 	case <-n.profile.settled:
 		return nil
@@ -76,7 +76,7 @@ func (n *node) awaitProfile(ctx context.Context) error {
 
 // hasProfile refuses a process whose AppArmor profile the kernel does not have: the OCI runtime would do so only when the process starts. The
 // default one is loaded again if somebody has taken it away.
-func (n *node) hasProfile(ctx context.Context, s *specs.Spec) error {
+func (n *Node) hasProfile(ctx context.Context, s *specs.Spec) error {
 	name := s.Process.ApparmorProfile
 	if name == "" || name == "unconfined" {
 		return nil

@@ -32,7 +32,7 @@ type containers struct {
 	layout     layout.Layout
 	states     *table.States
 	table      *table.Table
-	node       *node
+	node       *Node
 	mounts     *mounts
 	files      *podFiles
 	labels     *labels
@@ -67,7 +67,11 @@ func (cs *containers) CreateContainer(ctx context.Context, podID string, config 
 	if err := table.Known(p.Lacks); err != nil {
 		return "", fmt.Errorf("create a container in pod %s: %w", p.ID, err)
 	}
-	if err := spec.ValidateContainer(podConfig, config, cs.node.hostOf(p)); err != nil {
+	r, ok := cs.states.Get(p.ID)
+	if !ok {
+		return "", fmt.Errorf("pod %s: %w", p.ID, errdefs.ErrNotFound)
+	}
+	if err := spec.ValidateContainer(podConfig, config, cs.node.HostOf(r.Handler)); err != nil {
 		return "", err
 	}
 	config = proto.CloneOf(config)
@@ -113,34 +117,28 @@ func (cs *containers) yield(ctx context.Context, id string, config *runtimeapi.C
 }
 
 func (cs *containers) createContainer(ctx context.Context, p *table.PodEntry, config *runtimeapi.ContainerConfig, podConfig *runtimeapi.PodSandboxConfig) (string, error) {
-	img, err := cs.mounts.images.Lookup(config.GetImage().GetImage())
-	if err != nil {
-		return "", fmt.Errorf("image %q of container %s: %w", table.Short(config.GetImage().GetImage()), config.GetMetadata().GetName(), err)
-	}
-	volumes, err := cs.mounts.mountImages(config.GetMounts())
+	c, err := cs.plan(ctx, p, config, podConfig)
 	if err != nil {
 		return "", err
 	}
-	c := table.NewContainerEntry(p.ID, store.Container{ID: table.NewID(), ImageID: img.ID, MountImages: volumes}, config)
 	done, err := cs.turns.Take(ctx, c.ID)
 	if err != nil {
 		return "", err
 	}
 	defer done()
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.ID))
-	if err := cs.mounts.holdImages(c); err != nil {
+	if err := cs.mounts.holdImages(c.ContainerEntry); err != nil {
 		return "", err
 	}
-	if err := cs.recordContainer(p, c, img); err != nil {
-		cs.undoContainer(ctx, c)
-		return "", err
-	}
-	err = cs.prepare(ctx, p, c, img, podConfig)
+	err = cs.recordContainer(c)
 	if err == nil {
-		err = cs.states.Created(c)
+		err = cs.prepare(ctx, c)
+	}
+	if err == nil {
+		err = cs.states.Created(c.ContainerEntry)
 	}
 	if err != nil {
-		cs.undoContainer(ctx, c)
+		cs.undoContainer(ctx, c.ContainerEntry)
 		return "", err
 	}
 	cs.step("container.created")
@@ -148,26 +146,26 @@ func (cs *containers) createContainer(ctx context.Context, p *table.PodEntry, co
 }
 
 // recordContainer writes the intent: from here on the container has a name and recovery knows of it.
-func (cs *containers) recordContainer(p *table.PodEntry, c *table.ContainerEntry, img imageservice.Image) error {
+func (cs *containers) recordContainer(c *containerPlan) error {
 	asked, err := proto.Marshal(c.Config)
 	if err != nil {
 		return err
 	}
-	signal, err := spec.StopSignal(c.Config, img.Config.Config.StopSignal)
+	signal, err := spec.StopSignal(c.Config, c.image.Config.Config.StopSignal)
 	if err != nil {
 		return err
 	}
-	rec := store.Container{ID: c.ID, Created: cs.table.Now(p.Config), ImageID: img.ID, ImageRef: imageRef(img),
+	rec := store.Container{ID: c.ID, Created: cs.table.Now(c.pod.Config), ImageID: c.image.ID, ImageRef: imageRef(c.image),
 		MountImages: c.MountImages, Signal: int(signal)}
-	if path := c.Config.GetLogPath(); path != "" && p.Config.GetLogDirectory() != "" {
-		rec.LogPath = filepath.Join(p.Config.GetLogDirectory(), path)
+	if path := c.Config.GetLogPath(); path != "" && c.pod.Config.GetLogDirectory() != "" {
+		rec.LogPath = filepath.Join(c.pod.Config.GetLogDirectory(), path)
 	}
-	cs.table.AddContainer(c) // before the record, so that whoever finds the record finds the container
-	if err := cs.states.Creating(p.ID, rec); err != nil {
+	cs.table.AddContainer(c.ContainerEntry) // before the record, so that whoever finds the record finds the container
+	if err := cs.states.Creating(c.PodID, rec); err != nil {
 		return err
 	}
 	cs.step("container.recorded")
-	return cs.states.SetAsked(c, asked)
+	return cs.states.SetAsked(c.ContainerEntry, asked)
 }
 
 // undoContainer takes a container that was not made away, in its turn.
@@ -186,77 +184,64 @@ func imageRef(img imageservice.Image) string {
 	return img.ID
 }
 
-// prepare mounts the root filesystem and the image volumes, and writes the spec that StartContainer hands to the runtime.
-// podConfig is the pod's, with the privilege that the request gives it.
-func (cs *containers) prepare(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, img imageservice.Image, podConfig *runtimeapi.PodSandboxConfig) error {
-	if err := makeLogFolder(p, c); err != nil {
+// prepare mounts the root filesystem and the image volumes, and writes the spec that StartContainer
+// hands to the runtime.
+func (cs *containers) prepare(ctx context.Context, c *containerPlan) error {
+	if err := makeLogFolder(c.pod, c.ContainerEntry); err != nil {
 		return err
 	}
-	labels, err := cs.labels.forContainer(p, c)
-	if err != nil {
-		return fmt.Errorf("container %s: %w", c.ID, err)
-	}
-	root, err := cs.mounts.mountRoot(ctx, p, c.ID, imageservice.Rootfs{ImageID: img.ID, Label: labels.Mount})
+	root, err := cs.mounts.mountRoot(ctx, c.pod, c.ID, imageservice.Rootfs{ImageID: c.image.ID, Label: c.labels.Mount})
 	if err != nil {
 		return fmt.Errorf("root filesystem of container %s: %w", c.ID, err)
 	}
 	cs.step("container.mounted")
-	if err := cs.mounts.mountVolumes(ctx, p, c, labels.Mount); err != nil {
+	if err := cs.mounts.mountVolumes(ctx, c.pod, c.ContainerEntry, c.labels.Mount); err != nil {
 		return err
 	}
-	input, err := cs.specContainer(ctx, p, c, root, img)
+	input, err := cs.specContainer(ctx, c, root)
 	if err != nil {
 		return err
 	}
-	input.ProcessLabel, input.MountLabel = labels.Process, labels.Mount
-	if err := cs.relabel(ctx, c, &input); err != nil {
-		return err
-	}
-	r, ok := cs.states.Get(p.ID)
-	if !ok {
-		return fmt.Errorf("pod %s: %w", p.ID, errdefs.ErrNotFound)
-	}
-	in, err := cs.files.specPod(p, r)
+	s, err := cs.spec(ctx, c, input)
 	if err != nil {
 		return err
 	}
-	in.Config = podConfig
-	if err := cs.node.awaitProfile(ctx); err != nil {
+	if err := cs.namespaces.pinPause(ctx, c.PodID); err != nil { // for a pod of an earlier version; it stays with the pod
 		return err
 	}
-	host, err := cs.node.hostOfPod(r)
-	if err != nil {
-		return err
-	}
-	if input.Devices, err = resolveDevices(c.Config, !host.NoHostDevices); err != nil {
-		return err
-	}
-	s, notes, err := spec.ForContainer(host, in, input)
-	if err != nil {
-		return err
-	}
-	cs.node.note(ctx, notes)
-	if err := cs.node.hasProfile(ctx, s); err != nil {
-		return err
-	}
-	if err := cs.node.injectDevices(p, c, s); err != nil {
-		return err
-	}
-	if err := cs.namespaces.pinPause(ctx, p.ID); err != nil { // for a pod of an earlier version; it stays with the pod
-		return err
-	}
-	if err := cs.files.saveSpec(c, s); err != nil {
+	if err := cs.files.saveSpec(c.ContainerEntry, s); err != nil {
 		return fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
 	cs.step("container.prepared")
-	return cs.states.Prepared(c, cgroupPath(s), input.User)
+	return cs.states.Prepared(c.ContainerEntry, cgroupPath(s), input.User)
 }
 
-// specContainer gathers what needs the disk: the user's numbers from the image, host paths, a seccomp profile.
-func (cs *containers) specContainer(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, root string, img imageservice.Image) (spec.Container, error) {
-	in := spec.Container{ID: c.ID, Config: c.Config, Image: img.Config, ImageName: c.Config.GetImage().GetImage(), Rootfs: root}
+// spec returns the OCI spec of a container. ErrFailedPrecondition when this machine lacks what it
+// names: an AppArmor profile, a CDI device.
+func (cs *containers) spec(ctx context.Context, c *containerPlan, input spec.Container) (*specs.Spec, error) {
+	pod, err := cs.files.specPod(c.pod, c.record)
+	if err != nil {
+		return nil, err
+	}
+	pod.Config = c.request
+	s, notes, err := spec.ForContainer(c.host, pod, input)
+	if err != nil {
+		return nil, err
+	}
+	cs.node.note(ctx, notes)
+	if err := cs.node.hasProfile(ctx, s); err != nil {
+		return nil, err
+	}
+	return s, cs.node.injectDevices(c.pod, c.ContainerEntry, s)
+}
+
+// specContainer gathers what needs the disk: the user's numbers from the image, host paths, a seccomp
+// profile.
+func (cs *containers) specContainer(ctx context.Context, c *containerPlan, root string) (spec.Container, error) {
+	in := spec.Container{ID: c.ID, Config: c.Config, Image: c.image.Config, ImageName: c.Config.GetImage().GetImage(), Rootfs: root,
+		ProcessLabel: c.labels.Process, MountLabel: c.labels.Mount}
 	var err error
-	if in.User, err = lookupUser(in.Rootfs, img.Config.Config.User, c.Config.GetLinux().GetSecurityContext()); err != nil {
+	if in.User, err = lookupUser(in.Rootfs, c.image.Config.Config.User, c.Config.GetLinux().GetSecurityContext()); err != nil {
 		return in, fmt.Errorf("user of container %s: %w", c.Config.GetMetadata().GetName(), err)
 	}
 	profile, err := spec.ContainerSeccompPath(c.Config)
@@ -266,20 +251,22 @@ func (cs *containers) specContainer(ctx context.Context, p *table.PodEntry, c *t
 	if in.SeccompProfile, err = readSeccomp(profile); err != nil {
 		return in, err
 	}
-	if in.Volumes, err = cs.mounts.makeVolumes(ctx, p, c, root, img); err != nil {
+	if in.Volumes, err = cs.mounts.makeVolumes(ctx, c.pod, c.ContainerEntry, root, c.image); err != nil {
 		return in, err
 	}
-	h, err := cs.node.handlerOf(p)
-	if err != nil {
+	if in.Mounts, err = cs.mounts.resolveMounts(ctx, c.handler.MissingPaths, c.ContainerEntry); err != nil {
 		return in, err
 	}
-	if in.Mounts, err = cs.mounts.resolveMounts(ctx, h.MissingPaths, c); err != nil {
+	if err := cs.mounts.canMap(c.pod, c.Config.GetMounts(), in.Mounts); err != nil {
 		return in, err
 	}
-	if err := cs.mounts.canMap(p, c.Config.GetMounts(), in.Mounts); err != nil {
+	if in.TargetNS, err = cs.namespaces.pinTarget(c.ContainerEntry); err != nil {
 		return in, err
 	}
-	in.TargetNS, err = cs.namespaces.pinTarget(c)
+	if err := relabel(ctx, c.ContainerEntry, &in); err != nil {
+		return in, err
+	}
+	in.Devices, err = resolveDevices(c.Config, !c.host.NoHostDevices)
 	return in, err
 }
 

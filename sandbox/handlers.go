@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"sync/atomic"
 
@@ -11,12 +12,11 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/cribox/cribox/runtimeshim"
-	"github.com/cribox/cribox/sandbox/layout"
-	"github.com/cribox/cribox/sandbox/table"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cribox/cribox/internal/keyed"
+	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
@@ -33,16 +33,12 @@ type Handler struct {
 	NoHostDevices bool                // a privileged container has the devices that it asks for, and not all of the host's
 }
 
-// node is what this machine and its OCI runtimes can do, and what a pod or container is refused or
+// Node is what this machine and its OCI runtimes can do, and what a pod or container is refused or
 // given for that.
-type node struct {
-	layout     layout.Layout
-	states     *table.States
+type Node struct {
+	conf       NodeConfig
 	host       spec.Host
-	images     Images
-	features   func(ctx context.Context, path string) (runtimeshim.Features, error)
-	cdiDirs    []string // Config.CDISpecDirs
-	background context.Context
+	background context.Context // for what nobody waits for
 
 	profile  defaultProfile
 	handlers atomic.Pointer[handlers] // replaced whole
@@ -51,8 +47,36 @@ type node struct {
 	flights  keyed.Flights
 }
 
+// NodeConfig is what a Node needs to know.
+type NodeConfig struct {
+	State    string // the state folder
+	Instance string // marks what this daemon makes on the host
+	// CheckIDMap tries to mount images with the ids of a user namespace.
+	CheckIDMap func(userNS *os.File) error
+	// Features asks an OCI runtime, by its path, what it can do. ErrNotImplemented: it does not say.
+	Features    func(ctx context.Context, path string) (runtimeshim.Features, error)
+	CDISpecDirs []string // folders of the files that describe CDI devices; a later one counts more
+
+	SELinux       bool // pods and what they may touch are labelled, where the kernel labels at all
+	SystemdCgroup bool // systemd makes the cgroups of pods that are made from now on; otherwise the OCI runtime does
+}
+
+// newNode looks at this machine, and begins to load the default AppArmor profile. ctx ends what goes
+// on in the background.
+func newNode(ctx context.Context, c NodeConfig) (*Node, error) {
+	h, err := ReadHost()
+	if err != nil {
+		return nil, err
+	}
+	h.SystemdCgroup, h.CgroupParent = c.SystemdCgroup, CgroupParent(c.Instance, c.SystemdCgroup)
+	h.SELinux, h.SELinuxOff = c.SELinux && selinux.Enabled(), !c.SELinux && selinux.Enabled()
+	n := &Node{conf: c, host: h, background: ctx}
+	n.loadProfile(ctx)
+	return n, nil
+}
+
 // Host returns what was found out about this machine at start.
-func (n *node) Host() spec.Host { return n.host }
+func (n *Node) Host() spec.Host { return n.host }
 
 // handlers is what pods and containers can be made with at one moment. It never changes.
 type handlers struct {
@@ -63,7 +87,7 @@ type handlers struct {
 
 // SetHandlers replaces all handlers, for pods and containers that are made from now on. byDefault, the handler of a pod that names none, is
 // one of them. A pod whose handler is gone runs on, and takes no more containers. Commands are executed by what has started their container.
-func (n *node) SetHandlers(ctx context.Context, byName map[string]Handler, byDefault string) {
+func (n *Node) SetHandlers(ctx context.Context, byName map[string]Handler, byDefault string) {
 	next := &handlers{byName: map[string]Handler{}, byDefault: byDefault}
 	for name, h := range byName {
 		ctx := log.WithLogger(ctx, log.G(ctx).WithField("handler", name))
@@ -77,17 +101,17 @@ func (n *node) SetHandlers(ctx context.Context, byName map[string]Handler, byDef
 }
 
 // Handlers returns the names of all handlers, sorted, and which of them is the default.
-func (n *node) Handlers() (names []string, byDefault string) {
+func (n *Node) Handlers() (names []string, byDefault string) {
 	now := n.handlers.Load()
 	return slices.Sorted(maps.Keys(now.byName)), now.byDefault
 }
 
 // HostOf is Host for the pods of one handler, "" is the default one.
-func (n *node) HostOf(handler string) spec.Host {
+func (n *Node) HostOf(handler string) spec.Host {
 	return n.hostBy(n.handlers.Load(), handler)
 }
 
-func (n *node) hostBy(now *handlers, handler string) spec.Host {
+func (n *Node) hostBy(now *handlers, handler string) spec.Host {
 	h := withHardware(n.host)
 	if handler == "" {
 		handler = now.byDefault
@@ -104,12 +128,12 @@ func (n *node) hostBy(now *handlers, handler string) spec.Host {
 }
 
 // CheckHandler returns ErrInvalidArgument for a handler that is not configured; "" is the default one.
-func (n *node) CheckHandler(name string) error {
+func (n *Node) CheckHandler(name string) error {
 	_, err := n.handler(name)
 	return err
 }
 
-func (n *node) handler(name string) (Handler, error) {
+func (n *Node) handler(name string) (Handler, error) {
 	return n.handlers.Load().find(name)
 }
 
@@ -122,13 +146,4 @@ func (now *handlers) find(name string) (Handler, error) {
 		return Handler{}, fmt.Errorf("runtime_handler %q is not configured: %w", name, errdefs.ErrInvalidArgument)
 	}
 	return h, nil
-}
-
-// handlerOf returns the handler that a pod was made with.
-func (n *node) handlerOf(p *table.PodEntry) (Handler, error) {
-	r, ok := n.states.Get(p.ID)
-	if !ok {
-		return Handler{}, fmt.Errorf("pod %s: %w", p.ID, errdefs.ErrNotFound)
-	}
-	return n.handler(r.Handler)
 }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/cribox/cribox/sandbox/apparmor"
 	"github.com/cribox/cribox/sandbox/cgroup"
-	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
@@ -190,24 +189,4 @@ func readInt(path string) (int64, error) {
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
-}
-
-// hostFor is ReadHost with what the configuration says.
-func hostFor(c Config) (spec.Host, error) {
-	h, err := ReadHost()
-	if err != nil {
-		return h, err
-	}
-	h.SystemdCgroup, h.CgroupParent = c.SystemdCgroup, CgroupParent(c.Instance, c.SystemdCgroup)
-	h.SELinux, h.SELinuxOff = c.SELinux && selinux.Enabled(), !c.SELinux && selinux.Enabled()
-	return h, nil
-}
-
-// isThere says whether there is something at path. An error means that it cannot be told now.
-func isThere(path string) (bool, error) {
-	_, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
 }

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -16,12 +15,6 @@ import (
 
 	"github.com/cribox/cribox/sandbox/table"
 )
-
-// MissingPaths says what happens to a mount whose host path does not exist.
-type MissingPaths struct {
-	Refuse bool     // it is refused; otherwise a folder is made there
-	Never  []string // paths at and below which none is ever made
-}
 
 // hostPath returns a mount's host path with its links resolved. One that does not exist is made, as every runtime does:
 // add-ons count on it, and a kubelet has checked those whose volume has a type. ErrInvalidArgument, or
@@ -50,18 +43,6 @@ func (m *mounts) hostPath(ctx context.Context, missing MissingPaths, path string
 	log.G(ctx).Infof("made the folder %s: it is mounted into a container and did not exist", path)
 	m.step("container.hostpath")
 	return real, nil
-}
-
-// never returns the entry that forbids to make path, "" for none.
-func (p MissingPaths) never(path string) string {
-	i := slices.IndexFunc(p.Never, func(never string) bool {
-		never = filepath.Clean(never)
-		return never == "/" || path == never || strings.HasPrefix(path, never+"/")
-	})
-	if i < 0 {
-		return ""
-	}
-	return p.Never[i]
 }
 
 // makeHostPath makes the folders that are missing of a clean path. Links in the part that exists are what the path means; in

@@ -61,31 +61,21 @@ func (l *labels) drop(of selinux.Labels) {
 	selinux.Release(of)
 }
 
-// mount returns the label of the pod's files, "" for none.
-func (l *labels) mount(p *table.PodEntry) string {
-	r, ok := l.states.Get(p.ID)
-	if !ok || !l.on {
-		return ""
-	}
-	return r.MountLabel
-}
-
 // forContainer returns the labels of a container: its pod's, with what its own request puts in their place.
-func (l *labels) forContainer(p *table.PodEntry, c *table.ContainerEntry) (selinux.Labels, error) {
-	r, ok := l.states.Get(p.ID)
-	if !ok || !l.on {
+func (l *labels) forContainer(pod *store.Pod, config *runtimeapi.ContainerConfig) (selinux.Labels, error) {
+	if !l.on {
 		return selinux.Labels{}, nil
 	}
-	sc := c.Config.GetLinux().GetSecurityContext()
+	sc := config.GetLinux().GetSecurityContext()
 	if sc.GetPrivileged() { // its processes have none, its files those of the pod
-		return labelsOf(r), nil
+		return labelsOf(pod), nil
 	}
-	return labelsOf(r).Container(seLinuxOptions(sc.GetSelinuxOptions()))
+	return labelsOf(pod).Container(seLinuxOptions(sc.GetSelinuxOptions()))
 }
 
 // relabel gives the files of the container's volumes the label of its files: of those of the image always, of a host path when the mount asks
 // for it. A privileged container needs none, and takes none away from others. What is not done when ctx ends goes on with the next request.
-func (cs *containers) relabel(ctx context.Context, c *table.ContainerEntry, in *spec.Container) error {
+func relabel(ctx context.Context, c *table.ContainerEntry, in *spec.Container) error {
 	if in.MountLabel == "" {
 		return nil
 	}
@@ -106,7 +96,7 @@ func (cs *containers) relabel(ctx context.Context, c *table.ContainerEntry, in *
 }
 
 // writePodFile writes one of etcFiles, with the pod's label; it belongs to root in the pod.
-func (f *podFiles) writePodFile(p *table.PodEntry, name string, b []byte) error {
+func (f *podFiles) writePodFile(p *podPlan, name string, b []byte) error {
 	path := f.etcFile(p.ID, name)
-	return errors.Join(writeFor(p.Config, path, b), selinux.SetLabel(path, f.labels.mount(p)))
+	return errors.Join(writeFor(p.Config, path, b), selinux.SetLabel(path, p.record.MountLabel))
 }

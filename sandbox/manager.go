@@ -48,7 +48,7 @@ type Config struct {
 // their exported methods.
 type Manager struct {
 	lists
-	*node
+	*Node
 	*pods
 	*containers
 	*updates
@@ -90,16 +90,19 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	if err := l.Make(); err != nil {
 		return nil, fmt.Errorf("open pods: %w", err)
 	}
-	host, err := hostFor(c)
-	if err != nil {
-		return nil, err
-	}
 	all := table.New(l)
 	m := &Manager{open: make(chan struct{}), lists: all, table: all}
 	background, stopped := context.WithCancel(ctx)
 	m.stopped = stopped
-	m.node = &node{layout: l, host: host, images: c.Images, features: c.Features, cdiDirs: c.CDISpecDirs, background: background, states: m.table.States}
-	m.node.loadProfile(ctx)
+	node, err := newNode(background, NodeConfig{
+		State: c.State, Instance: c.Instance, CheckIDMap: c.Images.CheckIDMap, Features: c.Features, CDISpecDirs: c.CDISpecDirs,
+		SELinux: c.SELinux, SystemdCgroup: c.SystemdCgroup,
+	})
+	if err != nil {
+		stopped()
+		return nil, err
+	}
+	m.Node = node
 	m.SetHandlers(ctx, c.Handlers, c.Default)
 	if err := m.table.Load(ctx); err != nil {
 		stopped()
@@ -126,29 +129,29 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 // assemble makes the parts that need the shim. Each knows those before it alone.
 func (m *Manager) assemble(c Config, background context.Context, trash *tree.Trash) {
 	l, states := m.table.Layout, m.table.States
-	labels := &labels{on: m.node.host.SELinux, states: states}
+	labels := &labels{on: m.Node.host.SELinux, states: states}
 	labels.reserve()
-	mounts := &mounts{layout: l, states: states, node: m.node, labels: labels, images: c.Images, trash: trash, pause: c.Pause, step: c.Step}
-	files := &podFiles{layout: l, table: m.table, node: m.node, labels: labels}
+	mounts := &mounts{layout: l, states: states, images: c.Images, trash: trash, pause: c.Pause, step: c.Step}
+	files := &podFiles{layout: l}
 	m.wires = &wires{layout: l, states: states, table: m.table, network: c.Network, shim: m.shim, step: c.Step, collect: make(chan struct{}, 1)}
 	namespaces := &namespaces{layout: l, table: m.table, shim: m.shim}
 	turns := &keyed.Turns{}
 	m.endings = &endings{states: states, mounts: mounts, shim: m.shim, turns: turns, step: c.Step}
 	m.containers = &containers{
 		endings: m.endings, turns: turns,
-		layout: l, states: states, table: m.table, node: m.node, mounts: mounts, files: files, labels: labels, namespaces: namespaces,
+		layout: l, states: states, table: m.table, node: m.Node, mounts: mounts, files: files, labels: labels, namespaces: namespaces,
 		shim: m.shim, step: c.Step, background: background, stops: map[string]*stop{},
 	}
 	m.pods = &pods{
-		layout: l, states: states, table: m.table, node: m.node, mounts: mounts, files: files, labels: labels, namespaces: namespaces,
+		layout: l, states: states, table: m.table, node: m.Node, mounts: mounts, files: files, labels: labels, namespaces: namespaces,
 		wires: m.wires, containers: m.containers, shim: m.shim, step: c.Step, background: background,
 	}
 	m.updates = &updates{
-		layout: l, states: states, table: m.table, node: m.node, files: files, containers: m.containers,
+		layout: l, states: states, table: m.table, node: m.Node, files: files, containers: m.containers,
 		shim: m.shim, step: c.Step, background: background,
 	}
 	m.Sessions = streams.New(l, m.table, m.shim, c.Network.Dial)
-	m.Figures = stats.New(l, m.table, m.node.host)
+	m.Figures = stats.New(l, m.table, m.Node.host)
 	m.recovery = &recovery{
 		layout: l, states: states, table: m.table, mounts: mounts, files: files, wires: m.wires, containers: m.containers, endings: m.endings, pods: m.pods,
 		updates: m.updates, shim: m.shim, background: background,
@@ -183,7 +186,7 @@ const shimPatience = 2 * time.Second
 
 // Ready says why no container can be started, or nil (CRI condition RuntimeReady).
 func (m *Manager) Ready(ctx context.Context) error {
-	h, err := m.node.handler("")
+	h, err := m.Node.handler("")
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ func (n *notes) add(text string) bool {
 }
 
 // note logs what could not be given: as a warning the first time, then for those who look closely.
-func (n *node) note(ctx context.Context, all []spec.Note) {
+func (n *Node) note(ctx context.Context, all []spec.Note) {
 	for _, one := range all {
 		if n.notes.add(one.String()) {
 			log.G(ctx).Warn(one)
@@ -45,7 +45,7 @@ func (n *node) note(ctx context.Context, all []spec.Note) {
 }
 
 // Notes returns what could not be given whole since the start, and how often: a copy.
-func (n *node) Notes() map[string]int {
+func (n *Node) Notes() map[string]int {
 	n.notes.mu.Lock()
 	defer n.notes.mu.Unlock()
 	return maps.Clone(n.notes.count)

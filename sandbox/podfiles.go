@@ -30,8 +30,6 @@ import (
 type podFiles struct {
 	layout layout.Layout
 	table  *table.Table
-	node   *node
-	labels *labels
 }
 
 func hostIPC(c *runtimeapi.PodSandboxConfig) bool {
@@ -77,7 +75,7 @@ func mountEtc(dir string) error {
 
 // makePodFiles writes hostname and resolv.conf and mounts /dev/shm; what exists already is kept. The folder of the logs is made too: a kubelet
 // does that itself, a person with crictl does not.
-func (f *podFiles) makePodFiles(p *table.PodEntry) error {
+func (f *podFiles) makePodFiles(p *podPlan) error {
 	if dir := p.Config.GetLogDirectory(); dir != "" {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -106,11 +104,7 @@ func (f *podFiles) makePodFiles(p *table.PodEntry) error {
 	if hostIPC(p.Config) {
 		return nil
 	}
-	h, err := f.node.handlerOf(p)
-	if err != nil {
-		return err
-	}
-	return mountShm(p.Config, f.layout.PodFile(p.ID, "shm"), h.ShmSize, f.labels.mount(p))
+	return mountShm(p.Config, f.layout.PodFile(p.ID, "shm"), p.handler.ShmSize, p.record.MountLabel)
 }
 
 func podHostname(c *runtimeapi.PodSandboxConfig) (string, error) {
@@ -160,7 +154,7 @@ func mountShm(c *runtimeapi.PodSandboxConfig, dir string, size int64, label stri
 }
 
 // writeHosts writes the pod's /etc/hosts: the host's own for a pod in the host's network, else localhost and the pod itself.
-func (f *podFiles) writeHosts(p *table.PodEntry, ips []netip.Addr) error {
+func (f *podFiles) writeHosts(p *podPlan, ips []netip.Addr) error {
 	if spec.HostNetwork(p.Config) {
 		b, err := os.ReadFile("/etc/hosts")
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -225,14 +219,15 @@ func (f *podFiles) specPod(p *table.PodEntry, r *store.Pod) (spec.Pod, error) {
 
 // pauseRoot returns the root of the pause container: the built-in program in a folder that all pods share read-only; or the configured
 // image's, and the arguments that start it.
-func (m *mounts) pauseRoot(ctx context.Context, p *table.PodEntry, image string) (root string, args []string, err error) {
+func (m *mounts) pauseRoot(ctx context.Context, p *podPlan) (root string, args []string, err error) {
+	image, label := p.record.PauseImage, p.record.MountLabel
 	if image == "" {
 		root, err := m.builtinPause()
 		if err == nil {
-			err = selinux.Relabel(ctx, root, selinux.Shared(m.labels.mount(p)))
+			err = selinux.Relabel(ctx, root, selinux.Shared(label))
 		}
 		if err == nil {
-			root, err = m.executable(ctx, p, root)
+			root, err = m.executable(ctx, p.PodEntry, root)
 		}
 		return root, nil, err
 	}
@@ -244,7 +239,7 @@ func (m *mounts) pauseRoot(ctx context.Context, p *table.PodEntry, image string)
 		return "", nil, fmt.Errorf("pause_image: %w", err)
 	}
 	args = spec.Command(img.Config.Config, nil, nil)
-	root, err = m.mountRoot(ctx, p, p.ID, imageservice.Rootfs{ImageID: image, Label: m.labels.mount(p)})
+	root, err = m.mountRoot(ctx, p.PodEntry, p.ID, imageservice.Rootfs{ImageID: image, Label: label})
 	return root, args, err
 }
 

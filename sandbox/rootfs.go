@@ -20,8 +20,6 @@ import (
 type mounts struct {
 	layout layout.Layout
 	states *table.States
-	node   *node
-	labels *labels
 	images Images
 	trash  *tree.Trash // of what containers wrote
 	pause  string      // Config.Pause

@@ -32,7 +32,7 @@ type pods struct {
 	layout     layout.Layout
 	states     *table.States
 	table      *table.Table
-	node       *node
+	node       *Node
 	mounts     *mounts
 	files      *podFiles
 	labels     *labels
@@ -98,38 +98,19 @@ func (ps *pods) already(ctx context.Context, id string) (up bool, err error) {
 }
 
 func (ps *pods) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
-	if !spec.HostNetwork(config) {
-		if err := ps.wires.network.Ready(); err != nil {
-			return "", fmt.Errorf("no network for pods: %w: %w", err, errdefs.ErrUnavailable)
-		}
-	}
-	asked, err := proto.Marshal(config)
+	p, err := ps.plan(config, handler)
 	if err != nil {
 		return "", err
 	}
-	p := table.NewPodEntry(table.NewID(), config)
-	r := store.Pod{ID: p.ID, Handler: handler, Created: ps.table.Now(config)}
-	if r.PauseImage, err = ps.mounts.pauseImage(); err != nil {
+	ctx = withPod(ctx, p.ID)
+	if err := ps.states.PodCreating(p.record, p.asked); err != nil {
+		ps.labels.drop(labelsOf(&p.record))
 		return "", err
 	}
-	if !spec.HostNetwork(config) {
-		r.NetNS = ps.layout.NetNS(p.ID)
-	}
-	ctx = log.WithLogger(ctx, log.G(ctx).WithField("pod", p.ID))
-	labels, err := ps.labels.forPod(config)
-	if err != nil {
-		return "", err
-	}
-	r.ProcessLabel, r.MountLabel = labels.Process, labels.Mount
-	if err := ps.states.PodCreating(r, asked); err != nil {
-		ps.labels.drop(labels)
-		return "", err
-	}
-	p.Latest = r.Created
-	ps.table.AddPod(p)
+	ps.table.AddPod(p.PodEntry)
 	ps.step("pod.recorded")
 	if err := ps.bringUp(ctx, p); err != nil {
-		ps.undo(ctx, p)
+		ps.undo(ctx, p.PodEntry)
 		return "", err
 	}
 	return p.ID, nil
@@ -144,12 +125,12 @@ func (ps *pods) undo(ctx context.Context, p *table.PodEntry) {
 	}
 }
 
-func (ps *pods) bringUp(ctx context.Context, p *table.PodEntry) error {
+func (ps *pods) bringUp(ctx context.Context, p *podPlan) error {
 	if err := ps.files.makePodFiles(p); err != nil {
 		return fmt.Errorf("prepare pod %s: %w", p.ID, err)
 	}
 	ps.step("pod.files")
-	if err := ps.wires.makeNamespaces(p); err != nil {
+	if err := ps.wires.makeNamespaces(p.PodEntry); err != nil {
 		return fmt.Errorf("namespaces of pod %s: %w", p.ID, err)
 	}
 	ips, task, err := ps.connectAndStart(ctx, p)
@@ -162,7 +143,7 @@ func (ps *pods) bringUp(ctx context.Context, p *table.PodEntry) error {
 	if err := ps.namespaces.pinPause(ctx, p.ID); err != nil {
 		return err
 	}
-	if err := ps.states.PodReady(p, ips, task.Pid); err != nil {
+	if err := ps.states.PodReady(p.PodEntry, ips, task.Pid); err != nil {
 		return err
 	}
 	ps.step("pod.ready")
@@ -171,10 +152,10 @@ func (ps *pods) bringUp(ctx context.Context, p *table.PodEntry) error {
 
 // connectAndStart runs the network plugins and the pause process beside each other: neither needs the other, except for a sysctl of an
 // interface that a plugin has yet to make.
-func (ps *pods) connectAndStart(ctx context.Context, p *table.PodEntry) (ips []netip.Addr, task runtimeshim.Task, err error) {
+func (ps *pods) connectAndStart(ctx context.Context, p *podPlan) (ips []netip.Addr, task runtimeshim.Task, err error) {
 	connect := func(ctx context.Context) error {
 		var err error
-		ips, err = ps.wires.connect(ctx, p)
+		ips, err = ps.wires.connect(ctx, p.PodEntry)
 		return err
 	}
 	start := func(ctx context.Context) error {
@@ -253,27 +234,19 @@ func hostIP(port *runtimeapi.PortMapping) string {
 	return a.Unmap().String()
 }
 
-func (ps *pods) startPause(ctx context.Context, p *table.PodEntry) (runtimeshim.Task, error) {
-	r, ok := ps.states.Get(p.ID)
-	if !ok {
-		return runtimeshim.Task{}, fmt.Errorf("pod %s: %w", p.ID, errdefs.ErrNotFound)
-	}
-	h, err := ps.node.handler(r.Handler)
-	if err != nil {
-		return runtimeshim.Task{}, err
-	}
-	input, err := ps.files.specPod(p, r)
+func (ps *pods) startPause(ctx context.Context, p *podPlan) (runtimeshim.Task, error) {
+	input, err := ps.files.specPod(p.PodEntry, &p.record)
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
 	var args []string
-	if input.Rootfs, args, err = ps.mounts.pauseRoot(ctx, p, r.PauseImage); err != nil {
+	if input.Rootfs, args, err = ps.mounts.pauseRoot(ctx, p); err != nil {
 		return runtimeshim.Task{}, err
 	}
 	if err := ps.node.awaitProfile(ctx); err != nil {
 		return runtimeshim.Task{}, err
 	}
-	s, notes, err := spec.ForPod(ps.node.HostOf(r.Handler), input)
+	s, notes, err := spec.ForPod(ps.node.HostOf(p.record.Handler), input)
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
@@ -294,7 +267,7 @@ func (ps *pods) startPause(ctx context.Context, p *table.PodEntry) (runtimeshim.
 	if err := ps.states.PodCgroup(p.ID, cgroupPath(s)); err != nil {
 		return runtimeshim.Task{}, err
 	}
-	task, err := ps.shim.Start(ctx, runtimeshim.Start{ID: p.ID, Runtime: h.Path, Spec: b, LockFile: ps.layout.LockPath(p.ID), Keeper: true,
+	task, err := ps.shim.Start(ctx, runtimeshim.Start{ID: p.ID, Runtime: p.handler.Path, Spec: b, LockFile: ps.layout.LockPath(p.ID), Keeper: true,
 		SystemdCgroup: madeBySystemd(cgroupPath(s))})
 	if err != nil {
 		return task, fmt.Errorf("start pause of pod %s: %w", p.ID, err)

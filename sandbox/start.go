@@ -93,12 +93,6 @@ func exhausted(err error) bool {
 		func(lack error) bool { return errors.Is(err, lack) })
 }
 
-// startFailed records it, and gives up what the container held.
-func (cs *containers) startFailed(ctx context.Context, c *table.ContainerEntry, cause error) {
-	cs.recordStartError(ctx, c, cause)
-	_ = clean(ctx, releaseLimit, func(ctx context.Context) error { cs.endings.release(ctx, c); return nil })
-}
-
 // launch asks the shim.
 func (cs *containers) launch(ctx context.Context, c *table.ContainerEntry) (runtimeshim.Task, error) {
 	p, ok := cs.states.Get(c.PodID)
@@ -128,7 +122,7 @@ func (cs *containers) launch(ctx context.Context, c *table.ContainerEntry) (runt
 	}
 	rec := p.Containers[c.ID]
 	start := runtimeshim.Start{ID: c.ID, Pod: c.PodID, Runtime: h.Path, Spec: spec, SpecFile: file, LogPath: rec.LogPath, LogLimit: h.LogLimit,
-		OOMFile: cs.oomFile(rec.Cgroup), SystemdCgroup: madeBySystemd(rec.Cgroup),
+		OOMFile: oomFile(rec.Cgroup, cs.node.host.CgroupV2), SystemdCgroup: madeBySystemd(rec.Cgroup),
 		Terminal: c.Config.GetTty(), Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(), LockFile: cs.layout.LockPath(c.PodID)}
 	root := cs.table.RootIn(c.PodID)
 	start.OwnerUID, start.OwnerGID = root.UID, root.GID
@@ -139,11 +133,13 @@ func (cs *containers) launch(ctx context.Context, c *table.ContainerEntry) (runt
 	return task, nil
 }
 
-func (cs *containers) recordStartError(ctx context.Context, c *table.ContainerEntry, cause error) {
+// startFailed records it, and gives up what the container held.
+func (cs *containers) startFailed(ctx context.Context, c *table.ContainerEntry, cause error) {
 	if err := cs.states.StartFailed(c, cause); err != nil {
 		log.G(ctx).WithError(err).Warn("cannot record that the container did not start")
 	}
 	c.MarkExited()
+	_ = clean(ctx, releaseLimit, func(ctx context.Context) error { cs.endings.release(ctx, c); return nil })
 }
 
 // declareRunning shows the container, unless its exit was faster.
@@ -177,8 +173,8 @@ func (cs *containers) ReopenLog(ctx context.Context, id string) error {
 }
 
 // oomFile returns the file in which the kernel counts the processes of the cgroup that it killed for want of memory.
-func (cs *containers) oomFile(of string) string {
-	if cs.node.host.CgroupV2 {
+func oomFile(of string, v2 bool) string {
+	if v2 {
 		return filepath.Join(cgroup.Mount, of, "memory.events")
 	}
 	return filepath.Join(cgroup.Mount, "memory", of, "memory.oom_control")

@@ -46,7 +46,7 @@ func (ps *pods) stopPod(ctx context.Context, p *table.PodEntry) error {
 		log.G(ctx).WithError(err).Warn("stopping although it cannot be recorded")
 	}
 	ps.step("pod.stopping")
-	done, err := ps.containers.turns.Take(ctx, p.ID)
+	done, err := ps.turns.Take(ctx, p.ID)
 	if err != nil {
 		return err
 	}
@@ -156,7 +156,7 @@ func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
 		log.G(ctx).WithError(err).Warn("removing although it cannot be recorded")
 	}
 	ps.step("pod.removing")
-	done, err := ps.containers.turns.Take(ctx, p.ID)
+	done, err := ps.turns.Take(ctx, p.ID)
 	if err != nil {
 		return err
 	}

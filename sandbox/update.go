@@ -29,7 +29,7 @@ type updates struct {
 	layout     layout.Layout
 	states     *table.States
 	table      *table.Table
-	node       *node
+	node       *Node
 	files      *podFiles
 	containers *containers
 	shim       Runtime

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/cribox/cribox/sandbox/table"
 
@@ -14,56 +13,6 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/userns"
 )
-
-// hostOf is HostOf for the handler of a pod.
-func (n *node) hostOf(p *table.PodEntry) spec.Host {
-	r, ok := n.states.Get(p.ID)
-	if !ok {
-		return withHardware(n.host)
-	}
-	return n.HostOf(r.Handler)
-}
-
-// tryUserNamespace makes one and mounts images with its ids, out of sight.
-func (n *node) tryUserNamespace() error {
-	if err := reachable(n.layout.State); err != nil {
-		return err
-	}
-	ids := userns.IDs{First: 1, Length: 1}
-	ns, err := userns.New(pause.Binary(), ids, ids, true)
-	if err != nil {
-		return err
-	}
-	return errors.Join(n.images.CheckIDMap(ns.User), ns.Close())
-}
-
-// CheckUserNamespaces tells whether pods can have user namespaces on this machine; mount tries to
-// mount images with the ids of one. The error names what is missing. Nothing is left.
-func CheckUserNamespaces(mount func(userNS *os.File) error) error {
-	ids := userns.IDs{First: 1, Length: 1}
-	ns, err := userns.New(pause.Binary(), ids, ids, true)
-	if err != nil {
-		return err
-	}
-	return errors.Join(mount(ns.User), ns.Close())
-}
-
-// reachable says whether everybody can go to dir: root of a user namespace is nobody outside, and the OCI runtime looks for the root
-// filesystem as that.
-func reachable(dir string) error {
-	for ; ; dir = filepath.Dir(dir) {
-		info, err := os.Stat(dir)
-		if err != nil {
-			return err
-		}
-		if info.Mode().Perm()&0o001 == 0 {
-			return fmt.Errorf("others than root cannot pass through the folder %s, mode %s", dir, info.Mode().Perm())
-		}
-		if dir == "/" {
-			return nil
-		}
-	}
-}
 
 // makeNamespaces makes the namespaces that are there before the pause process: the network's, and for a pod that has one the user namespace
 // that it belongs to.

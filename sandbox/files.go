@@ -1,0 +1,15 @@
+package sandbox
+
+import (
+	"errors"
+	"os"
+)
+
+// isThere says whether there is something at path. An error means that it cannot be told now.
+func isThere(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
