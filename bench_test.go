@@ -279,7 +279,7 @@ func (n *node) atOnce(count int, act func(i int) error) {
 	}
 	all.Wait()
 	if err := errors.Join(errs...); err != nil {
-		n.Error(err)
+		n.Fatal(err)
 	}
 }
 

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -155,6 +158,9 @@ func (s *fakeShim) start(id, pod string) (runtimeshim.Task, error) {
 		return runtimeshim.Task{}, err
 	}
 	t.Task = runtimeshim.Task{ID: id, Pod: pod, Pid: t.process.Process.Pid, StartedAt: time.Now(), State: "running"}
+	if err := s.record(t.Task); err != nil {
+		return runtimeshim.Task{}, err
+	}
 	s.mu.Lock()
 	s.tasks[id] = t
 	s.mu.Unlock()
@@ -169,6 +175,25 @@ func (s *fakeShim) start(id, pod string) (runtimeshim.Task, error) {
 		}
 	}
 	return t.Task, nil
+}
+
+// record writes task.json, by which the daemon opens the namespaces of a task.
+func (s *fakeShim) record(t runtimeshim.Task) error {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", t.Pid))
+	if err != nil {
+		return err
+	}
+	const started = 22 - 3 // field of proc_pid_stat(5), after the name in parentheses and one more
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	ticks, err := strconv.ParseUint(fields[started], 10, 64)
+	if err != nil {
+		return err
+	}
+	raw, err := json.Marshal(map[string]any{"format": 1, "id": t.ID, "pod": t.Pod, "state": t.State, "pid": t.Pid, "start_ticks": ticks})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(s.state, "shim", t.ID, "task.json"), raw, 0o600)
 }
 
 // await tells the exit of a task to those who watch.
