@@ -81,7 +81,7 @@ func (cs *containers) plan(ctx context.Context, pod *table.PodEntry, config *run
 		return nil, err
 	}
 	c.ContainerEntry = table.NewContainerEntry(pod.ID, store.Container{ID: table.NewID(), ImageID: c.image.ID, MountImages: volumes}, config)
-	known := false
+	var known bool
 	if c.record, known = cs.states.Get(pod.ID); !known {
 		return nil, fmt.Errorf("pod %s: %w", pod.ID, errdefs.ErrNotFound)
 	}

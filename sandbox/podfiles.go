@@ -29,7 +29,6 @@ import (
 // podFiles makes the files of a pod in the state folder, and those of its containers there.
 type podFiles struct {
 	layout layout.Layout
-	table  *table.Table
 }
 
 func hostIPC(c *runtimeapi.PodSandboxConfig) bool {

@@ -75,7 +75,7 @@ func WantFile(t testing.TB, path, want string) {
 func Noise(t testing.TB, n int) []byte {
 	b := make([]byte, n)
 	rnd := rand.NewChaCha8([32]byte{byte(n)})
-	rnd.Read(b)
+	_, _ = rnd.Read(b) // never fails
 	return Tar(t, File("noise"), string(b))
 }
 

@@ -119,7 +119,8 @@ func tooDeep() error {
 func (x *extractor) openOrMake(dir string, links int) (int, error) {
 	fd, err := x.in(orDot(dir), unix.O_PATH|unix.O_DIRECTORY)
 	var missing []string // deepest first
-	for up, base := dir, ""; err == unix.ENOENT && up != ""; {
+	for up := dir; err == unix.ENOENT && up != ""; {
+		var base string
 		up, base = splitName(up)
 		missing = append(missing, base)
 		fd, err = x.in(orDot(up), unix.O_PATH|unix.O_DIRECTORY)

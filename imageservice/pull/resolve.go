@@ -49,10 +49,10 @@ func (r *resolver) documents(ctx context.Context) (contents, error) {
 
 const MaxIndexDepth = 3 // indexes in indexes
 
-// errOtherPlatform is for an image of an index without platforms that is not for this machine.
-type errOtherPlatform struct{ platform string }
+// otherPlatformError is for an image of an index without platforms that is not for this machine.
+type otherPlatformError struct{ platform string }
 
-func (e errOtherPlatform) Error() string { return "the image is for " + e.platform }
+func (e otherPlatformError) Error() string { return "the image is for " + e.platform }
 
 func (r *resolver) resolve(ctx context.Context, got contents, raw []byte, desc ocispec.Descriptor, depth int) (contents, error) {
 	doc, err := manifest.Decode(raw, desc.MediaType)
@@ -88,7 +88,7 @@ func (r *resolver) firstThatFits(ctx context.Context, got contents, entries []oc
 			return got, err
 		}
 		found, err := r.resolve(ctx, got, raw, entry, depth)
-		var other errOtherPlatform
+		var other otherPlatformError
 		if !errors.As(err, &other) {
 			return found, err
 		}
@@ -98,7 +98,7 @@ func (r *resolver) firstThatFits(ctx context.Context, got contents, entries []oc
 		r.held.unnote(before)
 	}
 	if depth > 1 {
-		return got, errOtherPlatform{strings.Join(others, ", ")}
+		return got, otherPlatformError{strings.Join(others, ", ")}
 	}
 	return got, fault.Refuse(errdefs.ErrNotFound, "no image for %s, there are: %s", platforms.DefaultString(), fault.Clip(strings.Join(others, ", ")))
 }
@@ -123,7 +123,7 @@ func (r *resolver) checkPlatform(ctx context.Context, got contents) error {
 	}
 	other := fault.Clip(platforms.Format(img))
 	if got.manifest.Digest != got.root.Digest && got.manifest.Platform == nil {
-		return errOtherPlatform{other}
+		return otherPlatformError{other}
 	}
 	log.G(ctx).WithField("image", r.ref.String()).
 		Warnf("the image's configuration says that it is for %s; it is taken for %s", other, platforms.DefaultString())

@@ -435,7 +435,8 @@ func (r *Repository) follow(ctx context.Context, h *Host, q Request, patience ti
 	if h.proxies {
 		u.RawQuery = url.Values{"ns": {r.repo.Domain}}.Encode()
 	}
-	used, foreign := "", false
+	var used string
+	var foreign bool
 	for hop := 0; hop <= maxRedirects; hop++ {
 		header := http.Header{"User-Agent": {"cribox"}, "Accept": {q.Accept}, "Accept-Encoding": {"identity"}}
 		if q.Offset > 0 {

@@ -155,21 +155,6 @@ func (h *host) stopLogger() (goOn func()) {
 	return goOn
 }
 
-// wantLines checks that the log has the lines 1..n, in the case of a terminal with carriage
-// returns.
-func (h *host) wantLines(id string, n int) {
-	h.t.Helper()
-	lines := h.logLines(id)
-	for i := range min(len(lines), n) {
-		if strings.TrimSpace(lines[i]) != strconv.Itoa(i+1) {
-			h.t.Fatalf("line %d of %s is %q", i+1, id, lines[i])
-		}
-	}
-	if len(lines) != n {
-		h.t.Errorf("%s has %d lines, want %d", id, len(lines), n)
-	}
-}
-
 // TestTerminalEndsWhileTheLoggerStandsStill: the task exits while terminal and FIFO are full. Later
 // every line is in the log.
 func TestTerminalEndsWhileTheLoggerStandsStill(t *testing.T) {

@@ -131,10 +131,12 @@ func (t *logTask) lastCopy(taps [2]*tap) {
 			// The log cannot be written now: clients that come and go must not fill the spool.
 			left = 0
 		}
-		for n := 0; left > 0 && err == nil; left -= n {
+		for left > 0 && err == nil {
+			var n int
 			if n, err = t.fill(i); n == 0 {
 				break
 			}
+			left -= n
 		}
 		t.taps[i] = slices.DeleteFunc(t.taps[i], func(other *tap) bool { return other == p })
 		go p.finish()

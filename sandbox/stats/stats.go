@@ -1,7 +1,6 @@
 package stats
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,8 +77,10 @@ func (f *Figures) Stats(c table.Container) (Stats, error) {
 func (f *Figures) ListStats(of []table.Container) ([]Stats, error) {
 	of = running(of)
 	all := make([]Stats, len(of))
-	err := each(len(of), func(i int) { all[i] = f.read(of[i]) })
-	if err := cmp.Or(err, starved(all...)); err != nil {
+	if err := each(len(of), func(i int) { all[i] = f.read(of[i]) }); err != nil {
+		return nil, err
+	}
+	if err := starved(all...); err != nil {
 		return nil, err
 	}
 	all = present(all)
@@ -108,7 +109,7 @@ func (f *Figures) podStats(of []table.Pod) ([]PodStats, error) {
 	}
 	var containers []Stats
 	for i := range all {
-		if err := cmp.Or(starved(all[i].Containers...), starved(Stats{Usage: all[i].Usage})); err != nil {
+		if err := errors.Join(starved(all[i].Containers...), starved(Stats{Usage: all[i].Usage})); err != nil {
 			return nil, err
 		}
 		containers = append(containers, all[i].Containers...)
