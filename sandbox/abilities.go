@@ -17,13 +17,15 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 )
 
-// askEvery is how long after a question without an answer it is asked again, doubled up to askAtMost.
+// askEvery is how long after a question without an answer it is asked again, doubled up to
+// askAtMost.
 const (
 	askEvery  = time.Second
 	askAtMost = 10 * time.Minute
 )
 
-// abilities is what this machine and the OCI runtimes can do, as far as they said so. It never changes.
+// abilities is what this machine and the OCI runtimes can do, as far as they said so. It never
+// changes.
 type abilities struct {
 	noUserNS error              // why this machine has no user namespaces for pods
 	byName   map[string]ability // of a handler's runtime
@@ -61,7 +63,8 @@ func (a *abilities) noUserNamespaces(handler string, h Handler) string {
 	return ""
 }
 
-// ask asks this machine and all runtimes at the same time, but not again for what before, which may be nil, knows of the same program.
+// ask asks this machine and all runtimes at the same time, but not again for what before, which may
+// be nil, knows of the same program.
 func (n *Node) ask(ctx context.Context, byName map[string]Handler, before *abilities) *abilities {
 	next := &abilities{byName: map[string]ability{}, wait: askEvery}
 	if before != nil {
@@ -91,7 +94,8 @@ func (n *Node) ask(ctx context.Context, byName map[string]Handler, before *abili
 	return next
 }
 
-// tell logs what changed for whoever wonders why a feature is not there. A program that has an answer and lacks something is no warning.
+// tell logs what changed for whoever wonders why a feature is not there. A program that has an
+// answer and lacks something is no warning.
 func (a *abilities) tell(ctx context.Context, byName map[string]Handler, before *abilities) {
 	if text(a.noUserNS) != text(before.machine()) {
 		if a.noUserNS != nil {
@@ -136,8 +140,9 @@ func text(err error) string {
 	return err.Error()
 }
 
-// AskAgain asks once more, without waiting, for what machine and runtimes have not said yet, if the last time is long enough ago: what fails
-// for want of descriptors or time must not cost a feature until the next start.
+// AskAgain asks once more, without waiting, for what machine and runtimes have not said yet, if the
+// last time is long enough ago: what fails for want of descriptors or time must not cost a feature
+// until the next start.
 func (n *Node) AskAgain() {
 	now := n.handlers.Load()
 	if now.can.complete() || time.Since(now.can.asked) < now.can.wait || !n.asking.CompareAndSwap(false, true) {
@@ -153,7 +158,8 @@ func (n *Node) AskAgain() {
 	}()
 }
 
-// Flaws returns an error that names every handler whose OCI runtime is a version that is known to let containers out; nil when none is.
+// Flaws returns an error that names every handler whose OCI runtime is a version that is known to
+// let containers out; nil when none is.
 func (n *Node) Flaws() error {
 	var all []string
 	for name, can := range n.handlers.Load().can.byName {
@@ -168,7 +174,8 @@ func (n *Node) Flaws() error {
 	return fmt.Errorf("%s; %s", strings.Join(all, "; "), runtimeshim.RuncAdvice)
 }
 
-// Features returns what the OCI runtime of each handler said that it can do, or why nothing is known.
+// Features returns what the OCI runtime of each handler said that it can do, or why nothing is
+// known.
 func (n *Node) Features() map[string]any {
 	all := map[string]any{}
 	for name, can := range n.handlers.Load().can.byName {

@@ -17,9 +17,10 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
-// injectDevices adds to a container's spec what its CDI devices need: device nodes, mounts, environment, groups, hooks. The files that
-// describe devices belong to root and are trusted. They are read each time: what a device plugin wrote a moment ago counts.
-// ErrFailedPrecondition names the devices that no file describes, and those of which this machine lacks a part.
+// injectDevices adds to a container's spec what its CDI devices need: device nodes, mounts,
+// environment, groups, hooks. The files that describe devices belong to root and are trusted. They
+// are read each time: what a device plugin wrote a moment ago counts. ErrFailedPrecondition names
+// the devices that no file describes, and those of which this machine lacks a part.
 func (n *Node) injectDevices(p *table.PodEntry, c *table.ContainerEntry, s *specs.Spec) error {
 	names := spec.CDIDevices(c.Config)
 	if len(names) == 0 {
@@ -43,7 +44,8 @@ func (n *Node) injectDevices(p *table.PodEntry, c *table.ContainerEntry, s *spec
 	return spec.CheckMapped(p.Config, s.Process.User)
 }
 
-// findEdits reads what the folders say about the devices: of each file that describes one what it says of all of them, then of this one.
+// findEdits reads what the folders say about the devices: of each file that describes one what it
+// says of all of them, then of this one.
 func findEdits(names, dirs []string) (*cdi.ContainerEdits, error) {
 	known, err := cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false))
 	if err != nil {
@@ -70,7 +72,8 @@ func findEdits(names, dirs []string) (*cdi.ContainerEdits, error) {
 	return edits, nil
 }
 
-// unknownDevices says where was looked, and what could not be read there: that may be the file in question.
+// unknownDevices says where was looked, and what could not be read there: that may be the file in
+// question.
 func unknownDevices(names, dirs []string, broken map[string][]error) error {
 	const most = 3
 	var why strings.Builder
@@ -85,7 +88,8 @@ func unknownDevices(names, dirs []string, broken map[string][]error) error {
 	return fmt.Errorf("CDI devices %s are described by no file in %s%s: %w", strings.Join(names, ", "), where, why.String(), errdefs.ErrFailedPrecondition)
 }
 
-// boundNodes takes the device nodes out of the edits, for a user namespace, where none can be made: they are bound.
+// boundNodes takes the device nodes out of the edits, for a user namespace, where none can be made:
+// they are bound.
 func boundNodes(edits *cdi.ContainerEdits) ([]spec.Device, error) {
 	if edits.ContainerEdits == nil {
 		return nil, nil
@@ -108,8 +112,9 @@ func boundNodes(edits *cdi.ContainerEdits) ([]spec.Device, error) {
 	return all, nil
 }
 
-// ownEnvironment gives every hook an environment. One without would get that of the process it is started from, which for some hooks is the
-// container's: then an image says by LD_PRELOAD what a program of the host loads, as root.
+// ownEnvironment gives every hook an environment. One without would get that of the process it is
+// started from, which for some hooks is the container's: then an image says by LD_PRELOAD what a
+// program of the host loads, as root.
 func ownEnvironment(h *specs.Hooks) {
 	if h == nil {
 		return

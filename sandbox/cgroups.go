@@ -21,8 +21,9 @@ import (
 	"github.com/cribox/cribox/sandbox/store"
 )
 
-// CgroupParent returns where the pods of one daemon lie that name no cgroup parent: a path below every hierarchy, or a slice of systemd's. The
-// slice's name has no dash, so that it lies in no other: stopping it stops nothing else.
+// CgroupParent returns where the pods of one daemon lie that name no cgroup parent: a path below
+// every hierarchy, or a slice of systemd's. The slice's name has no dash, so that it lies in no
+// other: stopping it stops nothing else.
 func CgroupParent(instance string, systemd bool) string {
 	if systemd {
 		return "cribox_" + instance + ".slice"
@@ -38,8 +39,8 @@ func SystemdRuns() bool {
 
 // inPod returns the handler of a pod, and what this machine can do for what is made in the pod. Who
 // made the pod's cgroups goes on to make them, also when the configuration has named another since.
-// Both are of one moment: handlers may be replaced in the next. ErrInvalidArgument when the pod's is
-// gone.
+// Both are of one moment: handlers may be replaced in the next. ErrInvalidArgument when the pod's
+// is gone.
 func (n *Node) inPod(r *store.Pod) (spec.Host, Handler, error) {
 	now := n.handlers.Load()
 	with, err := now.find(r.Handler)
@@ -55,12 +56,14 @@ func (n *Node) inPod(r *store.Pod) (spec.Host, Handler, error) {
 // cgroupPath returns where below the cgroup mounts a spec puts its processes.
 func cgroupPath(s *specs.Spec) string { return runtimeshim.CgroupOf(s.Linux.CgroupsPath) }
 
-// madeBySystemd says whether a cgroup is a scope. Of those that are made by hand the last part is the id of a pod or container.
+// madeBySystemd says whether a cgroup is a scope. Of those that are made by hand the last part is
+// the id of a pod or container.
 func madeBySystemd(cgroup string) bool { return strings.HasSuffix(cgroup, ".scope") }
 
 const stopSliceLimit = 30 * time.Second
 
-// RemoveCgroupParent removes both forms of it from every hierarchy. One that still holds a cgroup stays and is an error; a missing one is none.
+// RemoveCgroupParent removes both forms of it from every hierarchy. One that still holds a cgroup
+// stays and is an error; a missing one is none.
 func RemoveCgroupParent(ctx context.Context, instance string) error {
 	for _, dir := range cgroupDirs(CgroupParent(instance, false)) {
 		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -82,7 +85,8 @@ func cgroupDirs(path string) []string {
 	return found
 }
 
-// removeSlice has systemd forget a slice of ours, and with it the folders. What is in a slice that is stopped is killed, so it must be empty.
+// removeSlice has systemd forget a slice of ours, and with it the folders. What is in a slice that
+// is stopped is killed, so it must be empty.
 func removeSlice(ctx context.Context, slice string) error {
 	dirs := cgroupDirs(slice)
 	for _, dir := range dirs {
@@ -101,7 +105,8 @@ func removeSlice(ctx context.Context, slice string) error {
 	return nil
 }
 
-// firstInside returns a cgroup below dir, "" when there is none. Processes are in scopes, never in the slice itself.
+// firstInside returns a cgroup below dir, "" when there is none. Processes are in scopes, never in
+// the slice itself.
 func firstInside(dir string) string {
 	inside := ""
 	_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {

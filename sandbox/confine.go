@@ -19,7 +19,8 @@ import (
 // HasAppArmor says whether this kernel confines by AppArmor.
 func HasAppArmor() bool { return apparmor.Enabled() }
 
-// AppArmorParser returns the path of the program that loads the default profile; ErrFailedPrecondition when it is not installed.
+// AppArmorParser returns the path of the program that loads the default profile;
+// ErrFailedPrecondition when it is not installed.
 func AppArmorParser() (string, error) { return apparmor.Parser() }
 
 // defaultProfile is the AppArmor profile of containers that name none, on its way into the kernel.
@@ -31,7 +32,8 @@ type defaultProfile struct {
 // profileLimit is longer than a parser may take.
 const profileLimit = 30 * time.Second
 
-// loadProfile gives a kernel that confines by AppArmor the default profile. Nobody waits for it but the first pod.
+// loadProfile gives a kernel that confines by AppArmor the default profile. Nobody waits for it but
+// the first pod.
 func (n *Node) loadProfile(ctx context.Context) {
 	n.profile.settled = make(chan struct{})
 	go func() {
@@ -52,8 +54,8 @@ func (n *Node) loadProfile(ctx context.Context) {
 	}()
 }
 
-// defaultAppArmor returns the name of the default profile, or why there is none. Until that is known it is taken for loaded; whoever goes on to
-// make a process waits with awaitProfile first.
+// defaultAppArmor returns the name of the default profile, or why there is none. Until that is
+// known it is taken for loaded; whoever goes on to make a process waits with awaitProfile first.
 func (n *Node) defaultAppArmor() (name, missing string) {
 	select {
 	case <-n.profile.settled:
@@ -74,8 +76,9 @@ func (n *Node) awaitProfile(ctx context.Context) error {
 	}
 }
 
-// hasProfile refuses a process whose AppArmor profile the kernel does not have: the OCI runtime would do so only when the process starts. The
-// default one is loaded again if somebody has taken it away.
+// hasProfile refuses a process whose AppArmor profile the kernel does not have: the OCI runtime
+// would do so only when the process starts. The default one is loaded again if somebody has taken
+// it away.
 func (n *Node) hasProfile(ctx context.Context, s *specs.Spec) error {
 	name := s.Process.ApparmorProfile
 	if name == "" || name == "unconfined" {

@@ -18,8 +18,9 @@ import (
 // copyPiece is how much of a file is copied between two looks at the context.
 const copyPiece = 64 << 20
 
-// treeCopy copies a folder of an image: names, owners, modes, times, extended attributes, hard links and holes. It follows a walk of the
-// source down and up again in the copy, with one descriptor, so that no path is longer than a name.
+// treeCopy copies a folder of an image: names, owners, modes, times, extended attributes, hard
+// links and holes. It follows a walk of the source down and up again in the copy, with one
+// descriptor, so that no path is longer than a name.
 type treeCopy struct {
 	ctx   context.Context
 	at    *os.File // the folder of the copy that is being filled
@@ -27,8 +28,8 @@ type treeCopy struct {
 	to    string
 }
 
-// copyTree copies the folder from to the folder to, which it makes. Neither may change meanwhile. It ends with ctx, in the middle of a file
-// too; what it has made then is the caller's to delete.
+// copyTree copies the folder from to the folder to, which it makes. Neither may change meanwhile.
+// It ends with ctx, in the middle of a file too; what it has made then is the caller's to delete.
 func copyTree(ctx context.Context, from, to string) (err error) {
 	src, err := os.Open(from)
 	if err != nil {
@@ -123,12 +124,14 @@ func (t *treeCopy) one(from, to string, st *unix.Stat_t) error {
 
 func linkName(st *unix.Stat_t) string { return fmt.Sprintf("%d-%d", st.Dev, st.Ino) }
 
-// linked makes a further name of a file that was copied already. When it cannot, the file is copied once more.
+// linked makes a further name of a file that was copied already. When it cannot, the file is copied
+// once more.
 func (t *treeCopy) linked(to string, st *unix.Stat_t) bool {
 	return st.Nlink > 1 && t.links != "" && os.Link(filepath.Join(t.links, linkName(st)), to) == nil
 }
 
-// remember keeps a name of a file that has several: the one that it has in the copy may be deeper than a path can say.
+// remember keeps a name of a file that has several: the one that it has in the copy may be deeper
+// than a path can say.
 func (t *treeCopy) remember(to string, st *unix.Stat_t) error {
 	if st.Nlink < 2 || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil
@@ -181,7 +184,8 @@ func (t *treeCopy) piece(dst, src *os.File, at, end int64) (int64, error) {
 	return at + n, err
 }
 
-// nextData returns the next bytes at or behind at that are not a hole, none at the end. A filesystem that knows nothing of holes has none.
+// nextData returns the next bytes at or behind at that are not a hole, none at the end. A
+// filesystem that knows nothing of holes has none.
 func nextData(f *os.File, at, size int64) (start, end int64, err error) {
 	start, err = unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
 	switch {
@@ -196,7 +200,8 @@ func nextData(f *os.File, at, size int64) (start, end int64, err error) {
 	return start, min(end, size), err
 }
 
-// dressLike gives owner, mode, extended attributes and times, in this order: chown takes setuid bits and capabilities away.
+// dressLike gives owner, mode, extended attributes and times, in this order: chown takes setuid
+// bits and capabilities away.
 func dressLike(from, to string, st *unix.Stat_t) error {
 	if err := os.Lchown(to, int(st.Uid), int(st.Gid)); err != nil {
 		return err

@@ -90,7 +90,8 @@ func TestCopyTreeEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestCopyTreeDeep: folders deeper than a path can say are copied, with a file that has a name at the top and one at the bottom.
+// TestCopyTreeDeep: folders deeper than a path can say are copied, with a file that has a name at
+// the top and one at the bottom.
 func TestCopyTreeDeep(t *testing.T) {
 	from, to := filepath.Join(t.TempDir(), "from"), filepath.Join(t.TempDir(), "to")
 	if err := errors.Join(os.Mkdir(from, 0o700), os.WriteFile(filepath.Join(from, "top"), []byte("text"), 0o640)); err != nil {

@@ -52,12 +52,14 @@ type containers struct {
 
 const createLimit = 3 * time.Minute
 
-// CreateContainer prepares a container in a pod and returns its id (CRI CreateContainer): its root filesystem is mounted and its spec is
-// written when it returns. The same request again joins the first or returns its result. ErrNotFound for pod or image, ErrFailedPrecondition
-// when the pod is not ready, ErrInvalidArgument names the field. A failure leaves nothing behind.
+// CreateContainer prepares a container in a pod and returns its id (CRI CreateContainer): its root
+// filesystem is mounted and its spec is written when it returns. The same request again joins the
+// first or returns its result. ErrNotFound for pod or image, ErrFailedPrecondition when the pod is
+// not ready, ErrInvalidArgument names the field. A failure leaves nothing behind.
 //
-// sandboxConfig says whether the container may be privileged: a kubelet adds such a container to a pod that began without one
-// (kubectl debug --profile=sysadmin). In all else the pod is what it was made as.
+// sandboxConfig says whether the container may be privileged: a kubelet adds such a container to a
+// pod that began without one (kubectl debug --profile=sysadmin). In all else the pod is what it was
+// made as.
 func (cs *containers) CreateContainer(ctx context.Context, podID string, config *runtimeapi.ContainerConfig, sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
 	p, err := cs.table.FindPod(podID)
 	if err != nil {
@@ -94,9 +96,10 @@ func (cs *containers) CreateContainer(ctx context.Context, podID string, config 
 	return id, nil
 }
 
-// yield says whether the container that has the name already is the one that is asked for. One that is being removed, was never finished, or
-// was made for another request and never started is taken away first: whoever asked for it has given up, and must not poison what comes
-// after. ErrAlreadyExists when it was started with another configuration.
+// yield says whether the container that has the name already is the one that is asked for. One that
+// is being removed, was never finished, or was made for another request and never started is taken
+// away first: whoever asked for it has given up, and must not poison what comes after.
+// ErrAlreadyExists when it was started with another configuration.
 func (cs *containers) yield(ctx context.Context, id string, config *runtimeapi.ContainerConfig) (same bool, err error) {
 	c, err := cs.table.FindContainer(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
@@ -145,7 +148,8 @@ func (cs *containers) createContainer(ctx context.Context, p *table.PodEntry, co
 	return c.ID, nil
 }
 
-// recordContainer writes the intent: from here on the container has a name and recovery knows of it.
+// recordContainer writes the intent: from here on the container has a name and recovery knows of
+// it.
 func (cs *containers) recordContainer(c *containerPlan) error {
 	asked, err := proto.Marshal(c.Config)
 	if err != nil {
@@ -176,7 +180,8 @@ func (cs *containers) undoContainer(ctx context.Context, c *table.ContainerEntry
 	}
 }
 
-// imageRef is how a container's image is told to the kubelet: by repository digest when there is one, else by id.
+// imageRef is how a container's image is told to the kubelet: by repository digest when there is
+// one, else by id.
 func imageRef(img imageservice.Image) string {
 	if len(img.RepoDigests) > 0 {
 		return img.RepoDigests[0]
@@ -235,8 +240,8 @@ func (cs *containers) spec(ctx context.Context, c *containerPlan, input spec.Con
 	return s, cs.node.injectDevices(c.pod, c.ContainerEntry, s)
 }
 
-// specContainer gathers what needs the disk: the user's numbers from the image, host paths, a seccomp
-// profile.
+// specContainer gathers what needs the disk: the user's numbers from the image, host paths, a
+// seccomp profile.
 func (cs *containers) specContainer(ctx context.Context, c *containerPlan, root string) (spec.Container, error) {
 	in := spec.Container{ID: c.ID, Config: c.Config, Image: c.image.Config, ImageName: c.Config.GetImage().GetImage(), Rootfs: root,
 		ProcessLabel: c.labels.Process, MountLabel: c.labels.Mount}
@@ -270,7 +275,8 @@ func (cs *containers) specContainer(ctx context.Context, c *containerPlan, root 
 	return in, err
 }
 
-// saveSpec writes the spec for StartContainer and ExecSync beside the pod's files: they end with the pod.
+// saveSpec writes the spec for StartContainer and ExecSync beside the pod's files: they end with
+// the pod.
 func (f *podFiles) saveSpec(c *table.ContainerEntry, s *specs.Spec) error {
 	dir := f.layout.StatePath("pods", c.PodID, c.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -15,8 +15,9 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
-// resolveDevices finds the device nodes that a request names; a folder stands for every device below it. A privileged container gets all
-// devices of the host besides, where its handler gives them.
+// resolveDevices finds the device nodes that a request names; a folder stands for every device
+// below it. A privileged container gets all devices of the host besides, where its handler gives
+// them.
 func resolveDevices(c *runtimeapi.ContainerConfig, hosts bool) ([]spec.Device, error) {
 	var all []spec.Device
 	for _, d := range c.GetDevices() {

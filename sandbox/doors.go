@@ -12,11 +12,11 @@ import (
 )
 
 // What pods and containers need of the rest of cribox. Of the packages named here sandbox uses the
-// words, which are data, and calls nothing: another runtime, image store or network that speaks them
-// can take the place of ours.
+// words, which are data, and calls nothing: another runtime, image store or network that speaks
+// them can take the place of ours.
 
-// Runtime runs tasks: the pause processes of pods, and containers. A task is known by its id. What is
-// said of each method is in runtimeshim/client.
+// Runtime runs tasks: the pause processes of pods, and containers. A task is known by its id. What
+// is said of each method is in runtimeshim/client.
 type Runtime interface {
 	Start(ctx context.Context, s runtimeshim.Start) (runtimeshim.Task, error)
 	Tasks(ctx context.Context) ([]runtimeshim.Task, error)

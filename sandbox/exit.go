@@ -26,8 +26,9 @@ type endings struct {
 	step   func(string)
 }
 
-// onExit takes an exit from the shim's client: at least once for each task that ended, after its output was written. It only has it
-// recorded; what an ended container still holds is released beside that, in the container's turn.
+// onExit takes an exit from the shim's client: at least once for each task that ended, after its
+// output was written. It only has it recorded; what an ended container still holds is released
+// beside that, in the container's turn.
 func (m *Manager) onExit(ctx context.Context, t runtimeshim.Task) {
 	if t.Exit == nil {
 		return
@@ -60,8 +61,8 @@ func (e *endings) exited(ctx context.Context, c *table.ContainerEntry, t runtime
 	go e.releaseLater(ctx, c)
 }
 
-// reason is the word that the kubelet shows for an exit. Only a kill can be the kernel's for want of memory: a child that was killed so does
-// not taint a clean exit of its parent.
+// reason is the word that the kubelet shows for an exit. Only a kill can be the kernel's for want
+// of memory: a child that was killed so does not taint a clean exit of its parent.
 func reason(e runtimeshim.Exit) (word, message string) {
 	switch {
 	case !e.Known:
@@ -75,7 +76,8 @@ func reason(e runtimeshim.Exit) (word, message string) {
 	}
 }
 
-// releaseLater gives back what an exited container holds but its writable layer and its log: cgroup, runtime state and mount.
+// releaseLater gives back what an exited container holds but its writable layer and its log:
+// cgroup, runtime state and mount.
 func (e *endings) releaseLater(ctx context.Context, c *table.ContainerEntry) {
 	err := guard.Call(ctx, "release of a container", func() error {
 		return clean(ctx, releaseLimit, func(ctx context.Context) error { return e.releaseInTurn(ctx, c) })
@@ -109,8 +111,9 @@ func (e *endings) release(ctx context.Context, c *table.ContainerEntry) {
 	}
 }
 
-// pauseExited turns a pod whose pause process ended into one that is not ready, without waiting for anybody to ask; the kubelet stops and
-// replaces it. A pod that is being made is left to its maker, who looks at paused.
+// pauseExited turns a pod whose pause process ended into one that is not ready, without waiting for
+// anybody to ask; the kubelet stops and replaces it. A pod that is being made is left to its maker,
+// who looks at paused.
 func (ps *pods) pauseExited(ctx context.Context, p *table.PodEntry) {
 	p.MarkPaused()
 	err := ps.states.PodPauseEnded(p.ID)

@@ -9,8 +9,9 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// exits records what has ended, pod by pod: in order within a pod. No pod waits for the record of another, whose write may
-// hang with the disk. There is a goroutine for each pod with an exit that is not recorded yet.
+// exits records what has ended, pod by pod: in order within a pod. No pod waits for the record of
+// another, whose write may hang with the disk. There is a goroutine for each pod with an exit that
+// is not recorded yet.
 type exits struct {
 	mu      sync.Mutex
 	waiting map[string][]func() // by pod; one that is in it has a goroutine
@@ -55,7 +56,8 @@ func (e *exits) next(pod string) func() {
 	return acts[0]
 }
 
-// wait returns when nothing is being recorded, with an error when that takes too long. Nothing is added any more.
+// wait returns when nothing is being recorded, with an error when that takes too long. Nothing is
+// added any more.
 func (e *exits) wait() error {
 	done := make(chan struct{})
 	go func() { e.work.Wait(); close(done) }()

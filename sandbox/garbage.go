@@ -11,8 +11,8 @@ import (
 	"github.com/cribox/cribox/sandbox/store"
 )
 
-// collectGarbage has the network plugins give back, once after a start, what no pod uses. It waits as long as what is
-// in use cannot be told for certain, and tries again later.
+// collectGarbage has the network plugins give back, once after a start, what no pod uses. It waits
+// as long as what is in use cannot be told for certain, and tries again later.
 func (w *wires) collectGarbage(ctx context.Context) {
 	said := ""
 	for wait := collectEvery; ; wait = min(2*wait, collectAtMost) {

@@ -20,7 +20,8 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
-// Handler is a way to run containers, by the name that a pod asks for (RunPodSandboxRequest.runtime_handler).
+// Handler is a way to run containers, by the name that a pod asks for
+// (RunPodSandboxRequest.runtime_handler).
 type Handler struct {
 	Path string // of an OCI command line runtime
 
@@ -53,7 +54,8 @@ type NodeConfig struct {
 	Instance string // marks what this daemon makes on the host
 	// CheckIDMap tries to mount images with the ids of a user namespace.
 	CheckIDMap func(userNS *os.File) error
-	// Features asks an OCI runtime, by its path, what it can do. ErrNotImplemented: it does not say.
+	// Features asks an OCI runtime, by its path, what it can do. ErrNotImplemented: it does not
+	// say.
 	Features    func(ctx context.Context, path string) (runtimeshim.Features, error)
 	CDISpecDirs []string // folders of the files that describe CDI devices; a later one counts more
 
@@ -61,8 +63,8 @@ type NodeConfig struct {
 	SystemdCgroup bool // systemd makes the cgroups of pods that are made from now on; otherwise the OCI runtime does
 }
 
-// newNode looks at this machine, and begins to load the default AppArmor profile. ctx ends what goes
-// on in the background.
+// newNode looks at this machine, and begins to load the default AppArmor profile. ctx ends what
+// goes on in the background.
 func newNode(ctx context.Context, c NodeConfig) (*Node, error) {
 	h, err := ReadHost()
 	if err != nil {
@@ -85,8 +87,9 @@ type handlers struct {
 	can       *abilities
 }
 
-// SetHandlers replaces all handlers, for pods and containers that are made from now on. byDefault, the handler of a pod that names none, is
-// one of them. A pod whose handler is gone runs on, and takes no more containers. Commands are executed by what has started their container.
+// SetHandlers replaces all handlers, for pods and containers that are made from now on. byDefault,
+// the handler of a pod that names none, is one of them. A pod whose handler is gone runs on, and
+// takes no more containers. Commands are executed by what has started their container.
 func (n *Node) SetHandlers(ctx context.Context, byName map[string]Handler, byDefault string) {
 	next := &handlers{byName: map[string]Handler{}, byDefault: byDefault}
 	for name, h := range byName {
@@ -127,7 +130,8 @@ func (n *Node) hostBy(now *handlers, handler string) spec.Host {
 	return h
 }
 
-// CheckHandler returns ErrInvalidArgument for a handler that is not configured; "" is the default one.
+// CheckHandler returns ErrInvalidArgument for a handler that is not configured; "" is the default
+// one.
 func (n *Node) CheckHandler(name string) error {
 	_, err := n.handler(name)
 	return err

@@ -8,7 +8,8 @@ import (
 	"github.com/cribox/cribox/sandbox/store"
 )
 
-// TestHostOfPod: a container is made with the settings of its pod's handler, or not at all: those of none would give it the host's devices.
+// TestHostOfPod: a container is made with the settings of its pod's handler, or not at all: those
+// of none would give it the host's devices.
 func TestHostOfPod(t *testing.T) {
 	n := &Node{}
 	n.handlers.Store(&handlers{byName: map[string]Handler{"bare": {NoHostDevices: true}}, byDefault: "bare", can: &abilities{}})

@@ -17,10 +17,12 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
-// capSysResource is the capability that lets a process lower its oom_score_adj and raise its hard limits (linux/capability.h).
+// capSysResource is the capability that lets a process lower its oom_score_adj and raise its hard
+// limits (linux/capability.h).
 const capSysResource = 24
 
-// ReadHost finds out what this machine can do, user namespaces excepted. What cannot be read counts as absent.
+// ReadHost finds out what this machine can do, user namespaces excepted. What cannot be read counts
+// as absent.
 func ReadHost() (spec.Host, error) {
 	last, err := readInt("/proc/sys/kernel/cap_last_cap")
 	if err != nil {
@@ -61,8 +63,8 @@ func ReadHost() (spec.Host, error) {
 	return h, err
 }
 
-// withHardware reads what can change while the daemon runs, for one request. A cpuset is compared with what the machine can
-// have: of what is not plugged in the kernel decides.
+// withHardware reads what can change while the daemon runs, for one request. A cpuset is compared
+// with what the machine can have: of what is not plugged in the kernel decides.
 func withHardware(h spec.Host) spec.Host {
 	h.HugePageSizes = hugePageSizes()
 	h.CPUs = readString("/sys/devices/system/cpu/possible")
@@ -79,7 +81,8 @@ func stackLimit() uint64 {
 	return l.Cur
 }
 
-// limitHost notes what cannot be given without CAP_SYS_RESOURCE: a lower oom_score_adj and higher hard limits than ours.
+// limitHost notes what cannot be given without CAP_SYS_RESOURCE: a lower oom_score_adj and higher
+// hard limits than ours.
 func limitHost(h *spec.Host) error {
 	own, err := readInt("/proc/self/oom_score_adj")
 	if err != nil {
@@ -131,7 +134,8 @@ func cgroupOptions() ([]string, error) {
 	return all, nil
 }
 
-// hugePageSizes returns the sizes that the hugetlb controller limits, as the OCI runtime names them.
+// hugePageSizes returns the sizes that the hugetlb controller limits, as the OCI runtime names
+// them.
 func hugePageSizes() []string {
 	if !exists(cgroup.Mount+"/hugetlb") && !(cgroup.Unified() && strings.Contains(readString(cgroup.Mount+"/cgroup.controllers"), "hugetlb")) {
 		return nil

@@ -16,9 +16,9 @@ import (
 	"github.com/cribox/cribox/sandbox/table"
 )
 
-// hostPath returns a mount's host path with its links resolved. One that does not exist is made, as every runtime does:
-// add-ons count on it, and a kubelet has checked those whose volume has a type. ErrInvalidArgument, or
-// ErrFailedPrecondition where it may not or cannot be made.
+// hostPath returns a mount's host path with its links resolved. One that does not exist is made, as
+// every runtime does: add-ons count on it, and a kubelet has checked those whose volume has a type.
+// ErrInvalidArgument, or ErrFailedPrecondition where it may not or cannot be made.
 func (m *mounts) hostPath(ctx context.Context, missing MissingPaths, path string) (string, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err == nil {
@@ -45,8 +45,8 @@ func (m *mounts) hostPath(ctx context.Context, missing MissingPaths, path string
 	return real, nil
 }
 
-// makeHostPath makes the folders that are missing of a clean path. Links in the part that exists are what the path means; in
-// the rest there is none, or nothing is made.
+// makeHostPath makes the folders that are missing of a clean path. Links in the part that exists
+// are what the path means; in the rest there is none, or nothing is made.
 func makeHostPath(path string) (string, error) {
 	base := path
 	for {
@@ -71,7 +71,8 @@ func makeHostPath(path string) (string, error) {
 	}
 }
 
-// openReal opens a folder whose links have been resolved. One that has become a link meanwhile is an error.
+// openReal opens a folder whose links have been resolved. One that has become a link meanwhile is
+// an error.
 func openReal(path string) (*os.File, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
 	fd, err := unix.Openat2(unix.AT_FDCWD, path, &how)
@@ -81,8 +82,8 @@ func openReal(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// makeBelow makes the folders of a clean relative path that are missing below dir, which it closes. Nothing is made through
-// a link, and one on the way is an error.
+// makeBelow makes the folders of a clean relative path that are missing below dir, which it closes.
+// Nothing is made through a link, and one on the way is an error.
 func makeBelow(dir *os.File, rest string) error {
 	for part := range strings.SplitSeq(rest, "/") {
 		next, err := makeIn(dir, part)
@@ -110,9 +111,10 @@ func makeIn(dir *os.File, name string) (*os.File, error) {
 	return nil, fmt.Errorf("open %s: %w", path, err)
 }
 
-// makeLogFolder makes the folders of a container's log that are missing below the log directory of its pod, where a kubelet
-// has one for each container and others put logs deeper. ErrFailedPrecondition for a link on the way: who may write there
-// would send the log, which root writes, to any file of the host.
+// makeLogFolder makes the folders of a container's log that are missing below the log directory of
+// its pod, where a kubelet has one for each container and others put logs deeper.
+// ErrFailedPrecondition for a link on the way: who may write there would send the log, which root
+// writes, to any file of the host.
 func makeLogFolder(p *table.PodEntry, c *table.ContainerEntry) error {
 	path, directory := c.Config.GetLogPath(), p.Config.GetLogDirectory()
 	folder := strings.TrimPrefix(filepath.Dir(filepath.Clean("/"+path)), "/")
@@ -138,8 +140,9 @@ func openFolder(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// blameHost gives what looking at a path of the host came to a class: ErrUnavailable for a file system that does not answer (a
-// dead FUSE or NFS server), ErrInvalidArgument for what is the path's own fault.
+// blameHost gives what looking at a path of the host came to a class: ErrUnavailable for a file
+// system that does not answer (a dead FUSE or NFS server), ErrInvalidArgument for what is the
+// path's own fault.
 func blameHost(err error) error {
 	for _, down := range []error{unix.ENOTCONN, unix.ESTALE, unix.EIO, unix.ETIMEDOUT, unix.EHOSTDOWN, unix.EHOSTUNREACH, unix.ECONNABORTED, unix.ENOMEM} {
 		if errors.Is(err, down) {
@@ -149,7 +152,8 @@ func blameHost(err error) error {
 	return fault(err, errdefs.ErrInvalidArgument)
 }
 
-// fault gives an error a class, unless it is a want of space or descriptors, which is nobody's mistake.
+// fault gives an error a class, unless it is a want of space or descriptors, which is nobody's
+// mistake.
 func fault(err, class error) error {
 	for _, want := range []error{unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
 		if errors.Is(err, want) {

@@ -16,8 +16,9 @@ import (
 	"github.com/cribox/cribox/imageservice"
 )
 
-// mountImages finds the images that the mounts of a request name (Mount.image): by the index of the mount, "" for a host path; nil when
-// there is none. An image must be here, whoever asks for it pulls it first: ErrNotFound.
+// mountImages finds the images that the mounts of a request name (Mount.image): by the index of the
+// mount, "" for a host path; nil when there is none. An image must be here, whoever asks for it
+// pulls it first: ErrNotFound.
 func (m *mounts) mountImages(mounts []*runtimeapi.Mount) ([]string, error) {
 	var ids []string
 	for i, asked := range mounts {
@@ -67,8 +68,9 @@ func (m *mounts) releaseImages(c *table.ContainerEntry) {
 	}
 }
 
-// mountVolumes mounts every image that the container's mounts name once, read-only and without a writable layer, with the ids of the pod's
-// user namespace. Two containers have a mount each: none depends on what becomes of the other.
+// mountVolumes mounts every image that the container's mounts name once, read-only and without a
+// writable layer, with the ids of the pod's user namespace. Two containers have a mount each: none
+// depends on what becomes of the other.
 func (m *mounts) mountVolumes(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, label string) error {
 	for i, id := range c.MountImages {
 		if id == "" || slices.Index(c.MountImages, id) < i {
@@ -93,8 +95,9 @@ func (m *mounts) mountVolume(ctx context.Context, p *table.PodEntry, r imageserv
 	return m.images.Mount(ctx, r)
 }
 
-// volumeSource returns what mount i binds: the mounted image, or what image_sub_path names in it, a folder or a file. The kernel resolves the
-// path without leaving the image, and nobody can change the image afterwards: the path that is returned has no links.
+// volumeSource returns what mount i binds: the mounted image, or what image_sub_path names in it, a
+// folder or a file. The kernel resolves the path without leaving the image, and nobody can change
+// the image afterwards: the path that is returned has no links.
 func (m *mounts) volumeSource(c *table.ContainerEntry, i int) (string, error) {
 	asked := c.Config.GetMounts()[i]
 	path, err := resolveInVolume(m.layout.VolumePlace(c.ID, c.MountImages, i), asked.GetImageSubPath())

@@ -27,7 +27,8 @@ type labels struct {
 	states *table.States
 }
 
-// forPod returns the SELinux labels of a new pod, none where the host has no SELinux. Their level belongs to the pod until drop.
+// forPod returns the SELinux labels of a new pod, none where the host has no SELinux. Their level
+// belongs to the pod until drop.
 func (l *labels) forPod(c *runtimeapi.PodSandboxConfig) (selinux.Labels, error) {
 	if !l.on {
 		return selinux.Labels{}, nil
@@ -48,7 +49,8 @@ func (l *labels) reserve() {
 	}
 }
 
-// drop lets the level of a pod that is forgotten be given away, unless another pod has it: several may have asked for the same.
+// drop lets the level of a pod that is forgotten be given away, unless another pod has it: several
+// may have asked for the same.
 func (l *labels) drop(of selinux.Labels) {
 	if of.Mount == "" {
 		return
@@ -61,7 +63,8 @@ func (l *labels) drop(of selinux.Labels) {
 	selinux.Release(of)
 }
 
-// forContainer returns the labels of a container: its pod's, with what its own request puts in their place.
+// forContainer returns the labels of a container: its pod's, with what its own request puts in
+// their place.
 func (l *labels) forContainer(pod *store.Pod, config *runtimeapi.ContainerConfig) (selinux.Labels, error) {
 	if !l.on {
 		return selinux.Labels{}, nil
@@ -73,8 +76,9 @@ func (l *labels) forContainer(pod *store.Pod, config *runtimeapi.ContainerConfig
 	return labelsOf(pod).Container(seLinuxOptions(sc.GetSelinuxOptions()))
 }
 
-// relabel gives the files of the container's volumes the label of its files: of those of the image always, of a host path when the mount asks
-// for it. A privileged container needs none, and takes none away from others. What is not done when ctx ends goes on with the next request.
+// relabel gives the files of the container's volumes the label of its files: of those of the image
+// always, of a host path when the mount asks for it. A privileged container needs none, and takes
+// none away from others. What is not done when ctx ends goes on with the next request.
 func relabel(ctx context.Context, c *table.ContainerEntry, in *spec.Container) error {
 	if in.MountLabel == "" {
 		return nil

@@ -18,9 +18,9 @@ import (
 	"github.com/cribox/cribox/sandbox/table"
 )
 
-// Every network plugin and every runtime process of a pod inherits the pod's locked file. A daemon that was killed leaves such processes
-// behind; before their pod is torn down they are waited for and then ended, or a plugin that is still busy would take an address after it
-// was given back.
+// Every network plugin and every runtime process of a pod inherits the pod's locked file. A daemon
+// that was killed leaves such processes behind; before their pod is torn down they are waited for
+// and then ended, or a plugin that is still busy would take an address after it was given back.
 
 // wires connects pods and gives back what they held of the network.
 type wires struct {
@@ -37,8 +37,9 @@ const lockGrace = 5 * time.Second // for a plugin or runtime that nobody waits f
 
 var lockLimit = 10 * time.Second // tests shorten it
 
-// podLock opens the pod's lock file with a shared lock, to be inherited by a child process. Another teardown of the pod that finds nobody
-// left holds it alone for a moment, which is waited for. ErrUnavailable when that takes longer than lockLimit.
+// podLock opens the pod's lock file with a shared lock, to be inherited by a child process. Another
+// teardown of the pod that finds nobody left holds it alone for a moment, which is waited for.
+// ErrUnavailable when that takes longer than lockLimit.
 func (w *wires) podLock(ctx context.Context, id string) (*os.File, error) {
 	f, err := os.OpenFile(w.layout.LockPath(id), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -63,7 +64,8 @@ func (w *wires) podLock(ctx context.Context, id string) (*os.File, error) {
 	}
 }
 
-// quiesce returns when no plugin or runtime process of the pod is left: it gives them a grace and then kills them.
+// quiesce returns when no plugin or runtime process of the pod is left: it gives them a grace and
+// then kills them.
 func (w *wires) quiesce(ctx context.Context, id string) error {
 	f, err := os.OpenFile(w.layout.LockPath(id), os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
@@ -105,8 +107,9 @@ func (w *wires) dropLock(id string) error {
 	return nil
 }
 
-// killHolders ends every process that has the pod's lock file open, except cribox's own: daemon and shim open it for the moment of starting
-// a child. When it cannot be told which process is the shim, nobody is ended.
+// killHolders ends every process that has the pod's lock file open, except cribox's own: daemon and
+// shim open it for the moment of starting a child. When it cannot be told which process is the
+// shim, nobody is ended.
 func (w *wires) killHolders(ctx context.Context, id string) {
 	ours, err := w.ourProcesses(ctx)
 	if err != nil {
@@ -128,8 +131,9 @@ func (w *wires) killHolders(ctx context.Context, id string) {
 	}
 }
 
-// family is what cribox itself consists of: the daemon, shim and logger, and the programs that they execute. A child of one of them has the
-// same program, and all of its descriptors, until it executes another.
+// family is what cribox itself consists of: the daemon, shim and logger, and the programs that they
+// execute. A child of one of them has the same program, and all of its descriptors, until it
+// executes another.
 type family struct {
 	pids     []int
 	programs []os.FileInfo
@@ -157,8 +161,9 @@ func (f family) has(pid int, program os.FileInfo) bool {
 	return slices.Contains(f.pids, pid) || slices.ContainsFunc(f.programs, func(own os.FileInfo) bool { return os.SameFile(own, program) })
 }
 
-// endHolder kills the process if it has the file open and is none of ours. The handle comes first: what is found out by the number afterwards
-// is true of the process behind the handle, or that one is gone and gets no signal.
+// endHolder kills the process if it has the file open and is none of ours. The handle comes first:
+// what is found out by the number afterwards is true of the process behind the handle, or that one
+// is gone and gets no signal.
 func endHolder(ctx context.Context, pid int, name string, lock os.FileInfo, ours family) error {
 	if !holds(pid, name, lock) {
 		return nil
@@ -179,7 +184,8 @@ func endHolder(ctx context.Context, pid int, name string, lock os.FileInfo, ours
 	return unix.PidfdSendSignal(handle, unix.SIGKILL, nil, 0)
 }
 
-// holds says whether the process has the file open. Only what has its name is looked at: the file system of any other may be one that hangs.
+// holds says whether the process has the file open. Only what has its name is looked at: the file
+// system of any other may be one that hangs.
 func holds(pid int, name string, file os.FileInfo) bool {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	for _, fd := range numbersIn(dir) {

@@ -12,7 +12,8 @@ import (
 	"github.com/cribox/cribox/sandbox/layout"
 )
 
-// TestPodLockWaits: somebody who holds the pod's lock alone for a moment is waited for, as long as the caller wants to.
+// TestPodLockWaits: somebody who holds the pod's lock alone for a moment is waited for, as long as
+// the caller wants to.
 func TestPodLockWaits(t *testing.T) {
 	w := &wires{layout: layout.Layout{State: t.TempDir()}}
 	if err := os.Mkdir(w.layout.StatePath("locks"), 0o700); err != nil {

@@ -36,7 +36,8 @@ type Config struct {
 	// Connect finds the runtime, or starts it. It calls onExit once for each task that ended, also
 	// for those that ended while nobody watched. ErrUnavailable: it may be found another time.
 	Connect func(ctx context.Context, onExit func(runtimeshim.Task)) (Runtime, error)
-	// Features asks an OCI runtime, by its path, what it can do. ErrNotImplemented: it does not say.
+	// Features asks an OCI runtime, by its path, what it can do. ErrNotImplemented: it does not
+	// say.
 	Features func(ctx context.Context, path string) (runtimeshim.Features, error)
 
 	CDISpecDirs   []string // folders of the files that describe CDI devices; a later one counts more
@@ -44,8 +45,8 @@ type Config struct {
 	SystemdCgroup bool     // systemd makes the cgroups of pods that are made from now on; otherwise the OCI runtime does
 }
 
-// Manager holds every pod and container of this daemon. It is the parts that it consists of, and has
-// their exported methods.
+// Manager holds every pod and container of this daemon. It is the parts that it consists of, and
+// has their exported methods.
 type Manager struct {
 	lists
 	*Node
@@ -79,8 +80,8 @@ type lists interface {
 // container has such an id.
 const trashName = ".trash"
 
-// Open loads the records, finds the shim and logger or starts them, and brings what was interrupted to
-// an end in the background. When it returns, lists and statuses tell the truth. ctx ends the
+// Open loads the records, finds the shim and logger or starts them, and brings what was interrupted
+// to an end in the background. When it returns, lists and statuses tell the truth. ctx ends the
 // background work.
 func Open(ctx context.Context, c Config) (*Manager, error) {
 	if c.Step == nil {
@@ -208,8 +209,8 @@ func (m *Manager) NetworkReady() error { return m.wires.network.Ready() }
 // Network returns what is known of the network that pods are connected to now.
 func (m *Manager) Network(ctx context.Context) cni.Status { return m.wires.network.Status(ctx) }
 
-// SetPodCIDR takes the range of this node's pods (CRI UpdateRuntimeConfig). ErrInvalidArgument when it
-// is none.
+// SetPodCIDR takes the range of this node's pods (CRI UpdateRuntimeConfig). ErrInvalidArgument when
+// it is none.
 func (m *Manager) SetPodCIDR(cidr string) error { return m.wires.network.SetPodCIDR(cidr) }
 
 // Spec returns the OCI spec of a container, as long as its pod is not stopped.
@@ -221,7 +222,8 @@ func (m *Manager) Spec(c table.Container) ([]byte, error) {
 	return os.ReadFile(m.table.Layout.SpecPath(known.PodID, known.ID))
 }
 
-// PodSpec returns the OCI spec of a pod, which names its namespaces, as long as the pod is not stopped.
+// PodSpec returns the OCI spec of a pod, which names its namespaces, as long as the pod is not
+// stopped.
 func (m *Manager) PodSpec(p table.Pod) ([]byte, error) {
 	return os.ReadFile(m.table.Layout.PodSpecPath(p.ID))
 }

@@ -15,8 +15,9 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
-// resolveMounts finds, for each mount of a request, what is really bound: a part of a mounted image, or the host path with its links
-// resolved, and how the mount it lies on propagates. A host path that does not exist is made, see hostPath.
+// resolveMounts finds, for each mount of a request, what is really bound: a part of a mounted
+// image, or the host path with its links resolved, and how the mount it lies on propagates. A host
+// path that does not exist is made, see hostPath.
 func (m *mounts) resolveMounts(ctx context.Context, missing MissingPaths, c *table.ContainerEntry) ([]spec.Mount, error) {
 	var table []*mountinfo.Info
 	resolved := make([]spec.Mount, 0, len(c.Config.GetMounts()))
@@ -60,7 +61,8 @@ func onProc(path string) bool {
 	return unix.Statfs(path, &fs) == nil && fs.Type == unix.PROC_SUPER_MAGIC
 }
 
-// propagation tells about the mount that path lies on, which is the last one of those with the longest mountpoint.
+// propagation tells about the mount that path lies on, which is the last one of those with the
+// longest mountpoint.
 func propagation(table []*mountinfo.Info, path string) (shared, slave bool) {
 	var best *mountinfo.Info
 	for _, m := range table {

@@ -20,9 +20,11 @@ import (
 	"github.com/cribox/cribox/sandbox/userns"
 )
 
-// A container joins namespaces of its pod's pause process, or of another container. Between the moment in which its spec is written and
-// its start that process may end, and another one may get its number: of the host, say. So the spec never names a process. The namespaces are
-// pinned as files of the pod or the container, after it was seen that they are those of the process that is meant, and end with these.
+// A container joins namespaces of its pod's pause process, or of another container. Between the
+// moment in which its spec is written and its start that process may end, and another one may get
+// its number: of the host, say. So the spec never names a process. The namespaces are pinned as
+// files of the pod or the container, after it was seen that they are those of the process that is
+// meant, and end with these.
 
 // namespaces pins the namespaces that the containers of a pod join.
 type namespaces struct {
@@ -32,10 +34,12 @@ type namespaces struct {
 	turns  keyed.Turns // by pod
 }
 
-// pauseKinds are the namespaces that the pause process may have of its own for the containers, by their names in /proc/PID/ns.
+// pauseKinds are the namespaces that the pause process may have of its own for the containers, by
+// their names in /proc/PID/ns.
 var pauseKinds = []string{"ipc", "uts", "pid"}
 
-// pinPause pins the namespaces of the pause process, once for each pod. ErrFailedPrecondition when it has ended.
+// pinPause pins the namespaces of the pause process, once for each pod. ErrFailedPrecondition when
+// it has ended.
 func (n *namespaces) pinPause(ctx context.Context, id string) error {
 	done, err := n.turns.Take(ctx, id)
 	if err != nil {
@@ -81,8 +85,9 @@ func closeFiles(files []*os.File) (err error) {
 	return err
 }
 
-// pinTarget pins the PID namespace of the container that c asks to share one with (NamespaceMode TARGET), and returns where; "" when it asks for
-// none. ErrFailedPrecondition when that container does not run.
+// pinTarget pins the PID namespace of the container that c asks to share one with (NamespaceMode
+// TARGET), and returns where; "" when it asks for none. ErrFailedPrecondition when that container
+// does not run.
 func (n *namespaces) pinTarget(c *table.ContainerEntry) (string, error) {
 	target, err := n.target(c)
 	if target == nil || err != nil {
@@ -122,7 +127,8 @@ func (n *namespaces) target(c *table.ContainerEntry) (*table.Container, error) {
 // numbered is how an earlier version named the namespaces of a process in a spec.
 var numbered = regexp.MustCompile(`"path":"/proc/\d+/ns/(ipc|uts|pid)"`)
 
-// withoutNumbers returns a spec that names no process. One that an earlier version has written did, which may be another process by now.
+// withoutNumbers returns a spec that names no process. One that an earlier version has written did,
+// which may be another process by now.
 func (n *namespaces) withoutNumbers(ctx context.Context, p *store.Pod, c *table.ContainerEntry, spec []byte) ([]byte, error) {
 	if !numbered.Match(spec) {
 		return spec, nil

@@ -13,7 +13,8 @@ import (
 // mostNotes bounds what is remembered: the words of some are made of numbers in a request.
 const mostNotes = 200
 
-// notes counts what was asked for and could not be given whole. The same lack of a machine meets every container: it is warned of once.
+// notes counts what was asked for and could not be given whole. The same lack of a machine meets
+// every container: it is warned of once.
 type notes struct {
 	mu    sync.Mutex
 	count map[string]int

@@ -24,8 +24,8 @@ type podPlan struct {
 	handler Handler
 }
 
-// plan decides about a new pod. ErrUnavailable when there is no network to join. The SELinux level in
-// its labels belongs to the pod until labels.drop.
+// plan decides about a new pod. ErrUnavailable when there is no network to join. The SELinux level
+// in its labels belongs to the pod until labels.drop.
 func (ps *pods) plan(config *runtimeapi.PodSandboxConfig, handler string) (*podPlan, error) {
 	if !spec.HostNetwork(config) {
 		if err := ps.wires.network.Ready(); err != nil {
@@ -68,8 +68,8 @@ type containerPlan struct {
 	labels  selinux.Labels
 }
 
-// plan decides about a new container of a pod. ErrNotFound for its images, ErrInvalidArgument when the
-// pod's handler is gone.
+// plan decides about a new container of a pod. ErrNotFound for its images, ErrInvalidArgument when
+// the pod's handler is gone.
 func (cs *containers) plan(ctx context.Context, pod *table.PodEntry, config *runtimeapi.ContainerConfig, request *runtimeapi.PodSandboxConfig) (*containerPlan, error) {
 	c := &containerPlan{pod: pod, request: request}
 	var err error

@@ -35,15 +35,16 @@ func hostIPC(c *runtimeapi.PodSandboxConfig) bool {
 	return c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetIpc() == runtimeapi.NamespaceMode_NODE
 }
 
-// etcFiles are the files that every container of a pod has in its /etc, where root in the pod may write to them.
+// etcFiles are the files that every container of a pod has in its /etc, where root in the pod may
+// write to them.
 var etcFiles = []string{"hosts", "hostname", "resolv.conf"}
 
 // etcSize is how much a pod's etcFiles can grow to together, beside what the host's own take.
 const etcSize = 1 << 20
 
-// etcFile is where one of etcFiles lies: in a small file system of the pod's own, so that a container
-// that writes to it without end fills that and not the state folder. A pod that an earlier version
-// made has it directly in its folder.
+// etcFile is where one of etcFiles lies: in a small file system of the pod's own, so that a
+// container that writes to it without end fills that and not the state folder. A pod that an
+// earlier version made has it directly in its folder.
 func (f *podFiles) etcFile(id, name string) string {
 	if old := f.layout.PodFile(id, name); exists(old) {
 		return old
@@ -51,7 +52,8 @@ func (f *podFiles) etcFile(id, name string) string {
 	return filepath.Join(f.layout.PodFile(id, "etc"), name)
 }
 
-// mountEtc mounts the file system for etcFiles, unless it is there. Nothing but these files can be made in it.
+// mountEtc mounts the file system for etcFiles, unless it is there. Nothing but these files can be
+// made in it.
 func mountEtc(dir string) error {
 	size := int64(etcSize)
 	for _, name := range []string{"/etc/hosts", "/etc/resolv.conf"} { // a pod in the host's network has a copy of them, however large
@@ -72,8 +74,8 @@ func mountEtc(dir string) error {
 	return nil
 }
 
-// makePodFiles writes hostname and resolv.conf and mounts /dev/shm; what exists already is kept. The folder of the logs is made too: a kubelet
-// does that itself, a person with crictl does not.
+// makePodFiles writes hostname and resolv.conf and mounts /dev/shm; what exists already is kept.
+// The folder of the logs is made too: a kubelet does that itself, a person with crictl does not.
 func (f *podFiles) makePodFiles(p *podPlan) error {
 	if dir := p.Config.GetLogDirectory(); dir != "" {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -113,7 +115,8 @@ func podHostname(c *runtimeapi.PodSandboxConfig) (string, error) {
 	return os.Hostname()
 }
 
-// resolvConf returns what the pod asked for, or the host's own when it asked for nothing (PodSandboxConfig.dns_config).
+// resolvConf returns what the pod asked for, or the host's own when it asked for nothing
+// (PodSandboxConfig.dns_config).
 func resolvConf(dns *runtimeapi.DNSConfig) ([]byte, error) {
 	if dns == nil {
 		b, err := os.ReadFile("/etc/resolv.conf")
@@ -152,7 +155,8 @@ func mountShm(c *runtimeapi.PodSandboxConfig, dir string, size int64, label stri
 	return nil
 }
 
-// writeHosts writes the pod's /etc/hosts: the host's own for a pod in the host's network, else localhost and the pod itself.
+// writeHosts writes the pod's /etc/hosts: the host's own for a pod in the host's network, else
+// localhost and the pod itself.
 func (f *podFiles) writeHosts(p *podPlan, ips []netip.Addr) error {
 	if spec.HostNetwork(p.Config) {
 		b, err := os.ReadFile("/etc/hosts")
@@ -216,8 +220,8 @@ func (f *podFiles) specPod(p *table.PodEntry, r *store.Pod) (spec.Pod, error) {
 	return s, nil
 }
 
-// pauseRoot returns the root of the pause container: the built-in program in a folder that all pods share read-only; or the configured
-// image's, and the arguments that start it.
+// pauseRoot returns the root of the pause container: the built-in program in a folder that all pods
+// share read-only; or the configured image's, and the arguments that start it.
 func (m *mounts) pauseRoot(ctx context.Context, p *podPlan) (root string, args []string, err error) {
 	image, label := p.record.PauseImage, p.record.MountLabel
 	if image == "" {
@@ -242,8 +246,9 @@ func (m *mounts) pauseRoot(ctx context.Context, p *podPlan) (root string, args [
 	return root, args, err
 }
 
-// executable returns root, or where it is mounted once more without noexec: /run is often mounted so, and an OCI runtime keeps the flag (runc
-// since 1.5.3; inside a user namespace none may take it off).
+// executable returns root, or where it is mounted once more without noexec: /run is often mounted
+// so, and an OCI runtime keeps the flag (runc since 1.5.3; inside a user namespace none may take it
+// off).
 func (m *mounts) executable(ctx context.Context, p *table.PodEntry, root string) (string, error) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(root, &fs); err != nil {
@@ -283,7 +288,8 @@ func (m *mounts) pauseImage() (string, error) {
 	return img.ID, nil
 }
 
-// builtinPause writes the pause program and the empty folders that its mounts need, once for each daemon.
+// builtinPause writes the pause program and the empty folders that its mounts need, once for each
+// daemon.
 func (m *mounts) builtinPause() (string, error) {
 	dir := m.layout.StatePath("pause")
 	if _, err := os.Stat(filepath.Join(dir, "pause")); err == nil {
@@ -304,8 +310,8 @@ func (m *mounts) builtinPause() (string, error) {
 	return dir, nil
 }
 
-// writeProgram writes a file that can be executed. A child that inherits the writable descriptor, if only until it executes something, would
-// make it busy.
+// writeProgram writes a file that can be executed. A child that inherits the writable descriptor,
+// if only until it executes something, would make it busy.
 func writeProgram(dir string, program []byte) (name string, err error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()

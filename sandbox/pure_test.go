@@ -72,7 +72,8 @@ func TestPropagationOfTheMountAbove(t *testing.T) {
 	}
 }
 
-// SEC-04: an image decides what lies at /etc/passwd; nothing of the host is read through it, and nothing blocks or fills memory.
+// SEC-04: an image decides what lies at /etc/passwd; nothing of the host is read through it, and
+// nothing blocks or fills memory.
 func TestUserFilesStayInTheImage(t *testing.T) {
 	outside := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(outside, []byte("canary:x:0:0::/:/bin/sh\n"), 0o600); err != nil {
@@ -112,7 +113,8 @@ func TestUserFilesStayInTheImage(t *testing.T) {
 	}
 }
 
-// A link inside the image is followed inside the image, absolute or not: some distributions keep passwd elsewhere.
+// A link inside the image is followed inside the image, absolute or not: some distributions keep
+// passwd elsewhere.
 func TestUserFilesThroughLinks(t *testing.T) {
 	root := t.TempDir()
 	for _, dir := range []string{"etc", "store"} {
@@ -131,7 +133,8 @@ func TestUserFilesThroughLinks(t *testing.T) {
 	}
 }
 
-// TestCPUsThatCanBe: what is plugged in is read when it is asked for, and what the machine can have counts.
+// TestCPUsThatCanBe: what is plugged in is read when it is asked for, and what the machine can have
+// counts.
 func TestCPUsThatCanBe(t *testing.T) {
 	h := withHardware(spec.Host{CPUs: "77", Mems: "77", HugePageSizes: []string{"77MB"}})
 	if h.CPUs == "77" || h.Mems == "77" || slices.Contains(h.HugePageSizes, "77MB") {

@@ -22,8 +22,8 @@ import (
 	"github.com/cribox/cribox/sandbox/table"
 )
 
-// recovery brings what a crash has interrupted to an end. It is at work while the daemon starts, and
-// as long as a record or a request cannot be read.
+// recovery brings what a crash has interrupted to an end. It is at work while the daemon starts,
+// and as long as a record or a request cannot be read.
 type recovery struct {
 	layout     layout.Layout
 	states     *table.States
@@ -39,8 +39,8 @@ type recovery struct {
 	background context.Context // ends with Close; for what nobody waits for
 }
 
-// recover compares the records with what runs. What is only a matter of memory is settled before it returns; what waits for processes or
-// plugins is continued in the background, each pod by itself.
+// recover compares the records with what runs. What is only a matter of memory is settled before it
+// returns; what waits for processes or plugins is continued in the background, each pod by itself.
 //
 //	the record says       and it is true that        then
 //	pod creating          -                          taken away
@@ -77,7 +77,8 @@ func (rc *recovery) recover(ctx context.Context) error {
 	return nil
 }
 
-// collectAll takes away what belongs to nobody, once after a start, when every record and request is in memory.
+// collectAll takes away what belongs to nobody, once after a start, when every record and request
+// is in memory.
 func (rc *recovery) collectAll(ctx context.Context, tasks map[string]runtimeshim.Task) {
 	guard.Run(ctx, "collecting what belongs to nobody", func() { rc.collectOrphans(ctx, tasks) })
 	guard.Run(ctx, "collecting networks", func() { rc.wires.collectGarbage(ctx) })
@@ -166,7 +167,8 @@ func (rc *recovery) recoverContainer(ctx context.Context, p *store.Pod, r store.
 	}
 }
 
-// startable says whether a created container has what a start needs. One of which that cannot be told now has it: the start will tell.
+// startable says whether a created container has what a start needs. One of which that cannot be
+// told now has it: the start will tell.
 func (rc *recovery) startable(ctx context.Context, c *table.ContainerEntry) bool {
 	has, err := isThere(rc.layout.StatePath("pods", c.PodID, c.ID, "config.json"))
 	if err == nil && has {
@@ -204,8 +206,9 @@ func (cs *containers) resolveStart(ctx context.Context, c *table.ContainerEntry)
 	return cs.resolve(ctx, c)
 }
 
-// resolve finds out, in the container's turn, what became of a start, waiting for a runtime that is still at work: a container with a process
-// is adopted, one without is created again, so that it can be started.
+// resolve finds out, in the container's turn, what became of a start, waiting for a runtime that is
+// still at work: a container with a process is adopted, one without is created again, so that it
+// can be started.
 func (cs *containers) resolve(ctx context.Context, c *table.ContainerEntry) error {
 	task, found, err := cs.settled(ctx, c.ID)
 	switch {
@@ -223,7 +226,8 @@ func (cs *containers) resolve(ctx context.Context, c *table.ContainerEntry) erro
 	return cs.states.NotStarted(c)
 }
 
-// settled returns the task once the shim's runtime has come to an end with it. A shim that has just died is asked again.
+// settled returns the task once the shim's runtime has come to an end with it. A shim that has just
+// died is asked again.
 func (cs *containers) settled(ctx context.Context, id string) (task runtimeshim.Task, found bool, err error) {
 	again := time.NewTicker(50 * time.Millisecond)
 	defer again.Stop()
@@ -255,9 +259,10 @@ func (m *mounts) holdPauseImage(ctx context.Context, r *store.Pod) {
 	}
 }
 
-// collectOrphans takes away what carries this instance's mark and belongs to no record: tasks, network namespaces, root filesystems, files.
-// Requests are served meanwhile, so each thing that was listed is held against what is known at that moment: a record comes before what it
-// speaks of, and is forgotten after it.
+// collectOrphans takes away what carries this instance's mark and belongs to no record: tasks,
+// network namespaces, root filesystems, files. Requests are served meanwhile, so each thing that
+// was listed is held against what is known at that moment: a record comes before what it speaks of,
+// and is forgotten after it.
 func (rc *recovery) collectOrphans(ctx context.Context, tasks map[string]runtimeshim.Task) {
 	prefix := filepath.Base(rc.layout.NetNS(""))
 	var networks []string

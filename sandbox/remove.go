@@ -13,8 +13,8 @@ import (
 	"github.com/cribox/cribox/sandbox/userns"
 )
 
-// RemoveContainer ends the container if it runs and forgets it (CRI RemoveContainer). Its log stays: that is the kubelet's. An unknown
-// container is no error.
+// RemoveContainer ends the container if it runs and forgets it (CRI RemoveContainer). Its log
+// stays: that is the kubelet's. An unknown container is no error.
 func (cs *containers) RemoveContainer(ctx context.Context, id string) error {
 	c, err := cs.table.FindContainer(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
@@ -41,8 +41,8 @@ func (cs *containers) removeContainer(ctx context.Context, c *table.ContainerEnt
 	return cs.discard(ctx, c)
 }
 
-// discard takes everything of a container away, its record last, in the container's turn. It may be called in any state, any number of
-// times.
+// discard takes everything of a container away, its record last, in the container's turn. It may be
+// called in any state, any number of times.
 func (cs *containers) discard(ctx context.Context, c *table.ContainerEntry) error {
 	err := cs.states.Removing(c)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
@@ -75,7 +75,8 @@ func (cs *containers) discard(ctx context.Context, c *table.ContainerEntry) erro
 	return nil
 }
 
-// removeDir removes an empty folder: a mountpoint, which must not be emptied should it still be one.
+// removeDir removes an empty folder: a mountpoint, which must not be emptied should it still be
+// one.
 func removeDir(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err

@@ -14,10 +14,12 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 )
 
-// readPause is how long a record or request that cannot be read is left alone, doubled up to readAtMost.
+// readPause is how long a record or request that cannot be read is left alone, doubled up to
+// readAtMost.
 const readPause, readAtMost = time.Second, time.Minute
 
-// readAgain reads what could not be read, until nothing is left of it. Then it takes away what belongs to nobody.
+// readAgain reads what could not be read, until nothing is left of it. Then it takes away what
+// belongs to nobody.
 func (rc *recovery) readAgain(ctx context.Context) {
 	for pause := readPause; ; pause = min(2*pause, readAtMost) {
 		select {
@@ -65,8 +67,8 @@ func (rc *recovery) readRecords(ctx context.Context) bool {
 	return done
 }
 
-// readRequests says whether every request is in memory. A pod or container that is known by its request now takes the place of the one
-// without, whose end it shares.
+// readRequests says whether every request is in memory. A pod or container that is known by its
+// request now takes the place of the one without, whose end it shares.
 func (rc *recovery) readRequests(ctx context.Context) bool {
 	pods, containers := rc.table.Lacking()
 	done := true

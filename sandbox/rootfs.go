@@ -26,9 +26,10 @@ type mounts struct {
 	step   func(string)
 }
 
-// rootfs is where the root filesystem of a container, or of a pod's pause image, is mounted. For a pod with a user namespace the OCI runtime
-// looks for it as root of that namespace, who is nobody here: the mountpoint lies in a folder that this root alone can pass through besides
-// the real one, out of which no other user of the host reaches the image's files.
+// rootfs is where the root filesystem of a container, or of a pod's pause image, is mounted. For a
+// pod with a user namespace the OCI runtime looks for it as root of that namespace, who is nobody
+// here: the mountpoint lies in a folder that this root alone can pass through besides the real one,
+// out of which no other user of the host reaches the image's files.
 func (m *mounts) rootfs(p *table.PodEntry, id string) string {
 	if _, _, ok := spec.UserNamespace(p.Config); ok {
 		return filepath.Join(m.layout.StatePath("userns", id), "root")
@@ -60,7 +61,8 @@ func (m *mounts) makePassage(p *table.PodEntry, dir string) error {
 	return errors.Join(os.Lchown(dir, 0, spec.RootOf(p.Config).GID), os.Chmod(dir, 0o710))
 }
 
-// unmountRoot unmounts the root filesystem, wherever it is, and the image volumes, and may be called at any time.
+// unmountRoot unmounts the root filesystem, wherever it is, and the image volumes, and may be
+// called at any time.
 func (m *mounts) unmountRoot(ctx context.Context, id string) error {
 	var errs []error
 	for _, target := range append(m.layout.RootPlaces(id), m.volumePlaces(id)...) {
@@ -69,7 +71,8 @@ func (m *mounts) unmountRoot(ctx context.Context, id string) error {
 	return errors.Join(errs...)
 }
 
-// removeRoot is unmountRoot and takes the mountpoints away. One that is still mounted is an error and is not emptied.
+// removeRoot is unmountRoot and takes the mountpoints away. One that is still mounted is an error
+// and is not emptied.
 func (m *mounts) removeRoot(ctx context.Context, id string) error {
 	if err := m.unmountRoot(ctx, id); err != nil {
 		return err

@@ -48,14 +48,17 @@ type pods struct {
 }
 
 const (
-	// bringUpLimit is longer than the kubelet waits (4 minutes), so that a slow plugin's work is not thrown away just before it is asked for again.
+	// bringUpLimit is longer than the kubelet waits (4 minutes), so that a slow plugin's work is
+	// not thrown away just before it is asked for again.
 	bringUpLimit  = 5 * time.Minute
 	teardownLimit = 2 * time.Minute
 )
 
-// RunPod makes a pod and returns its id when its network is up and its pause process runs (CRI RunPodSandbox). The same request again joins
-// the first or returns its result. ErrInvalidArgument names the field; ErrAlreadyExists when the name is taken by a different request;
-// ErrUnavailable when there is no network to join. A failure leaves nothing behind, or a pod that is not ready and is still listed.
+// RunPod makes a pod and returns its id when its network is up and its pause process runs (CRI
+// RunPodSandbox). The same request again joins the first or returns its result. ErrInvalidArgument
+// names the field; ErrAlreadyExists when the name is taken by a different request; ErrUnavailable
+// when there is no network to join. A failure leaves nothing behind, or a pod that is not ready and
+// is still listed.
 func (ps *pods) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
 	if err := spec.ValidatePod(config, ps.node.HostOf(handler)); err != nil {
 		return "", err
@@ -84,8 +87,9 @@ func (ps *pods) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig,
 	return id, nil
 }
 
-// already says whether the pod that has the name is ready. What a crash or a failure left of an attempt, or is being removed, is taken away
-// first. ErrAlreadyExists for a pod that was ready once: it can never become so again.
+// already says whether the pod that has the name is ready. What a crash or a failure left of an
+// attempt, or is being removed, is taken away first. ErrAlreadyExists for a pod that was ready
+// once: it can never become so again.
 func (ps *pods) already(ctx context.Context, id string) (up bool, err error) {
 	r, ok := ps.states.Get(id)
 	switch {
@@ -116,7 +120,8 @@ func (ps *pods) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig,
 	return p.ID, nil
 }
 
-// undo takes a pod that did not come up away. One that cannot be taken away now is listed as a pod that is not ready until it is gone.
+// undo takes a pod that did not come up away. One that cannot be taken away now is listed as a pod
+// that is not ready until it is gone.
 func (ps *pods) undo(ctx context.Context, p *table.PodEntry) {
 	remove := func(ctx context.Context) error { return ps.removePod(withPod(ctx, p.ID), p) }
 	if err := clean(ctx, teardownLimit, remove); err != nil {
@@ -150,8 +155,8 @@ func (ps *pods) bringUp(ctx context.Context, p *podPlan) error {
 	return nil
 }
 
-// connectAndStart runs the network plugins and the pause process beside each other: neither needs the other, except for a sysctl of an
-// interface that a plugin has yet to make.
+// connectAndStart runs the network plugins and the pause process beside each other: neither needs
+// the other, except for a sysctl of an interface that a plugin has yet to make.
 func (ps *pods) connectAndStart(ctx context.Context, p *podPlan) (ips []netip.Addr, task runtimeshim.Task, err error) {
 	connect := func(ctx context.Context) error {
 		var err error

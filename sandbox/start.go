@@ -22,10 +22,10 @@ import (
 
 const startLimit = 2 * time.Minute
 
-// StartContainer starts a created container (CRI StartContainer). A start that fails leaves a container that has exited with code 128 and
-// reason StartError, as the kubelet expects to find it. ErrUnavailable, and a machine that lacks room or descriptors for the start, leave it
-// created, so that it can be started again.
-// ErrFailedPrecondition when the container is not in state created.
+// StartContainer starts a created container (CRI StartContainer). A start that fails leaves a
+// container that has exited with code 128 and reason StartError, as the kubelet expects to find it.
+// ErrUnavailable, and a machine that lacks room or descriptors for the start, leave it created, so
+// that it can be started again. ErrFailedPrecondition when the container is not in state created.
 func (cs *containers) StartContainer(ctx context.Context, id string) error {
 	c, err := cs.table.FindContainer(id)
 	if err != nil {
@@ -72,8 +72,9 @@ func (cs *containers) startContainer(ctx context.Context, c *table.ContainerEntr
 // resolveLimit is how long a start that nobody answered may take to be found out.
 const resolveLimit = 30 * time.Second
 
-// startUnanswered returns what became of a start for which shim or logger had no answer, or for which the node had no room. That may pass:
-// were the container an exited one for that, a pod that restarts nothing had failed.
+// startUnanswered returns what became of a start for which shim or logger had no answer, or for
+// which the node had no room. That may pass: were the container an exited one for that, a pod that
+// restarts nothing had failed.
 func (cs *containers) startUnanswered(ctx context.Context, c *table.ContainerEntry, cause error) error {
 	err := clean(ctx, resolveLimit, func(ctx context.Context) error { return cs.resolve(ctx, c) })
 	if err != nil {
@@ -153,7 +154,8 @@ func (cs *containers) declareRunning(ctx context.Context, c *table.ContainerEntr
 	return nil
 }
 
-// ReopenLog makes the logger continue in a new file at the container's log path (CRI ReopenContainerLog). On error no new file exists.
+// ReopenLog makes the logger continue in a new file at the container's log path (CRI
+// ReopenContainerLog). On error no new file exists.
 func (cs *containers) ReopenLog(ctx context.Context, id string) error {
 	c, err := cs.table.Container(id)
 	if err != nil {
@@ -172,7 +174,8 @@ func (cs *containers) ReopenLog(ctx context.Context, id string) error {
 	return err
 }
 
-// oomFile returns the file in which the kernel counts the processes of the cgroup that it killed for want of memory.
+// oomFile returns the file in which the kernel counts the processes of the cgroup that it killed
+// for want of memory.
 func oomFile(of string, v2 bool) string {
 	if v2 {
 		return filepath.Join(cgroup.Mount, of, "memory.events")

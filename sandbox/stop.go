@@ -24,7 +24,8 @@ const (
 	maxGrace  = 100 * 365 * 24 * time.Hour // as good as for ever, and no overflow
 )
 
-// stop is a StopContainer under way. A second caller joins it and may shorten its grace, never lengthen it.
+// stop is a StopContainer under way. A second caller joins it and may shorten its grace, never
+// lengthen it.
 type stop struct {
 	done chan struct{} // closed when err is set
 	err  error
@@ -34,9 +35,10 @@ type stop struct {
 	shorter chan struct{}
 }
 
-// StopContainer sends the stop signal, waits for grace and then kills (CRI StopContainer). It returns when the exit is recorded. A container
-// that does not run, or is unknown, is no error. ErrInvalidArgument for a negative grace, context.DeadlineExceeded when the process cannot
-// be killed.
+// StopContainer sends the stop signal, waits for grace and then kills (CRI StopContainer). It
+// returns when the exit is recorded. A container that does not run, or is unknown, is no error.
+// ErrInvalidArgument for a negative grace, context.DeadlineExceeded when the process cannot be
+// killed.
 func (cs *containers) StopContainer(ctx context.Context, id string, grace time.Duration) error {
 	if grace < 0 {
 		return fmt.Errorf("timeout %v is negative: %w", grace, errdefs.ErrInvalidArgument)
@@ -68,8 +70,9 @@ func (cs *containers) stopContainer(ctx context.Context, c *table.ContainerEntry
 	}
 }
 
-// awaitStart returns when no start of the container is under way. After a restart the start may not have its turn yet: until recovery has
-// found out what became of it, the container may have a process.
+// awaitStart returns when no start of the container is under way. After a restart the start may not
+// have its turn yet: until recovery has found out what became of it, the container may have a
+// process.
 func (cs *containers) awaitStart(ctx context.Context, c *table.ContainerEntry) error {
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
@@ -186,7 +189,8 @@ func (cs *containers) kill(ctx context.Context, c *table.ContainerEntry) error {
 	}
 }
 
-// signal sends a signal to the container's first process, or to all. That there is none is no error.
+// signal sends a signal to the container's first process, or to all. That there is none is no
+// error.
 func (cs *containers) signal(ctx context.Context, c *table.ContainerEntry, sig syscall.Signal, all bool) error {
 	if sig == 0 {
 		sig = unix.SIGTERM
@@ -199,7 +203,8 @@ func (cs *containers) signal(ctx context.Context, c *table.ContainerEntry, sig s
 	return nil
 }
 
-// vanished says whether the shim, asked now, knows no process of the container and no exit of it either: then there will never be one.
+// vanished says whether the shim, asked now, knows no process of the container and no exit of it
+// either: then there will never be one.
 func (cs *containers) vanished(ctx context.Context, c *table.ContainerEntry) bool {
 	tasks, err := cs.shim.Tasks(ctx)
 	if err != nil {

@@ -17,8 +17,9 @@ import (
 	"github.com/cribox/cribox/sandbox/table"
 )
 
-// StopPod ends everything that runs in the pod and gives its network back (CRI StopPodSandbox). A pod that is stopped or unknown is no
-// error. A network plugin that fails does not hold the pod up: what it owes is remembered and asked for again until it is given.
+// StopPod ends everything that runs in the pod and gives its network back (CRI StopPodSandbox). A
+// pod that is stopped or unknown is no error. A network plugin that fails does not hold the pod up:
+// what it owes is remembered and asked for again until it is given.
 func (ps *pods) StopPod(ctx context.Context, id string) error {
 	p, err := ps.table.FindPod(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
@@ -69,9 +70,10 @@ func (ps *pods) declareStopped(ctx context.Context, p *table.PodEntry) {
 	}
 }
 
-// teardown takes away everything of a pod that is not its record: processes, network, mounts. It may be called in any state, any number of
-// times, and returns nil when nothing is left but what the network plugins owe. Its caller has the pod's turn: of a stop and a removal side by
-// side, the second would take the first one's plugin for one that nobody waits for.
+// teardown takes away everything of a pod that is not its record: processes, network, mounts. It
+// may be called in any state, any number of times, and returns nil when nothing is left but what
+// the network plugins owe. Its caller has the pod's turn: of a stop and a removal side by side, the
+// second would take the first one's plugin for one that nobody waits for.
 func (ps *pods) teardown(ctx context.Context, p *table.PodEntry) error {
 	if err := ps.stopAll(ctx, p); err != nil {
 		return fmt.Errorf("stop the containers of pod %s: %w", p.ID, err)
@@ -102,8 +104,8 @@ func (ps *pods) stopAll(ctx context.Context, p *table.PodEntry) error {
 	return g.Wait()
 }
 
-// disconnect gives the pod's addresses back and removes its network namespace. A plugin that fails is no error: it is asked again, without the
-// namespace, until it has given back what it owes.
+// disconnect gives the pod's addresses back and removes its network namespace. A plugin that fails
+// is no error: it is asked again, without the namespace, until it has given back what it owes.
 func (w *wires) disconnect(ctx context.Context, p *table.PodEntry) error {
 	if r, ok := w.states.Get(p.ID); ok && r.NetNS == "" { // the host's; the request may not be readable
 		return nil
@@ -135,7 +137,8 @@ func (m *mounts) dropPauseRoot(ctx context.Context, id string) error {
 	return m.trash.Put(ctx, m.layout.RootPath("containers", id))
 }
 
-// RemovePod stops the pod if it must, and forgets it and its containers (CRI RemovePodSandbox). An unknown pod is no error.
+// RemovePod stops the pod if it must, and forgets it and its containers (CRI RemovePodSandbox). An
+// unknown pod is no error.
 func (ps *pods) RemovePod(ctx context.Context, id string) error {
 	p, err := ps.table.FindPod(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
@@ -186,13 +189,15 @@ func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
 	return nil
 }
 
-// collectEvery is how long the collector waits after a round that left something, doubled up to collectAtMost.
+// collectEvery is how long the collector waits after a round that left something, doubled up to
+// collectAtMost.
 const (
 	collectEvery  = 10 * time.Second
 	collectAtMost = 5 * time.Minute
 )
 
-// collector asks the network plugins for what they owe until nothing is owed. Whatever is new is asked for soon, whatever is old ever later.
+// collector asks the network plugins for what they owe until nothing is owed. Whatever is new is
+// asked for soon, whatever is old ever later.
 func (w *wires) collector(ctx context.Context) {
 	wait := collectEvery
 	for {

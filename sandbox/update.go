@@ -39,10 +39,12 @@ type updates struct {
 
 const updateLimit = 4 * time.Minute // longer than the shim's client waits, and than a kubelet
 
-// UpdateContainer changes what a container may use (CRI UpdateContainerResources): of a created one its spec, of a running one the limits of
-// its cgroup and the oom_score_adj of its processes too. Zero and empty fields stay as they are. ErrInvalidArgument names the field;
-// ErrFailedPrecondition for a container that has exited, and for what the kernel refuses where the container is, such as less memory than is
-// in use. On error nothing has changed, except for ErrUnavailable: then the shim may still come to it, and it is brought to an end later.
+// UpdateContainer changes what a container may use (CRI UpdateContainerResources): of a created one
+// its spec, of a running one the limits of its cgroup and the oom_score_adj of its processes too.
+// Zero and empty fields stay as they are. ErrInvalidArgument names the field; ErrFailedPrecondition
+// for a container that has exited, and for what the kernel refuses where the container is, such as
+// less memory than is in use. On error nothing has changed, except for ErrUnavailable: then the
+// shim may still come to it, and it is brought to an end later.
 func (u *updates) UpdateContainer(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error {
 	c, err := u.table.FindContainer(id)
 	if err != nil {
@@ -75,7 +77,8 @@ func (u *updates) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 	return err
 }
 
-// settleLater goes on with an update that the shim may still come to, once for a container, however many have asked for one meanwhile.
+// settleLater goes on with an update that the shim may still come to, once for a container, however
+// many have asked for one meanwhile.
 func (u *updates) settleLater(c *table.ContainerEntry) {
 	if !c.Settling.CompareAndSwap(false, true) {
 		return
@@ -97,7 +100,8 @@ func (u *updates) updateTurn(ctx context.Context, c *table.ContainerEntry) (done
 	return u.containers.turns.Take(ctx, c.ID)
 }
 
-// mayUpdate returns ErrNotFound or ErrFailedPrecondition for a container that has no limits to change, or none any more.
+// mayUpdate returns ErrNotFound or ErrFailedPrecondition for a container that has no limits to
+// change, or none any more.
 func (u *updates) mayUpdate(c *table.ContainerEntry) error {
 	r, ok := u.states.Record(c)
 	if !ok || r.State == store.ContainerCreating {
@@ -106,7 +110,8 @@ func (u *updates) mayUpdate(c *table.ContainerEntry) error {
 	return table.Changeable(r)
 }
 
-// updateContainer writes down what it is about to do, does it, and writes down that it is done, in the container's turn.
+// updateContainer writes down what it is about to do, does it, and writes down that it is done, in
+// the container's turn.
 func (u *updates) updateContainer(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources) error {
 	asked, err := proto.Marshal(r)
 	if err != nil {
@@ -149,7 +154,8 @@ func (u *updates) planUpdate(ctx context.Context, c *table.ContainerEntry, r *ru
 	return was, now, nil
 }
 
-// applyUpdate changes the cgroup, if there is one, and then the spec: what a later exec is given, or the start. On error both are as before.
+// applyUpdate changes the cgroup, if there is one, and then the spec: what a later exec is given,
+// or the start. On error both are as before.
 func (u *updates) applyUpdate(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources, was, now *specs.Spec) error {
 	rec, ok := u.states.Record(c)
 	if !ok {
@@ -187,8 +193,8 @@ func (u *updates) limitTask(ctx context.Context, c *table.ContainerEntry, was, n
 	return u.shim.Update(ctx, up)
 }
 
-// declareUpdated makes the status say what holds now. A full disk does not undo it: what is on the disk then says that the update was under
-// way, and a restart does it again.
+// declareUpdated makes the status say what holds now. A full disk does not undo it: what is on the
+// disk then says that the update was under way, and a restart does it again.
 func (u *updates) declareUpdated(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources) error {
 	err := u.states.Updated(c, func(limits []byte) ([]byte, error) {
 		return proto.Marshal(spec.MergeRequests(table.RememberedOr(limits, c.Config.GetLinux().GetResources()), r))
@@ -218,8 +224,8 @@ func (u *updates) resolveUpdate(ctx context.Context, c *table.ContainerEntry) er
 	return u.settleUpdate(ctx, c)
 }
 
-// settleUpdate brings an update that was interrupted to an end, in the container's turn. Whoever asked for it has no answer, so either end is
-// right: done, or, where it fails now, as before.
+// settleUpdate brings an update that was interrupted to an end, in the container's turn. Whoever
+// asked for it has no answer, so either end is right: done, or, where it fails now, as before.
 func (u *updates) settleUpdate(ctx context.Context, c *table.ContainerEntry) error {
 	rec, ok := u.states.Record(c)
 	if !ok || rec.Updating == nil {
@@ -243,7 +249,8 @@ func (u *updates) settleUpdate(ctx context.Context, c *table.ContainerEntry) err
 	return nil
 }
 
-// undoUpdate makes the cgroup of a container what its spec says, after an update that was interrupted when the shim had done its part.
+// undoUpdate makes the cgroup of a container what its spec says, after an update that was
+// interrupted when the shim had done its part.
 func (u *updates) undoUpdate(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources) error {
 	defer u.forgetUpdate(ctx, c)
 	rec, ok := u.states.Record(c)
@@ -258,8 +265,9 @@ func (u *updates) undoUpdate(ctx context.Context, c *table.ContainerEntry, r *ru
 	return nil
 }
 
-// UpdatePod remembers what the kubelet has made of the pod's cgroup, which is its own (CRI UpdatePodSandboxResources): what the pod costs
-// beside its containers, and what those may use together. nil leaves as it is what was told before. A pod that is not ready still has that
+// UpdatePod remembers what the kubelet has made of the pod's cgroup, which is its own (CRI
+// UpdatePodSandboxResources): what the pod costs beside its containers, and what those may use
+// together. nil leaves as it is what was told before. A pod that is not ready still has that
 // cgroup. ErrNotFound, ErrInvalidArgument.
 func (u *updates) UpdatePod(id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
 	p, err := u.table.Pod(id)

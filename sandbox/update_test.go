@@ -9,7 +9,8 @@ import (
 	"github.com/cribox/cribox/sandbox/table"
 )
 
-// TestSettleLater: however often an update of a container has no answer, one goroutine goes on with it, and another one when that has ended.
+// TestSettleLater: however often an update of a container has no answer, one goroutine goes on with
+// it, and another one when that has ended.
 func TestSettleLater(t *testing.T) {
 	records, _, err := store.Open(t.TempDir(), "")
 	if err != nil {

@@ -34,8 +34,8 @@ func CheckUserNamespaces(mount func(userNS *os.File) error) error {
 	return errors.Join(mount(ns.User), ns.Close())
 }
 
-// reachable says whether everybody can go to dir: root of a user namespace is nobody outside, and the OCI runtime looks for the root
-// filesystem as that.
+// reachable says whether everybody can go to dir: root of a user namespace is nobody outside, and
+// the OCI runtime looks for the root filesystem as that.
 func reachable(dir string) error {
 	for ; ; dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)

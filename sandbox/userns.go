@@ -14,8 +14,8 @@ import (
 	"github.com/cribox/cribox/sandbox/userns"
 )
 
-// makeNamespaces makes the namespaces that are there before the pause process: the network's, and for a pod that has one the user namespace
-// that it belongs to.
+// makeNamespaces makes the namespaces that are there before the pause process: the network's, and
+// for a pod that has one the user namespace that it belongs to.
 func (w *wires) makeNamespaces(p *table.PodEntry) error {
 	uids, gids, ok := spec.UserNamespace(p.Config)
 	if !ok {
@@ -51,7 +51,8 @@ func (m *mounts) openUserNS(p *table.PodEntry) (*os.File, error) {
 	return f, nil
 }
 
-// canMap refuses a mount whose ids are to be mapped and cannot be: the OCI runtime would do so only when the container starts.
+// canMap refuses a mount whose ids are to be mapped and cannot be: the OCI runtime would do so only
+// when the container starts.
 func (m *mounts) canMap(p *table.PodEntry, asked []*runtimeapi.Mount, found []spec.Mount) error {
 	ns, err := m.openUserNS(p)
 	if err != nil || ns == nil {

@@ -13,10 +13,12 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
-// maxUserFile bounds what is read of an image's /etc/passwd and /etc/group: the image's author decides how large they are.
+// maxUserFile bounds what is read of an image's /etc/passwd and /etc/group: the image's author
+// decides how large they are.
 const maxUserFile = 10 << 20
 
-// lookupUser returns who the container's first process is, by the request, the image and the image's own user files.
+// lookupUser returns who the container's first process is, by the request, the image and the
+// image's own user files.
 func lookupUser(rootfs, imageUser string, sc *runtimeapi.LinuxContainerSecurityContext) (spec.User, error) {
 	passwd, err := readInRoot(rootfs, "/etc/passwd")
 	if err != nil {
@@ -29,11 +31,13 @@ func lookupUser(rootfs, imageUser string, sc *runtimeapi.LinuxContainerSecurityC
 	return spec.ResolveUser(imageUser, sc, passwd, group)
 }
 
-// ImageUser tells whom an image's USER names, as CreateContainer takes it: an id or a name; neither when it names nobody.
+// ImageUser tells whom an image's USER names, as CreateContainer takes it: an id or a name; neither
+// when it names nobody.
 func ImageUser(user string) (uid *uint32, name string) { return spec.ImageUser(user) }
 
-// readInRoot reads a regular file of an image with every link resolved inside root; a missing one is empty. What is no regular file (a
-// FIFO would block, a device would never end) or too large is ErrInvalidArgument.
+// readInRoot reads a regular file of an image with every link resolved inside root; a missing one
+// is empty. What is no regular file (a FIFO would block, a device would never end) or too large is
+// ErrInvalidArgument.
 func readInRoot(root, name string) ([]byte, error) {
 	handle, err := openInRoot(root, name)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
@@ -61,8 +65,9 @@ func readInRoot(root, name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxUserFile))
 }
 
-// openInRoot finds name below root, every link on the way taken as one inside root, and opens nothing of it: the handle only names it, so
-// that a device or a FIFO notices nothing. handlePath is its name for a second look.
+// openInRoot finds name below root, every link on the way taken as one inside root, and opens
+// nothing of it: the handle only names it, so that a device or a FIFO notices nothing. handlePath
+// is its name for a second look.
 func openInRoot(root, name string) (*os.File, error) {
 	dir, err := os.Open(root)
 	if err != nil {
@@ -82,7 +87,8 @@ func openInRoot(root, name string) (*os.File, error) {
 	return nil, fmt.Errorf("resolve %s: %w: %w", name, unix.EAGAIN, errdefs.ErrUnavailable)
 }
 
-// blamePath makes ErrInvalidArgument of what a path itself can cause. A want of descriptors or memory, or a bad disk, is not its fault.
+// blamePath makes ErrInvalidArgument of what a path itself can cause. A want of descriptors or
+// memory, or a bad disk, is not its fault.
 func blamePath(err error) error {
 	for _, fault := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG} {
 		if errors.Is(err, fault) {

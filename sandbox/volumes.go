@@ -20,12 +20,14 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
-// maxVolumes is how many VOLUMEs of an image are made. Each is copied by itself, and they may lead to one folder or lie in each other.
+// maxVolumes is how many VOLUMEs of an image are made. Each is copied by itself, and they may lead
+// to one folder or lie in each other.
 const maxVolumes = 128
 
-// makeVolumes gives every VOLUME of the image that the request mounts nothing on a folder beside the container's writable layer, filled
-// with what the image has there: it can be written even when the root filesystem cannot. It ends with the container. A copy that takes longer
-// than ctx lasts is given up. ErrInvalidArgument when there are too many.
+// makeVolumes gives every VOLUME of the image that the request mounts nothing on a folder beside
+// the container's writable layer, filled with what the image has there: it can be written even when
+// the root filesystem cannot. It ends with the container. A copy that takes longer than ctx lasts
+// is given up. ErrInvalidArgument when there are too many.
 func (m *mounts) makeVolumes(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, root string, img imageservice.Image) ([]spec.Volume, error) {
 	asked := spec.ImageVolumes(img.Config, c.Config)
 	if len(asked) > maxVolumes {
@@ -42,8 +44,8 @@ func (m *mounts) makeVolumes(ctx context.Context, p *table.PodEntry, c *table.Co
 	return all, nil
 }
 
-// copyFromRoot copies a folder of an image, found without leaving root, to dir. A missing one leaves dir empty, and root in the
-// pod its owner.
+// copyFromRoot copies a folder of an image, found without leaving root, to dir. A missing one
+// leaves dir empty, and root in the pod its owner.
 func copyFromRoot(ctx context.Context, c *runtimeapi.PodSandboxConfig, root, inside, dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return err

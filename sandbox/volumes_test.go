@@ -47,7 +47,8 @@ func TestTooManyVolumes(t *testing.T) {
 	}
 }
 
-// TestVolumeSource: what a path does to the search for it is the request's fault, what the machine lacks is not.
+// TestVolumeSource: what a path does to the search for it is the request's fault, what the machine
+// lacks is not.
 func TestVolumeSource(t *testing.T) {
 	root := t.TempDir()
 	if err := os.Symlink("loop", filepath.Join(root, "loop")); err != nil {

@@ -28,7 +28,8 @@ func TestProfileOf(t *testing.T) {
 	}
 }
 
-// TestText: the profile needs nothing of the host, and lets the daemon's own profile end its processes.
+// TestText: the profile needs nothing of the host, and lets the daemon's own profile end its
+// processes.
 func TestText(t *testing.T) {
 	text := Text("my daemon")
 	for _, want := range []string{"profile cribox-default ", `signal (receive) peer="my daemon",`, "deny mount,", "deny /proc/sysrq-trigger rwklx,"} {

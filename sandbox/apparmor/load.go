@@ -22,7 +22,8 @@ const (
 )
 
 const (
-	// loadLimit: a parser takes a tenth of a second for our text, and several on a machine that is busy.
+	// loadLimit: a parser takes a tenth of a second for our text, and several on a machine that is
+	// busy.
 	loadLimit = 20 * time.Second
 	// mostSaid is what is kept of what a parser complains of, in bytes.
 	mostSaid = 1 << 10
@@ -38,8 +39,8 @@ func Enabled() bool {
 	return err == nil
 }
 
-// Loaded says whether the kernel has a profile of this name; of names stacked with //& it must have each. An error is that of reading the
-// kernel's list.
+// Loaded says whether the kernel has a profile of this name; of names stacked with //& it must have
+// each. An error is that of reading the kernel's list.
 func Loaded(name string) (bool, error) {
 	list, err := os.ReadFile(profilesFile)
 	if err != nil {
@@ -63,7 +64,8 @@ func isLoaded(list, name string) bool {
 	return true
 }
 
-// Parser returns the path of apparmor_parser; ErrFailedPrecondition, with the remedy, when there is none.
+// Parser returns the path of apparmor_parser; ErrFailedPrecondition, with the remedy, when there is
+// none.
 func Parser() (string, error) {
 	if path, err := exec.LookPath("apparmor_parser"); err == nil {
 		return path, nil
@@ -76,8 +78,9 @@ func Parser() (string, error) {
 	return "", fmt.Errorf("there is no apparmor_parser: install the package apparmor and restart cribox: %w", errdefs.ErrFailedPrecondition)
 }
 
-// Load gives the kernel the default profile, in place of one that it may have: containers in it are confined by the new text from then on.
-// ErrFailedPrecondition when there is no parser or it refuses, with what it said; context.DeadlineExceeded when it takes too long.
+// Load gives the kernel the default profile, in place of one that it may have: containers in it are
+// confined by the new text from then on. ErrFailedPrecondition when there is no parser or it
+// refuses, with what it said; context.DeadlineExceeded when it takes too long.
 func Load(ctx context.Context) error {
 	parser, err := Parser()
 	if err != nil {

@@ -9,17 +9,21 @@ import (
 // Default is the name of the profile of containers that ask for RuntimeDefault, or for nothing.
 const Default = "cribox-default"
 
-// abi pins the features of AppArmor that the profile is written for. Without it a newer parser mediates what the text says nothing of, and
-// what is said nothing of is denied: user namespaces, POSIX message queues, Unix sockets.
+// abi pins the features of AppArmor that the profile is written for. Without it a newer parser
+// mediates what the text says nothing of, and what is said nothing of is denied: user namespaces,
+// POSIX message queues, Unix sockets.
 const abi = "/etc/apparmor.d/abi/3.0"
 
-// Text returns the default profile. Whoever is confined by it has the file system, network and capabilities that container and mounts give,
-// and cannot change the kernel: no writes to /proc and /sys beyond its own processes, cgroup and IPC limits, whatever is mounted there and
-// however; no mounts. Processes of the profile may trace and signal one another; signals come from outside by unconfined, by OCI runtimes that
-// a distribution confines, and by sender, the profile that the daemon runs in, "" for none.
+// Text returns the default profile. Whoever is confined by it has the file system, network and
+// capabilities that container and mounts give, and cannot change the kernel: no writes to /proc and
+// /sys beyond its own processes, cgroup and IPC limits, whatever is mounted there and however; no
+// mounts. Processes of the profile may trace and signal one another; signals come from outside by
+// unconfined, by OCI runtimes that a distribution confines, and by sender, the profile that the
+// daemon runs in, "" for none.
 //
-// A profile is a union of what is allowed, less what is denied: the file rules allow all, and the denials say in patterns which parts of
-// /proc and /sys are meant. AppArmor has no exceptions from a denial, so each pattern spells out the beginnings of names that it spares.
+// A profile is a union of what is allowed, less what is denied: the file rules allow all, and the
+// denials say in patterns which parts of /proc and /sys are meant. AppArmor has no exceptions from
+// a denial, so each pattern spells out the beginnings of names that it spares.
 func Text(sender string) string {
 	var b strings.Builder
 	if _, err := os.Stat(abi); err == nil {
@@ -49,7 +53,8 @@ var denials = []string{
 	"remount",
 	"pivot_root",
 
-	// Files of /proc itself, and folders that are no process: whose name begins with neither a digit nor "sys".
+	// Files of /proc itself, and folders that are no process: whose name begins with neither a
+	// digit nor "sys".
 	"/proc/* w",
 	"/proc/[^1-9s]*/** w",
 	"/proc/s[^y]*/** w",

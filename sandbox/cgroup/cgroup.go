@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Tree is where cgroups are mounted: the hierarchy of version 2, or the folder with one hierarchy for each controller of version 1.
+// Tree is where cgroups are mounted: the hierarchy of version 2, or the folder with one hierarchy
+// for each controller of version 1.
 type Tree struct {
 	Root string
 	V2   bool
@@ -15,8 +16,9 @@ type Tree struct {
 
 // Usage is what a cgroup and all below it use.
 type Usage struct {
-	// Err is why figures are missing that may well exist. It is of class ErrResourceExhausted when we lacked the
-	// descriptors or the memory to read them; nil when nothing is missing, or the cgroup is gone.
+	// Err is why figures are missing that may well exist. It is of class ErrResourceExhausted when
+	// we lacked the descriptors or the memory to read them; nil when nothing is missing, or the
+	// cgroup is gone.
 	Err error
 
 	At     time.Time // when the first file was read
@@ -51,13 +53,15 @@ type Pressure struct {
 	Some, Full *Stall // some or all tasks waited; nil where the kernel does not tell
 }
 
-// Stall is time in which nothing went on. The averages are in percent of the last 10, 60 and 300 seconds.
+// Stall is time in which nothing went on. The averages are in percent of the last 10, 60 and 300
+// seconds.
 type Stall struct {
 	Avg10, Avg60, Avg300 float64
 	Total                uint64 // nanoseconds
 }
 
-// Detail is Usage with what metrics tell beside it, without what is left below the limits: files of their own, and no metric tells it.
+// Detail is Usage with what metrics tell beside it, without what is left below the limits: files of
+// their own, and no metric tells it.
 type Detail struct {
 	Usage
 	User, System                              *uint64 // nanoseconds
@@ -85,12 +89,14 @@ type HugePages struct {
 	Usage, Max *uint64 // now, and at most since the cgroup was made
 }
 
-// Usage reads what the cgroup at path uses; path is absolute within every hierarchy. What cannot be read is nil.
+// Usage reads what the cgroup at path uses; path is absolute within every hierarchy. What cannot be
+// read is nil.
 func (t Tree) Usage(path string) Usage {
 	return t.usage(path, wanted{limits: true, swap: true})
 }
 
-// PodUsage is Usage of the cgroup of a pod, without swap, which is told of containers only, and Threads.
+// PodUsage is Usage of the cgroup of a pod, without swap, which is told of containers only, and
+// Threads.
 func (t Tree) PodUsage(path string) (Usage, *uint64) {
 	return t.usage(path, wanted{limits: true}), t.Threads(path)
 }
@@ -127,7 +133,8 @@ func (t Tree) Detail(path string, hugePages []string) Detail {
 	return d
 }
 
-// Threads reads how many processes and threads there are in the cgroup at path and below it, or nil.
+// Threads reads how many processes and threads there are in the cgroup at path and below it, or
+// nil.
 func (t Tree) Threads(path string) *uint64 {
 	r := readers.Get().(*reader)
 	defer readers.Put(r)
@@ -143,7 +150,8 @@ func (u Usage) None() bool { return u.CPU == nil && u.Memory.Usage == nil }
 // Gone says whether nothing could be read because nothing is there any more.
 func (u Usage) Gone() bool { return u.None() && u.Err == nil }
 
-// unlimited is the least number that stands for no limit; version 1 writes one that is near the largest.
+// unlimited is the least number that stands for no limit; version 1 writes one that is near the
+// largest.
 const unlimited = 1 << 62
 
 // derive fills the working set and what is left below the limit, nil for none.
@@ -162,7 +170,8 @@ func left(limit *uint64, used uint64) *uint64 {
 	return new(*limit - min(used, *limit))
 }
 
-// Sum adds up what cgroups beside each other use. Limits and pressure cannot be added, and are left out; so is swap, as of a pod.
+// Sum adds up what cgroups beside each other use. Limits and pressure cannot be added, and are left
+// out; so is swap, as of a pod.
 func Sum(all ...Usage) Usage {
 	var s Usage
 	for _, u := range all {

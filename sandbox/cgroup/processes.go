@@ -10,14 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is looked at of one container, at most: beyond it the figure is left out rather than let one container cost all others.
+// What is looked at of one container, at most: beyond it the figure is left out rather than let one
+// container cost all others.
 const (
 	maxProcesses = 1024
 	maxLinks     = 4096 // descriptors that are told apart
 )
 
-// processes counts the processes in a cgroup, without those in a cgroup below it, and what they have open. It goes to the processes that
-// the file names, and to no others.
+// processes counts the processes in a cgroup, without those in a cgroup below it, and what they
+// have open. It goes to the processes that the file names, and to no others.
 func (r *reader) processes(file string, d *Detail) {
 	b := r.readList(file)
 	if b == nil {
@@ -52,8 +53,9 @@ func (r *reader) processes(file string, d *Detail) {
 	}
 }
 
-// descriptors counts what a process has open, and names it when it is not more than the budget; a process that is gone has nothing. Before
-// Linux 6.2, which tells the number by itself, more than the budget cannot be counted.
+// descriptors counts what a process has open, and names it when it is not more than the budget; a
+// process that is gone has nothing. Before Linux 6.2, which tells the number by itself, more than
+// the budget cannot be counted.
 func descriptors(pid int, budget uint64) (n uint64, names []string, counted bool) {
 	dir, err := os.Open(fdDir(pid))
 	if err != nil {

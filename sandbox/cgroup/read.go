@@ -16,7 +16,8 @@ import (
 // readers are kept for their memory.
 var readers = sync.Pool{New: func() any { return &reader{at: unix.AT_FDCWD, buf: make([]byte, 8<<10)} }}
 
-// reader reads small files one after another into the same memory. What it returns is good until it reads again.
+// reader reads small files one after another into the same memory. What it returns is good until it
+// reads again.
 type reader struct {
 	at  int // the folder that relative paths begin at
 	buf []byte
@@ -39,7 +40,8 @@ func (r *reader) failed(path string, err error) {
 	}
 }
 
-// missed returns why figures are missing, of a usage that was read since begin; nil when they do not exist.
+// missed returns why figures are missing, of a usage that was read since begin; nil when they do
+// not exist.
 func (r *reader) missed(u Usage) error {
 	switch {
 	case r.scarce != nil:
@@ -54,8 +56,9 @@ func isAny(err error, of ...error) bool {
 	return slices.ContainsFunc(of, func(one error) bool { return errors.Is(err, one) })
 }
 
-// enter makes relative paths begin at dir until leave is called, and returns the path of dir from there: to a cgroup it is a long way, and a
-// third of what opening a file costs. A folder that cannot be opened, as of a cgroup that is gone, is returned as it is.
+// enter makes relative paths begin at dir until leave is called, and returns the path of dir from
+// there: to a cgroup it is a long way, and a third of what opening a file costs. A folder that
+// cannot be opened, as of a cgroup that is gone, is returned as it is.
 func (r *reader) enter(dir string) (here string, leave func()) {
 	fd, err := retry(func() (int, error) { return unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) })
 	if err != nil {
@@ -68,9 +71,10 @@ func (r *reader) enter(dir string) (here string, leave func()) {
 	}
 }
 
-// read returns what a file holds, or nil. The kernel writes such a file in one piece, as far as there is room: a read that was not filled
-// was the last one. Nearly all that these files cost is system calls, so there are three for each: none to ask for its size, for its end, or
-// to have the runtime's poller watch it.
+// read returns what a file holds, or nil. The kernel writes such a file in one piece, as far as
+// there is room: a read that was not filled was the last one. Nearly all that these files cost is
+// system calls, so there are three for each: none to ask for its size, for its end, or to have the
+// runtime's poller watch it.
 func (r *reader) read(path string) []byte { return r.all(path, false) }
 
 // readList reads a file that the kernel writes line by line, and may give in parts.
@@ -123,7 +127,8 @@ func number(b []byte) *uint64 {
 	return &n
 }
 
-// keys reads a file with a name and a number on each line into the figures of those names. The others stay as they are.
+// keys reads a file with a name and a number on each line into the figures of those names. The
+// others stay as they are.
 func (r *reader) keys(path string, figures map[string]**uint64) {
 	eachLine(r.read(path), func(line []byte) {
 		name, value, _ := bytes.Cut(line, []byte(" "))

@@ -8,7 +8,8 @@ import (
 
 // Version 1 counts processor time in the accounting controller, and knows no pressure of a cgroup.
 
-// memoryV1 returns the figures of all that is below the cgroup, and the page faults of the cgroup alone.
+// memoryV1 returns the figures of all that is below the cgroup, and the page faults of the cgroup
+// alone.
 func (r *reader) memoryV1(root, path string, w wanted) (u Usage, own [2]*uint64) {
 	u.At = time.Now()
 	u.CPU = r.number(filepath.Join(root, "cpuacct", path, "cpuacct.usage"))

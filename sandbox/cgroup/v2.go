@@ -73,7 +73,8 @@ func (r *reader) detailV2(dir string, hugePages []string) Detail {
 	return d
 }
 
-// deviceV2 reads "254:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0". A device that was never used has no counters.
+// deviceV2 reads "254:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0". A device that was
+// never used has no counters.
 func deviceV2(line []byte) (d Device, ok bool) {
 	f := bytes.Fields(line)
 	if d.Major, d.Minor, ok = deviceNumber(f[0]); !ok || len(f) < 2 {
@@ -93,7 +94,8 @@ func deviceV2(line []byte) (d Device, ok bool) {
 	return d, true
 }
 
-// pressure reads "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" and the same of "full"; nil when the kernel does not measure it.
+// pressure reads "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" and the same of "full"; nil when
+// the kernel does not measure it.
 func (r *reader) pressure(path string) *Pressure {
 	var p Pressure
 	eachLine(r.read(path), func(line []byte) {

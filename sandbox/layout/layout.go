@@ -64,7 +64,8 @@ func (l Layout) SpecPath(podID, id string) string {
 	return l.PodFile(podID, filepath.Join(id, "config.json"))
 }
 
-// RootPlaces returns every place where the root filesystem can be: what a pod asked for may be lost.
+// RootPlaces returns every place where the root filesystem can be: what a pod asked for may be
+// lost.
 func (l Layout) RootPlaces(id string) []string {
 	return []string{l.StatePath("rootfs", id), filepath.Join(l.StatePath("userns", id), "root")}
 }

@@ -12,15 +12,17 @@ import (
 // Labels of a pod or a container; both are "" where the policy has none for containers.
 type Labels struct{ Process, Mount string }
 
-// Options are the parts of a context that a request names; "" leaves a part as it is (CRI SELinuxOption).
+// Options are the parts of a context that a request names; "" leaves a part as it is (CRI
+// SELinuxOption).
 type Options struct{ User, Role, Type, Level string }
 
 // Enabled says whether this kernel labels by SELinux.
 func Enabled() bool { return library.GetEnabled() }
 
-// NewPod returns the labels of a pod. Their level is reserved until Release: one that no pod has, or the one that is asked for, which other
-// pods may have too. ErrFailedPrecondition when something is asked for and the policy has no contexts for containers, ErrInvalidArgument when
-// it does not know what is asked for.
+// NewPod returns the labels of a pod. Their level is reserved until Release: one that no pod has,
+// or the one that is asked for, which other pods may have too. ErrFailedPrecondition when something
+// is asked for and the policy has no contexts for containers, ErrInvalidArgument when it does not
+// know what is asked for.
 func NewPod(asked Options) (Labels, error) {
 	var l Labels
 	var err error
@@ -49,8 +51,8 @@ func NewPod(asked Options) (Labels, error) {
 	return l, nil
 }
 
-// With returns the labels with parts replaced. Role and type are those of processes alone: files have those that the policy gives to files of
-// containers.
+// With returns the labels with parts replaced. Role and type are those of processes alone: files
+// have those that the policy gives to files of containers.
 func (l Labels) With(asked Options) (Labels, error) {
 	if asked == (Options{}) {
 		return l, nil
@@ -78,7 +80,8 @@ func (l Labels) With(asked Options) (Labels, error) {
 	return Labels{process.Get(), files.Get()}, nil
 }
 
-// Container returns the labels of a container in a pod that has l: ErrInvalidArgument when the policy does not know what is asked for.
+// Container returns the labels of a container in a pod that has l: ErrInvalidArgument when the
+// policy does not know what is asked for.
 func (l Labels) Container(asked Options) (Labels, error) {
 	if l.Process == "" && asked != (Options{}) {
 		return l, fmt.Errorf("selinux_options: the pod has no labels: %w", errdefs.ErrFailedPrecondition)

@@ -27,12 +27,13 @@ func SetLabel(path, label string) error {
 	return nil
 }
 
-// Relabel gives a folder or file, and everything below it, the label. One that has it already is left alone as a whole: the top gets its label
-// last, so it has it when all have. No link is followed, and every name is opened in the folder it was found in: a container that moves things
+// Relabel gives a folder or file, and everything below it, the label. One that has it already is
+// left alone as a whole: the top gets its label last, so it has it when all have. No link is
+// followed, and every name is opened in the folder it was found in: a container that moves things
 // about meanwhile can lead the walk nowhere else. A file system that has no labels is no error.
 //
-// ErrInvalidArgument for folders that the host itself needs. When ctx ends, or folders are moved meanwhile, what is done stays done, and
-// another call goes on.
+// ErrInvalidArgument for folders that the host itself needs. When ctx ends, or folders are moved
+// meanwhile, what is done stays done, and another call goes on.
 func Relabel(ctx context.Context, path, label string) error {
 	if label == "" {
 		return nil
@@ -99,7 +100,8 @@ func (w *walk) entry(dir int, name string) error {
 
 // set labels what fd is open on.
 func (w *walk) set(fd int, name string) error {
-	// A descriptor that was opened to name a file cannot set attributes; its path in /proc is that file and no other.
+	// A descriptor that was opened to name a file cannot set attributes; its path in /proc is that
+	// file and no other.
 	err := unix.Setxattr(fmt.Sprintf("/proc/self/fd/%d", fd), attribute, w.label, 0)
 	if err != nil && !errors.Is(err, unix.ENOTSUP) {
 		return fmt.Errorf("label %q: %w", name, err)

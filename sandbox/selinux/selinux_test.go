@@ -107,7 +107,8 @@ func TestRelabelRefusesTheHost(t *testing.T) {
 	}
 }
 
-// TestRelabelDeep: what lies deeper than there are descriptors gets its label too, and what is mounted in the tree.
+// TestRelabelDeep: what lies deeper than there are descriptors gets its label too, and what is
+// mounted in the tree.
 func TestRelabelDeep(t *testing.T) {
 	const label, depth = "system_u:object_r:container_file_t:s0:c1,c2", 3000
 	dir := t.TempDir()

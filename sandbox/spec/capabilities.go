@@ -65,8 +65,8 @@ func (d *draft) capabilities() error {
 	return nil
 }
 
-// addNamed refuses what this machine does not let the daemon give. What the kernel does not know (CAP_BPF before Linux 5.8) is
-// left out: nothing there asks for it.
+// addNamed refuses what this machine does not let the daemon give. What the kernel does not know
+// (CAP_BPF before Linux 5.8) is left out: nothing there asks for it.
 func (d *draft) addNamed(s capSet, field string, names []string) error {
 	for _, n := range names {
 		n = capabilityName(n)

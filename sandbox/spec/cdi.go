@@ -9,11 +9,13 @@ import (
 	"tags.cncf.io/container-device-interface/pkg/parser"
 )
 
-// cdiAnnotation begins the names of annotations in which device plugins ask for CDI devices, as they did before CDI_devices.
+// cdiAnnotation begins the names of annotations in which device plugins ask for CDI devices, as
+// they did before CDI_devices.
 const cdiAnnotation = "cdi.k8s.io/"
 
-// CDIDevices returns the names of the CDI devices that a container asks for, each once: those of CDI_devices, then those of its annotations.
-// Annotations of its pod, which anybody can write, are not looked at.
+// CDIDevices returns the names of the CDI devices that a container asks for, each once: those of
+// CDI_devices, then those of its annotations. Annotations of its pod, which anybody can write, are
+// not looked at.
 func CDIDevices(c *runtimeapi.ContainerConfig) []string {
 	var names []string
 	seen := map[string]bool{}

@@ -50,8 +50,8 @@ func (d *draft) addDevice(dev Device) error {
 	return nil
 }
 
-// boundDevices: in a user namespace no device node can be made, the host's is bound instead. (An OCI runtime does so too, but from the
-// host's path that is the device's path in the container.)
+// boundDevices: in a user namespace no device node can be made, the host's is bound instead. (An
+// OCI runtime does so too, but from the host's path that is the device's path in the container.)
 func (d *draft) boundDevices() []specs.Mount {
 	if !d.inUserNamespace() {
 		return nil
@@ -65,14 +65,16 @@ func (d *draft) boundDevices() []specs.Mount {
 	return all
 }
 
-// runtimeDevices are those that every OCI runtime adds itself, and cannot where there is one already.
+// runtimeDevices are those that every OCI runtime adds itself, and cannot where there is one
+// already.
 var runtimeDevices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/console"}
 
 func bindDevice(dev Device) specs.Mount {
 	return bind(dev.HostPath, path.Clean(dev.ContainerPath), "rprivate", "nosuid", "noexec")
 }
 
-// BindDevices adds devices to the finished spec of a container in a user namespace. One without permissions is there and cannot be opened.
+// BindDevices adds devices to the finished spec of a container in a user namespace. One without
+// permissions is there and cannot be opened.
 func BindDevices(s *specs.Spec, devices []Device) {
 	for _, dev := range devices {
 		s.Mounts = append(s.Mounts, bindDevice(dev))
@@ -88,7 +90,8 @@ func allow(dev Device) specs.LinuxDeviceCgroup {
 
 func denyAll() specs.LinuxDeviceCgroup { return specs.LinuxDeviceCgroup{Allow: false, Access: "rwm"} }
 
-// Permissions is what a device's permissions mean: all when they are not given, and each letter once.
+// Permissions is what a device's permissions mean: all when they are not given, and each letter
+// once.
 func Permissions(s string) string {
 	if s == "" {
 		return "rwm"

@@ -12,9 +12,10 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// seccompFile is a profile as people have them: in the form of the OCI runtime spec, or in Docker's, which has rules that hold
-// for some machines and containers only, and in its oldest form one name a rule. Docker's has to be evaluated: an OCI runtime
-// would apply each rule always, and read no name.
+// seccompFile is a profile as people have them: in the form of the OCI runtime spec, or in
+// Docker's, which has rules that hold for some machines and containers only, and in its oldest form
+// one name a rule. Docker's has to be evaluated: an OCI runtime would apply each rule always, and
+// read no name.
 type seccompFile struct {
 	specs.LinuxSeccomp
 	ArchMap      []archFamily `json:"archMap"`
@@ -44,7 +45,8 @@ type ruleFilter struct {
 	MinKernel string   `json:"minKernel"`
 }
 
-// archNames are the architectures by Go's name, in the words of a profile, and in those of a filter where they are others.
+// archNames are the architectures by Go's name, in the words of a profile, and in those of a filter
+// where they are others.
 var archNames = map[string]struct {
 	profile specs.Arch
 	filter  string
@@ -54,7 +56,8 @@ var archNames = map[string]struct {
 	"s390x": {specs.ArchS390X, "s390x"},
 }
 
-// decodeSeccomp reads a file; unknown is the first field in it that has no meaning here, "" for none.
+// decodeSeccomp reads a file; unknown is the first field in it that has no meaning here, "" for
+// none.
 func decodeSeccomp(file []byte) (profile *seccompFile, unknown string, err error) {
 	strict := json.NewDecoder(bytes.NewReader(file))
 	strict.DisallowUnknownFields()

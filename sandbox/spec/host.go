@@ -8,8 +8,8 @@ import (
 type Host struct {
 	// CgroupV2 tells that the unified hierarchy is in charge.
 	CgroupV2 bool
-	// CgroupOptions are those of this machine's cgroup v2 that every mount of it sets anew for all: nsdelegate,
-	// memory_recursiveprot.
+	// CgroupOptions are those of this machine's cgroup v2 that every mount of it sets anew for all:
+	// nsdelegate, memory_recursiveprot.
 	CgroupOptions []string
 	// SystemdCgroup tells that cgroups are made by systemd, not by writing to cgroupfs.
 	SystemdCgroup bool
@@ -30,12 +30,13 @@ type Host struct {
 	// RlimitHard holds, by name ("RLIMIT_NOFILE"), hard limits that cannot be
 	// raised. A limit that is not in it may be.
 	RlimitHard map[string]uint64
-	// StackLimit is the soft limit of the stack, in bytes, that a process has unless Rlimits has another; 0 is the kernel's.
+	// StackLimit is the soft limit of the stack, in bytes, that a process has unless Rlimits has
+	// another; 0 is the kernel's.
 	StackLimit uint64
 	// PidsLimit of every container that asks for none; 0 means unlimited.
 	PidsLimit int64
-	// UnprivilegedPorts and UnprivilegedPing: in a pod with a network of its own every user may listen on ports below 1024,
-	// and ping.
+	// UnprivilegedPorts and UnprivilegedPing: in a pod with a network of its own every user may
+	// listen on ports below 1024, and ping.
 	UnprivilegedPorts, UnprivilegedPing bool
 	// NoHostDevices: a privileged container has the devices that it asks for,
 	// not all of the host's.
@@ -59,7 +60,8 @@ type Host struct {
 
 	// RecursiveReadOnly: kernel and OCI runtime can do it.
 	RecursiveReadOnly bool
-	// NoUserNamespaces says what kernel, file system or OCI runtime lack for pods with a user namespace; "" when they have all.
+	// NoUserNamespaces says what kernel, file system or OCI runtime lack for pods with a user
+	// namespace; "" when they have all.
 	NoUserNamespaces string
 
 	// HugePageSizes that the hugetlb controller limits, "2MB", "1GB"; empty

@@ -83,8 +83,8 @@ func (d *draft) ownMounts() []specs.Mount {
 // ttyGroup owns the terminals of every Linux distribution.
 const ttyGroup = 5
 
-// sys is /sys. Only who rules a network namespace can mount a sysfs of it; the host's is not ruled from a user namespace, there the host's
-// own sysfs stands in, with everything in it read-only.
+// sys is /sys. Only who rules a network namespace can mount a sysfs of it; the host's is not ruled
+// from a user namespace, there the host's own sysfs stands in, with everything in it read-only.
 func (d *draft) sys(access string) specs.Mount {
 	if d.inUserNamespace() && d.hostNetwork() {
 		return bind("/sys", "/sys", "rprivate", "nosuid", "noexec", "nodev", "rro")
@@ -92,7 +92,8 @@ func (d *draft) sys(access string) specs.Mount {
 	return specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}}
 }
 
-// cgroup is /sys/fs/cgroup. Without a cgroup namespace it is the host's file system, which this mount gives its options anew.
+// cgroup is /sys/fs/cgroup. Without a cgroup namespace it is the host's file system, which this
+// mount gives its options anew.
 func (d *draft) cgroup(access string) specs.Mount {
 	m := specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
 		Options: []string{"nosuid", "noexec", "nodev", "relatime", access}}

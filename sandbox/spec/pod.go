@@ -62,8 +62,9 @@ func (d *draft) podMounts() error {
 	return nil
 }
 
-// podSysctls: what is asked for, and for a pod with a network of its own that low ports and ping are for every user in it,
-// where the configuration has them so. Groups of a user namespace are few; there ping keeps the kernel's setting.
+// podSysctls: what is asked for, and for a pod with a network of its own that low ports and ping
+// are for every user in it, where the configuration has them so. Groups of a user namespace are
+// few; there ping keeps the kernel's setting.
 func (d *draft) podSysctls() error {
 	set := map[string]string{}
 	if !d.hostNetwork() && d.host.UnprivilegedPorts {

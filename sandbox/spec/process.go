@@ -112,8 +112,8 @@ func (d *draft) environment() error {
 	return checkExecSize("command, args, envs", d.host.execLimit(), d.spec.Process.Args, env.list)
 }
 
-// asUTF8 is the value of a variable. It is bytes to the CRI (a key of a secret that is no text, by envFrom), but JSON to the
-// OCI runtime.
+// asUTF8 is the value of a variable. It is bytes to the CRI (a key of a secret that is no text, by
+// envFrom), but JSON to the OCI runtime.
 func (d *draft) asUTF8(name, value string) string {
 	if utf8.ValidString(value) {
 		return value
@@ -142,8 +142,9 @@ func (e *environ) set(pair string) {
 	e.list = append(e.list, pair)
 }
 
-// What execve(2) takes: one string is at most 32 pages (MAX_ARG_STRLEN), everything together, with a pointer for each, at
-// most a quarter of the stack, but not less than 32 pages and not more than 6 MiB. How many strings there are is all one.
+// What execve(2) takes: one string is at most 32 pages (MAX_ARG_STRLEN), everything together, with
+// a pointer for each, at most a quarter of the stack, but not less than 32 pages and not more than
+// 6 MiB. How many strings there are is all one.
 const (
 	maxExecString              = 128<<10 - 1
 	minExecTotal, maxExecTotal = 128 << 10, 6 << 20
@@ -229,9 +230,10 @@ func (d *draft) rlimits() error {
 	return nil
 }
 
-// ClampRlimits returns the limits of a process for which wanted was asked, where hard, by name, cannot be exceeded. RLIMIT_NOFILE is 1024
-// and 524288, as systemd gives its services, when wanted says nothing of it. The notes tell what of wanted cannot be given; clamped once
-// more there are none.
+// ClampRlimits returns the limits of a process for which wanted was asked, where hard, by name,
+// cannot be exceeded. RLIMIT_NOFILE is 1024 and 524288, as systemd gives its services, when wanted
+// says nothing of it. The notes tell what of wanted cannot be given; clamped once more there are
+// none.
 func ClampRlimits(wanted []specs.POSIXRlimit, hard map[string]uint64) ([]specs.POSIXRlimit, []Note) {
 	var limits []specs.POSIXRlimit
 	var notes []Note

@@ -16,9 +16,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Everything in a request that this package refuses, and what containerd does with it. TestEveryRefusal runs each row, and
-// demands a row for every refusal that stands in the source. The rule is: what containerd runs, runs, unless that is
-// dangerous. docs/refusals.md tells users of those that containerd runs.
+// Everything in a request that this package refuses, and what containerd does with it.
+// TestEveryRefusal runs each row, and demands a row for every refusal that stands in the source.
+// The rule is: what containerd runs, runs, unless that is dangerous. docs/refusals.md tells users
+// of those that containerd runs.
 
 // What containerd does with an input.
 type peer string

@@ -263,7 +263,8 @@ func wantField(t *testing.T, status, name, want string) {
 	}
 }
 
-// TestPauseFromOutside (SEC-05, 08): confined, and in the namespaces that the pod's containers join.
+// TestPauseFromOutside (SEC-05, 08): confined, and in the namespaces that the pod's containers
+// join.
 func TestPauseFromOutside(t *testing.T) {
 	l := newLab(t, func(_ *Host, p *Pod) {
 		p.Config.Linux.Sysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "kernel.shmmax": "54321"}
@@ -410,7 +411,8 @@ func TestAmbientFromInside(t *testing.T) {
 	wantField(t, out, "Groups", "1000")
 }
 
-// TestModesFromInside: pid namespaces of the pod and of a target, mounts over our own, recursive read-only.
+// TestModesFromInside: pid namespaces of the pod and of a target, mounts over our own, recursive
+// read-only.
 func TestModesFromInside(t *testing.T) {
 	l := newLab(t, nil)
 	c := l.container()

@@ -9,7 +9,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// The kernel's range of realtime signals, as programs count it: the first two belong to the C library.
+// The kernel's range of realtime signals, as programs count it: the first two belong to the C
+// library.
 const sigRTMin, sigRTMax = 34, 64
 
 // criSignals by number of the CRI's enum, up to the first realtime one. The

@@ -203,7 +203,8 @@ func TestSEC75DockerForm(t *testing.T) {
 	}
 }
 
-// TestSEC75NothingWithoutEffect: rules that would not be read are refused, a field that means nothing is noted.
+// TestSEC75NothingWithoutEffect: rules that would not be read are refused, a field that means
+// nothing is noted.
 func TestSEC75NothingWithoutEffect(t *testing.T) {
 	c := aContainer()
 	c.security().Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/p.json"}
@@ -300,7 +301,8 @@ func TestOddContainersRun(t *testing.T) {
 	}
 }
 
-// TestCgroupOptionsStay: without a cgroup namespace a mount of cgroup v2 is the node's own, and sets its options anew.
+// TestCgroupOptionsStay: without a cgroup namespace a mount of cgroup v2 is the node's own, and
+// sets its options anew.
 func TestCgroupOptionsStay(t *testing.T) {
 	h, p, c := aHost(), aPod(), aContainer()
 	h.CgroupOptions = []string{"nsdelegate", "memory_recursiveprot"}

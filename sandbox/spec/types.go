@@ -26,7 +26,8 @@ type Pod struct {
 	// Rootfs of the pause process: a folder that holds /pause and the folders
 	// PodRootfsDirs. Nothing is written to it; pods may share it.
 	Rootfs string
-	// ShmPath is the tmpfs that is /dev/shm of the pod; "" is the host's when the pod uses the host's IPC.
+	// ShmPath is the tmpfs that is /dev/shm of the pod; "" is the host's when the pod uses the
+	// host's IPC.
 	ShmPath string
 	// HostsPath, HostnamePath and ResolvConfPath are files mounted below /etc of every
 	// container whose request mounts nothing there; "" mounts nothing.

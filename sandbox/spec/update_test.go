@@ -97,7 +97,8 @@ func TestMergeRequests(t *testing.T) {
 	}
 }
 
-// TestLift: what was not limited before is said to be so, or a runtime that goes back leaves the limit.
+// TestLift: what was not limited before is said to be so, or a runtime that goes back leaves the
+// limit.
 func TestLift(t *testing.T) {
 	cpu := func(shares, period uint64, quota int64) *specs.LinuxCPU {
 		return &specs.LinuxCPU{Shares: &shares, Period: &period, Quota: &quota}

@@ -9,10 +9,12 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// IDs is a range of ids: those from 0 on in a user namespace, which are those from First on outside.
+// IDs is a range of ids: those from 0 on in a user namespace, which are those from First on
+// outside.
 type IDs struct{ First, Length uint32 }
 
-// UserNamespace returns the ids of the pod's user namespace; ok is false for a pod in the host's. The request was checked.
+// UserNamespace returns the ids of the pod's user namespace; ok is false for a pod in the host's.
+// The request was checked.
 func UserNamespace(p *runtimeapi.PodSandboxConfig) (uids, gids IDs, ok bool) {
 	u := podNamespace(p).GetUsernsOptions()
 	if u == nil || u.GetMode() != runtimeapi.NamespaceMode_POD || len(u.GetUids()) != 1 || len(u.GetGids()) != 1 {
@@ -28,7 +30,8 @@ func (d *draft) inUserNamespace() bool {
 	return ok
 }
 
-// userNamespace joins the pod's. Its mappings are not repeated: an OCI runtime reads them from the namespace.
+// userNamespace joins the pod's. Its mappings are not repeated: an OCI runtime reads them from the
+// namespace.
 func (d *draft) userNamespace() {
 	if d.pod.UserNS != "" {
 		d.addNamespace(specs.UserNamespace, d.pod.UserNS)
@@ -88,7 +91,8 @@ func checkUserNamespace(field string, u *runtimeapi.UserNamespace) error {
 	return invalid(field+".mode", "%s is unknown to user namespaces", u.GetMode())
 }
 
-// checkUserNamespacePod: who has all of the host, or sees its processes or its IPC, is not confined by other ids.
+// checkUserNamespacePod: who has all of the host, or sees its processes or its IPC, is not confined
+// by other ids.
 func checkUserNamespacePod(p *runtimeapi.PodSandboxConfig, h Host) error {
 	if _, _, ok := UserNamespace(p); !ok {
 		return nil
@@ -111,7 +115,8 @@ func checkUserNamespacePod(p *runtimeapi.PodSandboxConfig, h Host) error {
 	return nil
 }
 
-// checkUserNamespaceContainer: the namespace is the pod's. A container that says nothing follows it.
+// checkUserNamespaceContainer: the namespace is the pod's. A container that says nothing follows
+// it.
 func checkUserNamespaceContainer(p *runtimeapi.PodSandboxConfig, u *runtimeapi.UserNamespace, h Host) error {
 	const field = "linux.security_context.namespace_options.userns_options"
 	uids, gids, ok := UserNamespace(p)
@@ -127,8 +132,8 @@ func checkUserNamespaceContainer(p *runtimeapi.PodSandboxConfig, u *runtimeapi.U
 	return checkUserNamespacePod(p, h)
 }
 
-// checkHostIDs: nobody in a pod is root outside, or the id that means no id, which the kernel refuses. That the ids of two pods do not overlap
-// is the caller's care.
+// checkHostIDs: nobody in a pod is root outside, or the id that means no id, which the kernel
+// refuses. That the ids of two pods do not overlap is the caller's care.
 func checkHostIDs(field string, list []*runtimeapi.IDMapping) error {
 	for i, m := range list {
 		if m.GetHostId() == 0 {
@@ -167,7 +172,8 @@ func checkIDMappings(field string, list []*runtimeapi.IDMapping) error {
 	return nil
 }
 
-// checkMountMappings: ids of a mount are mapped for a pod that has ids of its own. An image's always are, and to nothing else.
+// checkMountMappings: ids of a mount are mapped for a pod that has ids of its own. An image's
+// always are, and to nothing else.
 func checkMountMappings(pod *runtimeapi.PodSandboxConfig, m *runtimeapi.Mount) error {
 	if err := checkIDMappings("mounts.uidMappings", m.GetUidMappings()); err != nil {
 		return err

@@ -65,7 +65,8 @@ func TestRefusesInUserNamespaces(t *testing.T) {
 	}
 }
 
-// TestUserNamespacePathIsRequired: without it a container would run as root of the host, or in a namespace of its own.
+// TestUserNamespacePathIsRequired: without it a container would run as root of the host, or in a
+// namespace of its own.
 func TestUserNamespacePathIsRequired(t *testing.T) {
 	for _, with := range []bool{true, false} {
 		p, c := aPod(), aContainer()

@@ -134,14 +134,15 @@ func checkMounts(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig
 	return nil
 }
 
-// procPlaces are the files below /proc that something may be bound to, as lxcfs does: those that runc lets through.
+// procPlaces are the files below /proc that something may be bound to, as lxcfs does: those that
+// runc lets through.
 var procPlaces = []string{
 	"/proc/cpuinfo", "/proc/diskstats", "/proc/loadavg", "/proc/meminfo", "/proc/slabinfo", "/proc/stat", "/proc/swaps",
 	"/proc/uptime", "/proc/sys/crypto/fips_enabled", "/proc/sys/kernel/ns_last_pid",
 }
 
-// checkMountPlace: /sys and /dev may be replaced, which monitoring and storage agents do. The root may not, /proc only by
-// another proc (see askedMounts), and below /proc there are few places.
+// checkMountPlace: /sys and /dev may be replaced, which monitoring and storage agents do. The root
+// may not, /proc only by another proc (see askedMounts), and below /proc there are few places.
 func checkMountPlace(m *runtimeapi.Mount) error {
 	const field = "mounts.container_path"
 	if err := checkText(field, m.GetContainerPath(), maxPath); err != nil {

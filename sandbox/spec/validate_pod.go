@@ -79,7 +79,8 @@ func checkLogDirectory(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	return checkHostPath("log_directory", p.GetLogDirectory())
 }
 
-// maxResolv is how many bytes of names and addresses a resolv.conf is made of. How many a resolver reads is its own affair.
+// maxResolv is how many bytes of names and addresses a resolv.conf is made of. How many a resolver
+// reads is its own affair.
 const maxResolv = 256 << 10
 
 func checkDNS(p *runtimeapi.PodSandboxConfig, _ Host) error {
@@ -105,8 +106,9 @@ func checkDNS(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	return nil
 }
 
-// DNSWords returns a list of dns_config without what is no word: a kubelet cuts the lines of the node's resolv.conf at their
-// blanks, and so sends parts of a comment, and "" for the search domain ".".
+// DNSWords returns a list of dns_config without what is no word: a kubelet cuts the lines of the
+// node's resolv.conf at their blanks, and so sends parts of a comment, and "" for the search domain
+// ".".
 func DNSWords(list []string) []string {
 	var words []string
 	for _, s := range list {
@@ -135,9 +137,10 @@ func (d *draft) podDNS() error {
 
 const maxPort = 65535
 
-// checkPorts: host port 0 means that there is no mapping, whatever else it says. An address is one of the host, 0.0.0.0 is
-// every IPv4 address, :: every IPv6 address, and none is every address. A port may be asked for at addresses that lie in each
-// other: network plugins give it to the mapping that comes first.
+// checkPorts: host port 0 means that there is no mapping, whatever else it says. An address is one
+// of the host, 0.0.0.0 is every IPv4 address, :: every IPv6 address, and none is every address. A
+// port may be asked for at addresses that lie in each other: network plugins give it to the mapping
+// that comes first.
 func checkPorts(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	type place struct {
 		ip       string
@@ -176,7 +179,8 @@ func checkPorts(p *runtimeapi.PodSandboxConfig, _ Host) error {
 // cgroupPart is what systemd, cgroupfs and a path take alike.
 var cgroupPart = regexp.MustCompile(`^[A-Za-z0-9_.:@\\-]+$`)
 
-// sliceName is systemd's: a dash stands between a slice and the one it lies in; -.slice is the root.
+// sliceName is systemd's: a dash stands between a slice and the one it lies in; -.slice is the
+// root.
 var sliceName = regexp.MustCompile(`^(-|[^-/:]+(-[^-/:]+)*)\.slice$`)
 
 func checkCgroupParent(p *runtimeapi.PodSandboxConfig, h Host) error {

@@ -420,7 +420,8 @@ func TestWhatAMachineLacksForContainers(t *testing.T) {
 			change(&h, &c)
 			_, _, err := ForContainer(h, p, c)
 			wantPrecondition(t, err)
-			// By this word, and only at the beginning, a kubelet knows what to tell the pod's author.
+			// By this word, and only at the beginning, a kubelet knows what to tell the pod's
+			// author.
 			if name == "recursive read-only" && !strings.HasPrefix(err.Error(), "RROUnsupported: ") {
 				t.Error(err)
 			}

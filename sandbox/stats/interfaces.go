@@ -24,19 +24,21 @@ type Interface struct {
 // Traffic is counted since the interface was made.
 type Traffic struct{ Bytes, Packets, Errors, Dropped uint64 }
 
-// defaultInterface is what the network's first interface of a pod is called, loopback the one that every pod has of its own.
+// defaultInterface is what the network's first interface of a pod is called, loopback the one that
+// every pod has of its own.
 const defaultInterface, loopback = "eth0", "lo"
 
 // Loopback tells whether what goes through the interface stays in the pod.
 func (i Interface) Loopback() bool { return i.Name == loopback }
 
-// maxInterfaces is how many interfaces of a pod are told. A pod that may make interfaces may make thousands, and the figures of all pods have
-// to fit into one answer.
+// maxInterfaces is how many interfaces of a pod are told. A pod that may make interfaces may make
+// thousands, and the figures of all pods have to fit into one answer.
 const maxInterfaces = 64
 
-// interfacesOf returns at most maxInterfaces interfaces of a pod, the default one first and the loopback last. Nil for a pod in the host's
-// network, since what goes through the host's interfaces is not the pod's, and for one that has the loopback alone. Nothing enters the namespace: the kernel shows it through each process
-// in it.
+// interfacesOf returns at most maxInterfaces interfaces of a pod, the default one first and the
+// loopback last. Nil for a pod in the host's network, since what goes through the host's interfaces
+// is not the pod's, and for one that has the loopback alone. Nothing enters the namespace: the
+// kernel shows it through each process in it.
 func interfacesOf(p table.Pod) []Interface {
 	if p.NetNS == "" {
 		return nil
@@ -56,11 +58,13 @@ func interfacesOf(p table.Pod) []Interface {
 	return nil
 }
 
-// maxNetDev is what is read of a list of interfaces. Who may administer a network can make any number of them.
+// maxNetDev is what is read of a list of interfaces. Who may administer a network can make any
+// number of them.
 const maxNetDev = 1 << 20
 
-// readNetDev reads the figures of the interfaces in the network namespace that is pinned at path, as the process shows them that had the number
-// pid. Another one may have it by now: the folder is opened once, and stays that of one process.
+// readNetDev reads the figures of the interfaces in the network namespace that is pinned at path,
+// as the process shows them that had the number pid. Another one may have it by now: the folder is
+// opened once, and stays that of one process.
 func readNetDev(pid int, path string) ([]byte, bool) {
 	dir, err := unix.Open(fmt.Sprintf("/proc/%d", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -84,7 +88,8 @@ func readUpTo(path string, most int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, most))
 }
 
-// parseInterfaces reads /proc/net/dev: two lines of headings, then a name and sixteen counters on each.
+// parseInterfaces reads /proc/net/dev: two lines of headings, then a name and sixteen counters on
+// each.
 func parseInterfaces(dev string) []Interface {
 	var all []Interface
 	for line := range strings.Lines(dev) {
@@ -119,7 +124,8 @@ func (i Interface) place() int {
 	return 1
 }
 
-// printable returns the name of an interface as a message can say it: whoever makes one may name it with any bytes.
+// printable returns the name of an interface as a message can say it: whoever makes one may name it
+// with any bytes.
 func printable(name string) string {
 	if utf8.ValidString(name) {
 		return name

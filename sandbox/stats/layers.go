@@ -15,9 +15,9 @@ import (
 	"github.com/cribox/cribox/sandbox/layout"
 )
 
-// Layer is the size of a writable layer, and of the filesystem that it lies on, when they were last measured. Nil is not
-// known (yet). While a layer of very many files is being walked it is the larger of the size before and of what was
-// counted so far: a limit that it exceeds is exceeded.
+// Layer is the size of a writable layer, and of the filesystem that it lies on, when they were last
+// measured. Nil is not known (yet). While a layer of very many files is being walked it is the
+// larger of the size before and of what was counted so far: a limit that it exceeds is exceeded.
 type Layer struct {
 	At            time.Time // zero: never
 	Bytes, Inodes *uint64
@@ -29,7 +29,8 @@ type Layer struct {
 const (
 	// layerFor is how old a measured size may be.
 	layerFor = time.Minute
-	// firstWalk is how long the first question for layers waits for an answer; most layers are small.
+	// firstWalk is how long the first question for layers waits for an answer; most layers are
+	// small.
 	firstWalk = 100 * time.Millisecond
 	// walkers is how many layers are walked at a time.
 	walkers = 2
@@ -40,7 +41,8 @@ const (
 // errNotAsked ends the walk of a layer that nobody has asked about for long.
 var errNotAsked = errors.New("nobody asks for it")
 
-// layers remembers the sizes of writable layers, so that asking often walks seldom, and a walk that is slow keeps nobody waiting.
+// layers remembers the sizes of writable layers, so that asking often walks seldom, and a walk that
+// is slow keeps nobody waiting.
 type layers struct {
 	mu   sync.Mutex // guards what follows; not held while walking
 	all  map[string]*layer
@@ -55,7 +57,8 @@ type layer struct {
 	walking chan struct{} // closed when the walk under way has ended; nil without one
 }
 
-// measure returns the sizes of layers as they were at most layerFor ago, or, while a slow walk is under way, before that.
+// measure returns the sizes of layers as they were at most layerFor ago, or, while a slow walk is
+// under way, before that.
 func (l *layers) measure(dirs ...string) []Layer {
 	all := make([]*layer, len(dirs))
 	var walks []chan struct{} // of those that were never measured
@@ -126,7 +129,8 @@ type layerWalk struct {
 	done   bool // now is the size of all of it
 }
 
-// measure walks a layer, and the volumes beside it, which are as much the container's. What does not exist has no size.
+// measure walks a layer, and the volumes beside it, which are as much the container's. What does
+// not exist has no size.
 func (w *layerWalk) measure(dir string) {
 	var fs unix.Statfs_t
 	if unix.Statfs(dir, &fs) != nil {
@@ -152,8 +156,8 @@ func (w *layerWalk) measure(dir string) {
 	w.done = true
 }
 
-// look is called in the middle of a walk with what was counted so far. It shows that, and lets others walk, at the end of
-// each turn.
+// look is called in the middle of a walk with what was counted so far. It shows that, and lets
+// others walk, at the end of each turn.
 func (w *layerWalk) look(known Layer, bytes, inodes uint64) error {
 	if time.Since(w.turn) < walkTurn {
 		return nil

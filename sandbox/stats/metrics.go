@@ -84,7 +84,8 @@ func (f *Figures) addDisks(pods []PodMetrics) {
 	}
 }
 
-// deviceNames are the names of block devices that were looked up for one answer. Numbers are given again to other devices.
+// deviceNames are the names of block devices that were looked up for one answer. Numbers are given
+// again to other devices.
 type deviceNames map[[2]uint64]string
 
 // of returns the name such as /dev/vda1, or "major:minor" of a device without one.

@@ -60,10 +60,11 @@ type (
 	Stall    = cgroup.Stall
 )
 
-// A question for figures fails when we lack the descriptors or the memory to read them: to a kubelet, which
-// asks again, a figure that is missing is zero, and what is not in a list has ended.
+// A question for figures fails when we lack the descriptors or the memory to read them: to a
+// kubelet, which asks again, a figure that is missing is zero, and what is not in a list has ended.
 
-// Stats returns what a container uses, straight from its cgroup; of one that does not run, its writable layer (CRI ContainerStats).
+// Stats returns what a container uses, straight from its cgroup; of one that does not run, its
+// writable layer (CRI ContainerStats).
 func (f *Figures) Stats(c table.Container) (Stats, error) {
 	s := f.read(c)
 	if err := starved(s); err != nil {
@@ -73,7 +74,8 @@ func (f *Figures) Stats(c table.Container) (Stats, error) {
 	return s, nil
 }
 
-// ListStats is Stats of those that run, in their order. One that ends meanwhile is left out (CRI ListContainerStats).
+// ListStats is Stats of those that run, in their order. One that ends meanwhile is left out (CRI
+// ListContainerStats).
 func (f *Figures) ListStats(of []table.Container) ([]Stats, error) {
 	of = running(of)
 	all := make([]Stats, len(of))
@@ -88,7 +90,8 @@ func (f *Figures) ListStats(of []table.Container) ([]Stats, error) {
 	return all, nil
 }
 
-// PodStats returns what a pod and its containers use; of one in which nothing runs, nothing (CRI PodSandboxStats).
+// PodStats returns what a pod and its containers use; of one in which nothing runs, nothing (CRI
+// PodSandboxStats).
 func (f *Figures) PodStats(p table.Pod) (PodStats, error) {
 	all, err := f.podStats([]table.Pod{p})
 	if err != nil {
@@ -97,7 +100,8 @@ func (f *Figures) PodStats(p table.Pod) (PodStats, error) {
 	return all[0], nil
 }
 
-// ListPodStats is PodStats of the pods in which something runs, in their order (CRI ListPodSandboxStats).
+// ListPodStats is PodStats of the pods in which something runs, in their order (CRI
+// ListPodSandboxStats).
 func (f *Figures) ListPodStats(of []table.Pod) ([]PodStats, error) {
 	return f.podStats(live(of))
 }
@@ -141,8 +145,8 @@ func (f *Figures) readPod(p table.Pod) PodStats {
 	return s
 }
 
-// addUp returns what pause and containers use together: the figures of a pod whose owner made no cgroup for it. They are less by what a
-// container has used as soon as it has ended.
+// addUp returns what pause and containers use together: the figures of a pod whose owner made no
+// cgroup for it. They are less by what a container has used as soon as it has ended.
 func (f *Figures) addUp(p table.Pod, containers []Stats) (cgroup.Usage, *uint64) {
 	pause, its := f.cgroups().PodUsage(p.Cgroup)
 	usage, threads := []cgroup.Usage{pause}, []*uint64{its}
@@ -152,7 +156,8 @@ func (f *Figures) addUp(p table.Pod, containers []Stats) (cgroup.Usage, *uint64)
 	return cgroup.Sum(usage...), cgroup.SumOf(threads...)
 }
 
-// ownCgroup returns the cgroup that the kubelet made for the pod, in which all of it lies; "" when it made none.
+// ownCgroup returns the cgroup that the kubelet made for the pod, in which all of it lies; "" when
+// it made none.
 func ownCgroup(p table.Pod) string {
 	if p.Config.GetLinux().GetCgroupParent() == "" || p.Cgroup == "" {
 		return ""
@@ -196,7 +201,8 @@ func running(all []table.Container) []table.Container {
 	return out
 }
 
-// live returns the pods in which something runs. The cgroup of one that is no more may be that of the pod which took its place.
+// live returns the pods in which something runs. The cgroup of one that is no more may be that of
+// the pod which took its place.
 func live(all []table.Pod) []table.Pod {
 	var out []table.Pod
 	for _, p := range all {
@@ -230,7 +236,8 @@ func present(all []Stats) []Stats {
 	return out
 }
 
-// starved returns the error of class ErrResourceExhausted with which figures could not be read, nil for none.
+// starved returns the error of class ErrResourceExhausted with which figures could not be read, nil
+// for none.
 func starved(all ...Stats) error {
 	for _, s := range all {
 		if errors.Is(s.Err, errdefs.ErrResourceExhausted) {
@@ -240,8 +247,8 @@ func starved(all ...Stats) error {
 	return nil
 }
 
-// each calls act with 0 to n-1, on a few processors at once: most of the time goes into the kernel's adding up. Its
-// error is that of a panic.
+// each calls act with 0 to n-1, on a few processors at once: most of the time goes into the
+// kernel's adding up. Its error is that of a panic.
 func each(n int, act func(int)) error {
 	var next atomic.Int64
 	var all errgroup.Group
@@ -259,7 +266,8 @@ func each(n int, act func(int)) error {
 }
 
 const (
-	// rateWindow is the least time over which a rate is told: what is asked for by several clients keeps its meaning.
+	// rateWindow is the least time over which a rate is told: what is asked for by several clients
+	// keeps its meaning.
 	rateWindow = time.Second
 	// forgetAfter is how long what nobody asks about is remembered.
 	forgetAfter = 10 * time.Minute
@@ -278,7 +286,8 @@ type sample struct {
 	cpu uint64
 }
 
-// nanoCores returns how fast cpu has grown since a sample that is at least rateWindow old; nil without one.
+// nanoCores returns how fast cpu has grown since a sample that is at least rateWindow old; nil
+// without one.
 func (r *rates) nanoCores(id string, at time.Time, cpu *uint64) *uint64 {
 	if cpu == nil {
 		return nil

@@ -20,8 +20,8 @@ import (
 	"github.com/cribox/cribox/sandbox/table"
 )
 
-// TestNanoCores: a rate is over a second at least, whoever asks in between or at the same time, and nothing is told of a counter that went
-// back.
+// TestNanoCores: a rate is over a second at least, whoever asks in between or at the same time, and
+// nothing is told of a counter that went back.
 func TestNanoCores(t *testing.T) {
 	var r rates
 	began := time.Now()
@@ -88,7 +88,8 @@ func TestParseInterfaces(t *testing.T) {
 	}
 }
 
-// TestManyInterfaces: a pod that makes more of them than can be told still has its default one told first.
+// TestManyInterfaces: a pod that makes more of them than can be told still has its default one told
+// first.
 func TestManyInterfaces(t *testing.T) {
 	const counters = ":1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n"
 	var dev strings.Builder
@@ -101,8 +102,8 @@ func TestManyInterfaces(t *testing.T) {
 	}
 }
 
-// TestLayers: a layer is walked once for all who ask within a minute, what is written twice in a folder counts once, and what is not there
-// has no size.
+// TestLayers: a layer is walked once for all who ask within a minute, what is written twice in a
+// folder counts once, and what is not there has no size.
 func TestLayers(t *testing.T) {
 	var l layers
 	dir := t.TempDir()
@@ -144,7 +145,8 @@ func measureLayer(dir string) Layer {
 	return w.now
 }
 
-// TestDiskUsage: what a path cannot name is counted, a file once for all its names, and nothing that a link leads to.
+// TestDiskUsage: what a path cannot name is counted, a file once for all its names, and nothing
+// that a link leads to.
 func TestDiskUsage(t *testing.T) {
 	dir, outside := t.TempDir(), t.TempDir()
 	write := func(path string) {
@@ -186,8 +188,8 @@ func TestDiskUsage(t *testing.T) {
 	}
 }
 
-// TestStatsWithoutDescriptors: what runs is not left out of a list because its figures could not be read: the
-// question fails, and is asked again. A cgroup that is gone is left out.
+// TestStatsWithoutDescriptors: what runs is not left out of a list because its figures could not be
+// read: the question fails, and is asked again. A cgroup that is gone is left out.
 func TestStatsWithoutDescriptors(t *testing.T) {
 	f := &Figures{table: table.New(layout.Layout{})}
 	f.host.CgroupV2 = cgroup.Unified()
@@ -239,8 +241,8 @@ func TestPanicCostsOneQuestion(t *testing.T) {
 	}
 }
 
-// TestLayersTakeTurns: layers of more files than can be walked in any time keep no others from being measured, and show
-// what was counted of them so far.
+// TestLayersTakeTurns: layers of more files than can be walked in any time keep no others from
+// being measured, and show what was counted of them so far.
 func TestLayersTakeTurns(t *testing.T) {
 	var endless, small []string
 	for range 2 * walkers {

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// classify gives a full disk its class, so that the caller of a create learns that it is the node that lacks something.
+// classify gives a full disk its class, so that the caller of a create learns that it is the node
+// that lacks something.
 func classify(err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EMFILE) ||
 		errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) {

@@ -5,12 +5,14 @@ import "maps"
 // Format is the number that every record carries. A reader of Format N+1 reads N.
 const Format = 1
 
-// Pod states. What is in between is written before the act, so that after a crash the record says what was being done.
+// Pod states. What is in between is written before the act, so that after a crash the record says
+// what was being done.
 //
 //	creating -> ready -> stopping -> notready -> removing -> (gone)
 //	    \_________\__________\____________________/
 //
-// A pod in stopping or notready was ready once; an attempt that failed goes from creating to removing.
+// A pod in stopping or notready was ready once; an attempt that failed goes from creating to
+// removing.
 const (
 	PodCreating = "creating"
 	PodReady    = "ready"
@@ -33,7 +35,8 @@ const (
 	ContainerRemoving = "removing"
 )
 
-// Pod is the record of one pod: what cribox decided and what it observed. Times are nanoseconds since 1970.
+// Pod is the record of one pod: what cribox decided and what it observed. Times are nanoseconds
+// since 1970.
 type Pod struct {
 	Format     int      `json:"format"`
 	ID         string   `json:"id"`
@@ -45,7 +48,8 @@ type Pod struct {
 	PausePID   int      `json:"pause_pid,omitempty"`
 	Cgroup     string   `json:"cgroup,omitempty"`      // of the pause container
 	PauseImage string   `json:"pause_image,omitempty"` // id of the image that the pause container runs from
-	// ProcessLabel and MountLabel are the pod's SELinux labels; empty: none. Their level is the pod's as long as there is a record.
+	// ProcessLabel and MountLabel are the pod's SELinux labels; empty: none. Their level is the
+	// pod's as long as there is a record.
 	ProcessLabel string `json:"process_label,omitempty"`
 	MountLabel   string `json:"mount_label,omitempty"`
 
@@ -70,7 +74,8 @@ type Container struct {
 	LogPath  string `json:"log_path,omitempty"`
 	Signal   int    `json:"stop_signal,omitempty"` // number
 	StopBy   int64  `json:"stop_by,omitempty"`     // when a running stop turns into SIGKILL
-	// StopByBoot is StopBy on a clock that nobody sets, in nanoseconds since the machine's boot; 0: an earlier version wrote the record.
+	// StopByBoot is StopBy on a clock that nobody sets, in nanoseconds since the machine's boot; 0:
+	// an earlier version wrote the record.
 	StopByBoot int64    `json:"stop_by_boot,omitempty"`
 	Cgroup     string   `json:"cgroup,omitempty"`
 	UID        uint32   `json:"uid,omitempty"`
@@ -79,7 +84,8 @@ type Container struct {
 	Limits     []byte   `json:"limits,omitempty"`   // resources as updates left them, a CRI message; nil: as the request has them
 	Updating   []byte   `json:"updating,omitempty"` // an update under way, a CRI message: how much of it is done is not known
 
-	// MountImages are the ids of the images that the request's mounts name, by the index of the mount, "" for a host path; nil: none does.
+	// MountImages are the ids of the images that the request's mounts name, by the index of the
+	// mount, "" for a host path; nil: none does.
 	MountImages []string `json:"mount_images,omitempty"`
 }
 

@@ -32,7 +32,8 @@ type Store struct {
 	pods map[string]*entry
 }
 
-// entry is one pod. Its record is replaced as a whole and never changed in place, so a reader may keep what it got.
+// entry is one pod. Its record is replaced as a whole and never changed in place, so a reader may
+// keep what it got.
 type entry struct {
 	writing sync.Mutex // one writer of this pod at a time, held across the write of its file and while it is told
 	record  *Pod       // guarded by Store.mu
@@ -42,17 +43,19 @@ type entry struct {
 type Torn struct {
 	ID  string
 	Err error
-	// Copied: the record comes from the copy. Unread: it stays where it is, and Again may find it readable. Neither: it was damaged and has
-	// been set aside.
+	// Copied: the record comes from the copy. Unread: it stays where it is, and Again may find it
+	// readable. Neither: it was damaged and has been set aside.
 	Copied, Unread bool
 }
 
-// Open reads every record below dir, which it makes when it is missing. What is written from then on is written to the folder named copy as
-// well, which need not survive a reboot ("" for none): it is read where dir cannot be, by a disk that fails.
+// Open reads every record below dir, which it makes when it is missing. What is written from then
+// on is written to the folder named copy as well, which need not survive a reboot ("" for none): it
+// is read where dir cannot be, by a disk that fails.
 //
-// A record that is damaged is renamed to *.torn and returned. One that cannot be read is returned too, and nothing of it is touched. What a
-// crash left of a record that was not written yet, or was being forgotten, is removed. An error means that this machine lacks what is needed
-// to read, or that a newer version wrote the records. Then nothing may be concluded from what is missing.
+// A record that is damaged is renamed to *.torn and returned. One that cannot be read is returned
+// too, and nothing of it is touched. What a crash left of a record that was not written yet, or was
+// being forgotten, is removed. An error means that this machine lacks what is needed to read, or
+// that a newer version wrote the records. Then nothing may be concluded from what is missing.
 func Open(dir, copy string) (*Store, []Torn, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("open pod records: %w", err)
@@ -148,7 +151,8 @@ func (s *Store) dropCopies(keep map[string]bool) error {
 // errNewer: a newer version wrote the record.
 var errNewer = errors.New("use the version that wrote it")
 
-// read returns the record of one folder in dir. os.ErrNotExist when there is none, ErrDataLoss when it is damaged.
+// read returns the record of one folder in dir. os.ErrNotExist when there is none, ErrDataLoss when
+// it is damaged.
 func (s *Store) read(dir, id string) (*Pod, error) {
 	b, err := os.ReadFile(filepath.Join(dir, id, stateFile))
 	if err != nil {
@@ -168,15 +172,17 @@ func (s *Store) read(dir, id string) (*Pod, error) {
 	return &p, nil
 }
 
-// setAside keeps what could not be read for whoever wants to look, in place of an earlier one of the same name.
+// setAside keeps what could not be read for whoever wants to look, in place of an earlier one of
+// the same name.
 func (s *Store) setAside(id string) error {
 	to := filepath.Join(s.dir, id+tornSuffix)
 	return errors.Join(os.RemoveAll(to), os.Rename(filepath.Join(s.dir, id), to), s.removeCopy(id))
 }
 
-// Observe makes the store call seen after every change that it shows from now on, with the record before and after: nil before the first and
-// after the last. Calls for one pod come in the order of its changes, and the next one waits, so seen does nothing that takes time. Observe
-// comes before the first change.
+// Observe makes the store call seen after every change that it shows from now on, with the record
+// before and after: nil before the first and after the last. Calls for one pod come in the order of
+// its changes, and the next one waits, so seen does nothing that takes time. Observe comes before
+// the first change.
 func (s *Store) Observe(seen func(old, next *Pod)) { s.seen = seen }
 
 // Create remembers a new pod and what was asked for. On error nothing is left.
@@ -229,14 +235,16 @@ func (s *Store) List() []*Pod {
 	return all
 }
 
-// Update changes a pod's record: change gets a copy and may refuse. The file is written first and shown afterwards, so that what is shown
-// was written. ErrNotFound when there is no such pod; an error of change or of the disk leaves the record as it was.
+// Update changes a pod's record: change gets a copy and may refuse. The file is written first and
+// shown afterwards, so that what is shown was written. ErrNotFound when there is no such pod; an
+// error of change or of the disk leaves the record as it was.
 func (s *Store) Update(id string, change func(*Pod) error) (*Pod, error) {
 	return s.update(id, change, false)
 }
 
-// Insist is Update for acts that must go on when the disk is full (stop and remove): the change is shown even when it could not be written,
-// and the error of the disk is returned beside the new record.
+// Insist is Update for acts that must go on when the disk is full (stop and remove): the change is
+// shown even when it could not be written, and the error of the disk is returned beside the new
+// record.
 func (s *Store) Insist(id string, change func(*Pod) error) (*Pod, error) {
 	return s.update(id, change, true)
 }
@@ -286,7 +294,8 @@ func (s *Store) Remove(id string) error {
 	}
 	e.writing.Lock()
 	defer e.writing.Unlock()
-	// The record goes first: what a crash leaves of the folder then is no record, and Open removes it.
+	// The record goes first: what a crash leaves of the folder then is no record, and Open removes
+	// it.
 	folder := filepath.Join(s.dir, id)
 	if err := errors.Join(removeIfThere(filepath.Join(folder, stateFile)), os.RemoveAll(folder), s.removeCopy(id)); err != nil {
 		return fmt.Errorf("forget pod %s: %w", id, err)
@@ -303,7 +312,8 @@ func (s *Store) Remove(id string) error {
 	return nil
 }
 
-// Asked returns the request of the pod, or of its container cid when that is not empty, from the copy where it cannot be read otherwise.
+// Asked returns the request of the pod, or of its container cid when that is not empty, from the
+// copy where it cannot be read otherwise.
 func (s *Store) Asked(id, cid string) ([]byte, error) {
 	b, err := os.ReadFile(filepath.Join(s.dir, id, askedName(cid)))
 	if err == nil {
@@ -352,8 +362,8 @@ func (s *Store) write(p *Pod) error {
 	return s.writeFile(p.ID, stateFile, b)
 }
 
-// writeFile replaces a file as a whole: a reader after a crash finds the old bytes or the new ones. The copy has the same bytes, or is not
-// there.
+// writeFile replaces a file as a whole: a reader after a crash finds the old bytes or the new ones.
+// The copy has the same bytes, or is not there.
 func (s *Store) writeFile(id, name string, b []byte) error {
 	if err := replace(filepath.Join(s.dir, id, name), b); err != nil {
 		return classify(err)

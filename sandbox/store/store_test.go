@@ -88,7 +88,8 @@ func TestTornRecordIsSetAside(t *testing.T) {
 	}
 }
 
-// After a downgrade nothing is concluded from records that cannot be read: what runs would be taken for orphans.
+// After a downgrade nothing is concluded from records that cannot be read: what runs would be taken
+// for orphans.
 func TestNewerRecordRefusesToOpen(t *testing.T) {
 	dir := t.TempDir()
 	s, _ := open(t, dir)
@@ -106,7 +107,8 @@ func TestNewerRecordRefusesToOpen(t *testing.T) {
 	}
 }
 
-// A crash between the folder and its first record, or in the middle of forgetting, leaves no record: it is not worth a word.
+// A crash between the folder and its first record, or in the middle of forgetting, leaves no
+// record: it is not worth a word.
 func TestHalfFolderIsRemoved(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dir, "a"), 0o700); err != nil {

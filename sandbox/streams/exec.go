@@ -23,7 +23,8 @@ import (
 	"github.com/cribox/cribox/sandbox/store"
 )
 
-// Sessions connects clients with processes and ports: exec, attach, port-forward. It changes no record.
+// Sessions connects clients with processes and ports: exec, attach, port-forward. It changes no
+// record.
 type Sessions struct {
 	layout layout.Layout
 	states *table.States
@@ -44,12 +45,13 @@ func New(l layout.Layout, t *table.Table, shim Runtime, dial func(ctx context.Co
 	return &Sessions{layout: l, states: t.States, table: t, shim: shim, dial: dial}
 }
 
-// maxExecOutput bounds what one stream of an ExecSync returns, so that both fit into the 16 MiB that a kubelet takes in one message. What
-// comes after is read and thrown away: the command must not block on its own output.
+// maxExecOutput bounds what one stream of an ExecSync returns, so that both fit into the 16 MiB
+// that a kubelet takes in one message. What comes after is read and thrown away: the command must
+// not block on its own output.
 const maxExecOutput = 8<<20 - 64<<10
 
-// maxOutputs bounds what all ExecSyncs that are under way keep together: many commands that print at once must not cost the daemon its life. What
-// goes beyond is thrown away too.
+// maxOutputs bounds what all ExecSyncs that are under way keep together: many commands that print
+// at once must not cost the daemon its life. What goes beyond is thrown away too.
 const maxOutputs = 128 << 20
 
 // outputs is how many bytes of maxOutputs are taken.
@@ -72,14 +74,15 @@ type ExecResult struct {
 	ExitCode       int32
 }
 
-// execStartGrace is how much longer than its timeout a command may take whose process does not come to run: what a busy machine makes of a
-// start is no failed probe.
+// execStartGrace is how much longer than its timeout a command may take whose process does not come
+// to run: what a busy machine makes of a start is no failed probe.
 const execStartGrace = 10 * time.Second
 
-// ExecSync runs a command in a container and waits for it (CRI ExecSync). A timeout of 0 is none; it begins when the command runs, and after
-// it the command is killed and the error is context.DeadlineExceeded, by which a kubelet knows a failed probe. A command that cannot be
-// started is an exit code of 126 or 127 with the reason on stderr, as a shell has it. Output of a child that the command left behind is not
-// waited for.
+// ExecSync runs a command in a container and waits for it (CRI ExecSync). A timeout of 0 is none;
+// it begins when the command runs, and after it the command is killed and the error is
+// context.DeadlineExceeded, by which a kubelet knows a failed probe. A command that cannot be
+// started is an exit code of 126 or 127 with the reason on stderr, as a shell has it. Output of a
+// child that the command left behind is not waited for.
 func (ss *Sessions) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (ExecResult, error) {
 	if timeout < 0 {
 		return ExecResult{}, fmt.Errorf("timeout %v is negative: %w", timeout, errdefs.ErrInvalidArgument)
@@ -105,7 +108,8 @@ func (ss *Sessions) ExecSync(ctx context.Context, id string, cmd []string, timeo
 	return ss.execSync(ctx, request)
 }
 
-// command is a process to run in a container. Its pipes belong to root in the pod, who may open /dev/stdout.
+// command is a process to run in a container. Its pipes belong to root in the pod, who may open
+// /dev/stdout.
 type command struct {
 	runtimeshim.Exec
 	as spec.Owner
@@ -172,7 +176,8 @@ func (ss *Sessions) execSync(ctx context.Context, c command) (ExecResult, error)
 	return ExecResult{Stdout: out.finish(), Stderr: errs.finish(), ExitCode: code}, nil
 }
 
-// notStarted turns a command that is missing or cannot be executed into the exit code that a shell gives it; other errors stay.
+// notStarted turns a command that is missing or cannot be executed into the exit code that a shell
+// gives it; other errors stay.
 func notStarted(err error) (ExecResult, error) {
 	switch {
 	case errors.Is(err, errdefs.ErrNotFound):

@@ -20,7 +20,8 @@ type outlet struct {
 	done chan struct{}
 }
 
-// newOutlet makes the pipe and begins to read. The end that the process gets, w, blocks, as programs expect of their output.
+// newOutlet makes the pipe and begins to read. The end that the process gets, w, blocks, as
+// programs expect of their output.
 func newOutlet(as spec.Owner, sink func([]byte)) (*outlet, error) {
 	r, w, err := pipe(0, as)
 	if err != nil {
@@ -31,7 +32,8 @@ func newOutlet(as spec.Owner, sink func([]byte)) (*outlet, error) {
 	return o, nil
 }
 
-// pipe makes a pipe whose end ours (0 reads, 1 writes) can be waited for with a deadline; the other one blocks.
+// pipe makes a pipe whose end ours (0 reads, 1 writes) can be waited for with a deadline; the other
+// one blocks.
 func pipe(ours int, as spec.Owner) (r, w *os.File, err error) {
 	var ends [2]int
 	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
@@ -60,7 +62,8 @@ func (o *outlet) read() {
 	}
 }
 
-// drain takes what is in the pipe at this moment, and neither waits for more nor follows a child that goes on writing.
+// drain takes what is in the pipe at this moment, and neither waits for more nor follows a child
+// that goes on writing.
 func (o *outlet) drain(chunk []byte) {
 	o.r.SetReadDeadline(time.Time{})
 	raw, err := o.r.SyscallConn()
@@ -87,8 +90,8 @@ func (o *outlet) drain(chunk []byte) {
 	}
 }
 
-// finish returns when the sink has what was written before the process ended. All of that is in the pipe by then; a child that holds the
-// pipe open is not waited for.
+// finish returns when the sink has what was written before the process ended. All of that is in the
+// pipe by then; a child that holds the pipe open is not waited for.
 func (o *outlet) finish() {
 	o.w.Close()
 	o.r.SetReadDeadline(time.Now())

@@ -18,15 +18,17 @@ import (
 // dialLimit is how long a port of a pod may take to answer: it is on the loopback.
 const dialLimit = 10 * time.Second
 
-// afterAnswer is how long a client may be silent after the pod has closed its side of a connection. A program that has closed both sides and
-// one that still reads look the same until something is sent.
+// afterAnswer is how long a client may be silent after the pod has closed its side of a connection.
+// A program that has closed both sides and one that still reads look the same until something is
+// sent.
 const afterAnswer = 5 * time.Second
 
 // maxPorts is how many ports one client may name before it connects. Each costs it two channels.
 const maxPorts = 1024
 
-// PortForward connects the client with a port of the pod's loopback, IPv4 or IPv6, until one of them is done or ctx ends (CRI PortForward).
-// ErrNotFound, ErrInvalidArgument for a port that is none, ErrFailedPrecondition when the pod is not ready or nobody listens.
+// PortForward connects the client with a port of the pod's loopback, IPv4 or IPv6, until one of
+// them is done or ctx ends (CRI PortForward). ErrNotFound, ErrInvalidArgument for a port that is
+// none, ErrFailedPrecondition when the pod is not ready or nobody listens.
 func (ss *Sessions) PortForward(ctx context.Context, podID string, port int32, client io.ReadWriteCloser) error {
 	p, err := ss.forwardable(podID, port)
 	if err != nil {
@@ -73,7 +75,8 @@ type upload struct {
 	ended chan struct{}
 }
 
-// run goes on until the client has no more, or the connection is closed and the client sends or is reset.
+// run goes on until the client has no more, or the connection is closed and the client sends or is
+// reset.
 func (u *upload) run(client io.Reader) {
 	defer close(u.ended)
 	err := guard.Call(context.Background(), "input of a port", func() error { _, err := io.Copy(u, client); return err })
@@ -100,7 +103,8 @@ func (u *upload) wait(ctx context.Context) {
 	}
 }
 
-// CheckPortForward says why a port could not be forwarded now: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition.
+// CheckPortForward says why a port could not be forwarded now: ErrNotFound, ErrInvalidArgument,
+// ErrFailedPrecondition.
 func (ss *Sessions) CheckPortForward(podID string, ports []int32) error {
 	if _, err := ss.readyPod(podID); err != nil {
 		return err

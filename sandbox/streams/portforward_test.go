@@ -23,8 +23,9 @@ func (p *port) CloseWrite() error {
 	return nil
 }
 
-// TestUploadAfterAnswer: a client that goes on sending after the pod has closed its side is not cut as long as the pod takes something now and
-// then; one that has nothing more is not waited for long.
+// TestUploadAfterAnswer: a client that goes on sending after the pod has closed its side is not cut
+// as long as the pod takes something now and then; one that has nothing more is not waited for
+// long.
 func TestUploadAfterAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		to := &port{}

@@ -17,8 +17,8 @@ import (
 	"github.com/cribox/cribox/sandbox/table"
 )
 
-// Streams are a client's ends of a process. A nil one is not wanted. Everything that waits for them ends with the context of the call,
-// which is the client's connection.
+// Streams are a client's ends of a process. A nil one is not wanted. Everything that waits for them
+// ends with the context of the call, which is the client's connection.
 type Streams struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
@@ -28,9 +28,10 @@ type Streams struct {
 // Size of a terminal in characters.
 type Size struct{ Width, Height uint16 }
 
-// Exec runs a command in a container with the client's streams and returns its exit code (CRI Exec). A command that cannot be started is an
-// exit code of 126 or 127 with the reason on the client's error stream. When the client leaves, the command is killed with its process
-// group. Output of a child that the command left behind is not waited for.
+// Exec runs a command in a container with the client's streams and returns its exit code (CRI
+// Exec). A command that cannot be started is an exit code of 126 or 127 with the reason on the
+// client's error stream. When the client leaves, the command is killed with its process group.
+// Output of a child that the command left behind is not waited for.
 func (ss *Sessions) Exec(ctx context.Context, id string, cmd []string, tty bool, client Streams) (int32, error) {
 	request, err := ss.execFor(id, cmd, tty)
 	if err != nil {
@@ -54,7 +55,8 @@ func (ss *Sessions) Exec(ctx context.Context, id string, cmd []string, tty bool,
 	return r.ExitCode, err
 }
 
-// CheckExec says why a command could not be run now: ErrNotFound, ErrFailedPrecondition, ErrInvalidArgument.
+// CheckExec says why a command could not be run now: ErrNotFound, ErrFailedPrecondition,
+// ErrInvalidArgument.
 func (ss *Sessions) CheckExec(id string, cmd []string, tty bool) error {
 	_, err := ss.execFor(id, cmd, tty)
 	return err
@@ -99,8 +101,9 @@ func (ss *Sessions) execPipes(ctx context.Context, c command, client Streams) (i
 	return code, err
 }
 
-// feed returns the end of a pipe into which the client's input is copied, nil without a client. It ends when the client has no more; the
-// copying goroutine ends with the client or at its first byte after the returned end was closed.
+// feed returns the end of a pipe into which the client's input is copied, nil without a client. It
+// ends when the client has no more; the copying goroutine ends with the client or at its first byte
+// after the returned end was closed.
 func feed(as spec.Owner, client io.Reader) (*os.File, error) {
 	if client == nil {
 		return nil, nil
@@ -136,7 +139,8 @@ func outlets(as spec.Owner, client Streams) (pair, error) {
 	return p, nil
 }
 
-// sendTo returns a sink that goes on, and drops everything, when the client is gone: the process must not wait for nobody.
+// sendTo returns a sink that goes on, and drops everything, when the client is gone: the process
+// must not wait for nobody.
 func sendTo(client io.Writer) func([]byte) {
 	gone := false
 	return func(b []byte) {
@@ -173,8 +177,9 @@ func (p pair) close() {
 	}
 }
 
-// lastOutput is how long a terminal may take to give what the process printed before it ended. The kernel hangs it up when the process,
-// which leads its session, ends: only a kernel that is stuck takes so long.
+// lastOutput is how long a terminal may take to give what the process printed before it ended. The
+// kernel hangs it up when the process, which leads its session, ends: only a kernel that is stuck
+// takes so long.
 const lastOutput = 2 * time.Second
 
 func (ss *Sessions) execTerminal(ctx context.Context, c command, client Streams) (int32, error) {
@@ -204,8 +209,9 @@ func (ss *Sessions) execTerminal(ctx context.Context, c command, client Streams)
 	return code, err
 }
 
-// show gives the client what the terminal prints, until nobody has its other end any more (EIO). Once the process has ended, every read has
-// lastOutput of its own: a client that was slow before it has not used that up.
+// show gives the client what the terminal prints, until nobody has its other end any more (EIO).
+// Once the process has ended, every read has lastOutput of its own: a client that was slow before
+// it has not used that up.
 func show(tty *os.File, client func([]byte), ended *atomic.Bool) {
 	chunk := make([]byte, 32<<10)
 	for {
@@ -250,10 +256,12 @@ func resize(ctx context.Context, tty *os.File, sizes <-chan Size) {
 	}
 }
 
-// Attach connects the client's streams with those of a running container, and returns when the container has ended or the client has left
-// (CRI Attach). Output begins now. What the client does with its input is what the container was made for: with stdin_once the container's
-// stdin ends with the first client's, otherwise it stays open for the next one; without stdin the client's is not read. A client whose
-// own input has ended leaves an open stdin that is no terminal: it has what was printed until then, and the container goes on.
+// Attach connects the client's streams with those of a running container, and returns when the
+// container has ended or the client has left (CRI Attach). Output begins now. What the client does
+// with its input is what the container was made for: with stdin_once the container's stdin ends
+// with the first client's, otherwise it stays open for the next one; without stdin the client's is
+// not read. A client whose own input has ended leaves an open stdin that is no terminal: it has
+// what was printed until then, and the container goes on.
 func (ss *Sessions) Attach(ctx context.Context, id string, client Streams) error {
 	c, err := ss.table.FindContainer(id)
 	if err != nil {
@@ -278,8 +286,9 @@ func (ss *Sessions) Attach(ctx context.Context, id string, client Streams) error
 	return ss.follow(ctx, leave, c, out, func() error { return ss.talk(ctx, c, client, ended) })
 }
 
-// CheckAttach says why nobody can attach to a container now: ErrNotFound, ErrFailedPrecondition, ErrInvalidArgument when the client means to
-// find a terminal and there is none, or the other way round (CRI AttachRequest.tty).
+// CheckAttach says why nobody can attach to a container now: ErrNotFound, ErrFailedPrecondition,
+// ErrInvalidArgument when the client means to find a terminal and there is none, or the other way
+// round (CRI AttachRequest.tty).
 func (ss *Sessions) CheckAttach(id string, tty bool) error {
 	c, err := ss.table.FindContainer(id)
 	if err != nil {
@@ -294,8 +303,9 @@ func (ss *Sessions) CheckAttach(id string, tty bool) error {
 	return nil
 }
 
-// follow copies a container's output until it ends. begun is called once, when the output that an input causes will be seen. A logger that
-// died is asked again: the next one knows of nobody who was attached. When leave ends it is over, too.
+// follow copies a container's output until it ends. begun is called once, when the output that an
+// input causes will be seen. A logger that died is asked again: the next one knows of nobody who
+// was attached. When leave ends it is over, too.
 func (ss *Sessions) follow(ctx, leave context.Context, c *table.ContainerEntry, out pair, begun func() error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -330,8 +340,8 @@ func (ss *Sessions) follow(ctx, leave context.Context, c *table.ContainerEntry, 
 	}
 }
 
-// talk gives the container what the client types, and its terminal the client's size. over is called when the client's input has ended
-// and the container's stays open for another.
+// talk gives the container what the client types, and its terminal the client's size. over is
+// called when the client's input has ended and the container's stays open for another.
 func (ss *Sessions) talk(ctx context.Context, c *table.ContainerEntry, client Streams, over func()) error {
 	if client.Stdin == nil && !c.Config.GetTty() {
 		return nil

@@ -13,8 +13,8 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
-// TestLastWordsOfATerminal: what a terminal still has when its process ends is shown to a client that was slow before, and took longer than a
-// terminal may for the last of it.
+// TestLastWordsOfATerminal: what a terminal still has when its process ends is shown to a client
+// that was slow before, and took longer than a terminal may for the last of it.
 func TestLastWordsOfATerminal(t *testing.T) {
 	tty, program, err := os.Pipe() // it ends as a terminal does, when nobody has its other end
 	if err != nil {
@@ -53,7 +53,8 @@ func TestLastWordsOfATerminal(t *testing.T) {
 	}
 }
 
-// What a command wrote before it ended is returned whole; a child that keeps the pipe is not waited for (I12).
+// What a command wrote before it ended is returned whole; a child that keeps the pipe is not waited
+// for (I12).
 func TestCaptureDoesNotWaitForAChild(t *testing.T) {
 	c, err := newCapture(spec.Owner{})
 	if err != nil {
@@ -91,7 +92,8 @@ func TestCaptureIsBounded(t *testing.T) {
 	}
 }
 
-// TestSEC77OutputsTogether: what many commands print at once is kept up to a bound for all of them, and the room is given back.
+// TestSEC77OutputsTogether: what many commands print at once is kept up to a bound for all of them,
+// and the room is given back.
 func TestSEC77OutputsTogether(t *testing.T) {
 	before := outputs.Load()
 	chunk := make([]byte, maxExecOutput)

@@ -14,7 +14,8 @@ import (
 	"github.com/cribox/cribox/sandbox/store"
 )
 
-// Container is what is known of a container at one moment. Whoever gets one may keep it, and changes nothing in it.
+// Container is what is known of a container at one moment. Whoever gets one may keep it, and
+// changes nothing in it.
 type Container struct {
 	store.Container
 	PodID  string
@@ -22,7 +23,8 @@ type Container struct {
 	Told   *Told                       // of Config
 }
 
-// Container returns the container with this id or unique beginning of one. ErrNotFound, ErrInvalidArgument.
+// Container returns the container with this id or unique beginning of one. ErrNotFound,
+// ErrInvalidArgument.
 func (t *Table) Container(id string) (Container, error) {
 	c, err := t.FindContainer(id)
 	if err != nil {
@@ -62,7 +64,8 @@ func (t *Table) ContainersOf(p Pod) []Container {
 	return all
 }
 
-// addContainers adds the containers of a record that a list has, in no order. The caller holds m.mu.
+// addContainers adds the containers of a record that a list has, in no order. The caller holds
+// m.mu.
 func (t *Table) addContainers(all []Container, r *store.Pod) []Container {
 	for cid, c := range r.Containers {
 		if known, ok := t.containers[cid]; ok && c.State != store.ContainerCreating {
@@ -81,7 +84,8 @@ func (c Container) Running() bool {
 	return c.State == store.ContainerRunning || c.State == store.ContainerStopping
 }
 
-// CRIState maps the state to the CRI's four, which only ever go forward. A container that is starting has no process yet as far as is known.
+// CRIState maps the state to the CRI's four, which only ever go forward. A container that is
+// starting has no process yet as far as is known.
 func (c Container) CRIState() runtimeapi.ContainerState {
 	switch c.State {
 	case store.ContainerCreating, store.ContainerCreated, store.ContainerStarting:
@@ -99,8 +103,9 @@ func (c Container) CRIState() runtimeapi.ContainerState {
 	return runtimeapi.ContainerState_CONTAINER_UNKNOWN
 }
 
-// Mounts returns the mounts as asked. Image and image_ref of an image volume are the id of the image that is mounted:
-// the kubelet learns from it which images are in use, and which image a tag meant (CRI ImageSpec.image_ref, KEP-5365).
+// Mounts returns the mounts as asked. Image and image_ref of an image volume are the id of the
+// image that is mounted: the kubelet learns from it which images are in use, and which image a tag
+// meant (CRI ImageSpec.image_ref, KEP-5365).
 func (c Container) Mounts() []*runtimeapi.Mount {
 	if c.MountImages == nil {
 		return c.Config.GetMounts()
@@ -120,7 +125,8 @@ func (c Container) Resources() *runtimeapi.LinuxContainerResources {
 	return RememberedOr(c.Limits, c.Config.GetLinux().GetResources())
 }
 
-// RememberedOr decodes what an update has left in a record, or returns what was asked for before any.
+// RememberedOr decodes what an update has left in a record, or returns what was asked for before
+// any.
 func RememberedOr(b []byte, asked *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
 	r := &runtimeapi.LinuxContainerResources{}
 	if b == nil || proto.Unmarshal(b, r) != nil { // we wrote it

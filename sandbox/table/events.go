@@ -14,11 +14,12 @@ import (
 	"github.com/cribox/cribox/sandbox/store"
 )
 
-// maxEvents is how many events may wait for one subscriber: more than a full node has pods and containers to stop at once.
+// maxEvents is how many events may wait for one subscriber: more than a full node has pods and
+// containers to stop at once.
 const maxEvents = 1024
 
-// Event is a change of a container's or a pod's state, with what was known of the whole pod right after it (CRI ContainerEventResponse).
-// Whoever gets one changes nothing in it.
+// Event is a change of a container's or a pod's state, with what was known of the whole pod right
+// after it (CRI ContainerEventResponse). Whoever gets one changes nothing in it.
 type Event struct {
 	ID         string // of the container, or of the pod
 	Type       runtimeapi.ContainerEventType
@@ -38,8 +39,9 @@ type subscriber struct {
 	cut   context.CancelCauseFunc
 }
 
-// Subscribe returns the events from now on. They end with the context that is returned: when ctx ends, or, with a cause of class
-// ErrResourceExhausted, when the subscriber was so slow that an event had to be left out. None is left out before that.
+// Subscribe returns the events from now on. They end with the context that is returned: when ctx
+// ends, or, with a cause of class ErrResourceExhausted, when the subscriber was so slow that an
+// event had to be left out. None is left out before that.
 func (e *events) Subscribe(ctx context.Context) (context.Context, <-chan *Event) {
 	ctx, cut := context.WithCancelCause(ctx)
 	s := &subscriber{queue: make(chan *Event, maxEvents), cut: cut}
@@ -84,7 +86,8 @@ func (e *events) send(one *Event) {
 	}
 }
 
-// changed is told of every change of a record after it is shown. It is the one place where events are made.
+// changed is told of every change of a record after it is shown. It is the one place where events
+// are made.
 func (t *Table) changed(old, next *store.Pod) {
 	found := changes(old, next)
 	if len(found) == 0 || !t.wanted() {
@@ -129,9 +132,10 @@ const (
 	deleted = runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT
 )
 
-// changes compares two records of a pod, nil before it was made and after it was forgotten. They are what a list shows differently now: an
-// attempt that fails is none before it is listed, on its way out, and then deleted. A pod stops when its pause process is gone, after its
-// containers; it has started and stopped at most once.
+// changes compares two records of a pod, nil before it was made and after it was forgotten. They
+// are what a list shows differently now: an attempt that fails is none before it is listed, on its
+// way out, and then deleted. A pod stops when its pause process is gone, after its containers; it
+// has started and stopped at most once.
 func changes(old, next *store.Pod) []change {
 	var all []change
 	was, is := shown(old), shown(next)

@@ -73,7 +73,8 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// A subscriber gets every event up to the one that finds its queue full, and costs the others nothing.
+// A subscriber gets every event up to the one that finds its queue full, and costs the others
+// nothing.
 func TestSubscriberIsCutOff(t *testing.T) {
 	all := New(layout.Layout{})
 	asleep, late := all.Subscribe(t.Context())

@@ -19,8 +19,9 @@ func NewID() string {
 // idFields are the names that the CRI gives to the field of an id.
 var idFields = map[string]string{"pod": "pod_sandbox_id", "container": "container_id"}
 
-// expand returns the one key of all that is id or begins with it. ErrInvalidArgument when id is empty or fits several, ErrNotFound when it
-// fits none. A string that is no id can be no path either: it is only ever compared.
+// expand returns the one key of all that is id or begins with it. ErrInvalidArgument when id is
+// empty or fits several, ErrNotFound when it fits none. A string that is no id can be no path
+// either: it is only ever compared.
 func expand[V any](kind, id string, all map[string]V) (string, error) {
 	if id == "" {
 		return "", fmt.Errorf("%s: is empty: %w", idFields[kind], errdefs.ErrInvalidArgument)

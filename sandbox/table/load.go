@@ -12,9 +12,10 @@ import (
 	"github.com/cribox/cribox/sandbox/store"
 )
 
-// A disk that fails must not end what runs. Only a record or a request that is not there was interrupted by a crash. One that cannot be read
-// leaves its pod or container alone: the processes go on, it is listed as far as it is known, the log says so, and it is read again until
-// that succeeds. Meanwhile nothing is collected: nobody knows what belongs to it.
+// A disk that fails must not end what runs. Only a record or a request that is not there was
+// interrupted by a crash. One that cannot be read leaves its pod or container alone: the processes
+// go on, it is listed as far as it is known, the log says so, and it is read again until that
+// succeeds. Meanwhile nothing is collected: nobody knows what belongs to it.
 
 // Load puts every record and its request into memory.
 func (t *Table) Load(ctx context.Context) error {

@@ -11,7 +11,8 @@ import (
 	"github.com/cribox/cribox/sandbox/store"
 )
 
-// Pod is what is known of a pod at one moment. Whoever gets one may keep it, and changes nothing in it.
+// Pod is what is known of a pod at one moment. Whoever gets one may keep it, and changes nothing in
+// it.
 type Pod struct {
 	store.Pod
 	Config *runtimeapi.PodSandboxConfig // as asked
@@ -21,8 +22,8 @@ type Pod struct {
 // Ready says whether containers can be made in the pod (CRI PodSandboxState).
 func (p Pod) Ready() bool { return IsReady(&p.Pod) }
 
-// Overhead and Resources return what the pod costs beside its containers, and what those may use together, as they were told last
-// (CRI LinuxPodSandboxConfig, UpdatePodSandboxResources).
+// Overhead and Resources return what the pod costs beside its containers, and what those may use
+// together, as they were told last (CRI LinuxPodSandboxConfig, UpdatePodSandboxResources).
 func (p Pod) Overhead() *runtimeapi.LinuxContainerResources {
 	return RememberedOr(p.Pod.Overhead, p.Config.GetLinux().GetOverhead())
 }
@@ -31,7 +32,8 @@ func (p Pod) Resources() *runtimeapi.LinuxContainerResources {
 	return RememberedOr(p.Limits, p.Config.GetLinux().GetResources())
 }
 
-// IsReady holds of a pod that came up, whose pause process lives, and that nobody has asked to stop.
+// IsReady holds of a pod that came up, whose pause process lives, and that nobody has asked to
+// stop.
 func IsReady(r *store.Pod) bool { return r.State == store.PodReady && r.PausePID != 0 }
 
 // Pod returns the pod with this id or unique beginning of one. ErrNotFound, ErrInvalidArgument.

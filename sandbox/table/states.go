@@ -15,8 +15,8 @@ import (
 )
 
 // States is the only writer of records: each method is one transition, or notes one fact. A method
-// of stop or remove goes on when the disk is full: it changes what is shown, and returns the error of
-// the disk as well.
+// of stop or remove goes on when the disk is full: it changes what is shown, and returns the error
+// of the disk as well.
 type States struct{ store *store.Store }
 
 func NewStates(s *store.Store) *States { return &States{s} }
@@ -174,7 +174,8 @@ func (s *States) PodRemoving(id string) error {
 // PodForgotten removes the record. An unknown pod is no error.
 func (s *States) PodForgotten(id string) error { return s.store.Remove(id) }
 
-// PodLimits notes what a pod costs and may use, each an encoded CRI message; nil leaves it as it is.
+// PodLimits notes what a pod costs and may use, each an encoded CRI message; nil leaves it as it
+// is.
 func (s *States) PodLimits(id string, overhead, limits []byte) error {
 	_, err := s.store.Update(id, func(r *store.Pod) error {
 		if overhead != nil {
@@ -225,8 +226,8 @@ func (s *States) Created(c *ContainerEntry) error {
 	return err
 }
 
-// Starting begins a start. ErrNotFound, and ErrFailedPrecondition unless the container is created and
-// its pod ready.
+// Starting begins a start. ErrNotFound, and ErrFailedPrecondition unless the container is created
+// and its pod ready.
 func (s *States) Starting(c *ContainerEntry) error {
 	_, err := s.store.Update(c.PodID, func(p *store.Pod) error {
 		r, ok := p.Containers[c.ID]
@@ -315,8 +316,8 @@ func (s *States) Exited(c *ContainerEntry, e Ending) error {
 	})
 }
 
-// Stopping begins a stop, or notes that it ends earlier: by is when it turns into SIGKILL. It returns
-// the signal that the container is stopped with, 0 for the usual one.
+// Stopping begins a stop, or notes that it ends earlier: by is when it turns into SIGKILL. It
+// returns the signal that the container is stopped with, 0 for the usual one.
 func (s *States) Stopping(c *ContainerEntry, by time.Time) (signal syscall.Signal, err error) {
 	err = rewrite(s.store.Insist, c, func(r *store.Container) error {
 		moveContainer(r, store.ContainerStopping)
@@ -377,7 +378,8 @@ func sinceBoot() int64 {
 	return now.Nano()
 }
 
-// StopBy is when the grace of a stop ends that was recorded before a restart. The clock of dates may have been set meanwhile.
+// StopBy is when the grace of a stop ends that was recorded before a restart. The clock of dates
+// may have been set meanwhile.
 func StopBy(r store.Container) time.Time {
 	if r.StopByBoot == 0 {
 		return time.Unix(0, r.StopBy)

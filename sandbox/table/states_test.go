@@ -52,7 +52,8 @@ func TestMoves(t *testing.T) {
 	}
 }
 
-// TestOneWriter: the state of a record is changed in states.go alone, and nothing else writes records.
+// TestOneWriter: the state of a record is changed in states.go alone, and nothing else writes
+// records.
 func TestOneWriter(t *testing.T) {
 	writes := []string{"Create", "Update", "Insist", "Remove"}
 	seen := 0

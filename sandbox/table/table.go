@@ -191,7 +191,8 @@ func (t *Table) OfPod(id string) []*ContainerEntry {
 	return all
 }
 
-// Known returns ErrUnavailable for a request that needs what another one said, which cannot be read now.
+// Known returns ErrUnavailable for a request that needs what another one said, which cannot be read
+// now.
 func Known(lacks error) error {
 	if lacks != nil {
 		return fmt.Errorf("%v: it will be read again: %w", lacks, errdefs.ErrUnavailable)
@@ -268,9 +269,9 @@ func (t *Table) ReplaceContainer(c, next *ContainerEntry) {
 }
 
 // Now returns the date of something that is made, or happens, in a pod of that name: the time in
-// nanoseconds, and later than all before in pods of the same name, of which the kubelet takes the one
-// with the latest date for the one that counts. Where the clock was far ahead, those stay there, so
-// this does not say when something has ended.
+// nanoseconds, and later than all before in pods of the same name, of which the kubelet takes the
+// one with the latest date for the one that counts. Where the clock was far ahead, those stay
+// there, so this does not say when something has ended.
 func (t *Table) Now(c *runtimeapi.PodSandboxConfig) int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -14,8 +14,8 @@ import (
 	"github.com/cribox/cribox/sandbox/store"
 )
 
-// TestDatesAfterClockStepBack: a clock that was far ahead leaves its dates to the pods that were made then, of which the
-// next attempt is later still. The others' follow the clock.
+// TestDatesAfterClockStepBack: a clock that was far ahead leaves its dates to the pods that were
+// made then, of which the next attempt is later still. The others' follow the clock.
 func TestDatesAfterClockStepBack(t *testing.T) {
 	records, _, err := store.Open(t.TempDir(), "")
 	if err != nil {
@@ -66,7 +66,8 @@ func TestExpand(t *testing.T) {
 	}
 }
 
-// TestMountsWithoutRequest: a container whose request cannot be read any more has no mounts, whatever images its record names.
+// TestMountsWithoutRequest: a container whose request cannot be read any more has no mounts,
+// whatever images its record names.
 func TestMountsWithoutRequest(t *testing.T) {
 	c := Container{Container: store.Container{MountImages: []string{"", "image"}}, Config: &runtimeapi.ContainerConfig{}}
 	if all := c.Mounts(); len(all) != 0 {
@@ -74,8 +75,8 @@ func TestMountsWithoutRequest(t *testing.T) {
 	}
 }
 
-// TestEndAfterClockStepBack: after a clock that was far ahead was put right, a start that fails has ended now: a
-// kubelet counts from there until it tries again.
+// TestEndAfterClockStepBack: after a clock that was far ahead was put right, a start that fails has
+// ended now: a kubelet counts from there until it tries again.
 func TestEndAfterClockStepBack(t *testing.T) {
 	records, _, err := store.Open(t.TempDir(), "")
 	if err != nil {

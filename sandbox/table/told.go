@@ -2,7 +2,8 @@ package table
 
 import "sync/atomic"
 
-// Told holds what a request is told as, in bytes. A request never changes: what is listed every second is encoded once.
+// Told holds what a request is told as, in bytes. A request never changes: what is listed every
+// second is encoded once.
 type Told struct {
 	Item       Encoded // of a list
 	Attributes Encoded // of statistics

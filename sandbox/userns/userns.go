@@ -19,8 +19,8 @@ func (r IDs) mapping() []syscall.SysProcIDMap {
 	return []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(r.First), Size: int(r.Length)}}
 }
 
-// Set is a user namespace and, when it was asked for, a network namespace that belongs to it. They live as long as somebody has them open,
-// or they are pinned.
+// Set is a user namespace and, when it was asked for, a network namespace that belongs to it. They
+// live as long as somebody has them open, or they are pinned.
 type Set struct{ User, Net *os.File }
 
 // Close gives up what is open of them.
@@ -34,8 +34,9 @@ func (s Set) Close() error {
 	return errors.Join(errs...)
 }
 
-// New makes a user namespace with these ids, and with net a network namespace that belongs to it: only whoever rules the one can rule the
-// other. program is an executable that waits to be killed; it is gone when New returns, and it dies with this process.
+// New makes a user namespace with these ids, and with net a network namespace that belongs to it:
+// only whoever rules the one can rule the other. program is an executable that waits to be killed;
+// it is gone when New returns, and it dies with this process.
 func New(program []byte, uids, gids IDs, net bool) (s Set, err error) {
 	file, err := inMemory(program)
 	if err != nil {
@@ -45,7 +46,8 @@ func New(program []byte, uids, gids IDs, net bool) (s Set, err error) {
 	// The kernel kills the helper when the thread ends that started it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	// The program is the child's descriptor 0: of all other numbers, what starts it may make something else before it executes.
+	// The program is the child's descriptor 0: of all other numbers, what starts it may make
+	// something else before it executes.
 	helper := exec.Cmd{Path: "/proc/self/fd/0", Stdin: file, Args: []string{"cribox-userns"}, Dir: "/", Env: []string{}, SysProcAttr: &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWUSER, UidMappings: uids.mapping(), GidMappings: gids.mapping(), Pdeathsig: syscall.SIGKILL,
 		GidMappingsEnableSetgroups: true, // else no process in the namespace could ever choose its groups
@@ -71,9 +73,11 @@ func New(program []byte, uids, gids IDs, net bool) (s Set, err error) {
 	return s, err
 }
 
-// inMemory makes a program a file that can be executed on every machine: /run, the best place for a state folder, is often mounted noexec.
+// inMemory makes a program a file that can be executed on every machine: /run, the best place for a
+// state folder, is often mounted noexec.
 func inMemory(program []byte) (*os.File, error) {
-	// A child that inherits the writable descriptor, if only until it executes something, would make the file busy.
+	// A child that inherits the writable descriptor, if only until it executes something, would
+	// make the file busy.
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 	fd, err := unix.MemfdCreate("cribox-userns", unix.MFD_CLOEXEC|unix.MFD_EXEC)
@@ -91,8 +95,8 @@ func inMemory(program []byte) (*os.File, error) {
 	return os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
-// CanMap tells whether what lies at path can be mounted with the ids of a user namespace: its file system may not be able to, which is
-// ErrFailedPrecondition. Nothing becomes visible.
+// CanMap tells whether what lies at path can be mounted with the ids of a user namespace: its file
+// system may not be able to, which is ErrFailedPrecondition. Nothing becomes visible.
 func CanMap(path string, ns *os.File) error {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -106,7 +110,8 @@ func CanMap(path string, ns *os.File) error {
 	return nil
 }
 
-// Pin gives a namespace a name that outlives this process. What a crash left under that name is replaced.
+// Pin gives a namespace a name that outlives this process. What a crash left under that name is
+// replaced.
 func Pin(ns *os.File, path string) error {
 	if err := Unpin(path); err != nil {
 		return err

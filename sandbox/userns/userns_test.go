@@ -82,7 +82,8 @@ func TestNoProgram(t *testing.T) {
 	}
 }
 
-// TestDescriptorsMove: other goroutines open and close files meanwhile, so that the descriptors of the new process get any numbers.
+// TestDescriptorsMove: other goroutines open and close files meanwhile, so that the descriptors of
+// the new process get any numbers.
 func TestDescriptorsMove(t *testing.T) {
 	program := pausing(t)
 	done := make(chan struct{})
