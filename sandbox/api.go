@@ -11,7 +11,7 @@ type (
 	Pod       = table.Pod
 	Container = table.Container
 	Event     = table.Event
-	Told      = table.Told
+	Encodings = table.Encodings
 	Encoded   = table.Encoded
 )
 

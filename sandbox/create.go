@@ -80,7 +80,7 @@ func (cs *containers) CreateContainer(ctx context.Context, podID string, config 
 	key := table.ContainerKey(p.ID, config)
 	id, err := cs.flights.Do(ctx, key, createLimit, func(ctx context.Context) (string, error) {
 		if id, ok := cs.table.IDByKey(key); ok {
-			same, err := cs.yield(ctx, id, config)
+			same, err := cs.reuseOrReplace(ctx, id, config)
 			if same || err != nil {
 				return id, err
 			}
@@ -96,11 +96,11 @@ func (cs *containers) CreateContainer(ctx context.Context, podID string, config 
 	return id, nil
 }
 
-// yield says whether the container that has the name already is the one that is asked for. One that
+// reuseOrReplace says whether the container that has the name already is the one that is asked for. One that
 // is being removed, was never finished, or was made for another request and never started is taken
 // away first: whoever asked for it has given up, and must not poison what comes after.
 // ErrAlreadyExists when it was started with another configuration.
-func (cs *containers) yield(ctx context.Context, id string, config *runtimeapi.ContainerConfig) (same bool, err error) {
+func (cs *containers) reuseOrReplace(ctx context.Context, id string, config *runtimeapi.ContainerConfig) (same bool, err error) {
 	c, err := cs.table.FindContainer(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return false, nil

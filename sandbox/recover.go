@@ -163,7 +163,7 @@ func (rc *recovery) recoverContainer(ctx context.Context, p *store.Pod, r store.
 		go rc.endings.releaseLater(ctx, c)
 	}
 	if r.Updating != nil && c.Lacks == nil {
-		rc.updates.settleLater(c)
+		rc.updates.completeLater(c)
 	}
 }
 
@@ -180,7 +180,7 @@ func (rc *recovery) startable(ctx context.Context, c *table.ContainerEntry) bool
 
 // recoverLater is recoverContainer for one of which the shim could not tell yet whether it runs.
 func (rc *recovery) recoverLater(ctx context.Context, podID, cid string) error {
-	task, found, err := rc.containers.settled(ctx, cid)
+	task, found, err := rc.containers.awaitStartOutcome(ctx, cid)
 	if err != nil {
 		return err
 	}
@@ -210,7 +210,7 @@ func (cs *containers) resolveStart(ctx context.Context, c *table.ContainerEntry)
 // still at work: a container with a process is adopted, one without is created again, so that it
 // can be started.
 func (cs *containers) resolve(ctx context.Context, c *table.ContainerEntry) error {
-	task, found, err := cs.settled(ctx, c.ID)
+	task, found, err := cs.awaitStartOutcome(ctx, c.ID)
 	switch {
 	case err != nil:
 		return err
@@ -226,9 +226,9 @@ func (cs *containers) resolve(ctx context.Context, c *table.ContainerEntry) erro
 	return cs.states.NotStarted(c)
 }
 
-// settled returns the task once the shim's runtime has come to an end with it. A shim that has just
+// awaitStartOutcome returns the task once the shim's runtime has come to an end with it. A shim that has just
 // died is asked again.
-func (cs *containers) settled(ctx context.Context, id string) (task runtimeshim.Task, found bool, err error) {
+func (cs *containers) awaitStartOutcome(ctx context.Context, id string) (task runtimeshim.Task, found bool, err error) {
 	again := time.NewTicker(50 * time.Millisecond)
 	defer again.Stop()
 	for {

@@ -89,7 +89,7 @@ func (rc *recovery) readRequests(ctx context.Context) bool {
 		}
 		rc.table.ReplaceContainer(c, next)
 		if r.Updating != nil {
-			rc.updates.settleLater(next)
+			rc.updates.completeLater(next)
 		}
 	}
 	return done

@@ -70,7 +70,7 @@ func (ps *pods) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig,
 	key := table.PodKey(config)
 	id, err := ps.flights.Do(ctx, key, bringUpLimit, func(ctx context.Context) (string, error) {
 		if id, ok := ps.table.IDByKey(key); ok {
-			up, err := ps.already(ctx, id)
+			up, err := ps.reuseOrClear(ctx, id)
 			if up || err != nil {
 				return id, err
 			}
@@ -87,10 +87,10 @@ func (ps *pods) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig,
 	return id, nil
 }
 
-// already says whether the pod that has the name is ready. What a crash or a failure left of an
+// reuseOrClear says whether the pod that has the name is ready. What a crash or a failure left of an
 // attempt, or is being removed, is taken away first. ErrAlreadyExists for a pod that was ready
 // once: it can never become so again.
-func (ps *pods) already(ctx context.Context, id string) (up bool, err error) {
+func (ps *pods) reuseOrClear(ctx context.Context, id string) (up bool, err error) {
 	r, ok := ps.states.Get(id)
 	switch {
 	case !ok || r.State == store.PodCreating || r.State == store.PodRemoving:

@@ -63,7 +63,7 @@ func (u *updates) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 	}
 	defer done()
 	err = clean(ctx, updateLimit, func(ctx context.Context) error {
-		if err := u.settleUpdate(ctx, c); err != nil {
+		if err := u.completeUpdate(ctx, c); err != nil {
 			return err
 		}
 		if proto.Size(r) == 0 {
@@ -72,20 +72,20 @@ func (u *updates) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 		return u.updateContainer(ctx, c, r)
 	})
 	if errors.Is(err, errdefs.ErrUnavailable) {
-		u.settleLater(c)
+		u.completeLater(c)
 	}
 	return err
 }
 
-// settleLater goes on with an update that the shim may still come to, once for a container, however
+// completeLater goes on with an update that the shim may still come to, once for a container, however
 // many have asked for one meanwhile.
-func (u *updates) settleLater(c *table.ContainerEntry) {
-	if !c.Settling.CompareAndSwap(false, true) {
+func (u *updates) completeLater(c *table.ContainerEntry) {
+	if !c.Completing.CompareAndSwap(false, true) {
 		return
 	}
 	ctx := log.WithLogger(u.background, log.G(u.background).WithField("container", c.ID))
 	go func() {
-		defer c.Settling.Store(false)
+		defer c.Completing.Store(false)
 		retryUntilDone(ctx, "updating", func(ctx context.Context) error { return u.resolveUpdate(ctx, c) })
 	}()
 }
@@ -127,7 +127,7 @@ func (u *updates) updateContainer(ctx context.Context, c *table.ContainerEntry, 
 	u.step("container.updating")
 	err = u.applyUpdate(ctx, c, r, was, now)
 	if err != nil {
-		if !errors.Is(err, errdefs.ErrUnavailable) { // the shim may still come to it: whoever asked settles it later
+		if !errors.Is(err, errdefs.ErrUnavailable) { // the shim may still come to it: it is completed later
 			u.forgetUpdate(ctx, c)
 		}
 		return err
@@ -214,19 +214,19 @@ func (u *updates) forgetUpdate(ctx context.Context, c *table.ContainerEntry) {
 	}
 }
 
-// resolveUpdate is settleUpdate in the container's turn.
+// resolveUpdate is completeUpdate in the container's turn.
 func (u *updates) resolveUpdate(ctx context.Context, c *table.ContainerEntry) error {
 	done, err := u.updateTurn(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer done()
-	return u.settleUpdate(ctx, c)
+	return u.completeUpdate(ctx, c)
 }
 
-// settleUpdate brings an update that was interrupted to an end, in the container's turn. Whoever
+// completeUpdate brings an update that was interrupted to an end, in the container's turn. Whoever
 // asked for it has no answer, so either end is right: done, or, where it fails now, as before.
-func (u *updates) settleUpdate(ctx context.Context, c *table.ContainerEntry) error {
+func (u *updates) completeUpdate(ctx context.Context, c *table.ContainerEntry) error {
 	rec, ok := u.states.Record(c)
 	if !ok || rec.Updating == nil {
 		return nil

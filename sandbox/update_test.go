@@ -26,13 +26,13 @@ func TestSettleLater(t *testing.T) {
 		}
 		before := runtime.NumGoroutine()
 		for range 100 {
-			u.settleLater(c)
+			u.completeLater(c)
 		}
 		if more := runtime.NumGoroutine() - before; more < 1 || more > 10 {
 			t.Errorf("%d goroutines go on with one update", more)
 		}
 		done()
-		for c.Settling.Load() {
+		for c.Completing.Load() {
 			runtime.Gosched()
 		}
 	}

@@ -100,7 +100,7 @@ func (s *runtimeService) containerItems(f *runtimeapi.ContainerFilter) []*runtim
 func containerItem(c sandbox.Container) *runtimeapi.Container {
 	item := &runtimeapi.Container{Id: c.ID, PodSandboxId: c.PodID, ImageRef: c.ImageRef, ImageId: c.ImageID,
 		State: c.CRIState(), CreatedAt: c.Created}
-	return withEncoded(item, &c.Told.Item, func() *runtimeapi.Container {
+	return withEncoded(item, &c.Encodings.Item, func() *runtimeapi.Container {
 		return &runtimeapi.Container{Metadata: c.Config.GetMetadata(), Image: c.Config.GetImage(), Labels: c.Config.GetLabels(),
 			Annotations: c.Config.GetAnnotations()}
 	})

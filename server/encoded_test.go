@@ -13,10 +13,10 @@ import (
 // encoded once, and the current values of the others.
 func TestEncodedOnce(t *testing.T) {
 	labels, annotations := map[string]string{"app": "web", "tier": "front"}, map[string]string{"seen": "today"}
-	pod := sandbox.Pod{Told: &sandbox.Told{}, Config: &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "n", Namespace: "ns", Uid: "u", Attempt: 2},
+	pod := sandbox.Pod{Encodings: &sandbox.Encodings{}, Config: &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "n", Namespace: "ns", Uid: "u", Attempt: 2},
 		Labels: labels, Annotations: annotations}}
 	pod.ID, pod.State, pod.PausePID, pod.Created, pod.Handler = "p", "ready", 1, 7, "kata"
-	container := sandbox.Container{Told: &sandbox.Told{}, PodID: "p", Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "n", Attempt: 3}, Image: &runtimeapi.ImageSpec{Image: "i"},
+	container := sandbox.Container{Encodings: &sandbox.Encodings{}, PodID: "p", Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "n", Attempt: 3}, Image: &runtimeapi.ImageSpec{Image: "i"},
 		Labels: labels, Annotations: annotations}}
 	container.ID, container.State, container.Created, container.ImageID, container.ImageRef = "c", "created", 8, "id", "ref"
 	wantPod := &runtimeapi.PodSandbox{Id: "p", Metadata: pod.Config.Metadata, State: runtimeapi.PodSandboxState_SANDBOX_READY, CreatedAt: 7,

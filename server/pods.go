@@ -114,7 +114,7 @@ func (s *runtimeService) podItems(f *runtimeapi.PodSandboxFilter) []*runtimeapi.
 
 func podItem(p sandbox.Pod) *runtimeapi.PodSandbox {
 	item := &runtimeapi.PodSandbox{Id: p.ID, State: podState(p), CreatedAt: p.Created, RuntimeHandler: p.Handler}
-	return withEncoded(item, &p.Told.Item, func() *runtimeapi.PodSandbox {
+	return withEncoded(item, &p.Encodings.Item, func() *runtimeapi.PodSandbox {
 		return &runtimeapi.PodSandbox{Metadata: p.Config.GetMetadata(), Labels: p.Config.GetLabels(), Annotations: p.Config.GetAnnotations()}
 	})
 }

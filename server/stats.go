@@ -146,14 +146,14 @@ func (s *runtimeService) podStats(p sandbox.PodStats) *runtimeapi.PodSandboxStat
 }
 
 func podAttributes(p sandbox.Pod) *runtimeapi.PodSandboxAttributes {
-	return withEncoded(&runtimeapi.PodSandboxAttributes{Id: p.ID}, &p.Told.Attributes, func() *runtimeapi.PodSandboxAttributes {
+	return withEncoded(&runtimeapi.PodSandboxAttributes{Id: p.ID}, &p.Encodings.Attributes, func() *runtimeapi.PodSandboxAttributes {
 		return &runtimeapi.PodSandboxAttributes{Metadata: p.Config.GetMetadata(), Labels: p.Config.GetLabels(),
 			Annotations: p.Config.GetAnnotations()}
 	})
 }
 
 func containerAttributes(c sandbox.Container) *runtimeapi.ContainerAttributes {
-	return withEncoded(&runtimeapi.ContainerAttributes{Id: c.ID}, &c.Told.Attributes, func() *runtimeapi.ContainerAttributes {
+	return withEncoded(&runtimeapi.ContainerAttributes{Id: c.ID}, &c.Encodings.Attributes, func() *runtimeapi.ContainerAttributes {
 		return &runtimeapi.ContainerAttributes{Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(),
 			Annotations: c.Config.GetAnnotations()}
 	})

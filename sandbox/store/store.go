@@ -242,10 +242,10 @@ func (s *Store) Update(id string, change func(*Pod) error) (*Pod, error) {
 	return s.update(id, change, false)
 }
 
-// Insist is Update for acts that must go on when the disk is full (stop and remove): the change is
+// ForceUpdate is Update for acts that must go on when the disk is full (stop and remove): the change is
 // shown even when it could not be written, and the error of the disk is returned beside the new
 // record.
-func (s *Store) Insist(id string, change func(*Pod) error) (*Pod, error) {
+func (s *Store) ForceUpdate(id string, change func(*Pod) error) (*Pod, error) {
 	return s.update(id, change, true)
 }
 

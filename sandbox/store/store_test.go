@@ -142,7 +142,7 @@ func TestRefusedChangeLeavesTheRecord(t *testing.T) {
 	}
 }
 
-// A stop on a full disk goes on (I15): Insist shows what could not be written.
+// A stop on a full disk goes on (I15): ForceUpdate shows what could not be written.
 func TestInsistWithoutDisk(t *testing.T) {
 	dir := t.TempDir()
 	s, _ := open(t, dir)
@@ -159,11 +159,11 @@ func TestInsistWithoutDisk(t *testing.T) {
 	if p, _ := s.Get("a"); p.State != PodReady {
 		t.Fatalf("Update showed %s although it could not be written", p.State)
 	}
-	if _, err := s.Insist("a", stop); err == nil {
-		t.Fatal("Insist hid the disk's error")
+	if _, err := s.ForceUpdate("a", stop); err == nil {
+		t.Fatal("ForceUpdate hid the disk's error")
 	}
 	if p, _ := s.Get("a"); p.State != PodStopping {
-		t.Fatalf("Insist shows %s", p.State)
+		t.Fatalf("ForceUpdate shows %s", p.State)
 	}
 	if err := s.Remove("a"); err != nil {
 		t.Fatal(err)

@@ -190,7 +190,7 @@ func notStarted(err error) (ExecResult, error) {
 
 // capture keeps the beginning of one stream of a command.
 type capture struct {
-	*outlet
+	*outputPipe
 	buf   bytes.Buffer
 	taken atomic.Int64 // of outputs
 }
@@ -198,7 +198,7 @@ type capture struct {
 func newCapture(as spec.Owner) (*capture, error) {
 	c := &capture{}
 	var err error
-	c.outlet, err = newOutlet(as, c.keep)
+	c.outputPipe, err = newOutputPipe(as, c.keep)
 	return c, err
 }
 
@@ -212,12 +212,12 @@ func (c *capture) keep(b []byte) {
 
 // close gives up the pipe, and the room of what was kept.
 func (c *capture) close() {
-	c.outlet.close()
+	c.outputPipe.close()
 	outputs.Add(-c.taken.Swap(0))
 }
 
 // finish returns what the command wrote before it ended.
 func (c *capture) finish() []byte {
-	c.outlet.finish()
+	c.outputPipe.finish()
 	return c.buf.Bytes()
 }

@@ -87,7 +87,7 @@ func (ss *Sessions) execPipes(ctx context.Context, c command, client Streams) (i
 		return 0, err
 	}
 	defer stdin.Close()
-	out, err := outlets(c.as, client)
+	out, err := outputPipes(c.as, client)
 	if err != nil {
 		return 0, err
 	}
@@ -121,17 +121,17 @@ func feed(as spec.Owner, client io.Reader) (*os.File, error) {
 	return r, nil
 }
 
-// pair are the outlets of stdout and stderr; nil where the client wants none.
-type pair [2]*outlet
+// pair are the pipes of stdout and stderr; nil where the client wants none.
+type pair [2]*outputPipe
 
-func outlets(as spec.Owner, client Streams) (pair, error) {
+func outputPipes(as spec.Owner, client Streams) (pair, error) {
 	var p pair
 	for i, to := range []io.Writer{client.Stdout, client.Stderr} {
 		if to == nil {
 			continue
 		}
 		var err error
-		if p[i], err = newOutlet(as, sendTo(to)); err != nil {
+		if p[i], err = newOutputPipe(as, sendTo(to)); err != nil {
 			p.close()
 			return pair{}, err
 		}
@@ -154,7 +154,7 @@ func sendTo(client io.Writer) func([]byte) {
 func (p pair) stdout() *os.File { return p[0].end() }
 func (p pair) stderr() *os.File { return p[1].end() }
 
-func (o *outlet) end() *os.File {
+func (o *outputPipe) end() *os.File {
 	if o == nil {
 		return nil
 	}
@@ -276,7 +276,7 @@ func (ss *Sessions) Attach(ctx context.Context, id string, client Streams) error
 	if client.Stdout == nil && client.Stderr == nil {
 		client.Stdout = io.Discard // its end is the container's
 	}
-	out, err := outlets(spec.Owner{}, client)
+	out, err := outputPipes(spec.Owner{}, client)
 	if err != nil {
 		return err
 	}

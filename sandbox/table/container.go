@@ -18,9 +18,9 @@ import (
 // changes nothing in it.
 type Container struct {
 	store.Container
-	PodID  string
-	Config *runtimeapi.ContainerConfig // as asked
-	Told   *Told                       // of Config
+	PodID     string
+	Config    *runtimeapi.ContainerConfig // as asked
+	Encodings *Encodings                  // of Config
 }
 
 // Container returns the container with this id or unique beginning of one. ErrNotFound,
@@ -38,7 +38,7 @@ func (t *Table) view(c *ContainerEntry) (Container, error) {
 	if !ok || r.State == store.ContainerCreating {
 		return Container{}, fmt.Errorf("container %s: %w", c.ID, errdefs.ErrNotFound)
 	}
-	return Container{Container: r, PodID: c.PodID, Config: c.Config, Told: &c.told}, nil
+	return Container{Container: r, PodID: c.PodID, Config: c.Config, Encodings: &c.encodings}, nil
 }
 
 // Containers returns every container that is more than an attempt, the newest first.
@@ -69,7 +69,7 @@ func (t *Table) ContainersOf(p Pod) []Container {
 func (t *Table) addContainers(all []Container, r *store.Pod) []Container {
 	for cid, c := range r.Containers {
 		if known, ok := t.containers[cid]; ok && c.State != store.ContainerCreating {
-			all = append(all, Container{Container: c, PodID: r.ID, Config: known.Config, Told: &known.told})
+			all = append(all, Container{Container: c, PodID: r.ID, Config: known.Config, Encodings: &known.encodings})
 		}
 	}
 	return all

@@ -116,7 +116,7 @@ func (t *Table) whole(r *store.Pod) (Pod, []Container, bool) {
 	}
 	containers := t.addContainers(nil, r)
 	slices.SortFunc(containers, newestFirst)
-	return Pod{Pod: *r, Config: p.Config, Told: &p.told}, containers, true
+	return Pod{Pod: *r, Config: p.Config, Encodings: &p.encodings}, containers, true
 }
 
 // change is one thing that a new record tells.

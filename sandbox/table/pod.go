@@ -15,8 +15,8 @@ import (
 // it.
 type Pod struct {
 	store.Pod
-	Config *runtimeapi.PodSandboxConfig // as asked
-	Told   *Told                        // of Config
+	Config    *runtimeapi.PodSandboxConfig // as asked
+	Encodings *Encodings                   // of Config
 }
 
 // Ready says whether containers can be made in the pod (CRI PodSandboxState).
@@ -46,7 +46,7 @@ func (t *Table) Pod(id string) (Pod, error) {
 	if !ok || r.State == store.PodCreating {
 		return Pod{}, fmt.Errorf("pod %s: %w", id, errdefs.ErrNotFound)
 	}
-	return Pod{Pod: *r, Config: p.Config, Told: &p.told}, nil
+	return Pod{Pod: *r, Config: p.Config, Encodings: &p.encodings}, nil
 }
 
 // Pods returns every pod that is more than an attempt, the newest first.
@@ -57,7 +57,7 @@ func (t *Table) Pods() []Pod {
 	t.mu.RLock()
 	for _, r := range records {
 		if p, ok := t.pods[r.ID]; ok && r.State != store.PodCreating {
-			all = append(all, Pod{Pod: *r, Config: p.Config, Told: &p.told})
+			all = append(all, Pod{Pod: *r, Config: p.Config, Encodings: &p.encodings})
 		}
 	}
 	t.mu.RUnlock()

@@ -136,7 +136,7 @@ func (s *States) PodReady(p *PodEntry, ips []netip.Addr, pausePID int) error {
 
 // PodPauseEnded makes a pod that was ready one that is not. ErrNotFound when it was not ready.
 func (s *States) PodPauseEnded(id string) error {
-	_, err := s.store.Insist(id, func(r *store.Pod) error {
+	_, err := s.store.ForceUpdate(id, func(r *store.Pod) error {
 		if !IsReady(r) {
 			return errdefs.ErrNotFound
 		}
@@ -148,13 +148,13 @@ func (s *States) PodPauseEnded(id string) error {
 
 // PodStopping begins the stop of a pod that is ready, and returns the record after it.
 func (s *States) PodStopping(id string) (*store.Pod, error) {
-	return s.store.Insist(id, func(r *store.Pod) error { movePod(r, store.PodStopping); return nil })
+	return s.store.ForceUpdate(id, func(r *store.Pod) error { movePod(r, store.PodStopping); return nil })
 }
 
 // PodStopped shows that nothing of the pod runs any more; a pod that is being removed stays so.
 // ErrAlreadyExists when that is shown already.
 func (s *States) PodStopped(id string) error {
-	_, err := s.store.Insist(id, func(r *store.Pod) error {
+	_, err := s.store.ForceUpdate(id, func(r *store.Pod) error {
 		if r.State == store.PodRemoving && r.PausePID == 0 {
 			return errdefs.ErrAlreadyExists
 		}
@@ -167,7 +167,7 @@ func (s *States) PodStopped(id string) error {
 
 // PodRemoving begins a removal.
 func (s *States) PodRemoving(id string) error {
-	_, err := s.store.Insist(id, func(r *store.Pod) error { movePod(r, store.PodRemoving); return nil })
+	_, err := s.store.ForceUpdate(id, func(r *store.Pod) error { movePod(r, store.PodRemoving); return nil })
 	return err
 }
 
@@ -259,7 +259,7 @@ func (s *States) NotStarted(c *ContainerEntry) error {
 
 // Running shows the process of a container, unless its exit was faster.
 func (s *States) Running(c *ContainerEntry, pid int, since time.Time) error {
-	return rewrite(s.store.Insist, c, func(r *store.Container) error {
+	return rewrite(s.store.ForceUpdate, c, func(r *store.Container) error {
 		r.PID, r.Started = pid, since.UnixNano()
 		moveContainer(r, store.ContainerRunning)
 		if r.Finished != 0 {
@@ -276,7 +276,7 @@ const startError = "StartError"
 // StartFailed ends a container that had no process. One that has ended already did run, and stays
 // as it is.
 func (s *States) StartFailed(c *ContainerEntry, cause error) error {
-	return rewrite(s.store.Insist, c, func(r *store.Container) error {
+	return rewrite(s.store.ForceUpdate, c, func(r *store.Container) error {
 		if !moveContainer(r, store.ContainerExited) {
 			return nil
 		}
@@ -298,7 +298,7 @@ type Ending struct {
 // Exited records the end of a container. ErrAlreadyExists when it has ended or is being removed,
 // ErrNotFound when the end is that of an earlier start.
 func (s *States) Exited(c *ContainerEntry, e Ending) error {
-	return rewrite(s.store.Insist, c, func(r *store.Container) error {
+	return rewrite(s.store.ForceUpdate, c, func(r *store.Container) error {
 		before := *r
 		if !moveContainer(r, store.ContainerExited) {
 			return errdefs.ErrAlreadyExists
@@ -319,7 +319,7 @@ func (s *States) Exited(c *ContainerEntry, e Ending) error {
 // Stopping begins a stop, or notes that it ends earlier: by is when it turns into SIGKILL. It
 // returns the signal that the container is stopped with, 0 for the usual one.
 func (s *States) Stopping(c *ContainerEntry, by time.Time) (signal syscall.Signal, err error) {
-	err = rewrite(s.store.Insist, c, func(r *store.Container) error {
+	err = rewrite(s.store.ForceUpdate, c, func(r *store.Container) error {
 		moveContainer(r, store.ContainerStopping)
 		r.StopBy, r.StopByBoot, signal = by.UnixNano(), sinceBoot()+int64(time.Until(by)), syscall.Signal(r.Signal)
 		return nil
@@ -329,12 +329,12 @@ func (s *States) Stopping(c *ContainerEntry, by time.Time) (signal syscall.Signa
 
 // Removing begins the removal of a container.
 func (s *States) Removing(c *ContainerEntry) error {
-	return rewrite(s.store.Insist, c, func(r *store.Container) error { moveContainer(r, store.ContainerRemoving); return nil })
+	return rewrite(s.store.ForceUpdate, c, func(r *store.Container) error { moveContainer(r, store.ContainerRemoving); return nil })
 }
 
 // Forgotten takes a container out of its pod's record.
 func (s *States) Forgotten(c *ContainerEntry) error {
-	_, err := s.store.Insist(c.PodID, func(p *store.Pod) error { delete(p.Containers, c.ID); return nil })
+	_, err := s.store.ForceUpdate(c.PodID, func(p *store.Pod) error { delete(p.Containers, c.ID); return nil })
 	return err
 }
 
@@ -349,7 +349,7 @@ func (s *States) Updating(c *ContainerEntry, asked []byte) error {
 
 // Updated shows the resources that hold now; merge returns them, given those before.
 func (s *States) Updated(c *ContainerEntry, merge func(limits []byte) ([]byte, error)) error {
-	return rewrite(s.store.Insist, c, func(r *store.Container) error {
+	return rewrite(s.store.ForceUpdate, c, func(r *store.Container) error {
 		limits, err := merge(r.Limits)
 		r.Limits, r.Updating = limits, nil
 		return err
@@ -358,7 +358,7 @@ func (s *States) Updated(c *ContainerEntry, merge func(limits []byte) ([]byte, e
 
 // NotUpdated forgets an update that came to nothing.
 func (s *States) NotUpdated(c *ContainerEntry) error {
-	return rewrite(s.store.Insist, c, func(r *store.Container) error { r.Updating = nil; return nil })
+	return rewrite(s.store.ForceUpdate, c, func(r *store.Container) error { r.Updating = nil; return nil })
 }
 
 func Changeable(r store.Container) error {

@@ -55,7 +55,7 @@ func TestMoves(t *testing.T) {
 // TestOneWriter: the state of a record is changed in states.go alone, and nothing else writes
 // records.
 func TestOneWriter(t *testing.T) {
-	writes := []string{"Create", "Update", "Insist", "Remove"}
+	writes := []string{"Create", "Update", "ForceUpdate", "Remove"}
 	seen := 0
 	err := filepath.WalkDir("..", func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || filepath.Base(filepath.Dir(path)) == "store" {

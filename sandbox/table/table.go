@@ -41,13 +41,13 @@ func New(l layout.Layout) *Table {
 
 // PodEntry is what is kept in memory beside the record: the request, which never changes.
 type PodEntry struct {
-	ID     string
-	Config *runtimeapi.PodSandboxConfig
-	told   Told
-	Lacks  error         // why config cannot be read now, and is empty
-	paused chan struct{} // closed when the pause process is known to have ended
-	once   *sync.Once
-	Latest int64 // what now has returned last for the pod; guarded by table.mu
+	ID        string
+	Config    *runtimeapi.PodSandboxConfig
+	encodings Encodings
+	Lacks     error         // why config cannot be read now, and is empty
+	paused    chan struct{} // closed when the pause process is known to have ended
+	once      *sync.Once
+	Latest    int64 // what now has returned last for the pod; guarded by table.mu
 }
 
 func NewPodEntry(id string, c *runtimeapi.PodSandboxConfig) *PodEntry {
@@ -62,10 +62,10 @@ type ContainerEntry struct {
 	ImageID     string   // held as long as the container is known
 	MountImages []string // held as well: see store.Container
 	Config      *runtimeapi.ContainerConfig
-	told        Told
+	encodings   Encodings
 	Lacks       error         // why config cannot be read now, and is empty
 	Exited      chan struct{} // closed after the exit is recorded
-	Settling    atomic.Bool   // see settleLater
+	Completing  atomic.Bool   // see updates.completeLater
 	once        *sync.Once
 }
 

@@ -13,21 +13,21 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
-// outlet carries one output stream of a process from a pipe to whoever wants it.
-type outlet struct {
+// outputPipe carries one output stream of a process from a pipe to whoever wants it.
+type outputPipe struct {
 	r, w *os.File
 	sink func([]byte) // called from one goroutine; while it does not return, the process waits
 	done chan struct{}
 }
 
-// newOutlet makes the pipe and begins to read. The end that the process gets, w, blocks, as
+// newOutputPipe makes the pipe and begins to read. The end that the process gets, w, blocks, as
 // programs expect of their output.
-func newOutlet(as spec.Owner, sink func([]byte)) (*outlet, error) {
+func newOutputPipe(as spec.Owner, sink func([]byte)) (*outputPipe, error) {
 	r, w, err := pipe(0, as)
 	if err != nil {
 		return nil, err
 	}
-	o := &outlet{r: r, w: w, sink: sink, done: make(chan struct{})}
+	o := &outputPipe{r: r, w: w, sink: sink, done: make(chan struct{})}
 	go guard.Run(context.Background(), "output of a command", o.read)
 	return o, nil
 }
@@ -45,7 +45,7 @@ func pipe(ours int, as spec.Owner) (r, w *os.File, err error) {
 	return os.NewFile(uintptr(ends[0]), "pipe"), os.NewFile(uintptr(ends[1]), "pipe"), nil
 }
 
-func (o *outlet) read() {
+func (o *outputPipe) read() {
 	defer close(o.done)
 	chunk := make([]byte, 32<<10)
 	for {
@@ -64,7 +64,7 @@ func (o *outlet) read() {
 
 // drain takes what is in the pipe at this moment, and neither waits for more nor follows a child
 // that goes on writing.
-func (o *outlet) drain(chunk []byte) {
+func (o *outputPipe) drain(chunk []byte) {
 	o.r.SetReadDeadline(time.Time{})
 	raw, err := o.r.SyscallConn()
 	if err != nil {
@@ -92,14 +92,14 @@ func (o *outlet) drain(chunk []byte) {
 
 // finish returns when the sink has what was written before the process ended. All of that is in the
 // pipe by then; a child that holds the pipe open is not waited for.
-func (o *outlet) finish() {
+func (o *outputPipe) finish() {
 	o.w.Close()
 	o.r.SetReadDeadline(time.Now())
 	<-o.done
 }
 
-// close ends the outlet; what the sink does not have is dropped. After finish it does nothing.
-func (o *outlet) close() {
+// close ends the pipe; what the sink does not have is dropped. After finish it does nothing.
+func (o *outputPipe) close() {
 	o.w.Close()
 	o.r.Close()
 	<-o.done

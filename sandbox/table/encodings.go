@@ -2,14 +2,13 @@ package table
 
 import "sync/atomic"
 
-// Told holds what a request is told as, in bytes. A request never changes: what is listed every
-// second is encoded once.
-type Told struct {
+// Encodings caches the encoded form of the parts of a list item that never change: the request.
+type Encodings struct {
 	Item       Encoded // of a list
 	Attributes Encoded // of statistics
 }
 
-// Encoded is made when it is asked for first.
+// Encoded is encoded when it is asked for first.
 type Encoded struct{ made atomic.Pointer[[]byte] }
 
 // Bytes returns what make has returned, now or earlier. Nobody changes it.
