@@ -19,7 +19,7 @@ var (
 		"server.runtimeService": 60, "sandbox/spec.draft": 60,
 		"imageservice/catalog.Catalog": 32,
 	}
-	moreFiles = map[string]int{"sandbox": 51, "sandbox/spec": 25, "cni": 24}
+	moreFiles = map[string]int{"sandbox": 30, "sandbox/spec": 25, "cni": 24}
 )
 
 // TestLimits keeps types and packages at a size that can be read.

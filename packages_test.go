@@ -23,10 +23,10 @@ var onlyIn = []struct {
 	in      []string
 }{
 	{"google.golang.org/grpc", []string{"", "server"}},
-	{"k8s.io/cri-api", []string{"server", "server/metrics", "sandbox", "sandbox/table", "sandbox/stats", "sandbox/streams", "sandbox/spec", "bench_test.go"}}, // a client
+	{"k8s.io/cri-api", []string{"server", "server/metrics", "sandbox", "sandbox/node", "sandbox/table", "sandbox/stats", "sandbox/streams", "sandbox/spec", "bench_test.go"}}, // a client
 	{"k8s.io/cri-streaming", []string{"server/streaming"}},
 	{"tags.cncf.io/container-device-interface/pkg/parser", []string{"sandbox/spec"}},
-	{"tags.cncf.io/container-device-interface/pkg/cdi", []string{"sandbox"}},
+	{"tags.cncf.io/container-device-interface/pkg/cdi", []string{"sandbox/node"}},
 	{"github.com/opencontainers/selinux", []string{"sandbox/selinux"}},
 	{"k8s.io/streaming", []string{"server/streaming"}},
 	{"github.com/gorilla/websocket", []string{"server/streaming"}},

@@ -1,6 +1,12 @@
 package sandbox
 
 import (
+	"context"
+	"os"
+
+	"github.com/cribox/cribox/sandbox/node"
+	"github.com/cribox/cribox/sandbox/selinux"
+	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/stats"
 	"github.com/cribox/cribox/sandbox/streams"
 	"github.com/cribox/cribox/sandbox/table"
@@ -34,3 +40,37 @@ type (
 	Size       = streams.Size
 	ExecResult = streams.ExecResult
 )
+
+// What pods and containers are made with, by names that other packages can say.
+type (
+	Handler      = node.Handler
+	MissingPaths = node.MissingPaths
+)
+
+// What can be asked of this machine without a Manager; see package node.
+
+// ReadHost finds out what this machine can do, user namespaces excepted.
+func ReadHost() (spec.Host, error) { return node.ReadHost() }
+
+// CheckUserNamespaces tells whether pods can have user namespaces here; mount tries to mount images
+// with the ids of one.
+func CheckUserNamespaces(mount func(userNS *os.File) error) error {
+	return node.CheckUserNamespaces(mount)
+}
+
+// HasAppArmor and HasSELinux say whether this kernel confines by them.
+func HasAppArmor() bool { return node.HasAppArmor() }
+
+func HasSELinux() bool { return selinux.Enabled() }
+
+// AppArmorParser returns the path of the program that loads the default profile;
+// ErrFailedPrecondition when it is not installed.
+func AppArmorParser() (string, error) { return node.AppArmorParser() }
+
+// SystemdRuns says whether systemd is this machine's first process.
+func SystemdRuns() bool { return node.SystemdRuns() }
+
+// RemoveCgroupParent removes the cgroups of an instance's pods; see node.RemoveCgroupParent.
+func RemoveCgroupParent(ctx context.Context, instance string) error {
+	return node.RemoveCgroupParent(ctx, instance)
+}

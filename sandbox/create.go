@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/table"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -32,7 +33,7 @@ type containers struct {
 	layout     layout.Layout
 	states     *table.States
 	table      *table.Table
-	node       *Node
+	node       *node.Node
 	mounts     *mounts
 	files      *podFiles
 	labels     *labels
@@ -218,7 +219,7 @@ func (cs *containers) prepare(ctx context.Context, c *containerPlan) error {
 		return fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
 	cs.step("container.prepared")
-	return cs.states.Prepared(c.ContainerEntry, cgroupPath(s), input.User)
+	return cs.states.Prepared(c.ContainerEntry, node.CgroupPath(s), input.User)
 }
 
 // spec returns the OCI spec of a container. ErrFailedPrecondition when this machine lacks what it
@@ -233,11 +234,11 @@ func (cs *containers) spec(ctx context.Context, c *containerPlan, input spec.Con
 	if err != nil {
 		return nil, err
 	}
-	cs.node.note(ctx, notes)
-	if err := cs.node.hasProfile(ctx, s); err != nil {
+	cs.node.Note(ctx, notes)
+	if err := cs.node.HasProfile(ctx, s); err != nil {
 		return nil, err
 	}
-	return s, cs.node.injectDevices(c.pod, c.ContainerEntry, s)
+	return s, cs.node.InjectDevices(c.pod, c.ContainerEntry, s)
 }
 
 // specContainer gathers what needs the disk: the user's numbers from the image, host paths, a
@@ -271,7 +272,7 @@ func (cs *containers) specContainer(ctx context.Context, c *containerPlan, root 
 	if err := relabel(ctx, c.ContainerEntry, &in); err != nil {
 		return in, err
 	}
-	in.Devices, err = resolveDevices(c.Config, !c.host.NoHostDevices)
+	in.Devices, err = node.ResolveDevices(c.Config, !c.host.NoHostDevices)
 	return in, err
 }
 

@@ -13,3 +13,8 @@ func isThere(path string) (bool, error) {
 	}
 	return err == nil, err
 }
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

@@ -13,32 +13,33 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/table"
 )
 
 // hostPath returns a mount's host path with its links resolved. One that does not exist is made, as
 // every runtime does: add-ons count on it, and a kubelet has checked those whose volume has a type.
 // ErrInvalidArgument, or ErrFailedPrecondition where it may not or cannot be made.
-func (m *mounts) hostPath(ctx context.Context, missing MissingPaths, path string) (string, error) {
+func (m *mounts) hostPath(ctx context.Context, missing node.MissingPaths, path string) (string, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err == nil {
 		return real, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return "", blameHost(err)
+		return "", node.BlameHost(err)
 	}
 	path = filepath.Clean(path)
 	if missing.Refuse {
 		return "", fmt.Errorf("%s does not exist, and host_path_missing in the configuration says that such a mount is refused: %w",
 			path, errdefs.ErrInvalidArgument)
 	}
-	if never := missing.never(path); never != "" {
+	if never := missing.Forbids(path); never != "" {
 		return "", fmt.Errorf("%s does not exist, and host_path_never_created in the configuration names %s: %w",
 			path, never, errdefs.ErrInvalidArgument)
 	}
 	real, err = makeHostPath(path)
 	if err != nil {
-		return "", fmt.Errorf("%s does not exist and cannot be made: %w", path, fault(err, errdefs.ErrFailedPrecondition))
+		return "", fmt.Errorf("%s does not exist and cannot be made: %w", path, node.Classify(err, errdefs.ErrFailedPrecondition))
 	}
 	log.G(ctx).Infof("made the folder %s: it is mounted into a container and did not exist", path)
 	m.step("container.hostpath")
@@ -123,10 +124,10 @@ func makeLogFolder(p *table.PodEntry, c *table.ContainerEntry) error {
 	}
 	dir, err := openFolder(directory)
 	if err != nil {
-		return fmt.Errorf("log_path: log directory of the pod: %w", fault(err, errdefs.ErrFailedPrecondition))
+		return fmt.Errorf("log_path: log directory of the pod: %w", node.Classify(err, errdefs.ErrFailedPrecondition))
 	}
 	if err := makeBelow(dir, folder); err != nil {
-		return fmt.Errorf("log_path: folder of %s: %w", path, fault(err, errdefs.ErrFailedPrecondition))
+		return fmt.Errorf("log_path: folder of %s: %w", path, node.Classify(err, errdefs.ErrFailedPrecondition))
 	}
 	return nil
 }
@@ -138,27 +139,4 @@ func openFolder(path string) (*os.File, error) {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	return os.NewFile(uintptr(fd), path), nil
-}
-
-// blameHost gives what looking at a path of the host came to a class: ErrUnavailable for a file
-// system that does not answer (a dead FUSE or NFS server), ErrInvalidArgument for what is the
-// path's own fault.
-func blameHost(err error) error {
-	for _, down := range []error{unix.ENOTCONN, unix.ESTALE, unix.EIO, unix.ETIMEDOUT, unix.EHOSTDOWN, unix.EHOSTUNREACH, unix.ECONNABORTED, unix.ENOMEM} {
-		if errors.Is(err, down) {
-			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
-		}
-	}
-	return fault(err, errdefs.ErrInvalidArgument)
-}
-
-// fault gives an error a class, unless it is a want of space or descriptors, which is nobody's
-// mistake.
-func fault(err, class error) error {
-	for _, want := range []error{unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
-		if errors.Is(err, want) {
-			return err
-		}
-	}
-	return fmt.Errorf("%w: %w", err, class)
 }

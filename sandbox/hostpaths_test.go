@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/table"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -24,7 +25,7 @@ func TestBlameHost(t *testing.T) {
 		{unix.ENOTCONN, errdefs.IsUnavailable}, {unix.ESTALE, errdefs.IsUnavailable}, {unix.EIO, errdefs.IsUnavailable},
 		{unix.ENOMEM, errdefs.IsUnavailable}, {unix.EMFILE, func(err error) bool { return !errdefs.IsInvalidArgument(err) }},
 	} {
-		if err := blameHost(fmt.Errorf("stat /x: %w", c.errno)); !c.is(err) {
+		if err := node.BlameHost(fmt.Errorf("stat /x: %w", c.errno)); !c.is(err) {
 			t.Errorf("%v", err)
 		}
 	}

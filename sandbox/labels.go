@@ -14,9 +14,6 @@ import (
 	"github.com/cribox/cribox/sandbox/store"
 )
 
-// HasSELinux says whether this kernel labels by SELinux.
-func HasSELinux() bool { return selinux.Enabled() }
-
 func seLinuxOptions(o *runtimeapi.SELinuxOption) selinux.Options {
 	return selinux.Options{User: o.GetUser(), Role: o.GetRole(), Type: o.GetType(), Level: o.GetLevel()}
 }

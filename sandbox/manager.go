@@ -16,6 +16,8 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/node"
+	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/stats"
 	"github.com/cribox/cribox/sandbox/streams"
 	"github.com/cribox/cribox/sandbox/table"
@@ -49,7 +51,7 @@ type Config struct {
 // has their exported methods.
 type Manager struct {
 	lists
-	*Node
+	machine
 	*pods
 	*containers
 	*updates
@@ -61,6 +63,7 @@ type Manager struct {
 	exits    exits
 	shim     Runtime
 	table    *table.Table
+	node     *node.Node
 
 	open    chan struct{} // closed when recovery has made the records true
 	stopped context.CancelFunc
@@ -74,6 +77,19 @@ type lists interface {
 	Containers() []Container
 	ContainersOf(p Pod) []Container
 	Subscribe(ctx context.Context) (context.Context, <-chan *Event)
+}
+
+// machine are the methods of the node that say what can be run here, and by what.
+type machine interface {
+	Host() spec.Host
+	HostOf(handler string) spec.Host
+	SetHandlers(ctx context.Context, byName map[string]Handler, byDefault string)
+	Handlers() (names []string, byDefault string)
+	CheckHandler(name string) error
+	AskAgain()
+	Flaws() error
+	Features() map[string]any
+	Notes() map[string]int
 }
 
 // trashName is the folder, beside those of the containers, in which they wait to be deleted. No
@@ -95,7 +111,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	m := &Manager{open: make(chan struct{}), lists: all, table: all}
 	background, stopped := context.WithCancel(ctx)
 	m.stopped = stopped
-	node, err := newNode(background, NodeConfig{
+	n, err := node.New(background, node.Config{
 		State: c.State, Instance: c.Instance, CheckIDMap: c.Images.CheckIDMap, Features: c.Features, CDISpecDirs: c.CDISpecDirs,
 		SELinux: c.SELinux, SystemdCgroup: c.SystemdCgroup,
 	})
@@ -103,7 +119,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 		stopped()
 		return nil, err
 	}
-	m.Node = node
+	m.node, m.machine = n, n
 	m.SetHandlers(ctx, c.Handlers, c.Default)
 	if err := m.table.Load(ctx); err != nil {
 		stopped()
@@ -130,7 +146,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 // assemble makes the parts that need the shim. Each knows those before it alone.
 func (m *Manager) assemble(c Config, background context.Context, trash *tree.Trash) {
 	l, states := m.table.Layout, m.table.States
-	labels := &labels{on: m.Node.host.SELinux, states: states}
+	labels := &labels{on: m.node.Host().SELinux, states: states}
 	labels.reserve()
 	mounts := &mounts{layout: l, states: states, images: c.Images, trash: trash, pause: c.Pause, step: c.Step}
 	files := &podFiles{layout: l}
@@ -140,19 +156,19 @@ func (m *Manager) assemble(c Config, background context.Context, trash *tree.Tra
 	m.endings = &endings{states: states, mounts: mounts, shim: m.shim, turns: turns, step: c.Step}
 	m.containers = &containers{
 		endings: m.endings, turns: turns,
-		layout: l, states: states, table: m.table, node: m.Node, mounts: mounts, files: files, labels: labels, namespaces: namespaces,
+		layout: l, states: states, table: m.table, node: m.node, mounts: mounts, files: files, labels: labels, namespaces: namespaces,
 		shim: m.shim, step: c.Step, background: background, stops: map[string]*stop{},
 	}
 	m.pods = &pods{
-		layout: l, states: states, table: m.table, node: m.Node, mounts: mounts, files: files, labels: labels, namespaces: namespaces,
+		layout: l, states: states, table: m.table, node: m.node, mounts: mounts, files: files, labels: labels, namespaces: namespaces,
 		wires: m.wires, containers: m.containers, shim: m.shim, step: c.Step, background: background,
 	}
 	m.updates = &updates{
-		layout: l, states: states, table: m.table, node: m.Node, files: files, containers: m.containers,
+		layout: l, states: states, table: m.table, node: m.node, files: files, containers: m.containers,
 		shim: m.shim, step: c.Step, background: background,
 	}
 	m.Sessions = streams.New(l, m.table, m.shim, c.Network.Dial)
-	m.Figures = stats.New(l, m.table, m.Node.host)
+	m.Figures = stats.New(l, m.table, m.node.Host())
 	m.recovery = &recovery{
 		layout: l, states: states, table: m.table, mounts: mounts, files: files, wires: m.wires, containers: m.containers, endings: m.endings, pods: m.pods,
 		updates: m.updates, shim: m.shim, background: background,
@@ -187,7 +203,7 @@ const shimPatience = 2 * time.Second
 
 // Ready says why no container can be started, or nil (CRI condition RuntimeReady).
 func (m *Manager) Ready(ctx context.Context) error {
-	h, err := m.Node.handler("")
+	h, err := m.node.Handler("")
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/table"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -18,7 +19,7 @@ import (
 // resolveMounts finds, for each mount of a request, what is really bound: a part of a mounted
 // image, or the host path with its links resolved, and how the mount it lies on propagates. A host
 // path that does not exist is made, see hostPath.
-func (m *mounts) resolveMounts(ctx context.Context, missing MissingPaths, c *table.ContainerEntry) ([]spec.Mount, error) {
+func (m *mounts) resolveMounts(ctx context.Context, missing node.MissingPaths, c *table.ContainerEntry) ([]spec.Mount, error) {
 	var table []*mountinfo.Info
 	resolved := make([]spec.Mount, 0, len(c.Config.GetMounts()))
 	for i, asked := range c.Config.GetMounts() {
@@ -43,7 +44,7 @@ func (m *mounts) resolveMounts(ctx context.Context, missing MissingPaths, c *tab
 	return resolved, nil
 }
 
-func (m *mounts) mountSource(ctx context.Context, missing MissingPaths, c *table.ContainerEntry, i int) (string, error) {
+func (m *mounts) mountSource(ctx context.Context, missing node.MissingPaths, c *table.ContainerEntry, i int) (string, error) {
 	asked := c.Config.GetMounts()[i]
 	if asked.GetImage() != nil {
 		return m.volumeSource(c, i)

@@ -6,6 +6,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/cribox/cribox/sandbox/node"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
@@ -21,7 +24,7 @@ type podPlan struct {
 	*table.PodEntry
 	record  store.Pod // as it begins; its labels are those of the pod's files and pause process
 	asked   []byte    // the encoded request
-	handler Handler
+	handler node.Handler
 }
 
 // plan decides about a new pod. ErrUnavailable when there is no network to join. The SELinux level
@@ -34,7 +37,7 @@ func (ps *pods) plan(config *runtimeapi.PodSandboxConfig, handler string) (*podP
 	}
 	p := &podPlan{PodEntry: table.NewPodEntry(table.NewID(), config)}
 	var err error
-	if p.handler, err = ps.node.handler(handler); err != nil {
+	if p.handler, err = ps.node.Handler(handler); err != nil {
 		return nil, err
 	}
 	if p.asked, err = proto.Marshal(config); err != nil {
@@ -63,7 +66,7 @@ type containerPlan struct {
 	request *runtimeapi.PodSandboxConfig // the pod's, with the privilege that the container's request gives it
 	record  *store.Pod                   // of the pod
 	image   imageservice.Image
-	handler Handler
+	handler node.Handler
 	host    spec.Host
 	labels  selinux.Labels
 }
@@ -85,10 +88,10 @@ func (cs *containers) plan(ctx context.Context, pod *table.PodEntry, config *run
 	if c.record, known = cs.states.Get(pod.ID); !known {
 		return nil, fmt.Errorf("pod %s: %w", pod.ID, errdefs.ErrNotFound)
 	}
-	if err := cs.node.awaitProfile(ctx); err != nil { // what host says depends on it
+	if err := cs.node.AwaitProfile(ctx); err != nil { // what host says depends on it
 		return nil, err
 	}
-	if c.host, c.handler, err = cs.node.inPod(c.record); err != nil {
+	if c.host, c.handler, err = cs.node.InPod(c.record); err != nil {
 		return nil, err
 	}
 	if c.labels, err = cs.labels.forContainer(c.record, config); err != nil {

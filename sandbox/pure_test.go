@@ -4,18 +4,15 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/runtimeshim"
-	"github.com/cribox/cribox/sandbox/spec"
 )
 
 func TestReason(t *testing.T) {
@@ -33,22 +30,6 @@ func TestReason(t *testing.T) {
 	} {
 		if got, _ := reason(c.exit); got != c.want {
 			t.Errorf("reason(%+v) = %s, want %s", c.exit, got, c.want)
-		}
-	}
-}
-
-func TestCgroupPath(t *testing.T) {
-	for spec, want := range map[string]string{
-		"/kubepods/burstable/pod1/abc":             "/kubepods/burstable/pod1/abc",
-		"/cribox/abc":                              "/cribox/abc",
-		"kubepods-burstable-pod1.slice:cribox:abc": "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cribox-abc.scope",
-		"cribox_0a1b2c.slice:cribox:abc":           "/cribox_0a1b2c.slice/cribox-abc.scope",
-	} {
-		if by := madeBySystemd(want); by != strings.Contains(spec, ":") {
-			t.Errorf("%s is made by systemd: %t", want, by)
-		}
-		if got := cgroupPath(&specs.Spec{Linux: &specs.Linux{CgroupsPath: spec}}); got != want {
-			t.Errorf("%s lies at %s, want %s", spec, got, want)
 		}
 	}
 }
@@ -130,17 +111,5 @@ func TestUserFilesThroughLinks(t *testing.T) {
 	}
 	if b, err := readInRoot(root, "/etc/passwd"); err != nil || string(b) != "inside" {
 		t.Fatalf("%q, %v", b, err)
-	}
-}
-
-// TestCPUsThatCanBe: what is plugged in is read when it is asked for, and what the machine can have
-// counts.
-func TestCPUsThatCanBe(t *testing.T) {
-	h := withHardware(spec.Host{CPUs: "77", Mems: "77", HugePageSizes: []string{"77MB"}})
-	if h.CPUs == "77" || h.Mems == "77" || slices.Contains(h.HugePageSizes, "77MB") {
-		t.Errorf("what was read before stays: %v", h)
-	}
-	if want := readString("/sys/devices/system/cpu/possible"); h.CPUs != want {
-		t.Errorf("the processors are %q, want %q", h.CPUs, want)
 	}
 }

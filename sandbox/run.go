@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/table"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -32,7 +33,7 @@ type pods struct {
 	layout     layout.Layout
 	states     *table.States
 	table      *table.Table
-	node       *Node
+	node       *node.Node
 	mounts     *mounts
 	files      *podFiles
 	labels     *labels
@@ -63,7 +64,7 @@ func (ps *pods) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig,
 	if err := spec.ValidatePod(config, ps.node.HostOf(handler)); err != nil {
 		return "", err
 	}
-	if _, err := ps.node.handler(handler); err != nil {
+	if _, err := ps.node.Handler(handler); err != nil {
 		return "", err
 	}
 	config = proto.CloneOf(config)
@@ -248,15 +249,15 @@ func (ps *pods) startPause(ctx context.Context, p *podPlan) (runtimeshim.Task, e
 	if input.Rootfs, args, err = ps.mounts.pauseRoot(ctx, p); err != nil {
 		return runtimeshim.Task{}, err
 	}
-	if err := ps.node.awaitProfile(ctx); err != nil {
+	if err := ps.node.AwaitProfile(ctx); err != nil {
 		return runtimeshim.Task{}, err
 	}
 	s, notes, err := spec.ForPod(ps.node.HostOf(p.record.Handler), input)
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
-	ps.node.note(ctx, notes)
-	if err := ps.node.hasProfile(ctx, s); err != nil {
+	ps.node.Note(ctx, notes)
+	if err := ps.node.HasProfile(ctx, s); err != nil {
 		return runtimeshim.Task{}, err
 	}
 	if args != nil {
@@ -269,11 +270,11 @@ func (ps *pods) startPause(ctx context.Context, p *podPlan) (runtimeshim.Task, e
 	if err := replaceFile(ps.layout.PodSpecPath(p.ID), b); err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("spec of pod %s: %w", p.ID, err)
 	}
-	if err := ps.states.PodCgroup(p.ID, cgroupPath(s)); err != nil {
+	if err := ps.states.PodCgroup(p.ID, node.CgroupPath(s)); err != nil {
 		return runtimeshim.Task{}, err
 	}
 	task, err := ps.shim.Start(ctx, runtimeshim.Start{ID: p.ID, Runtime: p.handler.Path, Spec: b, LockFile: ps.layout.LockPath(p.ID), Keeper: true,
-		SystemdCgroup: madeBySystemd(cgroupPath(s))})
+		SystemdCgroup: node.MadeBySystemd(node.CgroupPath(s))})
 	if err != nil {
 		return task, fmt.Errorf("start pause of pod %s: %w", p.ID, err)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/cgroup"
+	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"
 )
@@ -100,7 +101,7 @@ func (cs *containers) launch(ctx context.Context, c *table.ContainerEntry) (runt
 	if !ok {
 		return runtimeshim.Task{}, fmt.Errorf("pod %s: %w", c.PodID, errdefs.ErrNotFound)
 	}
-	h, err := cs.node.handler(p.Handler)
+	h, err := cs.node.Handler(p.Handler)
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
@@ -123,7 +124,7 @@ func (cs *containers) launch(ctx context.Context, c *table.ContainerEntry) (runt
 	}
 	rec := p.Containers[c.ID]
 	start := runtimeshim.Start{ID: c.ID, Pod: c.PodID, Runtime: h.Path, Spec: spec, SpecFile: file, LogPath: rec.LogPath, LogLimit: h.LogLimit,
-		OOMFile: oomFile(rec.Cgroup, cs.node.host.CgroupV2), SystemdCgroup: madeBySystemd(rec.Cgroup),
+		OOMFile: oomFile(rec.Cgroup, cs.node.Host().CgroupV2), SystemdCgroup: node.MadeBySystemd(rec.Cgroup),
 		Terminal: c.Config.GetTty(), Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(), LockFile: cs.layout.LockPath(c.PodID)}
 	root := cs.table.RootIn(c.PodID)
 	start.OwnerUID, start.OwnerGID = root.UID, root.GID

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/table"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -29,7 +30,7 @@ type updates struct {
 	layout     layout.Layout
 	states     *table.States
 	table      *table.Table
-	node       *Node
+	node       *node.Node
 	files      *podFiles
 	containers *containers
 	shim       Runtime
@@ -53,7 +54,7 @@ func (u *updates) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 	if err := errors.Join(u.mayUpdate(c), table.Known(c.Lacks)); err != nil {
 		return err
 	}
-	if err := spec.ValidateResources(r, withHardware(u.node.host)); err != nil {
+	if err := spec.ValidateResources(r, u.node.HostNow()); err != nil {
 		return err
 	}
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.ID))
@@ -146,11 +147,11 @@ func (u *updates) planUpdate(ctx context.Context, c *table.ContainerEntry, r *ru
 	if err != nil {
 		return nil, nil, fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
-	now, notes, err := spec.Update(withHardware(u.node.host), was, r)
+	now, notes, err := spec.Update(u.node.HostNow(), was, r)
 	if err != nil {
 		return nil, nil, err
 	}
-	u.node.note(ctx, notes)
+	u.node.Note(ctx, notes)
 	return was, now, nil
 }
 

@@ -8,6 +8,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/sandbox/node"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/spec"
@@ -107,14 +110,14 @@ func readSeccomp(path string) ([]byte, error) {
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w", blameHost(err))
+		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w", node.BlameHost(err))
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxUserFile {
 		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %s is no file of at most %d bytes: %w", path, maxUserFile, errdefs.ErrInvalidArgument)
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w", blameHost(err))
+		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w", node.BlameHost(err))
 	}
 	return b, nil
 }

@@ -1,4 +1,4 @@
-package sandbox
+package node
 
 import (
 	"cmp"
@@ -17,11 +17,11 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
-// injectDevices adds to a container's spec what its CDI devices need: device nodes, mounts,
+// InjectDevices adds to a container's spec what its CDI devices need: device nodes, mounts,
 // environment, groups, hooks. The files that describe devices belong to root and are trusted. They
 // are read each time: what a device plugin wrote a moment ago counts. ErrFailedPrecondition names
 // the devices that no file describes, and those of which this machine lacks a part.
-func (n *Node) injectDevices(p *table.PodEntry, c *table.ContainerEntry, s *specs.Spec) error {
+func (n *Node) InjectDevices(p *table.PodEntry, c *table.ContainerEntry, s *specs.Spec) error {
 	names := spec.CDIDevices(c.Config)
 	if len(names) == 0 {
 		return nil

@@ -1,4 +1,4 @@
-package sandbox
+package node
 
 import (
 	"errors"
@@ -43,13 +43,13 @@ func ReadHost() (spec.Host, error) {
 		Capabilities:         spec.KnownCapabilities(int(last)),
 		Grantable:            spec.CapabilitiesOf(mask),
 		OOMScoreAdjMin:       -1000,
-		Seccomp:              exists("/proc/sys/kernel/seccomp/actions_avail"),
+		Seccomp:              present("/proc/sys/kernel/seccomp/actions_avail"),
 		AppArmor:             apparmor.Enabled(),
-		Compat32:             runtime.GOARCH != "amd64" || exists("/proc/sys/abi/vsyscall32"),
+		Compat32:             runtime.GOARCH != "amd64" || present("/proc/sys/abi/vsyscall32"),
 		X32:                  x32(),
 		RecursiveReadOnly:    atLeast(kernel, [2]int{5, 12}),
 		Kernel:               kernel,
-		MemorySwapAccounting: exists(cgroup.Mount+"/memory/memory.memsw.limit_in_bytes") || cgroup.Unified(),
+		MemorySwapAccounting: present(cgroup.Mount+"/memory/memory.memsw.limit_in_bytes") || cgroup.Unified(),
 		StackLimit:           stackLimit(),
 		RlimitHard:           map[string]uint64{},
 	}
@@ -137,7 +137,7 @@ func cgroupOptions() ([]string, error) {
 // hugePageSizes returns the sizes that the hugetlb controller limits, as the OCI runtime names
 // them.
 func hugePageSizes() []string {
-	if !exists(cgroup.Mount+"/hugetlb") && !(cgroup.Unified() && strings.Contains(readString(cgroup.Mount+"/cgroup.controllers"), "hugetlb")) {
+	if !present(cgroup.Mount+"/hugetlb") && !(cgroup.Unified() && strings.Contains(readString(cgroup.Mount+"/cgroup.controllers"), "hugetlb")) {
 		return nil
 	}
 	dirs, err := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*kB")
@@ -190,7 +190,7 @@ func readInt(path string) (int64, error) {
 	return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
 }
 
-func exists(path string) bool {
+func present(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }

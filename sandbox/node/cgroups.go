@@ -1,4 +1,4 @@
-package sandbox
+package node
 
 import (
 	"context"
@@ -37,28 +37,28 @@ func SystemdRuns() bool {
 	return err == nil && info.IsDir()
 }
 
-// inPod returns the handler of a pod, and what this machine can do for what is made in the pod. Who
+// InPod returns the handler of a pod, and what this machine can do for what is made in the pod. Who
 // made the pod's cgroups goes on to make them, also when the configuration has named another since.
 // Both are of one moment: handlers may be replaced in the next. ErrInvalidArgument when the pod's
 // is gone.
-func (n *Node) inPod(r *store.Pod) (spec.Host, Handler, error) {
+func (n *Node) InPod(r *store.Pod) (spec.Host, Handler, error) {
 	now := n.handlers.Load()
 	with, err := now.find(r.Handler)
 	if err != nil {
 		return spec.Host{}, with, err
 	}
 	h := n.hostBy(now, r.Handler)
-	h.SystemdCgroup = madeBySystemd(r.Cgroup)
+	h.SystemdCgroup = MadeBySystemd(r.Cgroup)
 	h.CgroupParent = CgroupParent(n.conf.Instance, h.SystemdCgroup)
 	return h, with, nil
 }
 
-// cgroupPath returns where below the cgroup mounts a spec puts its processes.
-func cgroupPath(s *specs.Spec) string { return runtimeshim.CgroupOf(s.Linux.CgroupsPath) }
+// CgroupPath returns where below the cgroup mounts a spec puts its processes.
+func CgroupPath(s *specs.Spec) string { return runtimeshim.CgroupOf(s.Linux.CgroupsPath) }
 
-// madeBySystemd says whether a cgroup is a scope. Of those that are made by hand the last part is
+// MadeBySystemd says whether a cgroup is a scope. Of those that are made by hand the last part is
 // the id of a pod or container.
-func madeBySystemd(cgroup string) bool { return strings.HasSuffix(cgroup, ".scope") }
+func MadeBySystemd(cgroup string) bool { return strings.HasSuffix(cgroup, ".scope") }
 
 const stopSliceLimit = 30 * time.Second
 
@@ -79,7 +79,7 @@ func cgroupDirs(path string) []string {
 	if err != nil {
 		return nil
 	}
-	if exists(filepath.Join(cgroup.Mount, path)) {
+	if present(filepath.Join(cgroup.Mount, path)) {
 		found = append(found, filepath.Join(cgroup.Mount, path))
 	}
 	return found

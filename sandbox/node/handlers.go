@@ -1,4 +1,4 @@
-package sandbox
+package node
 
 import (
 	"context"
@@ -37,7 +37,7 @@ type Handler struct {
 // Node is what this machine and its OCI runtimes can do, and what a pod or container is refused or
 // given for that.
 type Node struct {
-	conf       NodeConfig
+	conf       Config
 	host       spec.Host
 	background context.Context // for what nobody waits for
 
@@ -48,8 +48,8 @@ type Node struct {
 	flights  keyed.Flights
 }
 
-// NodeConfig is what a Node needs to know.
-type NodeConfig struct {
+// Config is what a Node needs to know.
+type Config struct {
 	State    string // the state folder
 	Instance string // marks what this daemon makes on the host
 	// CheckIDMap tries to mount images with the ids of a user namespace.
@@ -63,9 +63,9 @@ type NodeConfig struct {
 	SystemdCgroup bool // systemd makes the cgroups of pods that are made from now on; otherwise the OCI runtime does
 }
 
-// newNode looks at this machine, and begins to load the default AppArmor profile. ctx ends what
+// New looks at this machine, and begins to load the default AppArmor profile. ctx ends what
 // goes on in the background.
-func newNode(ctx context.Context, c NodeConfig) (*Node, error) {
+func New(ctx context.Context, c Config) (*Node, error) {
 	h, err := ReadHost()
 	if err != nil {
 		return nil, err
@@ -79,6 +79,9 @@ func newNode(ctx context.Context, c NodeConfig) (*Node, error) {
 
 // Host returns what was found out about this machine at start.
 func (n *Node) Host() spec.Host { return n.host }
+
+// HostNow is Host with what can change while the daemon runs.
+func (n *Node) HostNow() spec.Host { return withHardware(n.host) }
 
 // handlers is what pods and containers can be made with at one moment. It never changes.
 type handlers struct {
@@ -96,7 +99,7 @@ func (n *Node) SetHandlers(ctx context.Context, byName map[string]Handler, byDef
 		ctx := log.WithLogger(ctx, log.G(ctx).WithField("handler", name))
 		var clamped []spec.Note
 		h.Rlimits, clamped = spec.ClampRlimits(h.Rlimits, n.host.RlimitHard)
-		n.note(ctx, clamped)
+		n.Note(ctx, clamped)
 		next.byName[name] = h
 	}
 	next.can = n.ask(ctx, next.byName, nil)
@@ -133,11 +136,11 @@ func (n *Node) hostBy(now *handlers, handler string) spec.Host {
 // CheckHandler returns ErrInvalidArgument for a handler that is not configured; "" is the default
 // one.
 func (n *Node) CheckHandler(name string) error {
-	_, err := n.handler(name)
+	_, err := n.Handler(name)
 	return err
 }
 
-func (n *Node) handler(name string) (Handler, error) {
+func (n *Node) Handler(name string) (Handler, error) {
 	return n.handlers.Load().find(name)
 }
 

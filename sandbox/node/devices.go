@@ -1,4 +1,4 @@
-package sandbox
+package node
 
 import (
 	"errors"
@@ -15,15 +15,15 @@ import (
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
-// resolveDevices finds the device nodes that a request names; a folder stands for every device
+// ResolveDevices finds the device nodes that a request names; a folder stands for every device
 // below it. A privileged container gets all devices of the host besides, where its handler gives
 // them.
-func resolveDevices(c *runtimeapi.ContainerConfig, hosts bool) ([]spec.Device, error) {
+func ResolveDevices(c *runtimeapi.ContainerConfig, hosts bool) ([]spec.Device, error) {
 	var all []spec.Device
 	for _, d := range c.GetDevices() {
 		found, err := devicesAt(d.GetHostPath(), d.GetContainerPath(), d.GetPermissions())
 		if err != nil {
-			return nil, fmt.Errorf("devices.host_path: %s: %w", d.GetHostPath(), blameHost(err))
+			return nil, fmt.Errorf("devices.host_path: %s: %w", d.GetHostPath(), BlameHost(err))
 		}
 		all = append(all, found...)
 	}

@@ -1,4 +1,4 @@
-package sandbox
+package node
 
 import (
 	"context"
@@ -34,8 +34,8 @@ func (n *notes) add(text string) bool {
 	return n.count[text] == 1
 }
 
-// note logs what could not be given: as a warning the first time, then for those who look closely.
-func (n *Node) note(ctx context.Context, all []spec.Note) {
+// Note logs what could not be given: as a warning the first time, then for those who look closely.
+func (n *Node) Note(ctx context.Context, all []spec.Note) {
 	for _, one := range all {
 		if n.notes.add(one.String()) {
 			log.G(ctx).Warn(one)

@@ -1,4 +1,4 @@
-package sandbox
+package node
 
 import (
 	"context"
@@ -67,7 +67,7 @@ func (n *Node) defaultAppArmor() (name, missing string) {
 	return apparmor.Default, ""
 }
 
-func (n *Node) awaitProfile(ctx context.Context) error {
+func (n *Node) AwaitProfile(ctx context.Context) error {
 	select {
 	case <-n.profile.settled:
 		return nil
@@ -76,10 +76,10 @@ func (n *Node) awaitProfile(ctx context.Context) error {
 	}
 }
 
-// hasProfile refuses a process whose AppArmor profile the kernel does not have: the OCI runtime
+// HasProfile refuses a process whose AppArmor profile the kernel does not have: the OCI runtime
 // would do so only when the process starts. The default one is loaded again if somebody has taken
 // it away.
-func (n *Node) hasProfile(ctx context.Context, s *specs.Spec) error {
+func (n *Node) HasProfile(ctx context.Context, s *specs.Spec) error {
 	name := s.Process.ApparmorProfile
 	if name == "" || name == "unconfined" {
 		return nil

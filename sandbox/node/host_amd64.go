@@ -1,4 +1,4 @@
-package sandbox
+package node
 
 import "golang.org/x/sys/unix"
 

@@ -1,6 +1,6 @@
 //go:build !amd64
 
-package sandbox
+package node
 
 // x32 exists on amd64 alone.
 func x32() bool { return false }

@@ -1,4 +1,4 @@
-package sandbox
+package node
 
 import (
 	"context"

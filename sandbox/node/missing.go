@@ -1,4 +1,4 @@
-package sandbox
+package node
 
 import (
 	"path/filepath"
@@ -12,8 +12,8 @@ type MissingPaths struct {
 	Never  []string // paths at and below which none is ever made
 }
 
-// never returns the entry that forbids to make path, "" for none.
-func (p MissingPaths) never(path string) string {
+// Forbids returns the entry that forbids to make path, "" for none.
+func (p MissingPaths) Forbids(path string) string {
 	i := slices.IndexFunc(p.Never, func(never string) bool {
 		never = filepath.Clean(never)
 		return never == "/" || path == never || strings.HasPrefix(path, never+"/")
