@@ -212,9 +212,12 @@ func (r *remover) clear(ctx context.Context, t *task) error {
 }
 
 // runDelete executes the runtime's delete. It uses --force only if necessary, because runc then
-// sleeps 100 ms before it checks whether the process has ended.
+// sleeps 100 ms before it checks whether the process has ended. The command may finish when its
+// caller is gone: to end it, the shim stops it first, and a shim that is killed at that moment, as
+// the daemon was, would leave it stopped for ever.
 func (r *remover) runDelete(ctx context.Context, t *task) error {
-	c := oci.Command{Runtime: t.rec.Runtime, Systemd: t.rec.Systemd, Log: t.dir.RuntimeLog(), Wait: wire.DeleteWait, Args: []string{"delete", t.rec.ID}}
+	c := oci.Command{Runtime: t.rec.Runtime, Systemd: t.rec.Systemd, Log: t.dir.RuntimeLog(), Wait: wire.DeleteWait, Grace: wire.DeleteWait,
+		Args: []string{"delete", t.rec.ID}}
 	r.table.mu.Lock()
 	ended := t.exit != nil
 	r.table.mu.Unlock()
