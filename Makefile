@@ -74,6 +74,12 @@ critest: tools build ## the CRI's validation suite, one by one three times, besi
 bench: ## what a kubelet asks all the time, of 250 pods in one process; needs no runc (as root; BENCH="-count 5" for more)
 	@go test -run '^$$' -bench '^BenchmarkNode$$' -benchtime 0.5s $(BENCH) .
 
+ROUNDS ?= 3
+PODS ?= 20
+compare: tools build ## measure cribox beside containerd, ROUNDS times (3) with PODS pods (20), and print a table (as root)
+	@hack/tools.sh containerd
+	@hack/compare.sh $(ROUNDS) $(PODS)
+
 lint: ## formatting, go vet and the linters of .golangci.yml
 	@hack/lint.sh
 
@@ -86,4 +92,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop kube-up kube-down tools build build-steps test test-unit fuzz test-crictl test-kube critest bench lint image clean help
+.PHONY: run stop kube-up kube-down tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image clean help

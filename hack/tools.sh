@@ -3,9 +3,10 @@
 # are missing, and bin/runc, bin/cni/*, bin/crictl, bin/critest at the versions
 # of versions.env. What is there already is left alone.
 #
-#   tools.sh        all of that
-#   tools.sh kube   and what a Kubernetes cluster needs besides
-#   tools.sh lint   bin/golangci-lint only
+#   tools.sh            all of that
+#   tools.sh kube       and what a Kubernetes cluster needs besides
+#   tools.sh containerd and bin/containerd/*
+#   tools.sh lint       bin/golangci-lint only
 set -euo pipefail
 # shellcheck source=hack/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -140,6 +141,16 @@ build_flannel() {
 		-o "$1/out/flannel/" . ./cmd/install_conf
 }
 
+# build_containerd builds it as its own Makefile does for a release that is linked statically.
+build_containerd() {
+	source_of "$CONTAINERD_MODULE" "$CONTAINERD_VERSION" "$CONTAINERD_SUM" "$1"
+	cd "$1"
+	local version="-s -w -X $CONTAINERD_MODULE/version.Version=v$CONTAINERD_VERSION" tags="urfave_cli_no_docs osusergo netgo static_build"
+	mkdir -p out/containerd
+	CGO_ENABLED=0 go_build -tags "$tags" -ldflags "$version" -o "$1/out/containerd/" ./cmd/containerd
+	CGO_ENABLED=0 go_build -tags "$tags no_grpc" -ldflags "$version" -o "$1/out/containerd/" ./cmd/containerd-shim-runc-v2
+}
+
 build_golangci-lint() {
 	source_of "$LINT_MODULE" "$LINT_VERSION" "$LINT_SUM" "$1"
 	cd "$1"
@@ -191,3 +202,4 @@ if [ "${1:-}" = kube ]; then
 	ensure kube "$KUBE_VERSION"
 	ensure flannel "$FLANNEL_VERSION"
 fi
+[ "${1:-}" != containerd ] || ensure containerd "$CONTAINERD_VERSION"
