@@ -20,10 +20,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Open takes possession of content/, images/ and layers/ below c.Root and recovers: every record
-// that proves itself is listed again, one that does not is renamed to *.torn and logged and costs
-// that image only, one that cannot be read now is tried again (load.go); layers without a record
-// are deleted. Partial downloads stay for the next try.
+// Open takes ownership of content/, images/ and layers/ in c.Root and recovers them. It lists every
+// image with a valid record. A damaged record is logged and renamed to *.torn; only its image is
+// lost. A record that cannot be read now is tried again later (catalog/load.go). Layers without a
+// record are deleted. Partial downloads are kept for the next pull.
 func Open(ctx context.Context, c Config) (*Images, error) {
 	if c.Root == "" || !filepath.IsAbs(c.Root) {
 		return nil, fmt.Errorf("open image service: root folder %q is not absolute", c.Root)
@@ -60,7 +60,7 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 	return s, nil
 }
 
-// assemble connects the parts, whose configuration is complete.
+// assemble connects the parts. c has all defaults set.
 func assemble(c Config, blobs *content.Blobs) *Images {
 	pins, store := content.NewPins(), layers.NewStore(filepath.Join(c.Root, "layers"), c.Step)
 	catalog := catalog.New(filepath.Join(c.Root, "images"), c.Step, blobs, store, pins)
@@ -72,8 +72,8 @@ func assemble(c Config, blobs *content.Blobs) *Images {
 	return &Images{cfg: c, catalog: catalog, blobs: blobs, layers: store, garbage: garbage, puller: puller}
 }
 
-// makeFolders creates what is missing. 0700 keeps the setuid files of images away from the node's
-// users.
+// makeFolders creates missing folders. Mode 0700 keeps users of the node away from setuid files of
+// images.
 func makeFolders(root string) error {
 	for _, d := range []string{"", "content", "images", "layers", "layers/empty", "layers/none"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o700); err != nil {

@@ -1,5 +1,5 @@
-// Package manifest reads the documents of an image, and refuses what two readers could take for two
-// things. It fetches nothing.
+// Package manifest parses the documents of an image, and refuses documents that two parsers could
+// interpret differently. It fetches nothing.
 package manifest
 
 import (
@@ -28,12 +28,12 @@ const (
 	dockerForeign  = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 )
 
-// What a document may have.
+// Limits of a document.
 const (
 	MaxBytes   = 4 << 20 // bytes of a manifest, index or image config
-	maxValues  = 1 << 17 // values in one
+	maxValues  = 1 << 17 // JSON values in one document
 	MaxEntries = 1024    // manifests in one index
-	maxUnsaid  = 64      // entries of an index without platforms whose configs are read
+	maxUnsaid  = 64      // entries without a platform whose configs are read, per index
 )
 
 var Accept = strings.Join([]string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, DockerList, DockerManifest}, ", ")
@@ -45,9 +45,9 @@ type document struct {
 	Manifest  *ocispec.Manifest
 }
 
-// Decode decides by the declared type what raw is, and refuses what could be read as anything else
+// Decode decodes a manifest or index. It refuses a document that could also be read as another type
 // (CVE-2021-41190): declared is the Content-Type of a root document or the media type of its
-// descriptor, and the document's own mediaType has to agree.
+// descriptor, and the document's own mediaType must agree with it.
 func Decode(raw []byte, declared string) (document, error) {
 	if err := checkValues(raw); err != nil {
 		return document{}, err
@@ -63,12 +63,12 @@ func Decode(raw []byte, declared string) (document, error) {
 	has := func(k string) bool { return !nothing(keys[k]) }
 	kind := declared
 	if !IsManifest(kind) && own != "" {
-		kind = own // a server that says application/json, or nothing
+		kind = own // the server sends no type or a generic one such as application/json
 	}
 	if generic(kind) {
 		kind = guess(has)
 	}
-	// Docker's types and OCI's are two names of the same thing.
+	// Docker and OCI have different names for the same types.
 	if own != "" && own != kind && (!IsManifest(own) || IsIndex(own) != IsIndex(kind)) {
 		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "manifest is served as %q and calls itself %q", fault.Clip(declared), fault.Clip(own))
 	}
@@ -104,8 +104,8 @@ func Decode(raw []byte, declared string) (document, error) {
 	return d, nil
 }
 
-// nothing says whether a value is as good as a key that is not there: some tools write all of their
-// fields.
+// nothing reports whether a value is as good as a missing key. Some tools write all fields, with
+// empty values.
 func nothing(v json.RawMessage) bool {
 	if len(v) > 100 {
 		return false
@@ -117,7 +117,7 @@ func nothing(v json.RawMessage) bool {
 	return false
 }
 
-// generic says whether a content type tells nothing about a document.
+// generic reports whether a content type says nothing about the document.
 func generic(t string) bool {
 	switch t {
 	case "", "application/json", "application/octet-stream", "text/plain":
@@ -126,7 +126,8 @@ func generic(t string) bool {
 	return false
 }
 
-// guess is the type of a document that nobody has given one. What could be both is refused anyway.
+// guess returns the type of a document that declares none. Ambiguous documents are refused
+// elsewhere.
 func guess(has func(string) bool) string {
 	switch {
 	case has("manifests"):
@@ -139,8 +140,8 @@ func guess(has func(string) bool) string {
 
 func IsIndex(t string) bool { return t == ocispec.MediaTypeImageIndex || t == DockerList }
 
-// checkValues counts before anything is decoded: two bytes of JSON may become a hundred and more of
-// memory.
+// checkValues limits the number of values before anything is decoded: two bytes of JSON may need a
+// hundred bytes of memory or more.
 func checkValues(raw []byte) error {
 	values, quoted := 0, false
 	for i := 0; i < len(raw); i++ {
@@ -167,11 +168,12 @@ func IsManifest(t string) bool {
 	return strings.HasPrefix(t, "application/vnd.docker.distribution.manifest.v1+")
 }
 
-// knownKeys must not appear in another case: encoding/json would take "Layers" for "layers", other
-// readers would not.
+// knownKeys must not appear in another case: encoding/json would accept "Layers" as "layers", other
+// parsers would not.
 var knownKeys = []string{"schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"}
 
-// topLevelKeys lists the keys of a JSON object, each once, and nothing behind it.
+// topLevelKeys returns the keys of a JSON object. It returns an error for a duplicate key, and for
+// data after the object.
 func topLevelKeys(raw []byte) (map[string]json.RawMessage, error) {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
@@ -208,9 +210,9 @@ func topLevelKeys(raw []byte) (map[string]json.RawMessage, error) {
 	return keys, nil
 }
 
-// Choose picks the entry of an index that suits this machine best. Where none has the right
-// platform, it returns those without a platform, whose configs have to be read. ErrNotFound lists
-// what there is.
+// Choose returns the entry of an index that matches this machine best. If none has a matching
+// platform, it returns the entries without a platform, whose configs must be read. ErrNotFound
+// lists the available platforms.
 func Choose(index *ocispec.Index, want platforms.MatchComparer) ([]ocispec.Descriptor, error) {
 	if len(index.Manifests) > MaxEntries {
 		return nil, fault.Refuse(errdefs.ErrResourceExhausted, "index with %d entries, the most is %d", len(index.Manifests), MaxEntries)
@@ -258,8 +260,8 @@ func offered(index *ocispec.Index) string {
 	return strings.Join(list, ", ")
 }
 
-// checkDescriptor refuses digests and sizes that are none. Its urls mean nothing to us: whoever
-// made the image would choose whom this node asks for what.
+// checkDescriptor refuses invalid digests and sizes. Its urls are ignored, because otherwise the
+// author of an image could make this node send requests to any server.
 func checkDescriptor(d ocispec.Descriptor, most int64) error {
 	if err := imageref.CheckDigest(d.Digest); err != nil {
 		return fault.Refuse(errdefs.ErrInvalidArgument, "descriptor: %v", err)
@@ -273,8 +275,8 @@ func checkDescriptor(d ocispec.Descriptor, most int64) error {
 	return nil
 }
 
-// Check refuses what we do not run: other things than images, encrypted layers, too many or too
-// large ones.
+// Check refuses what cribox cannot run: artifacts that are not images, encrypted layers, and too
+// many or too large layers.
 func Check(m *ocispec.Manifest, maxLayers int, maxBytes int64) error {
 	switch t := m.Config.MediaType; {
 	case t == ocispec.MediaTypeImageConfig || t == DockerConfig || generic(t):
@@ -302,9 +304,8 @@ func Check(m *ocispec.Manifest, maxLayers int, maxBytes int64) error {
 	return nil
 }
 
-// checkLayerType takes every tar. How it is compressed, its first bytes say. Foreign layers are
-// ones that somebody did not push; where the registry has them after all, they are as good as
-// others.
+// checkLayerType accepts every kind of tar; the first bytes of the layer say how it is compressed.
+// A foreign layer need not be in the registry, but if it is there, it is used like any other.
 func checkLayerType(t string) error {
 	if strings.HasSuffix(t, "+encrypted") {
 		return fault.Refuse(errdefs.ErrNotImplemented, "layer of type %q is encrypted", fault.Clip(t))
@@ -320,12 +321,12 @@ func checkLayerType(t string) error {
 	return fault.Refuse(errdefs.ErrNotImplemented, "layer of type %q is not supported", fault.Clip(t))
 }
 
-// IsForeign says whether a layer is one that need not be in the registry of its image.
+// IsForeign reports whether a layer may be missing from the registry of its image.
 func IsForeign(d ocispec.Descriptor) bool {
 	return len(d.URLs) > 0 || strings.Contains(d.MediaType, "foreign") || strings.Contains(d.MediaType, "nondistributable")
 }
 
-// DecodeConfig checks an image config against its manifest.
+// DecodeConfig decodes an image config and checks it against its manifest.
 func DecodeConfig(raw []byte, m *ocispec.Manifest) (ocispec.Image, error) {
 	var img ocispec.Image
 	if err := checkValues(raw); err != nil {
@@ -345,7 +346,7 @@ func DecodeConfig(raw []byte, m *ocispec.Manifest) (ocispec.Image, error) {
 	return img, nil
 }
 
-// Describe describes a document we have in hand.
+// Describe returns the descriptor of a document.
 func Describe(raw []byte, mediaType string) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// CheckHost tells whether this machine can keep and mount images below root, which is created if
-// need be: openat2, overlayfs with volatile writable layers, whiteout devices, and trusted extended
-// attributes. The error names what is missing. Nothing is left behind.
+// CheckHost checks whether this machine can store and mount images below root, which it creates if
+// needed: openat2, overlayfs with volatile writable layers, whiteout devices, and trusted extended
+// attributes. The error names what is missing. It removes everything else that it has created.
 func CheckHost(root string) error {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return fmt.Errorf("image root: %w", err)

@@ -10,10 +10,10 @@ import (
 
 const MaxLayers = 500 // lower directories of one overlay mount
 
-// RootMode is what the root of every layer allows.
+// RootMode is the mode that the root of every layer has at least.
 const RootMode = 0o555
 
-// SetOpaque makes a directory hide the one of its name in the layers below.
+// SetOpaque makes a directory hide the directories of the same name in lower layers.
 func SetOpaque(fd int) error {
 	if err := unix.Fsetxattr(fd, "trusted.overlay.opaque", []byte("y"), 0); err != nil {
 		return fmt.Errorf("mark a directory opaque: %w", fault.Disk(err))

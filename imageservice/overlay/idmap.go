@@ -13,8 +13,8 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// CheckIDMap tells whether the layers of a folder can be mounted with the ids of a user namespace:
-// the error names what is missing. Nothing becomes visible, and nothing is left.
+// CheckIDMap checks whether the layers of a folder can be mounted with the IDs of a user namespace.
+// The error names what is missing. The test mount is never attached.
 func CheckIDMap(layers string, userNS *os.File) error {
 	o := overlay{layers: layers, lower: []string{"empty", "none"}, target: layers}
 	var err error
@@ -29,7 +29,7 @@ func CheckIDMap(layers string, userNS *os.File) error {
 	return mnt.Close()
 }
 
-// CheckHostIDMap is CheckIDMap for a root where no images are yet; see CheckHost.
+// CheckHostIDMap is CheckIDMap for a root that does not have images yet; see CheckHost.
 func CheckHostIDMap(root string, userNS *os.File) error {
 	dir, err := os.MkdirTemp(root, ".check-")
 	if err != nil {
@@ -44,8 +44,8 @@ func CheckHostIDMap(root string, userNS *os.File) error {
 	return errors.Join(err, tree.Remove(context.Background(), dir))
 }
 
-// idMapped returns a clone of dir, a mount that is not attached, in which every file belongs to
-// whom its owner's number is in userNS.
+// idMapped returns a detached clone of the mount of dir, in which the owner IDs of files are mapped
+// as in userNS.
 func idMapped(dir string, userNS *os.File) (*os.File, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -60,9 +60,9 @@ func idMapped(dir string, userNS *os.File) (*os.File, error) {
 	return tree, nil
 }
 
-// overMapped mounts over the id-mapped layers. Overlayfs takes its layers by their paths, and
-// kernels before 6.15 only those of attached mounts; so they are attached over the real ones, in a
-// mount namespace that only one thread ever sees and that ends with it.
+// overMapped mounts over the id-mapped layers. Overlayfs opens layers by path, and before Linux
+// 6.15 the path must be in an attached mount. So the id-mapped layers are attached over the real
+// ones, in a private mount namespace of one thread, which ends with the thread.
 func (o *overlay) overMapped() (*os.File, error) {
 	var mnt *os.File
 	err := apart(func() (err error) {
@@ -77,8 +77,8 @@ func (o *overlay) overMapped() (*os.File, error) {
 	return mnt, err
 }
 
-// cloneOld mounts at the target, for the calling thread alone, and returns a clone that is not
-// attached.
+// cloneOld mounts at the target in the thread's mount namespace, and returns a detached clone of
+// that mount.
 func (o *overlay) cloneOld() (*os.File, error) {
 	if err := o.mountHere(); err != nil {
 		return nil, err
@@ -90,8 +90,8 @@ func (o *overlay) cloneOld() (*os.File, error) {
 	return os.NewFile(uintptr(fd), o.target), nil
 }
 
-// hideLayers gives the calling thread a mount namespace in which the id-mapped layers are in the
-// place of the real ones.
+// hideLayers moves the calling thread to a new mount namespace in which the id-mapped layers cover
+// the real ones.
 func (o *overlay) hideLayers() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare mounts: %w", err)

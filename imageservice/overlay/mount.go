@@ -1,11 +1,11 @@
-// Package overlay mounts layers as a root filesystem and does not know where they come from.
+// Package overlay mounts layers as a root filesystem. It does not know where they come from.
 //
-// For a pod with a user namespace the layers are taken through one id-mapped clone of their folder
-// (Spec.UserNS), whose files belong to the namespace's ids: however many layers there are, nothing
-// is copied and no owner is changed on disk. The writable layer is not mapped: what a process
-// writes there has the ids that it has on the host. Overlayfs is mounted by the paths of the layers
-// in a mount namespace of one thread, in which the clone lies over the folder; so the mount shows
-// the same paths as any other.
+// For a pod with a user namespace, the folder of the layers is cloned once as an id-mapped mount
+// (Spec.UserNS), in which files belong to IDs of the namespace. Nothing is copied, and no owner is
+// changed on disk, whatever the number of layers. The writable layer is not mapped: its files have
+// the IDs that the writing process has on the host. The overlay is mounted by a thread in its own
+// mount namespace, in which the clone covers the folder; so its options have the same paths as
+// those of any other mount.
 package overlay
 
 import (
@@ -26,20 +26,20 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// Spec is a mount to make.
+// Spec describes a mount.
 type Spec struct {
-	Layers   string   // folder that Lower is relative to
+	Layers   string   // the folder that Lower is relative to
 	Lower    []string // directories, topmost first
-	Dir      string   // holds upper/ and work/ of the writable layer, created when missing; unused when ReadOnly
-	Target   string   // mountpoint, created when missing
-	Label    string   // SELinux context of all files as the mount shows them; "" leaves them theirs
-	ReadOnly bool     // no writable layer: the files as they are, any number of times
-	UserNS   *os.File // as whose ids those of the layers' files are taken; nil: as they are
+	Dir      string   // contains upper/ and work/ of the writable layer, created if missing; unused if ReadOnly
+	Target   string   // mountpoint, created if missing
+	Label    string   // SELinux context of all files in the mount; "" keeps their own
+	ReadOnly bool     // no writable layer; the same layers may be mounted any number of times
+	UserNS   *os.File // maps the owner IDs of the layers' files; nil: IDs are not mapped
 }
 
 // Mount mounts layers at s.Target, with a writable layer in s.Dir unless s.ReadOnly. The writable
-// layer is volatile: nothing of it is synced, so it is good for one mount only, and mounting it
-// again, or over a mounted target, is ErrFailedPrecondition.
+// layer is volatile: the kernel never syncs it, so it can be mounted only once. Mount returns
+// ErrFailedPrecondition if it was mounted before, or if something is mounted at the target.
 func Mount(s Spec) (err error) {
 	o := overlay{layers: s.Layers, lower: s.Lower, target: s.Target, label: s.Label}
 	if s.UserNS != nil {
@@ -54,18 +54,19 @@ func Mount(s Spec) (err error) {
 	return fault.Disk(o.mount())
 }
 
-// overlay is one mount to make.
+// overlay is the state of one mount operation.
 type overlay struct {
-	layers string   // folder that lower is relative to
+	layers string   // the folder that lower is relative to
 	lower  []string // topmost first
 	upper  string   // "" for a read-only mount
 	work   string
 	target string
 	label  string   // SELinux context of the mount, "" for none
-	mapped *os.File // layers with other ids, a mount that is not attached; nil: they are taken as they are
+	mapped *os.File // detached id-mapped mount of layers; nil: IDs are not mapped
 }
 
-// prepare creates the folders and refuses what must not be mounted a second time.
+// prepare creates the folders, and returns an error for a target or writable layer that must not be
+// mounted again.
 func (o *overlay) prepare(s Spec) error {
 	if !filepath.IsAbs(s.Target) {
 		return fmt.Errorf("target is not absolute: %w", errdefs.ErrInvalidArgument)
@@ -82,7 +83,7 @@ func (o *overlay) prepare(s Spec) error {
 	}
 	if s.ReadOnly {
 		if len(o.lower) == 1 {
-			o.lower = append(o.lower, "none") // without an upper layer overlayfs wants two lower ones
+			o.lower = append(o.lower, "none") // without an upper layer, overlayfs requires two lower ones
 		}
 		return nil
 	}
@@ -102,8 +103,8 @@ func (o *overlay) prepare(s Spec) error {
 	return o.adoptRoot()
 }
 
-// adoptRoot gives the upper directory owner and mode of the topmost layer's root: overlayfs shows
-// the upper one's.
+// adoptRoot copies owner and mode of the topmost layer's root to the upper directory, because
+// overlayfs shows those of the upper one.
 func (o *overlay) adoptRoot() error {
 	var st unix.Stat_t
 	var err error
@@ -124,7 +125,7 @@ func (o *overlay) adoptRoot() error {
 	return unix.Chmod(o.upper, st.Mode&0o7777|RootMode)
 }
 
-// isMountpoint compares the device and the mount id with the parent's.
+// isMountpoint compares the mount ID with that of the parent directory.
 func isMountpoint(path string) (bool, error) {
 	var here, above unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_MNT_ID, &here); err != nil {
@@ -151,7 +152,7 @@ func (o *overlay) mount() error {
 	return nil
 }
 
-// detached returns the mount, not attached to anything yet: closed, it is gone.
+// detached returns the mount before it is attached; closing it unmounts it.
 func (o *overlay) detached() (*os.File, error) {
 	if o.mapped != nil {
 		return o.overMapped()
@@ -159,12 +160,13 @@ func (o *overlay) detached() (*os.File, error) {
 	return o.mountNew()
 }
 
-// errOldKernel: no fsopen(2), or an overlayfs without lowerdir+ (Linux before 6.7).
+// errOldKernel means that the kernel has no fsopen(2), or an overlayfs without lowerdir+ (before
+// Linux 6.7).
 var errOldKernel = errors.New("kernel without overlayfs lowerdir+")
 
-// asksOverlay says whether fsconfig(2) hands an option to overlayfs at once. Before Linux 6.5 it
-// only collects them: lowerdir+ is taken, and the mount is refused when it is made, with an error
-// that can mean anything.
+// asksOverlay reports whether fsconfig(2) passes each option to overlayfs at once. Before Linux 6.5
+// the kernel only collects them: it accepts lowerdir+, and later refuses the mount with an
+// ambiguous error.
 var asksOverlay = sync.OnceValue(func() bool {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -174,7 +176,8 @@ var asksOverlay = sync.OnceValue(func() bool {
 	return unix.FsconfigSetString(fs, "no-such-option", "x") != nil
 })
 
-// mountNew uses the mount API of file descriptors: no limit on the length of all options together.
+// mountNew uses the file descriptor based mount API, which does not limit the total length of
+// options.
 func (o *overlay) mountNew() (*os.File, error) {
 	if !asksOverlay() {
 		return nil, errOldKernel
@@ -195,8 +198,8 @@ func (o *overlay) mountNew() (*os.File, error) {
 	}()
 	set := func(key, dir string) error {
 		if len(dir) > 255 || strings.Contains(dir, `\`) {
-			// fsconfig takes 255 bytes of a string, and overlayfs takes a backslash for an escape.
-			// A descriptor's name is plain.
+			// fsconfig accepts strings of up to 255 bytes, and overlayfs treats a backslash as an
+			// escape. The path of a descriptor has neither problem.
 			fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 			if err != nil {
 				return err
@@ -244,7 +247,7 @@ func (o *overlay) mountNew() (*os.File, error) {
 	return os.NewFile(uintptr(mnt), o.target), nil
 }
 
-// fsError adds what the kernel has to say; it writes it into the context's log, not into errno.
+// fsError adds the kernel's messages, which it writes to the log of the filesystem context.
 func fsError(fs int, what string, err error) error {
 	b := make([]byte, 1024)
 	var said []string
@@ -261,11 +264,11 @@ func fsError(fs int, what string, err error) error {
 	return fmt.Errorf("overlay, %s: %w (%s)", what, err, strings.Join(said, "; "))
 }
 
-// mountOld uses mount(2), whose options have to fit into one page: the lower directories are named
-// relative to layers/, by a thread with a working directory of its own.
+// mountOld uses mount(2), whose options must fit into one page. So a thread with its own working
+// directory names the lower directories relative to layers/.
 func (o *overlay) mountOld() error { return apart(o.mountHere) }
 
-// mountHere changes the working directory of the calling thread.
+// mountHere mounts with mount(2). It changes the working directory of the calling thread.
 func (o *overlay) mountHere() error {
 	opts := "lowerdir=" + strings.Join(o.lower, ":")
 	flags := uintptr(unix.MS_RDONLY)
@@ -274,7 +277,7 @@ func (o *overlay) mountHere() error {
 		opts += ",upperdir=" + escape(o.upper) + ",workdir=" + escape(o.work) + ",volatile"
 	}
 	if o.label != "" {
-		opts += fmt.Sprintf(",context=%q", o.label) // in quotes, for the comma between categories
+		opts += fmt.Sprintf(",context=%q", o.label) // quoted, because there is a comma between categories
 	}
 	if len(opts) >= os.Getpagesize() {
 		return fmt.Errorf("%d layers do not fit into the options of mount(2) on this kernel: %w", len(o.lower), errdefs.ErrFailedPrecondition)
@@ -291,12 +294,12 @@ func (o *overlay) mountHere() error {
 	return nil
 }
 
-// apart runs act on a thread that ends with it, so that act may change what threads share. The
-// process's first thread does not end: it waits here while another one works.
+// apart runs act on a thread that ends afterwards, so that act may change state that threads
+// normally share. The first thread of the process cannot end, so there another thread runs act.
 func apart(act func() error) error {
 	result := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked, except for the first: that ends the thread with the goroutine
+		runtime.LockOSThread() // a goroutine that stays locked ends its thread; only the first thread is unlocked
 		if unix.Gettid() == unix.Getpid() {
 			defer runtime.UnlockOSThread()
 			result <- apart(act)
@@ -307,7 +310,7 @@ func apart(act func() error) error {
 	return <-result
 }
 
-// escape keeps separators out of a mount option.
+// escape escapes separators in a mount option.
 func escape(path string) string {
 	return strings.NewReplacer(`\`, `\\`, `,`, `\,`, `:`, `\:`).Replace(path)
 }
@@ -317,8 +320,9 @@ const (
 	unmountPause = 20 * time.Millisecond
 )
 
-// Unmount unmounts whatever is mounted at target; nothing mounted, or no target, is no error. A
-// busy mount is tried for a short time and then detached: it goes away when its last user does.
+// Unmount unmounts everything that is mounted at target. It returns nil if nothing is mounted or
+// target does not exist. If the mount is busy, Unmount retries for a short time and then detaches
+// it; the kernel unmounts it when its last user is gone.
 func Unmount(ctx context.Context, target string) error {
 	for try := 1; ; {
 		flags := unix.UMOUNT_NOFOLLOW
@@ -326,7 +330,7 @@ func Unmount(ctx context.Context, target string) error {
 			flags |= unix.MNT_DETACH
 		}
 		switch err := unix.Unmount(target, flags); err {
-		case nil: // there may be another below
+		case nil: // there may be another mount below
 		case unix.EINVAL, unix.ENOENT, unix.ENOTDIR:
 			return nil
 		case unix.EBUSY:
@@ -334,7 +338,7 @@ func Unmount(ctx context.Context, target string) error {
 				return err
 			}
 			try++
-			pause(ctx, unmountPause) // an unmount is not given up half-way
+			pause(ctx, unmountPause) // if ctx ends, the next try detaches
 		case unix.EINTR:
 		default:
 			return err

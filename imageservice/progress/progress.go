@@ -1,4 +1,4 @@
-// Package progress knows how far a pull is, and notices when it stalls.
+// Package progress tracks the progress of a pull, and detects a stalled pull.
 package progress
 
 import (
@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// Clock knows how far a pull is. A pull that moves (nearly) nothing for the stall time is
-// cancelled; waiting on purpose (for another pull, a slot, or the time a registry asked us to wait)
-// does not count.
+// Clock tracks the progress of a pull. A pull that moves less than minMove bytes during the stall
+// time is cancelled. Intentional waiting (for another pull, a slot, or as long as a registry asks)
+// does not count as stall time.
 type Clock struct {
-	Moved atomic.Int64 // bytes read from the network or out of a decompressor
-	busy  atomic.Int32 // parts of the pull that ought to move; the stall clock stands only while there are none
+	Moved atomic.Int64 // bytes read from the network or from a decompressor
+	busy  atomic.Int32 // parts of the pull that are not waiting intentionally; while 0, stall time does not count
 
 	mu    sync.Mutex
 	items map[string]*Item
@@ -42,14 +42,14 @@ func (p *Clock) Item(name string, total int64) *Item {
 	return it
 }
 
-// Finish drops an item: where() no longer speaks of it.
+// Finish removes an item, so that Where no longer names it.
 func (p *Clock) Finish(name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.items, name)
 }
 
-// Where names the first unfinished item, for the error of a pull that stalled.
+// Where describes the first unfinished item, for the error of a stalled pull.
 func (p *Clock) Where() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -64,31 +64,32 @@ func (p *Clock) Where() string {
 	return "resolving the reference"
 }
 
-// Working runs a part of the pull.
+// Working runs a part of the pull, during which stall time counts.
 func (p *Clock) Working(f func() error) error {
 	p.busy.Add(1)
 	defer p.busy.Add(-1)
 	return f()
 }
 
-// Waiting runs f, of a part that waits on purpose. The stall clock stands while all parts do.
+// Waiting runs f, which waits intentionally. While all parts of the pull wait, stall time does not
+// count.
 func (p *Clock) Waiting(f func() error) error {
 	p.busy.Add(-1)
 	defer p.busy.Add(1)
 	return f()
 }
 
-// minMove is what counts as moving within the stall time: a peer that sends a byte now and then
-// does not keep a pull alive for ever.
+// minMove is the number of bytes that must move within the stall time. Without it, a peer could
+// keep a pull alive forever with a byte now and then.
 const minMove = 1024
 
-// Watch calls stalled once when less than minMove bytes moved within limit, and returns then or
+// Watch calls stalled once if less than minMove bytes move within limit. It returns after that, or
 // when ctx ends.
 func (p *Clock) Watch(ctx context.Context, limit time.Duration, stalled func()) {
 	tick := time.NewTicker(max(limit/8, time.Millisecond))
 	defer tick.Stop()
 	seen, last := p.Moved.Load(), time.Now()
-	var idle time.Duration // without the time spent waiting on purpose
+	var idle time.Duration // without the time of intentional waiting
 	for {
 		select {
 		case <-ctx.Done():

@@ -17,9 +17,9 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// alongside unpacks a layer while it is being downloaded: it reads the partial file as it grows.
-// What it makes is not known to anybody before the blob is verified, and nobody waits for it: it
-// moves at a stranger's pace. A nil alongside does nothing.
+// alongside unpacks a layer during its download: it reads the partial file while it grows. Other
+// pulls cannot see or wait for the result until the blob is verified, because the registry may be
+// slow. The methods of a nil alongside do nothing.
 type alongside struct {
 	ft     *fetcher
 	blob   digest.Digest
@@ -32,16 +32,16 @@ type alongside struct {
 	more *sync.Cond
 	have int64 // bytes in file
 	read int64
-	err  error // why no more come; io.EOF at the good end
-	void bool  // what was read is not what the blob has
+	err  error // why no more bytes will come; io.EOF after a complete download
+	void bool  // the bytes that were read are not those of the blob
 }
 
-// errAbandoned: the download began again from the start.
+// errAbandoned means that the download restarted from the beginning.
 var errAbandoned = errors.New("download began again")
 
-// unpackAlong starts unpacking if nobody has the layer or is at the same, and one of the places
-// that are kept for this is free; else it returns nil, and the layer is unpacked when its download
-// is over.
+// unpackAlong starts unpacking during the download. It returns nil if the layer exists already, if
+// another pull is unpacking it, or if all slots for this are in use; then the layer is unpacked
+// after its download.
 func (ft *fetcher) unpackAlong(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) *alongside {
 	if ft.by.layers.Any(diffID) != nil {
 		return nil
@@ -68,7 +68,7 @@ func (ft *fetcher) unpackAlong(ctx context.Context, desc ocispec.Descriptor, dif
 	return a
 }
 
-// growing reads the partial file, waiting for more at its end.
+// growing reads the partial file, and waits at its end for more.
 type growing struct {
 	*alongside
 	desc ocispec.Descriptor
@@ -87,7 +87,7 @@ func (g *growing) Read(b []byte) (int, error) {
 	if g.file == nil {
 		f, err := os.Open(g.ft.by.blobs.IngestFile(g.ft.ref.IngestRef(g.desc.Digest)))
 		if os.IsNotExist(err) {
-			f, err = os.Open(g.ft.by.blobs.Path(g.desc.Digest)) // committed before we came to it
+			f, err = os.Open(g.ft.by.blobs.Path(g.desc.Digest)) // the blob was committed before the first read
 		}
 		if err != nil {
 			return 0, err
@@ -102,7 +102,7 @@ func (g *growing) Read(b []byte) (int, error) {
 	return got, err
 }
 
-// advance tells that the file has n bytes.
+// advance sets the number of bytes in the file.
 func (a *alongside) advance(n int64) {
 	if a == nil {
 		return
@@ -113,7 +113,7 @@ func (a *alongside) advance(n int64) {
 	a.more.Broadcast()
 }
 
-// arrived is how many bytes of the blob are here.
+// arrived returns the number of bytes in the file.
 func (a *alongside) arrived() int64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -129,7 +129,7 @@ func (a *alongside) close(err error) {
 	a.more.Broadcast()
 }
 
-// abandon ends the unpacking: the bytes it read are void.
+// abandon ends the unpacking, because the bytes that it has read are invalid.
 func (a *alongside) abandon() {
 	if a == nil {
 		return
@@ -140,8 +140,9 @@ func (a *alongside) abandon() {
 	a.close(errAbandoned)
 }
 
-// end takes the download's outcome and returns the outcome of both. An unpacking that was
-// abandoned, or went ahead of what had arrived, is no error: it is done later.
+// end waits for the unpacking, and returns the result of both. download is the result of the
+// download. If the unpacking was abandoned, or was too far ahead of the download, that is not an
+// error: the layer is unpacked later.
 func (a *alongside) end(download error) error {
 	if a == nil {
 		return download
@@ -161,9 +162,9 @@ func (a *alongside) end(download error) error {
 	a.mu.Unlock()
 	if download != nil || void {
 		if err == nil {
-			_ = a.ft.by.layers.Remove(a.layer.Dir) // if it cannot be, it is an orphan for the next Open
+			_ = a.ft.by.layers.Remove(a.layer.Dir) // if this fails, the next Open deletes it
 		}
-		return download // what unpacking made of void bytes, an error or not, says nothing
+		return download // the result of unpacking invalid bytes does not matter
 	}
 	if err != nil {
 		return err

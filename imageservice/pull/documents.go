@@ -22,9 +22,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// root asks the registry what the reference points to. Where this repository has served what a HEAD
-// answers, that will do: it is cheap, it still proves that the caller may have the image, and
-// Docker Hub does not count it.
+// root asks the registry which document the reference points to. If this repository has served the
+// reference before, root first sends a HEAD request, and uses the local document if its digest
+// still matches. That is cheap, still proves that the caller may pull the image, and does not count
+// against Docker Hub's rate limit.
 func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error) {
 	q := registry.Request{Method: http.MethodGet, Kind: "manifests", Object: r.ref.Object(), Accept: manifest.Accept, Resolve: r.ref.Digest == ""}
 	if r.by.catalog.Knows(r.ref) {
@@ -35,7 +36,7 @@ func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error)
 			resp.Body.Close()
 			if raw, ok := r.unchanged(ctx, resp.Header); ok {
 				desc := manifest.Describe(raw, contentType(resp.Header))
-				if _, err := manifest.Decode(raw, desc.MediaType); err == nil { // else the HEAD says too little of what it is
+				if _, err := manifest.Decode(raw, desc.MediaType); err == nil { // otherwise the HEAD response lacks a usable type
 					r.held.note(desc)
 					return raw, desc, nil
 				}
@@ -61,14 +62,14 @@ func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error)
 	return raw, desc, r.keep(ctx, raw, desc)
 }
 
-// noHead tells refusals that may be about HEAD itself, or about a manifest that changed: GET will
-// tell.
+// noHead reports whether a refusal may be about the HEAD method, or about a manifest that changed.
+// Then root tries GET.
 func noHead(err error) bool {
 	var status *registry.StatusError
 	return errors.As(err, &status) && !registry.Busy(status.Code) && status.Code != http.StatusUnauthorized && status.Code != http.StatusForbidden
 }
 
-// unchanged returns the root document if it is the one we have.
+// unchanged returns the local root document if its digest is the one in the response.
 func (r *resolver) unchanged(ctx context.Context, header http.Header) ([]byte, bool) {
 	d := r.ref.Digest
 	if d == "" {
@@ -89,8 +90,8 @@ func contentType(h http.Header) string {
 	return t
 }
 
-// get reads a small answer whole and has it verified, trying again when the connection breaks, or
-// without a mirror that lied.
+// get reads a small response and verifies it. It retries after a broken connection, and without a
+// mirror that has sent wrong content.
 func (r *resolver) get(ctx context.Context, q registry.Request, most int64, verify func([]byte, http.Header) error) ([]byte, error) {
 	for attempt := 1; ; attempt++ {
 		resp, err := r.reg.Do(ctx, q)
@@ -125,8 +126,8 @@ func (r *resolver) get(ctx context.Context, q registry.Request, most int64, veri
 	}
 }
 
-// plainDocument undoes the compression by a proxy that compresses text although we ask it not to.
-// JSON does not begin as gzip does.
+// plainDocument decompresses a document, because some proxies compress text although the request
+// forbids it. JSON never begins like gzip.
 func plainDocument(raw []byte, most int64) ([]byte, error) {
 	if !bytes.HasPrefix(raw, []byte{0x1f, 0x8b}) {
 		return raw, nil
@@ -142,8 +143,9 @@ func plainDocument(raw []byte, most int64) ([]byte, error) {
 	return plain, nil
 }
 
-// document returns a manifest or config by its descriptor, from content/ where this repository has
-// served it before, else from the registry. kind is where the registry has it.
+// document returns the manifest or config of a descriptor: from content/ if this repository has
+// served it before, otherwise from the registry. kind is "manifests" or "blobs", the part of the
+// registry's API that serves it.
 func (r *resolver) document(ctx context.Context, desc ocispec.Descriptor, kind string) ([]byte, error) {
 	if err := r.held.pin(ctx, content.BlobKey(desc.Digest)); err != nil {
 		return nil, err
@@ -174,7 +176,7 @@ func (r *resolver) document(ctx context.Context, desc ocispec.Descriptor, kind s
 	return raw, r.keep(ctx, raw, desc)
 }
 
-// keep writes a verified document into content/.
+// keep writes a verified document to content/.
 func (r *resolver) keep(ctx context.Context, raw []byte, desc ocispec.Descriptor) error {
 	if err := r.held.pin(ctx, content.BlobKey(desc.Digest)); err != nil {
 		return err
@@ -188,7 +190,7 @@ func (r *resolver) keep(ctx context.Context, raw []byte, desc ocispec.Descriptor
 	if have, err := r.by.blobs.ReadDocument(desc.Digest); err == nil && len(have) == len(raw) {
 		return nil
 	}
-	err = r.prog.Waiting(func() error { return r.by.blobs.WriteDocument(ctx, r.ref.IngestRef(desc.Digest), raw, desc) }) // it syncs
+	err = r.prog.Waiting(func() error { return r.by.blobs.WriteDocument(ctx, r.ref.IngestRef(desc.Digest), raw, desc) }) // it calls fsync
 	if err != nil {
 		return err
 	}

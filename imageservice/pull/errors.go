@@ -11,19 +11,19 @@ import (
 	"github.com/cribox/cribox/imageservice/registry"
 )
 
-// classes are the error classes that leave this room on a pull, the first that matches wins.
+// classes are the error classes that a pull returns. If several match, the first one is used.
 var classes = []error{
 	errdefs.ErrInvalidArgument, errdefs.ErrNotImplemented, errdefs.ErrDataLoss, errdefs.ErrResourceExhausted,
 	errdefs.ErrUnauthenticated, errdefs.ErrPermissionDenied, errdefs.ErrNotFound, errdefs.ErrFailedPrecondition, errdefs.ErrAborted,
 	errdefs.ErrUnavailable,
 }
 
-// pullError is the error a caller of Pull sees: redacted, and with exactly one class. The kubelet
-// recognises an unavailable registry by the text's first word and only under gRPC code Unknown, so
-// that one carries no class at all.
+// pullError returns the error for the caller of Pull: without secrets, and with exactly one class.
+// The kubelet recognises an unavailable registry by the first word of the text, and only with gRPC
+// code Unknown, so that error has no class.
 func pullError(ref string, err error) error {
 	text := registry.Redact(err.Error())
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) { // our own want of descriptors, also where a registry could not be dialled
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) { // this process is out of descriptors; also if that prevented a connection
 		return &classed{text: "pull " + ref + ": " + text + ": " + errdefs.ErrResourceExhausted.Error(), class: errdefs.ErrResourceExhausted}
 	}
 	if fault.IsUnavailable(err) {
@@ -31,7 +31,7 @@ func pullError(ref string, err error) error {
 	}
 	for _, class := range classes {
 		if errors.Is(err, class) {
-			// The class's own words are at the end of text already, put there when it was chosen.
+			// text already ends with the words of the class.
 			return &classed{text: "pull " + ref + ": " + text, class: class}
 		}
 	}

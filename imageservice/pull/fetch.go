@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// fetcher brings the layers of one pull here.
+// fetcher downloads and unpacks the layers of one pull.
 type fetcher struct {
 	by        *Puller
 	ref       imageref.Target
@@ -32,7 +32,7 @@ type fetcher struct {
 	prog      *progress.Clock
 	held      *holding
 	downloads *semaphore.Weighted
-	proved    bool // the whole image is recorded for this repository
+	proved    bool // a record of this repository lists the whole image
 	unpacker  *layers.Unpacker
 }
 
@@ -41,8 +41,8 @@ func newFetcher(p *pull, proved bool) *fetcher {
 		downloads: semaphore.NewWeighted(int64(p.by.cfg.MaxDownloads)), unpacker: layers.NewUnpacker(p.by.layers, p.by.cfg.Limits, &p.prog)}
 }
 
-// layer brings one layer here: its blob into content/ and its files into layers/, at the same time
-// where there is a free unpacker.
+// layer downloads the blob of a layer to content/ and unpacks it to layers/, both at the same time
+// if an unpacker is free.
 func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string) (*layers.Layer, error) {
 	for _, key := range []string{content.BlobKey(desc.Digest), content.PartialPrefix + ft.ref.IngestRef(desc.Digest), content.LayerPrefix + string(diffID)} {
 		if err := ft.held.pin(ctx, key); err != nil {
@@ -71,9 +71,8 @@ func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID di
 	return l, nil
 }
 
-// fetch returns when the blob is in content/. On the way it may have unpacked the layer, too. It
-// waits for other pulls from the same registry only: how fast somebody else's registry is must not
-// matter.
+// fetch downloads the blob to content/, and may unpack the layer at the same time. It waits only
+// for pulls from the same registry, so that a slow registry does not delay pulls from others.
 func (ft *fetcher) fetch(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string) error {
 	release, err := ft.by.claim(ctx, ft.prog, content.PartialPrefix+ft.ref.IngestRef(desc.Digest))
 	if err != nil {
@@ -96,9 +95,9 @@ func (ft *fetcher) fetch(ctx context.Context, desc ocispec.Descriptor, diffID di
 	return along.end(err)
 }
 
-// haveBlob tells whether content/ has the blob. One that no record vouches for is hashed first;
-// what is wrong is deleted. The claim keeps what another registry has brought meanwhile from being
-// deleted in place of what was wrong.
+// haveBlob reports whether content/ has the blob. It hashes a blob that no record lists, and
+// deletes it if it is wrong. It holds the blob's claim, so that it cannot delete a correct blob
+// that another registry's download has put there meanwhile.
 func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
 	release, err := ft.by.claim(ctx, ft.prog, content.BlobKey(desc.Digest))
 	if err != nil {
@@ -130,7 +129,7 @@ func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool,
 			return true, nil
 		}
 	} else if known {
-		// The blob is verified, so it is the descriptor that lies.
+		// The blob was verified, so the descriptor is wrong.
 		return false, fault.Refuse(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", desc.Digest, info.Size(), desc.Size)
 	}
 	return false, ft.by.blobs.Delete(ctx, desc.Digest)
@@ -152,7 +151,8 @@ func (n *noticed) Read(b []byte) (int, error) {
 	return c, err
 }
 
-// unpackBlob unpacks a layer whose blob is here, or waits for whoever does.
+// unpackBlob unpacks a layer whose blob is in content/. If another pull is unpacking it, it waits
+// for that one.
 func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, fixes []layers.Fix) (*layers.Layer, error) {
 	key := content.LayerPrefix + layers.KeyOf(diffID, layers.FixesKey(fixes))
 	if err := ft.held.pin(ctx, key); err != nil {
@@ -186,11 +186,11 @@ func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diff
 	return ft.by.layers.Add(l), nil
 }
 
-// download fetches a blob into content/, from where an earlier attempt stopped. It may be there
-// already: then its bytes are the proof that the repository has it.
+// download downloads a blob to content/, and resumes an earlier attempt. If content/ already has
+// the blob, the download only proves that this repository has it, too.
 func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *progress.Item, along *alongside) error {
 	var w content.Writer
-	err := ft.prog.Waiting(func() (err error) { // it hashes what is there
+	err := ft.prog.Waiting(func() (err error) { // it hashes the bytes that are already there
 		w, err = ft.by.blobs.OpenWriter(ctx, ft.ref.IngestRef(desc.Digest), desc.Size)
 		return err
 	})
@@ -204,7 +204,7 @@ func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *pr
 	}
 	d := &transfer{ft: ft, desc: desc, w: w, offset: status.Offset, item: it, along: along}
 	d.pieces = d.offset > 0
-	if d.offset == desc.Size { // nothing is left to ask for, and another repository may have sent it
+	if d.offset == desc.Size { // the partial file is complete, but another repository may have sent it
 		ok, err := ft.reg.Has(ctx, desc.Digest)
 		if err != nil {
 			return err
@@ -230,7 +230,8 @@ func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *pr
 	return err
 }
 
-// fixLayers settles what made-up directories look like, bottom up.
+// fixLayers applies the metadata of implied directories to all layers, bottom up (see
+// layers/link.go).
 func (ft *fetcher) fixLayers(ctx context.Context, got *contents) error {
 	var total uint64
 	var below []*layers.Layer // topmost first

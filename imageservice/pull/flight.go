@@ -8,20 +8,20 @@ import (
 	"github.com/cribox/cribox/imageservice/catalog"
 )
 
-// flights are the pulls under way, by reference and credentials. Unlike keyed.Flights, the work
-// ends when nobody waits for it any more.
+// flights are the pulls in progress, by reference and credentials. Unlike in keyed.Flights, the
+// work is cancelled when no caller waits for it any more.
 type flights struct {
 	mu  sync.Mutex
 	all map[string]*flight
 }
 
-// flight is one of them, shared by everybody who asked for the same.
+// flight is one pull in progress, shared by all callers with the same key.
 type flight struct {
-	waiters int  // under flights.mu
-	leaving bool // cancelled: a new caller must not join. Under flights.mu
+	waiters int  // guarded by flights.mu
+	leaving bool // cancelled, so that new callers must not join; guarded by flights.mu
 	cancel  context.CancelCauseFunc
-	stalled chan struct{} // closed when the flight was given up; stallErr is set before
-	done    chan struct{} // closed at the end; img and err are set before
+	stalled chan struct{} // closed when the pull has stalled, after stallErr is set
+	done    chan struct{} // closed at the end, after img and err are set
 
 	stallErr error
 	img      catalog.Image
@@ -30,8 +30,8 @@ type flight struct {
 
 var errNobodyWaits = errors.New("nobody waits for this pull any more")
 
-// do runs work under key, or joins the run under way, and returns its result. A caller that gives
-// up gets its context's error; work is cancelled when nobody is left.
+// do runs work under key, or joins the run in progress, and returns its result. If ctx ends, it
+// returns the error of ctx; work is cancelled when no caller is left.
 func (fs *flights) do(ctx context.Context, key string, work func(context.Context, *flight)) (catalog.Image, error) {
 	for {
 		f, old := fs.join(ctx, key, work)
@@ -39,14 +39,14 @@ func (fs *flights) do(ctx context.Context, key string, work func(context.Context
 			return fs.await(ctx, f)
 		}
 		select {
-		case <-old.done: // a cancelled one winds down
+		case <-old.done: // a cancelled pull has ended; try again
 		case <-ctx.Done():
 			return catalog.Image{}, ctx.Err()
 		}
 	}
 }
 
-// join returns the flight to wait for, or the cancelled one whose end must come first.
+// join returns the flight to wait for, or a cancelled flight that must end first.
 func (fs *flights) join(ctx context.Context, key string, work func(context.Context, *flight)) (f, leaving *flight) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -57,7 +57,7 @@ func (fs *flights) join(ctx context.Context, key string, work func(context.Conte
 		f.waiters++
 		return f, nil
 	}
-	// The flight is not the caller's: others may join it.
+	// The work does not end with this caller's context, because others may join it.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	f = &flight{waiters: 1, cancel: cancel, stalled: make(chan struct{}), done: make(chan struct{})}
 	if fs.all == nil {
@@ -71,7 +71,7 @@ func (fs *flights) join(ctx context.Context, key string, work func(context.Conte
 	return f, nil
 }
 
-// await returns what the flight brings, or leaves it.
+// await waits for the result of the flight, or leaves it when ctx ends.
 func (fs *flights) await(ctx context.Context, f *flight) (catalog.Image, error) {
 	select {
 	case <-f.done:
@@ -89,7 +89,7 @@ func (fs *flights) await(ctx context.Context, f *flight) (catalog.Image, error) 
 	return catalog.Image{}, ctx.Err()
 }
 
-// giveUp sends everybody away with told and cancels the work with cause.
+// giveUp returns told to all waiting callers, and cancels the work with cause.
 func (fs *flights) giveUp(f *flight, told, cause error) {
 	fs.mu.Lock()
 	f.leaving = true
@@ -99,7 +99,7 @@ func (fs *flights) giveUp(f *flight, told, cause error) {
 	f.cancel(cause)
 }
 
-// waiting returns how many wait for each of them.
+// waiting returns the number of callers of each flight.
 func (fs *flights) waiting() (callers []int) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()

@@ -10,7 +10,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// holding is what one pull keeps from being deleted, and the blobs that its image consists of.
+// holding has the data that one pull has pinned, and the blobs of its image.
 type holding struct {
 	pins *content.Pins
 
@@ -19,7 +19,7 @@ type holding struct {
 	blobs []content.Blob
 }
 
-// pin keeps the data of key for the rest of the pull.
+// pin protects the data of key from deletion until the pull ends.
 func (h *holding) pin(ctx context.Context, key string) error {
 	if err := h.pins.Take(ctx, key); err != nil {
 		return err
@@ -30,7 +30,7 @@ func (h *holding) pin(ctx context.Context, key string) error {
 	return nil
 }
 
-// note remembers a blob of the image.
+// note adds a blob to those of the image.
 func (h *holding) note(d ocispec.Descriptor) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -40,14 +40,14 @@ func (h *holding) note(d ocispec.Descriptor) {
 	}
 }
 
-// noted is how many blobs were noted so far.
+// noted returns the number of blobs added so far.
 func (h *holding) noted() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.blobs)
 }
 
-// unnote forgets all blobs but the first n.
+// unnote removes all blobs except the first n.
 func (h *holding) unnote(n int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

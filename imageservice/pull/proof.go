@@ -18,25 +18,26 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Whoever may make pods may run a registry of his own, and knows digests of images that he may not
-// pull: they stand in the status of pods. So a digest in a stranger's document is no reason to use
-// what is here under that digest. A repository proves that it has a blob:
+// Anyone who may create pods can run their own registry, and can read digests of images that they
+// may not pull in the status of pods. So a digest in a document does not entitle a pull to use
+// local data with that digest. A repository proves in one of these ways that it has a blob:
 //
-//   - a record lists the blob for an image of the repository, or
-//   - another repository of the same registry has sent us the blob, and the registry says that this one has it too, or
-//   - it sends us all of it.
+//  - a record lists the blob for an image of the repository, or
+//  - another repository of the same registry has sent the blob, and the registry confirms that
+//    this repository has it, too, or
+//  - the repository sends the whole blob.
 //
-// And a layer is used only with a blob that was seen to unpack to it (diffIDs), whatever a
-// configuration says.
+// In addition, a layer is used only with a blob that was seen to unpack to it (diffIDs), whatever
+// the image config says.
 
-// recorded tells whether a record lists the blob for an image that this repository has served.
+// recorded reports whether a record lists the blob for an image that this repository has served.
 func (r *resolver) recorded(d digest.Digest) bool {
 	from, _ := r.by.catalog.Senders(d)
 	return slices.Contains(from, r.ref.Repository())
 }
 
-// present tells whether content/ has the blob and the repository has proven to have it too. What is
-// not whole is deleted.
+// present reports whether content/ has the blob and this repository has proven to have it, too. It
+// deletes a wrong blob.
 func (ft *fetcher) present(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
 	from, known := ft.by.catalog.Senders(desc.Digest)
 	from = append(from, ft.by.blobs.Senders(desc.Digest)...)
@@ -59,14 +60,14 @@ func (ft *fetcher) present(ctx context.Context, desc ocispec.Descriptor) (bool, 
 	return ok, err
 }
 
-// isOfRegistry tells whether a repository is one of the registry that is asked.
+// isOfRegistry reports whether a repository belongs to the registry of this pull.
 func (ft *fetcher) isOfRegistry(repository string) bool {
 	domain, _, _ := strings.Cut(repository, "/")
 	return domain == ft.ref.Domain
 }
 
-// noteSender remembers that the repository has sent the blob, or has proven to have it. Where that
-// is not possible, it has to be proven again.
+// noteSender records that the repository has sent the blob, or has proven to have it. If that
+// fails, the next pull must prove it again.
 func (ft *fetcher) noteSender(ctx context.Context, d digest.Digest) error {
 	release, err := ft.by.claim(ctx, ft.prog, content.BlobKey(d))
 	if err != nil {
@@ -79,7 +80,7 @@ func (ft *fetcher) noteSender(ctx context.Context, d digest.Digest) error {
 	return nil
 }
 
-// hash returns the digest of what the blob unpacks to, without writing any of it.
+// hash returns the digest of the blob's uncompressed content, without writing any of it.
 func (ft *fetcher) hash(ctx context.Context, desc ocispec.Descriptor) (digest.Digest, error) {
 	f, err := os.Open(ft.by.blobs.Path(desc.Digest))
 	if err != nil {
@@ -92,8 +93,8 @@ func (ft *fetcher) hash(ctx context.Context, desc ocispec.Descriptor) (digest.Di
 	return ft.unpacker.Hash(ctx, layers.Source{Reader: f, Size: desc.Size}, desc.Digest, it)
 }
 
-// match makes sure that the blob, which is here, unpacks to diffID. Where another blob has become
-// the layer, this one is read for that only.
+// match checks that the blob, which is in content/, unpacks to diffID. If the layer was unpacked
+// from another blob, match reads this one only for the check.
 func (ft *fetcher) match(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
 	got := ft.by.blobs.UnpacksTo(desc.Digest)
 	if got == "" {

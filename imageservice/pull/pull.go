@@ -1,4 +1,5 @@
-// Package pull brings images here, from a reference to a record; it deletes and mounts nothing.
+// Package pull downloads images: from a reference to a record. It mounts nothing, and leaves
+// deletion to package garbage.
 package pull
 
 import (
@@ -29,19 +30,19 @@ import (
 	"github.com/cribox/cribox/internal/keyed"
 )
 
-// Config is what a puller needs to know.
+// Config is the configuration of a Puller.
 type Config struct {
-	Root         string // the folder that content/ and layers/ are in
+	Root         string // the folder of content/ and layers/
 	Client       *registry.Client
 	Limits       layers.Limits
-	StallTimeout time.Duration // a pull that moves no bytes for so long is cancelled
-	MaxDownloads int           // blobs fetched in parallel by one pull
-	MaxUnpacks   int           // layers unpacked in parallel by all pulls, and as many more while they arrive
+	StallTimeout time.Duration // a pull that moves no bytes for this long is cancelled
+	MaxDownloads int           // parallel downloads of one pull
+	MaxUnpacks   int           // layers that all pulls unpack in parallel, and as many during download
 	Step         func(name string)
 	Syncfs       func(fd int) error
 }
 
-// Puller pulls images; what pulls share is here.
+// Puller pulls images, and holds what pulls share.
 type Puller struct {
 	cfg     Config
 	catalog *catalog.Catalog
@@ -50,13 +51,13 @@ type Puller struct {
 	pins    *content.Pins
 	garbage *garbage.Collector
 
-	unpacks *semaphore.Weighted // of blobs that are here: each is given back as soon as our own disk and CPU allow
-	alongs  *semaphore.Weighted // of blobs that are arriving: nobody waits for one
-	claims  keyed.Turns         // the right to produce a thing, by key: the others wait for it and look again
+	unpacks *semaphore.Weighted // for downloaded blobs; a slot is held only as long as the local disk and CPU need
+	alongs  *semaphore.Weighted // for blobs during download; no pull waits for a slot
+	claims  keyed.Turns         // the right to produce data, by key; others wait and then look again
 	flights flights
 }
 
-// New returns a puller of images into the folders and records that a collector looks after.
+// New returns a Puller that uses the collector's records and folders.
 func New(cfg Config, g *garbage.Collector) *Puller {
 	return &Puller{
 		cfg: cfg, catalog: g.Catalog, blobs: g.Blobs, layers: g.Layers, pins: g.Pins, garbage: g,
@@ -64,7 +65,7 @@ func New(cfg Config, g *garbage.Collector) *Puller {
 	}
 }
 
-// Pull is Images.Pull.
+// Pull implements Images.Pull.
 func (u *Puller) Pull(ctx context.Context, ref string, auth *registry.Auth) (catalog.Image, error) {
 	t, err := imageref.Parse(ref)
 	if err != nil {
@@ -84,12 +85,12 @@ func (u *Puller) Pull(ctx context.Context, ref string, auth *registry.Auth) (cat
 	return img, err
 }
 
-// Waiting returns how many callers wait for each pull under way.
+// Waiting returns the number of callers that wait for each pull in progress.
 func (u *Puller) Waiting() []int { return u.flights.waiting() }
 
-// fly runs a pull to its end, whatever that is.
+// fly runs a pull, and sets the flight's result.
 func (u *Puller) fly(ctx context.Context, f *flight, t imageref.Target, creds registry.Credentials) {
-	f.err = errdefs.ErrAborted // what remains if the goroutine is ended from within
+	f.err = errdefs.ErrAborted // stays if the goroutine ends early (runtime.Goexit)
 	watch, unwatch := context.WithCancel(ctx)
 	defer func() {
 		if p := recover(); p != nil {
@@ -116,7 +117,7 @@ func (u *Puller) fly(ctx context.Context, f *flight, t imageref.Target, creds re
 	f.img, f.err = img, err
 }
 
-// claim takes a key with the stall clock of a pull stopped.
+// claim takes the claim on key. The wait does not count as stall time.
 func (u *Puller) claim(ctx context.Context, prog *progress.Clock, key string) (release func(), err error) {
 	err = prog.Waiting(func() (err error) {
 		release, err = u.claims.Take(ctx, key)
@@ -136,9 +137,9 @@ type pull struct {
 	held  *holding
 }
 
-// content of a pull once it is all here.
+// contents are the data of a pull after everything was downloaded.
 type contents struct {
-	root     ocispec.Descriptor // what the reference points to
+	root     ocispec.Descriptor // the document that the reference points to
 	manifest ocispec.Descriptor
 	doc      *ocispec.Manifest
 	config   ocispec.Image
@@ -147,12 +148,12 @@ type contents struct {
 
 func (p *pull) run(ctx context.Context) (img catalog.Image, err error) {
 	defer func() {
-		// Bytes that are wrong will be wrong again, and a full disk wants them gone. Others wait
-		// for the next try.
+		// Delete the data if it is wrong, because a retry would get the same bytes, or if the disk
+		// is full. Otherwise keep it for a retry.
 		full := errors.Is(err, errdefs.ErrResourceExhausted)
 		p.by.garbage.Unpin(p.held.keys, err == nil || full || fault.IsRefused(err))
 	}()
-	// Opened before the first write, so that syncfs reports every write error since.
+	// Opened before the first write, so that syncfs reports every write error since then.
 	disk, err := content.OpenDisk(p.by.cfg.Root)
 	if err != nil {
 		return catalog.Image{}, err
@@ -178,7 +179,7 @@ func (p *pull) run(ctx context.Context) (img catalog.Image, err error) {
 	return p.commit(ctx, got, disk)
 }
 
-// fetchLayers downloads and unpacks, several layers at a time.
+// fetchLayers downloads and unpacks the layers, several in parallel.
 func (p *pull) fetchLayers(ctx context.Context, ft *fetcher, got *contents) error {
 	got.layers = make([]*layers.Layer, len(got.doc.Layers))
 	g, gctx := errgroup.WithContext(ctx)
@@ -208,7 +209,7 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk) (ca
 		}
 	}
 	if unsynced != nil {
-		ctx = context.WithoutCancel(ctx) // what follows must be done; the writer never waits for a registry
+		ctx = context.WithoutCancel(ctx) // the clean-up below must not be cancelled; Writer is never held during network I/O
 	}
 	c := p.by.catalog
 	if err := c.Writer.Acquire(ctx, 1); err != nil {
@@ -233,7 +234,8 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk) (ca
 	p.by.cfg.Step("pull.recorded")
 	c.Put(r, old)
 	if old != nil {
-		// The new record's later serial has already won the tag; this only saves Open the decision.
+		// The new record has the higher serial and so already owns the tag; this saves Open the
+		// decision.
 		if err := c.Write(old); err != nil {
 			log.G(ctx).WithError(err).WithField("image", old.ID).Warn("record of the image that lost its tag is not rewritten")
 		}
@@ -243,8 +245,8 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk) (ca
 	return r.Image(c.Pinned), nil
 }
 
-// forgotten returns a layer that is not known any more, nil if all are. The caller has the writer's
-// right, so that it stays so.
+// forgotten returns a layer that is no longer known, or nil. The caller holds Catalog.Writer, so
+// that the answer stays true.
 func (p *pull) forgotten(got contents) *layers.Layer {
 	for _, l := range got.layers {
 		if known := p.by.layers.ByKey(l.Key()); known == nil || known.Dir != l.Dir {
@@ -254,8 +256,8 @@ func (p *pull) forgotten(got contents) *layers.Layer {
 	return nil
 }
 
-// proven tells whether records list every piece already: then all of it was synced before. Our pins
-// keep it from going meanwhile.
+// proven reports whether records already list all data of the image, which means that it was
+// synced. The pins of this pull keep it from being deleted meanwhile.
 func (p *pull) proven(got contents) bool {
 	listed := p.by.catalog.Listed()
 	for _, key := range p.newRecord(got).Keys() {
@@ -266,7 +268,7 @@ func (p *pull) proven(got contents) bool {
 	return true
 }
 
-// newRecord is what this pull alone knows of the image.
+// newRecord returns a record with what this pull knows about the image.
 func (p *pull) newRecord(got contents) *catalog.Record {
 	r := &catalog.Record{ID: string(got.doc.Config.Digest), Config: got.config, Size: got.manifest.Size + got.doc.Config.Size}
 	counted := map[digest.Digest]bool{}

@@ -19,7 +19,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// resolver finds the manifest and the config that the reference of a pull stands for.
+// resolver finds the manifest and the config for the reference of a pull.
 type resolver struct {
 	by   *Puller
 	ref  imageref.Target
@@ -33,11 +33,12 @@ func newResolver(p *pull) *resolver {
 	return &resolver{by: p.by, ref: p.ref, reg: p.reg, prog: &p.prog, held: p.held, want: platforms.Only(platforms.DefaultSpec())}
 }
 
-// documents resolves the reference down to one manifest and its config.
+// documents resolves the reference to one manifest and its config.
 //
-// The platform of an image is what the index says that names it. Where no index does, because it
-// has no platforms or the reference is a manifest's, the config says it: among several images that
-// decides, of a single one it is noted only, as an emulator may run it.
+// The platform of an image is the one in the index that names it. If no index says it (the index
+// has no platforms, or the reference points to a manifest), the platform is that of the config.
+// Among several images of an index that decides which one to use; for a single image a mismatch is
+// only logged, because an emulator may run it.
 func (r *resolver) documents(ctx context.Context) (contents, error) {
 	raw, desc, err := r.root(ctx)
 	if err != nil {
@@ -47,9 +48,9 @@ func (r *resolver) documents(ctx context.Context) (contents, error) {
 	return r.resolve(ctx, contents{root: desc}, raw, desc, 0)
 }
 
-const MaxIndexDepth = 3 // indexes in indexes
+const MaxIndexDepth = 3 // nesting of indexes
 
-// otherPlatformError is for an image of an index without platforms that is not for this machine.
+// otherPlatformError is the error for an image of another platform, in an index without platforms.
 type otherPlatformError struct{ platform string }
 
 func (e otherPlatformError) Error() string { return "the image is for " + e.platform }
@@ -77,8 +78,8 @@ func (r *resolver) resolve(ctx context.Context, got contents, raw []byte, desc o
 	return r.firstThatFits(ctx, got, entries, depth+1)
 }
 
-// firstThatFits resolves one entry of an index after the other. What was fetched for those that do
-// not fit does not belong to the image.
+// firstThatFits resolves the entries of an index until one matches the platform. Blobs of entries
+// that do not match are not recorded for the image.
 func (r *resolver) firstThatFits(ctx context.Context, got contents, entries []ocispec.Descriptor, depth int) (contents, error) {
 	var others []string
 	for _, entry := range entries {
@@ -103,7 +104,7 @@ func (r *resolver) firstThatFits(ctx context.Context, got contents, entries []oc
 	return got, fault.Refuse(errdefs.ErrNotFound, "no image for %s, there are: %s", platforms.DefaultString(), fault.Clip(strings.Join(others, ", ")))
 }
 
-// config fetches and checks the config of a manifest.
+// config downloads and checks the config of a manifest.
 func (r *resolver) config(ctx context.Context, m *ocispec.Manifest) (ocispec.Image, error) {
 	if err := manifest.Check(m, r.by.cfg.Limits.Layers, r.by.cfg.Limits.ImageBytes); err != nil {
 		return ocispec.Image{}, err
@@ -115,7 +116,7 @@ func (r *resolver) config(ctx context.Context, m *ocispec.Manifest) (ocispec.Ima
 	return manifest.DecodeConfig(raw, m)
 }
 
-// checkPlatform holds the config's platform against this machine's.
+// checkPlatform compares the config's platform with that of this machine.
 func (r *resolver) checkPlatform(ctx context.Context, got contents) error {
 	img := got.config.Platform
 	if img.OS == "" || img.Architecture == "" || r.want.Match(platforms.Normalize(img)) {

@@ -19,26 +19,26 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// transfer moves one blob from the registry into the content store, over as many connections as it
-// takes.
+// transfer downloads one blob from the registry to the content store, over as many connections as
+// needed.
 type transfer struct {
 	ft     *fetcher
 	desc   ocispec.Descriptor
 	w      content.Writer
 	offset int64          // bytes written
-	pieces bool           // they came over more than one answer
-	starts int            // how often we began again
-	from   *registry.Host // who sent the last bytes
-	coded  bool           // and said that they are compressed for the way
-	decode bool           // and they are
+	pieces bool           // they came in more than one response
+	starts int            // number of restarts from the beginning
+	from   *registry.Host // host that sent the last bytes
+	coded  bool           // that response had Content-Encoding gzip
+	decode bool           // decompress responses with Content-Encoding gzip
 	item   *progress.Item
 	along  *alongside
 }
 
-// wrong says that what a host sends is not the blob. Where the answer is said to be compressed, it
-// is asked for again and unpacked: some servers compress although they are asked not to, others say
-// so of what is stored compressed and meant like that. From a mirror it is thrown away, and
-// somebody else is asked.
+// wrong handles content that is not the blob. If the response had Content-Encoding gzip, the blob
+// is requested again and decompressed: some servers compress although the request forbids it,
+// others set the header for blobs that are stored compressed. If a mirror sent the content, it is
+// discarded and another host is asked. wrong returns errNoRange if the download must restart.
 func (t *transfer) wrong(h *registry.Host, format string, args ...any) error {
 	if t.coded && !t.decode {
 		t.decode = true
@@ -51,11 +51,11 @@ func (t *transfer) wrong(h *registry.Host, format string, args ...any) error {
 	return err
 }
 
-// errNoRange says that the server does not continue where we asked it to.
+// errNoRange means that the server does not continue at the requested offset.
 var errNoRange = errors.New("the server does not continue a download")
 
-// run transfers what is missing and commits. Only attempts that bring nothing count against the
-// limit.
+// run downloads the missing bytes and commits the blob. Only attempts that transfer nothing count
+// against the limit.
 func (t *transfer) run(ctx context.Context) error {
 	for barren := 0; ; {
 		before := t.offset
@@ -90,7 +90,7 @@ func (t *transfer) run(ctx context.Context) error {
 	}
 }
 
-// restart throws away what is there, a few times.
+// restart discards the bytes so far. It returns an error after too many restarts.
 func (t *transfer) restart() error {
 	if t.starts++; t.starts > registry.MaxAttempts {
 		return fault.Unavailable(fmt.Errorf("%s: %w", t.desc.Digest, errNoRange))
@@ -100,8 +100,8 @@ func (t *transfer) restart() error {
 	return t.w.Truncate(0)
 }
 
-// piece asks for the rest of the blob once. An error without an answer has been tried again often
-// enough already.
+// piece requests the rest of the blob once. answered is false if there was no response; then the
+// request was already retried often enough.
 func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	if t.offset == t.desc.Size {
 		return true, nil
@@ -140,13 +140,13 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	}
 	err = t.copy(resp)
 	if registry.Transient(err) {
-		resp.Host.Failures.Add(1) // a mirror that breaks off twice is left out
+		resp.Host.Failures.Add(1) // a mirror whose connections break twice is asked last
 	}
 	return true, err
 }
 
-// whole tells whether an answer has all of a blob: some servers call it a range, some proxies say
-// that they have changed something.
+// whole reports whether a response has the complete blob: some servers send it as a range, and some
+// proxies say that they have changed it.
 func whole(resp *registry.Reply) bool {
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusNonAuthoritativeInfo:
@@ -157,7 +157,7 @@ func whole(resp *registry.Reply) bool {
 	return false
 }
 
-// unzipBody unpacks an answer on its way.
+// unzipBody decompresses a response while it is read.
 func unzipBody(resp *registry.Reply) error {
 	plain, err := gzip.NewReader(resp.Body)
 	if err != nil {
@@ -187,7 +187,7 @@ func (t *transfer) copy(from *registry.Reply) error {
 			t.along.advance(t.offset)
 		}
 		switch {
-		case err == io.EOF && t.offset < t.desc.Size && (!from.Host.Own || t.coded && !t.decode): // not broken off: that is all
+		case err == io.EOF && t.offset < t.desc.Size && (!from.Host.Own || t.coded && !t.decode): // a complete response that is too short
 			return t.wrong(from.Host, "%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size)
 		case err == io.EOF && t.offset < t.desc.Size:
 			return fault.Unavailable(fmt.Errorf("%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size))
@@ -201,8 +201,9 @@ func (t *transfer) copy(from *registry.Reply) error {
 	}
 }
 
-// commit verifies and names the blob. Wrong bytes get one more chance from the start where a mirror
-// sent them, which is then left out, or where they were put together from several answers.
+// commit verifies the digest and commits the blob. Wrong bytes are downloaded once more from the
+// beginning if a mirror sent them, which is then no longer used, or if they come from several
+// responses.
 func (t *transfer) commit(ctx context.Context) (done bool, err error) {
 	if got := t.w.Digest(); got != t.desc.Digest {
 		if t.coded && !t.decode {
@@ -215,7 +216,7 @@ func (t *transfer) commit(ctx context.Context) (done bool, err error) {
 		}
 		return true, err
 	}
-	err = t.ft.prog.Waiting(func() error { return t.w.Commit(ctx, t.desc.Size, t.desc.Digest) }) // it syncs
+	err = t.ft.prog.Waiting(func() error { return t.w.Commit(ctx, t.desc.Size, t.desc.Digest) }) // it calls fsync
 	if err != nil && !errdefs.IsAlreadyExists(err) {
 		return true, fmt.Errorf("commit blob %s: %w", t.desc.Digest, fault.Disk(err))
 	}
