@@ -8,21 +8,21 @@ import (
 	"github.com/cribox/cribox/imageservice/overlay"
 )
 
-// Rootfs is a root filesystem to mount.
+// Rootfs describes a root filesystem to mount.
 type Rootfs struct {
 	ImageID  string
-	Dir      string // holds upper/ and work/ of the writable layer, created when missing; unused when ReadOnly
-	Target   string // mountpoint, created when missing
-	Label    string // SELinux context of all files as the mount shows them; "" leaves them theirs
-	ReadOnly bool   // no writable layer: the image's files as they are, any number of times
+	Dir      string // contains upper/ and work/ of the writable layer, created if missing; unused if ReadOnly
+	Target   string // mountpoint, created if missing
+	Label    string // SELinux context of all files in the mount; "" keeps their own
+	ReadOnly bool   // no writable layer; the same image may be mounted any number of times
 
-	// UserNS, when not nil, is a user namespace as whose ids those of the image's files are taken:
-	// a file of root belongs to the namespace's root. Nothing is copied for that.
+	// UserNS maps the owner IDs of the image's files to those of a user namespace: a file of root
+	// belongs to the namespace's root. No file is copied. nil: IDs are not mapped.
 	UserNS *os.File
 }
 
-// Layers returns the lower directories of an image, topmost first: absolute paths, at least one.
-// ErrNotFound when there is no such image.
+// Layers returns the absolute paths of an image's lower directories, topmost first, at least one.
+// It returns ErrNotFound if the image does not exist.
 func (s *Images) Layers(imageID string) ([]string, error) {
 	r, err := s.catalog.Record(imageID)
 	if err != nil {
@@ -36,9 +36,9 @@ func (s *Images) Layers(imageID string) ([]string, error) {
 }
 
 // Mount mounts an image's layers at r.Target, with a writable layer in r.Dir unless r.ReadOnly. The
-// writable layer is volatile: nothing of it is synced, so it is good for one mount only, and
-// mounting it again, or over a mounted target, is ErrFailedPrecondition. ErrNotFound when there is
-// no such image. The caller holds the image.
+// writable layer is volatile: the kernel never syncs it, so it can be mounted only once. Errors:
+// ErrFailedPrecondition if the layer was mounted before, or if something is mounted at the target;
+// ErrNotFound if the image does not exist. The caller must hold the image (Hold).
 func (s *Images) Mount(ctx context.Context, r Rootfs) error {
 	image, err := s.catalog.Record(r.ImageID)
 	if err != nil {
@@ -52,8 +52,9 @@ func (s *Images) Mount(ctx context.Context, r Rootfs) error {
 	return nil
 }
 
-// Unmount unmounts whatever is mounted at target; nothing mounted, or no target, is no error. A
-// busy mount is tried for a short time and then detached: it goes away when its last user does.
+// Unmount unmounts everything that is mounted at target. It returns nil if nothing is mounted or
+// target does not exist. If the mount is busy, Unmount retries for a short time and then detaches
+// it; the kernel unmounts it when its last user is gone.
 func (s *Images) Unmount(ctx context.Context, target string) error {
 	if err := overlay.Unmount(ctx, target); err != nil {
 		return fmt.Errorf("unmount %s: %w", target, err)
@@ -62,14 +63,14 @@ func (s *Images) Unmount(ctx context.Context, target string) error {
 	return nil
 }
 
-// CheckIDMap tells whether images can be mounted with the ids of a user namespace (Rootfs.UserNS):
-// the error names what is missing. Nothing becomes visible, and nothing is left.
+// CheckIDMap checks whether images can be mounted with the IDs of a user namespace (Rootfs.UserNS).
+// The error names what is missing. The test mount is never attached.
 func (s *Images) CheckIDMap(userNS *os.File) error { return overlay.CheckIDMap(s.layers.Root, userNS) }
 
-// CheckHostIDMap is CheckIDMap for a root where no images are yet; see CheckHost.
+// CheckHostIDMap is CheckIDMap for a root that does not have images yet; see CheckHost.
 func CheckHostIDMap(root string, userNS *os.File) error { return overlay.CheckHostIDMap(root, userNS) }
 
-// CheckHost tells whether this machine can keep and mount images below root, which is created if
-// need be: openat2, overlayfs with volatile writable layers, whiteout devices, and trusted extended
-// attributes. The error names what is missing. Nothing is left behind.
+// CheckHost checks whether this machine can store and mount images below root, which it creates if
+// needed: openat2, overlayfs with volatile writable layers, whiteout devices, and trusted extended
+// attributes. The error names what is missing. It removes everything else that it has created.
 func CheckHost(root string) error { return overlay.CheckHost(root) }

@@ -10,15 +10,15 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// Usage is what image data takes on disk.
+// Usage is the disk usage of image data.
 type Usage struct {
-	Mountpoint    string // an existing folder on the filesystem in question: the root folder
-	Bytes, Inodes uint64 // as du counts: allocated blocks, every hard linked file once
+	Mountpoint    string // the root folder, which exists and is on the filesystem of the data
+	Bytes, Inodes uint64 // as counted by du: allocated blocks, every hard-linked file once
 	At            time.Time
 }
 
-// Usage adds up the layers, whose figures were taken when they were unpacked, and the few files of
-// content/ and images/, which it stats.
+// Usage adds up the sizes of the layers, which were measured when they were unpacked, and those of
+// the files in content/ and images/, which it measures now.
 func (s *Images) Usage(ctx context.Context) (Usage, error) {
 	u := Usage{Mountpoint: s.cfg.Root, At: time.Now()}
 	for _, l := range s.layers.All() {
@@ -30,7 +30,7 @@ func (s *Images) Usage(ctx context.Context) (Usage, error) {
 			return Usage{}, err
 		}
 		dir := filepath.Join(s.cfg.Root, d)
-		if _, err := os.Stat(dir); err != nil { // a disk that is away is not an empty one
+		if _, err := os.Stat(dir); err != nil { // an error, so that a missing disk does not count as empty
 			return Usage{}, fmt.Errorf("usage of image data: %w", err)
 		}
 		bytes, inodes, err := tree.Usage(dir)

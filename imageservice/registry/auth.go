@@ -29,12 +29,12 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Auth is the credentials of one pull, as runtime.v1.AuthConfig has them. RegistryToken goes to the
-// registry as it is (Bearer); IdentityToken is exchanged at the token server; Username and
-// Password, or Auth (base64 of "user:password") in their place, serve the basic scheme and the
-// token server. Where several are given the first of these counts: username with password, identity
-// token, auth, registry token, username alone. ServerAddress, when not empty, says whose they are:
-// with another registry in the reference they are ignored, and a refusal says so.
+// Auth is the credentials of one pull, as in runtime.v1.AuthConfig. The RegistryToken is sent to
+// the registry unchanged (Bearer). The IdentityToken is exchanged at the token server. Username and
+// Password, or Auth (base64 of "user:password") in their place, are used for basic authentication
+// and the token server. If several are set, the first of these is used: username with password,
+// identity token, auth, registry token, username alone. If ServerAddress is set and is not the
+// registry of the reference, the credentials are not used, and the error of a refused pull says so.
 type Auth struct {
 	Username, Password string
 	Auth               string
@@ -45,13 +45,13 @@ type Auth struct {
 
 // Credentials is a checked Auth.
 type Credentials struct {
-	username, secret string // no username: secret is an identity token
+	username, secret string // without a username, secret is an identity token
 	registryToken    string
-	withheld         string // the server they are meant for, which is not the reference's
+	withheld         string // the server they are for, if that is not the reference's
 }
 
-// Describe says for an error what the request brought, without a word of it: a refusal means
-// something else to who forgot a pull secret.
+// Describe says, for an error, what kind of credentials the request had, without any of their
+// content. It helps someone who forgot a pull secret.
 func (c Credentials) Describe() string {
 	switch {
 	case c.withheld != "":
@@ -66,22 +66,21 @@ func (c Credentials) Describe() string {
 	return "the request brought no credentials"
 }
 
-// secrets lists what must never be seen in an error, in every form in which a server gets to see
-// it.
+// secrets returns what must never appear in an error, in every form that is sent to a server.
 func (c Credentials) secrets() []string {
 	pair := c.username + ":" + c.secret
 	return []string{pair, base64.StdEncoding.EncodeToString([]byte(pair)), c.secret, c.registryToken}
 }
 
-// Key tells pulls with different credentials apart without keeping them around.
+// Key returns a hash that differs for different credentials.
 func (c Credentials) Key() string {
 	b, _ := json.Marshal([]string{c.username, c.secret, c.registryToken, c.withheld})
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
 }
 
-// NewCredentials checks a and returns what of it may be shown to the registry of t: nothing when a
-// belongs to another server. Errors are ErrInvalidArgument and name the field, never its value.
+// NewCredentials checks a and returns what may be sent to the registry of t: nothing if a is for
+// another server. Errors are ErrInvalidArgument; they name the field and never contain its value.
 func NewCredentials(a *Auth, t imageref.Target) (Credentials, error) {
 	if a == nil {
 		return Credentials{}, nil
@@ -121,8 +120,8 @@ func NewCredentials(a *Auth, t imageref.Target) (Credentials, error) {
 	return c, nil
 }
 
-// namedServer is a server_address in a message: its server, unless that may be the beginning of a
-// user name and password with a slash in them.
+// namedServer returns the server of a server_address for a message. If the address may contain a
+// user name and password with a slash in them, it returns "another server".
 func namedServer(address string) string {
 	_, rest, ok := strings.Cut(address, "://")
 	if !ok {
@@ -134,7 +133,7 @@ func namedServer(address string) string {
 	return strconv.Quote(fault.Clip(serverOf(address)))
 }
 
-// schemeOf is the scheme of a server_address, which need not have one.
+// schemeOf returns the scheme of a server_address, https if it has none.
 func schemeOf(address string) string {
 	if scheme, _, ok := strings.Cut(address, "://"); ok {
 		return scheme
@@ -142,8 +141,8 @@ func schemeOf(address string) string {
 	return "https"
 }
 
-// serverOf reduces the server_address of a docker config ("https://index.docker.io/v1/") to the
-// domain of a reference.
+// serverOf returns the domain of a reference for the server_address of a docker config
+// ("https://index.docker.io/v1/").
 func serverOf(address string) string {
 	if _, rest, ok := strings.Cut(address, "://"); ok {
 		address = rest
@@ -159,20 +158,20 @@ func serverOf(address string) string {
 	return address
 }
 
-// authorizer answers the challenges of one registry host during one pull.
+// authorizer answers the authentication challenges of one registry host during one pull.
 type authorizer struct {
-	server   string // origin that may see the answers: scheme://host
+	server   string // origin that may receive the credentials: scheme://host
 	scope    string
 	creds    Credentials
 	settings registrySettings
-	given    http.Header  // of hosts.toml: it may say who we are
-	client   *http.Client // for the token server; the host's TLS policy
+	given    http.Header  // headers from hosts.toml, which may include an Authorization
+	client   *http.Client // for the token server; has the TLS configuration of the host
 
-	turn *semaphore.Weighted // one challenge is answered at a time, so that parallel blobs ask for one token
+	turn *semaphore.Weighted // one challenge at a time, so that parallel downloads request one token
 
 	mu       sync.Mutex
 	header   string
-	withheld string // a token server that was not shown the credentials
+	withheld string // the token server that did not receive the credentials
 }
 
 func newAuthorizer(server, scope string, creds Credentials, client *http.Client, given http.Header, settings registrySettings) *authorizer {
@@ -194,13 +193,13 @@ func newAuthorizer(server, scope string, creds Credentials, client *http.Client,
 	return a
 }
 
-// secrets is what the host, or its token server, was told or has told us.
+// secrets returns all secrets sent to, or received from, the host and its token server.
 func (a *authorizer) secrets() []string {
 	_, token, _ := strings.Cut(a.current(), " ")
 	return append(a.creds.secrets(), token)
 }
 
-// hint says what to do when credentials were not shown to a token server.
+// hint explains, for an error, that a token server did not receive the credentials; "" if it did.
 func (a *authorizer) hint() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -211,22 +210,22 @@ func (a *authorizer) hint() string {
 		"name it in token_servers of %s", a.withheld, a.settings.file)
 }
 
-// current is the value of the Authorization header to send, "" for none.
+// current returns the value of the Authorization header to send, "" for none.
 func (a *authorizer) current() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.header
 }
 
-// challenge takes a 401 that came although used was sent. It returns nil when current() is now
-// worth another try.
+// challenge handles a 401 response to a request whose Authorization header was used. If it returns
+// nil, the request should be sent again with the header that current returns.
 func (a *authorizer) challenge(ctx context.Context, resp http.Header, used string) error {
 	if err := a.turn.Acquire(ctx, 1); err != nil {
 		return err
 	}
 	defer a.turn.Release(1)
 	if a.current() != used {
-		return nil // somebody was faster
+		return nil // another request has already answered it
 	}
 	header, err := a.answer(ctx, resp, used)
 	if err != nil {
@@ -238,14 +237,14 @@ func (a *authorizer) challenge(ctx context.Context, resp http.Header, used strin
 	return nil
 }
 
-// answer makes the Authorization header for the best of the offered challenges, an empty one where
-// the host should be asked without.
+// answer returns the Authorization header for the best challenge of the response. It returns "" if
+// the request should be sent again without the header.
 func (a *authorizer) answer(ctx context.Context, resp http.Header, used string) (string, error) {
 	if a.creds.registryToken != "" {
 		return "", fmt.Errorf("%s refuses the registry token: %w", a.server, errdefs.ErrUnauthenticated)
 	}
-	var refused error                              // by the first way; there may be a second one
-	for _, c := range auth.ParseAuthHeader(resp) { // bearer first
+	var refused error                              // error of the first challenge; there may be a second one
+	for _, c := range auth.ParseAuthHeader(resp) { // sorted: bearer first
 		var header string
 		var err error
 		switch c.Scheme {
@@ -267,12 +266,12 @@ func (a *authorizer) answer(ctx context.Context, resp http.Header, used string) 
 		return "", refused
 	}
 	if used != "" {
-		return "", nil // the token has expired, and without one the host may name a challenge
+		return "", nil // the token has expired; without it the host may send a challenge
 	}
 	return "", fmt.Errorf("%s answers 401 without a challenge we know: %w", a.server, errdefs.ErrUnauthenticated)
 }
 
-// basic answers a challenge with the user name and password.
+// basic returns the header for basic authentication.
 func (a *authorizer) basic(used string) (string, error) {
 	if a.creds.username == "" || a.creds.secret == "" {
 		return "", fmt.Errorf("%s wants a user name and password: %w", a.server, errdefs.ErrUnauthenticated)
@@ -284,8 +283,8 @@ func (a *authorizer) basic(used string) (string, error) {
 	return header, nil
 }
 
-// token asks the token server of a challenge, and returns the header with the token. The realm is
-// the registry's word, so it is believed only as far as trustRealm says.
+// token requests a token from the token server of a challenge, and returns the header with it. The
+// registry chooses the realm, so trustRealm decides whether to use it.
 func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error) {
 	realm, err := url.Parse(c.Parameters["realm"])
 	if err != nil {
@@ -293,7 +292,7 @@ func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error
 	}
 	server, _ := url.Parse(a.server)
 	if realm.Scheme == "http" && server.Scheme == "https" && strings.EqualFold(realm.Hostname(), server.Hostname()) && !docker.IsLocalhost(realm.Host) && !named(realm, a.settings.TokenServers) {
-		// A registry behind a proxy that does not know of its TLS.
+		// The registry is behind a TLS proxy and does not know it.
 		realm.Scheme, realm.Host = "https", withoutPort("http", realm.Host)
 	}
 	related, err := trustRealm(server, realm, a.settings.TokenServers)
@@ -335,7 +334,7 @@ func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error
 	return "Bearer " + reply.Token, nil
 }
 
-// noOAuth tells whether a token server may know GET only.
+// noOAuth reports whether the token server may support only GET.
 func noOAuth(err error) bool {
 	var status remoteerrors.ErrUnexpectedStatus
 	if !errors.As(err, &status) {
@@ -353,7 +352,7 @@ func (a *authorizer) tokenError(realm *url.URL, err error) error {
 	if errors.As(err, &status) {
 		se := &StatusError{Code: status.StatusCode, server: origin(realm), what: "a token", detail: Redact(errorDetail(status.Body), a.secrets()...)}
 		if status.StatusCode == http.StatusBadRequest {
-			// What ACR and others say to credentials they do not like.
+			// ACR and others respond like this to invalid credentials.
 			return fmt.Errorf("%w: %w", se, errdefs.ErrUnauthenticated)
 		}
 		if Busy(status.StatusCode) {
@@ -368,10 +367,10 @@ func (a *authorizer) tokenError(realm *url.URL, err error) error {
 	return fmt.Errorf("ask %s for a token: %v: %w", origin(realm), Redact(err.Error(), a.secrets()...), errdefs.ErrUnauthenticated)
 }
 
-// trustRealm decides about a token server. related: it may see credentials, because it is the
-// registry's own host (any port), shares its registrable domain, or is named by the administrator.
-// A stranger is asked anonymously, over https, and only by name: never an address of the node's
-// network.
+// trustRealm decides whether a token server may be asked. related reports whether it may receive
+// credentials: it has the host of the registry (any port), shares its registrable domain, or is
+// configured by the administrator. Any other server is asked without credentials, over https, and
+// only by name, so that a registry cannot direct requests to addresses in the node's network.
 func trustRealm(registry, realm *url.URL, allowed []string) (related bool, err error) {
 	host, own := realm.Hostname(), registry.Hostname()
 	if host == "" || realm.Opaque != "" || realm.User != nil {
@@ -396,7 +395,7 @@ func trustRealm(registry, realm *url.URL, allowed []string) (related bool, err e
 	return related, nil
 }
 
-// named tells whether a token server is in a list of token_servers.
+// named reports whether a token server is in a list of token_servers.
 func named(realm *url.URL, servers []string) bool {
 	return slices.ContainsFunc(servers, func(name string) bool { u := parseTokenServer(name); return u != nil && origin(u) == origin(realm) })
 }
@@ -413,14 +412,15 @@ func sameDomain(a, b string) bool {
 	return err == nil && da == db
 }
 
-// origin is what "the same server" means: scheme and authority, without the default port.
+// origin returns scheme and authority without the default port. Servers with equal origins are the
+// same.
 func origin(u *url.URL) string {
 	return strings.ToLower(u.Scheme + "://" + withoutPort(u.Scheme, u.Host))
 }
 
-const maxToken = 1 << 20 // bytes of a token server's reply
+const maxToken = 1 << 20 // bytes of a token server's response
 
-// cappedReplies ends the body of every reply at maxToken.
+// cappedReplies limits the body of every response to maxToken.
 type cappedReplies struct{ http.RoundTripper }
 
 func (c cappedReplies) RoundTrip(req *http.Request) (*http.Response, error) {

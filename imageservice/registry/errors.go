@@ -9,13 +9,13 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// StatusError is an HTTP answer that is not the one we asked for. It unwraps to the error class of
-// its code.
+// StatusError is an HTTP response with an unexpected status. It unwraps to the error class of its
+// code.
 type StatusError struct {
 	Code   int
 	server string
 	what   string
-	detail string // the registry's own words, capped
+	detail string // text from the registry, shortened
 }
 
 func (e *StatusError) Error() string {
@@ -39,7 +39,7 @@ func (e *StatusError) Unwrap() error {
 	}
 }
 
-// Busy tells whether a code means "not now".
+// Busy reports whether the code means that a later request may succeed.
 func Busy(code int) bool {
 	switch code {
 	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway,
@@ -54,9 +54,9 @@ var (
 	urlUserinfo = regexp.MustCompile(`(https?://)[^\s"'<>/@]*@`)
 )
 
-// Redact takes the secrets out of a text that goes to a caller or a log: query strings and user
-// info of URLs, and whatever of the pull's own credentials a server may have echoed. Secrets are
-// looked for in a server's words only: in ours they would tell what the password is not.
+// Redact removes secrets from text for a caller or a log: query strings and user info of URLs, and
+// credentials of the pull that a server may have echoed. Use it with secrets only on text from a
+// server: in our own text, a redacted word would reveal that it equals the password.
 func Redact(s string, secrets ...string) string {
 	for _, secret := range secrets {
 		if len(secret) >= 4 {

@@ -27,17 +27,17 @@ import (
 	"github.com/cribox/cribox/imageservice/progress"
 )
 
-// Client opens the registries of references, and remembers for a while which of their hosts were
-// dead or slow.
+// Client opens the repositories of references, and remembers for a while which hosts were
+// unreachable or slow.
 type Client struct {
-	folder   string // in the style of containerd's certs.d (<host>/hosts.toml), read at every pull; "" = none
+	folder   string // like containerd's certs.d (<host>/hosts.toml), read at every pull; "" = none
 	stall    time.Duration
 	troubled troubledHosts
 }
 
-// NewClient returns a client that is configured by a folder in the style of containerd's certs.d
-// (<host>/hosts.toml), which is read at every open; "" for none. No answer is waited for longer
-// than stall.
+// NewClient returns a client that reads its configuration from a folder like containerd's certs.d
+// (<host>/hosts.toml), each time a repository is opened; "" means none. It waits at most stall for
+// a response.
 func NewClient(folder string, stall time.Duration) *Client {
 	return &Client{folder: folder, stall: stall}
 }
@@ -45,26 +45,26 @@ func NewClient(folder string, stall time.Duration) *Client {
 // Host is one server of a repository: a mirror or the registry itself.
 type Host struct {
 	docker.RegistryHost
-	Own      bool          // it is the registry: the credentials of the pull are for it
-	proxies  bool          // it has another name than the registry, and must be told which one is meant
-	name     string        // what troubledHosts remembers it by: two entries may have one address
+	Own      bool          // it is the registry, and receives the credentials of the pull
+	proxies  bool          // its name is not that of the registry, so requests must name the registry
+	name     string        // key in troubledHosts; two entries may have the same address
 	dial     time.Duration // dial_timeout of its entry, 0 for none
 	auth     *authorizer
-	Failures atomic.Int32          // connections that failed within this pull
-	others   strangers             // to whom it redirects
-	lie      atomic.Pointer[error] // it sent something that was not asked for: left out for the rest of the pull
+	Failures atomic.Int32          // failed connections during this pull
+	others   strangers             // the servers to which it redirects
+	lie      atomic.Pointer[error] // set after it sent wrong content; it is not asked again during the pull
 }
 
 func (h *Host) origin() string { return origin(&url.URL{Scheme: h.Scheme, Host: h.Host}) }
 
-// is tells whether u is on this very host. On loopback the scheme says nothing: the library tries
-// https and falls back.
+// is reports whether u is on this host. On loopback the scheme is ignored, because the library
+// tries https and falls back to http.
 func (h *Host) is(u *url.URL) bool {
 	return origin(u) == h.origin() || strings.EqualFold(u.Host, h.Host) && docker.IsLocalhost(h.Host)
 }
 
-// sameServer tells whether an entry's host is the registry that a reference names. Default ports
-// make no difference.
+// sameServer reports whether the host of an entry is the registry of a reference. Default ports are
+// ignored.
 func sameServer(scheme, host, domain string) bool {
 	if domain == "docker.io" && host == "registry-1.docker.io" {
 		return true
@@ -83,8 +83,8 @@ func withoutPort(scheme, host string) string {
 	return host
 }
 
-// listener is a logger for the library's configuration code, which logs errors that it goes on
-// after, and the function that returns such an error.
+// listener returns a logger for the library's configuration code, and a function that returns the
+// last error logged there: the library logs some errors and continues.
 func listener() (*log.Entry, func() error) {
 	l := logrus.New()
 	l.SetOutput(io.Discard)
@@ -103,22 +103,23 @@ func (h *errorHook) Fire(e *logrus.Entry) error {
 	return nil
 }
 
-// settingsName is the file beside hosts.toml for what hosts.toml has no keys for.
+// settingsName is the file beside hosts.toml for settings that hosts.toml does not have.
 const settingsName = "cribox.toml"
 
 // registrySettings is the content of that file.
 type registrySettings struct {
-	// TokenServers may see the credentials for this registry although they are on another domain:
-	// "https://host" or "host".
+	// TokenServers may receive the credentials for this registry although they are on another
+	// domain: "https://host" or "host".
 	TokenServers []string `toml:"token_servers"`
 	// RedirectToHTTP lets the registry redirect blobs from https to plain http. Their digests are
-	// checked all the same.
+	// checked anyway.
 	RedirectToHTTP bool `toml:"redirect_to_http"`
 
-	file string // where it is, or would be
+	file string // its path, whether or not it exists
 }
 
-// hostsEntry is what we look at of an entry of hosts.toml; the library reads all of it.
+// hostsEntry has the keys of an entry of hosts.toml that this package uses; the library reads all
+// keys.
 type hostsEntry struct {
 	CA          any            `toml:"ca"`
 	Client      any            `toml:"client"`
@@ -127,12 +128,12 @@ type hostsEntry struct {
 	DialTimeout string         `toml:"dial_timeout"`
 }
 
-// bare tells whether the entry says nothing about how to connect.
+// bare reports whether the entry does not configure how to connect.
 func (e hostsEntry) bare() bool {
 	return e.CA == nil && e.Client == nil && e.SkipVerify == nil && len(e.Header) == 0 && e.DialTimeout == ""
 }
 
-// timeout is the entry's dial_timeout. The library has checked it.
+// timeout returns the entry's dial_timeout. The library has checked it.
 func (e hostsEntry) timeout() time.Duration {
 	d, _ := time.ParseDuration(e.DialTimeout)
 	return d
@@ -156,7 +157,7 @@ func (f hostsFile) entry(host string) hostsEntry {
 	return hostsEntry{}
 }
 
-// readFolder reads hosts.toml and cribox.toml of a registry's folder. Both may be missing.
+// readFolder reads hosts.toml and cribox.toml from the folder of a registry. Both may be missing.
 func (c *Client) readFolder(domain string) (hosts hostsFile, settings registrySettings, err error) {
 	if c.folder == "" {
 		settings.file = settingsName + " in the registry's folder below registry_config"
@@ -202,7 +203,7 @@ func (s registrySettings) check() error {
 	return nil
 }
 
-// parseTokenServer parses an entry of token_servers; nil when it is none.
+// parseTokenServer parses an entry of token_servers; it returns nil if the entry is invalid.
 func parseTokenServer(name string) *url.URL {
 	if !strings.Contains(name, "://") {
 		name = "https://" + name
@@ -214,7 +215,7 @@ func parseTokenServer(name string) *url.URL {
 	return u
 }
 
-// Open reads the configuration of t's registry. Nothing is contacted yet.
+// Open reads the configuration for t's registry. It does not connect yet.
 func (c *Client) Open(ctx context.Context, t imageref.Target, creds Credentials, prog *progress.Clock) (*Repository, error) {
 	r := &Repository{repo: t, prog: prog, creds: creds, troubled: &c.troubled,
 		stall: c.stall, idle: max(c.stall/3, time.Millisecond)}
@@ -222,7 +223,7 @@ func (c *Client) Open(ctx context.Context, t imageref.Target, creds Credentials,
 		UpdateClient: func(client *http.Client) error {
 			if tr, ok := client.Transport.(*http.Transport); ok {
 				tr.MaxResponseHeaderBytes = 256 << 10
-				tr.ResponseHeaderTimeout = 0 // ours counts, which follows the stall time
+				tr.ResponseHeaderTimeout = 0 // our own limit applies, which depends on the stall time
 				r.conns = append(r.conns, tr)
 			}
 			return nil
@@ -234,7 +235,7 @@ func (c *Client) Open(ctx context.Context, t imageref.Target, creds Credentials,
 	logger, complaint := listener()
 	hosts, err := config.ConfigureHosts(log.WithLogger(ctx, logger), opts)(t.Domain)
 	if err == nil {
-		err = complaint() // a hosts.toml that does not parse is ignored by the library, and we do not want to ask other hosts than meant
+		err = complaint() // the library ignores an invalid hosts.toml; that could send requests to the wrong hosts
 	}
 	var file hostsFile
 	if err == nil {
@@ -247,9 +248,9 @@ func (c *Client) Open(ctx context.Context, t imageref.Target, creds Credentials,
 	return r, nil
 }
 
-// addHosts takes over the hosts of the library, of which the last is the registry itself.
-// Credentials go to the registry under its own name, and to what an administrator has named as its
-// server.
+// addHosts takes the hosts from the library; the last one is the registry itself. Credentials are
+// sent to the registry under its own name, and to the host that the administrator has configured as
+// its server.
 func (r *Repository) addHosts(hosts []docker.RegistryHost, file hostsFile) {
 	for i, rh := range hosts {
 		last := i == len(hosts)-1
@@ -277,9 +278,9 @@ func (r *Repository) addHosts(hosts []docker.RegistryHost, file hostsFile) {
 	}
 }
 
-// foldOwn makes an entry with the address of the registry itself the registry. Such an entry is
-// there to say how to connect (ca, skip_verify, header); the last host, which the library adds, has
-// the same address and knows nothing of it.
+// foldOwn merges an entry that has the registry's own address with the registry. Such an entry
+// configures how to connect (ca, skip_verify, header), but the last host, which the library adds
+// with the same address, does not have this configuration.
 func (r *Repository) foldOwn(bare bool) {
 	if len(r.hosts) < 2 {
 		return
@@ -298,27 +299,27 @@ func (r *Repository) foldOwn(bare bool) {
 	}
 }
 
-// Close drops the idle connections of the pull.
+// Close closes the idle connections of the pull.
 func (r *Repository) Close() {
 	for _, tr := range r.conns {
 		tr.CloseIdleConnections()
 	}
 }
 
-// trouble is why a host is asked after the others.
+// trouble is the reason to ask a host after all others.
 type trouble int
 
 const (
 	noTrouble trouble = iota
-	slow              // it did not answer in the time that a host has while there are others
+	slow              // it did not respond in the time for hosts that have alternatives
 	dead              // no connection
 )
 
-// troubledHosts remembers for a while who was dead or slow, so that such a mirror costs its timeout
-// once and not per blob.
+// troubledHosts remembers for a while which hosts were unreachable or slow, so that such a mirror
+// costs its timeout once, and not for every blob.
 type troubledHosts struct {
 	mu    sync.Mutex
-	known map[string]troubledHost // by host.name
+	known map[string]troubledHost // by Host.name
 }
 
 type troubledHost struct {

@@ -1,15 +1,19 @@
-// Package registry asks the hosts that serve a repository; it verifies nothing that they send, and
-// keeps nothing.
+// Package registry sends requests to the hosts of a repository. It verifies and stores nothing that
+// they send.
 //
 // # Credentials
 //
-// What comes with a pull goes to the registry of the reference (or what hosts.toml names as its
-// server) and to its own token server, and nowhere else: not to mirrors (a mirror that wants
-// credentials gets them as a header in hosts.toml), not over redirects to another origin, not to a
-// token server that shares neither host nor registrable domain with the registry unless cribox.toml
-// in the registry's folder names it, not when server_address names another registry. A foreign
-// token server over https is asked anonymously, because public registries with vanity names need
-// that.
+// The credentials of a pull are sent to the registry of the reference (or what hosts.toml
+// configures as its server) and to the registry's token server, and nowhere else:
+//
+//  - not to mirrors; a mirror that needs credentials gets them as a header in hosts.toml
+//  - not to another origin after a redirect
+//  - not to a token server that shares neither host nor registrable domain with the registry, unless
+//    cribox.toml in the registry's folder names it
+//  - not if server_address names another registry
+//
+// A foreign token server over https is asked without credentials, because public registries with
+// vanity names need that.
 package registry
 
 import (
@@ -43,37 +47,37 @@ import (
 )
 
 const (
-	maxErrorBody   = 8 << 10 // bytes read of a registry's error reply
+	maxErrorBody   = 8 << 10 // bytes read from the body of an error response
 	MaxAttempts    = 5       // per request and host
 	maxRedirects   = 10
 	maxRetryAfter  = 60 * time.Second
-	mirrorPatience = 4 * time.Second  // to the first byte of a host while there are others to ask
-	maxSilence     = 10 * time.Second // in an answer of a host while there are others to ask
-	troubledFor    = 30 * time.Second // a host that was dead or slow is asked after the others for so long
+	mirrorPatience = 4 * time.Second  // until the first byte, while there are other hosts to ask
+	maxSilence     = 10 * time.Second // pause within a response, while there are other hosts to ask
+	troubledFor    = 30 * time.Second // how long an unreachable or slow host is asked after the others
 )
 
-// Repository asks the hosts that serve one repository, mirrors first, the registry itself last, as
-// hosts.toml says.
+// Repository sends requests to the hosts of one repository, as configured in hosts.toml: mirrors
+// first, the registry itself last.
 type Repository struct {
 	repo     imageref.Target
 	settings registrySettings
-	creds    Credentials // never for mirrors; what of them a server repeats is taken out of errors
+	creds    Credentials // never sent to mirrors; redacted in errors
 	hosts    []*Host
 	conns    []*http.Transport
 	prog     *progress.Clock
-	stall    time.Duration // the most to the first byte of an answer
-	idle     time.Duration // a connection that moves nothing for so long is dropped; the request is tried again
+	stall    time.Duration // longest time until the first byte of a response
+	idle     time.Duration // a connection without traffic for this long is closed, and the request retried
 	troubled *troubledHosts
 }
 
-// Request is one GET or HEAD below a repository.
+// Request is one GET or HEAD request to a repository.
 type Request struct {
 	Method  string
 	Kind    string // "manifests" or "blobs"
 	Object  string // tag or digest
 	Accept  string
 	Offset  int64
-	Resolve bool // only hosts trusted to say what a tag is
+	Resolve bool // ask only hosts that may resolve tags
 }
 
 func (q Request) String() string { return strings.TrimSuffix(q.Kind, "s") + " " + q.Object }
@@ -92,11 +96,12 @@ func (r *Repository) able(q Request) (hosts []*Host) {
 	return hosts
 }
 
-// Do sends q to the hosts in turn and returns the first good answer. The caller closes its body.
+// Do sends q to the hosts in turn and returns the first successful response. The caller closes its
+// body.
 //
-// While there is somebody else to ask, a host has one try and little time. Those that had no time
-// or no luck, and those that are known to be slow or dead, are asked again when all others are out,
-// with patience. See failures.join for the error.
+// While there are other hosts to ask, each host gets one attempt with short timeouts. If all fail,
+// Do asks those again that may succeed with more time, and those that it skipped because they were
+// recently slow or unreachable. See join for the error.
 func (r *Repository) Do(ctx context.Context, q Request) (*Reply, error) {
 	hosts := r.able(q)
 	var fails failures
@@ -131,7 +136,7 @@ func (r *Repository) Do(ctx context.Context, q Request) (*Reply, error) {
 	return nil, r.join(q, fails)
 }
 
-// trouble tells which hosts are asked after the others.
+// trouble returns why a host is asked after the others.
 func (r *Repository) trouble(h *Host) trouble {
 	if t := r.troubled.of(h.name); t != noTrouble || h.Failures.Load() < 2 {
 		return t
@@ -139,8 +144,8 @@ func (r *Repository) trouble(h *Host) trouble {
 	return slow
 }
 
-// hopeful returns whom to ask again, those without a connection last. When the registry itself has
-// said no, only those are asked who had no chance to answer yet.
+// hopeful returns the hosts to ask again, unreachable ones last. If the registry itself has given a
+// definite error, these are only the hosts that have not had enough time to respond.
 func (r *Repository) hopeful(later []*Host, fails failures) (hosts []*Host) {
 	later = slices.DeleteFunc(later, func(h *Host) bool {
 		err := fails.of(h)
@@ -159,7 +164,7 @@ func (r *Repository) hopeful(later []*Host, fails failures) (hosts []*Host) {
 	return hosts
 }
 
-// failures are the last words of the hosts that were asked for one thing, in the order of asking.
+// failures are the last errors of the hosts that were asked, in the order of asking.
 type failures []hostError
 
 type hostError struct {
@@ -180,7 +185,7 @@ func (f failures) of(h *Host) error {
 	return nil
 }
 
-// definite tells whether the registry itself has given an answer, and it is no.
+// definite reports whether the registry itself has responded with an error.
 func (f failures) definite() bool {
 	return slices.ContainsFunc(f, func(e hostError) bool { return e.Own && answered(e.error) })
 }
@@ -189,8 +194,8 @@ func answered(err error) bool {
 	return !fault.IsUnavailable(err)
 }
 
-// join makes one error of all. What the registry itself answers stands before what a connection to
-// it met, and both before what mirrors say, whose words are added.
+// join returns one error for all failures. It prefers the registry's response, then a failed
+// connection to the registry, then the errors of mirrors, whose text it appends.
 func (r *Repository) join(q Request, fails failures) error {
 	rank := func(e hostError) int {
 		switch {
@@ -229,7 +234,7 @@ func (r *Repository) join(q Request, fails failures) error {
 	return best.error
 }
 
-// Has asks with a HEAD whether the repository has a blob.
+// Has asks with a HEAD request whether the repository has a blob.
 func (r *Repository) Has(ctx context.Context, d digest.Digest) (bool, error) {
 	resp, err := r.Do(ctx, Request{Method: http.MethodHead, Kind: "blobs", Object: d.String(), Accept: "*/*"})
 	if err != nil {
@@ -239,7 +244,8 @@ func (r *Repository) Has(ctx context.Context, d digest.Digest) (bool, error) {
 	return resp.StatusCode == http.StatusOK, nil
 }
 
-// ask tries one host, patiently or only as long as there is no sign of trouble.
+// ask sends the request to one host, with retries. If patient is false, it gives up at the first
+// sign of trouble.
 func (r *Repository) ask(ctx context.Context, h *Host, q Request, patient bool) (*Reply, error) {
 	var err error
 	for attempt := 1; ; attempt++ {
@@ -267,14 +273,14 @@ func (r *Repository) ask(ctx context.Context, h *Host, q Request, patient bool) 
 	}
 }
 
-// hadItsTime says of an error that whoever caused it was waited for long enough.
+// hadItsTime reports whether an error came only after a sufficiently long timeout.
 func hadItsTime(err error) bool {
 	var op *net.OpError
 	return errors.Is(err, errSilent) || errors.As(err, &op) && op.Op == "dial" && op.Timeout()
 }
 
-// patience is the time that a host has to its first byte. Who has set a dial_timeout has decided
-// that a connection may take so long.
+// patience returns how long a host may take until the first byte. A configured dial_timeout is
+// always granted.
 func (r *Repository) patience(h *Host, patient bool) time.Duration {
 	if patient {
 		return max(r.stall, h.dial)
@@ -282,8 +288,8 @@ func (r *Repository) patience(h *Host, patient bool) time.Duration {
 	return max(min(r.idle, mirrorPatience), h.dial)
 }
 
-// silence is how long an answer may stand still before another connection is tried, sooner while
-// there are others to ask.
+// silence returns how long a response may pause before its connection is closed. It is shorter
+// while there are other hosts to ask.
 func (r *Repository) silence() time.Duration {
 	if len(r.able(Request{})) > 1 {
 		return min(r.idle, maxSilence)
@@ -291,8 +297,8 @@ func (r *Repository) silence() time.Duration {
 	return r.idle
 }
 
-// remember notes who is dead or slow. A bad certificate, say, is neither: the next try costs no
-// time.
+// remember records a host that was unreachable or slow. It does not record, for example, an invalid
+// certificate, because another attempt would fail without delay.
 func (r *Repository) remember(h *Host, err error) {
 	var op *net.OpError
 	switch {
@@ -303,7 +309,7 @@ func (r *Repository) remember(h *Host, err error) {
 	}
 }
 
-// explain adds to a refusal of credentials why they may not have been seen.
+// explain adds to an authentication error why the credentials may not have been sent.
 func (h *Host) explain(err error) error {
 	if !errdefs.IsUnauthorized(err) && !errdefs.IsPermissionDenied(err) && !errdefs.IsNotFound(err) {
 		return err
@@ -314,7 +320,8 @@ func (h *Host) explain(err error) error {
 	return err
 }
 
-// failure turns a bad answer into an error and the time to wait before another try.
+// failure returns the error for an unsuccessful response, and the time to wait before another
+// attempt.
 func (r *Repository) failure(h *Host, q Request, resp *Reply, wait time.Duration) (error, time.Duration) {
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
@@ -331,20 +338,20 @@ func (r *Repository) failure(h *Host, q Request, resp *Reply, wait time.Duration
 	return fault.Unavailable(se), wait
 }
 
-// Transient errors are worth another try.
+// Transient reports whether the request is worth another attempt.
 func Transient(err error) bool {
 	return fault.IsUnavailable(err) && !hopeless(err)
 }
 
-// transport errors are those without an answer.
+// transport reports whether the error is one without a response.
 func transport(err error) bool {
 	var se *StatusError
 	return fault.IsUnavailable(err) && !errors.As(err, &se)
 }
 
-// authorized sends q with what authorization there is and answers challenges of the host itself:
-// twice at most, the first because we came without, the second because a token may have expired. A
-// host that refuses a token without a new challenge is asked once without.
+// authorized sends q with the current authorization and answers challenges: at most two, the first
+// because the request had no authorization, the second because a token may have expired. If the
+// host refuses a token without a new challenge, authorized asks once without a token.
 func (r *Repository) authorized(ctx context.Context, h *Host, q Request, patience time.Duration) (*Reply, error) {
 	for tries, without := 0, false; ; {
 		resp, err := r.follow(ctx, h, q, patience)
@@ -376,22 +383,23 @@ func (r *Repository) authorized(ctx context.Context, h *Host, q Request, patienc
 	}
 }
 
-// Reply is an answer whose body counts progress and ends when the peer goes silent.
+// Reply is a response. Reading its body counts as progress, and fails if the server pauses too
+// long.
 type Reply struct {
 	*http.Response
 	Host    *Host
-	foreign bool   // it came over a redirect to another origin
-	used    string // the Authorization that its server was shown
+	foreign bool   // it came from another origin, after a redirect
+	used    string // Authorization header that its server received
 }
 
-// strangers are the servers that a host redirects to and that want a token of their own: registries
-// that are a name for another one. Each is asked anonymously.
+// strangers are servers to which a host redirects and that require their own token. A registry may
+// be an alias of another one. Their tokens are requested without credentials.
 type strangers struct {
 	mu    sync.Mutex
 	known map[string]*authorizer // by origin
 }
 
-// of returns the header to show at u.
+// of returns the Authorization header for u.
 func (s *strangers) of(u *url.URL) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -401,7 +409,7 @@ func (s *strangers) of(u *url.URL) string {
 	return ""
 }
 
-// at returns the authorizer of the server of u.
+// at returns the authorizer of u's server.
 func (s *strangers) at(r *Repository, h *Host, u *url.URL) *authorizer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -414,11 +422,11 @@ func (s *strangers) at(r *Repository, h *Host, u *url.URL) *authorizer {
 	return s.known[origin(u)]
 }
 
-// scope is what a token must allow.
+// scope returns the scope that a token must have.
 func (r *Repository) scope() string { return "repository:" + r.repo.Path + ":pull" }
 
-// Blame leaves a mirror out whose answer was no good, for the rest of the pull. It returns whether
-// there is somebody else to ask.
+// Blame excludes a mirror that sent wrong content, for the rest of the pull. It reports whether
+// other hosts can be asked.
 func (r *Repository) Blame(h *Host, err error) bool {
 	if h == nil || h.Own {
 		return false
@@ -427,8 +435,9 @@ func (r *Repository) Blame(h *Host, err error) bool {
 	return len(r.able(Request{})) > 0
 }
 
-// follow sends q and follows redirects: from https to http only for what has a digest, only where
-// that is set, and to another origin only with the headers that any server may see.
+// follow sends q and follows redirects. It follows a redirect from https to http only for a digest,
+// and only if that is configured. To another origin it sends only headers that any server may
+// receive.
 func (r *Repository) follow(ctx context.Context, h *Host, q Request, patience time.Duration) (*Reply, error) {
 	u := &url.URL{Scheme: h.Scheme, Host: h.Host, Path: path.Join("/", h.Path, r.repo.Path, q.Kind, q.Object)}
 	until := time.Now().Add(patience) // for all redirects together
@@ -465,8 +474,8 @@ func (r *Repository) follow(ctx context.Context, h *Host, q Request, patience ti
 		if err != nil || next.Host == "" || next.Scheme != "https" && next.Scheme != "http" {
 			return nil, fmt.Errorf("%s redirects %s to something that is not a web address", origin(u), q)
 		}
-		if next.Scheme == "http" && resp.Request.URL.Scheme == "https" { // what was really spoken
-			if !strings.HasPrefix(q.Object, "sha256:") { // nothing proves what comes
+		if next.Scheme == "http" && resp.Request.URL.Scheme == "https" { // the scheme that was really used
+			if !strings.HasPrefix(q.Object, "sha256:") { // a tag's content cannot be verified
 				return nil, fmt.Errorf("%s redirects %s from https to plain http at %s", origin(u), q, next.Host)
 			}
 			if !r.settings.RedirectToHTTP {
@@ -490,12 +499,12 @@ func redirects(code int) bool {
 
 var (
 	errSilent = errors.New("no bytes for too long")
-	// errNoConnection comes with errSilent where there was nobody to be silent.
+	// errNoConnection accompanies errSilent if no connection was established.
 	errNoConnection = errors.New("no connection")
 )
 
-// send does one round trip. The connection is given up when it is silent for too long, before and
-// after the headers. The stall clock stands until the headers are here: patience is the limit.
+// send does one round trip. It cancels the request if the server sends no headers within patience,
+// or pauses too long in the body. The time until the headers does not count as stall time.
 func (r *Repository) send(ctx context.Context, h *Host, method string, u *url.URL, header http.Header, patience time.Duration) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(patience, func() { cancel(errSilent) })
@@ -510,7 +519,7 @@ func (r *Repository) send(ctx context.Context, h *Host, method string, u *url.UR
 	req.Header = header
 	var resp *http.Response
 	err = r.prog.Waiting(func() (err error) {
-		// Not Client.Do: redirects are ours to follow, and its errors quote the Location.
+		// Not Client.Do: follow handles redirects, and the errors of Do contain the Location.
 		resp, err = h.Client.Transport.RoundTrip(req)
 		return err
 	})
@@ -527,8 +536,8 @@ func (r *Repository) send(ctx context.Context, h *Host, method string, u *url.UR
 	return resp, nil
 }
 
-// body watches the reading of a reply: the clock runs only while we wait for the peer, not while a
-// disk is slow.
+// body limits pauses while a response is read. The timer runs only during a read from the network,
+// so that a slow disk does not count.
 type body struct {
 	io.ReadCloser
 	reg    *Repository
@@ -558,7 +567,7 @@ func (b *body) Close() error {
 	return err
 }
 
-// transportError names the server and decides whether trying again makes sense.
+// transportError names the server, and marks the error as Unavailable unless our own context ended.
 func (r *Repository) transportError(h *Host, u *url.URL, err, cause error) error {
 	if errors.Is(cause, errSilent) {
 		return fault.Unavailable(fmt.Errorf("%s: %w", origin(u), errSilent))
@@ -573,7 +582,7 @@ func (r *Repository) transportError(h *Host, u *url.URL, err, cause error) error
 	return fault.Unavailable(heard{origin(u) + ": " + Redact(err.Error(), h.auth.secrets()...), err})
 }
 
-// heard is an error whose words may be a server's.
+// heard is an error whose text may come from a server.
 type heard struct {
 	text string
 	err  error
@@ -582,7 +591,7 @@ type heard struct {
 func (h heard) Error() string { return h.text }
 func (h heard) Unwrap() error { return h.err }
 
-// hopeless are transport errors that no second try will heal.
+// hopeless reports whether a retry cannot help against a transport error.
 func hopeless(err error) bool {
 	var dns *net.DNSError
 	var cert x509.UnknownAuthorityError
@@ -591,13 +600,14 @@ func hopeless(err error) bool {
 	return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &cert) || errors.As(err, &name) || errors.As(err, &invalid)
 }
 
-// Backoff grows from 100 ms to 5 s, half of it by chance.
+// Backoff returns the time to wait after an attempt: it grows from 100 ms to 5 s, and half of it is
+// random.
 func Backoff(attempt int) time.Duration {
 	d := min(100*time.Millisecond<<min(attempt-1, 10), 5*time.Second)
 	return d/2 + rand.N(d/2+1)
 }
 
-// retryAfter reads both forms of the header. Nonsense is 0.
+// retryAfter parses both forms of the Retry-After header. It returns 0 for an invalid value.
 func retryAfter(v string, now time.Time) time.Duration {
 	if s, err := strconv.Atoi(v); err == nil && s >= 0 {
 		return time.Duration(min(s, 1<<30)) * time.Second
@@ -619,7 +629,7 @@ func Sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// errorDetail is what a registry says about its refusal, one line, capped.
+// errorDetail returns the text of a registry's error response, on one line and shortened.
 func errorDetail(b []byte) string {
 	var doc struct {
 		Errors           []struct{ Code, Message string }
