@@ -22,10 +22,10 @@ import (
 // may not pull in the status of pods. So a digest in a document does not entitle a pull to use
 // local data with that digest. A repository proves in one of these ways that it has a blob:
 //
-//  - a record lists the blob for an image of the repository, or
-//  - another repository of the same registry has sent the blob, and the registry confirms that
-//    this repository has it, too, or
-//  - the repository sends the whole blob.
+//   - a record lists the blob for an image of the repository, or
+//   - another repository of the same registry has sent the blob, and the registry confirms that
+//     this repository has it, too, or
+//   - the repository sends the whole blob.
 //
 // In addition, a layer is used only with a blob that was seen to unpack to it (diffIDs), whatever
 // the image config says.

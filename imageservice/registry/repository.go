@@ -6,11 +6,11 @@
 // The credentials of a pull are sent to the registry of the reference (or what hosts.toml
 // configures as its server) and to the registry's token server, and nowhere else:
 //
-//  - not to mirrors; a mirror that needs credentials gets them as a header in hosts.toml
-//  - not to another origin after a redirect
-//  - not to a token server that shares neither host nor registrable domain with the registry, unless
-//    cribox.toml in the registry's folder names it
-//  - not if server_address names another registry
+//   - not to mirrors; a mirror that needs credentials gets them as a header in hosts.toml
+//   - not to another origin after a redirect
+//   - not to a token server that shares neither host nor registrable domain with the registry,
+//     unless cribox.toml in the registry's folder names it
+//   - not if server_address names another registry
 //
 // A foreign token server over https is asked without credentials, because public registries with
 // vanity names need that.
