@@ -34,12 +34,12 @@ import (
 
 const benchPods = 250
 
-// BenchmarkNode asks the whole daemon, which serves in this process, what a kubelet asks all the
-// time, of 250 pods with a container each. The tasks are those of fakeShim: no OCI runtime and no
-// network plugin is needed, and all else is real. The client does not decode the answers, so that
-// time and allocations are the daemon's but for the transport. cpu-ms is the processor time of one
-// call, which other processes do not disturb; the pods are in the host's network, so that of their
-// interfaces nothing is read.
+// BenchmarkNode measures frequent calls of a kubelet to a whole daemon in this process, with 250
+// pods of one container each. fakeShim runs the tasks, so that no OCI runtime or network plugin is
+// needed; everything else is real. The client does not decode responses, so that time and
+// allocations are those of the daemon and the transport. cpu-ms is the processor time of one call,
+// which does not depend on other processes. The pods use the host's network, so their interfaces
+// are not read.
 func BenchmarkNode(b *testing.B) {
 	n := newNode(b)
 	pods, containers := n.fill(benchPods)
@@ -71,14 +71,14 @@ func BenchmarkNode(b *testing.B) {
 	}
 }
 
-// node is a daemon in this process, and a client of it.
+// node is a daemon in this process, with a client.
 type node struct {
 	testing.TB
 	conn    *grpc.ClientConn
 	runtime runtimeapi.RuntimeServiceClient
 	image   string
-	cgroup  string   // below it is everything
-	roots   []string // where it is
+	cgroup  string   // parent of all cgroups
+	roots   []string // folders that contain it
 }
 
 func newNode(b *testing.B) *node {
@@ -113,7 +113,7 @@ func newNode(b *testing.B) *node {
 	return n
 }
 
-// awaitOpen returns when the daemon answers.
+// awaitOpen waits until the daemon answers requests.
 func (n *node) awaitOpen(ended <-chan error) {
 	for {
 		_, err := n.runtime.Version(context.Background(), &runtimeapi.VersionRequest{})
@@ -128,7 +128,7 @@ func (n *node) awaitOpen(ended <-chan error) {
 	}
 }
 
-// makeCgroups makes a cgroup in every hierarchy that statistics are read from.
+// makeCgroups creates a cgroup in every hierarchy from which statistics are read.
 func (n *node) makeCgroups(name string) {
 	const root = "/sys/fs/cgroup"
 	n.cgroup, n.roots = name, []string{root}
@@ -141,7 +141,7 @@ func (n *node) makeCgroups(name string) {
 	n.mkdir(name)
 }
 
-// mkdir makes a cgroup, which goes with the test.
+// mkdir creates a cgroup, and removes it when the test ends.
 func (n *node) mkdir(name string) {
 	for _, root := range n.roots {
 		dir := filepath.Join(root, name)
@@ -153,7 +153,7 @@ func (n *node) mkdir(name string) {
 				n.Error(err)
 			}
 		})
-		if filepath.Dir(root) != "/sys/fs" { // version 1
+		if filepath.Dir(root) != "/sys/fs" { // cgroup v1
 			continue
 		}
 		control := filepath.Join(dir, "cgroup.subtree_control")
@@ -161,7 +161,7 @@ func (n *node) mkdir(name string) {
 	}
 }
 
-// pull pulls an image of one empty folder from a registry in this process.
+// pull pulls an image with one empty folder from a registry in this process.
 func (n *node) pull() string {
 	content := map[string][]byte{}
 	put := func(mediaType string, b []byte) ocispec.Descriptor {
@@ -208,8 +208,8 @@ func (n *node) pull() string {
 	return name
 }
 
-// fill runs pods with a container each, as a kubelet asks for them, and returns the ids of both.
-// They are removed with the test.
+// fill runs pods with one container each, with the requests of a kubelet, and returns the IDs of
+// both. It removes them when the test ends.
 func (n *node) fill(count int) (pods, containers []string) {
 	pods, containers = make([]string, count), make([]string, count)
 	for i := range count {
@@ -265,7 +265,7 @@ func (n *node) runPod(i int) (pod, container string, err error) {
 	return p.PodSandboxId, c.ContainerId, err
 }
 
-// atOnce calls act with 0..count-1, ten of them at a time.
+// atOnce calls act with 0..count-1, ten in parallel.
 func (n *node) atOnce(count int, act func(i int) error) {
 	var all sync.WaitGroup
 	slots := make(chan struct{}, 10)
@@ -283,7 +283,7 @@ func (n *node) atOnce(count int, act func(i int) error) {
 	}
 }
 
-// ask makes a call and returns how many bytes the answer has, which is not decoded.
+// ask makes a call, and returns the number of bytes in the response, which it does not decode.
 func (n *node) ask(t testing.TB, call string, req proto.Message) (size int) {
 	stream, err := n.conn.NewStream(context.Background(), &grpc.StreamDesc{ServerStreams: true}, "/runtime.v1.RuntimeService/"+call,
 		grpc.ForceCodec(undecoded{}))
@@ -300,7 +300,7 @@ func (n *node) ask(t testing.TB, call string, req proto.Message) (size int) {
 	}
 }
 
-// undecoded encodes requests, and of an answer tells the size.
+// undecoded is a codec that encodes requests and returns only the size of responses.
 type undecoded struct{}
 
 func (undecoded) Name() string                  { return "proto" }
@@ -321,7 +321,7 @@ func with(labels map[string]string, more ...string) map[string]string {
 	return all
 }
 
-// ownCPU is the processor time of this process.
+// ownCPU returns the processor time of this process.
 func ownCPU() time.Duration {
 	var u unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {

@@ -14,9 +14,9 @@ import (
 // undecided are the rows of docs/cri.md that may be open, as "Message.field" or "Service.Request".
 var undecided = []string{}
 
-// TestCRITable: every request of the CRI and every field that a request can hold or get has its row
-// in docs/cri.md, no row is of something else, and each names tests that exist. A newer CRI fails
-// here until somebody has decided.
+// TestCRITable checks that docs/cri.md has a row for every request of the CRI and for every field
+// of requests and responses, and no other rows, and that each row names existing tests. With a
+// newer CRI it fails until the new fields have rows.
 func TestCRITable(t *testing.T) {
 	doc, err := os.ReadFile("docs/cri.md")
 	if err != nil {
@@ -35,7 +35,7 @@ func TestCRITable(t *testing.T) {
 	}
 }
 
-// TestCRITableIsHeld: the check above finds what is wrong.
+// TestCRITableIsHeld checks that TestCRITable would find faults.
 func TestCRITableIsHeld(t *testing.T) {
 	want := map[string][]string{"Service": {"Ask"}, "AskRequest": {"id", "name"}, "WindowsThing": {"a", "b"}}
 	tests := map[string]bool{"TestA": true, "TestB": true}
@@ -77,8 +77,8 @@ func TestCRITableIsHeld(t *testing.T) {
 	}
 }
 
-// criRows returns the requests of each service by its name, and the fields of every message that
-// they hold and answer with by the message's.
+// criRows returns the requests of each service, and the fields of every message in their requests
+// and responses, by the name of the service or message.
 func criRows(services ...protoreflect.FullName) (map[string][]string, error) {
 	rows := map[string][]string{}
 	for _, name := range services {
@@ -118,8 +118,8 @@ func addFields(rows map[string][]string, m protoreflect.MessageDescriptor) {
 	}
 }
 
-// criFaults says how the sections and rows of a document differ from those that are wanted. A
-// message of Windows may have one row, *, for all.
+// criFaults returns the differences between the sections and rows of a document and those that are
+// wanted. A Windows message may have a single row, *, for all of its fields.
 func criFaults(doc string, want map[string][]string, tests map[string]bool, open []string) (faults []string) {
 	complain := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
 	seen := map[string]int{}

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestUnit: the lines of the systemd unit without which a restart of the daemon ends containers, or
-// a failing one is given up.
+// TestUnit checks the settings of the systemd unit that keep containers running when the daemon
+// restarts, and restart a failing daemon without limit.
 func TestUnit(t *testing.T) {
 	b, err := os.ReadFile("dist/cribox.service")
 	if err != nil {

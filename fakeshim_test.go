@@ -23,15 +23,15 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 )
 
-// fakeShim is the shim and the logger of a daemon in this process. It speaks their wire (package
-// wire) on their sockets, and holds their locks, so that the daemon finds both and starts neither.
-// Its tasks are real: a process that sleeps, in cgroups where the spec wants them. It runs no OCI
-// runtime, and what a task prints goes nowhere.
+// fakeShim replaces the shim and the logger of a daemon in this process. It uses their protocol
+// (package wire) on their sockets and holds their locks, so that the daemon connects to it and
+// starts neither. Its tasks are sleeping processes in the cgroups of the spec. It runs no OCI
+// runtime, and discards the output of tasks.
 type fakeShim struct {
 	state string
-	roots []string // folders below which a task has a cgroup
+	roots []string // folders in which a task has a cgroup
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	tasks    map[string]*fakeTask
 	watchers map[chan runtimeshim.Task]bool
 }
@@ -70,7 +70,7 @@ func (s *fakeShim) hold(t testing.TB, path string) {
 	t.Cleanup(func() { f.Close() })
 }
 
-// removeAll ends what a test that failed has left.
+// removeAll removes the tasks that a failed test has left.
 func (s *fakeShim) removeAll() {
 	s.mu.Lock()
 	all := make([]string, 0, len(s.tasks))
@@ -96,7 +96,7 @@ func (s *fakeShim) serve(l *net.UnixListener) {
 	}
 }
 
-// answer serves the one call of a connection.
+// answer handles the one call of a connection.
 func (s *fakeShim) answer(conn net.Conn) {
 	var req struct {
 		Verb string
@@ -126,7 +126,7 @@ func (s *fakeShim) answer(conn net.Conn) {
 	case "release", "delete":
 		s.remove(id)
 		writeFrame(conn, reply(nil))
-	case "open", "finish": // of the logger
+	case "open", "finish": // calls of the logger
 		writeFrame(conn, reply(nil))
 	default:
 		writeFrame(conn, map[string]any{"error": map[string]string{"class": "not_implemented", "message": "no verb " + req.Verb}})
@@ -143,7 +143,7 @@ func (s *fakeShim) list() []runtimeshim.Task {
 	return all
 }
 
-// start reads where the spec wants the cgroups, makes them, and a process in them.
+// start reads the cgroups from the spec, creates them, and starts a process in them.
 func (s *fakeShim) start(id, pod string) (runtimeshim.Task, error) {
 	raw, err := os.ReadFile(filepath.Join(s.state, "shim", id, "bundle", "config.json"))
 	if err != nil {
@@ -196,9 +196,9 @@ func (s *fakeShim) record(t runtimeshim.Task) error {
 	return os.WriteFile(filepath.Join(s.state, "shim", t.ID, "task.json"), raw, 0o600)
 }
 
-// await tells the exit of a task to those who watch.
+// await waits for the exit of a task, and sends it to all watchers.
 func (s *fakeShim) await(t *fakeTask) {
-	_ = t.process.Wait() // always of a signal
+	_ = t.process.Wait() // always killed by a signal
 	s.mu.Lock()
 	t.State, t.Exit = "exited", &runtimeshim.Exit{Code: 128 + int32(syscall.SIGKILL), Known: true, At: time.Now()}
 	for w := range s.watchers {
@@ -225,7 +225,7 @@ func (s *fakeShim) remove(id string) {
 	s.kill(id)
 	if t := s.find(id); t != nil {
 		for _, root := range s.roots {
-			_ = os.Remove(filepath.Join(root, t.cgroup)) // what stays keeps its parent, and that is told
+			_ = os.Remove(filepath.Join(root, t.cgroup)) // if this fails, the removal of its parent reports it
 		}
 	}
 	s.mu.Lock()
@@ -234,9 +234,9 @@ func (s *fakeShim) remove(id string) {
 	_ = os.RemoveAll(filepath.Join(s.state, "shim", id))
 }
 
-// watch sends all tasks, and then each exit, until the caller goes.
+// watch sends all tasks, and then each exit, until the caller disconnects.
 func (s *fakeShim) watch(conn net.Conn) {
-	exits := make(chan runtimeshim.Task, 1024) // more than there ever are tasks
+	exits := make(chan runtimeshim.Task, 1024) // larger than the number of tasks
 	s.mu.Lock()
 	s.watchers[exits] = true
 	s.mu.Unlock()
@@ -262,7 +262,7 @@ func (s *fakeShim) watch(conn net.Conn) {
 
 func reply(body any) map[string]any { return map[string]any{"body": body} }
 
-// A frame is a length, 4 bytes big endian, and so many bytes of JSON.
+// A frame is a length of 4 bytes, big endian, and that many bytes of JSON.
 
 func readFrame(r io.Reader, v any) error {
 	var head [4]byte
@@ -277,5 +277,5 @@ func writeFrame(w io.Writer, v any) {
 	if err != nil {
 		panic(err)
 	}
-	_, _ = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(raw))), raw...)) // who does not wait for it has gone
+	_, _ = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(raw))), raw...)) // an error means that the caller has disconnected
 }

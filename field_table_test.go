@@ -10,7 +10,8 @@ import (
 
 var fieldRow = regexp.MustCompile(`^\| [^|]+ \| [^|]+ \| ([^|]+) \|$`)
 
-// TestFieldTable holds docs/field.md to the tests: every row names at least one, and each exists.
+// TestFieldTable checks that every row of docs/field.md names at least one test, and that each
+// exists.
 func TestFieldTable(t *testing.T) {
 	doc, err := os.ReadFile("docs/field.md")
 	if err != nil {
@@ -25,7 +26,7 @@ func TestFieldTable(t *testing.T) {
 	}
 }
 
-// TestFieldTableIsHeld shows that the check above finds what is wrong.
+// TestFieldTableIsHeld checks that TestFieldTable would find faults.
 func TestFieldTableIsHeld(t *testing.T) {
 	const good = "# Field\n\n| seen | cribox | shown by |\n|---|---|---|\n| a mount | works | TestA, TestB |\n"
 	tests := map[string]bool{"TestA": true, "TestB": true}

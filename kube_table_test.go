@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestScenarioTable: every test of kube-tests has its row in docs/kubernetes.md, and every row
-// names one that exists.
+// TestScenarioTable checks that every test of kube-tests has its row in docs/kubernetes.md, and
+// that every row names an existing test.
 func TestScenarioTable(t *testing.T) {
 	doc, err := os.ReadFile("docs/kubernetes.md")
 	if err != nil {

@@ -8,12 +8,11 @@ import (
 	"testing"
 )
 
-// A type has at most maxMethods methods, a package at most maxFiles files without its tests.
+// A type has at most maxMethods methods, and a package at most maxFiles files, not counting tests.
 const maxMethods, maxFiles = 30, 20
 
-// Types and packages that are larger, and how much they may be. The first two are an interface of
-// gRPC and a flat list of steps; the others only shrink, and leave the list when they are small
-// enough.
+// These types and packages are larger, up to their own limits. The first two are a gRPC interface
+// and a flat list of steps. The other limits may only shrink, until the entry can be removed.
 var (
 	moreMethods = map[string]int{
 		"server.runtimeService": 60, "sandbox/spec.draft": 60,
@@ -22,7 +21,7 @@ var (
 	moreFiles = map[string]int{"sandbox": 30, "sandbox/spec": 25, "cni": 24}
 )
 
-// TestLimits keeps types and packages at a size that can be read.
+// TestLimits checks the size of types and packages.
 func TestLimits(t *testing.T) {
 	methods, files := map[string]int{}, map[string]int{}
 	seen := map[string]bool{}
@@ -50,7 +49,7 @@ func TestLimits(t *testing.T) {
 	hold(t, "files", files, maxFiles, moreFiles)
 }
 
-// hold complains of what exceeds the limit, or its own one, and of exceptions that are not needed.
+// hold reports counts above the limit or their exception, and exceptions that are no longer needed.
 func hold(t *testing.T, what string, counts map[string]int, most int, exceptions map[string]int) {
 	t.Helper()
 	for name, n := range counts {

@@ -11,7 +11,7 @@ import (
 	"github.com/cribox/cribox/config"
 )
 
-// folders returns a configuration with a root and a state of its own.
+// folders returns a configuration with a new root and state folder.
 func folders(t *testing.T) config.Config {
 	t.Helper()
 	c := config.Default()
@@ -45,7 +45,8 @@ func isThere(path string) bool {
 	return err == nil
 }
 
-// Whoever shares the root or the state with a daemon is refused and told its pid.
+// TestSecondDaemonIsTold checks that a second daemon with the same root or state fails, with the
+// pid of the first.
 func TestSecondDaemonIsTold(t *testing.T) {
 	first := folders(t)
 	release := lock(t, &first)
@@ -60,14 +61,14 @@ func TestSecondDaemonIsTold(t *testing.T) {
 	lock(t, &first)()
 }
 
-// With the wrong root, or before the right one is mounted, everything that runs would be taken for
-// orphans.
+// TestStateBelongsToItsRoot checks that a state folder with tasks cannot be used with another root,
+// because all running containers would look like orphans.
 func TestStateBelongsToItsRoot(t *testing.T) {
 	c := folders(t)
 	lock(t, &c)()
 	wrong := folders(t)
 	wrong.State = c.State
-	lock(t, &wrong)() // nothing runs: the state may change hands
+	lock(t, &wrong)() // without tasks, the state may get another root
 	lock(t, &c)()
 	put(t, c.State, "shim", "abc", "task.json")
 	if _, err := lockFolders(&wrong); err == nil || !strings.Contains(err.Error(), "of another root") {
@@ -99,12 +100,12 @@ func TestStateIsEmptiedByAReboot(t *testing.T) {
 			if isThere(old) == row.emptied || !isThere(kept) {
 				t.Fatalf("state emptied: %v, want %v; root kept: %v", !isThere(old), row.emptied, isThere(kept))
 			}
-			lock(t, &c)() // and it has its mark again
+			lock(t, &c)() // the folder has its mark again
 		})
 	}
 }
 
-// TestStateThatCannotBeRead: what cannot be told is not taken for nothing.
+// TestStateThatCannotBeRead checks that an unreadable folder does not count as empty.
 func TestStateThatCannotBeRead(t *testing.T) {
 	c := folders(t)
 	lock(t, &c)()
@@ -125,7 +126,7 @@ func TestStateThatCannotBeRead(t *testing.T) {
 	}
 }
 
-// Two spellings of one folder are one instance.
+// TestFoldersThroughLinks checks that two paths of one folder are the same instance.
 func TestFoldersThroughLinks(t *testing.T) {
 	c := folders(t)
 	lock(t, &c)()

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// rows is how many ways into a runtime docs/security.md knows.
+// rows is the number of attacks listed in docs/security.md.
 const rows = 79
 
 var (
@@ -20,8 +20,8 @@ var (
 	rowTest  = regexp.MustCompile(`^TestSEC(\d\d)`)
 )
 
-// TestSecurityTable: every row is there once, every test that a row names exists, every test that
-// is named after a row is in it.
+// TestSecurityTable checks that every row occurs once, that every test in a row exists, and that
+// every test named after a row is in it.
 func TestSecurityTable(t *testing.T) {
 	doc, err := os.ReadFile("docs/security.md")
 	if err != nil {
@@ -36,7 +36,7 @@ func TestSecurityTable(t *testing.T) {
 	}
 }
 
-// TestBoundsTable: every row of the table of bounds names tests, which exist.
+// TestBoundsTable checks that every row of the table of bounds names existing tests.
 func TestBoundsTable(t *testing.T) {
 	doc, err := os.ReadFile("docs/security.md")
 	if err != nil {
@@ -66,7 +66,7 @@ func TestBoundsTable(t *testing.T) {
 	}
 }
 
-// TestSecurityTableIsHeld: the check above finds what is wrong.
+// TestSecurityTableIsHeld checks that TestSecurityTable would find faults.
 func TestSecurityTableIsHeld(t *testing.T) {
 	tests := map[string]bool{"TestSEC01A": true, "TestOther": true}
 	var good strings.Builder
@@ -126,8 +126,8 @@ func tableFaults(doc string, tests map[string]bool) (faults []string) {
 	return faults
 }
 
-// allTests lists the test functions of every package and module below dir, but for what was built
-// there.
+// allTests returns the names of the test functions in all packages and modules below dir, except in
+// bin.
 func allTests(dir string) (map[string]bool, error) {
 	all := map[string]bool{}
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {

@@ -65,7 +65,7 @@ func TestBasicAuth(t *testing.T) {
 			}
 		})
 	}
-	// An image that is here does not answer for the registry.
+	// A local image does not replace the registry's permission.
 	images := newImages(t, nil)
 	_, err := images.Pull(t.Context(), r.Ref("app:1"), &registry.Auth{Auth: b64})
 	imagetest.Must(t, err)
@@ -89,7 +89,7 @@ func TestBadCredentials(t *testing.T) {
 	}
 }
 
-// tokenServer gives tokens, each good for a number of requests, to who shows the right secret.
+// tokenServer issues tokens for valid credentials. Each token is valid for a number of requests.
 type tokenServer struct {
 	*httptest.Server
 	mu     sync.Mutex
@@ -119,7 +119,7 @@ func newTokenServer(t testing.TB) *tokenServer {
 func TestTokenAuth(t *testing.T) {
 	for name, c := range map[string]struct {
 		auth *registry.Auth
-		want string // in what the token server sees
+		want string // in the request to the token server
 	}{
 		"anonymous": {nil, "GET  scope=repository%3Aapp%3Apull&service=reg"},
 		"password":  {&registry.Auth{Username: "user", Password: "pass"}, "GET " + basic("user", "pass") + " scope=repository%3Aapp%3Apull&service=reg"},
@@ -154,8 +154,8 @@ func TestRegistryToken(t *testing.T) {
 	}
 }
 
-// TestTokenExpires: the token dies between two requests and is fetched once more; a registry that
-// refuses everything is not asked for ever.
+// TestTokenExpires checks that an expired token is requested again once, and that retries end when
+// a registry refuses every token.
 func TestTokenExpires(t *testing.T) {
 	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
 	l := imagetest.Gzip(imagetest.Noise(t, 100_000))
@@ -222,7 +222,8 @@ func TestTokenServerFaults(t *testing.T) {
 	}
 }
 
-// TestStrangeRealm: credentials and requests do not go where a registry's challenge would like.
+// TestStrangeRealm checks that a registry's challenge cannot direct credentials or requests to
+// arbitrary servers.
 func TestStrangeRealm(t *testing.T) {
 	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
 	r.Build("1", nil, nil)
@@ -241,7 +242,7 @@ func TestStrangeRealm(t *testing.T) {
 	}
 }
 
-// stranger records the headers that arrive.
+// stranger records the headers of the requests that it receives.
 type stranger struct {
 	*httptest.Server
 	mu   sync.Mutex
@@ -261,7 +262,7 @@ func newStranger(t testing.TB, answer http.HandlerFunc) *stranger {
 	return s
 }
 
-// TestRedirects: to another port the bytes come, but nothing that is ours goes there.
+// TestRedirects checks that a redirect to another port is followed without credentials.
 func TestRedirects(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	l := imagetest.Gzip(imagetest.Noise(t, 1000))
@@ -341,7 +342,7 @@ func TestTLS(t *testing.T) {
 	writeHosts(t, certs, host, fmt.Sprintf("server = %q\nca = %q\n", secure.URL, filepath.Join(certs, "ca.pem")))
 	images.mustPull(t, host+"/app:1")
 
-	// From https a redirect does not lead to http.
+	// A redirect from https to http is refused.
 	plain.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		if q.TLS == nil {
 			t.Error("plain http is spoken")
@@ -354,7 +355,7 @@ func TestTLS(t *testing.T) {
 	if _, err := images.Pull(t.Context(), host+"/app:2", nil); err == nil || !strings.Contains(err.Error(), "plain http") {
 		t.Error(err)
 	}
-	// A registry that speaks http only is not spoken to when https is configured.
+	// If https is configured, a registry that supports only http is refused.
 	plain.Intercept(nil)
 	writeHosts(t, certs, plain.Host(), fmt.Sprintf("server = \"https://%s\"\n", plain.Host()))
 	if _, err := images.Pull(t.Context(), plain.Ref("app:1"), nil); err == nil {
@@ -392,7 +393,7 @@ func TestMirrors(t *testing.T) {
 	if total(origin) != 0 || total(mirror) == 0 {
 		t.Errorf("%d requests to the registry, %d to its mirror", total(origin), total(mirror))
 	}
-	// The registry's credentials are not for the mirror, even when it asks.
+	// A mirror does not receive the registry's credentials, even if it asks for them.
 	mirror.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		if q.Header.Get("Authorization") != "" {
 			t.Error("a mirror sees credentials")
@@ -403,7 +404,7 @@ func TestMirrors(t *testing.T) {
 	if total(origin) == 0 {
 		t.Error("no fall through to the registry")
 	}
-	// Dead, failing and incomplete mirrors.
+	// Unreachable, failing and incomplete mirrors.
 	asked := total(mirror)
 	hosts(dead.URL, mirror.URL)
 	for _, code := range []int{500, 404, 429} {
@@ -421,7 +422,7 @@ func TestMirrors(t *testing.T) {
 	if n := total(mirror) - asked; n > 4*3 { // manifest, config and layer
 		t.Errorf("four pulls ask a bad mirror %d times", n)
 	}
-	// A mirror without resolve is not asked what a tag is.
+	// A mirror without the capability resolve is not asked for tags.
 	before := mirror.Count("GET /v2/app/manifests/1")
 	mirror.Intercept(nil)
 	writeHosts(t, certs, origin.Host(), fmt.Sprintf("server = %q\n[host.%q]\ncapabilities = [\"pull\"]\n", origin.URL, mirror.URL))
@@ -429,15 +430,15 @@ func TestMirrors(t *testing.T) {
 	if mirror.Count("GET /v2/app/manifests/1") != before {
 		t.Error("mirror is asked for the tag")
 	}
-	// A broken hosts.toml is an error, not a way around the mirror.
+	// An invalid hosts.toml is an error; the mirror must not be bypassed.
 	writeHosts(t, certs, origin.Host(), "server = [broken")
 	if err := pull(nil); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
 	}
 }
 
-// TestLyingMirror: what a mirror serves wrong comes from the registry in the end, and nothing of
-// both is mixed.
+// TestLyingMirror checks that wrong content from a mirror is replaced by the registry's, and that
+// the two are never mixed.
 func TestLyingMirror(t *testing.T) {
 	l := imagetest.Gzip(imagetest.Noise(t, 10_000))
 	for name, lie := range map[string]func(b []byte) []byte{
@@ -504,7 +505,7 @@ func TestDenied(t *testing.T) {
 	}
 }
 
-// TestRefusalsSayWhy: what a person reads who looks for the reason of a failed pull.
+// TestRefusalsSayWhy checks that the error of a refused pull contains the reason.
 func TestRefusalsSayWhy(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	r.Build("1", nil, nil)

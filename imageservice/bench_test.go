@@ -9,7 +9,8 @@ import (
 	"github.com/cribox/cribox/imageservice/imagetest"
 )
 
-// BenchmarkPull measures pull and unpack of three shapes of image from a registry in this process.
+// BenchmarkPull measures downloading and unpacking of three shapes of image, from a registry in
+// this process.
 func BenchmarkPull(b *testing.B) {
 	shapes := []struct{ layers, files, size int }{{6, 4000, 4 << 10}, {5, 60, 1 << 20}, {1, 300, 1 << 20}}
 	for _, s := range shapes {
@@ -31,7 +32,7 @@ func BenchmarkPull(b *testing.B) {
 	}
 }
 
-// files is a tar of text that compresses about as well as programs do.
+// files returns a tar of text that compresses about as well as programs do.
 func files(t testing.TB, layer, n, size int) []byte {
 	rnd := rand.New(rand.NewPCG(uint64(layer), 1))
 	var entries []any

@@ -21,7 +21,7 @@ import (
 
 const mappedRoot = 300000
 
-// userNS makes a user namespace whose ids are the host's from mappedRoot on.
+// userNS returns a user namespace whose IDs are mapped to the host's from mappedRoot on.
 func userNS(t *testing.T) *os.File {
 	t.Helper()
 	ids := []syscall.SysProcIDMap{{HostID: mappedRoot, Size: 65536}}
@@ -44,8 +44,8 @@ func wantOwner(t *testing.T, path string, uid, gid uint32) {
 	}
 }
 
-// TestMountMapped: an image's files belong to the ids of a user namespace, in any number of layers,
-// and the layers stay as they are.
+// TestMountMapped checks that an image's files belong to the IDs of a user namespace, with any
+// number of layers, and that the layers are not changed.
 func TestMountMapped(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	owned := imagetest.File("home/f")
@@ -87,7 +87,7 @@ func TestMountMapped(t *testing.T) {
 				if name == "many" {
 					imagetest.WantFile(t, filepath.Join(target, "f59"), "59")
 				}
-				if !readOnly { // what is copied up keeps its owner
+				if !readOnly { // a file that is copied up keeps its owner
 					imagetest.Must(t, os.WriteFile(filepath.Join(target, "home/f"), []byte("z"), 0o644))
 					wantOwner(t, filepath.Join(base, "c/upper/home/f"), mappedRoot+7, mappedRoot+8)
 				}
@@ -106,7 +106,7 @@ func TestMountMapped(t *testing.T) {
 	}
 }
 
-// TestCheckIDMap: a file system without id-mapped mounts is named.
+// TestCheckIDMap checks that the error names a file system without id-mapped mounts.
 func TestCheckIDMap(t *testing.T) {
 	if err := overlay.CheckIDMap("/proc/sys", userNS(t)); err == nil || !strings.Contains(err.Error(), "/proc/sys") || !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)

@@ -18,8 +18,8 @@ import (
 	"github.com/cribox/cribox/imageservice/imagetest"
 )
 
-// TestNothingLeaks: pulls that succeed, fail, stall and are cancelled leave no goroutine and no
-// descriptor.
+// TestNothingLeaks checks that successful, failed, stalled and cancelled pulls leave no goroutines
+// and no descriptors.
 func TestNothingLeaks(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	good := imagetest.Gzip(imagetest.Noise(t, 100_000))
@@ -80,8 +80,8 @@ func TestNothingLeaks(t *testing.T) {
 	}
 }
 
-// TestFullDisk: a pull that fills the disk says so and gives everything back; removing works
-// without a free byte.
+// TestFullDisk checks that a pull that fills the disk returns the right error and frees its space,
+// and that removal needs no free space.
 func TestFullDisk(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "root")
 	imagetest.Must(t, os.Mkdir(root, 0o700))
@@ -119,8 +119,8 @@ func TestFullDisk(t *testing.T) {
 	c.wantNothing(t)
 }
 
-// TestSyncFails: write errors are told once, so what they may be about is neither listed nor kept
-// for the next pull. The disk that fails is a system call that does.
+// TestSyncFails checks that, after a failed sync, data that may be incomplete on disk is neither
+// listed nor kept for the next pull. The test replaces the system call by one that fails.
 func TestSyncFails(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	kept := imagetest.Gzip(imagetest.Tar(t, imagetest.File("kept"), "x"))

@@ -26,7 +26,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bomb is a layer whose tar holds one file of n zeros, made without ever having them all.
+// bomb returns a layer whose tar contains one file of n zeros. It never holds all of them in
+// memory.
 func bomb(t testing.TB, n int64, compress func(w io.Writer) io.WriteCloser, mediaType string) imagetest.Layer {
 	var b bytes.Buffer
 	z := compress(&b)
@@ -120,7 +121,7 @@ func TestBrokenStreams(t *testing.T) {
 	}
 }
 
-// smallDisk mounts a filesystem of so many MiB and returns the root folder on it.
+// smallDisk mounts a filesystem of mib MiB, and returns a root folder on it.
 func smallDisk(t testing.TB, mib int) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root")
@@ -130,8 +131,8 @@ func smallDisk(t testing.TB, mib int) string {
 	return root
 }
 
-// TestImageBytesWhileUnpacking: layers that are good one by one end when together they are too
-// much, not when the disk is full.
+// TestImageBytesWhileUnpacking checks that layers which together exceed the limit are refused
+// during unpacking, before the disk is full.
 func TestImageBytesWhileUnpacking(t *testing.T) {
 	for name, file := range map[string]func(i int) []any{
 		"files": func(i int) []any {
@@ -161,7 +162,7 @@ func TestImageBytesWhileUnpacking(t *testing.T) {
 	}
 }
 
-// sparse is a tar with one file of n zeros, all of them a hole.
+// sparse returns a tar with one sparse file of n bytes without data.
 func sparse(n int64) []byte {
 	b := make([]byte, 3*512)
 	for at, field := range map[int]string{0: "hole", 100: "0000644", 108: "0000000", 116: "0000000", 124: "00000000000", 136: "00000000000",
@@ -176,7 +177,7 @@ func sparse(n int64) []byte {
 	return b
 }
 
-// TestHoles: what a tar's holes become on disk counts like bytes.
+// TestHoles checks that holes of a tar count as bytes.
 func TestHoles(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	small, _ := r.Build("small", []imagetest.Layer{imagetest.Gzip(sparse(1 << 20))}, nil)
@@ -194,8 +195,8 @@ func TestHoles(t *testing.T) {
 	}
 }
 
-// TestZeros: a layer of zeros, as disk images and databases of logins are, unpacks however small it
-// is packed, and takes no space.
+// TestZeros checks that a layer of zeros (like disk images and login databases) unpacks at any
+// compression ratio, and uses no disk space.
 func TestZeros(t *testing.T) {
 	tarball := imagetest.Tar(t, imagetest.File("disk"), "begin"+strings.Repeat("\x00", 40<<20)+"end", imagetest.File("zeros"), strings.Repeat("\x00", 20<<20+5), imagetest.File("short"), "\x00")
 	r := imagetest.NewRegistry(t)
@@ -210,8 +211,8 @@ func TestZeros(t *testing.T) {
 	}
 }
 
-// TestDiskReserve: what is packed small cannot fill the disk; what is packed large, or what an
-// administrator allows, can.
+// TestDiskReserve checks that a layer with an extreme compression ratio cannot fill the disk, and
+// that other layers, or any layer if the administrator permits it, can.
 func TestDiskReserve(t *testing.T) {
 	letters := imagetest.Gzip(imagetest.Tar(t, imagetest.File("x"), strings.Repeat("x", 40<<20)))
 	for _, c := range []struct {
@@ -231,8 +232,8 @@ func TestDiskReserve(t *testing.T) {
 	}
 }
 
-// TestUnpackingStaysBehindTheDownload: a layer said to be large may unpack to much, once it is
-// here.
+// TestUnpackingStaysBehindTheDownload checks that a layer with a large announced size is unpacked
+// only after its download, if its first bytes already unpack to too much.
 func TestUnpackingStaysBehindTheDownload(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	l := bomb(t, 20<<20, func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) }, ocispec.MediaTypeImageLayerGzip)
@@ -241,7 +242,7 @@ func TestUnpackingStaysBehindTheDownload(t *testing.T) {
 		if !imagetest.IsBlobGet(q, digest.FromBytes(l.Blob)) {
 			return false
 		}
-		w.(http.Flusher).Flush() // no length: the rest may come yet
+		w.(http.Flusher).Flush() // without a length, so that more bytes could follow
 		w.Write(l.Blob)
 		w.(http.Flusher).Flush()
 		<-q.Context().Done()

@@ -44,12 +44,12 @@ func TestIndexSelection(t *testing.T) {
 			if img.ID != id || img.RepoDigests[0] != r.Ref("app@"+root.Digest.String()) {
 				t.Errorf("%+v", img)
 			}
-			// The same by the digest of the index: another name for what is there, no tag.
+			// The same image by the digest of the index: another name for local data, and no tag.
 			again := images.mustPull(t, r.Ref("app:9@"+root.Digest.String()))
 			if again.ID != id || len(again.RepoTags) != 1 || len(again.RepoDigests) != 1 {
 				t.Errorf("%+v", again)
 			}
-			// By digest alone there is no tag.
+			// A pull by digest alone adds no tag.
 			fresh := newImages(t, nil).mustPull(t, r.Ref("app:1@"+root.Digest.String()))
 			if fresh.ID != id || len(fresh.RepoTags) != 0 {
 				t.Errorf("%+v", fresh)
@@ -167,7 +167,8 @@ func TestRefusedManifests(t *testing.T) {
 	}
 }
 
-// TestOddManifests: what is odd, and neither ambiguous nor dangerous, is pulled.
+// TestOddManifests checks that unusual manifests are accepted if they are neither ambiguous nor
+// dangerous.
 func TestOddManifests(t *testing.T) {
 	other := map[string]string{"amd64": "arm64", "arm64": "amd64"}[runtime.GOARCH]
 	layer := imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "x"))
@@ -260,8 +261,8 @@ func TestOddManifests(t *testing.T) {
 	}
 }
 
-// TestNoPlatformFits: an index without platforms is searched to the end, and the error says what
-// there is.
+// TestNoPlatformFits checks that all entries of an index without platforms are tried, and that the
+// error lists the available platforms.
 func TestNoPlatformFits(t *testing.T) {
 	other := map[string]string{"amd64": "arm64", "arm64": "amd64"}[runtime.GOARCH]
 	r := imagetest.NewRegistry(t)
@@ -276,8 +277,8 @@ func TestNoPlatformFits(t *testing.T) {
 	images.wantNothing(t)
 }
 
-// TestForeignLayerElsewhere: a layer that is only at the address its descriptor names is not
-// fetched, and the error says why.
+// TestForeignLayerElsewhere checks that a layer is not downloaded from the urls of its descriptor,
+// and that the error says why.
 func TestForeignLayerElsewhere(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	layer := imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "x"))
@@ -289,7 +290,7 @@ func TestForeignLayerElsewhere(t *testing.T) {
 	}
 }
 
-// TestEndlessReplies: bodies without end, at every place.
+// TestEndlessReplies checks endless response bodies for every kind of request.
 func TestEndlessReplies(t *testing.T) {
 	for _, where := range []string{"manifests/1", "manifests/sha256", "blobs/"} {
 		t.Run(where, func(t *testing.T) {

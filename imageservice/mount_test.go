@@ -131,8 +131,8 @@ func TestCheckHost(t *testing.T) {
 	}
 }
 
-// TestImpliedDirectories: a layer that names a file but not its directory does not change the
-// directory of the layers below, and an image with another base does not get the first one's.
+// TestImpliedDirectories checks that a layer without an entry for a directory does not change the
+// metadata of that directory, and that images with different bases do not affect each other.
 func TestImpliedDirectories(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	owned := func(h tar.Header) tar.Header { h.Uid, h.Gid = 7, 8; return h }

@@ -51,8 +51,8 @@ func TestReopen(t *testing.T) {
 	}
 }
 
-// After a downgrade the images of the newer version are neither set aside nor taken for orphans:
-// Open refuses.
+// TestNewerRecordRefusesToOpen checks that Open fails after a downgrade, and that it keeps the
+// records and layers of the newer version.
 func TestNewerRecordRefusesToOpen(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)
@@ -72,7 +72,8 @@ func TestNewerRecordRefusesToOpen(t *testing.T) {
 	}
 }
 
-// A container runs on although the record of its image is damaged: its layers stay.
+// TestTornRecordKeepsWhatIsMounted checks that mounted layers are kept if their image's record is
+// damaged, because a container may run on them.
 func TestTornRecordKeepsWhatIsMounted(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)
@@ -134,7 +135,7 @@ func TestTornRecords(t *testing.T) {
 			if torn, _ := filepath.Glob(filepath.Join(c.cfg.Root, "images", "*.torn")); len(torn) != 1 {
 				t.Errorf("set aside: %q", torn)
 			}
-			// Pulling again repairs.
+			// Pulling again repairs the image.
 			if img := c.mustPull(t, r.Ref("app:1")); img.ID != id {
 				t.Error(img)
 			}
@@ -177,8 +178,7 @@ func TestOrphansGo(t *testing.T) {
 	}
 }
 
-// recordSteps runs with a Step that copies the root folder at every step, as a crash would leave
-// it.
+// crashes has a step function that copies the root folder at every step, as a crash would leave it.
 type crashes struct {
 	t    testing.TB
 	root string
@@ -201,8 +201,9 @@ func (c *crashes) step(name string) {
 	c.at, c.dirs = append(c.at, name), append(c.dirs, d)
 }
 
-// TestCrashDuringPull: whatever step a pull dies at, the next start lists the image whole or not at
-// all, the old one still has its tag unless the new one has it, and pulling again works.
+// TestCrashDuringPull checks every step at which a pull can be killed: after the next start the
+// image is listed completely or not at all, the tag belongs to the old or the new image, and
+// pulling again works.
 func TestCrashDuringPull(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	oldID, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "old"))}, nil)
@@ -292,8 +293,8 @@ func TestCrashDuringRemove(t *testing.T) {
 	}
 }
 
-// TestDebris: what a failed pull leaves goes after its time, and a whole blob is used, once hashed
-// again, or replaced.
+// TestDebris checks that data of a failed pull is deleted after its retention, and that a complete
+// blob is hashed again and then used or replaced.
 func TestDebris(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	good, bad := imagetest.Gzip(imagetest.Noise(t, 10_000)), imagetest.Gzip(imagetest.Noise(t, 20_000))
@@ -337,7 +338,8 @@ func TestShowsLayer(t *testing.T) {
 	}
 }
 
-// TestRootModeOfOlderLayers: a root that an older version left closed is opened.
+// TestRootModeOfOlderLayers checks that Open makes the root of a layer of an older version
+// readable.
 func TestRootModeOfOlderLayers(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)
@@ -352,8 +354,8 @@ func TestRootModeOfOlderLayers(t *testing.T) {
 	}
 }
 
-// TestUnreadableRecord: a record that cannot be read now costs its image until it can; nothing is
-// deleted meanwhile, and the rest works.
+// TestUnreadableRecord checks that an image is not listed while its record is temporarily
+// unreadable, that nothing is deleted meanwhile, and that everything else works.
 func TestUnreadableRecord(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)

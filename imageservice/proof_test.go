@@ -23,7 +23,8 @@ func sent(s *imagetest.Registry, l imagetest.Layer) int {
 	return s.Count("GET /v2/app/blobs/"+d) + s.Count("GET /v2/other/blobs/"+d)
 }
 
-// TestProofOfPossession: which repository may use a layer that is here, and what it costs.
+// TestProofOfPossession checks which repository may use a local layer, and how many bytes it must
+// send.
 func TestProofOfPossession(t *testing.T) {
 	base := imagetest.Gzip(imagetest.Noise(t, 10_000))
 	first, second := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
@@ -48,7 +49,7 @@ func TestProofOfPossession(t *testing.T) {
 	if n := sent(second, base); n != 1 {
 		t.Errorf("another registry sends it %d times, and it has to once", n)
 	}
-	// The same after a restart, and of a registry that says no.
+	// The same after a restart, and with a registry that denies having the blob.
 	c = reopen(t, c.cfg.Root)
 	for _, r := range []*imagetest.Registry{first, second} {
 		before := sent(r, base)
@@ -70,8 +71,8 @@ func TestProofOfPossession(t *testing.T) {
 	}
 }
 
-// TestLayerOfTwoBlobs: one layer under two compressions is unpacked once, and neither is taken on
-// somebody's word.
+// TestLayerOfTwoBlobs checks that a layer with two compressed forms is unpacked once, and that each
+// form is verified.
 func TestLayerOfTwoBlobs(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	content := imagetest.Noise(t, 10_000)
@@ -94,8 +95,8 @@ func TestLayerOfTwoBlobs(t *testing.T) {
 	}
 }
 
-// TestRecordsOfOlderVersions: an image of a version that kept no proof is used, pulled again
-// without its layers, and found by all its names.
+// TestRecordsOfOlderVersions checks that an image of a version without proofs can be used, pulled
+// again without its layers, and found by all its names.
 func TestRecordsOfOlderVersions(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	l := imagetest.Gzip(imagetest.Tar(t, imagetest.File("old"), "old"))
@@ -125,8 +126,8 @@ func TestRecordsOfOlderVersions(t *testing.T) {
 	imagetest.WantFile(t, mounted(t, c, next)("f"), "next")
 }
 
-// TestDigestsOfOlderVersions: a record that does not say which digests were pulled as such keeps
-// all of them.
+// TestDigestsOfOlderVersions checks that a record keeps all its digests if it does not say which
+// were pulled by digest.
 func TestDigestsOfOlderVersions(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	id, m := r.Build("", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "x"))}, nil)
@@ -147,7 +148,7 @@ func TestDigestsOfOlderVersions(t *testing.T) {
 	}
 }
 
-// older rewrites the record as a version wrote it that knew nothing of proofs and roots.
+// older rewrites a record in the form of a version without proofs and roots.
 func older(t testing.TB, c *Images, id string) {
 	t.Helper()
 	known, err := c.catalog.Record(id)
@@ -171,8 +172,8 @@ func ignoreNoAttribute(err error) error {
 	return err
 }
 
-// TestTagPushedAgain: a tag that is pushed again and again for other platforms leaves one digest
-// reference and one index.
+// TestTagPushedAgain checks that a tag that is pushed many times with other platforms leaves only
+// one digest reference and one index.
 func TestTagPushedAgain(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	id, m := r.Build("", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "x"))}, nil)
@@ -182,7 +183,7 @@ func TestTagPushedAgain(t *testing.T) {
 		return r.PutManifest("1", ocispec.MediaTypeImageIndex, index(platform(m, "linux", runtime.GOARCH, ""), platform(foreign, "linux", "other", "")))
 	}
 	kept := push(0)
-	c.mustPull(t, r.Ref("app@"+kept.Digest.String())) // somebody's pod names it
+	c.mustPull(t, r.Ref("app@"+kept.Digest.String())) // as if a pod used this digest
 	var last ocispec.Descriptor
 	for n := 1; n <= 20; n++ {
 		last = push(n)
@@ -202,7 +203,7 @@ func TestTagPushedAgain(t *testing.T) {
 		c.mustPull(t, r.Ref("app:1"))
 		c = reopen(t, c.cfg.Root)
 	}
-	// A tag of another repository, and one that has moved away, keep theirs.
+	// Digests of tags in another repository, and of a tag that has moved, are kept.
 	c.mustPull(t, r.Ref("other:1"))
 	r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("g"), "moved"))}, nil)
 	c.mustPull(t, r.Ref("app:1"))

@@ -17,7 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// newImages opens a service on a folder of its own.
+// newImages opens an image service on a new folder.
 func newImages(t testing.TB, edit func(*Config)) *Images {
 	t.Helper()
 	c := Config{Root: filepath.Join(t.TempDir(), "root"), StallTimeout: 10 * time.Second}
@@ -40,7 +40,7 @@ func (c *Images) mustPull(t testing.TB, ref string) Image {
 	return img
 }
 
-// mounted mounts the image and returns the path of a file in it.
+// mounted mounts the image, and returns a function that returns the path of a file in it.
 func mounted(t testing.TB, c *Images, id string) func(string) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -13,18 +13,18 @@ import (
 	"github.com/cribox/cribox/imageservice/registry"
 )
 
-// refusal is a row of the policy: what is refused although, or because, containerd does something
-// else with it. What containerd runs, runs, unless running it is dangerous.
+// refusal is a row of the policy: an input that cribox refuses and containerd handles in another
+// way. The rule is that cribox accepts what containerd accepts, unless that is dangerous.
 type refusal struct {
 	name       string
 	input      string
 	containerd string // what version 2.4 does
-	cribox     string // words of the error
+	cribox     string // text in the error
 	why        string
 }
 
-// registryRefusals is every refusal of registries, their hosts and credentials. How each is made is
-// in refusedRegistries.
+// registryRefusals lists every refusal about registries, their hosts and credentials.
+// refusedRegistries produces each of them.
 var registryRefusals = []refusal{
 	{"broken hosts.toml", "a hosts.toml that is no TOML",
 		"logs it and asks the registry itself", "registry configuration of", "asks other servers than the administrator meant"},
@@ -60,11 +60,12 @@ var registryRefusals = []refusal{
 		"uses what is here", "404 Not Found for blob", "knowing a digest is no right to an image"},
 }
 
-// refusedRegistries makes each row happen and returns the error.
+// refusedRegistries returns, by the name of the row, a function that provokes the refusal and
+// returns its error.
 func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 	layer := imagetest.Gzip(imagetest.Noise(t, 1000))
 	alice := &registry.Auth{Username: "alice", Password: "wonderland"}
-	// answering pulls app:1 from a registry that answers with f first.
+	// answering pulls app:1 from a registry whose requests are first handled by f.
 	answering := func(t *testing.T, tls bool, creds *registry.Auth, settings string, f func(r *imagetest.Registry, w http.ResponseWriter, q *http.Request) bool) error {
 		r := imagetest.NewRegistry(t)
 		r.Build("1", []imagetest.Layer{layer}, nil)
@@ -196,7 +197,7 @@ func refusedRegistries(t *testing.T) map[string]func(t *testing.T) error {
 	}
 }
 
-// TestRegistryRefusals: each row of the policy about registries, as it is told to a user.
+// TestRegistryRefusals checks the error of each row about registries.
 func TestRegistryRefusals(t *testing.T) {
 	made := refusedRegistries(t)
 	for _, row := range registryRefusals {

@@ -16,9 +16,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// What of an image's documents is refused, and what containerd does with it. The rule: what
-// containerd runs, runs, unless it is dangerous. docs/refusals.md tells users of what containerd
-// runs and this package does not.
+// This file lists what is refused in the documents of an image, and what containerd does with it.
+// The rule is that cribox accepts what containerd accepts, unless that is dangerous.
+// docs/refusals.md lists, for users, what containerd runs and this package refuses.
 
 type refusalRow imagetest.Refusal // for rows without field names
 
@@ -29,7 +29,7 @@ func ofDocument(mediaType, text string) func(*testing.T) error {
 	}
 }
 
-// ofManifest checks a manifest of one layer that is fine but for the change.
+// ofManifest checks a manifest with one layer that is valid except for the change.
 func ofManifest(change func(m *ocispec.Manifest, l *layers.Limits)) func(*testing.T) error {
 	return func(*testing.T) error {
 		fine := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromString("x"), Size: 1}
@@ -55,7 +55,7 @@ func ofIndex(entries ...ocispec.Descriptor) func(*testing.T) error {
 	}
 }
 
-// ofPull pulls what build puts into a registry.
+// ofPull pulls the image that build adds to a registry.
 func ofPull(build func(t *testing.T, r *imagetest.Registry)) func(*testing.T) error {
 	return func(t *testing.T) error {
 		r := imagetest.NewRegistry(t)
@@ -113,7 +113,7 @@ func refusalRows(t *testing.T) []refusalRow {
 	}
 }
 
-// TestEveryRefusal runs the rows and demands one for each refusal in the source.
+// TestEveryRefusal runs the rows, and requires one for each refusal in the source.
 func TestEveryRefusal(t *testing.T) {
 	sources := imagetest.RefusalsIn(t, "manifest/manifest.go", "pull/resolve.go")
 	if len(sources) < 20 {

@@ -27,7 +27,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// folder writes a file of a registry's folder.
+// folder writes a file to a registry's folder.
 func folder(t testing.TB, certs, registry, name, text string) {
 	t.Helper()
 	dir := filepath.Join(certs, registry)
@@ -35,7 +35,7 @@ func folder(t testing.TB, certs, registry, name, text string) {
 	imagetest.Must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 }
 
-// secure serves r by TLS, and writes its certificate into a file.
+// secure serves r over TLS, and returns the path of its certificate.
 func secure(s *imagetest.Registry, t testing.TB) (server *httptest.Server, ca string) {
 	t.Helper()
 	server = httptest.NewUnstartedServer(s)
@@ -47,8 +47,9 @@ func secure(s *imagetest.Registry, t testing.TB) (server *httptest.Server, ca st
 	return server, ca
 }
 
-// TestOwnEntry: an entry with the registry's own address says how to connect to it. What the
-// registry answers is the answer, and one bad pull is in nobody's way.
+// TestOwnEntry checks that an entry with the registry's own address configures how to connect to
+// the registry, that the registry's response is used, and that one failed pull does not affect
+// others.
 func TestOwnEntry(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, nil)
@@ -92,8 +93,8 @@ func TestOwnEntry(t *testing.T) {
 	}
 }
 
-// TestOnlyDialErrorsAreRemembered: a certificate that was bad a moment ago does not keep anybody
-// from asking.
+// TestOnlyDialErrorsAreRemembered checks that a host whose certificate was invalid a moment ago is
+// asked again.
 func TestOnlyDialErrorsAreRemembered(t *testing.T) {
 	origin, mirror := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
 	l := imagetest.Gzip(imagetest.Noise(t, 1000))
@@ -114,10 +115,10 @@ func TestOnlyDialErrorsAreRemembered(t *testing.T) {
 	}
 }
 
-// TestSlowMirrorAlone: a mirror that needs longer than it has while there are others serves the
-// pull when they are out, and is named when it does not.
+// TestSlowMirrorAlone checks that a mirror which exceeds the short timeout serves the pull after
+// all other hosts have failed, and that the error names it if it does not respond at all.
 func TestSlowMirrorAlone(t *testing.T) {
-	const stall = 4500 * time.Millisecond // so it has 1.5 s while there are others
+	const stall = 4500 * time.Millisecond // the short timeout is then 1.5 s
 	mirror, closed := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
 	mirror.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, nil)
 	closed.Close()
@@ -151,8 +152,8 @@ func TestSlowMirrorAlone(t *testing.T) {
 	}
 }
 
-// TestServerOfAnotherName: the server of hosts.toml is the registry, and gets what is for the
-// registry.
+// TestServerOfAnotherName checks that the server of hosts.toml is the registry and receives its
+// credentials.
 func TestServerOfAnotherName(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	r.Build("1", nil, nil)
@@ -165,8 +166,8 @@ func TestServerOfAnotherName(t *testing.T) {
 	imagetest.Must(t, err)
 }
 
-// TestTokenServers: one on another domain is shown the credentials when the registry's folder names
-// it; else the error says how.
+// TestTokenServers checks that a token server on another domain receives the credentials if
+// cribox.toml names it, and that otherwise the error says how to configure it.
 func TestTokenServers(t *testing.T) {
 	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
 	r.Build("1", nil, nil)
@@ -201,8 +202,8 @@ func TestTokenServers(t *testing.T) {
 	}
 }
 
-// TestRedirectToHTTP: blobs may be redirected from https to plain http where that is set, and
-// nothing else ever.
+// TestRedirectToHTTP checks that only blobs and manifests with a digest may be redirected from
+// https to plain http, and only if that is configured.
 func TestRedirectToHTTP(t *testing.T) {
 	store := imagetest.NewRegistry(t)
 	l := imagetest.Gzip(imagetest.Noise(t, 1000))
@@ -227,7 +228,7 @@ func TestRedirectToHTTP(t *testing.T) {
 	}
 	folder(t, c.cfg.RegistryConfig, "reg.test", "cribox.toml", "redirect_to_http = true\n")
 	c.mustPull(t, "reg.test/app:1")
-	c.mustPull(t, "reg.test/other@"+m.Digest.String()) // what has a digest cannot be another thing
+	c.mustPull(t, "reg.test/other@"+m.Digest.String()) // a digest identifies the content
 	delete(front.Manifests, "1")
 	store.Intercept(func(_ http.ResponseWriter, q *http.Request) bool {
 		if strings.HasSuffix(q.URL.Path, "/manifests/1") {
@@ -245,7 +246,7 @@ func TestRedirectToHTTP(t *testing.T) {
 	}
 }
 
-// TestMirrorSendsPages: a mirror that sends something else than was asked for is left out, and the
+// TestMirrorSendsPages checks that a mirror which sends other content is excluded, and that the
 // registry is asked.
 func TestMirrorSendsPages(t *testing.T) {
 	l := imagetest.Gzip(imagetest.Noise(t, 50_000))
@@ -300,7 +301,7 @@ func TestMirrorSendsPages(t *testing.T) {
 	}
 }
 
-// TestCompressedDocuments: a proxy that compresses text although it is asked not to does no harm.
+// TestCompressedDocuments checks a proxy that compresses text although the request forbids it.
 func TestCompressedDocuments(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, nil)
@@ -323,7 +324,7 @@ func TestCompressedDocuments(t *testing.T) {
 	newImages(t, nil).mustPull(t, r.Ref("app:1"))
 }
 
-// TestTwoChallenges: where the first way to log in fails, the second one is tried.
+// TestTwoChallenges checks that the second challenge is tried if the first one fails.
 func TestTwoChallenges(t *testing.T) {
 	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
 	r.Build("1", nil, nil)
@@ -341,7 +342,7 @@ func TestTwoChallenges(t *testing.T) {
 	imagetest.Must(t, err)
 }
 
-// TestManyDrips: the stall clock stands only while all layers wait for their turn.
+// TestManyDrips checks that stall time stops only while all layers wait.
 func TestManyDrips(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	var layers []imagetest.Layer
@@ -379,8 +380,8 @@ func TestManyDrips(t *testing.T) {
 	waitFor(t, func() bool { return len(c.puller.Waiting()) == 0 })
 }
 
-// TestExpiredWithoutAChallenge: a registry that refuses an old token without saying how to get a
-// new one is asked once without a token.
+// TestExpiredWithoutAChallenge checks that a registry which refuses an expired token without a new
+// challenge is asked once without a token.
 func TestExpiredWithoutAChallenge(t *testing.T) {
 	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
 	l := imagetest.Gzip(imagetest.Noise(t, 100_000))
@@ -416,8 +417,8 @@ func TestExpiredWithoutAChallenge(t *testing.T) {
 	}
 }
 
-// TestOwnWordsAreNotRedacted: a password that is a word of ours cannot be read off an error, and
-// one that a server repeats does not stand in it.
+// TestOwnWordsAreNotRedacted checks that an error does not reveal a password that is also one of
+// cribox's words, and does not contain a password that a server echoes.
 func TestOwnWordsAreNotRedacted(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
@@ -449,8 +450,8 @@ func TestOwnWordsAreNotRedacted(t *testing.T) {
 	}
 }
 
-// TestPartialDownloadsOutliveARestart: the next daemon goes on where the last one stood, and what
-// nobody goes on with is swept.
+// TestPartialDownloadsOutliveARestart checks that the next daemon resumes partial downloads, and
+// deletes those that no pull resumes.
 func TestPartialDownloadsOutliveARestart(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	l := imagetest.Plain(imagetest.Noise(t, 400_000))
@@ -494,7 +495,7 @@ func TestPartialDownloadsOutliveARestart(t *testing.T) {
 	}
 }
 
-// TestSilentStart: a file system without fs-verity is nothing to warn of.
+// TestSilentStart checks that there is no warning about a file system without fs-verity.
 func TestSilentStart(t *testing.T) {
 	var out bytes.Buffer
 	was := log.L.Logger.Out
@@ -510,8 +511,8 @@ func TestSilentStart(t *testing.T) {
 	}
 }
 
-// TestRedirectToAnotherRegistry: a registry that is a name for another one, which wants a token of
-// its own: nothing of ours goes there.
+// TestRedirectToAnotherRegistry checks a registry that is an alias of another one, which requires
+// its own token: it does not receive our credentials.
 func TestRedirectToAnotherRegistry(t *testing.T) {
 	front, back, tokens := imagetest.NewRegistry(t), imagetest.NewRegistry(t), newTokenServer(t)
 	back.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, nil)
@@ -533,7 +534,7 @@ func TestRedirectToAnotherRegistry(t *testing.T) {
 	}
 }
 
-// TestNamesOfTypes: Docker's and OCI's names of one kind of document may stand for each other.
+// TestNamesOfTypes checks that Docker's and OCI's names of the same type are interchangeable.
 func TestNamesOfTypes(t *testing.T) {
 	for _, kind := range []string{ocispec.MediaTypeImageManifest, manifest.DockerManifest, "application/json", ""} {
 		for _, own := range []string{ocispec.MediaTypeImageManifest, manifest.DockerManifest} {
@@ -554,8 +555,8 @@ func TestNamesOfTypes(t *testing.T) {
 	}
 }
 
-// TestVagueHead: a HEAD without a type, of a document that has none itself, says too little on the
-// second pull.
+// TestVagueHead checks a second pull whose HEAD response has no usable type, for a document without
+// a mediaType.
 func TestVagueHead(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	_, m := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, func(m *ocispec.Manifest, _ *ocispec.Image) { m.MediaType = "" })
@@ -576,7 +577,8 @@ func TestVagueHead(t *testing.T) {
 	}
 }
 
-// TestOddAnswersForBlobs: what has all the bytes is the blob, whatever the answer calls it.
+// TestOddAnswersForBlobs checks that a response with all bytes of the blob is accepted, whatever
+// its status.
 func TestOddAnswersForBlobs(t *testing.T) {
 	l := imagetest.Gzip(imagetest.Noise(t, 100_000))
 	plain := imagetest.Plain(imagetest.Noise(t, 110_000))
@@ -622,7 +624,7 @@ func TestOddAnswersForBlobs(t *testing.T) {
 	}
 }
 
-// TestTokenServerWithoutOAuth: one that does not know POST is asked by GET.
+// TestTokenServerWithoutOAuth checks that a token server without POST is asked with GET.
 func TestTokenServerWithoutOAuth(t *testing.T) {
 	for _, code := range []int{400, 401, 404, 405} {
 		r := imagetest.NewRegistry(t)
@@ -643,7 +645,8 @@ func TestTokenServerWithoutOAuth(t *testing.T) {
 	}
 }
 
-// TestUnreadableDownloadStays: what cannot be read at this moment is not taken for broken.
+// TestUnreadableDownloadStays checks that a partial download that is temporarily unreadable is
+// kept.
 func TestUnreadableDownloadStays(t *testing.T) {
 	c := newImages(t, nil)
 	ingest := func(name string) string { return filepath.Join(c.cfg.Root, "content", "ingest", name) }

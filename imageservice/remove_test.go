@@ -130,7 +130,7 @@ func TestPinned(t *testing.T) {
 			t.Errorf("pinned by %s: %v, want %v", pattern, !want, want)
 		}
 	}
-	imagetest.Must(t, c.Remove(t.Context(), id)) // to pin is a recommendation
+	imagetest.Must(t, c.Remove(t.Context(), id)) // pinning is only a recommendation
 	c.wantNothing(t)
 }
 
@@ -181,7 +181,7 @@ func TestLookup(t *testing.T) {
 			t.Errorf("%q: %v", ref, err)
 		}
 	}
-	for i := range 20 { // some two of them share a first digit, all of them the empty prefix
+	for i := range 20 { // some two share the first digit, and all share the empty prefix
 		c.catalog.Put(&catalog.Record{ID: fmt.Sprintf("sha256:beef%060d", i)}, nil)
 	}
 	if _, err := c.Lookup("beef"); !errdefs.IsInvalidArgument(err) {
@@ -189,8 +189,8 @@ func TestLookup(t *testing.T) {
 	}
 }
 
-// TestPullsAndRemovals: pulls and removals of images that share layers, all at once, end with every
-// listed image whole.
+// TestPullsAndRemovals checks that after concurrent pulls and removals of images that share layers,
+// every listed image is complete.
 func TestPullsAndRemovals(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	shared := imagetest.Gzip(imagetest.Tar(t, imagetest.File("shared"), "shared"))
@@ -246,7 +246,7 @@ func (c *Images) pinned(key string) bool {
 	return users > 0
 }
 
-// TestRemoveDuringPull: a removal does not take what a pull is about to list.
+// TestRemoveDuringPull checks that a removal keeps data that a pull in progress needs.
 func TestRemoveDuringPull(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	shared, slow := imagetest.Gzip(imagetest.Tar(t, imagetest.File("shared"), "shared")), imagetest.Gzip(imagetest.Noise(t, 1000))
@@ -272,7 +272,8 @@ func TestRemoveDuringPull(t *testing.T) {
 	c.wantNothing(t)
 }
 
-// TestRemoveThatCannotIsUndone: when the record cannot be erased the image stays, whole.
+// TestRemoveThatCannotIsUndone checks that the image stays complete if its record cannot be
+// deleted.
 func TestRemoveThatCannotIsUndone(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "x"))}, nil)

@@ -26,7 +26,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// noise is a layer of n bytes that do not compress.
+// cut responds with a blob from offset on, and closes the connection after n bytes; with reset, by
+// a TCP reset.
 func cut(w http.ResponseWriter, b []byte, offset, n int64, reset bool) {
 	conn, buf, err := w.(http.Hijacker).Hijack()
 	if err != nil {
@@ -117,7 +118,7 @@ func TestWrongBytes(t *testing.T) {
 					return true
 				}
 				if i == 50 {
-					panic("it reads for ever") // the test binary's log shows it, and the answer is broken
+					panic("it reads for ever") // the log of the test shows it, and the response breaks
 				}
 			}
 			return true
@@ -159,7 +160,7 @@ func TestWrongBytes(t *testing.T) {
 				imagetest.Must(t, err)
 				return
 			}
-			if name == "short" { // which may be a broken connection: what came is kept
+			if name == "short" { // may be a broken connection, so the bytes are kept
 				if !strings.HasPrefix(fmt.Sprint(err), "RegistryUnavailable: ") || len(images.List()) > 0 {
 					t.Error(err)
 				}
@@ -350,7 +351,7 @@ func TestStallIsCancelled(t *testing.T) {
 			if !strings.HasPrefix(text, "RegistryUnavailable: ") || !strings.Contains(text, "layer 1/1") || !strings.Contains(text, fmt.Sprintf("of %d bytes", len(l.Blob))) {
 				t.Fatal(text)
 			}
-			// The next try goes on where this one stood.
+			// The next pull resumes the download.
 			r.Intercept(nil)
 			images.cfg.StallTimeout = time.Minute
 			before := r.BlobBytes.Load()
@@ -362,7 +363,7 @@ func TestStallIsCancelled(t *testing.T) {
 	}
 }
 
-// TestSilentConnectionHeals: one connection that goes dead is replaced in time.
+// TestSilentConnectionHeals checks that a connection without traffic is replaced in time.
 func TestSilentConnectionHeals(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	l := imagetest.Plain(imagetest.Noise(t, 200_000))
@@ -381,7 +382,7 @@ func TestSilentConnectionHeals(t *testing.T) {
 	newImages(t, func(c *Config) { c.StallTimeout = 2 * time.Second }).mustPull(t, r.Ref("app:1"))
 }
 
-// gate holds blob answers back until it is opened.
+// gate delays blob responses until it is opened.
 type gate struct {
 	arrived chan struct{}
 	open    chan struct{}
@@ -466,7 +467,7 @@ func TestOtherCredentialsAreAnotherPull(t *testing.T) {
 	close(g.open)
 	imagetest.Must(t, <-errs)
 	imagetest.Must(t, <-errs)
-	// Each asked for itself, the blob came once.
+	// Each pull asked the registry, but the blob was downloaded once.
 	if n := r.Count("GET /v2/app/manifests/1"); n != 2 {
 		t.Errorf("%d manifest requests", n)
 	}
@@ -509,10 +510,10 @@ func TestLastWaiterCancels(t *testing.T) {
 	if err := <-errs; !errdefs.IsCanceled(err) {
 		t.Error(err)
 	}
-	<-gone // the registry sees it
+	<-gone // the registry has noticed that the client is gone
 	r.Intercept(nil)
 	before := r.BlobBytes.Load()
-	images.mustPull(t, r.Ref("app:1")) // waits for the cancelled one to wind down, then resumes
+	images.mustPull(t, r.Ref("app:1")) // waits for the end of the cancelled pull, then resumes
 	if n := r.BlobBytes.Load() - before; n > 150_000 {
 		t.Errorf("%d bytes fetched again", n)
 	}
@@ -534,8 +535,8 @@ func TestDeadline(t *testing.T) {
 	}
 }
 
-// TestForeignRegistriesDoNotWait: while one registry drips, others serve the same layers and other
-// ones.
+// TestForeignRegistriesDoNotWait checks that, while one registry is slow, others serve the same and
+// other layers.
 func TestForeignRegistriesDoNotWait(t *testing.T) {
 	slow, good := imagetest.NewRegistry(t), imagetest.NewRegistry(t)
 	same := []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 100_000)), imagetest.Gzip(imagetest.Noise(t, 110_000)), imagetest.Zstd(imagetest.Noise(t, 120_000))}
@@ -544,7 +545,7 @@ func TestForeignRegistriesDoNotWait(t *testing.T) {
 		id, _ = r.Build("same", same, nil)
 		other, _ = r.Build("other", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 130_000))}, nil)
 	}
-	dripping := make(chan struct{}, 100) // more than there are requests
+	dripping := make(chan struct{}, 100) // more than the number of requests
 	enough := make(chan struct{})
 	slow.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		for _, l := range same {

@@ -24,7 +24,7 @@ func TestParseTarget(t *testing.T) {
 		"[::1]:5000/a":                          "[::1]:5000/a:latest",
 		"registry.k8s.io/pause:3.9":             "registry.k8s.io/pause:3.9",
 		"a@sha256:" + someHex:                   "docker.io/library/a@sha256:" + someHex,
-		"a:b@sha256:" + someHex:                 "docker.io/library/a@sha256:" + someHex, // the digest wins
+		"a:b@sha256:" + someHex:                 "docker.io/library/a@sha256:" + someHex, // the tag is ignored
 		"sha256:abc":                            "docker.io/library/sha256:abc",
 		"beef":                                  "docker.io/library/beef:latest",
 		"K8S.io/x":                              "K8S.io/x:latest",

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// What containerd does with an input.
+// What containerd does with an input that cribox refuses.
 const (
 	Same  = "refuses it too"
 	Late  = "pulls it, and no container of it starts"
@@ -19,7 +19,7 @@ const (
 	Waits = "runs it, whatever it takes of the node"
 )
 
-// Why an input is refused that containerd runs.
+// Why cribox refuses an input that containerd runs.
 const (
 	Ambiguous = "it means one thing to one reader and another to the next: a scanner may have seen another image (CVE-2021-41190)"
 	Amplifies = "a small image would take much of the node's memory or disk"
@@ -30,12 +30,12 @@ const (
 type Refusal struct {
 	Name       string
 	Try        func(t *testing.T) error
-	Want       string // in the error
+	Want       string // text in the error
 	Containerd string
-	Why        string // for what containerd runs
+	Why        string // set if containerd runs the input
 }
 
-// RefusalsIn collects the texts of all refusals in the source.
+// RefusalsIn returns the texts of all calls of fault.Refuse in the source files.
 func RefusalsIn(t *testing.T, files ...string) map[string]*regexp.Regexp {
 	t.Helper()
 	all := map[string]*regexp.Regexp{}
@@ -61,8 +61,8 @@ func RefusalsIn(t *testing.T, files ...string) map[string]*regexp.Regexp {
 	return all
 }
 
-// CheckRefusals runs the rows and demands one for each refusal in the source, but for those that
-// are unreached.
+// CheckRefusals runs the rows, and requires one for each refusal in the source, except for those in
+// unreached.
 func CheckRefusals(t *testing.T, rows []Refusal, sources map[string]*regexp.Regexp, unreached []string) {
 	t.Helper()
 	var said []string

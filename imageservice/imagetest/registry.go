@@ -1,5 +1,5 @@
-// Package imagetest has a registry, layers and a table of refusals for the tests of imageservice
-// and its packages.
+// Package imagetest provides a registry, layers and a table of refusals for the tests of
+// imageservice and its packages.
 package imagetest
 
 import (
@@ -23,8 +23,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Registry is a small registry: manifests by tag and digest, blobs by digest, for any repository.
-// before may take a request over.
+// Registry is an in-memory registry: manifests by tag and digest, blobs by digest, for any
+// repository. before may handle a request in its place.
 type Registry struct {
 	*httptest.Server
 	before func(w http.ResponseWriter, r *http.Request) bool
@@ -142,7 +142,7 @@ type Layer struct {
 	Tar       []byte
 	Blob      []byte
 	MediaType string
-	DiffID    digest.Digest // when it should lie
+	DiffID    digest.Digest // overrides the correct diff ID
 }
 
 func Plain(tarball []byte) Layer {
@@ -162,8 +162,8 @@ func Zstd(tarball []byte) Layer {
 	return Layer{Tar: tarball, Blob: z.EncodeAll(tarball, nil), MediaType: ocispec.MediaTypeImageLayerZstd}
 }
 
-// Build makes manifest and config of an image and puts everything into the registry under tag. edit
-// may spoil things before.
+// Build creates the manifest and the config of an image, and adds the image to the registry under
+// tag. edit may change them first.
 func (s *Registry) Build(tag string, layers []Layer, edit func(m *ocispec.Manifest, c *ocispec.Image)) (id string, desc ocispec.Descriptor) {
 	config := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}}
 	config.RootFS.Type = "layers"

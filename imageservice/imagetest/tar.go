@@ -13,7 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Tar makes a tar of headers; a header's content is in Xattrs' stead the string after it.
+// Tar returns a tar with these headers. A string after a header is the content of its file.
 func Tar(t testing.TB, entries ...any) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -82,5 +82,3 @@ func Noise(t testing.TB, n int) []byte {
 func IsBlobGet(r *http.Request, d digest.Digest) bool {
 	return r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/blobs/"+d.String())
 }
-
-// hijack ends a connection after n bytes of a blob's answer.

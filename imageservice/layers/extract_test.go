@@ -23,7 +23,7 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 )
 
-// yard is a folder with a layer to unpack into and, beside it, things that must not change.
+// yard is a folder with a layer to unpack into, and other files that must not change.
 type yard struct {
 	t      testing.TB
 	base   string
@@ -86,7 +86,7 @@ func (y *yard) unpack(tarball []byte) ([]string, error) {
 	return implied, err
 }
 
-// anything is a meter that lets everything pass.
+// anything returns a meter without limits.
 func anything() *meter {
 	return &meter{src: Source{Size: 1 << 40}, limits: Limits{}.WithDefaults(), image: &budget{most: 1 << 40}}
 }
@@ -98,7 +98,7 @@ func TestHostileLayers(t *testing.T) {
 	suid := func(h tar.Header) tar.Header { h.Mode = 0o6777; return h }
 	cases := map[string]struct {
 		entries func(y *yard) []any
-		class   func(error) bool // nil: it unpacks, and all of it stays inside
+		class   func(error) bool // nil: unpacking succeeds, and everything stays inside
 		check   func(t *testing.T, y *yard)
 	}{
 		"dotdot": {entries: func(y *yard) []any {
@@ -341,8 +341,8 @@ func TestTooManyEntries(t *testing.T) {
 	}
 }
 
-// TestReplacedDirectoriesAreForgotten: what was made up in a tree that a later entry replaces was
-// not.
+// TestReplacedDirectoriesAreForgotten checks that implied directories are not reported if a later
+// entry has replaced them.
 func TestReplacedDirectoriesAreForgotten(t *testing.T) {
 	for name, row := range map[string]struct {
 		entries []any
@@ -363,8 +363,8 @@ func TestReplacedDirectoriesAreForgotten(t *testing.T) {
 	}
 }
 
-// TestDirectoryTwice: the last header of a directory counts, in everything; a name that is no
-// directory in the end has its own times.
+// TestDirectoryTwice checks that the last header of a directory sets all of its metadata, and that
+// a name which is no longer a directory keeps its own times.
 func TestDirectoryTwice(t *testing.T) {
 	at := func(h tar.Header, mode, seconds int64) tar.Header {
 		h.Mode, h.ModTime, h.AccessTime = mode, time.Unix(seconds, 0), time.Unix(seconds, 0)
@@ -383,7 +383,8 @@ func TestDirectoryTwice(t *testing.T) {
 	}
 }
 
-// TestRootMode: everybody may pass through the root, whatever its header says.
+// TestRootMode checks that the root of a layer is readable and searchable for all, whatever its
+// header says.
 func TestRootMode(t *testing.T) {
 	for mode, want := range map[int64]os.FileMode{0o700: 0o755, 0o111: 0o555, 0o1733: 0o777 | os.ModeSticky, 0o755: 0o755} {
 		y := newYard(t)
@@ -395,8 +396,8 @@ func TestRootMode(t *testing.T) {
 	}
 }
 
-// TestTooManyNames: what is kept in memory until the end of a layer is bounded, repeated names and
-// made-up directories too.
+// TestTooManyNames checks the limit on names that are kept in memory until the end of a layer,
+// including repeated names and implied directories.
 func TestTooManyNames(t *testing.T) {
 	long := strings.TrimSuffix(strings.Repeat(strings.Repeat("n", 200)+"/", 15), "/")
 	for name, entry := range map[string]func(i int) tar.Header{

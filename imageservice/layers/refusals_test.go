@@ -19,7 +19,8 @@ import (
 	"github.com/cribox/cribox/imageservice/progress"
 )
 
-// What of a layer is refused, and what containerd does with it: see imageservice/refusals_test.go.
+// This file lists what is refused in a layer, and what containerd does with it: see
+// imageservice/refusals_test.go.
 
 type refusalRow imagetest.Refusal // for rows without field names
 
@@ -31,7 +32,8 @@ func ofTar(entries ...any) func(*testing.T) error {
 	}
 }
 
-// ofMeter unpacks a file of so many letters, said to be packed to ten bytes, within limits.
+// ofMeter unpacks a file of n letters from a source that claims to have ten compressed bytes,
+// within limits.
 func ofMeter(limits Limits, image int64) func(*testing.T) error {
 	return func(t *testing.T) error {
 		y := newYard(t)
@@ -125,12 +127,12 @@ func refusalRows(t *testing.T) []refusalRow {
 	}
 }
 
-// unreached are refusals that no input is known to reach.
+// unreached are refusals that no known input reaches.
 var unreached = []string{
-	"layer x made the unpacker panic", // the decoders have no known fault
+	"layer x made the unpacker panic", // the decoders have no known bug
 }
 
-// TestEveryRefusal runs the rows and demands one for each refusal in the source.
+// TestEveryRefusal runs the rows, and requires one for each refusal in the source.
 func TestEveryRefusal(t *testing.T) {
 	sources := imagetest.RefusalsIn(t, "extract.go", "extract_at.go", "unpack.go", "link.go")
 	if len(sources) < 20 {
@@ -143,8 +145,8 @@ func TestEveryRefusal(t *testing.T) {
 	imagetest.CheckRefusals(t, rows, sources, unreached)
 }
 
-// TestMadeUpDirectoriesAreBounded: looking for them ends with the caller, and when it is too much
-// for one image.
+// TestMadeUpDirectoriesAreBounded checks that the search for implied directories ends with the
+// caller's context, and after too many lookups for one image.
 func TestMadeUpDirectoriesAreBounded(t *testing.T) {
 	store := NewStore(t.TempDir(), func(string) {})
 	tarball := imagetest.Tar(t, imagetest.Dir("a", 0o700))

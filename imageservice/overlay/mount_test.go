@@ -11,8 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// TestOldKernels: mount(2) with its one page of options shows the same as the mount API of file
-// descriptors.
+// TestOldKernels checks that mount(2), whose options must fit into one page, mounts the same files
+// as the file descriptor based mount API.
 func TestOldKernels(t *testing.T) {
 	layers := filepath.Join(t.TempDir(), "layers")
 	write := func(name, text string) {
@@ -64,7 +64,7 @@ func TestOldKernels(t *testing.T) {
 	}
 }
 
-// TestPanicApart: what panics on a thread of its own comes back as an error.
+// TestPanicApart checks that a panic on the separate thread is returned as an error.
 func TestPanicApart(t *testing.T) {
 	if err := apart(func() error { panic("oh") }); !errors.Is(err, errdefs.ErrInternal) {
 		t.Errorf("a panic comes back as %v", err)

@@ -8,8 +8,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// TestPanicCostsOneLayer: a panic of the goroutine that fetches a layer fails the pull, and no
-// more.
+// TestPanicCostsOneLayer checks that a panic in the goroutine of a layer fails only this pull.
 func TestPanicCostsOneLayer(t *testing.T) {
 	p := &pull{}
 	got := contents{doc: &ocispec.Manifest{}}

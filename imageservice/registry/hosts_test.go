@@ -64,7 +64,7 @@ func TestPatience(t *testing.T) {
 		{30 * time.Second, 10 * time.Second, 10 * time.Second, 30 * time.Second},
 		{30 * time.Second, time.Minute, time.Minute, time.Minute},
 		{3 * time.Second, 0, time.Second, 3 * time.Second},
-		{5 * time.Minute, 0, 4 * time.Second, 5 * time.Minute}, // the default: a cache that fetches a large layer first is silent for long
+		{5 * time.Minute, 0, 4 * time.Second, 5 * time.Minute}, // the default: a caching mirror may need long until the first byte of a large layer
 	} {
 		r, h := &Repository{stall: row.stall, idle: row.stall / 3}, &Host{dial: row.dial}
 		if others, alone := r.patience(h, false), r.patience(h, true); others != row.others || alone != row.alone {
@@ -82,11 +82,11 @@ func TestPatience(t *testing.T) {
 	}
 }
 
-// TestCredentialsOfHosts: which hosts of a registry get the credentials of a pull.
+// TestCredentialsOfHosts checks which hosts of a registry receive the credentials of a pull.
 func TestCredentialsOfHosts(t *testing.T) {
 	for _, row := range []struct {
 		domain, hosts string
-		want          []bool // by host, the registry itself last
+		want          []bool // for each host, the registry itself last
 	}{
 		{"reg.example", "", []bool{true}},
 		{"reg.example", "server = 'https://reg.example:443'", []bool{true}},
@@ -127,7 +127,7 @@ func TestCredentialsOfHosts(t *testing.T) {
 	}
 }
 
-// foreignAuthorizer is that of a registry whose token server answers with a code.
+// foreignAuthorizer returns the authorizer of a registry whose token server responds with code.
 func foreignAuthorizer(code int) *authorizer {
 	client := &http.Client{Transport: roundTripper(func(q *http.Request) (*http.Response, error) {
 		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader("no")), Request: q}, nil
@@ -136,8 +136,8 @@ func foreignAuthorizer(code int) *authorizer {
 	return newAuthorizer("https://reg.example", "repository:app:pull", Credentials{username: "alice", secret: "wonderland"}, client, nil, settings)
 }
 
-// TestForeignTokenServer: over https it is asked without credentials, and a refusal says that they
-// were withheld.
+// TestForeignTokenServer checks that a foreign token server is asked over https without
+// credentials, and that the error says so.
 func TestForeignTokenServer(t *testing.T) {
 	for _, named := range []string{"", "api.scaleway.com", "https://api.scaleway.com", "https://api.scaleway.com:443/", "http://api.scaleway.com", "api.scaleway.com:444"} {
 		var seen string
@@ -163,7 +163,8 @@ func TestForeignTokenServer(t *testing.T) {
 	}
 }
 
-// TestWhichCredentials: of several forms the first in containerd's order counts.
+// TestWhichCredentials checks that the first of several forms of credentials is used, in
+// containerd's order.
 func TestWhichCredentials(t *testing.T) {
 	encoded := base64.StdEncoding.EncodeToString([]byte("bob:builder"))
 	for _, row := range []struct {
@@ -186,7 +187,8 @@ func TestWhichCredentials(t *testing.T) {
 	}
 }
 
-// TestWhatTokenServersSee: by which scheme, and with what of hosts.toml, they are asked.
+// TestWhatTokenServersSee checks the scheme of requests to token servers, and which headers of
+// hosts.toml they receive.
 func TestWhatTokenServersSee(t *testing.T) {
 	for _, row := range []struct{ server, realm, want string }{
 		{"https://reg.example", "http://reg.example/token", "https://reg.example Basic bWlycm9y"},
@@ -208,8 +210,8 @@ func TestWhatTokenServersSee(t *testing.T) {
 	}
 }
 
-// TestWhoIsTroubled: a host that is dead or slow is asked after the others, one with a bad
-// certificate is not.
+// TestWhoIsTroubled checks that an unreachable or slow host is asked after the others, and one with
+// an invalid certificate is not.
 func TestWhoIsTroubled(t *testing.T) {
 	for err, want := range map[error]trouble{
 		errors.New("x509"): noTrouble, errSilent: slow, fmt.Errorf("%w: %w", errNoConnection, errSilent): dead,
@@ -223,9 +225,9 @@ func TestWhoIsTroubled(t *testing.T) {
 }
 
 // TestForeignTokenServerRefuses is a row of the policy about registries
-// (imageservice/refusals_registry_test.go). Credentials, and a challenge with a server of another
-// domain: containerd sends the password there. Whoever answers for a registry could collect
-// passwords; token_servers allows it.
+// (imageservice/refusals_registry_test.go): a challenge whose server is on another domain.
+// containerd sends the password there, so that anyone who can respond in place of a registry could
+// collect passwords. token_servers permits it.
 func TestForeignTokenServerRefuses(t *testing.T) {
 	a := foreignAuthorizer(http.StatusUnauthorized)
 	err := (&Host{auth: a}).explain(a.challenge(t.Context(), http.Header{"Www-Authenticate": {`Bearer realm="https://tokens.example/"`}}, ""))
