@@ -8,10 +8,10 @@
 // # Files
 //
 //	content/           containerd's local content store in an OCI layout: blobs/sha256/<hex> and
-//	                   ingest/ (partial downloads). An extended attribute of a blob's file lists the
-//	                   repositories that sent it
-//	layers/<n>/fs      one unpacked layer, with whiteouts in the format of overlayfs; <n> is a short
-//	                   number because all options of mount(2) must fit into one page
+//	                   ingest/ (partial downloads). An extended attribute of a blob's file lists
+//	                   the repositories that sent it
+//	layers/<n>/fs      one unpacked layer, with whiteouts in the format of overlayfs; <n> is a
+//	                   short number because all options of mount(2) must fit into one page
 //	layers/<n>/implied directories into which the layer's tar puts something without an entry of
 //	                   their own (see layers/link.go)
 //	layers/empty       the lower directory of an image without layers
