@@ -18,11 +18,10 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cribox/cribox/imageservice/imagetest"
 	"github.com/cribox/cribox/imageservice/registry"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 func basic(user, password string) string {

@@ -13,11 +13,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cribox/cribox/imageservice/imagetest"
 	"github.com/cribox/cribox/imageservice/manifest"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 func index(entries ...ocispec.Descriptor) ocispec.Index {

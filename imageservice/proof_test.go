@@ -10,12 +10,11 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/imagetest"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 )
 
 func sent(s *imagetest.Registry, l imagetest.Layer) int {

@@ -10,11 +10,10 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cribox/cribox/imageservice/imagetest"
 	"github.com/cribox/cribox/imageservice/manifest"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // newImages opens an image service on a new folder.

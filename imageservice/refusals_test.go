@@ -7,13 +7,12 @@ import (
 
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cribox/cribox/imageservice/imagetest"
 	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/manifest"
 	"github.com/cribox/cribox/imageservice/pull"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // This file lists what is refused in the documents of an image, and what containerd does with it.

@@ -18,13 +18,12 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/imagetest"
 	"github.com/cribox/cribox/imageservice/manifest"
 	"github.com/cribox/cribox/imageservice/registry"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // folder writes a file to a registry's folder.

@@ -8,12 +8,10 @@ import (
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
-
-	"github.com/cribox/cribox/sandbox/table"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // mountImages finds the images that the mounts of a request name (Mount.image): by the index of the

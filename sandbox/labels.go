@@ -5,13 +5,12 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/cribox/cribox/sandbox/table"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 func seLinuxOptions(o *runtimeapi.SELinuxOption) selinux.Options {

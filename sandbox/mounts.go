@@ -7,13 +7,11 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
-
-	"github.com/cribox/cribox/sandbox/node"
-	"github.com/cribox/cribox/sandbox/table"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // resolveMounts finds, for each mount of a request, what is really bound: a part of a mounted

@@ -12,17 +12,15 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
-
-	"github.com/cribox/cribox/sandbox/layout"
-	"github.com/cribox/cribox/sandbox/table"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/pause"
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/sandbox/table"
 	"github.com/cribox/cribox/sandbox/userns"
 )
 

@@ -5,13 +5,11 @@ import (
 	"time"
 
 	"github.com/containerd/log"
-
-	"github.com/cribox/cribox/sandbox/table"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // readPause is how long a record or request that cannot be read is left alone, doubled up to

@@ -10,19 +10,16 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-
-	"github.com/cribox/cribox/sandbox/layout"
-	"github.com/cribox/cribox/sandbox/node"
-	"github.com/cribox/cribox/sandbox/table"
-
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // updates changes the resources of containers and pods.

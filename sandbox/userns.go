@@ -5,12 +5,11 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/cribox/cribox/sandbox/table"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/pause"
 	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/table"
 	"github.com/cribox/cribox/sandbox/userns"
 )
 

@@ -8,11 +8,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-
-	"github.com/cribox/cribox/sandbox/node"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/spec"
 )
 

@@ -10,14 +10,12 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-
-	"github.com/cribox/cribox/sandbox/layout"
-	"github.com/cribox/cribox/sandbox/table"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // maxVolumes is how many VOLUMEs of an image are made. Each is copied by itself, and they may lead

@@ -10,12 +10,11 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/layers"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // recordFormat is the format of the records that this version reads and writes. A later version

@@ -15,13 +15,12 @@ import (
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
-
-	"github.com/cribox/cribox/imageservice/fault"
-	"github.com/cribox/cribox/imageservice/manifest"
-
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/manifest"
 )
 
 // Blobs owns content/: the blobs, the partial downloads, and the results of unpacking blobs.

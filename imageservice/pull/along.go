@@ -8,12 +8,10 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/progress"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"github.com/cribox/cribox/internal/guard"
 )
 

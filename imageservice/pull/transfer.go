@@ -10,13 +10,12 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/progress"
 	"github.com/cribox/cribox/imageservice/registry"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // transfer downloads one blob from the registry to the content store, over as many connections as

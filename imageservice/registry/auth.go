@@ -19,14 +19,13 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
-
-	"github.com/cribox/cribox/imageservice/fault"
-	"github.com/cribox/cribox/imageservice/imageref"
-
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 	"golang.org/x/net/publicsuffix"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/imageref"
 )
 
 // Auth is the credentials of one pull, as in runtime.v1.AuthConfig. The RegistryToken is sent to

@@ -11,13 +11,12 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cribox/cribox/runtimeshim/cgroup"
 	"github.com/cribox/cribox/runtimeshim/oci"
 	"github.com/cribox/cribox/runtimeshim/statedir"
 	"github.com/cribox/cribox/runtimeshim/wire"
-
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // updater changes the limits of running tasks.

@@ -8,13 +8,11 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-
-	"github.com/cribox/cribox/sandbox/table"
-
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 
 	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // InjectDevices adds to a container's spec what its CDI devices need: device nodes, mounts,

@@ -7,13 +7,11 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-
-	"github.com/cribox/cribox/sandbox/table"
-
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/sandbox/apparmor"
+	"github.com/cribox/cribox/sandbox/table"
 )
 
 // HasAppArmor says whether this kernel confines by AppArmor.

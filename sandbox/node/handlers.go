@@ -10,12 +10,10 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-
-	"github.com/cribox/cribox/runtimeshim"
-
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cribox/cribox/internal/keyed"
+	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
 )

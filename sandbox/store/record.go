@@ -25,6 +25,9 @@ const (
 //
 //	creating -> created -> starting -> running -> stopping -> exited -> removing -> (gone)
 //	                \_________\___________________________________________/
+//
+// A start that came to nothing goes from starting back to created. Whatever has not ended can go to
+// exited, and everything to removing: package table has every transition in states.go.
 const (
 	ContainerCreating = "creating"
 	ContainerCreated  = "created"
