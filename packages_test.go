@@ -23,7 +23,7 @@ var onlyIn = []struct {
 	in      []string
 }{
 	{"google.golang.org/grpc", []string{"", "server"}},
-	{"k8s.io/cri-api", []string{"server", "server/metrics", "sandbox", "sandbox/node", "sandbox/table", "sandbox/stats", "sandbox/streams", "sandbox/spec", "bench_test.go"}}, // a client
+	{"k8s.io/cri-api", []string{"server", "server/metrics", "sandbox", "sandbox/node", "sandbox/table", "sandbox/rootfs", "sandbox/stats", "sandbox/streams", "sandbox/spec", "bench_test.go"}}, // a client
 	{"k8s.io/cri-streaming", []string{"server/streaming"}},
 	{"tags.cncf.io/container-device-interface/pkg/parser", []string{"sandbox/spec"}},
 	{"tags.cncf.io/container-device-interface/pkg/cdi", []string{"sandbox/node"}},
@@ -39,6 +39,7 @@ var onlyIn = []struct {
 // testsMayImport is what the tests of a package may import besides.
 var testsMayImport = map[string][]string{
 	"runtimeshim/client":    {"runtimeshim/shim", "runtimeshim/logger", "runtimeshim/cgroup"}, // they run both
+	"sandbox/rootfs":        {"sandbox/store"},
 	"imageservice/layers":   {"imageservice/imagetest"},
 	"imageservice/registry": {"imageservice/imagetest"},
 }

@@ -74,3 +74,7 @@ func SystemdRuns() bool { return node.SystemdRuns() }
 func RemoveCgroupParent(ctx context.Context, instance string) error {
 	return node.RemoveCgroupParent(ctx, instance)
 }
+
+// ImageUser tells whom an image's USER names, as CreateContainer takes it: an id or a name; neither
+// when it names nobody.
+func ImageUser(user string) (uid *uint32, name string) { return spec.ImageUser(user) }

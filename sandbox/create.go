@@ -2,18 +2,20 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/sandbox/rootfs"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
@@ -31,7 +33,7 @@ type containers struct {
 	states     *table.States
 	table      *table.Table
 	node       *node.Node
-	mounts     *mounts
+	mounts     *rootfs.Mounts
 	files      *podFiles
 	labels     *labels
 	namespaces *namespaces
@@ -128,7 +130,7 @@ func (cs *containers) createContainer(ctx context.Context, p *table.PodEntry, co
 	}
 	defer done()
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.ID))
-	if err := cs.mounts.holdImages(c.ContainerEntry); err != nil {
+	if err := cs.mounts.Hold(c.ContainerEntry); err != nil {
 		return "", err
 	}
 	err = cs.recordContainer(c)
@@ -190,15 +192,15 @@ func imageRef(img imageservice.Image) string {
 // prepare mounts the root filesystem and the image volumes, and writes the spec that StartContainer
 // hands to the runtime.
 func (cs *containers) prepare(ctx context.Context, c *containerPlan) error {
-	if err := makeLogFolder(c.pod, c.ContainerEntry); err != nil {
+	if err := rootfs.MakeLogFolder(c.pod, c.ContainerEntry); err != nil {
 		return err
 	}
-	root, err := cs.mounts.mountRoot(ctx, c.pod, c.ID, imageservice.Rootfs{ImageID: c.image.ID, Label: c.labels.Mount})
+	root, err := cs.mounts.Mount(ctx, c.pod, c.ID, imageservice.Rootfs{ImageID: c.image.ID, Label: c.labels.Mount})
 	if err != nil {
 		return fmt.Errorf("root filesystem of container %s: %w", c.ID, err)
 	}
 	cs.step("container.mounted")
-	if err := cs.mounts.mountVolumes(ctx, c.pod, c.ContainerEntry, c.labels.Mount); err != nil {
+	if err := cs.mounts.MountVolumes(ctx, c.pod, c.ContainerEntry, c.labels.Mount); err != nil {
 		return err
 	}
 	input, err := cs.specContainer(ctx, c, root)
@@ -244,7 +246,7 @@ func (cs *containers) specContainer(ctx context.Context, c *containerPlan, root 
 	in := spec.Container{ID: c.ID, Config: c.Config, Image: c.image.Config, ImageName: c.Config.GetImage().GetImage(), Rootfs: root,
 		ProcessLabel: c.labels.Process, MountLabel: c.labels.Mount}
 	var err error
-	if in.User, err = lookupUser(in.Rootfs, c.image.Config.Config.User, c.Config.GetLinux().GetSecurityContext()); err != nil {
+	if in.User, err = rootfs.LookupUser(in.Rootfs, c.image.Config.Config.User, c.Config.GetLinux().GetSecurityContext()); err != nil {
 		return in, fmt.Errorf("user of container %s: %w", c.Config.GetMetadata().GetName(), err)
 	}
 	profile, err := spec.ContainerSeccompPath(c.Config)
@@ -254,42 +256,21 @@ func (cs *containers) specContainer(ctx context.Context, c *containerPlan, root 
 	if in.SeccompProfile, err = readSeccomp(profile); err != nil {
 		return in, err
 	}
-	if in.Volumes, err = cs.mounts.makeVolumes(ctx, c.pod, c.ContainerEntry, root, c.image); err != nil {
+	if in.Volumes, err = cs.mounts.MakeVolumes(ctx, c.pod, c.ContainerEntry, root, c.image); err != nil {
 		return in, err
 	}
-	if in.Mounts, err = cs.mounts.resolveMounts(ctx, c.handler.MissingPaths, c.ContainerEntry); err != nil {
+	if in.Mounts, err = cs.mounts.Resolve(ctx, c.handler.MissingPaths, c.ContainerEntry); err != nil {
 		return in, err
 	}
-	if err := cs.mounts.canMap(c.pod, c.Config.GetMounts(), in.Mounts); err != nil {
+	if err := cs.mounts.CanMap(c.pod, c.Config.GetMounts(), in.Mounts); err != nil {
 		return in, err
 	}
 	if in.TargetNS, err = cs.namespaces.pinTarget(c.ContainerEntry); err != nil {
 		return in, err
 	}
-	if err := relabel(ctx, c.ContainerEntry, &in); err != nil {
+	if err := rootfs.Relabel(ctx, c.ContainerEntry, &in); err != nil {
 		return in, err
 	}
 	in.Devices, err = node.ResolveDevices(c.Config, !c.host.NoHostDevices)
 	return in, err
-}
-
-// saveSpec writes the spec for StartContainer and ExecSync beside the pod's files: they end with
-// the pod.
-func (f *podFiles) saveSpec(c *table.ContainerEntry, s *specs.Spec) error {
-	dir := f.layout.StatePath("pods", c.PodID, c.ID)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	whole, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	return replaceFile(filepath.Join(dir, "config.json"), whole) // an exec reads the old one or the new one
-}
-
-func replaceFile(path string, b []byte) error {
-	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
 }

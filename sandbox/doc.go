@@ -19,8 +19,8 @@
 //
 // Steps, where crash tests may end the process: pod.recorded, pod.files, pod.userns, pod.started,
 // pod.ready, pod.stopping, pod.unplugged, pod.removing, pod.forgotten, container.recorded,
-// container.mounted, container.volume, container.hostpath, container.prepared, container.created,
+// container.mounted, container.prepared, container.created,
 // container.starting, container.started, container.running, container.updating, container.limited,
 // container.updated, container.stopping, container.exited, container.removing, container.trashed,
-// container.forgotten; and those of the rooms below.
+// container.forgotten; and those of the packages below.
 package sandbox

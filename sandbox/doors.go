@@ -7,11 +7,10 @@ import (
 	"syscall"
 
 	"github.com/cribox/cribox/cni"
-	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/runtimeshim"
 )
 
-// What pods and containers need of the rest of cribox. Of the packages named here sandbox uses the
+// What pods and containers need of the rest of cribox; images are rootfs.Images. Of the packages named here sandbox uses the
 // words, which are data, and calls nothing: another runtime, image store or network that speaks
 // them can take the place of ours.
 
@@ -33,16 +32,6 @@ type Runtime interface {
 	Namespaces(id string, kinds ...string) ([]*os.File, error)
 	Peers(ctx context.Context) ([]int, error) // the processes of the runtime itself, which nobody ends
 	Close() error
-}
-
-// Images has images and mounts them. An image that is held is not removed.
-type Images interface {
-	Lookup(ref string) (imageservice.Image, error)
-	Hold(imageID, holder string) error
-	Release(imageID, holder string)
-	Mount(ctx context.Context, r imageservice.Rootfs) error
-	Unmount(ctx context.Context, target string) error
-	CheckIDMap(userNS *os.File) error
 }
 
 // Network connects network namespaces.

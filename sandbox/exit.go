@@ -11,6 +11,7 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/runtimeshim"
+	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"
 )
@@ -20,7 +21,7 @@ const releaseLimit = time.Minute
 // endings records how containers end, and gives back what an ended one still holds.
 type endings struct {
 	states *table.States
-	mounts *mounts
+	mounts *rootfs.Mounts
 	shim   Runtime
 	turns  *keyed.Turns // by container
 	step   func(string)
@@ -106,7 +107,7 @@ func (e *endings) release(ctx context.Context, c *table.ContainerEntry) {
 	if errors.Is(released, errdefs.ErrNotFound) {
 		released = nil // it never had a process
 	}
-	if err := errors.Join(released, e.mounts.unmountRoot(ctx, c.ID)); err != nil {
+	if err := errors.Join(released, e.mounts.Unmount(ctx, c.ID)); err != nil {
 		log.G(ctx).WithError(err).Warn("an exited container is not released yet; its removal tries again")
 	}
 }

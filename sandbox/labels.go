@@ -1,14 +1,9 @@
 package sandbox
 
 import (
-	"context"
-	"errors"
-	"fmt"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/selinux"
-	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"
 )
@@ -70,33 +65,4 @@ func (l *labels) forContainer(pod *store.Pod, config *runtimeapi.ContainerConfig
 		return labelsOf(pod), nil
 	}
 	return labelsOf(pod).Container(seLinuxOptions(sc.GetSelinuxOptions()))
-}
-
-// relabel gives the files of the container's volumes the label of its files: of those of the image
-// always, of a host path when the mount asks for it. A privileged container needs none, and takes
-// none away from others. What is not done when ctx ends goes on with the next request.
-func relabel(ctx context.Context, c *table.ContainerEntry, in *spec.Container) error {
-	if in.MountLabel == "" {
-		return nil
-	}
-	for _, v := range in.Volumes {
-		if err := selinux.Relabel(ctx, v.Source, in.MountLabel); err != nil {
-			return err
-		}
-	}
-	for i, asked := range c.Config.GetMounts() {
-		if !asked.GetSelinuxRelabel() || asked.GetImage() != nil || c.Config.GetLinux().GetSecurityContext().GetPrivileged() {
-			continue
-		}
-		if err := selinux.Relabel(ctx, in.Mounts[i].Source, in.MountLabel); err != nil {
-			return fmt.Errorf("mount %s: %w", asked.GetContainerPath(), err)
-		}
-	}
-	return nil
-}
-
-// writePodFile writes one of etcFiles, with the pod's label; it belongs to root in the pod.
-func (f *podFiles) writePodFile(p *podPlan, name string, b []byte) error {
-	path := f.etcFile(p.ID, name)
-	return errors.Join(writeFor(p.Config, path, b), selinux.SetLabel(path, p.record.MountLabel))
 }

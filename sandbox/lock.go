@@ -202,8 +202,9 @@ func holds(pid int, name string, file os.FileInfo) bool {
 
 // numbersIn returns the names in a folder of /proc that are numbers; none when the process is gone.
 func numbersIn(dir string) (all []int) {
-	for _, name := range namesIn(dir) {
-		if n, err := strconv.Atoi(name); err == nil {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if n, err := strconv.Atoi(e.Name()); err == nil {
 			all = append(all, n)
 		}
 	}

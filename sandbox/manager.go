@@ -17,6 +17,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/node"
+	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/stats"
 	"github.com/cribox/cribox/sandbox/streams"
@@ -28,7 +29,7 @@ type Config struct {
 	Root     string // survives a reboot
 	State    string // does not need to
 	Instance string // marks what this daemon makes on the host
-	Images   Images
+	Images   rootfs.Images
 	Network  Network
 	Handlers map[string]Handler // those to begin with, see SetHandlers
 	Default  string             // handler of a pod that names none
@@ -148,7 +149,7 @@ func (m *Manager) assemble(c Config, background context.Context, trash *tree.Tra
 	l, states := m.table.Layout, m.table.States
 	labels := &labels{on: m.node.Host().SELinux, states: states}
 	labels.reserve()
-	mounts := &mounts{layout: l, states: states, images: c.Images, trash: trash, pause: c.Pause, step: c.Step}
+	mounts := &rootfs.Mounts{Layout: l, Images: c.Images, Trash: trash, Pause: c.Pause, Step: c.Step}
 	files := &podFiles{layout: l}
 	m.wires = &wires{layout: l, states: states, table: m.table, network: c.Network, shim: m.shim, step: c.Step, collect: make(chan struct{}, 1)}
 	namespaces := &namespaces{layout: l, table: m.table, shim: m.shim}

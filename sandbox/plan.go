@@ -43,7 +43,7 @@ func (ps *pods) plan(config *runtimeapi.PodSandboxConfig, handler string) (*podP
 	}
 	p.record = store.Pod{ID: p.ID, Handler: handler, Created: ps.table.Now(config)}
 	p.Latest = p.record.Created
-	if p.record.PauseImage, err = ps.mounts.pauseImage(); err != nil {
+	if p.record.PauseImage, err = ps.mounts.PauseImage(); err != nil {
 		return nil, err
 	}
 	if !spec.HostNetwork(config) {
@@ -74,10 +74,10 @@ type containerPlan struct {
 func (cs *containers) plan(ctx context.Context, pod *table.PodEntry, config *runtimeapi.ContainerConfig, request *runtimeapi.PodSandboxConfig) (*containerPlan, error) {
 	c := &containerPlan{pod: pod, request: request}
 	var err error
-	if c.image, err = cs.mounts.images.Lookup(config.GetImage().GetImage()); err != nil {
+	if c.image, err = cs.mounts.Images.Lookup(config.GetImage().GetImage()); err != nil {
 		return nil, fmt.Errorf("image %q of container %s: %w", table.Short(config.GetImage().GetImage()), config.GetMetadata().GetName(), err)
 	}
-	volumes, err := cs.mounts.mountImages(config.GetMounts())
+	volumes, err := cs.mounts.VolumeImages(config.GetMounts())
 	if err != nil {
 		return nil, err
 	}

@@ -1,22 +1,20 @@
 package sandbox
 
 import (
-	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/moby/sys/mountinfo"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/sandbox/layout"
-	"github.com/cribox/cribox/sandbox/pause"
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
@@ -44,7 +42,8 @@ const etcSize = 1 << 20
 // container that writes to it without end fills that and not the state folder. A pod that an
 // earlier version made has it directly in its folder.
 func (f *podFiles) etcFile(id, name string) string {
-	if old := f.layout.PodFile(id, name); exists(old) {
+	old := f.layout.PodFile(id, name)
+	if _, err := os.Stat(old); err == nil {
 		return old
 	}
 	return filepath.Join(f.layout.PodFile(id, "etc"), name)
@@ -218,105 +217,30 @@ func (f *podFiles) specPod(p *table.PodEntry, r *store.Pod) (spec.Pod, error) {
 	return s, nil
 }
 
-// pauseRoot returns the root of the pause container: the built-in program in a folder that all pods
-// share read-only; or the configured image's, and the arguments that start it.
-func (m *mounts) pauseRoot(ctx context.Context, p *podPlan) (root string, args []string, err error) {
-	image, label := p.record.PauseImage, p.record.MountLabel
-	if image == "" {
-		root, err := m.builtinPause()
-		if err == nil {
-			err = selinux.Relabel(ctx, root, selinux.Shared(label))
-		}
-		if err == nil {
-			root, err = m.executable(ctx, p.PodEntry, root)
-		}
-		return root, nil, err
-	}
-	if err := m.images.Hold(image, p.ID); err != nil {
-		return "", nil, fmt.Errorf("pause_image: %w", err)
-	}
-	img, err := m.images.Lookup(image)
-	if err != nil {
-		return "", nil, fmt.Errorf("pause_image: %w", err)
-	}
-	args = spec.Command(img.Config.Config, nil, nil)
-	root, err = m.mountRoot(ctx, p.PodEntry, p.ID, imageservice.Rootfs{ImageID: image, Label: label})
-	return root, args, err
+// writePodFile writes one of etcFiles, with the pod's label; it belongs to root in the pod.
+func (f *podFiles) writePodFile(p *podPlan, name string, b []byte) error {
+	path := f.etcFile(p.ID, name)
+	root := spec.RootOf(p.Config)
+	return errors.Join(os.WriteFile(path, b, 0o644), os.Lchown(path, root.UID, root.GID), selinux.SetLabel(path, p.record.MountLabel))
 }
 
-// executable returns root, or where it is mounted once more without noexec: /run is often mounted
-// so, and an OCI runtime keeps the flag (runc since 1.5.3; inside a user namespace none may take it
-// off).
-func (m *mounts) executable(ctx context.Context, p *table.PodEntry, root string) (string, error) {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(root, &fs); err != nil {
-		return "", err
+// saveSpec writes the spec for StartContainer and ExecSync beside the pod's files: they end with
+// the pod.
+func (f *podFiles) saveSpec(c *table.ContainerEntry, s *specs.Spec) error {
+	dir := f.layout.StatePath("pods", c.PodID, c.ID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
 	}
-	if fs.Flags&unix.ST_NOEXEC == 0 {
-		return root, nil
-	}
-	target := m.rootfs(p, p.ID)
-	if err := errors.Join(m.images.Unmount(ctx, target), m.makePassage(p, filepath.Dir(target)), os.MkdirAll(target, 0o700)); err != nil {
-		return "", err
-	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, root, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	whole, err := json.Marshal(s)
 	if err != nil {
-		return "", fmt.Errorf("clone mount of %s: %w", root, err)
+		return err
 	}
-	defer unix.Close(fd)
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Attr_clr: unix.MOUNT_ATTR_NOEXEC, Propagation: unix.MS_PRIVATE}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		return "", fmt.Errorf("mount %s without noexec: %w", root, err)
-	}
-	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return "", fmt.Errorf("mount %s: %w", target, err)
-	}
-	return target, nil
+	return replaceFile(filepath.Join(dir, "config.json"), whole) // an exec reads the old one or the new one
 }
 
-// pauseImage returns the id of the configured pause image, or nothing when there is none.
-func (m *mounts) pauseImage() (string, error) {
-	if m.pause == "" {
-		return "", nil
+func replaceFile(path string, b []byte) error {
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+		return err
 	}
-	img, err := m.images.Lookup(m.pause)
-	if err != nil {
-		return "", fmt.Errorf("pause_image: %w", err)
-	}
-	return img.ID, nil
-}
-
-// builtinPause writes the pause program and the empty folders that its mounts need, once for each
-// daemon.
-func (m *mounts) builtinPause() (string, error) {
-	dir := m.layout.StatePath("pause")
-	if _, err := os.Stat(filepath.Join(dir, "pause")); err == nil {
-		return dir, nil
-	}
-	for _, d := range spec.PodRootfsDirs {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			return "", err
-		}
-	}
-	name, err := writeProgram(dir, pause.Binary())
-	if err == nil {
-		err = os.Rename(name, filepath.Join(dir, "pause"))
-	}
-	if err != nil {
-		return "", errors.Join(err, removeDir(name))
-	}
-	return dir, nil
-}
-
-// writeProgram writes a file that can be executed. A child that inherits the writable descriptor,
-// if only until it executes something, would make it busy.
-func writeProgram(dir string, program []byte) (name string, err error) {
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	f, err := os.CreateTemp(dir, ".pause-")
-	if err != nil {
-		return "", err
-	}
-	_, err = f.Write(program)
-	return f.Name(), errors.Join(err, f.Chmod(0o755), f.Close())
+	return os.Rename(path+".new", path)
 }

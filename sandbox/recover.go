@@ -18,6 +18,7 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"
 )
@@ -28,7 +29,7 @@ type recovery struct {
 	layout     layout.Layout
 	states     *table.States
 	table      *table.Table
-	mounts     *mounts
+	mounts     *rootfs.Mounts
 	files      *podFiles
 	wires      *wires
 	containers *containers
@@ -102,7 +103,9 @@ func (rc *recovery) recoverPod(ctx context.Context, r *store.Pod, tasks map[stri
 	for cid, c := range r.Containers {
 		rc.recoverContainer(ctx, r, c, cid, tasks)
 	}
-	rc.mounts.holdPauseImage(ctx, r)
+	if r.PauseImage != "" && r.State != store.PodNotReady {
+		warn(ctx, rc.mounts.Images.Hold(r.PauseImage, r.ID))
+	}
 	task, ok := tasks[p.ID]
 	switch {
 	case r.State == store.PodCreating || r.State == store.PodRemoving:
@@ -121,7 +124,7 @@ func (rc *recovery) recoverContainer(ctx context.Context, p *store.Pod, r store.
 		if id == "" {
 			continue
 		}
-		if err := rc.mounts.images.Hold(id, cid); err != nil {
+		if err := rc.mounts.Images.Hold(id, cid); err != nil {
 			log.G(ctx).WithError(err).Warn("an image of a container is gone")
 		}
 	}
@@ -172,7 +175,7 @@ func (rc *recovery) recoverContainer(ctx context.Context, p *store.Pod, r store.
 func (rc *recovery) startable(ctx context.Context, c *table.ContainerEntry) bool {
 	has, err := isThere(rc.layout.StatePath("pods", c.PodID, c.ID, "config.json"))
 	if err == nil && has {
-		has, err = rc.mounts.mounted(c.ID)
+		has, err = rc.mounts.Mounted(c.ID)
 	}
 	warn(ctx, err)
 	return has || err != nil
@@ -253,12 +256,6 @@ func (cs *containers) awaitStartOutcome(ctx context.Context, id string) (task ru
 	}
 }
 
-func (m *mounts) holdPauseImage(ctx context.Context, r *store.Pod) {
-	if r.PauseImage != "" && r.State != store.PodNotReady {
-		warn(ctx, m.images.Hold(r.PauseImage, r.ID))
-	}
-}
-
 // collectOrphans takes away what carries this instance's mark and belongs to no record: tasks,
 // network namespaces, root filesystems, files. Requests are served meanwhile, so each thing that
 // was listed is held against what is known at that moment: a record comes before what it speaks of,
@@ -277,10 +274,8 @@ func (rc *recovery) collectOrphans(ctx context.Context, tasks map[string]runtime
 	}{
 		{slices.Collect(maps.Keys(tasks)), rc.shim.Delete},
 		{namesIn(rc.layout.StatePath("pods")), func(_ context.Context, id string) error { return rc.files.removePodFiles(id) }},
-		{slices.Concat(namesIn(rc.layout.StatePath("rootfs")), namesIn(rc.layout.StatePath("userns")), namesIn(rc.layout.StatePath("volumes"))), rc.mounts.removeRoot},
-		{namesIn(rc.layout.RootPath("containers")), func(ctx context.Context, id string) error {
-			return rc.mounts.trash.Put(ctx, rc.layout.RootPath("containers", id))
-		}},
+		{slices.Concat(namesIn(rc.layout.StatePath("rootfs")), namesIn(rc.layout.StatePath("userns")), namesIn(rc.layout.StatePath("volumes"))), rc.mounts.Remove},
+		{namesIn(rc.layout.RootPath("containers")), rc.mounts.Discard},
 		{namesIn(rc.layout.StatePath("locks")), func(ctx context.Context, id string) error {
 			return errors.Join(rc.wires.quiesce(ctx, id), rc.wires.dropLock(id))
 		}},

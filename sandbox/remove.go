@@ -52,13 +52,13 @@ func (cs *containers) discard(ctx context.Context, c *table.ContainerEntry) erro
 	if err := cs.shim.Delete(ctx, c.ID); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
-	if err := cs.mounts.removeRoot(ctx, c.ID); err != nil {
+	if err := cs.mounts.Remove(ctx, c.ID); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
 	if err := userns.Unpin(cs.layout.TargetNS(c.PodID, c.ID)); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
-	err = errors.Join(cs.mounts.trash.Put(ctx, cs.layout.RootPath("containers", c.ID)), os.RemoveAll(cs.layout.StatePath("pods", c.PodID, c.ID)),
+	err = errors.Join(cs.mounts.Discard(ctx, c.ID), os.RemoveAll(cs.layout.StatePath("pods", c.PodID, c.ID)),
 		cs.states.DropAsked(c))
 	if err != nil {
 		return fmt.Errorf("remove container %s: %w", c.ID, err)
@@ -69,17 +69,8 @@ func (cs *containers) discard(ctx context.Context, c *table.ContainerEntry) erro
 		log.G(ctx).WithError(err).Warn("removed although it cannot be recorded; a restart removes it again")
 	}
 	cs.step("container.forgotten")
-	cs.mounts.releaseImages(c)
+	cs.mounts.Release(c)
 	c.MarkExited()
 	cs.table.ForgetContainer(c)
-	return nil
-}
-
-// removeDir removes an empty folder: a mountpoint, which must not be emptied should it still be
-// one.
-func removeDir(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
 	return nil
 }

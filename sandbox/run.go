@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -13,9 +12,11 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/cribox/cribox/sandbox/rootfs"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/runtimeshim"
@@ -32,7 +33,7 @@ type pods struct {
 	states     *table.States
 	table      *table.Table
 	node       *node.Node
-	mounts     *mounts
+	mounts     *rootfs.Mounts
 	files      *podFiles
 	labels     *labels
 	namespaces *namespaces
@@ -190,61 +191,13 @@ func networkSysctls(c *runtimeapi.PodSandboxConfig) bool {
 	return false
 }
 
-func (w *wires) connect(ctx context.Context, p *table.PodEntry) ([]netip.Addr, error) {
-	if spec.HostNetwork(p.Config) {
-		return nil, nil
-	}
-	lock, err := w.podLock(ctx, p.ID)
-	if err != nil {
-		return nil, err
-	}
-	defer lock.Close()
-	network := w.networkOf(p)
-	network.Lock = lock
-	result, err := w.network.Setup(ctx, network)
-	if err != nil {
-		return nil, fmt.Errorf("connect pod %s: %w", p.ID, err)
-	}
-	return result.IPs, nil
-}
-
-// networkOf says what the network plugins are told of a pod.
-func (w *wires) networkOf(p *table.PodEntry) cni.Pod {
-	d := p.Config.GetMetadata()
-	n := cni.Pod{ID: p.ID, Name: d.GetName(), Namespace: d.GetNamespace(), UID: d.GetUid(), NetNS: w.layout.NetNS(p.ID),
-		Annotations: p.Config.GetAnnotations(), CgroupParent: p.Config.GetLinux().GetCgroupParent()}
-	for _, port := range p.Config.GetPortMappings() {
-		if port.GetHostPort() <= 0 {
-			continue // the kubelet lists container ports too
-		}
-		one := cni.Port{Protocol: strings.ToLower(port.GetProtocol().String()),
-			HostPort: port.GetHostPort(), ContainerPort: port.GetContainerPort(), HostIP: hostIP(port)}
-		if !slices.Contains(n.Ports, one) {
-			n.Ports = append(n.Ports, one)
-		}
-	}
-	if dns := p.Config.GetDnsConfig(); dns != nil {
-		n.DNS = cni.DNS{Servers: spec.DNSWords(dns.GetServers()), Searches: spec.DNSWords(dns.GetSearches()), Options: spec.DNSWords(dns.GetOptions())}
-	}
-	return n
-}
-
-// hostIP is the host's address of a mapping in its one usual form, "" for none.
-func hostIP(port *runtimeapi.PortMapping) string {
-	a, err := netip.ParseAddr(port.GetHostIp())
-	if err != nil {
-		return port.GetHostIp()
-	}
-	return a.Unmap().String()
-}
-
 func (ps *pods) startPause(ctx context.Context, p *podPlan) (runtimeshim.Task, error) {
 	input, err := ps.files.specPod(p.PodEntry, &p.record)
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
 	var args []string
-	if input.Rootfs, args, err = ps.mounts.pauseRoot(ctx, p); err != nil {
+	if input.Rootfs, args, err = ps.mounts.PauseRoot(ctx, p.PodEntry, p.record.PauseImage, p.record.MountLabel); err != nil {
 		return runtimeshim.Task{}, err
 	}
 	if err := ps.node.AwaitProfile(ctx); err != nil {

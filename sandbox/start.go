@@ -17,6 +17,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/cgroup"
 	"github.com/cribox/cribox/sandbox/node"
+	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"
 )
@@ -51,7 +52,7 @@ func (cs *containers) startContainer(ctx context.Context, c *table.ContainerEntr
 	if err := errors.Join(table.Known(c.Lacks), table.Known(p.Lacks)); err != nil {
 		return fmt.Errorf("start container %s: %w", c.ID, err)
 	}
-	if err := makeLogFolder(p, c); err != nil { // made at its creation, and taken away since
+	if err := rootfs.MakeLogFolder(p, c); err != nil { // made at its creation, and taken away since
 		return fmt.Errorf("start container %s: %w", c.ID, err)
 	}
 	if err := cs.states.Starting(c); err != nil {

@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/store"
@@ -88,7 +86,11 @@ func (ps *pods) teardown(ctx context.Context, p *table.PodEntry) error {
 		return fmt.Errorf("disconnect pod %s: %w", p.ID, err)
 	}
 	ps.step("pod.unplugged")
-	if err := ps.mounts.dropPauseRoot(ctx, p.ID); err != nil {
+	image := ""
+	if r, ok := ps.states.Get(p.ID); ok {
+		image = r.PauseImage
+	}
+	if err := ps.mounts.DropPauseRoot(ctx, p.ID, image); err != nil {
 		return err
 	}
 	return ps.files.removePodFiles(p.ID)
@@ -102,39 +104,6 @@ func (ps *pods) stopAll(ctx context.Context, p *table.PodEntry) error {
 		})
 	}
 	return g.Wait()
-}
-
-// disconnect gives the pod's addresses back and removes its network namespace. A plugin that fails
-// is no error: it is asked again, without the namespace, until it has given back what it owes.
-func (w *wires) disconnect(ctx context.Context, p *table.PodEntry) error {
-	if r, ok := w.states.Get(p.ID); ok && r.NetNS == "" { // the host's; the request may not be readable
-		return nil
-	}
-	lock, err := w.podLock(ctx, p.ID)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	network := w.networkOf(p)
-	network.Lock = lock
-	if err := w.network.Teardown(ctx, network); err != nil {
-		log.G(ctx).WithError(err).WithField("step", "cni").Warn("the network of the pod is not given back yet; will be tried again")
-		w.lookAgain()
-	}
-	return w.network.RemoveNetNS(w.layout.NetNS(p.ID))
-}
-
-// dropPauseRoot is the opposite of pauseRoot, and may be called at any time.
-func (m *mounts) dropPauseRoot(ctx context.Context, id string) error {
-	r, ok := m.states.Get(id)
-	if !ok || r.PauseImage == "" {
-		return m.removeRoot(ctx, id)
-	}
-	if err := m.removeRoot(ctx, id); err != nil {
-		return err
-	}
-	m.images.Release(r.PauseImage, id)
-	return m.trash.Put(ctx, m.layout.RootPath("containers", id))
 }
 
 // RemovePod stops the pod if it must, and forgets it and its containers (CRI RemovePodSandbox). An
@@ -187,56 +156,4 @@ func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
 	ps.labels.drop(labels)
 	ps.table.ForgetPod(p)
 	return nil
-}
-
-// collectEvery is how long the collector waits after a round that left something, doubled up to
-// collectAtMost.
-const (
-	collectEvery  = 10 * time.Second
-	collectAtMost = 5 * time.Minute
-)
-
-// collector asks the network plugins for what they owe until nothing is owed. Whatever is new is
-// asked for soon, whatever is old ever later.
-func (w *wires) collector(ctx context.Context) {
-	wait := collectEvery
-	for {
-		var again <-chan time.Time
-		done := false
-		guard.Run(ctx, "asking network plugins", func() { done = w.collectOnce(ctx) })
-		if !done {
-			again = time.After(wait)
-			wait = min(2*wait, collectAtMost)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-again:
-		case <-w.collect:
-			wait = collectEvery
-		}
-	}
-}
-
-// lookAgain wakes the collector.
-func (w *wires) lookAgain() {
-	select {
-	case w.collect <- struct{}{}:
-	default:
-	}
-}
-
-// collectOnce makes one round and says whether nothing is left to do.
-func (w *wires) collectOnce(ctx context.Context) bool {
-	done := true
-	for _, id := range w.network.Debts() {
-		if r, ok := w.states.Get(id); ok && r.State != store.PodNotReady || w.table.RecordUnread(id) != nil {
-			continue // its processes may still use the address
-		}
-		if err := w.network.Teardown(ctx, cni.Pod{ID: id, NetNS: w.layout.NetNS(id)}); err != nil {
-			log.G(ctx).WithField("pod", id).WithError(err).Warn("the network plugin still does not give an address back")
-			done = false
-		}
-	}
-	return done
 }

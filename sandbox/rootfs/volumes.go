@@ -1,4 +1,4 @@
-package sandbox
+package rootfs
 
 import (
 	"context"
@@ -22,18 +22,18 @@ import (
 // to one folder or lie in each other.
 const maxVolumes = 128
 
-// makeVolumes gives every VOLUME of the image that the request mounts nothing on a folder beside
+// MakeVolumes gives every VOLUME of the image that the request mounts nothing on a folder beside
 // the container's writable layer, filled with what the image has there: it can be written even when
 // the root filesystem cannot. It ends with the container. A copy that takes longer than ctx lasts
 // is given up. ErrInvalidArgument when there are too many.
-func (m *mounts) makeVolumes(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, root string, img imageservice.Image) ([]spec.Volume, error) {
+func (m *Mounts) MakeVolumes(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, root string, img imageservice.Image) ([]spec.Volume, error) {
 	asked := spec.ImageVolumes(img.Config, c.Config)
 	if len(asked) > maxVolumes {
 		return nil, fmt.Errorf("the image has %d volumes that nothing is mounted on, at most %d are made: %w", len(asked), maxVolumes, errdefs.ErrInvalidArgument)
 	}
 	var all []spec.Volume
 	for i, inside := range asked {
-		dir := m.layout.RootPath("containers", c.ID, layout.Volumes, strconv.Itoa(i))
+		dir := m.Layout.RootPath("containers", c.ID, layout.Volumes, strconv.Itoa(i))
 		if err := copyFromRoot(ctx, p.Config, root, inside, dir); err != nil {
 			return nil, fmt.Errorf("volume %s of the image: %w", inside, err)
 		}
@@ -63,5 +63,6 @@ func copyFromRoot(ctx context.Context, c *runtimeapi.PodSandboxConfig, root, ins
 }
 
 func makeFor(c *runtimeapi.PodSandboxConfig, dir string) error {
-	return errors.Join(os.Mkdir(dir, 0o755), give(c, dir))
+	root := spec.RootOf(c)
+	return errors.Join(os.Mkdir(dir, 0o755), os.Lchown(dir, root.UID, root.GID))
 }

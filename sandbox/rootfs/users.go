@@ -1,4 +1,4 @@
-package sandbox
+package rootfs
 
 import (
 	"errors"
@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/spec"
 )
 
@@ -18,9 +17,9 @@ import (
 // decides how large they are.
 const maxUserFile = 10 << 20
 
-// lookupUser returns who the container's first process is, by the request, the image and the
+// LookupUser returns who the container's first process is, by the request, the image and the
 // image's own user files.
-func lookupUser(rootfs, imageUser string, sc *runtimeapi.LinuxContainerSecurityContext) (spec.User, error) {
+func LookupUser(rootfs, imageUser string, sc *runtimeapi.LinuxContainerSecurityContext) (spec.User, error) {
 	passwd, err := readInRoot(rootfs, "/etc/passwd")
 	if err != nil {
 		return spec.User{}, err
@@ -31,10 +30,6 @@ func lookupUser(rootfs, imageUser string, sc *runtimeapi.LinuxContainerSecurityC
 	}
 	return spec.ResolveUser(imageUser, sc, passwd, group)
 }
-
-// ImageUser tells whom an image's USER names, as CreateContainer takes it: an id or a name; neither
-// when it names nobody.
-func ImageUser(user string) (uid *uint32, name string) { return spec.ImageUser(user) }
 
 // readInRoot reads a regular file of an image with every link resolved inside root; a missing one
 // is empty. What is no regular file (a FIFO would block, a device would never end) or too large is
@@ -100,22 +95,3 @@ func blamePath(err error) error {
 }
 
 func handlePath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
-
-// readSeccomp reads the profile that the kubelet names by its path; "" is none.
-func readSeccomp(path string) ([]byte, error) {
-	if path == "" {
-		return nil, nil
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w", node.BlameHost(err))
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxUserFile {
-		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %s is no file of at most %d bytes: %w", path, maxUserFile, errdefs.ErrInvalidArgument)
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w", node.BlameHost(err))
-	}
-	return b, nil
-}

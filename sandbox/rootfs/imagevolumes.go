@@ -1,4 +1,4 @@
-package sandbox
+package rootfs
 
 import (
 	"context"
@@ -14,16 +14,16 @@ import (
 	"github.com/cribox/cribox/sandbox/table"
 )
 
-// mountImages finds the images that the mounts of a request name (Mount.image): by the index of the
+// VolumeImages finds the images that the mounts of a request name (Mount.image): by the index of the
 // mount, "" for a host path; nil when there is none. An image must be here, whoever asks for it
 // pulls it first: ErrNotFound.
-func (m *mounts) mountImages(mounts []*runtimeapi.Mount) ([]string, error) {
+func (m *Mounts) VolumeImages(mounts []*runtimeapi.Mount) ([]string, error) {
 	var ids []string
 	for i, asked := range mounts {
 		if asked.GetImage() == nil {
 			continue
 		}
-		img, err := m.images.Lookup(asked.GetImage().GetImage())
+		img, err := m.Images.Lookup(asked.GetImage().GetImage())
 		if err != nil {
 			return nil, volumeFailed(asked, err)
 		}
@@ -40,17 +40,17 @@ func volumeFailed(asked *runtimeapi.Mount, err error) error {
 	return fmt.Errorf("ImageVolumeMountFailed: mount %s: %w", asked.GetContainerPath(), err)
 }
 
-// holdImages keeps the images of the container from being removed, or none of them.
-func (m *mounts) holdImages(c *table.ContainerEntry) error {
+// Hold keeps the images of the container from being removed, or none of them.
+func (m *Mounts) Hold(c *table.ContainerEntry) error {
 	for i, id := range append([]string{c.ImageID}, c.MountImages...) {
 		if id == "" {
 			continue
 		}
-		err := m.images.Hold(id, c.ID)
+		err := m.Images.Hold(id, c.ID)
 		if err == nil {
 			continue
 		}
-		m.releaseImages(c)
+		m.Release(c)
 		if i > 0 {
 			err = volumeFailed(c.Config.GetMounts()[i-1], err)
 		}
@@ -59,30 +59,30 @@ func (m *mounts) holdImages(c *table.ContainerEntry) error {
 	return nil
 }
 
-// releaseImages undoes holdImages.
-func (m *mounts) releaseImages(c *table.ContainerEntry) {
+// Release undoes Hold.
+func (m *Mounts) Release(c *table.ContainerEntry) {
 	for _, id := range append([]string{c.ImageID}, c.MountImages...) {
-		m.images.Release(id, c.ID)
+		m.Images.Release(id, c.ID)
 	}
 }
 
-// mountVolumes mounts every image that the container's mounts name once, read-only and without a
+// MountVolumes mounts every image that the container's mounts name once, read-only and without a
 // writable layer, with the ids of the pod's user namespace. Two containers have a mount each: none
 // depends on what becomes of the other.
-func (m *mounts) mountVolumes(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, label string) error {
+func (m *Mounts) MountVolumes(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, label string) error {
 	for i, id := range c.MountImages {
 		if id == "" || slices.Index(c.MountImages, id) < i {
 			continue
 		}
-		if err := m.mountVolume(ctx, p, imageservice.Rootfs{ImageID: id, Target: m.layout.VolumePlace(c.ID, c.MountImages, i), ReadOnly: true, Label: label}); err != nil {
+		if err := m.mountVolume(ctx, p, imageservice.Rootfs{ImageID: id, Target: m.Layout.VolumePlace(c.ID, c.MountImages, i), ReadOnly: true, Label: label}); err != nil {
 			return volumeFailed(c.Config.GetMounts()[i], err)
 		}
-		m.step("container.volume")
+		m.Step("container.volume")
 	}
 	return nil
 }
 
-func (m *mounts) mountVolume(ctx context.Context, p *table.PodEntry, r imageservice.Rootfs) error {
+func (m *Mounts) mountVolume(ctx context.Context, p *table.PodEntry, r imageservice.Rootfs) error {
 	var err error
 	if r.UserNS, err = m.openUserNS(p); err != nil {
 		return err
@@ -90,15 +90,15 @@ func (m *mounts) mountVolume(ctx context.Context, p *table.PodEntry, r imageserv
 	if r.UserNS != nil {
 		defer r.UserNS.Close()
 	}
-	return m.images.Mount(ctx, r)
+	return m.Images.Mount(ctx, r)
 }
 
 // volumeSource returns what mount i binds: the mounted image, or what image_sub_path names in it, a
 // folder or a file. The kernel resolves the path without leaving the image, and nobody can change
 // the image afterwards: the path that is returned has no links.
-func (m *mounts) volumeSource(c *table.ContainerEntry, i int) (string, error) {
+func (m *Mounts) volumeSource(c *table.ContainerEntry, i int) (string, error) {
 	asked := c.Config.GetMounts()[i]
-	path, err := resolveInVolume(m.layout.VolumePlace(c.ID, c.MountImages, i), asked.GetImageSubPath())
+	path, err := resolveInVolume(m.Layout.VolumePlace(c.ID, c.MountImages, i), asked.GetImageSubPath())
 	if err != nil {
 		return "", volumeFailed(asked, fmt.Errorf("image_sub_path %q: %w", table.Short(asked.GetImageSubPath()), err))
 	}

@@ -1,4 +1,4 @@
-package sandbox
+package rootfs
 
 import (
 	"fmt"
@@ -19,28 +19,28 @@ import (
 
 // TestTooManyVolumes: an image cannot have itself copied as often as it likes.
 func TestTooManyVolumes(t *testing.T) {
-	m := &mounts{layout: layout.Layout{Root: t.TempDir()}}
+	m := &Mounts{Layout: layout.Layout{Root: t.TempDir()}}
 	p, c := table.NewPodEntry("p", &runtimeapi.PodSandboxConfig{}), table.NewContainerEntry("p", store.Container{ID: "c"}, &runtimeapi.ContainerConfig{})
 	img := imageservice.Image{}
 	img.Config.Config.Volumes = map[string]struct{}{}
 	for i := range maxVolumes {
 		img.Config.Config.Volumes[fmt.Sprint("/v", i)] = struct{}{}
 	}
-	if all, err := m.makeVolumes(t.Context(), p, c, t.TempDir(), img); err != nil || len(all) != maxVolumes {
+	if all, err := m.MakeVolumes(t.Context(), p, c, t.TempDir(), img); err != nil || len(all) != maxVolumes {
 		t.Errorf("%d volumes: %v", len(all), err)
 	}
-	if err := os.RemoveAll(m.layout.Root); err != nil {
+	if err := os.RemoveAll(m.Layout.Root); err != nil {
 		t.Fatal(err)
 	}
 	img.Config.Config.Volumes["/more"] = struct{}{}
-	if _, err := m.makeVolumes(t.Context(), p, c, t.TempDir(), img); !errdefs.IsInvalidArgument(err) {
+	if _, err := m.MakeVolumes(t.Context(), p, c, t.TempDir(), img); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
 	}
-	if exists(m.layout.Root) {
+	if _, err := os.Stat(m.Layout.Root); err == nil {
 		t.Error("something was made")
 	}
 	c.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/more"}}
-	if _, err := m.makeVolumes(t.Context(), p, c, t.TempDir(), img); err != nil {
+	if _, err := m.MakeVolumes(t.Context(), p, c, t.TempDir(), img); err != nil {
 		t.Errorf("with a mount on one of them: %v", err)
 	}
 }

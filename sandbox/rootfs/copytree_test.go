@@ -1,4 +1,4 @@
-package sandbox
+package rootfs
 
 import (
 	"bytes"

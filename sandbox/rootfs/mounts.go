@@ -1,4 +1,4 @@
-package sandbox
+package rootfs
 
 import (
 	"context"
@@ -10,14 +10,16 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/node"
+	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/table"
+	"github.com/cribox/cribox/sandbox/userns"
 )
 
-// resolveMounts finds, for each mount of a request, what is really bound: a part of a mounted
+// Resolve finds, for each mount of a request, what is really bound: a part of a mounted
 // image, or the host path with its links resolved, and how the mount it lies on propagates. A host
 // path that does not exist is made, see hostPath.
-func (m *mounts) resolveMounts(ctx context.Context, missing node.MissingPaths, c *table.ContainerEntry) ([]spec.Mount, error) {
+func (m *Mounts) Resolve(ctx context.Context, missing node.MissingPaths, c *table.ContainerEntry) ([]spec.Mount, error) {
 	var table []*mountinfo.Info
 	resolved := make([]spec.Mount, 0, len(c.Config.GetMounts()))
 	for i, asked := range c.Config.GetMounts() {
@@ -42,7 +44,7 @@ func (m *mounts) resolveMounts(ctx context.Context, missing node.MissingPaths, c
 	return resolved, nil
 }
 
-func (m *mounts) mountSource(ctx context.Context, missing node.MissingPaths, c *table.ContainerEntry, i int) (string, error) {
+func (m *Mounts) mountSource(ctx context.Context, missing node.MissingPaths, c *table.ContainerEntry, i int) (string, error) {
 	asked := c.Config.GetMounts()[i]
 	if asked.GetImage() != nil {
 		return m.volumeSource(c, i)
@@ -74,4 +76,46 @@ func propagation(table []*mountinfo.Info, path string) (shared, slave bool) {
 		return false, false
 	}
 	return strings.Contains(best.Optional, "shared:"), strings.Contains(best.Optional, "master:")
+}
+
+// CanMap refuses a mount whose ids are to be mapped and cannot be: the OCI runtime would do so only
+// when the container starts.
+func (m *Mounts) CanMap(p *table.PodEntry, asked []*runtimeapi.Mount, found []spec.Mount) error {
+	ns, err := m.openUserNS(p)
+	if err != nil || ns == nil {
+		return err
+	}
+	defer ns.Close()
+	for i, a := range asked {
+		if len(a.GetUidMappings()) == 0 || a.GetImage() != nil { // an image is mounted with its ids mapped
+			continue
+		}
+		if err := userns.CanMap(found[i].Source, ns); err != nil {
+			return fmt.Errorf("mount %s: %w", a.GetContainerPath(), err)
+		}
+	}
+	return nil
+}
+
+// Relabel gives the files of the container's volumes the label of its files: of those of the image
+// always, of a host path when the mount asks for it. A privileged container needs none, and takes
+// none away from others. What is not done when ctx ends goes on with the next request.
+func Relabel(ctx context.Context, c *table.ContainerEntry, in *spec.Container) error {
+	if in.MountLabel == "" {
+		return nil
+	}
+	for _, v := range in.Volumes {
+		if err := selinux.Relabel(ctx, v.Source, in.MountLabel); err != nil {
+			return err
+		}
+	}
+	for i, asked := range c.Config.GetMounts() {
+		if !asked.GetSelinuxRelabel() || asked.GetImage() != nil || c.Config.GetLinux().GetSecurityContext().GetPrivileged() {
+			continue
+		}
+		if err := selinux.Relabel(ctx, in.Mounts[i].Source, in.MountLabel); err != nil {
+			return fmt.Errorf("mount %s: %w", asked.GetContainerPath(), err)
+		}
+	}
+	return nil
 }

@@ -1,4 +1,4 @@
-package sandbox
+package rootfs
 
 import (
 	"context"
@@ -20,7 +20,7 @@ import (
 // hostPath returns a mount's host path with its links resolved. One that does not exist is made, as
 // every runtime does: add-ons count on it, and a kubelet has checked those whose volume has a type.
 // ErrInvalidArgument, or ErrFailedPrecondition where it may not or cannot be made.
-func (m *mounts) hostPath(ctx context.Context, missing node.MissingPaths, path string) (string, error) {
+func (m *Mounts) hostPath(ctx context.Context, missing node.MissingPaths, path string) (string, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err == nil {
 		return real, nil
@@ -42,7 +42,7 @@ func (m *mounts) hostPath(ctx context.Context, missing node.MissingPaths, path s
 		return "", fmt.Errorf("%s does not exist and cannot be made: %w", path, node.Classify(err, errdefs.ErrFailedPrecondition))
 	}
 	log.G(ctx).Infof("made the folder %s: it is mounted into a container and did not exist", path)
-	m.step("container.hostpath")
+	m.Step("container.hostpath")
 	return real, nil
 }
 
@@ -112,11 +112,11 @@ func makeIn(dir *os.File, name string) (*os.File, error) {
 	return nil, fmt.Errorf("open %s: %w", path, err)
 }
 
-// makeLogFolder makes the folders of a container's log that are missing below the log directory of
+// MakeLogFolder makes the folders of a container's log that are missing below the log directory of
 // its pod, where a kubelet has one for each container and others put logs deeper.
 // ErrFailedPrecondition for a link on the way: who may write there would send the log, which root
 // writes, to any file of the host.
-func makeLogFolder(p *table.PodEntry, c *table.ContainerEntry) error {
+func MakeLogFolder(p *table.PodEntry, c *table.ContainerEntry) error {
 	path, directory := c.Config.GetLogPath(), p.Config.GetLogDirectory()
 	folder := strings.TrimPrefix(filepath.Dir(filepath.Clean("/"+path)), "/")
 	if path == "" || directory == "" || folder == "" {

@@ -1,4 +1,4 @@
-package sandbox
+package rootfs
 
 import (
 	"fmt"
@@ -39,7 +39,7 @@ func TestLogDirectoryIsAFIFO(t *testing.T) {
 	p := &table.PodEntry{Config: &runtimeapi.PodSandboxConfig{LogDirectory: fifo}}
 	c := &table.ContainerEntry{Config: &runtimeapi.ContainerConfig{LogPath: "a/0.log"}}
 	done := make(chan error, 1)
-	go func() { done <- makeLogFolder(p, c) }()
+	go func() { done <- MakeLogFolder(p, c) }()
 	if err := <-done; !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("%v", err)
 	}

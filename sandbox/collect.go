@@ -1,0 +1,101 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/internal/guard"
+	"github.com/cribox/cribox/sandbox/store"
+)
+
+// collectGarbage has the network plugins give back, once after a start, what no pod uses. It waits
+// as long as what is in use cannot be told for certain, and tries again later.
+func (w *wires) collectGarbage(ctx context.Context) {
+	said := ""
+	for wait := collectEvery; ; wait = min(2*wait, collectAtMost) {
+		err := w.network.CollectGarbage(ctx, w.connected())
+		if err == nil {
+			return
+		}
+		if err.Error() != said {
+			said = err.Error()
+			log.G(ctx).WithField("step", "cni").WithError(err).Info("the network plugins are not told yet which pods there are (GC)")
+		}
+		if !errors.Is(err, errdefs.ErrUnavailable) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// connected returns the pods that have a network of their own and use it.
+func (w *wires) connected() []string {
+	var ids []string
+	for _, r := range w.states.List() {
+		if r.State == store.PodReady && r.NetNS != "" {
+			ids = append(ids, r.ID)
+		}
+	}
+	return ids
+}
+
+// collectEvery is how long the collector waits after a round that left something, doubled up to
+// collectAtMost.
+const (
+	collectEvery  = 10 * time.Second
+	collectAtMost = 5 * time.Minute
+)
+
+// collector asks the network plugins for what they owe until nothing is owed. Whatever is new is
+// asked for soon, whatever is old ever later.
+func (w *wires) collector(ctx context.Context) {
+	wait := collectEvery
+	for {
+		var again <-chan time.Time
+		done := false
+		guard.Run(ctx, "asking network plugins", func() { done = w.collectOnce(ctx) })
+		if !done {
+			again = time.After(wait)
+			wait = min(2*wait, collectAtMost)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+		case <-w.collect:
+			wait = collectEvery
+		}
+	}
+}
+
+// lookAgain wakes the collector.
+func (w *wires) lookAgain() {
+	select {
+	case w.collect <- struct{}{}:
+	default:
+	}
+}
+
+// collectOnce makes one round and says whether nothing is left to do.
+func (w *wires) collectOnce(ctx context.Context) bool {
+	done := true
+	for _, id := range w.network.Debts() {
+		if r, ok := w.states.Get(id); ok && r.State != store.PodNotReady || w.table.RecordUnread(id) != nil {
+			continue // its processes may still use the address
+		}
+		if err := w.network.Teardown(ctx, cni.Pod{ID: id, NetNS: w.layout.NetNS(id)}); err != nil {
+			log.G(ctx).WithField("pod", id).WithError(err).Warn("the network plugin still does not give an address back")
+			done = false
+		}
+	}
+	return done
+}
