@@ -16,6 +16,7 @@ import (
 	"github.com/cribox/cribox/internal/tree"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/network"
 	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/spec"
@@ -30,7 +31,7 @@ type Config struct {
 	State    string // does not need to
 	Instance string // marks what this daemon makes on the host
 	Images   rootfs.Images
-	Network  Network
+	Network  network.Network
 	Handlers map[string]Handler // those to begin with, see SetHandlers
 	Default  string             // handler of a pod that names none
 	Pause    string             // image of the pause container; empty is the built-in program
@@ -58,7 +59,7 @@ type Manager struct {
 	*updates
 	*streams.Sessions
 	*stats.Figures
-	wires    *wires
+	network  *network.Connector
 	endings  *endings
 	recovery *recovery
 	exits    exits
@@ -140,7 +141,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 		return nil, errors.Join(err, m.Close())
 	}
 	close(m.open)
-	go m.wires.collector(background)
+	go m.network.Collect(background)
 	return m, nil
 }
 
@@ -151,7 +152,7 @@ func (m *Manager) assemble(c Config, background context.Context, trash *tree.Tra
 	labels.reserve()
 	mounts := &rootfs.Mounts{Layout: l, Images: c.Images, Trash: trash, Pause: c.Pause, Step: c.Step}
 	files := &podFiles{layout: l}
-	m.wires = &wires{layout: l, states: states, table: m.table, network: c.Network, shim: m.shim, step: c.Step, collect: make(chan struct{}, 1)}
+	m.network = network.New(m.table, c.Network, m.shim.Peers, c.Step)
 	namespaces := &namespaces{layout: l, table: m.table, shim: m.shim}
 	turns := &keyed.Turns{}
 	m.endings = &endings{states: states, mounts: mounts, shim: m.shim, turns: turns, step: c.Step}
@@ -162,7 +163,7 @@ func (m *Manager) assemble(c Config, background context.Context, trash *tree.Tra
 	}
 	m.pods = &pods{
 		layout: l, states: states, table: m.table, node: m.node, mounts: mounts, files: files, labels: labels, namespaces: namespaces,
-		wires: m.wires, containers: m.containers, shim: m.shim, step: c.Step, background: background,
+		network: m.network, containers: m.containers, shim: m.shim, step: c.Step, background: background,
 	}
 	m.updates = &updates{
 		layout: l, states: states, table: m.table, node: m.node, files: files, containers: m.containers,
@@ -171,7 +172,7 @@ func (m *Manager) assemble(c Config, background context.Context, trash *tree.Tra
 	m.Sessions = streams.New(l, m.table, m.shim, c.Network.Dial)
 	m.Figures = stats.New(l, m.table, m.node.Host())
 	m.recovery = &recovery{
-		layout: l, states: states, table: m.table, mounts: mounts, files: files, wires: m.wires, containers: m.containers, endings: m.endings, pods: m.pods,
+		layout: l, states: states, table: m.table, mounts: mounts, files: files, network: m.network, containers: m.containers, endings: m.endings, pods: m.pods,
 		updates: m.updates, shim: m.shim, background: background,
 	}
 }
@@ -221,14 +222,14 @@ func (m *Manager) Ready(ctx context.Context) error {
 }
 
 // NetworkReady says why no pod can be connected now, or nil (CRI condition NetworkReady).
-func (m *Manager) NetworkReady() error { return m.wires.network.Ready() }
+func (m *Manager) NetworkReady() error { return m.network.Ready() }
 
 // Network returns what is known of the network that pods are connected to now.
-func (m *Manager) Network(ctx context.Context) cni.Status { return m.wires.network.Status(ctx) }
+func (m *Manager) Network(ctx context.Context) cni.Status { return m.network.Status(ctx) }
 
 // SetPodCIDR takes the range of this node's pods (CRI UpdateRuntimeConfig). ErrInvalidArgument when
 // it is none.
-func (m *Manager) SetPodCIDR(cidr string) error { return m.wires.network.SetPodCIDR(cidr) }
+func (m *Manager) SetPodCIDR(cidr string) error { return m.network.SetPodCIDR(cidr) }
 
 // Spec returns the OCI spec of a container, as long as its pod is not stopped.
 func (m *Manager) Spec(c table.Container) ([]byte, error) {
@@ -259,9 +260,11 @@ func warn(ctx context.Context, err error) {
 	}
 }
 
+const retryAtMost = 5 * time.Minute // between two tries of retryUntilDone
+
 // retryUntilDone repeats an act until it succeeds or ctx ends, each time with more patience.
 func retryUntilDone(ctx context.Context, what string, act func(context.Context) error) {
-	for wait := time.Second; ; wait = min(2*wait, collectAtMost) {
+	for wait := time.Second; ; wait = min(2*wait, retryAtMost) {
 		err := guard.Call(ctx, what, func() error { return clean(ctx, teardownLimit, act) })
 		if err == nil || ctx.Err() != nil {
 			return

@@ -29,7 +29,7 @@ type podPlan struct {
 // in its labels belongs to the pod until labels.drop.
 func (ps *pods) plan(config *runtimeapi.PodSandboxConfig, handler string) (*podPlan, error) {
 	if !spec.HostNetwork(config) {
-		if err := ps.wires.network.Ready(); err != nil {
+		if err := ps.network.Ready(); err != nil {
 			return nil, fmt.Errorf("no network for pods: %w: %w", err, errdefs.ErrUnavailable)
 		}
 	}

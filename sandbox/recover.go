@@ -18,6 +18,7 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/network"
 	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"
@@ -31,7 +32,7 @@ type recovery struct {
 	table      *table.Table
 	mounts     *rootfs.Mounts
 	files      *podFiles
-	wires      *wires
+	network    *network.Connector
 	containers *containers
 	endings    *endings
 	pods       *pods
@@ -74,7 +75,7 @@ func (rc *recovery) recover(ctx context.Context) error {
 	} else {
 		go rc.collectAll(ctx, tasks)
 	}
-	rc.wires.lookAgain()
+	rc.network.LookAgain()
 	return nil
 }
 
@@ -82,7 +83,7 @@ func (rc *recovery) recover(ctx context.Context) error {
 // is in memory.
 func (rc *recovery) collectAll(ctx context.Context, tasks map[string]runtimeshim.Task) {
 	guard.Run(ctx, "collecting what belongs to nobody", func() { rc.collectOrphans(ctx, tasks) })
-	guard.Run(ctx, "collecting networks", func() { rc.wires.collectGarbage(ctx) })
+	guard.Run(ctx, "collecting networks", func() { rc.network.CollectUnused(ctx) })
 }
 
 func (rc *recovery) tasks(ctx context.Context) (map[string]runtimeshim.Task, error) {
@@ -277,10 +278,10 @@ func (rc *recovery) collectOrphans(ctx context.Context, tasks map[string]runtime
 		{slices.Concat(namesIn(rc.layout.StatePath("rootfs")), namesIn(rc.layout.StatePath("userns")), namesIn(rc.layout.StatePath("volumes"))), rc.mounts.Remove},
 		{namesIn(rc.layout.RootPath("containers")), rc.mounts.Discard},
 		{namesIn(rc.layout.StatePath("locks")), func(ctx context.Context, id string) error {
-			return errors.Join(rc.wires.quiesce(ctx, id), rc.wires.dropLock(id))
+			return errors.Join(rc.network.Quiesce(ctx, id), rc.network.DropLock(id))
 		}},
 		{networks, func(ctx context.Context, id string) error {
-			return errors.Join(rc.wires.network.Teardown(ctx, cni.Pod{ID: id, NetNS: rc.layout.NetNS(id)}), rc.wires.network.RemoveNetNS(rc.layout.NetNS(id)))
+			return errors.Join(rc.network.Teardown(ctx, cni.Pod{ID: id, NetNS: rc.layout.NetNS(id)}), rc.network.RemoveNetNS(rc.layout.NetNS(id)))
 		}},
 	} {
 		for _, id := range kind.ids {

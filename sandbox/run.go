@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/cribox/cribox/sandbox/network"
 	"github.com/cribox/cribox/sandbox/rootfs"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -37,7 +38,7 @@ type pods struct {
 	files      *podFiles
 	labels     *labels
 	namespaces *namespaces
-	wires      *wires
+	network    *network.Connector
 	containers *containers
 	shim       Runtime
 	step       func(string)
@@ -135,7 +136,7 @@ func (ps *pods) bringUp(ctx context.Context, p *podPlan) error {
 		return fmt.Errorf("prepare pod %s: %w", p.ID, err)
 	}
 	ps.step("pod.files")
-	if err := ps.wires.makeNamespaces(p.PodEntry); err != nil {
+	if err := ps.network.MakeNamespaces(p.PodEntry); err != nil {
 		return fmt.Errorf("namespaces of pod %s: %w", p.ID, err)
 	}
 	ips, task, err := ps.connectAndStart(ctx, p)
@@ -160,7 +161,7 @@ func (ps *pods) bringUp(ctx context.Context, p *podPlan) error {
 func (ps *pods) connectAndStart(ctx context.Context, p *podPlan) (ips []netip.Addr, task runtimeshim.Task, err error) {
 	connect := func(ctx context.Context) error {
 		var err error
-		ips, err = ps.wires.connect(ctx, p.PodEntry)
+		ips, err = ps.network.Connect(ctx, p.PodEntry)
 		return err
 	}
 	start := func(ctx context.Context) error {

@@ -79,10 +79,10 @@ func (ps *pods) teardown(ctx context.Context, p *table.PodEntry) error {
 	if err := ps.shim.Delete(ctx, p.ID); err != nil {
 		return fmt.Errorf("stop pause of pod %s: %w", p.ID, err)
 	}
-	if err := ps.wires.quiesce(ctx, p.ID); err != nil {
+	if err := ps.network.Quiesce(ctx, p.ID); err != nil {
 		return err
 	}
-	if err := ps.wires.disconnect(ctx, p); err != nil {
+	if err := ps.network.Disconnect(ctx, p); err != nil {
 		return fmt.Errorf("disconnect pod %s: %w", p.ID, err)
 	}
 	ps.step("pod.unplugged")
@@ -149,7 +149,7 @@ func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
 	if r, ok := ps.states.Get(p.ID); ok {
 		labels = labelsOf(r)
 	}
-	if err := errors.Join(ps.wires.dropLock(p.ID), ps.states.PodForgotten(p.ID)); err != nil {
+	if err := errors.Join(ps.network.DropLock(p.ID), ps.states.PodForgotten(p.ID)); err != nil {
 		return err
 	}
 	ps.step("pod.forgotten")

@@ -1,4 +1,4 @@
-package sandbox
+package network
 
 import (
 	"context"
@@ -13,25 +13,11 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
-
-	"github.com/cribox/cribox/sandbox/layout"
-	"github.com/cribox/cribox/sandbox/table"
 )
 
 // Every network plugin and every runtime process of a pod inherits the pod's locked file. A daemon
 // that was killed leaves such processes behind; before their pod is torn down they are waited for
 // and then ended, or a plugin that is still busy would take an address after it was given back.
-
-// wires connects pods and gives back what they held of the network.
-type wires struct {
-	layout  layout.Layout
-	states  *table.States
-	table   *table.Table
-	network Network
-	shim    Runtime
-	step    func(string)
-	collect chan struct{} // asks the collector to look again
-}
 
 const lockGrace = 5 * time.Second // for a plugin or runtime that nobody waits for any more
 
@@ -40,8 +26,8 @@ var lockLimit = 10 * time.Second // tests shorten it
 // podLock opens the pod's lock file with a shared lock, to be inherited by a child process. Another
 // teardown of the pod that finds nobody left holds it alone for a moment, which is waited for.
 // ErrUnavailable when that takes longer than lockLimit.
-func (w *wires) podLock(ctx context.Context, id string) (*os.File, error) {
-	f, err := os.OpenFile(w.layout.LockPath(id), os.O_RDWR|os.O_CREATE, 0o600)
+func (c *Connector) podLock(ctx context.Context, id string) (*os.File, error) {
+	f, err := os.OpenFile(c.layout.LockPath(id), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -64,10 +50,10 @@ func (w *wires) podLock(ctx context.Context, id string) (*os.File, error) {
 	}
 }
 
-// quiesce returns when no plugin or runtime process of the pod is left: it gives them a grace and
+// Quiesce returns when no plugin or runtime process of the pod is left: it gives them a grace and
 // then kills them.
-func (w *wires) quiesce(ctx context.Context, id string) error {
-	f, err := os.OpenFile(w.layout.LockPath(id), os.O_RDWR, 0)
+func (c *Connector) Quiesce(ctx context.Context, id string) error {
+	f, err := os.OpenFile(c.layout.LockPath(id), os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -86,7 +72,7 @@ func (w *wires) quiesce(ctx context.Context, id string) error {
 			return fmt.Errorf("lock of pod %s: %w", id, err)
 		}
 		if time.Now().After(kill) {
-			w.killHolders(ctx, id)
+			c.killHolders(ctx, id)
 			kill = time.Now().Add(time.Second)
 		}
 		if time.Since(start) > lockLimit {
@@ -100,8 +86,8 @@ func (w *wires) quiesce(ctx context.Context, id string) error {
 	}
 }
 
-func (w *wires) dropLock(id string) error {
-	if err := os.Remove(w.layout.LockPath(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+func (c *Connector) DropLock(id string) error {
+	if err := os.Remove(c.layout.LockPath(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -110,13 +96,13 @@ func (w *wires) dropLock(id string) error {
 // killHolders ends every process that has the pod's lock file open, except cribox's own: daemon and
 // shim open it for the moment of starting a child. When it cannot be told which process is the
 // shim, nobody is ended.
-func (w *wires) killHolders(ctx context.Context, id string) {
-	ours, err := w.ourProcesses(ctx)
+func (c *Connector) killHolders(ctx context.Context, id string) {
+	ours, err := c.ourProcesses(ctx)
 	if err != nil {
 		log.G(ctx).WithError(err).Warn("a plugin or runtime process that outlived its request is left alone for now")
 		return
 	}
-	lock, err := os.Stat(w.layout.LockPath(id))
+	lock, err := os.Stat(c.layout.LockPath(id))
 	if err != nil {
 		log.G(ctx).WithError(err).Warn("cannot tell who has the pod's lock")
 		return
@@ -125,7 +111,7 @@ func (w *wires) killHolders(ctx context.Context, id string) {
 		if ctx.Err() != nil {
 			return
 		}
-		if err := endHolder(ctx, pid, w.layout.LockPath(id), lock, ours); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) {
+		if err := endHolder(ctx, pid, c.layout.LockPath(id), lock, ours); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) {
 			log.G(ctx).WithField("pid", pid).WithError(err).Warn("cannot end a process that has the pod's lock")
 		}
 	}
@@ -139,8 +125,8 @@ type family struct {
 	programs []os.FileInfo
 }
 
-func (w *wires) ourProcesses(ctx context.Context) (f family, err error) {
-	if f.pids, err = w.shim.Peers(ctx); err != nil {
+func (c *Connector) ourProcesses(ctx context.Context) (f family, err error) {
+	if f.pids, err = c.peers(ctx); err != nil {
 		return f, err
 	}
 	f.pids = append(f.pids, os.Getpid())

@@ -1,4 +1,4 @@
-package sandbox
+package network
 
 import (
 	"context"
@@ -13,12 +13,12 @@ import (
 	"github.com/cribox/cribox/sandbox/store"
 )
 
-// collectGarbage has the network plugins give back, once after a start, what no pod uses. It waits
+// CollectUnused has the network plugins give back, once after a start, what no pod uses. It waits
 // as long as what is in use cannot be told for certain, and tries again later.
-func (w *wires) collectGarbage(ctx context.Context) {
+func (c *Connector) CollectUnused(ctx context.Context) {
 	said := ""
 	for wait := collectEvery; ; wait = min(2*wait, collectAtMost) {
-		err := w.network.CollectGarbage(ctx, w.connected())
+		err := c.Network.CollectGarbage(ctx, c.connected())
 		if err == nil {
 			return
 		}
@@ -38,9 +38,9 @@ func (w *wires) collectGarbage(ctx context.Context) {
 }
 
 // connected returns the pods that have a network of their own and use it.
-func (w *wires) connected() []string {
+func (c *Connector) connected() []string {
 	var ids []string
-	for _, r := range w.states.List() {
+	for _, r := range c.table.States.List() {
 		if r.State == store.PodReady && r.NetNS != "" {
 			ids = append(ids, r.ID)
 		}
@@ -55,14 +55,14 @@ const (
 	collectAtMost = 5 * time.Minute
 )
 
-// collector asks the network plugins for what they owe until nothing is owed. Whatever is new is
+// Collect asks the network plugins for what they owe until nothing is owed. Whatever is new is
 // asked for soon, whatever is old ever later.
-func (w *wires) collector(ctx context.Context) {
+func (c *Connector) Collect(ctx context.Context) {
 	wait := collectEvery
 	for {
 		var again <-chan time.Time
 		done := false
-		guard.Run(ctx, "asking network plugins", func() { done = w.collectOnce(ctx) })
+		guard.Run(ctx, "asking network plugins", func() { done = c.collectOnce(ctx) })
 		if !done {
 			again = time.After(wait)
 			wait = min(2*wait, collectAtMost)
@@ -71,28 +71,28 @@ func (w *wires) collector(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-again:
-		case <-w.collect:
+		case <-c.collect:
 			wait = collectEvery
 		}
 	}
 }
 
-// lookAgain wakes the collector.
-func (w *wires) lookAgain() {
+// LookAgain wakes the collector.
+func (c *Connector) LookAgain() {
 	select {
-	case w.collect <- struct{}{}:
+	case c.collect <- struct{}{}:
 	default:
 	}
 }
 
 // collectOnce makes one round and says whether nothing is left to do.
-func (w *wires) collectOnce(ctx context.Context) bool {
+func (c *Connector) collectOnce(ctx context.Context) bool {
 	done := true
-	for _, id := range w.network.Debts() {
-		if r, ok := w.states.Get(id); ok && r.State != store.PodNotReady || w.table.RecordUnread(id) != nil {
+	for _, id := range c.Network.Debts() {
+		if r, ok := c.table.States.Get(id); ok && r.State != store.PodNotReady || c.table.RecordUnread(id) != nil {
 			continue // its processes may still use the address
 		}
-		if err := w.network.Teardown(ctx, cni.Pod{ID: id, NetNS: w.layout.NetNS(id)}); err != nil {
+		if err := c.Network.Teardown(ctx, cni.Pod{ID: id, NetNS: c.layout.NetNS(id)}); err != nil {
 			log.G(ctx).WithField("pod", id).WithError(err).Warn("the network plugin still does not give an address back")
 			done = false
 		}

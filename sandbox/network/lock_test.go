@@ -1,4 +1,4 @@
-package sandbox
+package network
 
 import (
 	"context"
@@ -15,11 +15,11 @@ import (
 // TestPodLockWaits: somebody who holds the pod's lock alone for a moment is waited for, as long as
 // the caller wants to.
 func TestPodLockWaits(t *testing.T) {
-	w := &wires{layout: layout.Layout{State: t.TempDir()}}
-	if err := os.Mkdir(w.layout.StatePath("locks"), 0o700); err != nil {
+	c := &Connector{layout: layout.Layout{State: t.TempDir()}}
+	if err := os.Mkdir(c.layout.StatePath("locks"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	alone, err := os.Create(w.layout.LockPath("pod"))
+	alone, err := os.Create(c.layout.LockPath("pod"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,18 +28,18 @@ func TestPodLockWaits(t *testing.T) {
 	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := w.podLock(gone, "pod"); !errors.Is(err, context.Canceled) {
+	if _, err := c.podLock(gone, "pod"); !errors.Is(err, context.Canceled) {
 		t.Errorf("a caller who has left gets %v", err)
 	}
 	patience := lockLimit
 	lockLimit = 0
-	if _, err := w.podLock(t.Context(), "pod"); !errdefs.IsUnavailable(err) {
+	if _, err := c.podLock(t.Context(), "pod"); !errdefs.IsUnavailable(err) {
 		t.Errorf("a caller who has waited long enough gets %v", err)
 	}
 	lockLimit = patience
 	taken := make(chan error)
 	go func() {
-		lock, err := w.podLock(t.Context(), "pod")
+		lock, err := c.podLock(t.Context(), "pod")
 		if err == nil {
 			err = lock.Close()
 		}
