@@ -74,6 +74,8 @@ critest: tools build ## the CRI's validation suite, one by one three times, besi
 bench: ## what a kubelet asks all the time, of 250 pods in one process; needs no runc (as root; BENCH="-count 5" for more)
 	@go test -run '^$$' -bench '^BenchmarkNode$$' -benchtime 0.5s $(BENCH) .
 
+ARCHITECTURES ?= amd64 arm64
+
 ROUNDS ?= 3
 PODS ?= 20
 compare: tools build ## measure cribox beside containerd, ROUNDS times (3) with PODS pods (20), and print a table (as root)
@@ -86,10 +88,17 @@ lint: ## formatting, go vet and the linters of .golangci.yml
 image: ## build a container image that carries bin/cribox, with docker
 	docker build --build-arg VERSION=$(VERSION) -t cribox:$(or $(VERSION),dev) .
 
+##@ Release
+
+packages: ## Debian and RPM packages for ARCHITECTURES (amd64 arm64), in bin/packages
+	@VERSION=$(VERSION) ARCHITECTURES="$(ARCHITECTURES)" hack/packages/build.sh
+
+##@ Clean
+
 clean: ## remove bin/ (run `make stop` first)
 	rm -rf $(BIN)
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop kube-up kube-down tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image clean help
+.PHONY: run stop kube-up kube-down tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages clean help
