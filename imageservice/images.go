@@ -55,7 +55,7 @@ func (s *Images) List() []Image { return s.catalog.List() }
 
 // SetPinned replaces the names of pinned images. An image is reported as pinned if one of its tags
 // or digest references matches a name. Names are fully qualified; * matches any characters.
-func (s *Images) SetPinned(names []string) { s.catalog.SetPinned(names) }
+func (s *Images) SetPinned(names []string) { s.catalog.Pinned.Set(names) }
 
 // Hold prevents the removal of an image until holder (a container ID) releases it. Holding it twice
 // is not an error. Holds are only in memory. It returns ErrNotFound if the image does not exist.

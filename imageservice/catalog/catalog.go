@@ -4,11 +4,9 @@ package catalog
 import (
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -29,7 +27,7 @@ type Catalog struct {
 	pins   *content.Pins
 	Writer *semaphore.Weighted // held by whoever changes records on disk, also during fsync; readers never take it
 
-	pinNames atomic.Pointer[[]*regexp.Regexp]
+	Pinned PinnedNames
 
 	mu      sync.Mutex
 	records map[string]*Record         // by image ID
@@ -54,7 +52,7 @@ func (c *Catalog) Lookup(ref string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	return r.Image(c.Pinned), nil
+	return r.Image(c.Pinned.Match), nil
 }
 
 // find implements Lookup. The caller holds c.mu.
@@ -117,7 +115,7 @@ func (c *Catalog) List() []Image {
 	defer c.mu.Unlock()
 	list := make([]Image, 0, len(c.records))
 	for _, r := range c.records {
-		list = append(list, r.Image(c.Pinned))
+		list = append(list, r.Image(c.Pinned.Match))
 	}
 	slices.SortFunc(list, func(a, b Image) int { return strings.Compare(a.ID, b.ID) })
 	return list
@@ -155,20 +153,6 @@ func (c *Catalog) Release(id, holder string) {
 	if len(c.holds[id]) == 0 {
 		delete(c.holds, id)
 	}
-}
-
-// SetPinned implements Images.SetPinned.
-func (c *Catalog) SetPinned(names []string) {
-	all := make([]*regexp.Regexp, 0, len(names))
-	for _, name := range names {
-		pattern := strings.ReplaceAll(regexp.QuoteMeta(name), `\*`, ".*") // always compiles, because it is quoted
-		all = append(all, regexp.MustCompile("^"+pattern+"$"))
-	}
-	c.pinNames.Store(&all)
-}
-
-func (c *Catalog) Pinned(name string) bool {
-	return slices.ContainsFunc(*c.pinNames.Load(), func(r *regexp.Regexp) bool { return r.MatchString(name) })
 }
 
 // Knows reports whether an image has the reference.

@@ -224,7 +224,7 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk) (ca
 	r := p.newRecord(got)
 	old, changed, garbage := c.Merge(r, p.ref, got.root.Digest)
 	if !changed {
-		return r.Image(c.Pinned), nil
+		return r.Image(c.Pinned.Match), nil
 	}
 	if err := c.Write(r); err != nil {
 		return catalog.Image{}, fmt.Errorf("write image record: %w", err)
@@ -240,7 +240,7 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk) (ca
 		p.by.cfg.Step("pull.moved")
 	}
 	p.by.garbage.Collect((&catalog.Record{Blobs: garbage}).Keys())
-	return r.Image(c.Pinned), nil
+	return r.Image(c.Pinned.Match), nil
 }
 
 // forgotten returns a layer that is no longer known, or nil. The caller holds Catalog.Writer, so
