@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path"
+	"strconv"
 	"strings"
 	"time"
 
@@ -34,8 +36,13 @@ type extractor struct {
 	names   int64 // bytes of the names that are kept until the end
 	buf     []byte
 
-	parentName string // cached: the directory that parent refers to
-	parent     int    // -1 for none
+	parentName  string // cached: the directory that parent refers to
+	parent      int    // -1 for none
+	parentPlain bool   // a new file in parent belongs to this process, not to the directory's group
+
+	uid, gid int    // of this process
+	umask    uint32 // of this process
+	acl      bool   // some directory may have a default ACL, which changes the mode of new files
 
 	dirs    []dirTime
 	implied map[string]bool // directories that the tar has used without an entry (yet), as real paths below root
@@ -68,8 +75,13 @@ type entry struct {
 // ErrInvalidArgument or ErrResourceExhausted; after an error the caller must delete the partial
 // tree.
 func extract(ctx context.Context, r io.Reader, root int, most caps) (implied []string, err error) {
-	x := &extractor{ctx: ctx, root: root, most: most, buf: make([]byte, 256<<10), parent: -1, implied: map[string]bool{}}
+	x := &extractor{ctx: ctx, root: root, most: most, buf: make([]byte, 256<<10), parent: -1,
+		uid: os.Geteuid(), gid: os.Getegid(), implied: map[string]bool{}}
 	defer x.forget()
+	if x.umask, err = umask(); err != nil {
+		return nil, err
+	}
+	x.acl = hasDefaultACL(root)
 	tr := tar.NewReader(r)
 	for {
 		if ctx.Err() != nil {
@@ -190,6 +202,7 @@ func (x *extractor) rootEntry(e entry) error {
 	if err := x.remember("."); err != nil {
 		return err
 	}
+	x.forget() // the root may be the cached parent, and gets another group or mode now
 	x.dirs = append(x.dirs, dirTime{".", e.times()})
 	return x.dress(fd, e)
 }
@@ -239,29 +252,60 @@ func (x *extractor) directory(parent int, e entry) error {
 	return x.dress(fd, e)
 }
 
+// file creates a regular file. Most files of images cost four system calls: one to create the file
+// with its mode, a write, one for its times, and a close.
 func (x *extractor) file(parent int, e entry, r io.Reader) error {
 	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	fd, err := unix.Openat(parent, e.base, flags, 0o600)
+	mode, finished := uint32(0o600), x.bornWith(e)
+	if finished {
+		mode = e.mode()
+	}
+	fd, err := unix.Openat(parent, e.base, flags, mode)
 	if err == unix.EEXIST {
 		if err = x.remove(parent, e.base); err == nil {
-			fd, err = unix.Openat(parent, e.base, flags, 0o600)
+			fd, err = unix.Openat(parent, e.base, flags, mode)
 		}
 	}
 	if err != nil {
 		return fault.Disk(err)
 	}
 	err = x.copy(fd, r)
-	if err == nil {
+	if err == nil && finished {
+		err = setXattrs(fd, e)
+	} else if err == nil {
 		err = x.dress(fd, e)
+	}
+	if err == nil {
+		times := e.times()
+		err = unix.UtimesNanoAt(fd, "", times[:], unix.AT_EMPTY_PATH)
 	}
 	if cerr := unix.Close(fd); err == nil {
 		err = fault.Disk(cerr)
 	}
+	return err
+}
+
+// bornWith reports whether open(2) gives a new file in the cached parent the owner and mode of the
+// entry. A directory with the setgid bit, or one on a file system that is mounted with grpid, gives
+// its group to new files, a default ACL changes their mode, and a write clears the setuid bit of a
+// process without CAP_FSETID.
+func (x *extractor) bornWith(e entry) bool {
+	return x.parentPlain && !x.acl && e.Uid == x.uid && e.Gid == x.gid && e.mode()&(x.umask|unix.S_ISUID|unix.S_ISGID) == 0
+}
+
+// umask returns the umask of this process. Only /proc tells it without setting another one.
+func umask() (uint32, error) {
+	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		return err
+		return 0, err
 	}
-	times := e.times()
-	return unix.UtimesNanoAt(parent, e.base, times[:], unix.AT_SYMLINK_NOFOLLOW)
+	_, after, _ := strings.Cut(string(status), "\nUmask:\t")
+	line, _, _ := strings.Cut(after, "\n")
+	mask, err := strconv.ParseUint(line, 8, 32)
+	if err != nil {
+		return 0o777, nil // Linux before 4.7: every file needs a chmod
+	}
+	return uint32(mask), nil
 }
 
 // holeSize is the size of an all-zero block that becomes a hole. Smaller holes would only fragment
@@ -429,6 +473,22 @@ func (x *extractor) dress(fd int, e entry) error {
 	if err := unix.Fchmod(fd, e.mode()); err != nil {
 		return err
 	}
+	x.acl = x.acl || e.PAXRecords["SCHILY.xattr."+defaultACL] != ""
+	return setXattrs(fd, e)
+}
+
+// defaultACL is the extended attribute of a directory that new files in it get as their ACL.
+const defaultACL = "system.posix_acl_default"
+
+// hasDefaultACL reports whether a directory has, or may have, a default ACL. dir may be an O_PATH
+// descriptor.
+func hasDefaultACL(dir int) bool {
+	_, err := unix.Getxattr(fdPath(dir), defaultACL, nil)
+	return err != unix.ENODATA && err != unix.ENOTSUP
+}
+
+// setXattrs sets the extended attributes of an entry that a layer may set.
+func setXattrs(fd int, e entry) error {
 	for record, v := range e.PAXRecords {
 		k, ok := strings.CutPrefix(record, "SCHILY.xattr.")
 		if !ok || !xattrAllowed(k) {
@@ -452,7 +512,7 @@ func (x *extractor) dress(fd int, e entry) error {
 // other security and trusted attributes belong to security modules of this machine.
 func xattrAllowed(k string) bool {
 	switch k {
-	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
+	case "security.capability", "system.posix_acl_access", defaultACL:
 		return true
 	}
 	return strings.HasPrefix(k, "user.") && !strings.HasPrefix(k, "user.overlay.")

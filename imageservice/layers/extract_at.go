@@ -96,7 +96,13 @@ func (x *extractor) openParent(dir string) (int, error) {
 		unix.Close(fd)
 		return -1, err
 	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
 	x.parentName, x.parent = dir, fd
+	x.parentPlain = st.Mode&unix.S_ISGID == 0 && int(st.Gid) == x.gid
 	return fd, nil
 }
 

@@ -295,6 +295,61 @@ func TestMetadata(t *testing.T) {
 	imagetest.WantFile(t, y.at("d/h"), "content")
 }
 
+// TestNewFiles: a file has the owner and mode of its entry wherever it is created: open(2) gives it
+// the group of a setgid directory, the mode of a default ACL, and less than the mode under a umask.
+func TestNewFiles(t *testing.T) {
+	setgid := imagetest.Dir("setgid", 0o2755)
+	setgid.Gid = 42
+	acl := imagetest.Dir("acl", 0o755)
+	acl.PAXRecords = map[string]string{"SCHILY.xattr." + defaultACL: "\x02\x00\x00\x00" +
+		"\x01\x00\x07\x00\xff\xff\xff\xff" + "\x04\x00\x00\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"} // u::rwx g::- o::-
+	root := imagetest.Dir("./", 0o2755)
+	root.Gid = 43
+	now := time.Unix(1234567890, 0)
+	f := func(name string, mode int64) tar.Header {
+		return tar.Header{Name: name, Mode: mode, ModTime: now}
+	}
+	inherits := func(y *yard) {
+		imagetest.Must(y.t, os.Chown(y.layer, 0, 44))
+		imagetest.Must(y.t, os.Chmod(y.layer, os.ModeSetgid|0o755))
+	}
+	inheritsACL := func(y *yard) {
+		imagetest.Must(y.t, unix.Setxattr(y.layer, defaultACL, []byte(acl.PAXRecords["SCHILY.xattr."+defaultACL]), 0))
+	}
+	for name, c := range map[string]struct {
+		before func(y *yard)
+		tar    []any
+		file   string
+		mode   os.FileMode
+	}{
+		"plain":                        {tar: []any{f("f", 0o644), "x"}, file: "f", mode: 0o644},
+		"read only":                    {tar: []any{f("f", 0o444), "x"}, file: "f", mode: 0o444},
+		"umask":                        {tar: []any{f("f", 0o666), "x"}, file: "f", mode: 0o666},
+		"setuid":                       {tar: []any{f("f", 0o4755), "x"}, file: "f", mode: os.ModeSetuid | 0o755},
+		"in a setgid directory":        {tar: []any{setgid, f("setgid/f", 0o644), "x"}, file: "setgid/f", mode: 0o644},
+		"in a directory below it":      {tar: []any{setgid, f("setgid/made/up/f", 0o644), "x"}, file: "setgid/made/up/f", mode: 0o644},
+		"in the root, setgid":          {tar: []any{root, f("f", 0o644), "x"}, file: "f", mode: 0o644},
+		"before the root, setgid":      {tar: []any{f("g", 0o644), "x", root, f("f", 0o644), "x"}, file: "f", mode: 0o644},
+		"in a root that was setgid":    {inherits, []any{f("f", 0o644), "x"}, "f", 0o644},
+		"in a directory with an ACL":   {tar: []any{acl, f("acl/f", 0o644), "x"}, file: "acl/f", mode: 0o644},
+		"in a root with an ACL before": {inheritsACL, []any{f("f", 0o644), "x"}, "f", 0o644},
+	} {
+		t.Run(name, func(t *testing.T) {
+			y := newYard(t)
+			if c.before != nil {
+				c.before(y)
+			}
+			_, err := y.unpack(imagetest.Tar(t, c.tar...))
+			imagetest.Must(t, err)
+			info, err := os.Lstat(y.at(c.file))
+			imagetest.Must(t, err)
+			if st := info.Sys().(*syscall.Stat_t); info.Mode() != c.mode || st.Uid != 0 || st.Gid != 0 || !info.ModTime().Equal(now) {
+				t.Errorf("mode %v, owner %d:%d, time %v", info.Mode(), st.Uid, st.Gid, info.ModTime())
+			}
+		})
+	}
+}
+
 func TestWhiteouts(t *testing.T) {
 	y := newYard(t)
 	_, err := y.unpack(imagetest.Tar(t, imagetest.Dir("d", 0o755), imagetest.File("d/.wh.gone"), imagetest.File(".wh.top"), imagetest.Dir("o", 0o755), imagetest.File("o/.wh..wh..opq"), imagetest.File("o/new"), "x",
