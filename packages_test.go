@@ -31,8 +31,7 @@ var onlyIn = []struct {
 	{"k8s.io/streaming", []string{"server/streaming"}},
 	{"github.com/gorilla/websocket", []string{"server/streaming"}},
 	{"github.com/containernetworking/cni", []string{"cni"}},
-	{"github.com/containerd/containerd/v2/core", []string{"imageservice/content", "imageservice/registry"}},
-	{"github.com/containerd/containerd/v2/plugins", []string{"imageservice/content"}},
+	{"github.com/containerd/containerd/v2/core", []string{"imageservice/registry"}},
 	{"github.com/containerd/containerd/v2/pkg/archive", []string{"imageservice"}},
 }
 

@@ -7,9 +7,8 @@
 //
 // # Files
 //
-//	content/           containerd's local content store in an OCI layout: blobs/sha256/<hex> and
-//	                   ingest/ (partial downloads). An extended attribute of a blob's file lists
-//	                   the repositories that sent it
+//	content/           blobs in an OCI layout, blobs/sha256/<hex>, and ingest/ (partial downloads).
+//	                   An extended attribute of a blob's file lists the repositories that sent it
 //	layers/<n>/fs      one unpacked layer, with whiteouts in the format of overlayfs; <n> is a
 //	                   short number because all options of mount(2) must fit into one page
 //	layers/<n>/implied directories into which the layer's tar puts something without an entry of
@@ -28,11 +27,11 @@
 // temporary file, fsyncs it, renames it, and fsyncs the folder. Only then does it list the name.
 // Removing works in reverse: it unlinks the record and fsyncs the folder before it deletes any
 // data. Open deletes layers without a record at once, because they may be incomplete on disk. Blobs
-// without a record were fsynced by the content store; they are hashed again before they are used,
-// and deleted if no pull needs them for a while. Partial downloads are resumed, or deleted in the
-// same way.
+// without a record may be incomplete, too; they are hashed again before they are used, and deleted
+// if no pull needs them for a while. Partial downloads are resumed, or deleted in the same way.
+// Nothing else is synced: blobs and layers are on disk by the one syncfs before the record.
 //
-// When a sync fails, all layers without a record are deleted: the kernel reports a write error only
+// When a sync fails, all data without a record is deleted: the kernel reports a write error only
 // once, to the first process that syncs.
 //
 // # Proof

@@ -144,6 +144,9 @@ func TestSyncFails(t *testing.T) {
 	if layers, _ := filepath.Glob(filepath.Join(c.cfg.Root, "layers", "[0-9]*")); len(layers) != 1 {
 		t.Errorf("layers %q", layers)
 	}
+	if blobs, _ := filepath.Glob(filepath.Join(c.cfg.Root, "content/blobs/sha256/*")); len(blobs) != 3 {
+		t.Errorf("%d blobs, want the three of the image before", len(blobs))
+	}
 	if l := c.List(); len(l) != 1 || l[0].ID != old {
 		t.Error(l)
 	}

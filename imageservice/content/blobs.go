@@ -3,56 +3,48 @@
 package content
 
 import (
-	"bytes"
-	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 
-	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/plugins/content/local"
-	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/manifest"
 )
 
 // Blobs owns content/: the blobs, the partial downloads, and the results of unpacking blobs.
 type Blobs struct {
-	Dir   string // content/
-	store content.Store
+	Dir string // content/
 
 	mu      sync.Mutex
 	diffIDs map[digest.Digest]digest.Digest // of each blob that was unpacked, the digest of its content
 }
 
+// OpenBlobs opens content/ and creates its folders if they do not exist.
 func OpenBlobs(dir string) (*Blobs, error) {
-	store, err := newStore(dir)
-	return &Blobs{Dir: dir, store: store, diffIDs: map[digest.Digest]digest.Digest{}}, err
+	b := &Blobs{Dir: dir, diffIDs: map[digest.Digest]digest.Digest{}}
+	for _, folder := range []string{b.folder(), b.ingest()} {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
 }
 
-// newStore opens the content store. It suppresses the store's warning about missing fs-verity,
-// which few file systems have and cribox does not need.
-func newStore(path string) (content.Store, error) {
-	level := log.L.Logger.GetLevel()
-	log.L.Logger.SetLevel(min(level, logrus.ErrorLevel))
-	defer log.L.Logger.SetLevel(level)
-	return local.NewStore(path)
-}
+func (b *Blobs) folder() string { return filepath.Join(b.Dir, "blobs", "sha256") }
+func (b *Blobs) ingest() string { return filepath.Join(b.Dir, "ingest") }
 
 func (b *Blobs) Path(d digest.Digest) string {
-	return filepath.Join(b.Dir, "blobs", "sha256", strings.TrimPrefix(string(d), "sha256:"))
+	return filepath.Join(b.folder(), strings.TrimPrefix(string(d), "sha256:"))
 }
 
-// IngestFile returns the path at which the content store keeps a partial download.
+// IngestFile returns the path of a partial download.
 func (b *Blobs) IngestFile(ref string) string {
-	return filepath.Join(b.Dir, "ingest", digest.FromString(ref).Encoded(), "data")
+	return filepath.Join(b.ingest(), digest.FromString(ref).Encoded(), "data")
 }
 
 // ReadDocument reads a manifest, index or config and verifies its digest.
@@ -67,37 +59,14 @@ func (b *Blobs) ReadDocument(d digest.Digest) ([]byte, error) {
 	return raw, nil
 }
 
-// Writer writes one blob.
-type Writer = content.Writer
-
-// OpenWriter starts or resumes a partial download. It hashes the bytes that are already there.
-func (b *Blobs) OpenWriter(ctx context.Context, ref string, size int64) (content.Writer, error) {
-	return content.OpenWriter(ctx, b.store, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: size}))
-}
-
-// WriteDocument writes a verified document. It replaces a blob under this digest that does not
-// verify.
-func (b *Blobs) WriteDocument(ctx context.Context, ref string, raw []byte, desc ocispec.Descriptor) error {
-	if err := b.Delete(ctx, desc.Digest); err != nil {
-		return err
-	}
-	if err := content.WriteBlob(ctx, b.store, documentPrefix+ref, bytes.NewReader(raw), desc); err != nil {
-		return fmt.Errorf("write blob %s: %w", desc.Digest, fault.Disk(err))
-	}
-	return nil
-}
-
-// documentPrefix is the prefix of the ingest references of documents.
-const documentPrefix = "document "
-
 // Delete removes a blob. It returns nil if the blob does not exist.
-func (b *Blobs) Delete(ctx context.Context, d digest.Digest) error {
-	return ignoreNotFound(b.store.Delete(ctx, d))
+func (b *Blobs) Delete(d digest.Digest) error {
+	return ignoreNotFound(os.Remove(b.Path(d)))
 }
 
 // Abort removes a partial download. It returns nil if the download does not exist.
-func (b *Blobs) Abort(ctx context.Context, ref string) error {
-	return ignoreNotFound(b.store.Abort(ctx, ref))
+func (b *Blobs) Abort(ref string) error {
+	return os.RemoveAll(filepath.Dir(b.IngestFile(ref)))
 }
 
 // UnpacksTo returns the digest of the blob's uncompressed content, or "" if it is unknown.

@@ -6,11 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -20,30 +17,44 @@ import (
 
 // Debris returns the keys of blobs and partial downloads that are not listed and were last changed
 // before t. more reports whether there are newer ones.
-func (b *Blobs) Debris(ctx context.Context, t time.Time, listed map[string]bool) (keys []string, more bool) {
-	err := b.store.Walk(ctx, func(i content.Info) error {
+func (b *Blobs) Debris(t time.Time, listed map[string]bool) (keys []string, more bool) {
+	b.each(b.folder(), func(name string, changed time.Time) {
+		d := digest.NewDigestFromEncoded(digest.SHA256, name)
 		switch {
-		case listed[BlobKey(i.Digest)]:
-		case i.CreatedAt.Before(t):
-			keys = append(keys, BlobKey(i.Digest))
+		case d.Validate() != nil || listed[BlobKey(d)]:
+		case changed.Before(t):
+			keys = append(keys, BlobKey(d))
 		default:
 			more = true
 		}
-		return nil
 	})
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		log.L.WithError(err).Warn("blobs could not be listed to find what nobody needs")
-	}
-	partial, _ := b.store.ListStatuses(ctx)
-	for _, s := range partial {
-		switch {
-		case s.UpdatedAt.Before(t):
-			keys = append(keys, PartialPrefix+s.Ref)
+	b.each(b.ingest(), func(name string, _ time.Time) {
+		ref, err := ReadCapped(filepath.Join(b.ingest(), name, "ref"), maxRef)
+		if err != nil {
+			return
+		}
+		switch data, err := os.Lstat(b.IngestFile(string(ref))); {
+		case err != nil:
+		case data.ModTime().Before(t):
+			keys = append(keys, PartialPrefix+string(ref))
 		default:
 			more = true
 		}
-	}
+	})
 	return keys, more
+}
+
+// each calls f with the name and time of everything in a folder.
+func (b *Blobs) each(folder string, f func(name string, changed time.Time)) {
+	entries, err := os.ReadDir(folder)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.L.WithError(err).WithField("folder", folder).Warn("cannot list downloaded data to find what nobody needs")
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil {
+			f(e.Name(), info.ModTime())
+		}
+	}
 }
 
 const maxRef = 4096 // largest name of a partial download, in bytes
@@ -51,15 +62,15 @@ const maxRef = 4096 // largest name of a partial download, in bytes
 // DropBroken deletes everything in ingest/ that is not a valid partial download. Valid ones are
 // resumed by a later pull, or deleted if no pull needs them for a while.
 func (b *Blobs) DropBroken(ctx context.Context) {
-	dir := filepath.Join(b.Dir, "ingest")
-	entries, _ := os.ReadDir(dir) // the store creates the folder if it is missing
+	dir := b.ingest()
+	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
 		ref, err := ReadCapped(filepath.Join(dir, e.Name(), "ref"), maxRef)
 		if err != nil && !Lasting(err) {
 			log.G(ctx).WithError(err).WithField("download", e.Name()).Warn("partial download cannot be read now; it stays for a while")
 			continue
 		}
-		if err == nil && digest.FromBytes(ref).Encoded() == e.Name() && !strings.HasPrefix(string(ref), documentPrefix) {
+		if err == nil && digest.FromBytes(ref).Encoded() == e.Name() {
 			continue
 		}
 		if err := tree.Remove(context.WithoutCancel(ctx), filepath.Join(dir, e.Name())); err != nil {
@@ -97,7 +108,7 @@ func Lasting(err error) bool {
 }
 
 func ignoreNotFound(err error) error {
-	if errdefs.IsNotFound(err) {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return err

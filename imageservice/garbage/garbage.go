@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -34,6 +35,8 @@ type Collector struct {
 	Layers  *layers.Store
 	Pins    *content.Pins
 	step    func(string)
+
+	failures atomic.Int64 // syncs that have failed
 
 	mu       sync.Mutex
 	sweeping *time.Timer
@@ -71,12 +74,12 @@ func (g *Collector) delete(keys []string) {
 func (g *Collector) deleteOne(key string) error {
 	if d, ok := strings.CutPrefix(key, content.BlobPrefix); ok {
 		g.Blobs.Forget(digest.Digest(d))
-		err := g.Blobs.Delete(context.Background(), digest.Digest(d))
+		err := g.Blobs.Delete(digest.Digest(d))
 		g.step("remove.blob.gone")
 		return err
 	}
 	if ref, ok := strings.CutPrefix(key, content.PartialPrefix); ok {
-		return g.Blobs.Abort(context.Background(), ref)
+		return g.Blobs.Abort(ref)
 	}
 	l := g.Layers.Take(strings.TrimPrefix(key, content.LayerPrefix))
 	if l == nil {
@@ -118,21 +121,36 @@ func (g *Collector) unlist(ctx context.Context, ref string) (garbage []string, e
 	return garbage, nil
 }
 
-// Forget deletes every layer that no record lists, after a sync has failed. The kernel reports a
-// write error only once, so a later sync would wrongly report success. This includes layers of
-// pulls in progress, which then fail, see pull.forgotten. The caller holds Catalog.Writer.
+// Forget deletes every layer, blob and partial download that no record lists, after a sync has
+// failed. The kernel reports a write error only once, so a later sync would wrongly report success.
+// This includes data of pulls in progress, which then fail, see Failures. The caller holds
+// Catalog.Writer.
 func (g *Collector) Forget(ctx context.Context) {
+	g.failures.Add(1)
 	listed := g.Catalog.Listed()
-	doubtful := g.Layers.TakeAll(func(key string) bool {
-		_, dying := g.Pins.State(content.LayerPrefix + key)
-		return !dying && !listed[content.LayerPrefix+key]
-	})
-	for _, l := range doubtful {
+	doubtful := func(key string) bool {
+		_, dying := g.Pins.State(key)
+		return !dying && !listed[key]
+	}
+	for _, l := range g.Layers.TakeAll(func(key string) bool { return doubtful(content.LayerPrefix + key) }) {
 		if err := g.Layers.Remove(l.Dir); err != nil {
 			log.G(ctx).WithError(err).WithField("layer", l.Dir).Warn("layer that may not be on disk could not be deleted")
 		}
 	}
+	unlisted, _ := g.Blobs.Debris(time.Now().Add(DebrisRetention), listed)
+	for _, key := range unlisted {
+		if !doubtful(key) {
+			continue
+		}
+		if err := g.deleteOne(key); err != nil {
+			log.G(ctx).WithError(err).WithField("data", key).Warn("download that may not be on disk could not be deleted")
+		}
+	}
 }
+
+// Failures counts the syncs that have failed. A pull that began at another count must not be
+// recorded: it may rely on data that Forget has deleted.
+func (g *Collector) Failures() int64 { return g.failures.Load() }
 
 // SweepLater runs Sweep after d, unless a sweep is already scheduled.
 func (g *Collector) SweepLater(d time.Duration) {
@@ -165,7 +183,7 @@ func (g *Collector) Sweep(t time.Time) (more bool) {
 			keys = append(keys, content.LayerPrefix+key)
 		}
 	}
-	debris, more := g.Blobs.Debris(ctx, t, listed)
+	debris, more := g.Blobs.Debris(t, listed)
 	g.Collect(append(keys, debris...))
 	g.step("sweep.done")
 	return more

@@ -189,7 +189,7 @@ func (r *resolver) keep(ctx context.Context, raw []byte, desc ocispec.Descriptor
 	if have, err := r.by.blobs.ReadDocument(desc.Digest); err == nil && len(have) == len(raw) {
 		return nil
 	}
-	err = r.prog.Waiting(func() error { return r.by.blobs.WriteDocument(ctx, r.ref.IngestRef(desc.Digest), raw, desc) }) // it calls fsync
+	err = r.prog.Waiting(func() error { return r.by.blobs.WriteDocument(raw, desc) })
 	if err != nil {
 		return err
 	}

@@ -120,6 +120,7 @@ func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool,
 		if known {
 			return true, nil
 		}
+		content.ReadFromDisk(f)
 		check := digest.SHA256.Digester()
 		if _, err := io.Copy(check.Hash(), &noticed{ctx, f, ft.prog}); err != nil {
 			return false, err
@@ -131,7 +132,7 @@ func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool,
 		// The blob was verified, so the descriptor is wrong.
 		return false, fault.Refuse(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", desc.Digest, info.Size(), desc.Size)
 	}
-	return false, ft.by.blobs.Delete(ctx, desc.Digest)
+	return false, ft.by.blobs.Delete(desc.Digest)
 }
 
 // noticed is a reader that counts as progress and ends with the context.
@@ -188,20 +189,16 @@ func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diff
 // download downloads a blob to content/, and resumes an earlier attempt. If content/ already has
 // the blob, the download only proves that this repository has it, too.
 func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *progress.Item, along *alongside) error {
-	var w content.Writer
+	var w *content.Writer
 	err := ft.prog.Waiting(func() (err error) { // it hashes the bytes that are already there
-		w, err = ft.by.blobs.OpenWriter(ctx, ft.ref.IngestRef(desc.Digest), desc.Size)
+		w, err = ft.by.blobs.OpenWriter(ft.ref.IngestRef(desc.Digest))
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("open blob %s: %w", desc.Digest, fault.Disk(err))
 	}
 	defer w.Close()
-	status, err := w.Status()
-	if err != nil {
-		return err
-	}
-	d := &transfer{ft: ft, desc: desc, w: w, offset: status.Offset, item: it, along: along}
+	d := &transfer{ft: ft, desc: desc, w: w, offset: w.Size(), item: it, along: along}
 	d.pieces = d.offset > 0
 	if d.offset == desc.Size { // the partial file is complete, but another repository may have sent it
 		ok, err := ft.reg.Has(ctx, desc.Digest)
@@ -221,7 +218,7 @@ func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *pr
 	err = d.run(ctx)
 	if fault.IsRefused(err) {
 		w.Close()
-		return errors.Join(err, ft.by.blobs.Abort(context.WithoutCancel(ctx), ft.ref.IngestRef(desc.Digest)))
+		return errors.Join(err, ft.by.blobs.Abort(ft.ref.IngestRef(desc.Digest)))
 	}
 	if err == nil {
 		ft.by.cfg.Step("pull.blob.written")

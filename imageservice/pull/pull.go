@@ -151,6 +151,7 @@ func (p *pull) run(ctx context.Context) (img catalog.Image, err error) {
 		full := errors.Is(err, errdefs.ErrResourceExhausted)
 		p.by.garbage.Unpin(p.held.keys, err == nil || full || fault.IsRefused(err))
 	}()
+	failures := p.by.garbage.Failures()
 	// Opened before the first write, so that syncfs reports every write error since then.
 	disk, err := content.OpenDisk(p.by.cfg.Root)
 	if err != nil {
@@ -174,7 +175,7 @@ func (p *pull) run(ctx context.Context) (img catalog.Image, err error) {
 		return catalog.Image{}, err
 	}
 	p.moved()
-	return p.commit(ctx, got, disk)
+	return p.commit(ctx, got, disk, failures)
 }
 
 // fetchLayers downloads and unpacks the layers, several in parallel.
@@ -198,10 +199,11 @@ func (p *pull) fetchLayers(ctx context.Context, ft *fetcher, got *contents) erro
 	return p.prog.Working(func() error { return ft.fixLayers(ctx, got) })
 }
 
-// commit makes the image durable and lists it (I10).
-func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk) (catalog.Image, error) {
+// commit makes the image durable and lists it (I10). failures are the failed syncs before the pull.
+func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk, failures int64) (catalog.Image, error) {
 	var unsynced error
-	if !p.proven(got) {
+	proven := p.proven(got)
+	if !proven {
 		if unsynced = disk.Sync(p.by.cfg.Syncfs); unsynced == nil {
 			p.by.cfg.Step("pull.synced")
 		}
@@ -218,8 +220,8 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk) (ca
 		p.by.garbage.Forget(ctx)
 		return catalog.Image{}, fmt.Errorf("sync image data: %w", fault.Disk(unsynced))
 	}
-	if lost := p.forgotten(got); lost != nil {
-		return catalog.Image{}, fmt.Errorf("layer %s went with a sync that failed, pull again: %w", imageref.Short(lost.DiffID), errdefs.ErrAborted)
+	if !proven && p.by.garbage.Failures() != failures {
+		return catalog.Image{}, fmt.Errorf("the sync of another pull failed, and its data was deleted; pull again: %w", errdefs.ErrAborted)
 	}
 	r := p.newRecord(got)
 	old, changed, garbage := c.Merge(r, p.ref, got.root.Digest)
@@ -241,17 +243,6 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk) (ca
 	}
 	p.by.garbage.Collect((&catalog.Record{Blobs: garbage}).Keys())
 	return r.Image(c.Pinned.Match), nil
-}
-
-// forgotten returns a layer that is no longer known, or nil. The caller holds Catalog.Writer, so
-// that the answer stays true.
-func (p *pull) forgotten(got contents) *layers.Layer {
-	for _, l := range got.layers {
-		if known := p.by.layers.ByKey(l.Key()); known == nil || known.Dir != l.Dir {
-			return l
-		}
-	}
-	return nil
 }
 
 // proven reports whether records already list all data of the image, which means that it was

@@ -23,7 +23,7 @@ import (
 type transfer struct {
 	ft     *fetcher
 	desc   ocispec.Descriptor
-	w      content.Writer
+	w      *content.Writer
 	offset int64          // bytes written
 	pieces bool           // they came in more than one response
 	starts int            // number of restarts from the beginning
@@ -60,7 +60,7 @@ func (t *transfer) run(ctx context.Context) error {
 		before := t.offset
 		answered, err := t.piece(ctx)
 		if err == nil {
-			done, err := t.commit(ctx)
+			done, err := t.commit()
 			if done || err != nil {
 				return err
 			}
@@ -96,7 +96,7 @@ func (t *transfer) restart() error {
 	}
 	t.along.abandon()
 	t.offset, t.pieces = 0, false
-	return t.w.Truncate(0)
+	return t.w.Restart()
 }
 
 // piece requests the rest of the blob once. answered is false if there was no response; then the
@@ -203,7 +203,7 @@ func (t *transfer) copy(from *registry.Reply) error {
 // commit verifies the digest and commits the blob. Wrong bytes are downloaded once more from the
 // beginning if a mirror sent them, which is then no longer used, or if they come from several
 // responses.
-func (t *transfer) commit(ctx context.Context) (done bool, err error) {
+func (t *transfer) commit() (done bool, err error) {
 	if got := t.w.Digest(); got != t.desc.Digest {
 		if t.coded && !t.decode {
 			t.decode = true
@@ -215,8 +215,7 @@ func (t *transfer) commit(ctx context.Context) (done bool, err error) {
 		}
 		return true, err
 	}
-	err = t.ft.prog.Waiting(func() error { return t.w.Commit(ctx, t.desc.Size, t.desc.Digest) }) // it calls fsync
-	if err != nil && !errdefs.IsAlreadyExists(err) {
+	if err := t.ft.prog.Waiting(func() error { return t.w.Commit(t.desc) }); err != nil {
 		return true, fmt.Errorf("commit blob %s: %w", t.desc.Digest, fault.Disk(err))
 	}
 	return true, nil
