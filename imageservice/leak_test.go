@@ -157,3 +157,46 @@ func TestSyncFails(t *testing.T) {
 	}
 	imagetest.WantFile(t, mounted(t, c, old)("kept"), "x")
 }
+
+// TestSyncOfAnotherPullFails checks that a pull is not recorded when a sync has failed since it
+// began, even if its own succeeds: all data that may be incomplete on disk was deleted, its
+// documents among it.
+func TestSyncOfAnotherPullFails(t *testing.T) {
+	r := imagetest.NewRegistry(t)
+	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 50_000))}, nil)
+	r.Build("2", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 60_000))}, nil)
+	var syncs atomic.Int32
+	syncing, failed := make(chan struct{}), make(chan struct{})
+	c := newImages(t, func(c *Config) {
+		c.syncfs = func(fd int) error {
+			switch syncs.Add(1) {
+			case 1:
+				close(syncing)
+				<-failed
+			case 2:
+				return unix.EIO
+			}
+			return unix.Syncfs(fd)
+		}
+	})
+	pulled := make(chan error, 1)
+	go func() {
+		_, err := c.Pull(t.Context(), r.Ref("app:1"), nil)
+		pulled <- err
+	}()
+	<-syncing
+	if _, err := c.Pull(t.Context(), r.Ref("app:2"), nil); err == nil {
+		t.Error("the sync of the second image fails, and its pull does not")
+	}
+	close(failed)
+	if err := <-pulled; !errdefs.IsAborted(err) || len(c.List()) != 0 {
+		t.Errorf("a pull during which a sync failed: %v, listed %v", err, c.List())
+	}
+	c.mustPull(t, r.Ref("app:1"))
+	if info, err := os.Stat(mounted(t, c, id)("noise")); err != nil || info.Size() != 50_000 {
+		t.Error(info, err)
+	}
+	if blobs, _ := filepath.Glob(filepath.Join(c.cfg.Root, "content/blobs/sha256/*")); len(blobs) != 3 {
+		t.Errorf("%d blobs, want those of one image: manifest, config and layer", len(blobs))
+	}
+}
