@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -137,10 +136,9 @@ func (u *Unpacker) Unpack(ctx context.Context, src Source, diffID digest.Digest,
 	read := &meter{src: src, limits: u.limits, image: &u.read}
 	written := &meter{src: src, limits: u.limits, image: &u.written}
 	defer func() {
-		// The decoders process untrusted input. A panic in them fails only this image.
+		// The tar reader processes untrusted input. A panic in it fails only this image.
 		if r := recover(); r != nil {
-			log.G(ctx).WithField("layer", diffID).Errorf("panic while unpacking: %v\n%s", r, debug.Stack())
-			err = fault.Refuse(errdefs.ErrInvalidArgument, "layer %s made the unpacker panic", diffID)
+			err = panicked(ctx, diffID)(r)
 		}
 		if err != nil {
 			read.giveBack()
@@ -155,12 +153,15 @@ func (u *Unpacker) Unpack(ctx context.Context, src Source, diffID digest.Digest,
 		return nil, err
 	}
 	defer unix.Close(root)
-	tarball := &counted{ctx: ctx, hash: sha256.New(), meter: read, item: it, prog: u.prog}
-	implied, err := unpackTar(ctx, src, tarball, root, caps{u.limits.Entries, maxNames, written})
+	var implied []string
+	got, err := readTar(ctx, src, diffID, &counted{ctx: ctx, meter: read, item: it, prog: u.prog}, func(tarball io.Reader) error {
+		implied, err = extract(ctx, tarball, root, caps{u.limits.Entries, maxNames, written})
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	if got := digest.NewDigest(digest.SHA256, tarball.hash); got != diffID {
+	if got != diffID {
 		return nil, fault.Refuse(errdefs.ErrDataLoss, "layer unpacks to %s, the image config says %s", got, diffID)
 	}
 	if err := applyFixes(root, fixes); err != nil {
@@ -176,44 +177,44 @@ func (u *Unpacker) Unpack(ctx context.Context, src Source, diffID digest.Digest,
 	return &Layer{DiffID: diffID, Fixes: FixesKey(fixes), Dir: dir, Bytes: bytes, Inodes: inodes, Opaque: overlay.IsOpaque(root)}, nil
 }
 
+// panicked returns a function that logs a panic of a decoder and makes an error of it.
+func panicked(ctx context.Context, layer digest.Digest) func(reason any) error {
+	return func(reason any) error {
+		log.G(ctx).WithField("layer", layer).Errorf("panic while unpacking: %v\n%s", reason, debug.Stack())
+		return fault.Refuse(errdefs.ErrInvalidArgument, "layer %s made the unpacker panic", layer)
+	}
+}
+
 // Hash returns the digest of a blob's uncompressed content, without writing any of it.
-func (u *Unpacker) Hash(ctx context.Context, src Source, blob digest.Digest, it *progress.Item) (d digest.Digest, err error) {
-	defer func() {
-		if r := recover(); r != nil { // see Unpack
-			log.G(ctx).WithField("layer", blob).Errorf("panic while unpacking: %v\n%s", r, debug.Stack())
-			err = fault.Refuse(errdefs.ErrInvalidArgument, "layer %s made the unpacker panic", blob)
-		}
-	}()
+func (u *Unpacker) Hash(ctx context.Context, src Source, blob digest.Digest, it *progress.Item) (digest.Digest, error) {
+	read := &counted{ctx: ctx, meter: &meter{src: src, limits: u.limits, image: &u.read}, item: it, prog: u.prog}
+	d, err := readTar(ctx, src, blob, read, func(io.Reader) error { return nil })
+	if err != nil {
+		return "", fmt.Errorf("read blob %s: %w", blob, err)
+	}
+	return d, nil
+}
+
+// readTar decompresses src, calls use with the result, and reads on to the end. It returns the
+// digest of every byte.
+func readTar(ctx context.Context, src Source, name digest.Digest, tarball *counted, use func(io.Reader) error) (digest.Digest, error) {
 	plain, closer, err := decompress(src)
 	if err != nil {
 		return "", err
 	}
 	defer closer()
-	read := &meter{src: src, limits: u.limits, image: &u.read}
-	tarball := &counted{ctx: ctx, r: plain, hash: sha256.New(), meter: read, item: it, prog: u.prog}
-	if _, err := io.Copy(io.Discard, bufio.NewReaderSize(tarball, 256<<10)); err != nil {
-		return "", fmt.Errorf("read blob %s: %w", blob, err)
+	h := sha256.New()
+	ahead := startStages(plain, h, panicked(ctx, name))
+	defer ahead.end()
+	tarball.r = ahead
+	buffered := bufio.NewReaderSize(tarball, 32<<10)
+	if err := use(buffered); err != nil {
+		return "", err
 	}
-	return digest.NewDigest(digest.SHA256, tarball.hash), nil
-}
-
-// unpackTar decompresses src and extracts it below root. It reads to the end, so that tarball
-// hashes every byte.
-func unpackTar(ctx context.Context, src Source, tarball *counted, root int, most caps) (implied []string, err error) {
-	plain, closer, err := decompress(src)
-	if err != nil {
-		return nil, err
+	if _, err := io.Copy(io.Discard, buffered); err != nil {
+		return "", err
 	}
-	defer closer()
-	tarball.r = plain
-	// A large buffer makes fewer system calls of the extractor interrupt the decoder and its CPU
-	// cache.
-	buffered := bufio.NewReaderSize(tarball, 256<<10)
-	if implied, err = extract(ctx, buffered, root, most); err != nil {
-		return nil, err
-	}
-	_, err = io.Copy(io.Discard, buffered)
-	return implied, err
+	return digest.NewDigest(digest.SHA256, h), nil
 }
 
 // decompress detects the compression from the first bytes and ignores the media type, because the
@@ -282,11 +283,10 @@ func (d decoder) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// counted reads the uncompressed tar, hashes and counts it, and enforces the limits.
+// counted reads the uncompressed tar, counts it, and enforces the limits.
 type counted struct {
 	ctx   context.Context
 	r     io.Reader
-	hash  hash.Hash
 	meter *meter
 	item  *progress.Item
 	prog  *progress.Clock
@@ -297,7 +297,6 @@ func (t *counted) Read(p []byte) (int, error) {
 		return 0, context.Cause(t.ctx)
 	}
 	n, err := t.r.Read(p)
-	t.hash.Write(p[:n])
 	t.prog.Moved.Add(int64(n))
 	t.item.Done.Store(t.meter.n + int64(n))
 	if over := t.meter.add(int64(n)); over != nil {
