@@ -21,9 +21,19 @@ import (
 func Open(pid int) (*os.File, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
-		return nil, err
+		return nil, openError(pid, err)
 	}
 	return os.NewFile(uintptr(fd), "pidfd"), nil
+}
+
+// openError returns unix.ESRCH for the EINVAL of older kernels: Linux 6.1 gives it for a process
+// that is reaped while its number still names a session or a process group, and for the number of a
+// thread. Neither is a process. For a number that no process can have, EINVAL stays.
+func openError(pid int, err error) error {
+	if pid > 0 && errors.Is(err, unix.EINVAL) {
+		return unix.ESRCH
+	}
+	return err
 }
 
 // FromFD wraps a descriptor that already is a pidfd.

@@ -155,6 +155,9 @@ func endHolder(ctx context.Context, pid int, name string, lock os.FileInfo, ours
 		return nil
 	}
 	handle, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.EINVAL) { // Linux 6.1, of a process that is gone while its session or group is not
+		err = unix.ESRCH
+	}
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package spec
 import (
 	"fmt"
 	"regexp"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -25,9 +26,11 @@ func apparmorProfile(p *runtimeapi.SecurityProfile, deprecated string) (*runtime
 		return nil, err
 	}
 	if p.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
-		if err := checkText(field+".localhost_ref", p.GetLocalhostRef(), maxName); err != nil {
+		name := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/") // critest and older clients send it, and containerd takes it off
+		if err := checkText(field+".localhost_ref", name, maxName); err != nil {
 			return nil, err
 		}
+		p = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: name}
 	}
 	return p, nil
 }

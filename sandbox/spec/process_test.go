@@ -238,6 +238,7 @@ func TestAppArmorAndSELinux(t *testing.T) {
 	p.ProcessLabel, p.MountLabel, c.ProcessLabel, c.MountLabel = "pl", "ml", "cl", "cm"
 	for want, profile := range map[string]*runtimeapi.SecurityProfile{
 		"cribox-default": nil, "unconfined": {ProfileType: runtimeapi.SecurityProfile_Unconfined}, "mine": {ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "mine"},
+		"prefixed": {ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "localhost/prefixed"},
 	} {
 		c.security().Apparmor = profile
 		s := mustContainer(t, h, p, c)
