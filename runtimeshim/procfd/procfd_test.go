@@ -74,6 +74,20 @@ func TestOrphansAreForgotten(t *testing.T) {
 	}
 }
 
+// TestOpenError: the EINVAL of older kernels for a process that is reaped means that it is gone.
+func TestOpenError(t *testing.T) {
+	for _, row := range []struct {
+		pid       int
+		err, want error
+	}{
+		{5, unix.EINVAL, unix.ESRCH}, {5, unix.ESRCH, unix.ESRCH}, {5, unix.EMFILE, unix.EMFILE}, {0, unix.EINVAL, unix.EINVAL}, {-1, unix.EINVAL, unix.EINVAL},
+	} {
+		if got := openError(row.pid, row.err); got != row.want {
+			t.Errorf("process %d, %v: %v, want %v", row.pid, row.err, got, row.want)
+		}
+	}
+}
+
 func TestPidfdExit(t *testing.T) {
 	cmd := exec.Command("/bin/sh", "-c", "read x; exit 9")
 	in, _ := cmd.StdinPipe()

@@ -339,6 +339,7 @@ var containerRefusals = []refusal{
 	{name: "a page size twice", want: "2MB occurs twice", peer: runs, why: ambiguous, change: ofFigures(&figures{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "2MB"}}})},
 	{name: "a page size that the machine lacks", want: "this machine has no pages", peer: late, change: ofFigures(&figures{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "16MB", Limit: 1}}})},
 	{name: "a file of the cgroup hierarchy", want: "is not a limit of", peer: runs, why: moreOfHost, change: ofFigures(&figures{Unified: map[string]string{"cgroup.kill": "1"}})},
+	{name: "a cgroup value that is no number", want: "is no value of", peer: late, change: ofFigures(&figures{Unified: map[string]string{"memory.high": "lots"}})},
 	{name: "a cgroup value of two lines", want: "holds a control character or is too long", peer: runs, why: lines, change: ofFigures(&figures{Unified: map[string]string{"memory.high": "1\n2"}})},
 	{name: "no cgroup v2", want: "has no cgroup v2", peer: late, machine: true, change: func(h *Host, _ *Pod, c *Container) {
 		h.CgroupV2, c.Config.Linux.Resources = false, &figures{Unified: map[string]string{"memory.high": "max"}}

@@ -3,9 +3,11 @@ package spec
 import (
 	"cmp"
 	"fmt"
+	"math/bits"
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -50,6 +52,9 @@ func (d *draft) resources() error {
 	}
 	if r.Pids == nil && d.host.PidsLimit > 0 {
 		r.Pids = &specs.LinuxPids{Limit: ptr(d.host.PidsLimit)}
+	}
+	if r.Pids == nil && d.host.SystemdCgroup {
+		r.Pids = &specs.LinuxPids{Limit: ptr(int64(-1))} // without a word systemd sets its DefaultTasksMax
 	}
 	d.spec.Linux.Resources = r
 	d.notes = append(d.notes, notes...)
@@ -149,7 +154,35 @@ func (m *merge) memory() error {
 		return invalid("resources.memory_swap_limit_in_bytes", "%d is below the memory limit %d, which it includes", swap, *out.Limit)
 	}
 	out.Swap = ptr(swap)
+	m.noSwap(was)
 	return nil
+}
+
+// noSwap says that there is no swap in a second way, which systemd keeps: runc tells systemd nothing
+// of a swap limit of 0, and with the next daemon-reload systemd makes it "max". A limit that leaves
+// swap takes that word back.
+func (m *merge) noSwap(was specs.LinuxMemory) {
+	if !m.host.CgroupV2 || !m.host.SystemdCgroup {
+		return
+	}
+	if hasNoSwap(*m.out.Memory) {
+		m.setUnified(swapMax, "0")
+	} else if hasNoSwap(was) && m.out.Unified[swapMax] == "0" {
+		delete(m.out.Unified, swapMax)
+	}
+}
+
+const swapMax = "memory.swap.max"
+
+func hasNoSwap(l specs.LinuxMemory) bool {
+	return l.Limit != nil && l.Swap != nil && *l.Limit > 0 && *l.Swap == *l.Limit
+}
+
+func (m *merge) setUnified(key, value string) {
+	if m.out.Unified == nil {
+		m.out.Unified = map[string]string{}
+	}
+	m.out.Unified[key] = value
 }
 
 // swapBeside returns the OCI figure for a request that names a memory limit
@@ -197,10 +230,10 @@ func (m *merge) unified() error {
 			m.note("unified", "%s is not enforced: this machine does not account for swap", key)
 			continue
 		}
-		if m.out.Unified == nil {
-			m.out.Unified = map[string]string{}
+		if m.host.SystemdCgroup { // the OCI runtime tells systemd, and reads only decimal numbers
+			value = decimal(key, value)
 		}
-		m.out.Unified[key] = value
+		m.setUnified(key, value)
 	}
 	slices.SortFunc(m.notes, func(a, b Note) int { return strings.Compare(a.String(), b.String()) })
 	return nil
@@ -292,6 +325,70 @@ func checkUnified(r *runtimeapi.LinuxContainerResources, _ Host) error {
 		if len(value) > maxPath || strings.ContainsFunc(value, control) {
 			return invalid("resources.unified", "the value of %s holds a control character or is too long", key)
 		}
+		if !isUnifiedValue(key, value) {
+			return invalid("resources.unified", "%q is no value of %s", truncate(value), key)
+		}
 	}
 	return nil
+}
+
+// isUnifiedValue says whether the kernel takes the value for a file of cgroup v2, of those files
+// that an OCI runtime reads itself when systemd makes the cgroups. It would fail at the start,
+// without saying whose fault it is. The kernel judges the values of all other files.
+func isUnifiedValue(key, value string) bool {
+	value = strings.TrimSpace(value)
+	switch key {
+	case "memory.min", "memory.low", "memory.high", "memory.max", swapMax, "pids.max":
+		_, ok := kernelNumber(value, key != "pids.max")
+		return ok || value == "max"
+	case "cpu.weight":
+		_, ok := kernelNumber(value, false)
+		return ok
+	case "cpu.max":
+		part := strings.Fields(value)
+		for i, p := range part {
+			if _, err := strconv.ParseUint(p, 10, 63); err != nil && (i > 0 || p != "max") {
+				return false
+			}
+		}
+		return len(part) == 1 || len(part) == 2
+	case "memory.oom.group", "cpu.idle":
+		return value == "0" || value == "1"
+	case "cpuset.cpus", "cpuset.mems":
+		_, ok := parseSet(value)
+		return ok || value == ""
+	}
+	return true
+}
+
+// decimal returns a number as a decimal one; any other value as it is.
+func decimal(key, value string) string {
+	switch key {
+	case "memory.min", "memory.low", "memory.high", "memory.max", swapMax, "pids.max", "cpu.weight":
+		if n, ok := kernelNumber(strings.TrimSpace(value), strings.HasPrefix(key, "memory.")); ok {
+			return strconv.FormatUint(n, 10)
+		}
+	}
+	return value
+}
+
+var kernelDigits = regexp.MustCompile(`^(0[xX][0-9a-fA-F]+|[0-9]+)$`)
+
+// kernelNumber reads a number as the kernel does: 0x is hexadecimal, a leading 0 octal, and where
+// there may be a unit, K to E are powers of 1024.
+func kernelNumber(s string, unit bool) (n uint64, ok bool) {
+	shift := 0
+	if last := len(s) - 1; unit && last > 0 && !strings.HasPrefix(strings.ToLower(s), "0x") {
+		if i := strings.IndexByte("KMGTPE", strings.ToUpper(s[last:])[0]); i >= 0 {
+			s, shift = s[:last], 10*(i+1)
+		}
+	}
+	if !kernelDigits.MatchString(s) {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(s, 0, 64)
+	if err != nil || bits.Len64(n)+shift > 64 {
+		return 0, false
+	}
+	return n << shift, true
 }

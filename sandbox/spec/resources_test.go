@@ -55,6 +55,75 @@ func TestMergeResources(t *testing.T) {
 	wantInvalid(t, err, "memory_swap_limit_in_bytes")
 }
 
+// TestResourcesBySystemd: what systemd would replace by its own defaults is said in words that it
+// keeps, and taken back when it no longer holds.
+func TestResourcesBySystemd(t *testing.T) {
+	h := aHost()
+	h.SystemdCgroup = true
+	limit := func(memory, swap int64, unified map[string]string) *runtimeapi.LinuxContainerResources {
+		return &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: memory, MemorySwapLimitInBytes: swap, Unified: unified}
+	}
+	none := map[string]string{"memory.swap.max": "0"}
+	for name, row := range map[string]struct {
+		first, then *runtimeapi.LinuxContainerResources
+		want        map[string]string
+	}{
+		"no memory":        {limit(0, 0, nil), nil, nil},
+		"no swap":          {limit(64<<20, 0, nil), nil, none},
+		"swap":             {limit(64<<20, 96<<20, nil), nil, nil},
+		"unlimited":        {limit(-1, 0, nil), nil, nil},
+		"asked for":        {limit(64<<20, 0, map[string]string{"memory.swap.max": "1M"}), nil, map[string]string{"memory.swap.max": "1048576"}},
+		"updated":          {limit(64<<20, 0, nil), limit(128<<20, 0, nil), none},
+		"swap given later": {limit(64<<20, 0, nil), limit(0, 96<<20, nil), map[string]string{}},
+		"unlimited later":  {limit(64<<20, 0, nil), limit(-1, 0, nil), map[string]string{}},
+		"swap taken later": {limit(64<<20, 96<<20, nil), limit(64<<20, 64<<20, nil), none},
+		"numbers as kernel": {limit(0, 0, map[string]string{"memory.high": " 0x10 ", "pids.max": "010", "cpu.max": "max 5000"}), nil,
+			map[string]string{"memory.high": "16", "pids.max": "8", "cpu.max": "max 5000"}},
+	} {
+		got, _, err := MergeResources(h, nil, row.first)
+		if err == nil && row.then != nil {
+			got, _, err = MergeResources(h, got, row.then)
+		}
+		if err != nil || !reflect.DeepEqual(got.Unified, row.want) {
+			t.Errorf("%s: %v, %v, want %v", name, got.Unified, err, row.want)
+		}
+	}
+	for _, row := range []struct {
+		systemd bool
+		limit   int64
+		want    *specs.LinuxPids
+	}{{false, 0, nil}, {true, 0, &specs.LinuxPids{Limit: ptr(int64(-1))}}, {true, 7, &specs.LinuxPids{Limit: ptr(int64(7))}}} {
+		h := aHost()
+		h.SystemdCgroup, h.PidsLimit = row.systemd, row.limit
+		p := aPod()
+		p.Config.Linux.CgroupParent = ""
+		if got := mustContainer(t, h, p, aContainer()).Linux.Resources.Pids; !reflect.DeepEqual(got, row.want) {
+			t.Errorf("%+v: %+v", row, got)
+		}
+	}
+}
+
+func TestUnifiedValues(t *testing.T) {
+	for key, row := range map[string]struct{ good, bad []string }{
+		"memory.high":      {[]string{"max", "0", "100M", "15E", " 5\t", "0x10"}, []string{"", "lots", "-1", "1_0", "0b1", "1.5G", "M", "99999999999999999999", "16E", "5 5"}},
+		"memory.swap.max":  {[]string{"max", "1k"}, []string{"no"}},
+		"pids.max":         {[]string{"max", "100"}, []string{"1K", "many", "-1"}},
+		"cpu.weight":       {[]string{"100"}, []string{"max", "heavy"}},
+		"cpu.max":          {[]string{"max", "max 100000", "5000", "5000 10000"}, []string{"", "max max", "1 2 3", "x"}},
+		"memory.oom.group": {[]string{"0", "1"}, []string{"2", "yes", ""}},
+		"cpuset.cpus":      {[]string{"", "0-3,8"}, []string{"all", "3-1"}},
+		"io.max":           {[]string{"anything"}, nil},
+	} {
+		for want, list := range map[bool][]string{true: row.good, false: row.bad} {
+			for _, value := range list {
+				if isUnifiedValue(key, value) != want {
+					t.Errorf("%s = %q: want %t", key, value, want)
+				}
+			}
+		}
+	}
+}
+
 // TestMissingControllers: what kubelet always sends does not fail, and is told.
 func TestMissingControllers(t *testing.T) {
 	h := aHost()

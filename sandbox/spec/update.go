@@ -2,6 +2,7 @@ package spec
 
 import (
 	"fmt"
+	"path"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -18,6 +19,8 @@ func Update(h Host, s *specs.Spec, r *runtimeapi.LinuxContainerResources) (*spec
 	if s == nil || s.Process == nil || s.Linux == nil {
 		return nil, nil, fmt.Errorf("update spec: it has no process: %w", errdefs.ErrInvalidArgument)
 	}
+	// Who made the cgroup goes on to limit it, whatever makes new ones now.
+	h.SystemdCgroup = s.Linux.CgroupsPath != "" && !path.IsAbs(s.Linux.CgroupsPath)
 	d := draft{host: h, spec: clone(s)}
 	var err error
 	if d.spec.Linux.Resources, d.notes, err = MergeResources(h, s.Linux.Resources, r); err != nil {
