@@ -18,7 +18,8 @@ import (
 
 // CounterWatch remembers the last value of counters in cgroup files whose changes the kernel
 // reports: those of version 2. When the last process of a scope ends, systemd removes its cgroup
-// and the counter with it, perhaps before anybody has read it.
+// and the counter with it, perhaps before anybody has read it: the kernel reports changes up to 10 ms
+// late. The Ledger finds what was counted last.
 //
 // It polls the open files. It does not use inotify, whose watches are a quota per user that the
 // root of any container without a user namespace could use up.
@@ -26,6 +27,7 @@ type CounterWatch struct {
 	parse    func(text []byte) uint64
 	ReadFile func(file string) ([]byte, error)
 	wake     int // eventfd: the list of files to poll has changed
+	ledger   *Ledger
 
 	mu    sync.Mutex
 	files map[string]*os.File // nil: it could not be opened yet
@@ -39,7 +41,7 @@ func NewCounterWatch(parse func([]byte) uint64) (*CounterWatch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch the counters of cgroups: %w", err)
 	}
-	return &CounterWatch{parse: parse, ReadFile: os.ReadFile, wake: wake, files: map[string]*os.File{}, last: map[string]uint64{}}, nil
+	return &CounterWatch{parse: parse, ReadFile: os.ReadFile, wake: wake, ledger: newLedger(), files: map[string]*os.File{}, last: map[string]uint64{}}, nil
 }
 
 // Run records changes until ctx ends.
@@ -144,8 +146,13 @@ func (w *CounterWatch) nudge() {
 	_, _ = unix.Write(w.wake, []byte{1, 0, 0, 0, 0, 0, 0, 1})
 }
 
+// Expect must be called before the task starts whose cgroup has the file, so that not even the
+// first kill is missed. Drop takes it back.
+func (w *CounterWatch) Expect(file string) { w.ledger.Begin(file) }
+
 // Add starts to watch file, if it is a memory.events; other files do not report changes.
 func (w *CounterWatch) Add(file string) {
+	w.ledger.Begin(file)
 	if filepath.Base(file) == "memory.events" {
 		w.addFile(file)
 	}
@@ -161,22 +168,30 @@ func (w *CounterWatch) addFile(file string) {
 	w.nudge()
 }
 
-// Value returns the highest count seen. If the counter cannot be read, it retries for a while and
-// then returns an error.
+// Value returns the highest count seen, or of a scope that is gone, what its slice has counted for
+// it. If the counter cannot be read, it retries for a while and then returns an error.
 func (w *CounterWatch) Value(file string) (uint64, error) {
 	now, err := readCounter(file, w.ReadFile, w.parse)
+	if _, gone := os.Lstat(file); errors.Is(gone, os.ErrNotExist) {
+		now = max(now, w.ledger.Kills(file))
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return max(now, w.last[file]), err
+	now = max(now, w.last[file])
+	if now > 0 {
+		w.last[file] = now // Drop tells the ledger
+	}
+	return now, err
 }
 
 // Drop stops watching a file.
 func (w *CounterWatch) Drop(file string) {
 	w.mu.Lock()
-	f := w.files[file]
+	f, last := w.files[file], w.last[file]
 	delete(w.last, file)
 	delete(w.files, file)
 	w.mu.Unlock()
+	w.ledger.End(file, last)
 	unixfd.CloseAll([]*os.File{f})
 	w.nudge()
 }

@@ -291,6 +291,7 @@ func (r *remover) abandon(ctx context.Context, t *task) error {
 	err := r.clear(ctx, t)
 	os.Remove(t.dir.Record())
 	os.Remove(t.dir.Pid())
+	r.reporter.kills.Drop(t.rec.OOMFile)
 	r.holder.forget(t)
 	return err
 }

@@ -90,6 +90,7 @@ func (s *starter) launch(ctx context.Context, t *task) error {
 	if err := statedir.WriteJSON(t.dir.Record(), t.rec); err != nil {
 		return err
 	}
+	s.reporter.kills.Expect(t.rec.OOMFile)
 	s.step("shim.start.intent")
 	release := s.reaper.Hold()
 	defer release()
