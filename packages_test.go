@@ -30,7 +30,7 @@ var onlyIn = []struct {
 	{"github.com/opencontainers/selinux", []string{"sandbox/selinux"}},
 	{"k8s.io/streaming", []string{"server/streaming"}},
 	{"github.com/gorilla/websocket", []string{"server/streaming"}},
-	{"github.com/containernetworking/cni", []string{"cni"}},
+	{"github.com/containernetworking/cni", []string{"cni", "cni/program"}},
 	{"github.com/containerd/containerd/v2/core", []string{"imageservice/registry"}},
 	{"github.com/containerd/containerd/v2/pkg/archive", []string{"imageservice"}},
 }

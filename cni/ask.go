@@ -13,6 +13,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 
+	"github.com/cribox/cribox/cni/program"
 	"github.com/cribox/cribox/internal/guard"
 )
 
@@ -101,7 +102,10 @@ func (a *asker) wait(answered <-chan struct{}) {
 	left := firstPatience - time.Since(a.began)
 	a.mu.Unlock()
 	if left > 0 {
-		within(answered, left)
+		select {
+		case <-answered:
+		case <-time.After(left):
+		}
 	}
 }
 
@@ -136,8 +140,8 @@ func changed(before, now error) bool {
 
 // unknownQuestion reports whether err means that a plugin does not know the CNI_COMMAND.
 func unknownQuestion(err error) bool {
-	var said *refusal
-	return errors.As(err, &said) && said.code == types.ErrInvalidEnvironmentVariables
+	var said *program.Refusal
+	return errors.As(err, &said) && said.Code == types.ErrInvalidEnvironmentVariables
 }
 
 // last returns the last answer as text for people.
@@ -173,8 +177,8 @@ func (n *Networks) askStatus(ctx context.Context, w *network) error {
 		if err == nil {
 			continue
 		}
-		var said *refusal
-		if errors.As(err, &said) && (said.code == codeUnavailable || said.code == codeLimited) {
+		var said *program.Refusal
+		if errors.As(err, &said) && (said.Code == codeUnavailable || said.Code == codeLimited) {
 			err = said // its exit code adds nothing
 		}
 		return fmt.Errorf("plugin %s is not ready: %w", p.Network.Type, err)

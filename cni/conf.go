@@ -10,14 +10,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strings"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/cni/program"
 )
 
 // ownType is the plugin type that stands for the default network in a configuration file.
@@ -53,17 +53,6 @@ func chainIndex(ports, bandwidth bool) int {
 	return i
 }
 
-// pluginName matches valid plugin names. A name becomes a file name in the plugin folders
-// (CVE-2021-20206).
-var pluginName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$`)
-
-func checkPluginName(name string) error {
-	if !pluginName.MatchString(name) || strings.Contains(name, "..") {
-		return fmt.Errorf("plugin type %q is not a plain name", name)
-	}
-	return nil
-}
-
 // delegates are plugins that themselves run the plugin of ipam.type, from the same folders: without
 // it every ADD fails.
 var delegates = []string{"bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "tap", "dummy"}
@@ -81,7 +70,7 @@ func newNetwork(file string, list *libcni.NetworkConfigList) (*network, error) {
 	}
 	w := &network{name: list.Name, file: file, version: list.CNIVersion, foreign: true}
 	for _, p := range list.Plugins {
-		if err := checkPluginName(p.Network.Type); err != nil {
+		if err := program.CheckName(p.Network.Type); err != nil {
 			return nil, err
 		}
 		w.needs = append(w.needs, p.Network.Type)
@@ -89,7 +78,7 @@ func newNetwork(file string, list *libcni.NetworkConfigList) (*network, error) {
 		if ipam == "" {
 			continue
 		}
-		if err := checkPluginName(ipam); err != nil {
+		if err := program.CheckName(ipam); err != nil {
 			return nil, fmt.Errorf("ipam: %w", err)
 		}
 		if slices.Contains(delegates, p.Network.Type) {

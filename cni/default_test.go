@@ -552,8 +552,8 @@ func TestNftLater(t *testing.T) {
 	if !h.n.own.masq.works(t.Context()) {
 		t.Skip("nft does not work here")
 	}
-	nft := program(t, "nft")
-	if err := unix.Mount(program(t, "false"), nft, "", unix.MS_BIND, ""); err != nil {
+	nft := programOf(t, "nft")
+	if err := unix.Mount(programOf(t, "false"), nft, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(nft, unix.MNT_DETACH) })
@@ -584,7 +584,7 @@ func TestNftLater(t *testing.T) {
 	}
 }
 
-func program(t *testing.T, name string) string {
+func programOf(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {

@@ -14,6 +14,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/cni/program"
 )
 
 func fakeHost(t *testing.T, change ...func(*Config)) (*host, *fake) {
@@ -159,7 +161,7 @@ func TestHostileAdd(t *testing.T) {
 			p := h.pod("p1")
 			_, err := h.n.Setup(t.Context(), p)
 			wantErr(t, err, tt.class, tt.says)
-			if len(err.Error()) > 3*maxStderr {
+			if len(err.Error()) > 3*(4<<10) {
 				t.Fatalf("an error of %d bytes", len(err.Error()))
 			}
 			f.wantLeases(0)
@@ -181,7 +183,7 @@ func holders(t *testing.T, dir string) (found string) {
 	procs, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, path := range procs {
 		env, _ := os.ReadFile(path)
-		if strings.Contains(string(env), callMark) && strings.Contains(string(env), "CNI_PATH="+bin) {
+		if strings.Contains(string(env), "CRIBOX_CNI_CALL=") && strings.Contains(string(env), "CNI_PATH="+bin) {
 			comm, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "comm"))
 			found += filepath.Dir(path) + " " + string(comm)
 		}
@@ -225,13 +227,13 @@ func TestPluginEnvironment(t *testing.T) {
 	want := map[string]string{
 		"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "p1", "CNI_NETNS": p.NetNS, "CNI_IFNAME": "eth0", "CNI_PATH": h.c.BinDirs[0],
 		"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=p1;K8S_POD_UID=uid-p1",
-		"PATH":     toolPath, "HOME": "/root", "LANG": "C",
+		"PATH":     program.ToolPath, "HOME": "/root", "LANG": "C",
 	}
 	for line := range strings.Lines(f.read("env.ADD")) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 		switch key {
 		// Set by the shell, and our mark.
-		case "PWD", "_", "OLDPWD", "SHLVL", strings.TrimSuffix(callMark, "="):
+		case "PWD", "_", "OLDPWD", "SHLVL", "CRIBOX_CNI_CALL":
 			continue
 		}
 		if value != want[key] {
@@ -268,11 +270,11 @@ func TestPluginNames(t *testing.T) {
 	writeTestFile(t, filepath.Join(dir, "bin", "good"), "", 0o755)
 	writeTestFile(t, filepath.Join(dir, "bin", "plain"), "", 0o644)
 	writeTestFile(t, filepath.Join(dir, "evil"), "", 0o755)
-	if _, err := findPlugin("good", []string{filepath.Join(dir, "none"), filepath.Join(dir, "bin")}); err != nil {
+	if _, err := program.Find("good", []string{filepath.Join(dir, "none"), filepath.Join(dir, "bin")}); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"", ".", "..", "../evil", "good/../../evil", "/bin/sh", "a..b", "-x", "bad name", "a\x00b", "plain", strings.Repeat("x", 65)} {
-		if path, err := findPlugin(name, []string{filepath.Join(dir, "bin")}); err == nil {
+		if path, err := program.Find(name, []string{filepath.Join(dir, "bin")}); err == nil {
 			t.Errorf("%q found at %s", name, path)
 		}
 	}
@@ -292,7 +294,7 @@ func TestBusyPlugin(t *testing.T) {
 	if _, err := h.n.Setup(ctx, p); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
-	closed := time.AfterFunc(2*busyPause, func() { w.Close() })
+	closed := time.AfterFunc(200*time.Millisecond, func() { w.Close() })
 	defer closed.Stop()
 	h.setup(p)
 	h.teardown(p)

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/cribox/cribox/cni/program"
 )
 
 // gcTimeout limits one GC of all plugins. Pods that are being connected wait for it.
@@ -75,7 +77,7 @@ func (n *Networks) gc(ctx context.Context, list *libcni.NetworkConfigList, inUse
 	}
 	// With its own cache libcni would search for more to undo. Only the debts decide that, so it
 	// gets an empty one.
-	plugins := libcni.NewCNIConfigWithCacheDir(n.c.BinDirs, filepath.Join(n.c.stateDir(), "no-cache"), &executor{})
+	plugins := libcni.NewCNIConfigWithCacheDir(n.c.BinDirs, filepath.Join(n.c.stateDir(), "no-cache"), &program.Executor{})
 	var errs []error
 	for _, p := range list.Plugins {
 		one := &libcni.NetworkConfigList{Name: list.Name, CNIVersion: list.CNIVersion, Plugins: []*libcni.PluginConfig{p}}

@@ -20,6 +20,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/cni/program"
 )
 
 // The tests run in a network and a mount namespace of their own: their host has only lo, and
@@ -82,7 +84,7 @@ func realPlugins(t testing.TB) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := findPlugin("bridge", []string{dir}); err == nil {
+		if _, err := program.Find("bridge", []string{dir}); err == nil {
 			return dir
 		}
 	}

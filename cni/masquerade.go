@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/cni/program"
 )
 
 // masquerade is one nftables table of this instance: packets that leave the subnet get the host's
@@ -132,6 +134,6 @@ func (m *masquerade) remove(ctx context.Context) error {
 func (m *masquerade) nft(ctx context.Context, script string, flags ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, nftTimeout)
 	defer cancel()
-	_, err := runTool(ctx, "nft", script, append(flags, "-f", "-")...)
+	_, err := program.RunTool(ctx, "nft", script, append(flags, "-f", "-")...)
 	return err
 }

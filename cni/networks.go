@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cribox/cribox/cni/program"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/internal/step"
 )
@@ -164,7 +165,7 @@ func (n *Networks) usable(w *network) error {
 // complete returns an error that names a plugin of w which is missing or unsuitable, or nil.
 func (n *Networks) complete(w *network) error {
 	for _, plugin := range w.needs {
-		if _, err := findPlugin(plugin, n.c.BinDirs); err != nil {
+		if _, err := program.Find(plugin, n.c.BinDirs); err != nil {
 			return fmt.Errorf("network %s: %w: %w", w.name, err, errdefs.ErrUnavailable)
 		}
 	}

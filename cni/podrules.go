@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/cribox/cribox/cni/program"
 )
 
 // Without nft the bridge plugin masquerades each pod by an iptables rule and a chain of its own,
@@ -15,10 +17,10 @@ import (
 func removePodRules(ctx context.Context, network, pod string) error {
 	var errs []error
 	for _, family := range []string{"iptables", "ip6tables"} {
-		if _, err := findPlugin(family+"-save", strings.Split(toolPath, ":")); errors.Is(err, errNoPlugin) {
+		if _, err := program.Find(family+"-save", strings.Split(program.ToolPath, ":")); errors.Is(err, program.ErrNone) {
 			continue // then the plugin could not add rules either
 		}
-		saved, err := runTool(ctx, family+"-save", "", "-t", "nat")
+		saved, err := program.RunTool(ctx, family+"-save", "", "-t", "nat")
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -27,7 +29,7 @@ func removePodRules(ctx context.Context, network, pod string) error {
 		if script == "" {
 			continue
 		}
-		_, err = runTool(ctx, family+"-restore", script, "--noflush")
+		_, err = program.RunTool(ctx, family+"-restore", script, "--noflush")
 		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {

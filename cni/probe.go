@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/cni/program"
 	"github.com/cribox/cribox/internal/guard"
 )
 
@@ -32,7 +33,7 @@ func newProber() *prober { return &prober{known: map[string][]string{}} }
 // start asks the plugins of w that have not been asked yet.
 func (p *prober) start(w *network, dirs []string) {
 	for _, plugin := range w.needs {
-		path, err := findPlugin(plugin, dirs)
+		path, err := program.Find(plugin, dirs)
 		if err != nil {
 			continue
 		}
@@ -59,7 +60,7 @@ func (p *prober) claim(id string) bool {
 func (p *prober) ask(path, id string) {
 	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
 	defer cancel()
-	info, err := invoke.GetVersionInfo(ctx, path, &executor{})
+	info, err := invoke.GetVersionInfo(ctx, path, &program.Executor{})
 	if err != nil {
 		return
 	}
@@ -76,7 +77,7 @@ func (p *prober) verdict(w *network, dirs []string) error {
 		want = "0.1.0" // by CNI, for a configuration without a version
 	}
 	for _, plugin := range w.needs {
-		path, err := findPlugin(plugin, dirs)
+		path, err := program.Find(plugin, dirs)
 		if err != nil {
 			continue
 		}

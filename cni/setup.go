@@ -12,6 +12,9 @@ import (
 	"github.com/containerd/log"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/cribox/cribox/cni/program"
+
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 )
 
@@ -131,8 +134,8 @@ func (n *Networks) prepare(ctx context.Context, r *record) (list *libcni.Network
 			return nil, nil, fmt.Errorf("network %s: %w: %w", w.name, err, errdefs.ErrUnavailable)
 		}
 	}
-	_, noShaper := findPlugin("bandwidth", n.c.BinDirs)
-	if has["bandwidth"] != nil && noShaper != nil && !errors.Is(noShaper, errNoPlugin) {
+	_, noShaper := program.Find("bandwidth", n.c.BinDirs)
+	if has["bandwidth"] != nil && noShaper != nil && !errors.Is(noShaper, program.ErrNone) {
 		arrived()
 		return nil, nil, fmt.Errorf("network %s: %w: %w", w.name, noShaper, errdefs.ErrUnavailable)
 	}
@@ -158,8 +161,10 @@ func (n *Networks) choose(ctx context.Context) (w *network, arrived func(), err 
 			return w, n.own.leave, nil
 		}
 		// The subnets are being changed, which takes less than joinTries pauses.
-		if within(ctx.Done(), joinPause) {
+		select {
+		case <-ctx.Done():
 			return nil, nil, ctx.Err()
+		case <-time.After(joinPause):
 		}
 	}
 	return nil, nil, fmt.Errorf("network %s: what is known of it is of another subnet than %s: %w", w.name,
@@ -189,7 +194,7 @@ func (n *Networks) add(ctx context.Context, list *libcni.NetworkConfigList, r re
 }
 
 func (n *Networks) plugins(pod Pod) *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir(n.c.BinDirs, n.c.cacheDir(), &executor{lock: pod.Lock})
+	return libcni.NewCNIConfigWithCacheDir(n.c.BinDirs, n.c.cacheDir(), &program.Executor{Lock: pod.Lock})
 }
 
 func (r *record) runtimeConf(netns string) (*libcni.RuntimeConf, error) {

@@ -1,4 +1,4 @@
-package cni
+package program
 
 import (
 	"bytes"
@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -38,32 +39,32 @@ const (
 	busyPause   = 100 * time.Millisecond
 
 	callMark = "CRIBOX_CNI_CALL="
-	toolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	ToolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
 // fixedEnv is the environment of a plugin besides CNI_*. It has nothing of the daemon's own
 // environment, such as proxies or credentials.
-var fixedEnv = []string{"PATH=" + toolPath, "HOME=/root", "LANG=C"}
+var fixedEnv = []string{"PATH=" + ToolPath, "HOME=/root", "LANG=C"}
 
 // cniVars are the variables set by libcni that a plugin gets.
 var cniVars = []string{"CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_ARGS", "CNI_IFNAME", "CNI_PATH"}
 
-// executor runs the plugins of one operation; it implements libcni's invoke.Exec.
-type executor struct {
+// Executor runs the plugins of one operation; it implements libcni's invoke.Exec.
+type Executor struct {
 	version.PluginDecoder
-	lock *os.File // every plugin inherits it as descriptor 3; may be nil
+	Lock *os.File // every plugin inherits it as descriptor 3; may be nil
 }
 
 // FindInPath finds a plugin; the name must not lead out of the folders.
-func (*executor) FindInPath(plugin string, dirs []string) (string, error) {
-	return findPlugin(plugin, dirs)
+func (*Executor) FindInPath(plugin string, dirs []string) (string, error) {
+	return Find(plugin, dirs)
 }
 
-// errNoPlugin marks the error for a plugin that is in none of the folders.
-var errNoPlugin = errors.New("is not")
+// ErrNone marks the error for a plugin that is in none of the folders.
+var ErrNone = errors.New("is not")
 
-func findPlugin(plugin string, dirs []string) (string, error) {
-	if err := checkPluginName(plugin); err != nil {
+func Find(plugin string, dirs []string) (string, error) {
+	if err := CheckName(plugin); err != nil {
 		return "", err
 	}
 	for _, dir := range dirs {
@@ -76,19 +77,19 @@ func findPlugin(plugin string, dirs []string) (string, error) {
 			return "", fmt.Errorf("plugin %s: %w", plugin, err)
 		}
 	}
-	return "", fmt.Errorf("plugin %s %w in %s", plugin, errNoPlugin, strings.Join(dirs, ":"))
+	return "", fmt.Errorf("plugin %s %w in %s", plugin, ErrNone, strings.Join(dirs, ":"))
 }
 
 // ExecPlugin runs one plugin until it exits or ctx ends, and returns its output.
-func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+func (e *Executor) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	r := run{path: path, stdin: stdin, env: slices.Clone(fixedEnv)}
 	for _, kv := range environ {
 		if name, _, ok := strings.Cut(kv, "="); ok && slices.Contains(cniVars, name) {
 			r.env = append(r.env, kv)
 		}
 	}
-	if e.lock != nil {
-		r.files = []*os.File{e.lock}
+	if e.Lock != nil {
+		r.files = []*os.File{e.Lock}
 	}
 	stdout, err := r.do(ctx)
 	if err != nil {
@@ -102,9 +103,9 @@ func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, en
 	return stdout, nil
 }
 
-// runTool runs a program of the system, such as nft.
-func runTool(ctx context.Context, name, stdin string, args ...string) ([]byte, error) {
-	path, err := findPlugin(name, strings.Split(toolPath, ":"))
+// RunTool runs a program of the system, such as nft.
+func RunTool(ctx context.Context, name, stdin string, args ...string) ([]byte, error) {
+	path, err := Find(name, strings.Split(ToolPath, ":"))
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +226,7 @@ func (r *run) failure(err error) error {
 		return errors.New("a process that it left behind keeps its output open")
 	}
 	if told, ok := decodeError(r.stdout.bytes()); ok {
-		err = fmt.Errorf("%w: %w", err, &refusal{code: told.Code, text: toldError(r.stdout.bytes())})
+		err = fmt.Errorf("%w: %w", err, &Refusal{Code: told.Code, text: toldError(r.stdout.bytes())})
 		if told.Code == types.ErrTryAgainLater {
 			err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}
@@ -237,13 +238,13 @@ func (r *run) failure(err error) error {
 	return err
 }
 
-// refusal is an error that a plugin printed.
-type refusal struct {
-	code uint
+// Refusal is an error that a plugin printed.
+type Refusal struct {
+	Code uint
 	text string
 }
 
-func (r *refusal) Error() string { return r.text }
+func (r *Refusal) Error() string { return r.text }
 
 func decodeError(stdout []byte) (types.Error, bool) {
 	var e types.Error
@@ -317,4 +318,15 @@ func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return string(t.buf)
+}
+
+// pluginName matches valid plugin names. A name becomes a file name in the plugin folders
+// (CVE-2021-20206).
+var pluginName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$`)
+
+func CheckName(name string) error {
+	if !pluginName.MatchString(name) || strings.Contains(name, "..") {
+		return fmt.Errorf("plugin type %q is not a plain name", name)
+	}
+	return nil
 }
