@@ -62,9 +62,13 @@ func ability(have bool, what, remedy string) Finding {
 }
 
 func lookUserNamespaces(_ context.Context, c config.Config) []Finding {
-	if err := sandbox.CheckUserNamespaces(func(userNS *os.File) error { return imageservice.CheckHostIDMap(c.Root, userNS) }); err != nil {
+	noTmpfs, err := sandbox.CheckUserNamespaces(func(userNS *os.File) error { return imageservice.CheckHostIDMap(c.Root, userNS) })
+	if err != nil {
 		return []Finding{{What: "no user namespaces for pods: " + err.Error(),
 			Remedy: "use Linux 6.5 or newer, root on ext4, xfs or btrfs, and user.max_user_namespaces above 0"}}
 	}
-	return []Finding{{What: "user namespaces, images with mapped ids"}}
+	if noTmpfs != nil {
+		return []Finding{{What: "user namespaces are not offered to the kubelet: " + noTmpfs.Error(), Remedy: "use Linux 6.3 or newer"}}
+	}
+	return []Finding{{What: "user namespaces, images and tmpfs with mapped ids"}}
 }

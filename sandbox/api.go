@@ -54,7 +54,7 @@ func ReadHost() (spec.Host, error) { return node.ReadHost() }
 
 // CheckUserNamespaces tells whether pods can have user namespaces here; mount tries to mount images
 // with the ids of one.
-func CheckUserNamespaces(mount func(userNS *os.File) error) error {
+func CheckUserNamespaces(mount func(userNS *os.File) error) (noTmpfs, err error) {
 	return node.CheckUserNamespaces(mount)
 }
 

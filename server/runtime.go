@@ -76,7 +76,7 @@ func (s *runtimeService) features() *runtimeapi.RuntimeFeatures {
 	h := s.pods().HostOf("")
 	return &runtimeapi.RuntimeFeatures{
 		SupplementalGroupsPolicy:  true,
-		UserNamespacesHostNetwork: h.NoUserNamespaces == "" && h.RecursiveReadOnly, // such a pod needs a read-only /sys, see spec.ValidatePod
+		UserNamespacesHostNetwork: h.OffersUserNamespaces() && h.RecursiveReadOnly, // such a pod needs a read-only /sys, see spec.ValidatePod
 		MountOptions:              true,
 	}
 }
@@ -96,7 +96,7 @@ func (s *runtimeService) handlers() []*runtimeapi.RuntimeHandler {
 	for _, name := range append([]string{""}, names...) {
 		h := s.pods().HostOf(name)
 		all = append(all, &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
-			RecursiveReadOnlyMounts: h.RecursiveReadOnly, UserNamespaces: h.NoUserNamespaces == ""}})
+			RecursiveReadOnlyMounts: h.RecursiveReadOnly, UserNamespaces: h.OffersUserNamespaces()}})
 	}
 	return all
 }

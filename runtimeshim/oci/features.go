@@ -21,9 +21,9 @@ import (
 )
 
 const (
-	featuresWait  = 5 * time.Second // limit for the command features
-	featuresGrace = time.Second     // after that, for its children to close the pipe
-	featuresBytes = 1 << 20         // runc prints 4 KiB
+	featuresWait  = 30 * time.Second // limit for the command features: a slow machine needs more than 5 s
+	featuresGrace = time.Second      // after that, for its children to close the pipe
+	featuresBytes = 1 << 20          // runc prints 4 KiB
 )
 
 // AskFeatures executes the runtime's command features. ErrNotImplemented if it exits with an error,

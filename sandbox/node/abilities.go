@@ -22,12 +22,17 @@ import (
 const (
 	askEvery  = time.Second
 	askAtMost = 10 * time.Minute
+	// firstAnswer is how long the start of the daemon waits for the runtimes. On a slow machine that
+	// may be too short; then they are asked again in the background, with the longer limit that the
+	// question itself has.
+	firstAnswer = 5 * time.Second
 )
 
 // abilities is what this machine and the OCI runtimes can do, as far as they said so. It never
 // changes.
 type abilities struct {
 	noUserNS error              // why this machine has no user namespaces for pods
+	noTmpfs  error              // why they can have no tmpfs volume, which another try does not change
 	byName   map[string]ability // of a handler's runtime
 	asked    time.Time
 	wait     time.Duration // until what is not known may be asked again
@@ -86,7 +91,9 @@ func (n *Node) ask(ctx context.Context, byName map[string]Handler, before *abili
 		})
 	}
 	if before == nil || before.noUserNS != nil {
-		next.noUserNS = n.tryUserNamespace()
+		next.noTmpfs, next.noUserNS = n.tryUserNamespace()
+	} else {
+		next.noTmpfs = before.noTmpfs
 	}
 	all.Wait()
 	next.asked = time.Now()
@@ -103,6 +110,9 @@ func (a *abilities) tell(ctx context.Context, byName map[string]Handler, before 
 		} else {
 			log.G(ctx).Info("pods can have user namespaces now")
 		}
+	}
+	if a.noTmpfs != nil && before == nil {
+		log.G(ctx).WithError(a.noTmpfs).Warn("user namespaces are not offered to the kubelet")
 	}
 	for name, can := range a.byName {
 		l := log.G(ctx).WithField("handler", name)
@@ -148,14 +158,27 @@ func (n *Node) AskAgain() {
 	if now.can.complete() || time.Since(now.can.asked) < now.can.wait || !n.asking.CompareAndSwap(false, true) {
 		return
 	}
-	go func() {
-		defer n.asking.Store(false)
-		guard.Run(n.background, "features of the runtimes", func() {
-			next := *now
-			next.can = n.ask(n.background, now.byName, now.can)
-			n.handlers.CompareAndSwap(now, &next) // unless all handlers were replaced meanwhile, who were asked anew
-		})
-	}()
+	go n.askNow(now)
+}
+
+// askAtOnce is AskAgain without a wait, if a runtime was too slow for the first question.
+func (n *Node) askAtOnce() {
+	now := n.handlers.Load()
+	for _, one := range now.can.byName {
+		if errors.Is(one.err, context.DeadlineExceeded) && n.asking.CompareAndSwap(false, true) {
+			go n.askNow(now)
+			return
+		}
+	}
+}
+
+func (n *Node) askNow(now *handlers) {
+	defer n.asking.Store(false)
+	guard.Run(n.background, "features of the runtimes", func() {
+		next := *now
+		next.can = n.ask(n.background, now.byName, now.can)
+		n.handlers.CompareAndSwap(now, &next) // unless all handlers were replaced meanwhile, who were asked anew
+	})
 }
 
 // Flaws returns an error that names every handler whose OCI runtime is a version that is known to

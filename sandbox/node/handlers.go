@@ -100,8 +100,11 @@ func (n *Node) SetHandlers(ctx context.Context, byName map[string]Handler, byDef
 		n.Note(ctx, clamped)
 		next.byName[name] = h
 	}
-	next.can = n.ask(ctx, next.byName, nil)
+	first, cancel := context.WithTimeout(ctx, firstAnswer)
+	defer cancel()
+	next.can = n.ask(first, next.byName, nil)
 	n.handlers.Store(next)
+	n.askAtOnce()
 }
 
 // Handlers returns the names of all handlers, sorted, and which of them is the default.
@@ -123,7 +126,7 @@ func (n *Node) hostBy(now *handlers, handler string) spec.Host {
 	with := now.byName[handler]
 	h.Rlimits, h.PidsLimit, h.NoHostDevices = with.Rlimits, with.PidsLimit, with.NoHostDevices
 	h.UnprivilegedPorts, h.UnprivilegedPing = with.Ports, with.Ping
-	h.NoUserNamespaces = now.can.noUserNamespaces(handler, with)
+	h.NoUserNamespaces, h.NoMappedTmpfs = now.can.noUserNamespaces(handler, with), text(now.can.noTmpfs)
 	h.RecursiveReadOnly = h.RecursiveReadOnly && now.can.byName[handler].RecursiveReadOnly
 	if h.AppArmor {
 		h.AppArmorProfile, h.NoAppArmorProfile = n.defaultAppArmor()

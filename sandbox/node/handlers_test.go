@@ -1,13 +1,18 @@
 package node
 
 import (
+	"context"
+	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 )
@@ -24,6 +29,48 @@ func TestHostOfPod(t *testing.T) {
 	}
 	if _, _, err := n.InPod(&store.Pod{Handler: "gone"}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a handler that is gone: %v", err)
+	}
+}
+
+// TestSlowRuntime: a runtime that was too slow for the first question is asked again at once.
+func TestSlowRuntime(t *testing.T) {
+	asked := make(chan bool, 2)
+	n := &Node{background: t.Context()}
+	n.conf.State, n.conf.CheckIDMap = "/", func(*os.File) error { return nil }
+	n.conf.Features = func(ctx context.Context, _ string) (runtimeshim.Features, error) {
+		_, first := ctx.Deadline()
+		asked <- first
+		if first {
+			return runtimeshim.Features{}, fmt.Errorf("no answer: %w: %w", context.DeadlineExceeded, errdefs.ErrUnavailable)
+		}
+		return runtimeshim.Features{UserNamespaces: true, IDMappedMounts: true}, nil
+	}
+	n.SetHandlers(t.Context(), map[string]Handler{"runc": {Path: "/runc"}}, "runc")
+	for _, want := range []bool{true, false} {
+		select {
+		case first := <-asked:
+			if first != want {
+				t.Errorf("asked with a limit of the start: %t, want %t", first, want)
+			}
+		case <-t.Context().Done():
+			t.Fatal("not asked again")
+		case <-time.After(time.Minute):
+			t.Fatal("not asked again within a minute")
+		}
+	}
+}
+
+// TestOffersUserNamespaces: without a mapped tmpfs they are not offered, and not refused.
+func TestOffersUserNamespaces(t *testing.T) {
+	can := &abilities{byName: map[string]ability{"runc": {Features: runtimeshim.Features{UserNamespaces: true, IDMappedMounts: true}}}}
+	n := &Node{}
+	n.handlers.Store(&handlers{byName: map[string]Handler{"runc": {}}, byDefault: "runc", can: can})
+	if h := n.HostOf(""); !h.OffersUserNamespaces() {
+		t.Errorf("not offered: %q, %q", h.NoUserNamespaces, h.NoMappedTmpfs)
+	}
+	can.noTmpfs = errdefs.ErrFailedPrecondition
+	if h := n.HostOf(""); h.OffersUserNamespaces() || h.NoUserNamespaces != "" || !can.complete() {
+		t.Errorf("without a mapped tmpfs: offered %t, refused: %q", h.OffersUserNamespaces(), h.NoUserNamespaces)
 	}
 }
 

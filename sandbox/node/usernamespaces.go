@@ -10,28 +10,32 @@ import (
 	"github.com/cribox/cribox/sandbox/userns"
 )
 
-// tryUserNamespace makes one and mounts images with its ids, out of sight.
-func (n *Node) tryUserNamespace() error {
+// tryUserNamespace makes one and mounts images with its ids, out of sight. noTmpfs says why a tmpfs
+// cannot be mounted with them.
+func (n *Node) tryUserNamespace() (noTmpfs, err error) {
 	if err := reachable(n.conf.State); err != nil {
-		return err
+		return nil, err
 	}
 	ids := userns.IDs{First: 1, Length: 1}
 	ns, err := userns.New(pause.Binary(), ids, ids, true)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return errors.Join(n.conf.CheckIDMap(ns.User), ns.Close())
+	noTmpfs = userns.CanMapTmpfs(ns.User)
+	return noTmpfs, errors.Join(n.conf.CheckIDMap(ns.User), ns.Close())
 }
 
 // CheckUserNamespaces tells whether pods can have user namespaces on this machine; mount tries to
-// mount images with the ids of one. The error names what is missing. Nothing is left.
-func CheckUserNamespaces(mount func(userNS *os.File) error) error {
+// mount images with the ids of one, and noTmpfs says why they can have no tmpfs in it. The error
+// names what is missing. Nothing is left.
+func CheckUserNamespaces(mount func(userNS *os.File) error) (noTmpfs, err error) {
 	ids := userns.IDs{First: 1, Length: 1}
 	ns, err := userns.New(pause.Binary(), ids, ids, true)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return errors.Join(mount(ns.User), ns.Close())
+	noTmpfs = userns.CanMapTmpfs(ns.User)
+	return noTmpfs, errors.Join(mount(ns.User), ns.Close())
 }
 
 // reachable says whether everybody can go to dir: root of a user namespace is nobody outside, and

@@ -63,6 +63,10 @@ type Host struct {
 	// NoUserNamespaces says what kernel, file system or OCI runtime lack for pods with a user
 	// namespace; "" when they have all.
 	NoUserNamespaces string
+	// NoMappedTmpfs says why a pod with a user namespace can have no tmpfs volume; "" when it can.
+	// Such pods run, but user namespaces are not offered to the kubelet: nearly all of its pods have
+	// such a volume.
+	NoMappedTmpfs string
 
 	// HugePageSizes that the hugetlb controller limits, "2MB", "1GB"; empty
 	// when the controller is missing.
@@ -74,6 +78,9 @@ type Host struct {
 	// ("0-3,8"); "" means unknown, and a cpuset is not compared with it.
 	CPUs, Mems string
 }
+
+// OffersUserNamespaces says whether every pod of a kubelet can have a user namespace.
+func (h Host) OffersUserNamespaces() bool { return h.NoUserNamespaces == "" && h.NoMappedTmpfs == "" }
 
 // Note is one thing that was asked for and could not be given whole.
 type Note struct {

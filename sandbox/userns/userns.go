@@ -110,6 +110,30 @@ func CanMap(path string, ns *os.File) error {
 	return nil
 }
 
+// CanMapTmpfs tells whether a tmpfs can be mounted with the ids of a user namespace, which is
+// ErrFailedPrecondition before Linux 6.3. Nothing becomes visible.
+func CanMapTmpfs(ns *os.File) error {
+	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("make a tmpfs: %w", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return fmt.Errorf("make a tmpfs: %w", err)
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("make a tmpfs: %w", err)
+	}
+	defer unix.Close(fd)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return fmt.Errorf("this kernel has no tmpfs with mapped ids (Linux 6.3 has), and a pod of Kubernetes "+
+			"has one for the token of its service account: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
 // Pin gives a namespace a name that outlives this process. What a crash left under that name is
 // replaced.
 func Pin(ns *os.File, path string) error {

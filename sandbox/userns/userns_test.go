@@ -2,6 +2,7 @@ package userns
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -73,6 +75,36 @@ func TestHelperIsGone(t *testing.T) {
 	var ws syscall.WaitStatus
 	if pid, err := syscall.Wait4(-1, &ws, syscall.WNOHANG, nil); err != syscall.ECHILD {
 		t.Errorf("a child is left: %d %v", pid, err)
+	}
+}
+
+// TestCanMapTmpfs: as of any file system, the answer is yes, or says that the kernel cannot.
+func TestCanMapTmpfs(t *testing.T) {
+	ids := IDs{1, 1}
+	ns, err := New(pausing(t), ids, ids, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	err = CanMapTmpfs(ns.User)
+	if able := major > 6 || major == 6 && minor >= 3; able != (err == nil) || err != nil && !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("Linux %d.%d: %v", major, minor, err)
+	}
+	file, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := CanMapTmpfs(file); err == nil {
+		t.Error("the ids of a file that is no namespace were taken")
 	}
 }
 
