@@ -138,6 +138,41 @@ func TestDetail(t *testing.T) {
 	}
 }
 
+// TestCrun: with systemd, crun keeps limits and processes in a cgroup inside the scope. What is used
+// is read of the scope, which a container cannot hide anything from.
+func TestCrun(t *testing.T) {
+	const scope, inner = "pod/cribox-app.scope/", "pod/cribox-app.scope/container/"
+	files := map[string]string{}
+	for name, text := range filesV2 {
+		files[scope+strings.TrimPrefix(name, "pod/app/")] = text
+	}
+	for name, text := range map[string]string{
+		"memory.max": "max\n", "memory.swap.max": "max\n", "pids.max": "max\n", "cgroup.procs": "\n", "cpu.stat": "usage_usec 5123456\nuser_usec 3000000\nsystem_usec 2000000\n",
+	} {
+		files[scope+name] = text
+	}
+	for name, text := range map[string]string{
+		"memory.max": "4000000\n", "memory.swap.max": "2000000\n", "pids.max": "77\n", "cgroup.procs": "SELF\n", "memory.current": "1\n",
+		"cpu.stat": "usage_usec 1\nnr_periods 10\nnr_throttled 4\nthrottled_usec 7000000\n",
+	} {
+		files[inner+name] = text
+	}
+	at := Tree{Root: tree(t, files), V2: true}
+	u, w := at.Usage("/pod/cribox-app.scope"), want()
+	if !reflect.DeepEqual(u.Memory, w.Memory) || !reflect.DeepEqual(u.Swap, w.Swap) || u.Err != nil {
+		t.Errorf("usage:\n got %s\nwant %s", show(u), show(w.Usage))
+	}
+	d := at.Detail("/pod/cribox-app.scope", nil)
+	for name, figure := range map[string][2]*uint64{
+		"cpu": {d.CPU, new(uint64(5123456000))}, "periods": {d.Periods, w.Periods}, "throttled": {d.Throttled, w.Throttled}, "time": {d.ThrottledTime, w.ThrottledTime},
+		"processes": {d.Processes, new(uint64(1))}, "most threads": {d.MaxThreads, new(uint64(77))},
+	} {
+		if !reflect.DeepEqual(figure[0], figure[1]) {
+			t.Errorf("%s: %s, want %s", name, show(figure[0]), show(figure[1]))
+		}
+	}
+}
+
 // TestUnlimited: without a limit nothing is said to be left, and what is there is not told as zero.
 func TestUnlimited(t *testing.T) {
 	v1 := map[string]string{

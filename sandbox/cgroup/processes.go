@@ -18,18 +18,22 @@ const (
 )
 
 // processes counts the processes in a cgroup, without those in a cgroup below it, and what they
-// have open. It goes to the processes that the file names, and to no others.
-func (r *reader) processes(file string, d *Detail) {
-	b := r.readList(file)
-	if b == nil {
+// have open. It goes to the processes that the files name, and to no others.
+func (r *reader) processes(d *Detail, files ...string) {
+	var pids []int
+	known := false
+	for _, file := range files {
+		b := r.readList(file)
+		known = known || b != nil
+		eachLine(b, func(line []byte) {
+			if pid, err := strconv.Atoi(string(bytes.TrimSpace(line))); err == nil && pid > 0 { // 0: of another PID namespace
+				pids = append(pids, pid)
+			}
+		})
+	}
+	if !known {
 		return
 	}
-	var pids []int
-	eachLine(b, func(line []byte) {
-		if pid, err := strconv.Atoi(string(bytes.TrimSpace(line))); err == nil && pid > 0 { // 0: of another PID namespace
-			pids = append(pids, pid)
-		}
-	})
 	d.Processes = new(uint64(len(pids)))
 	if len(pids) == 0 {
 		return

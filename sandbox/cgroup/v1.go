@@ -69,7 +69,7 @@ func (r *reader) detailV1(root, path string, hugePages []string) Detail {
 	defer leave()
 	d.Threads = r.number(filepath.Join(pids, "pids.current"))
 	d.MaxThreads = maxThreads(r.number(filepath.Join(pids, "pids.max")))
-	r.processes(filepath.Join(pids, "cgroup.procs"), &d)
+	r.processes(&d, filepath.Join(pids, "cgroup.procs"))
 	return d
 }
 
