@@ -55,7 +55,7 @@ fuzz: ## every fuzz target for FUZZTIME (6s)
 
 test-crictl: tools build build-steps ## the real binaries over the socket, critest among them
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-crictl needs root" >&2; exit 1; }
-	@cd crictl-tests && ../hack/timed.sh "crictl-tests" env CRIBOX_BIN=$(BIN) go test -count 1 -timeout 40m ./...
+	@cd crictl-tests && ../hack/timed.sh "crictl-tests" env CRIBOX_BIN=$(BIN) go test -p 1 -count 1 -timeout 40m ./...
 
 test-kube: build ## a Kubernetes cluster of two nodes on cribox, and what its users see (as root)
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-kube needs root" >&2; exit 1; }
@@ -65,11 +65,11 @@ test-kube: build ## a Kubernetes cluster of two nodes on cribox, and what its us
 critest: tools build ## the CRI's validation suite, one by one three times, beside each other, and over WebSocket
 	@[ "$$(id -u)" = 0 ] || { echo "error: make critest needs root" >&2; exit 1; }
 	@cd crictl-tests && ../hack/timed.sh "critest, three times" env CRIBOX_BIN=$(BIN) \
-		go test -count 3 -failfast -timeout 32m -run '^TestCritest$$' -v . -critest.parallel=1
+		go test -count 3 -failfast -timeout 32m -run '^TestCritest$$' -v ./crictl -critest.parallel=1
 	@cd crictl-tests && ../hack/timed.sh "critest, four specs at once" env CRIBOX_BIN=$(BIN) \
-		go test -count 1 -timeout 12m -run '^TestCritest$$' -v . -critest.parallel=4
+		go test -count 1 -timeout 12m -run '^TestCritest$$' -v ./crictl -critest.parallel=4
 	@cd crictl-tests && ../hack/timed.sh "critest, streams over WebSocket" env CRIBOX_BIN=$(BIN) \
-		go test -count 1 -timeout 12m -run '^TestCritest$$' -v . -critest.parallel=1 -critest.focus=Streaming -critest.websocket
+		go test -count 1 -timeout 12m -run '^TestCritest$$' -v ./crictl -critest.parallel=1 -critest.focus=Streaming -critest.websocket
 
 bench: ## what a kubelet asks all the time, of 250 pods in one process; needs no runc (as root; BENCH="-count 5" for more)
 	@go test -run '^$$' -bench '^BenchmarkNode$$' -benchtime 0.5s $(BENCH) .
