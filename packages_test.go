@@ -29,6 +29,8 @@ var onlyIn = []struct {
 	{"tags.cncf.io/container-device-interface/pkg/cdi", []string{"sandbox/node"}},
 	{"github.com/opencontainers/selinux", []string{"sandbox/selinux"}},
 	{"k8s.io/streaming", []string{"server/streaming"}},
+	{"github.com/spf13/cobra", []string{"internal/cli", "internal/manual"}},
+	{"github.com/cpuguy83/go-md2man", []string{"internal/manual"}},
 	{"github.com/gorilla/websocket", []string{"server/streaming"}},
 	{"github.com/containernetworking/cni", []string{"cni", "cni/program"}},
 	{"github.com/containerd/containerd/v2/core", []string{"imageservice/registry"}},

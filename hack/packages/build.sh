@@ -51,8 +51,8 @@ EOF
 
 # stage_common puts into STAGE what is the same for all architectures.
 stage_common() {
-	(cd "$top" && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$STAGE/host" .)
-	"$STAGE/host" config --config /dev/null | sed '/^#/!s/^\(.\+\)/#\1/' >"$STAGE/config.toml"
+	(cd "$top" && go run ./internal/manual "$VERSION" "$STAGE/manual")
+	gzip -9n "$STAGE"/manual/man/*
 	sed 's#/usr/local/bin/cribox#/usr/bin/cribox#' "$top/dist/cribox.service" >"$STAGE/cribox.service"
 	licenses | gzip -9n >"$STAGE/licenses.gz"
 	gzip -9nc "$top/CHANGELOG.md" >"$STAGE/changelog.gz"
