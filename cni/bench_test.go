@@ -3,6 +3,8 @@ package cni
 import (
 	"fmt"
 	"testing"
+
+	"github.com/cribox/cribox/cni/namespace"
 )
 
 // BenchmarkDefaultPod connects one pod to the default network and disconnects it: the time that the
@@ -16,7 +18,7 @@ func BenchmarkDefaultPod(b *testing.B) {
 		p := h.pod(fmt.Sprint("p", i))
 		h.setup(p)
 		h.teardown(p)
-		if err := RemoveNetNS(p.NetNS); err != nil {
+		if err := namespace.Remove(p.NetNS); err != nil {
 			b.Fatal(err)
 		}
 	}

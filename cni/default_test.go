@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/cni/namespace"
 )
 
 func TestDefaultNetwork(t *testing.T) {
@@ -200,7 +202,7 @@ func TestNetNSDeletedByHand(t *testing.T) {
 			p := h.pod("p1")
 			p.Ports = []Port{{HostPort: 18080, ContainerPort: 80}}
 			h.setup(p)
-			if err := RemoveNetNS(p.NetNS); err != nil {
+			if err := namespace.Remove(p.NetNS); err != nil {
 				t.Fatal(err)
 			}
 			h.reopen()
@@ -260,7 +262,7 @@ func TestRemoveForgottenRules(t *testing.T) {
 	h.reopen()
 	h.useNft(false)
 	wantErr(t, h.n.RemoveDefault(t.Context()), errdefs.ErrFailedPrecondition, "attached to cbrabc123")
-	if err := RemoveNetNS(p.NetNS); err != nil {
+	if err := namespace.Remove(p.NetNS); err != nil {
 		t.Fatal(err)
 	}
 	waitNoPorts(t, h)
@@ -524,7 +526,7 @@ func TestUplinkMTU(t *testing.T) {
 			return err
 		})
 		h.teardown(p)
-		if err := RemoveNetNS(p.NetNS); err != nil {
+		if err := namespace.Remove(p.NetNS); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/cni/namespace"
 	"github.com/cribox/cribox/cni/program"
 )
 
@@ -70,7 +71,11 @@ func makeHost() error {
 	if err := unix.Unmount("/run/netns", unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return err
 	}
-	return loopbackUp()
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
 }
 
 // realPlugins returns the folder of the standard plugins.
@@ -146,7 +151,7 @@ func (h *host) pod(id string) Pod {
 	if err := h.n.NewNetNS(p.NetNS); err != nil {
 		h.t.Fatal(err)
 	}
-	h.t.Cleanup(func() { _ = RemoveNetNS(p.NetNS) })
+	h.t.Cleanup(func() { _ = namespace.Remove(p.NetNS) })
 	return p
 }
 

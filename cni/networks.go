@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cribox/cribox/cni/namespace"
 	"github.com/cribox/cribox/cni/program"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/internal/step"
@@ -194,27 +195,27 @@ func (n *Networks) SetPodCIDR(cidr string) error {
 // includes connected pods.
 func (n *Networks) Debts() []string { return n.debts.ids() }
 
-// NewNetNS calls the function NewNetNS and passes its step.
+// NewNetNS calls namespace.New and passes its step.
 func (n *Networks) NewNetNS(path string) error {
-	if err := NewNetNS(path); err != nil {
+	if err := namespace.New(path); err != nil {
 		return err
 	}
 	n.step.Pass("cni.netns.created")
 	return nil
 }
 
-// PinNetNS calls the function PinNetNS and passes the step of NewNetNS.
+// PinNetNS calls namespace.Pin and passes the step of NewNetNS.
 func (n *Networks) PinNetNS(path string, ns *os.File) error {
-	if err := PinNetNS(path, ns); err != nil {
+	if err := namespace.Pin(path, ns); err != nil {
 		return err
 	}
 	n.step.Pass("cni.netns.created")
 	return nil
 }
 
-// RemoveNetNS calls the function RemoveNetNS and passes its step.
+// RemoveNetNS calls namespace.Remove and passes its step.
 func (n *Networks) RemoveNetNS(path string) error {
-	if err := RemoveNetNS(path); err != nil {
+	if err := namespace.Remove(path); err != nil {
 		return err
 	}
 	n.step.Pass("netns.removed")
@@ -246,7 +247,7 @@ func parseSubnets(s string) ([]netip.Prefix, error) {
 	return subnets, nil
 }
 
-// Dial calls the function Dial, for callers that use Networks through an interface.
+// Dial calls namespace.Dial, for callers that use Networks through an interface.
 func (n *Networks) Dial(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) {
-	return Dial(ctx, netns, port)
+	return namespace.Dial(ctx, netns, port)
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cribox/cribox/cni/namespace"
 )
 
 // TestFailedRetriesHoldOneLease: ADD and DEL fail repeatedly, each time under a new pod id, as with
@@ -186,7 +188,7 @@ func TestDelWithoutNetNS(t *testing.T) {
 	for _, leave := range []string{"nothing", "ordinary file"} {
 		p := h.pod("p1")
 		h.setup(p)
-		if err := RemoveNetNS(p.NetNS); err != nil {
+		if err := namespace.Remove(p.NetNS); err != nil {
 			t.Fatal(err)
 		}
 		if leave != "nothing" {

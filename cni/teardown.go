@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/containernetworking/cni/libcni"
+
+	"github.com/cribox/cribox/cni/namespace"
 )
 
 // Teardown disconnects the pod: it runs DEL with the configuration, arguments and capabilities of
@@ -53,7 +55,7 @@ func (n *Networks) del(ctx context.Context, d *debt, pod Pod) error {
 	if err != nil {
 		return err
 	}
-	pinned, err := isNetNS(d.NetNS)
+	pinned, err := namespace.Is(d.NetNS)
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package cni
+package namespace
 
 import (
 	"fmt"
@@ -17,13 +17,13 @@ func TestNetNS(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "netns")
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	path := filepath.Join(dir, "a")
-	if err := NewNetNS(path); err != nil {
+	if err := New(path); err != nil {
 		t.Fatal(err)
 	}
 	if !pinnedNow(path) {
 		t.Fatal("not a namespace")
 	}
-	insideNetNS(t, path, func() error {
+	within(t, path, func() error {
 		l, err := net.Listen("tcp", "127.0.0.1:0") // works only if lo is up
 		if err != nil {
 			return err
@@ -40,12 +40,14 @@ func TestNetNS(t *testing.T) {
 		}
 		return nil
 	})
-	wantErr(t, NewNetNS(path), errdefs.ErrAlreadyExists)
+	if err := New(path); !errdefs.IsAlreadyExists(err) {
+		t.Fatalf("a second one: %v", err)
+	}
 	if !pinnedNow(path) {
 		t.Fatal("a second call took the namespace away")
 	}
 	for range 2 {
-		if err := RemoveNetNS(path); err != nil {
+		if err := Remove(path); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -53,17 +55,19 @@ func TestNetNS(t *testing.T) {
 		t.Fatal("file is left")
 	}
 	// What a crash between creating the file and mounting leaves, and stacked mounts.
-	writeTestFile(t, path, "", 0o444)
-	if err := RemoveNetNS(path); err != nil {
+	if err := os.WriteFile(path, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
-	if err := NewNetNS(path); err != nil {
+	if err := Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := New(path); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Mount(path, path, "none", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := RemoveNetNS(path); err != nil {
+	if err := Remove(path); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -140,10 +144,10 @@ func TestNetNSConcurrently(t *testing.T) {
 	for i := range 10 {
 		wg.Go(func() {
 			path := filepath.Join(dir, fmt.Sprint(i))
-			if err := NewNetNS(path); err != nil {
+			if err := New(path); err != nil {
 				t.Error(err)
 			}
-			if err := RemoveNetNS(path); err != nil {
+			if err := Remove(path); err != nil {
 				t.Error(err)
 			}
 		})
@@ -157,13 +161,15 @@ func TestNetNSConcurrently(t *testing.T) {
 // TestNetNSFails: a path that cannot be created leaves nothing behind.
 func TestNetNSFails(t *testing.T) {
 	dir := t.TempDir()
-	writeTestFile(t, filepath.Join(dir, "file"), "", 0o600)
-	if err := NewNetNS(filepath.Join(dir, "file", "a")); err == nil {
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := New(filepath.Join(dir, "file", "a")); err == nil {
 		t.Fatal("no error")
 	}
 }
 
 func pinnedNow(path string) bool {
-	pinned, err := isNetNS(path)
+	pinned, err := Is(path)
 	return pinned && err == nil
 }

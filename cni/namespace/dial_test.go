@@ -1,4 +1,4 @@
-package cni
+package namespace
 
 import (
 	"context"
@@ -22,7 +22,7 @@ func TestDial(t *testing.T) {
 	netns := testNetNS(t)
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		var l net.Listener
-		insideNetNS(t, netns, func() (err error) {
+		within(t, netns, func() (err error) {
 			l, err = net.Listen("tcp", net.JoinHostPort(host, "0"))
 			return err
 		})
@@ -91,17 +91,17 @@ func testNetNS(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "netns")
 	path := filepath.Join(dir, "a")
-	if err := NewNetNS(path); err != nil {
+	if err := New(path); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = RemoveNetNS(path); _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	t.Cleanup(func() { _ = Remove(path); _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	return path
 }
 
 // listenAndAcceptNothing returns a port of 127.0.0.1 with a minimal accept queue.
 func listenAndAcceptNothing(t *testing.T, netns string) (port uint16) {
 	t.Helper()
-	insideNetNS(t, netns, func() error {
+	within(t, netns, func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -126,7 +126,7 @@ func listenAndAcceptNothing(t *testing.T, netns string) (port uint16) {
 func waiting(t *testing.T, netns string) int {
 	t.Helper()
 	var table []byte
-	insideNetNS(t, netns, func() (err error) {
+	within(t, netns, func() (err error) {
 		table, err = os.ReadFile("/proc/thread-self/net/tcp")
 		return err
 	})
@@ -155,5 +155,13 @@ func await(t *testing.T, what string, is func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("it never came to it that %s", what)
 		}
+	}
+}
+
+// within runs f on a thread inside the namespace.
+func within(t *testing.T, path string, f func() error) {
+	t.Helper()
+	if err := inNetNS(path, f); err != nil {
+		t.Fatalf("in %s: %v", path, err)
 	}
 }

@@ -1,4 +1,4 @@
-package cni
+package namespace
 
 import (
 	"errors"
@@ -12,17 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NewNetNS creates a network namespace with lo up and pins it to the file path, where it outlives
+// New creates a network namespace with lo up and pins it to the file path, where it outlives
 // this process. It creates the folder of path if necessary and makes it a shared mount of its own,
 // like `ip netns`, so that programs in other mount namespaces see the namespaces. ErrAlreadyExists
 // if path exists.
-func NewNetNS(path string) error {
+func New(path string) error {
 	return pinNetNS(path, func() error { return unix.Unshare(unix.CLONE_NEWNET) })
 }
 
-// PinNetNS is NewNetNS for an existing namespace, which may belong to another user namespace than
+// Pin is New for an existing namespace, which may belong to another user namespace than
 // ours.
-func PinNetNS(path string, ns *os.File) error {
+func Pin(path string, ns *os.File) error {
 	return pinNetNS(path, func() error { return unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET) })
 }
 
@@ -41,7 +41,7 @@ func pinNetNS(path string, enter func() error) error {
 	}
 	f.Close()
 	if err := onOwnThread(func() error { return pinOwn(path, enter) }); err != nil {
-		return errors.Join(fmt.Errorf("network namespace %s: %w", path, err), RemoveNetNS(path))
+		return errors.Join(fmt.Errorf("network namespace %s: %w", path, err), Remove(path))
 	}
 	return nil
 }
@@ -144,12 +144,12 @@ const (
 	folderLockPoll    = 5 * time.Millisecond
 )
 
-// stackedMounts is how many mounts RemoveNetNS removes from one path before it gives up.
+// stackedMounts is how many mounts Remove removes from one path before it gives up.
 const stackedMounts = 16
 
-// RemoveNetNS unpins a namespace and removes its file. It returns nil if path does not exist or is
+// Remove unpins a namespace and removes its file. It returns nil if path does not exist or is
 // an ordinary file. The namespace itself ends with its last process.
-func RemoveNetNS(path string) error {
+func Remove(path string) error {
 	for range stackedMounts {
 		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
@@ -165,9 +165,9 @@ func RemoveNetNS(path string) error {
 	return nil
 }
 
-// isNetNS reports whether path is a pinned namespace; an ordinary file that is left of one is not.
+// Is reports whether path is a pinned namespace; an ordinary file that is left of one is not.
 // ErrUnavailable when that cannot be determined.
-func isNetNS(path string) (bool, error) {
+func Is(path string) (bool, error) {
 	var fs unix.Statfs_t
 	err := unix.Statfs(path, &fs)
 	switch {
