@@ -32,6 +32,14 @@ kube-up: build ## start a Kubernetes cluster of NODES nodes (1) on cribox
 kube-down: ## take away what `make kube-up` made
 	@hack/kube/down.sh
 
+##@ A virtual machine with Debian 12, systemd and AppArmor (as root; KVM=1 where there is /dev/kvm)
+
+vm: ## make its image in bin/vm, once
+	@hack/vm/image.sh
+
+vm-shell: tools build vm ## a prompt in it, with cribox installed
+	@VERSION=$(VERSION) hack/vm/shell.sh
+
 ##@ Develop
 
 tools: ## install missing Debian packages; build runc, CNI plugins, crictl and critest into bin/
@@ -101,4 +109,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop kube-up kube-down tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages clean help
+.PHONY: run stop kube-up kube-down vm vm-shell tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages clean help

@@ -13,5 +13,5 @@ for module in . crictl-tests kube-tests; do
 done
 cd "$top"
 if command -v shellcheck >/dev/null; then
-	timed "shellcheck" shellcheck -x -P SCRIPTDIR hack/*.sh hack/kube/*.sh .ci/run
+	timed "shellcheck" shellcheck -x -P SCRIPTDIR hack/*.sh hack/kube/*.sh hack/vm/*.sh .ci/run
 fi

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Makes bin/vm: a Debian 12 that boots in a virtual machine, with systemd, cgroup v2 and AppArmor.
+# It is made once, and again when this file changes. Everything a test adds goes into an overlay
+# that is thrown away, so the image itself is never written to.
+set -euo pipefail
+# shellcheck source=hack/vm/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+suite=bookworm
+size=8G # sparse: about 900 MB of it is used
+
+host_packages=(
+	qemu-system-x86 qemu-utils # the machine, and its throw-away disk
+	debootstrap e2fsprogs      # the image
+	openssh-client             # the way in
+)
+guest_packages=(
+	linux-image-cloud-amd64 initramfs-tools systemd-sysv libpam-systemd dbus openssh-server
+	apparmor crun libseccomp2           # what a node has for containers
+	iproute2 iptables nftables kmod     # what network plugins execute
+	procps util-linux busybox-static ca-certificates
+)
+
+missing_packages() {
+	local p
+	for p in "${host_packages[@]}"; do
+		[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || echo "$p"
+	done
+}
+
+apt() { DEBIAN_FRONTEND=noninteractive quietly apt-get -y -q --no-install-recommends -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 "$@"; }
+
+install_missing() { apt install "$@" 2>/dev/null || { apt update && apt install "$@"; }; }
+
+ensure_packages() {
+	local missing
+	mapfile -t missing < <(missing_packages)
+	[ ${#missing[@]} -gt 0 ] || return 0
+	timed "installing Debian packages: ${missing[*]}" install_missing "${missing[@]}"
+}
+
+# mirror prints where this machine gets the suite from.
+mirror() {
+	apt-get indextargets --format '$(CODENAME) $(SITE)' | awk -v suite="$suite" '$1 == suite { print $2; exit }'
+}
+
+# bootstrap TREE installs Debian into it. In a mount namespace of its own, so that no mount stays.
+bootstrap() {
+	local from include
+	from=$(mirror)
+	[ -n "$from" ] || die "this machine's apt knows no mirror of Debian $suite"
+	include=$(IFS=, && echo "${guest_packages[*]}")
+	quietly unshare --mount --propagation private debootstrap --variant=minbase --include="$include" "$suite" "$1" "$from"
+}
+
+# configure TREE turns the installation into a machine that one can log into.
+configure() {
+	local tree=$1 unit
+	echo node >"$tree/etc/hostname"
+	printf '127.0.0.1 localhost node\n::1 localhost\n' >"$tree/etc/hosts"
+	: >"$tree/etc/resolv.conf"
+	: >"$tree/etc/machine-id"
+	printf '/dev/vda / ext4 defaults 0 1\n' >"$tree/etc/fstab"
+	printf '[Match]\nName=eth0\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n' \
+		>"$tree/etc/systemd/network/10-eth0.network"
+	mkdir -p "$tree/var/log/journal" "$tree/root/.ssh" # the journal shall outlive a reboot
+	chmod 700 "$tree/root/.ssh"
+	# critest calls apparmor_parser through sudo, and is root already.
+	printf '#!/bin/sh\nexec "$@"\n' >"$tree/usr/local/bin/sudo"
+	chmod 755 "$tree/usr/local/bin/sudo"
+	for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer; do
+		ln -sf /dev/null "$tree/etc/systemd/system/$unit"
+	done
+	ln -sf /lib/systemd/system/systemd-networkd.service "$tree/etc/systemd/system/multi-user.target.wants/"
+	rm -rf "$tree"/var/cache/apt/archives/*.deb "$tree"/var/lib/apt/lists/*
+}
+
+# keys TREE DIR makes a key for this image alone, and notes the machine's own.
+keys() {
+	ssh-keygen -q -t ed25519 -N '' -C cribox-vm -f "$2/key"
+	install -m 600 "$2/key.pub" "$1/root/.ssh/authorized_keys"
+	printf 'cribox-vm %s\n' "$(cut -d' ' -f1,2 "$1/etc/ssh/ssh_host_ed25519_key.pub")" >"$2/known_hosts"
+}
+
+build() {
+	local tree=$work/tree out=$work/vm
+	mkdir -p "$tree" "$out"
+	timed "installing Debian $suite into a folder" bootstrap "$tree"
+	configure "$tree"
+	keys "$tree" "$out"
+	cp "$(echo "$tree"/boot/vmlinuz-*)" "$out/vmlinuz"
+	cp "$(echo "$tree"/boot/initrd.img-*)" "$out/initrd"
+	timed "making a file system of it" quietly mke2fs -q -t ext4 -d "$tree" "$out/disk.img" "$size"
+	rm -rf "$image" "$stamp"
+	mv "$out" "$image"
+	mkdir -p "$(dirname "$stamp")"
+	echo "$want" >"$stamp"
+}
+
+need_root "make vm"
+ensure_packages
+stamp=$bin/.stamps/vm
+want=$(sha256sum <"${BASH_SOURCE[0]}")
+if [ -e "$image/disk.img" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then exit 0; fi
+mkdir -p "$bin"
+work=$(mktemp -d "$bin/.vm.XXXXXX")
+trap 'rm -rf --one-file-system "$work"' EXIT
+build

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Boots the image of image.sh on a throw-away disk, and returns when one can log in. KVM=1 uses the
+# processor's own virtualization; without it everything is emulated, and about ten times slower.
+set -euo pipefail
+# shellcheck source=hack/vm/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# tsc=reliable: without it the guest reads its time from an emulated chip, and all is several times slower.
+kernel_line="root=/dev/vda rw console=ttyS0 tsc=reliable mitigations=off no5lvl nowatchdog audit=0 net.ifnames=0"
+
+accelerator() {
+	if [ "${KVM:-}" = 1 ]; then
+		[ -w /dev/kvm ] || die "KVM=1, and /dev/kvm cannot be used here"
+		printf '%s\n' -accel kvm -cpu host
+	else
+		printf '%s\n' -accel tcg,thread=multi -cpu max,la57=off
+	fi
+}
+
+free_port() {
+	local port
+	for port in $(shuf -i 20000-29999 -n 20); do
+		[ -n "$(ss -Hltn "sport = :$port")" ] || { echo "$port" && return; }
+	done
+	die "twenty ports were tried, and all are in use"
+}
+
+# start runs qemu on its own: up.sh ends, and the machine stays until down.sh.
+start() {
+	local port=$1 accel
+	mapfile -t accel < <(accelerator)
+	quietly qemu-img create -q -f qcow2 -F raw -b "$image/disk.img" "$run/disk.qcow2"
+	setsid nice -n 10 "$qemu" "${accel[@]}" -smp 2 -m 3072 -nodefaults -display none -serial "file:$run/console.log" \
+		-kernel "$image/vmlinuz" -initrd "$image/initrd" -append "$kernel_line" \
+		-drive "file=$run/disk.qcow2,if=virtio,format=qcow2,cache=unsafe" -device virtio-rng-pci \
+		-netdev "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:$port-:22" -device virtio-net-pci,netdev=net \
+		-pidfile "$run/pid" </dev/null >"$run/qemu.log" 2>&1 9>&- &
+	echo "$port" >"$run/port"
+}
+
+# wait_for_login gives it MAX seconds, and less when qemu has ended.
+wait_for_login() {
+	local end=$(($(now_ms) + $1 * 1000))
+	within 20 vm_pid || { cat "$run/qemu.log" >&2 && die "qemu did not start"; }
+	until (vm true) >/dev/null 2>&1; do
+		vm_pid >/dev/null || { show_log "$run/console.log" && die "the machine is off: $(cat "$run/qemu.log")"; }
+		[ "$(now_ms)" -lt "$end" ] || { show_log "$run/console.log" && die "no login after $1 s"; }
+		sleep 1
+	done
+}
+
+[ -e "$image/disk.img" ] || die "there is no image: make vm"
+if vm_pid >/dev/null; then die "a machine runs already: hack/vm/ssh.sh, or hack/vm/down.sh"; fi
+rm -rf "$run"
+mkdir -p "$run"
+up=no
+trap '[ $up = yes ] || "$top/hack/vm/down.sh"' EXIT
+start "$(free_port)"
+timed "booting a Debian 12" wait_for_login 400
+up=yes
