@@ -46,10 +46,10 @@ func TestCrictlVerbs(t *testing.T) {
 	}
 }
 
-// testedVerbs are the verbs with which the tests of this package call crictl.
+// testedVerbs are the verbs with which the tests of all packages call crictl.
 func testedVerbs(t *testing.T) map[string]bool {
 	t.Helper()
-	files, err := filepath.Glob("*_test.go")
+	files, err := filepath.Glob("../*/*_test.go")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +69,7 @@ func testedVerbs(t *testing.T) map[string]bool {
 }
 
 // verbArgument says by which argument a function that runs crictl is told the verb.
-var verbArgument = map[string]int{"crictl": 0, "tryCrictl": 0, "crictlJSON": 1, "typing": 1}
+var verbArgument = map[string]int{"Crictl": 0, "TryCrictl": 0, "CrictlJSON": 1, "typing": 2}
 
 // addVerbs adds what is given to such functions in f, and behind CrictlFlags; and of lists that f runs, the first word of each.
 func addVerbs(verbs map[string]bool, f *ast.FuncDecl) {
@@ -85,7 +85,7 @@ func addVerbs(verbs map[string]bool, f *ast.FuncDecl) {
 			i, ok := verbArgument[lastName(n.Fun)]
 			if lastName(n.Fun) == "append" && len(n.Args) > 1 {
 				flags, isCall := n.Args[0].(*ast.CallExpr)
-				i, ok = 1, isCall && lastName(flags.Fun) == "crictlFlags"
+				i, ok = 1, isCall && lastName(flags.Fun) == "CrictlFlags"
 			}
 			if ok && i < len(n.Args) {
 				addVerb(verbs, n.Args[i])
