@@ -152,7 +152,7 @@ func TestSEC42Folders(t *testing.T) {
 func TestSEC43Temporary(t *testing.T) {
 	t.Parallel()
 	shared := regexp.MustCompile(`os\.TempDir\(|"/tmp[/"]|"/var/tmp|"/dev/shm/`)
-	for _, file := range sources(t, "..") {
+	for _, file := range sources(t, "../..") {
 		for n, line := range strings.Split(harness.HostFile(t, file), "\n") {
 			if code, _, _ := strings.Cut(line, "//"); shared.MatchString(code) {
 				t.Errorf("%s:%d: %s", file, n+1, strings.TrimSpace(line))
@@ -164,7 +164,7 @@ func TestSEC43Temporary(t *testing.T) {
 // TestSEC64NoChroot: the daemon never makes a container's root its own, and loads no library that it could find there.
 func TestSEC64NoChroot(t *testing.T) {
 	t.Parallel()
-	for _, file := range sources(t, "..") {
+	for _, file := range sources(t, "../..") {
 		text := harness.HostFile(t, file)
 		for _, word := range []string{"Chroot", "PivotRoot", `import "C"`, `"plugin"`, "os/user"} {
 			if strings.Contains(text, word) {
