@@ -52,7 +52,8 @@ func idMapped(dir string, userNS *os.File) (*os.File, error) {
 		return nil, fmt.Errorf("clone mount of %s: %w", dir, err)
 	}
 	tree := os.NewFile(uintptr(fd), dir)
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userNS.Fd())}
+	// The clone of a shared mount shares what is mounted in it, even from another mount namespace.
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Propagation: unix.MS_PRIVATE, Userns_fd: uint64(userNS.Fd())}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		tree.Close()
 		return nil, fmt.Errorf("the file system of %s has no id-mapped mounts: %w: %w", dir, err, errdefs.ErrFailedPrecondition)
