@@ -24,7 +24,7 @@ func TestLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	links, targets := 0, 0
-	for _, file := range append(files, "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md") {
+	for _, file := range append(files, "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md") {
 		text := read(t, file)
 		for _, m := range link.FindAllStringSubmatch(text, -1) {
 			links++
