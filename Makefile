@@ -101,6 +101,9 @@ image: ## build a container image that carries bin/cribox, with docker
 packages: ## Debian and RPM packages for ARCHITECTURES (amd64 arm64), in bin/packages
 	@VERSION=$(VERSION) ARCHITECTURES="$(ARCHITECTURES)" hack/packages/build.sh
 
+test-packages: ## build the Debian package twice, compare, then install, upgrade, remove and purge it in a folder (as root)
+	@hack/packages/test.sh
+
 release: packages ## the packages, static binaries for ARCHITECTURES, and SHA256SUMS, in bin/packages
 	@for arch in $(ARCHITECTURES); do GOOS=linux GOARCH=$$arch $(GO_BUILD) -o $(BIN)/packages/cribox-linux-$$arch .; done
 	@cd $(BIN)/packages && sha256sum * >../SHA256SUMS && mv ../SHA256SUMS .
@@ -113,4 +116,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop kube-up kube-down vm vm-shell tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release clean help
+.PHONY: run stop kube-up kube-down vm vm-shell tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help
