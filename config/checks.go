@@ -30,26 +30,26 @@ var checks = []check{
 	{"listen", func(c *Config) error {
 		path, ok := strings.CutPrefix(c.Listen, "unix://")
 		if !ok || !filepath.IsAbs(path) {
-			return fmt.Errorf("%q is no unix:///PATH", c.Listen)
+			return fmt.Errorf("%q is not a unix:///PATH address", c.Listen)
 		}
 		if len(path) > 107 {
-			return fmt.Errorf("%q is longer than the 107 bytes of a socket's path", path)
+			return fmt.Errorf("%q is longer than 107 bytes, the limit for socket paths", path)
 		}
 		return nil
 	}},
 	{"root", func(c *Config) error { return absolute(c.Root) }},
 	{"state", func(c *Config) error {
 		if filepath.Clean(c.State) == filepath.Clean(c.Root) {
-			return errors.New("is the same folder as root")
+			return errors.New("must not be the same folder as root")
 		}
 		if len(c.State) > 90 {
-			return fmt.Errorf("%q is longer than 90 bytes, and the sockets below it have to fit into 107", c.State)
+			return fmt.Errorf("%q is longer than 90 bytes; the paths of the sockets in it must fit into 107", c.State)
 		}
 		return absolute(c.State)
 	}},
 	{"log_level", func(c *Config) error {
 		if levels := []string{"error", "warn", "info", "debug"}; !slices.Contains(levels, c.LogLevel) {
-			return fmt.Errorf("%q is none of %s", c.LogLevel, strings.Join(levels, ", "))
+			return fmt.Errorf("%q is not one of %s", c.LogLevel, strings.Join(levels, ", "))
 		}
 		return nil
 	}},
@@ -61,7 +61,7 @@ var checks = []check{
 	}},
 	{"cgroup_driver", func(c *Config) error {
 		if drivers := []string{DriverAuto, DriverSystemd, DriverCgroupfs}; !slices.Contains(drivers, c.CgroupDriver) {
-			return fmt.Errorf("%q is none of %s", c.CgroupDriver, strings.Join(drivers, ", "))
+			return fmt.Errorf("%q is not one of %s", c.CgroupDriver, strings.Join(drivers, ", "))
 		}
 		return nil
 	}},
@@ -91,7 +91,7 @@ var checks = []check{
 	{"images.unpacks", func(c *Config) error { return between(c.Images.Unpacks, 0, 1024) }},
 	{"images.stall_time", func(c *Config) error {
 		if c.Images.StallTime < Duration(time.Second) {
-			return fmt.Errorf("%s is less than a second", time.Duration(c.Images.StallTime))
+			return fmt.Errorf("%s is less than one second", time.Duration(c.Images.StallTime))
 		}
 		return nil
 	}},
@@ -140,7 +140,7 @@ var checks = []check{
 	{"runtimes", func(c *Config) error {
 		for name, r := range c.Runtimes {
 			if !handlerName.MatchString(name) || len(name) > 63 {
-				return fmt.Errorf("%q cannot be the name of a runtime handler", name)
+				return fmt.Errorf("%q is not a valid name of a runtime handler", name)
 			}
 			if r.Path == "" {
 				return fmt.Errorf("[runtimes.%s] has no path", name)
@@ -176,7 +176,7 @@ func atLeast(s, least Size) error {
 
 func absolute(path string) error {
 	if !filepath.IsAbs(path) {
-		return fmt.Errorf("%q is no absolute path", path)
+		return fmt.Errorf("%q is not an absolute path", path)
 	}
 	return nil
 }

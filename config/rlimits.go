@@ -23,10 +23,10 @@ func parseUlimits(list []string) (map[string]specs.POSIXRlimit, error) {
 	for _, text := range list {
 		name, values, _ := strings.Cut(text, "=")
 		if !slices.Contains(rlimitNames, name) {
-			return nil, fmt.Errorf("%q names none of %s", text, strings.Join(rlimitNames, ", "))
+			return nil, fmt.Errorf("%q does not set one of %s", text, strings.Join(rlimitNames, ", "))
 		}
 		if _, twice := limits[name]; twice {
-			return nil, fmt.Errorf("%s occurs twice", name)
+			return nil, fmt.Errorf("%s is set twice", name)
 		}
 		first, second, two := strings.Cut(values, ":")
 		if !two {
@@ -38,7 +38,7 @@ func parseUlimits(list []string) (map[string]specs.POSIXRlimit, error) {
 			return nil, fmt.Errorf("%q: %w", text, err)
 		}
 		if soft > hard {
-			return nil, fmt.Errorf("%q: the soft limit is above the hard one", text)
+			return nil, fmt.Errorf("%q: the soft limit is above the hard limit", text)
 		}
 		limits[name] = specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(name), Soft: soft, Hard: hard}
 	}

@@ -25,7 +25,7 @@ func (s *Size) UnmarshalText(b []byte) error {
 	u := sizeUnits[unit] // the last unit, "", matches every text
 	n, err := strconv.ParseUint(strings.TrimSuffix(string(b), u.suffix), 10, 63)
 	if err != nil || int64(n) > math.MaxInt64/u.bytes {
-		return fmt.Errorf("%q is no size such as 64Mi", b)
+		return fmt.Errorf("%q is not a size such as 64Mi", b)
 	}
 	*s = Size(int64(n) * u.bytes)
 	return nil
@@ -48,7 +48,7 @@ type Duration time.Duration
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
 	if err != nil {
-		return fmt.Errorf("%q is no time such as 30s", b)
+		return fmt.Errorf("%q is not a duration such as 30s", b)
 	}
 	*d = Duration(v)
 	return nil
