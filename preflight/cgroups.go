@@ -19,12 +19,12 @@ func lookDriver(c config.Config, systemdRuns bool) Finding {
 	systemd, err := c.SystemdCgroup(systemdRuns)
 	switch {
 	case err != nil:
-		return Finding{What: "no systemd to make cgroups", Remedy: err.Error(), Fatal: true}
+		return Finding{What: "cgroup driver systemd, but systemd is not running", Remedy: err.Error(), Fatal: true}
 	case systemd:
 		return Finding{What: "cgroup driver systemd"}
 	case systemdRuns:
 		return Finding{What: "cgroup driver cgroupfs",
-			Remedy: "systemd is the first process and owns the cgroups: set cgroup_driver to auto or systemd"}
+			Remedy: "systemd is PID 1 and owns the cgroups: set cgroup_driver to auto or systemd"}
 	}
 	return Finding{What: "cgroup driver cgroupfs"}
 }

@@ -22,7 +22,7 @@ func lookKernel(context.Context, config.Config) []Finding {
 		}
 	}
 	if _, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail"); err != nil {
-		all = append(all, Finding{What: "no seccomp filters: profiles will be refused", Remedy: "use a kernel with CONFIG_SECCOMP_FILTER"})
+		all = append(all, Finding{What: "no seccomp filters: containers with a seccomp profile will be refused", Remedy: "use a kernel with CONFIG_SECCOMP_FILTER"})
 	} else {
 		all = append(all, Finding{What: "seccomp filters"})
 	}
@@ -32,8 +32,8 @@ func lookKernel(context.Context, config.Config) []Finding {
 		unix.Close(fd)
 	}
 	if major, minor := release(unix.ByteSliceToString(u.Release[:])); major < 6 || major == 6 && minor < 15 {
-		all = append(all, Finding{What: "exit codes of processes that are not ours cannot be read (PIDFD_GET_INFO)",
-			Remedy: "with Linux 6.15 or newer no exit code is lost even when the shim is killed"})
+		all = append(all, Finding{What: "the kernel cannot report exit codes of processes that are not children (PIDFD_GET_INFO)",
+			Remedy: "use Linux 6.15 or newer to keep exit codes even when the shim is killed"})
 	}
 	return all
 }

@@ -30,7 +30,7 @@ func lookNetwork(ctx context.Context, c config.Config) []Finding {
 
 func remedyNetwork(c config.Config) string {
 	if c.Network.Default && c.Network.Subnet == cni.PodCIDR {
-		return "the kubelet names the range when the cluster has given the node one"
+		return "the kubelet sets the range once the cluster has assigned one to the node"
 	}
 	return "a network add-on will write one to " + c.Network.ConfDir + ", or set network.default = true"
 }
@@ -71,10 +71,10 @@ func networkReady(ctx context.Context, c config.Config) error {
 func lookForwarding(path string) Finding {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return Finding{What: "whether the host forwards IPv4 cannot be read: " + err.Error(), Remedy: "mount /proc"}
+		return Finding{What: "cannot read whether the host forwards IPv4: " + err.Error(), Remedy: "mount /proc"}
 	}
 	if strings.TrimSpace(string(b)) != "1" {
-		return Finding{What: "the host does not forward IPv4: pods reach each other but not beyond", Remedy: "sysctl -w net.ipv4.ip_forward=1"}
+		return Finding{What: "the host does not forward IPv4: pods reach each other but nothing beyond the node", Remedy: "sysctl -w net.ipv4.ip_forward=1"}
 	}
 	return Finding{What: "IPv4 forwarding"}
 }
@@ -93,15 +93,15 @@ func lookAdvertisements(forwards bool, deaf func() ([]string, error)) []Finding 
 	}
 	links, err := deaf()
 	if err != nil {
-		return []Finding{{What: "how this host learns its IPv6 router cannot be read: " + err.Error(), Remedy: "mount /proc, and run as root"}}
+		return []Finding{{What: "cannot read how this host learns its IPv6 router: " + err.Error(), Remedy: "mount /proc, and run as root"}}
 	}
 	var all []Finding
 	for _, link := range links {
 		key := "net.ipv6.conf." + strings.ReplaceAll(link, ".", "/") + ".accept_ra"
 		all = append(all, Finding{
 			What: link + " learns its IPv6 router from advertisements; a host that forwards IPv6 for pods " +
-				"ignores them, and loses the router some minutes later",
-			Remedy: "sysctl -w " + key + "=2, and the same in /etc/sysctl.d; a program that listens in the kernel's place sets it to 0",
+				"ignores them and loses its router some minutes later",
+			Remedy: "sysctl -w " + key + "=2, and set it in /etc/sysctl.d too; 0 is right if another program handles advertisements",
 		})
 	}
 	return all

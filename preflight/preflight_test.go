@@ -110,7 +110,7 @@ func TestCheckCgroupDriver(t *testing.T) {
 		remedy string
 		fatal  bool
 	}{
-		{"auto", true, "systemd", "", false}, {"auto", false, "cgroupfs", "", false}, {"systemd", false, "no systemd", "cgroup_driver is systemd", true},
+		{"auto", true, "systemd", "", false}, {"auto", false, "cgroupfs", "", false}, {"systemd", false, "systemd is not running", "cgroup_driver is systemd", true},
 		{"cgroupfs", true, "cgroupfs", "owns the cgroups", false}, {"cgroupfs", false, "cgroupfs", "", false},
 	} {
 		c := config.Default()

@@ -40,7 +40,7 @@ func lookFeatures(ctx context.Context, name, path string) Finding {
 	can, err := oci.AskFeatures(ctx, path)
 	switch {
 	case err != nil:
-		return Finding{What: fmt.Sprintf("runtime %s does not say what it can do: %v", name, err),
+		return Finding{What: fmt.Sprintf("runtime %s does not report its features: %v", name, err),
 			Remedy: "install runc 1.2 or newer for pods with user namespaces"}
 	case !can.UserNamespaces || !can.IDMappedMounts:
 		return Finding{What: "runtime " + name + ": no user namespaces with id-mapped mounts", Remedy: "install runc 1.2 or newer"}

@@ -20,9 +20,9 @@ func lookAppArmor(context.Context, config.Config) []Finding {
 // profile.
 func appArmorFinding(parser string, err error) Finding {
 	if err != nil {
-		return Finding{What: "AppArmor without apparmor_parser: containers that name no profile are not confined by one, " +
+		return Finding{What: "AppArmor without apparmor_parser: containers without a profile run unconfined, " +
 			"and RuntimeDefault is refused",
-			Remedy: "install AppArmor's tools (package apparmor) and restart cribox"}
+			Remedy: "install the package apparmor and restart cribox"}
 	}
 	return Finding{What: "AppArmor, with " + parser + " to load the default profile"}
 }
@@ -32,7 +32,7 @@ func lookSELinux(_ context.Context, c config.Config) []Finding {
 	case !sandbox.HasSELinux():
 		return nil
 	case !c.Containers.SELinux:
-		return []Finding{{What: "SELinux, and nothing is labelled", Remedy: "set selinux = true in [containers], or leave it so on purpose"}}
+		return []Finding{{What: "SELinux is on, but cribox labels nothing", Remedy: "set selinux = true in [containers] unless this is intended"}}
 	}
 	return []Finding{{What: "SELinux: pods are labelled"}}
 }
@@ -45,7 +45,7 @@ func lookAbilities(context.Context, config.Config) []Finding {
 		return []Finding{{What: "this machine: " + err.Error(), Remedy: "mount /proc", Fatal: true}}
 	}
 	return []Finding{
-		ability(h.MemorySwapAccounting, "limits of swap", "boot with swapaccount=1"),
+		ability(h.MemorySwapAccounting, "swap limits", "boot with swapaccount=1"),
 		ability(h.RecursiveReadOnly, "recursive read-only mounts", "use Linux 5.12 or newer"),
 		ability(h.AppArmor, "AppArmor", ""),
 		ability(h.SELinux, "SELinux", ""),

@@ -9,8 +9,8 @@ import (
 
 func lookOverlay(_ context.Context, c config.Config) []Finding {
 	if err := imageservice.CheckHost(c.Root); err != nil {
-		return []Finding{{What: "no overlay on root " + c.Root + ": " + err.Error(), Fatal: true,
+		return []Finding{{What: "overlayfs does not work on root " + c.Root + ": " + err.Error(), Fatal: true,
 			Remedy: "modprobe overlay, or put root on ext4, xfs or btrfs"}}
 	}
-	return []Finding{{What: "overlay on root " + c.Root}}
+	return []Finding{{What: "overlayfs on root " + c.Root}}
 }
