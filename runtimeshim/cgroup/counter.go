@@ -39,7 +39,7 @@ type CounterWatch struct {
 func NewCounterWatch(parse func([]byte) uint64) (*CounterWatch, error) {
 	wake, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("watch the counters of cgroups: %w", err)
+		return nil, fmt.Errorf("watch cgroup counters: %w", err)
 	}
 	return &CounterWatch{parse: parse, ReadFile: os.ReadFile, wake: wake, ledger: newLedger(), files: map[string]*os.File{}, last: map[string]uint64{}}, nil
 }
@@ -211,7 +211,7 @@ func readCounter(file string, read func(string) ([]byte, error), parse func([]by
 			return 0, nil
 		}
 		if tries == 50 {
-			return 0, fmt.Errorf("read a counter of a cgroup: %w", err)
+			return 0, fmt.Errorf("read cgroup counter: %w", err)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

@@ -51,7 +51,7 @@ func NoteLimits(note string, dirs, names []string) ([]limit, error) {
 		for _, name := range names {
 			path := filepath.Join(dir, name)
 			if filepath.Dir(path) != dir {
-				return nil, fmt.Errorf("%q is no file of a cgroup: %w", name, errdefs.ErrInvalidArgument)
+				return nil, fmt.Errorf("%q is not a cgroup file: %w", name, errdefs.ErrInvalidArgument)
 			}
 			if slices.ContainsFunc(was, func(l limit) bool { return l.Path == path }) {
 				continue
@@ -125,13 +125,13 @@ func SetHugepages(dirs []string, limits []specs.LinuxHugepageLimit) error {
 					continue
 				}
 				if err != nil {
-					return fmt.Errorf("limit pages of %s: %v: %w", l.Pagesize, err, errdefs.ErrFailedPrecondition)
+					return fmt.Errorf("limit huge pages of %s: %v: %w", l.Pagesize, err, errdefs.ErrFailedPrecondition)
 				}
 				written = true
 			}
 		}
 		if !written {
-			return fmt.Errorf("limit pages of %s: there is no controller for it: %w", l.Pagesize, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("limit huge pages of %s: this machine has no controller for them: %w", l.Pagesize, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil

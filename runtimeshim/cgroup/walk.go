@@ -20,7 +20,7 @@ import (
 // walkLimit limits the time of a walk; the next walk continues with the rest.
 const walkLimit = 5 * time.Second
 
-var errWalkLimit = errors.New("there are too many cgroups for one walk")
+var errWalkLimit = errors.New("too many cgroups to walk")
 
 // eachCgroup calls act for the cgroup dir and each one below it. at is a folder, and file returns
 // the name, relative to at, of a file in the cgroup.

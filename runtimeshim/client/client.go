@@ -175,7 +175,7 @@ func (k *Client) Start(ctx context.Context, st runtimeshim.Start) (runtimeshim.T
 	}
 	d := k.state.Task(st.ID)
 	if _, err := os.Lstat(d.Record()); err == nil {
-		return runtimeshim.Task{}, fmt.Errorf("start task %s: it has a record: %w", st.ID, errdefs.ErrAlreadyExists)
+		return runtimeshim.Task{}, fmt.Errorf("start task %s: it already has a record: %w", st.ID, errdefs.ErrAlreadyExists)
 	}
 	if st.LogLimit != 0 && st.LogLimit < runtimeshim.MinLogLimit {
 		return runtimeshim.Task{}, fmt.Errorf("start task %s: log limit %d is below %d: %w", st.ID, st.LogLimit, runtimeshim.MinLogLimit, errdefs.ErrInvalidArgument)
@@ -435,7 +435,7 @@ func slow(ctx context.Context, p *peer, verb string, err error) error {
 		return err
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("the %s has not answered %s in time: %w (%w)", p.name, verb, errdefs.ErrUnavailable, err)
+		return fmt.Errorf("the %s did not answer %s in time: %w (%w)", p.name, verb, errdefs.ErrUnavailable, err)
 	}
 	return fmt.Errorf("ask the %s for %s: %w", p.name, verb, err)
 }

@@ -38,7 +38,7 @@ func (k *Client) Exec(ctx context.Context, e runtimeshim.Exec) (int32, error) {
 	if e.Runtime == "" {
 		var rec statedir.Record
 		if err := statedir.ReadJSON(k.state.Task(e.ID).Record(), &rec); errdefs.IsNotFound(err) {
-			return 0, fmt.Errorf("execute in task %s, which is not there: %w", e.ID, errdefs.ErrFailedPrecondition)
+			return 0, fmt.Errorf("execute in task %s: no such task: %w", e.ID, errdefs.ErrFailedPrecondition)
 		} else if err != nil {
 			return 0, fmt.Errorf("execute in task %s: %w", e.ID, err)
 		}

@@ -74,7 +74,7 @@ func (p *peer) keep(ctx context.Context, pidfd *os.File) {
 		})
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			log.G(ctx).WithError(err).Errorf("%s does not come back", p.name)
+			log.G(ctx).WithError(err).Errorf("cannot start the %s again; will retry", p.name)
 		}
 		pidfd = next
 	}
@@ -110,7 +110,7 @@ func (p *peer) waitGone(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s has not ended: %w", p.name, ctx.Err())
+			return fmt.Errorf("the %s did not exit: %w", p.name, ctx.Err())
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
@@ -149,7 +149,7 @@ func (p *peer) ensure(ctx context.Context) (*os.File, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%s is not there: %v (its log: %s): %w", p.name, err, logText(p.log), errdefs.ErrUnavailable)
+			return nil, fmt.Errorf("the %s does not answer: %v (its log: %s): %w", p.name, err, logText(p.log), errdefs.ErrUnavailable)
 		case <-time.After(pause):
 		}
 	}
@@ -175,7 +175,7 @@ func (p *peer) greet(ctx context.Context) (*os.File, wire.Version, error) {
 	// pidfd was opened, and the pid was its own.
 	_, err = wire.Converse(ctx, conn, 1, "version", struct{}{}, nil, &v, func(json.RawMessage, []*os.File) error { return nil })
 	if err == nil && v.Pid != int(cred.Pid) {
-		err = fmt.Errorf("%s says it is %d, the kernel says %d: %w", p.name, v.Pid, cred.Pid, errdefs.ErrUnavailable)
+		err = fmt.Errorf("the %s reports pid %d, but the kernel reports %d: %w", p.name, v.Pid, cred.Pid, errdefs.ErrUnavailable)
 	}
 	if err != nil {
 		pidfd.Close()

@@ -21,7 +21,7 @@ func (k *Client) Peers(ctx context.Context) ([]int, error) {
 	for _, p := range []*peer{k.shim, k.logger} {
 		pid, err := p.pid(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("which process is the %s: %w", p.name, err)
+			return nil, fmt.Errorf("find the process of the %s: %w", p.name, err)
 		}
 		if pid > 0 {
 			pids = append(pids, pid)

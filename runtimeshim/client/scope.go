@@ -84,7 +84,7 @@ func (p *peer) setApart(ctx context.Context, pidfd *os.File) {
 func (p *peer) notPlaced(ctx context.Context, scope string, err error) {
 	if !p.outside {
 		p.outside = true
-		log.G(ctx).WithError(err).Warnf("the %s stays in the daemon's cgroup for now, and not in %s: what ends or limits the one does so to the other", p.name, scope)
+		log.G(ctx).WithError(err).Warnf("the %s stays in the daemon's cgroup for now instead of %s: stopping or limiting the daemon's unit affects it too", p.name, scope)
 	}
 }
 
@@ -92,7 +92,7 @@ func (p *peer) notPlaced(ctx context.Context, scope string, err error) {
 func (p *peer) placed(ctx context.Context, scope string) {
 	if p.outside {
 		p.outside = false
-		log.G(ctx).Infof("the %s is in %s now", p.name, scope)
+		log.G(ctx).Infof("the %s now runs in %s", p.name, scope)
 	}
 }
 

@@ -387,7 +387,7 @@ func TestSystemdDoesNotAnswer(t *testing.T) {
 	}
 	s.isNot("deaf")
 	s.waitPlaced(h, "shim", "logger")
-	h.eventually("the log takes it back", func() bool { return s.logs.count("is in box-") == 2 })
+	h.eventually("the log takes it back", func() bool { return s.logs.count("runs in box-") == 2 })
 }
 
 // TestNobodyMakesScopes: without busctl one line is logged. If process 1 of our pid namespace is

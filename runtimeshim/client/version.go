@@ -28,13 +28,13 @@ func (p *peer) endStale(ctx context.Context, pidfd *os.File) {
 	defer pidfd.Close()
 	ctx, cancel := context.WithTimeout(ctx, staleWait)
 	defer cancel()
-	log.G(ctx).Infof("the %s is of another build and is replaced", p.name)
+	log.G(ctx).Infof("replacing the %s, which is of another build", p.name)
 	_, err := wire.StreamIn(ctx, 1, p.sock, "quit", struct{}{}, nil, nil, func(json.RawMessage, []*os.File) error { return nil })
 	if err == nil {
 		err = procfd.WaitDead(ctx, pidfd)
 	}
 	if err != nil {
-		log.G(ctx).WithError(err).Warnf("the %s of another build stays", p.name)
+		log.G(ctx).WithError(err).Warnf("cannot replace the %s of another build; keeping it", p.name)
 	}
 }
 

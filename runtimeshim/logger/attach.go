@@ -62,7 +62,7 @@ func (l *logger) attach(ctx context.Context, in *wire.Inbound) (any, error) {
 		err = l.leave(task, taps)
 	}
 	if err != nil && l.ctx.Err() != nil { // this logger is ending; the caller must ask the next one
-		err = fmt.Errorf("logger ends: %w", errdefs.ErrUnavailable)
+		err = fmt.Errorf("the logger is shutting down: %w", errdefs.ErrUnavailable)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("attached to task %s: %w", body.ID, err)

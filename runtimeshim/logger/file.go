@@ -76,7 +76,7 @@ func findLogFile(path string) (crilog.Log, error) {
 	case errors.Is(err, unix.ELOOP):
 		return crilog.Log{}, fmt.Errorf("log %s is a symbolic link: %w", path, errdefs.ErrInvalidArgument)
 	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.EISDIR):
-		return crilog.Log{}, fmt.Errorf("log %s is no regular file: %w", path, errdefs.ErrInvalidArgument)
+		return crilog.Log{}, fmt.Errorf("log %s is not a regular file: %w", path, errdefs.ErrInvalidArgument)
 	case err != nil:
 		return crilog.Log{}, fmt.Errorf("log: %w", err)
 	}
@@ -87,7 +87,7 @@ func findLogFile(path string) (crilog.Log, error) {
 func checkLogFile(path string, fd int) (crilog.Log, error) {
 	st, err := unixfd.Stat(fd)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
-		err = fmt.Errorf("log %s is no regular file: %w", path, errdefs.ErrInvalidArgument)
+		err = fmt.Errorf("log %s is not a regular file: %w", path, errdefs.ErrInvalidArgument)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -119,7 +119,7 @@ func openLogFile(path string) (l crilog.Log, created bool, err error) {
 		}
 		return l, true, err
 	}
-	return crilog.Log{}, false, fmt.Errorf("log %s changes all the time: %w", path, errdefs.ErrUnavailable)
+	return crilog.Log{}, false, fmt.Errorf("log %s was replaced each time it was opened: %w", path, errdefs.ErrUnavailable)
 }
 
 // findRenamed opens the log with this id under any name in dir, because the kubelet rotates by

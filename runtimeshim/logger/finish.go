@@ -23,7 +23,7 @@ func (t *logTask) finish(start int64) (chan struct{}, error) {
 		if t.writer == nil && t.stuck == 0 {
 			t.release()
 		}
-		return nil, fmt.Errorf("log of %s: it was started again meanwhile: %w", t.id, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("log of %s: the task has been started again since: %w", t.id, errdefs.ErrNotFound)
 	}
 	if t.finished == nil {
 		t.finished = make(chan struct{})

@@ -63,7 +63,7 @@ func lockLogger(dir statedir.Root) (release func(), err error) {
 	}
 	if release == nil {
 		pid, _ := os.ReadFile(dir.LoggerLock())
-		return nil, fmt.Errorf("a logger (pid %s) serves %s already: %w", strings.TrimSpace(string(pid)), dir, errdefs.ErrAlreadyExists)
+		return nil, fmt.Errorf("a logger (pid %s) already serves %s: %w", strings.TrimSpace(string(pid)), dir, errdefs.ErrAlreadyExists)
 	}
 	return release, nil
 }
@@ -247,7 +247,7 @@ func (l *logger) on(ctx context.Context, id string, f func(*logTask) error) erro
 			return err
 		}
 		if l.ctx.Err() != nil {
-			return fmt.Errorf("logger ends: %w", errdefs.ErrUnavailable)
+			return fmt.Errorf("the logger is shutting down: %w", errdefs.ErrUnavailable)
 		}
 	}
 }

@@ -94,8 +94,8 @@ func (t *logTask) openWriter(rec statedir.LogRecord) error {
 	}
 	t.writer, err = crilog.NewWriter(crilog.Owner{
 		Step: t.l.step, Now: time.Now, Removed: func(size int64) error { return t.place.removed(size) },
-		Full: func() { t.logger().Warn("log has reached its size limit; output is left out until it is rotated") },
-		Lost: func(err error) { t.logger().WithError(err).Error("lines are lost") },
+		Full: func() { t.logger().Warn("log has reached its size limit; output is dropped until it is rotated") },
+		Lost: func(err error) { t.logger().WithError(err).Error("log lines were lost") },
 	}, rec.Limit, &diskFile{fd, path})
 	if err != nil {
 		return fmt.Errorf("progress %s: %w", path, err)

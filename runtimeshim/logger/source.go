@@ -38,7 +38,7 @@ func openSource(fifo, file string) (*source, error) {
 	}
 	if s.pipe, err = unix.FcntlInt(uintptr(s.fifo), unix.F_GETPIPE_SZ, 0); err != nil {
 		s.close()
-		return nil, fmt.Errorf("%s is no FIFO: %w", fifo, err)
+		return nil, fmt.Errorf("%s is not a FIFO: %w", fifo, err)
 	}
 	if file == "" {
 		return s, nil

@@ -162,7 +162,7 @@ func awaitTaps(ctx context.Context, taps [2]*tap) error {
 			return context.Cause(ctx)
 		}
 		if taps[ended].cut {
-			return fmt.Errorf("nobody has read its output for %v: %w", TapPatience, errdefs.ErrAborted)
+			return fmt.Errorf("the client has not read any output for %v: %w", TapPatience, errdefs.ErrAborted)
 		}
 		closed[ended] = nil
 	}

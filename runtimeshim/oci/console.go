@@ -49,7 +49,7 @@ func (c *console) receive(ctx context.Context) (*os.File, error) {
 	files := unixfd.Received(oob[:n])
 	if len(files) != 1 {
 		unixfd.CloseAll(files)
-		return nil, fmt.Errorf("runtime handed over %d terminals", len(files))
+		return nil, fmt.Errorf("the runtime sent %d terminals instead of one", len(files))
 	}
 	return unixfd.Polled(files[0])
 }

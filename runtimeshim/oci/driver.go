@@ -105,7 +105,7 @@ func (d *Driver) awaitCommand(ctx context.Context, proc procfd.Child, c Command)
 	defer deadline.Stop()
 	over := make(chan struct{})
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(c.Grace, func() { close(over) }) })()
-	why := fmt.Errorf("no end after %v: %w", c.Wait, context.DeadlineExceeded)
+	why := fmt.Errorf("still running after %v: %w", c.Wait, context.DeadlineExceeded)
 	select {
 	case ws := <-proc.Done:
 		return ws, nil
@@ -122,7 +122,7 @@ func (d *Driver) awaitCommand(ctx context.Context, proc procfd.Child, c Command)
 	select {
 	case <-proc.Done:
 	case <-time.After(wire.KilledWait):
-		why = fmt.Errorf("process %d does not die: %w", proc.Pid, why)
+		why = fmt.Errorf("process %d did not exit after SIGKILL: %w", proc.Pid, why)
 	}
 	return 0, why
 }

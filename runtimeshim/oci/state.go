@@ -61,7 +61,7 @@ func ReadPid(name string) (int, error) {
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(raw)))
 	if err != nil || pid <= 1 {
-		return 0, fmt.Errorf("pid file %s says %.40q: %w", name, raw, errdefs.ErrDataLoss)
+		return 0, fmt.Errorf("pid file %s contains %.40q: %w", name, raw, errdefs.ErrDataLoss)
 	}
 	return pid, nil
 }

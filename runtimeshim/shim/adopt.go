@@ -40,7 +40,7 @@ type adopter struct {
 // process must not serve as the shim.
 func (a *adopter) adopt(ctx context.Context) error {
 	if err := os.RemoveAll(a.state.Gone()); err != nil {
-		log.G(ctx).WithError(err).Warn("what a shim before left half removed stays")
+		log.G(ctx).WithError(err).Warn("cannot remove what an earlier shim left half removed")
 	}
 	entries, err := os.ReadDir(a.state.Tasks())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -84,10 +84,10 @@ func (a *adopter) load(ctx context.Context, d statedir.Task) {
 	case errdefs.IsNotFound(err):
 		return // it was never started
 	case errdefs.IsDataLoss(err):
-		log.L.WithError(err).WithField("container", d.ID()).Error("task is not adopted")
+		log.L.WithError(err).WithField("container", d.ID()).Error("cannot take over a task of an earlier shim")
 		return
 	default:
-		log.L.WithError(err).WithField("container", d.ID()).Error("record of task cannot be read now; will try again")
+		log.L.WithError(err).WithField("container", d.ID()).Error("cannot read the record of a task now; will try again")
 		t.unknown = true
 	}
 	a.table.mu.Lock()
@@ -127,7 +127,7 @@ func loadRecord(d statedir.Task) (statedir.Record, error) {
 	var rec statedir.Record
 	err := statedir.ReadJSON(d.Record(), &rec)
 	if err == nil && (rec.ID != d.ID() || rec.Format < 1 || rec.Format > statedir.Format+1) {
-		err = fmt.Errorf("record of task %q in format %d: %w", rec.ID, rec.Format, errdefs.ErrDataLoss)
+		err = fmt.Errorf("record of task %q has unknown format %d: %w", rec.ID, rec.Format, errdefs.ErrDataLoss)
 	}
 	if err == nil {
 		rec.OOMBase, err = oomBase(rec, d)
@@ -151,7 +151,7 @@ func (a *adopter) loadLater(ctx context.Context, t *task) {
 			a.holder.refreshKeeper(rec.Pod)
 			return
 		case errdefs.IsNotFound(err), errdefs.IsDataLoss(err):
-			log.L.WithError(err).WithField("container", t.dir.ID()).Error("task is not adopted")
+			log.L.WithError(err).WithField("container", t.dir.ID()).Error("cannot take over a task of an earlier shim")
 			a.holder.forget(t)
 			t.unlock()
 			return
@@ -197,7 +197,7 @@ func (a *adopter) adoptTask(ctx context.Context, t *task, saved *kept) {
 		}()
 		return
 	}
-	log.L.WithError(err).WithField("container", t.rec.ID).Error("task cannot be adopted now; will try again")
+	log.L.WithError(err).WithField("container", t.rec.ID).Error("cannot take over a task of an earlier shim now; will try again")
 	a.table.setUnknown(t, true)
 	go a.adoptLater(ctx, t, saved)
 }
@@ -358,16 +358,16 @@ func (a *adopter) adoptStart(ctx context.Context, t *task, saved *kept) {
 			return
 		}
 		if errors.Is(err, errNotStarted) {
-			log.L.WithError(err).WithField("container", t.rec.ID).Warn("start cut short is undone")
+			log.L.WithError(err).WithField("container", t.rec.ID).Warn("undoing an interrupted start")
 			err = a.remover.abandon(context.WithoutCancel(ctx), t)
 			if err != nil {
-				log.L.WithError(err).WithField("container", t.rec.ID).Error("start cut short is not cleaned up")
+				log.L.WithError(err).WithField("container", t.rec.ID).Error("cannot clean up after an interrupted start")
 			}
 			return
 		}
 		if !said {
 			said = true
-			log.L.WithError(err).WithField("container", t.rec.ID).Error("start cut short cannot be taken over now; will try again")
+			log.L.WithError(err).WithField("container", t.rec.ID).Error("cannot take over an interrupted start now; will try again")
 		}
 	}
 }
@@ -384,7 +384,7 @@ func (a *adopter) adoptPid(ctx context.Context, t *task, saved *kept) error {
 	}
 	// The process may even have ended already, because of the hang-up.
 	if t.rec.Terminal && t.tty == nil {
-		return fmt.Errorf("its terminal has gone with the shim that began it: %w", errNotStarted)
+		return fmt.Errorf("its terminal was lost with the shim that started it: %w", errNotStarted)
 	}
 	rec := t.rec
 	rec.Pid, rec.StartTicks, rec.StartedAt, rec.State = p.Pid, p.Ticks, time.Now(), runtimeshim.StateRunning
@@ -438,7 +438,7 @@ func (a *adopter) endStaleExecs(ctx context.Context, t *task, names []string) {
 				e.cleanup()
 				break
 			}
-			log.L.WithError(err).WithField("container", t.rec.ID).Warn("exec that lost its caller cannot be ended now; will try again")
+			log.L.WithError(err).WithField("container", t.rec.ID).Warn("cannot end an exec whose caller is gone; will try again")
 			helper.Pause(ctx, 5*time.Second)
 		}
 	}

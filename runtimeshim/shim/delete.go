@@ -169,7 +169,7 @@ func (r *remover) end(ctx context.Context, t *task) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-time.After(wire.DeathWait):
-		return fmt.Errorf("process %d does not die: %w", t.rec.Pid, context.DeadlineExceeded)
+		return fmt.Errorf("process %d did not exit after SIGKILL: %w", t.rec.Pid, context.DeadlineExceeded)
 	}
 }
 

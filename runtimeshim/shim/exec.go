@@ -44,7 +44,7 @@ func (x *execs) exec(ctx context.Context, in *wire.Inbound) (any, error) {
 	}
 	t, err := x.table.runningTask(b.ID)
 	if errdefs.IsNotFound(err) {
-		err = fmt.Errorf("execute in task %s, which is not there: %w", b.ID, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("execute in task %s: no such task: %w", b.ID, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return nil, err
@@ -94,7 +94,7 @@ func (tab *table) enterSession(t *task) (leave func(), err error) {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
 	if t.sessions >= mostSessions {
-		return nil, fmt.Errorf("execute in task %s: %d sessions are open in it, close some of them: %w", t.rec.ID, t.sessions, errdefs.ErrResourceExhausted)
+		return nil, fmt.Errorf("execute in task %s: %d sessions are already open, close some of them: %w", t.rec.ID, t.sessions, errdefs.ErrResourceExhausted)
 	}
 	t.sessions++
 	return func() {
@@ -188,7 +188,7 @@ func (e *execution) undo() error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("a process of it may be left: %w", err)
+		return fmt.Errorf("one of its processes may still run: %w", err)
 	}
 	if proc.Pidfd != nil {
 		defer proc.Pidfd.Close()
@@ -222,6 +222,6 @@ func (e *execution) kill(proc procfd.Child) error {
 	case <-proc.Done:
 		return nil
 	case <-time.After(wire.KilledWait):
-		return fmt.Errorf("process %d does not die", proc.Pid)
+		return fmt.Errorf("process %d did not exit after SIGKILL", proc.Pid)
 	}
 }

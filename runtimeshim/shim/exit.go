@@ -44,13 +44,13 @@ func (p *reporter) ended(t *task, e statedir.ExitRecord) {
 	e.Format, e.At = statedir.Format, time.Now()
 	kills, err := p.kills.Value(rec.OOMFile)
 	if err != nil {
-		log.L.WithError(err).WithField("container", rec.ID).Error("whether the kernel killed the task for want of memory is not known")
+		log.L.WithError(err).WithField("container", rec.ID).Error("cannot tell whether the OOM killer ended the task")
 	}
 	e.OOM = kills > rec.OOMBase
 	p.kills.Drop(rec.OOMFile)
 	if err := statedir.WriteJSON(t.dir.Exit(), e); err != nil {
 		// Watchers still receive it; it is lost only if the shim also dies.
-		log.L.WithError(err).WithField("container", rec.ID).Error("exit of task is not written")
+		log.L.WithError(err).WithField("container", rec.ID).Error("cannot record the exit of a task")
 	}
 	p.step("shim.exit.written")
 	p.cgroups.LiftQuota(t.dir)

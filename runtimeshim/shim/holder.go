@@ -69,7 +69,7 @@ func openTaskFIFO(name string) (*os.File, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
 		unix.Close(fd)
-		return nil, fmt.Errorf("%s is no FIFO: %w", name, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("%s is not a FIFO: %w", name, errdefs.ErrFailedPrecondition)
 	}
 	return os.NewFile(uintptr(fd), name), nil
 }
@@ -159,7 +159,7 @@ func (h *holder) finishTerminal(t *task) {
 	pump := t.pump
 	h.table.mu.Unlock()
 	if pump != nil && !pump.finish(lastOutput) {
-		log.L.WithField("container", t.dir.ID()).Error("the end of the output of a terminal is lost: nobody has read what came before")
+		log.L.WithField("container", t.dir.ID()).Error("the end of a terminal's output was lost: the logger did not read what came before")
 	}
 }
 
@@ -189,7 +189,7 @@ func (h *holder) refreshKeeper(pod string) {
 	}
 	h.table.mu.Unlock()
 	if err := keeper.keep(items); err != nil {
-		log.L.WithError(err).WithField("pod", pod).Warn("descriptors would not survive the shim")
+		log.L.WithError(err).WithField("pod", pod).Warn("cannot store descriptors outside the shim; they would be lost with it")
 	}
 }
 
@@ -237,15 +237,15 @@ func (h *holder) recallAll(all []*task) (map[string]*kept, error) {
 			pidfd.Close()
 		}
 		if err != nil && helper.OutOfResources(err) { // the next shim may have enough
-			return nil, fmt.Errorf("find what pod %s keeps: %w", t.rec.ID, err)
+			return nil, fmt.Errorf("find the descriptors kept for pod %s: %w", t.rec.ID, err)
 		}
 		if err != nil {
-			log.L.WithError(err).WithField("pod", t.rec.ID).Warn("pod has no keeper")
+			log.L.WithError(err).WithField("pod", t.rec.ID).Warn("cannot find the socket that keeps the pod's descriptors")
 			continue
 		}
 		t.keeper = k
 		if err := h.recall(k, t.rec.ID, saved); err != nil {
-			return nil, fmt.Errorf("find what pod %s keeps: %w", t.rec.ID, err)
+			return nil, fmt.Errorf("find the descriptors kept for pod %s: %w", t.rec.ID, err)
 		}
 	}
 	return saved, nil
@@ -336,7 +336,7 @@ func (h *holder) reopen(t *task, saved *kept) error {
 	}
 	p, err := newPump(tty, t.dir.Stdout())
 	if err != nil {
-		return fmt.Errorf("terminal is not read: %w", err)
+		return fmt.Errorf("cannot read the terminal: %w", err)
 	}
 	h.table.mu.Lock()
 	t.pump = p

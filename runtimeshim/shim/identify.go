@@ -17,7 +17,7 @@ import (
 // process is its start time since boot and its cgroup.
 
 // errNotStarted: there is no evidence that the runtime started the task.
-var errNotStarted = errors.New("it was not started")
+var errNotStarted = errors.New("the task was not started")
 
 // identify finds the process that the runtime's pid file was written for. errNotStarted: there is
 // no pid file, or it does not identify the process. Any other error says nothing.
@@ -69,7 +69,7 @@ func (a *adopter) startOf(t *task, pid int) (uint64, error) {
 		return 0, err
 	}
 	if len(dirs) == 0 {
-		return 0, fmt.Errorf("process %d may be its own or not: %w", pid, errNotStarted)
+		return 0, fmt.Errorf("cannot tell whether process %d belongs to the task: %w", pid, errNotStarted)
 	}
 	in, err := a.cgroups.Contain(pid, dirs)
 	if err == nil && !in {

@@ -103,7 +103,7 @@ func (k *kept) close() {
 func newKeeper(d statedir.Task) (*keeper, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("make keeper of %s: %w", d.ID(), err)
+		return nil, fmt.Errorf("make the socket that keeps the descriptors of pod %s: %w", d.ID(), err)
 	}
 	os.Remove(d.Keeper())
 	k := &keeper{sock: fd, path: d.Keeper()}
@@ -113,7 +113,7 @@ func newKeeper(d statedir.Task) (*keeper, error) {
 	}
 	if err != nil {
 		k.close()
-		return nil, fmt.Errorf("make keeper of %s: %w", d.ID(), err)
+		return nil, fmt.Errorf("make the socket that keeps the descriptors of pod %s: %w", d.ID(), err)
 	}
 	return k, nil
 }
@@ -134,19 +134,19 @@ func (k *keeper) withAddr(f func(unix.Sockaddr) error) error {
 func findKeeper(d statedir.Task, pidfd *os.File) (*keeper, error) {
 	fd, err := unix.PidfdGetfd(unixfd.Of(pidfd), keeperFD, 0)
 	if err != nil {
-		return nil, fmt.Errorf("find keeper of %s: %w", d.ID(), err)
+		return nil, fmt.Errorf("find the socket that keeps the descriptors of pod %s: %w", d.ID(), err)
 	}
 	k := &keeper{sock: fd, path: d.Keeper()}
 	if err := k.check(); err != nil {
 		k.close()
-		return nil, fmt.Errorf("find keeper of %s: %w", d.ID(), err)
+		return nil, fmt.Errorf("find the socket that keeps the descriptors of pod %s: %w", d.ID(), err)
 	}
 	return k, nil
 }
 
 func (k *keeper) check() error {
 	if kind, err := unix.GetsockoptInt(k.sock, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || kind != unix.SOCK_DGRAM {
-		return fmt.Errorf("descriptor %d is no datagram socket", keeperFD)
+		return fmt.Errorf("descriptor %d is not a datagram socket", keeperFD)
 	}
 	addr, err := unix.Getsockname(k.sock)
 	if err != nil {
@@ -177,7 +177,7 @@ func (k *keeper) keep(items []kept) error {
 	if err != nil {
 		// The old ones stay: it is better to keep too much than too little.
 		k.queued += sent
-		return fmt.Errorf("keep descriptors of %s: %w", filepath.Base(filepath.Dir(k.path)), err)
+		return fmt.Errorf("keep descriptors of task %s: %w", filepath.Base(filepath.Dir(k.path)), err)
 	}
 	for range k.queued {
 		it, err := k.receive(0)
@@ -227,7 +227,7 @@ func (k *keeper) recall() ([]kept, error) {
 	}
 }
 
-var errJunk = errors.New("not a datagram of ours")
+var errJunk = errors.New("datagram has an unknown format")
 
 func (k *keeper) receive(flags int) (kept, error) {
 	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*wire.MaxFiles))
@@ -239,7 +239,7 @@ func (k *keeper) receive(flags int) (kept, error) {
 	// The kernel passes only as many descriptors as there are free numbers.
 	if got&unix.MSG_CTRUNC != 0 {
 		it.close()
-		return kept{}, fmt.Errorf("receive what is kept: %w", unix.EMFILE)
+		return kept{}, fmt.Errorf("receive kept descriptors: %w", unix.EMFILE)
 	}
 	if json.Unmarshal(buf[:n], &it.keptHead) != nil || len(it.Kinds) != len(it.files) {
 		unixfd.CloseAll(it.files)

@@ -106,7 +106,7 @@ func Main(ctx context.Context, state string, step func(string)) error {
 	go s.reporter.kills.Run(ctx)
 	go s.driver.Reaper.Run(ctx)
 	if err := s.adopter.adopt(ctx); err != nil {
-		return fmt.Errorf("take over the tasks of the shim before: %w", err)
+		return fmt.Errorf("take over the tasks of the earlier shim: %w", err)
 	}
 	return wire.Serve(ctx, s.state.ShimSock(), s.handlers())
 }
@@ -158,7 +158,7 @@ func assemble(e env, g *cgroup.Finder, d *oci.Driver, kills *cgroup.CounterWatch
 func becomeShim() (ownOOM bool, err error) {
 	if level := os.Getenv(helper.LogLevelEnv); level != "" {
 		if err := log.SetLevel(level); err != nil {
-			log.L.WithError(err).Warn("log level is not set")
+			log.L.WithError(err).Warn("cannot set the log level")
 		}
 	}
 	runtime.GOMAXPROCS(2)
@@ -216,7 +216,7 @@ func fixLimits() error {
 	if err != nil || strings.HasSuffix(exe, " (deleted)") {
 		exe = "/proc/self/exe"
 	}
-	return fmt.Errorf("execute the shim again: %w", syscall.Exec(exe, os.Args, append(helper.Env(), limitsEnv+"=1")))
+	return fmt.Errorf("re-execute the shim: %w", syscall.Exec(exe, os.Args, append(helper.Env(), limitsEnv+"=1")))
 }
 
 func (s *shim) handlers() map[string]wire.Handler {

@@ -66,7 +66,7 @@ func (s *starter) checkParams(p statedir.Params) error {
 	case !filepath.IsAbs(p.Runtime):
 		return fmt.Errorf("runtime %q is not an absolute path: %w", p.Runtime, errdefs.ErrInvalidArgument)
 	case p.OOMFile != "" && !strings.HasPrefix(filepath.Clean(p.OOMFile), "/sys/fs/cgroup/"):
-		return fmt.Errorf("OOM file %q is not a cgroup's: %w", p.OOMFile, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("OOM file %q is not in a cgroup: %w", p.OOMFile, errdefs.ErrInvalidArgument)
 	}
 	return s.checkLockFile(p.LockFile)
 }
@@ -160,7 +160,7 @@ func (s *starter) runTask(ctx context.Context, t *task) error {
 	keeper := t.rec.Keeper && !s.lacksPreserveFDs(t.rec.Runtime)
 	err = s.runTaskOnce(ctx, t, lock, keeper)
 	if keeper && errors.Is(err, errNoPreserveFDs) {
-		log.L.WithField("runtime", t.rec.Runtime).Warn("runtime has no run --preserve-fds: what a pod's containers print, and how they end, is lost when all of cribox is killed at once")
+		log.L.WithField("runtime", t.rec.Runtime).Warn("the runtime lacks run --preserve-fds: output and exit codes are lost if all cribox processes are killed at once")
 		s.table.mu.Lock()
 		s.noPreserveFDs[t.rec.Runtime] = true
 		s.table.mu.Unlock()
@@ -171,7 +171,7 @@ func (s *starter) runTask(ctx context.Context, t *task) error {
 	if err != nil && !t.shareKeyring && strings.Contains(err.Error(), "session key") && errdefs.IsResourceExhausted(err) {
 		// Root's keys count against a quota of the whole node, which any container without a user
 		// namespace can use up.
-		log.L.WithError(err).WithField("container", t.rec.ID).Warn("no keyring is left; the task is started without one of its own")
+		log.L.WithError(err).WithField("container", t.rec.ID).Warn("no session keyring is available; starting the task without one of its own")
 		t.shareKeyring = true
 		s.holder.dropStreams(t)
 		err = s.runTaskOnce(ctx, t, lock, keeper)

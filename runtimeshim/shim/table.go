@@ -27,7 +27,7 @@ func (tab *table) insert(rec statedir.Record) (*task, error) {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
 	if tab.quitting {
-		return nil, fmt.Errorf("task %s: the shim is ending: %w", rec.ID, errdefs.ErrUnavailable)
+		return nil, fmt.Errorf("task %s: the shim is shutting down: %w", rec.ID, errdefs.ErrUnavailable)
 	}
 	if t, ok := tab.tasks[rec.ID]; ok {
 		return nil, fmt.Errorf("task %s is %s: %w", rec.ID, t.view().State, errdefs.ErrAlreadyExists)

@@ -43,7 +43,7 @@ func (u *updater) update(ctx context.Context, in *wire.Inbound) (any, error) {
 	}
 	t, err := u.table.lock(ctx, b.ID)
 	if errdefs.IsNotFound(err) {
-		err = fmt.Errorf("update task %s, which is not there: %w", b.ID, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("update task %s: no such task: %w", b.ID, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return nil, err
@@ -77,12 +77,12 @@ func (u *updater) updateTask(ctx context.Context, t *task, b wire.Update, r spec
 			_ = u.runUpdate(ctx, t, b.Previous, b.LockFile)
 		}
 		if back := cgroup.PutBack(was); back != nil {
-			return fmt.Errorf("%w; and the limits from before are not all back: %v", err, back)
+			return fmt.Errorf("%w; and not all earlier limits could be restored: %v", err, back)
 		}
 		return errors.Join(err, os.Remove(t.dir.Limits()))
 	}
 	if err := os.Remove(t.dir.Limits()); err != nil {
-		log.L.WithError(err).WithField("container", b.ID).Warn("the limits from before an update stay noted")
+		log.L.WithError(err).WithField("container", b.ID).Warn("cannot delete the saved limits of a finished update")
 	}
 	return nil
 }

@@ -231,7 +231,7 @@ func dispatch(ctx context.Context, req request, in *Inbound, handlers map[string
 		}
 	}()
 	if req.Format < 1 || req.Format > Format {
-		return nil, fmt.Errorf("%s in wire format %d, known is %d: %w", req.Verb, req.Format, Format, errdefs.ErrNotImplemented)
+		return nil, fmt.Errorf("%s uses wire format %d, this build knows up to %d: %w", req.Verb, req.Format, Format, errdefs.ErrNotImplemented)
 	}
 	h, ok := handlers[req.Verb]
 	if !ok {

@@ -161,7 +161,7 @@ func writeFrame(conn *net.UnixConn, v any, files []*os.File) error {
 		return err
 	}
 	if len(raw) > maxFrame || len(files) > MaxFiles {
-		return fmt.Errorf("frame of %d bytes and %d descriptors, at most %d and %d: %w",
+		return fmt.Errorf("frame of %d bytes and %d descriptors, the limits are %d and %d: %w",
 			len(raw), len(files), maxFrame, MaxFiles, errdefs.ErrInvalidArgument)
 	}
 	buf := append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(raw)), uint32(len(raw))), raw...)
@@ -195,7 +195,7 @@ func readFrame(conn *net.UnixConn, v any) ([]*os.File, error) {
 		}
 		size := binary.BigEndian.Uint32(head[:])
 		if size > maxFrame {
-			return fmt.Errorf("frame of %d bytes, at most %d", size, maxFrame)
+			return fmt.Errorf("frame of %d bytes, the limit is %d", size, maxFrame)
 		}
 		buf := make([]byte, size)
 		if _, err := io.ReadFull(conn, buf); err != nil {
