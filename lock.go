@@ -70,7 +70,7 @@ func lockFolder(kind string, path *string, mode os.FileMode) (*os.File, error) {
 		if readErr != nil || len(pid) == 0 {
 			return nil, fmt.Errorf("%s folder %s is in use by another process", kind, dir)
 		}
-		return nil, fmt.Errorf("%s folder %s is in use by the cribox with pid %s", kind, dir, strings.TrimSpace(string(pid)))
+		return nil, fmt.Errorf("%s folder %s is in use by the cribox process with pid %s", kind, dir, strings.TrimSpace(string(pid)))
 	}
 	if err := f.Truncate(0); err != nil {
 		return nil, fmt.Errorf("%s folder: %w", kind, err)
@@ -103,11 +103,11 @@ func emptyAfterReboot(dir string) error {
 	}
 	seen, err := os.ReadFile(filepath.Join(dir, bootFile))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("state folder: whether it is from before the reboot cannot be told: %w", err)
+		return fmt.Errorf("state folder: cannot tell whether it is from before the last reboot: %w", err)
 	}
 	if err == nil && len(seen) == len(boot) && string(seen) != string(boot) {
 		if err := empty(dir); err != nil {
-			return fmt.Errorf("state folder from before the reboot: %w", err)
+			return fmt.Errorf("state folder from before the last reboot: %w", err)
 		}
 	}
 	if string(seen) == string(boot) {
@@ -167,11 +167,11 @@ func claim(root, state string) error {
 	}
 	tasks, readErr := os.ReadDir(filepath.Join(state, "shim"))
 	if err == nil && readErr != nil && !errors.Is(readErr, os.ErrNotExist) {
-		return fmt.Errorf("state folder %s belongs to another root than %s, and whether anything of it runs cannot be told: %w",
+		return fmt.Errorf("state folder %s belongs to a root folder other than %s; cannot tell whether anything in it still runs: %w",
 			state, root, readErr)
 	}
 	if err == nil && len(tasks) > 0 {
-		return fmt.Errorf("state folder %s holds %d tasks of another root than %s: is that the right one, and is it mounted?",
+		return fmt.Errorf("state folder %s holds %d tasks of a root folder other than %s: is this the right root folder, and is it mounted?",
 			state, len(tasks), root)
 	}
 	if err := writeWhole(filepath.Join(state, ownerFile), id); err != nil {

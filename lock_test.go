@@ -71,7 +71,7 @@ func TestStateBelongsToItsRoot(t *testing.T) {
 	lock(t, &wrong)() // without tasks, the state may get another root
 	lock(t, &c)()
 	put(t, c.State, "shim", "abc", "task.json")
-	if _, err := lockFolders(&wrong); err == nil || !strings.Contains(err.Error(), "of another root") {
+	if _, err := lockFolders(&wrong); err == nil || !strings.Contains(err.Error(), "of a root folder other than") {
 		t.Fatalf("a state with tasks of another root: %v", err)
 	}
 	lock(t, &c)()
@@ -114,14 +114,14 @@ func TestStateThatCannotBeRead(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(c.State, "shim"), nil, 0o600); err != nil { // reading it as a folder fails
 		t.Fatal(err)
 	}
-	if _, err := lockFolders(&wrong); err == nil || !strings.Contains(err.Error(), "cannot be told") {
+	if _, err := lockFolders(&wrong); err == nil || !strings.Contains(err.Error(), "cannot tell") {
 		t.Errorf("tasks that cannot be listed, of another root: %v", err)
 	}
 	lock(t, &c)()
 	if err := errors.Join(os.Remove(filepath.Join(c.State, bootFile)), os.Mkdir(filepath.Join(c.State, bootFile), 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockFolders(&c); err == nil || !strings.Contains(err.Error(), "cannot be told") {
+	if _, err := lockFolders(&c); err == nil || !strings.Contains(err.Error(), "cannot tell") {
 		t.Errorf("a mark of the boot that cannot be read: %v", err)
 	}
 }

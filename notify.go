@@ -34,7 +34,7 @@ func (n notifier) stopping(ctx context.Context) { n.tell(ctx, "STOPPING=1") }
 func (n notifier) reloading(ctx context.Context) {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		log.G(ctx).WithError(err).Warn("the service manager is not told of the reload")
+		log.G(ctx).WithError(err).Warn("cannot tell the service manager about the reload")
 		return
 	}
 	n.tell(ctx, fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", now.Nano()/1000))
@@ -54,6 +54,6 @@ func (n notifier) tell(ctx context.Context, state string) {
 	}
 	if err != nil {
 		word, _, _ := strings.Cut(state, "=")
-		log.G(ctx).WithError(err).Warnf("the service manager is not told %s", word)
+		log.G(ctx).WithError(err).Warnf("cannot send %s to the service manager", word)
 	}
 }

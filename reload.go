@@ -41,18 +41,18 @@ func reloads(ctx context.Context, hangup <-chan os.Signal, manager notifier, inE
 func reload(ctx context.Context, old config.Config, pods *sandbox.Manager, images *imageservice.Images) config.Config {
 	next, err := old.Reread()
 	if err != nil {
-		log.G(ctx).WithError(err).Error("the configuration stays as it is")
+		log.G(ctx).WithError(err).Error("cannot reload the configuration; keeping the current one")
 		return old
 	}
 	now, late := config.Reload(old, next)
 	if err := log.SetLevel(now.LogLevel); err != nil {
-		log.G(ctx).WithError(err).Error("the log level stays as it is") // cannot happen: the level was checked
+		log.G(ctx).WithError(err).Error("cannot change the log level; keeping the current one") // cannot happen: the level was checked
 	}
 	pods.SetHandlers(ctx, handlers(now), now.DefaultRuntime)
 	images.SetPinned(now.PinnedImages())
 	if len(late) > 0 {
-		log.G(ctx).Warnf("of the configuration, what changed in %s needs a restart", strings.Join(late, ", "))
+		log.G(ctx).Warnf("changes of %s take effect after a restart", strings.Join(late, ", "))
 	}
-	log.G(ctx).Info("the configuration was read again")
+	log.G(ctx).Info("configuration reloaded")
 	return now
 }

@@ -74,7 +74,7 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 	case err = <-served:
 	case <-reloads(ctx, hangup, manager, &inEffect, pods, images):
 		manager.stopping(ctx)
-		log.G(ctx).Info("ending; containers go on")
+		log.G(ctx).Info("stopping; containers keep running")
 		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWord)
 		s.Stop(bye)
 		cancel()
@@ -157,11 +157,11 @@ func listen(path string) (net.Listener, error) {
 	}
 	if info, err := os.Lstat(path); err == nil {
 		if info.Mode().Type() != os.ModeSocket {
-			return nil, fmt.Errorf("socket: %s exists and is no socket", path)
+			return nil, fmt.Errorf("socket: %s exists and is not a socket", path)
 		}
 		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 			conn.Close()
-			return nil, fmt.Errorf("socket: %s is served by another process", path)
+			return nil, fmt.Errorf("socket: %s is in use by another process", path)
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("socket: %w", err)

@@ -33,6 +33,6 @@ func shutdown(ctx context.Context, c config.Config, out io.Writer) error {
 	if err := errors.Join(network.RemoveDefault(ctx), sandbox.RemoveCgroupParent(ctx, c.Instance())); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, "nothing of %s runs any more\n", c.State)
+	_, err = fmt.Fprintf(out, "nothing of %s is running any more\n", c.State)
 	return err
 }

@@ -91,7 +91,7 @@ func TestHostPathStaysMissing(t *testing.T) {
 	c := p.Create(harness.Idle(), harness.Mounted(&cri.Mount{HostPath: disk + "s", ContainerPath: "/v"})) // another name
 	c.Remove()
 	d.Must(os.WriteFile(extra, []byte("[containers]\nhost_path_missing = \"refuse\"\n"), 0o600))
-	d.Hangup("the configuration was read again")
+	d.Hangup("configuration reloaded")
 	refused(filepath.Join(d.Dir, "any"), codes.InvalidArgument, "host_path_missing")
 	d.WantFlat(before)
 }
@@ -363,7 +363,7 @@ func TestUnprivilegedNetwork(t *testing.T) {
 	}
 	d.Must(os.MkdirAll(d.ConfigFile()+".d", 0o755))
 	d.Must(os.WriteFile(filepath.Join(d.ConfigFile()+".d", "10.toml"), []byte("[containers]\nunprivileged_ports = false\nunprivileged_ping = false\n"), 0o600))
-	d.Hangup("the configuration was read again")
+	d.Hangup("configuration reloaded")
 	if got := read(d.RunPod()); got == "0\n0\t2147483647\n" {
 		t.Errorf("with both keys off a pod has %q", got)
 	}

@@ -65,11 +65,11 @@ func TestHangupKeepsTheRuntime(t *testing.T) {
 	dropIn := d.ConfigFile() + ".d"
 	d.Must(os.Mkdir(dropIn, 0o755))
 	d.Must(os.WriteFile(dropIn+"/other.toml", []byte(fmt.Sprintf("[runtimes.other]\npath = %q\n", broken)), 0o600))
-	d.Hangup("the configuration was read again")
+	d.Hangup("configuration reloaded")
 	c.Exec("true")
 	d.Must(os.RemoveAll(dropIn))
 	d.Must(os.WriteFile(d.ConfigFile(), []byte(harness.PrepareDaemon(t).Configuration()), 0o600)) // without the handler
-	d.Hangup("the configuration was read again")
+	d.Hangup("configuration reloaded")
 	c.Exec("true")
 }
 

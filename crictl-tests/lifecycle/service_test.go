@@ -64,7 +64,7 @@ func TestServiceManagerDoesNotRead(t *testing.T) {
 	d.WaitReady()
 	d.Empty = d.Ledger()
 	d.Stop()
-	if said := harness.HostFile(t, d.LogFile()); !strings.Contains(said, "the service manager is not told READY") {
+	if said := harness.HostFile(t, d.LogFile()); !strings.Contains(said, "cannot send READY to the service manager") {
 		t.Errorf("the log does not say that nobody listens:\n%s", said)
 	}
 	d.Env = d.Env[:len(d.Env)-1]
@@ -96,7 +96,7 @@ func TestServiceManager(t *testing.T) {
 		t.Error("the shim inherited the service manager's socket")
 	}
 
-	d.Hangup("the configuration was read again")
+	d.Hangup("configuration reloaded")
 	manager.wantWord("RELOADING=1\nMONOTONIC_USEC=")
 	manager.wantWord("READY=1")
 	d.Stop()

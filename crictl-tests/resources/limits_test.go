@@ -165,7 +165,7 @@ func TestHangup(t *testing.T) {
 	d.Must(os.Mkdir(dropIn, 0o755))
 	vendor := fmt.Sprintf("[containers]\npids_limit = 20\n[network]\ndefault = false\n[runtimes.vendor]\npath = %q\n[images]\npinned = [\"*/busybox:1\"]\n", harness.Binary("runc"))
 	d.Must(os.WriteFile(dropIn+"/vendor.toml", []byte(vendor), 0o600))
-	d.Hangup("what changed in network.default needs a restart")
+	d.Hangup("changes of network.default take effect after a restart")
 	if got := p.Run(harness.Idle()).CgroupFile("pids", "pids.max"); got != "20" {
 		t.Errorf("pids.max of a new container is %s, want 20", got)
 	}
@@ -179,7 +179,7 @@ func TestHangup(t *testing.T) {
 	added.Run(harness.Idle())
 
 	d.Must(os.WriteFile(dropIn+"/zz.toml", []byte("\n[containers]\npids_limit = -5\n"), 0o600))
-	d.Hangup("the configuration stays as it is")
+	d.Hangup("cannot reload the configuration")
 	if said := harness.HostFile(t, d.LogFile()); !strings.Contains(said, `zz.toml, line 3: key \"containers.pids_limit\"`) {
 		t.Errorf("the log should name file, line and key:\n%s", said)
 	}
@@ -188,7 +188,7 @@ func TestHangup(t *testing.T) {
 	}
 
 	d.Must(os.RemoveAll(dropIn))
-	d.Hangup("the configuration was read again")
+	d.Hangup("configuration reloaded")
 	if i := d.ImageStatus(d.Pulled(harness.Busybox)); i.Pinned {
 		t.Errorf("an image that is pinned no more: %v", i)
 	}
