@@ -270,7 +270,7 @@ func TestNoPlatformFits(t *testing.T) {
 	r.PutManifest("1", ocispec.MediaTypeImageIndex, index(wrong, windows))
 	images := newImages(t, nil)
 	_, err := images.Pull(t.Context(), r.Ref("app:1"), nil)
-	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "there are: linux/"+other+", windows/"+runtime.GOARCH) {
+	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "available: linux/"+other+", windows/"+runtime.GOARCH) {
 		t.Error(err)
 	}
 	images.wantNothing(t)

@@ -70,18 +70,18 @@ func refusalRows(t *testing.T) []refusalRow {
 		{"a key twice", ofDocument(man, `{'config':{},'config':{}}`), "not an unambiguous JSON object", imagetest.Runs, imagetest.Ambiguous},
 		{"a key in another case", ofDocument(man, `{'Config':{}}`), "not an unambiguous JSON object", imagetest.Runs, imagetest.Ambiguous},
 		{"no JSON", ofDocument(man, `hello`), "not an unambiguous JSON object", imagetest.Same, ""},
-		{"mediaType is a number", ofDocument(man, `{'mediaType':1,'config':{'size':1}}`), "mediaType that is no string", imagetest.Same, ""},
-		{"a manifest that calls itself an index", ofDocument(man, `{'mediaType':'`+idx+`','manifests':[{}]}`), "calls itself", imagetest.Same, ""},
+		{"mediaType is a number", ofDocument(man, `{'mediaType':1,'config':{'size':1}}`), "mediaType that is not a string", imagetest.Same, ""},
+		{"a manifest that calls itself an index", ofDocument(man, `{'mediaType':'`+idx+`','manifests':[{}]}`), "but its mediaType is", imagetest.Same, ""},
 		{"schema 1", ofDocument("application/vnd.docker.distribution.manifest.v1+prettyjws", `{'schemaVersion':1}`), "manifest schema 1", imagetest.Same, ""},
 		{"schema 1 by its number", ofDocument(man, `{'schemaVersion':1,'config':{'size':1}}`), "manifest schema 1", imagetest.Late, ""},
 		{"manifest and index at once", ofDocument(man, `{'config':{'size':1},'manifests':[{}]}`), "ambiguous document", imagetest.Same, ""},
 		{"index without manifests", ofDocument(idx, `{'schemaVersion':2}`), "index without manifests", imagetest.Same, ""},
 		{"manifest without config", ofDocument(man, `{'schemaVersion':2}`), "manifest without config", imagetest.Same, ""},
 		{"a document of another kind", ofDocument("application/x", `{'config':{'size':1}}`), "is not supported", imagetest.Same, ""},
-		{"layers that are no list", ofDocument(man, `{'config':{'size':1},'layers':{'a':1}}`), "manifest does not decode", imagetest.Same, ""},
+		{"layers that are no list", ofDocument(man, `{'config':{'size':1},'layers':{'a':1}}`), "cannot decode the manifest", imagetest.Same, ""},
 		{"a document of a million values", ofDocument(man, `{'x':[`+strings.Repeat("1,", 1e6)+`1]}`), "document of more than", imagetest.Waits, imagetest.Amplifies},
 		{"an index of 1025 entries", ofIndex(make([]ocispec.Descriptor, manifest.MaxEntries+1)...), "index with 1025 entries", imagetest.Waits, imagetest.Amplifies},
-		{"an index for other machines", ofIndex(platform(ocispec.Descriptor{MediaType: man}, "windows", "amd64", "")), "there are: windows/amd64", imagetest.Same, ""},
+		{"an index for other machines", ofIndex(platform(ocispec.Descriptor{MediaType: man}, "windows", "amd64", "")), "available: windows/amd64", imagetest.Same, ""},
 		{"indexes in indexes", ofPull(func(t *testing.T, r *imagetest.Registry) {
 			_, d := r.Build("", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f")))}, nil)
 			for range pull.MaxIndexDepth + 2 {
@@ -95,8 +95,8 @@ func refusalRows(t *testing.T) []refusalRow {
 		{"a digest that is a path", ofManifest(func(m *ocispec.Manifest, _ *layers.Limits) { m.Layers[0].Digest = "sha256:../x" }), "descriptor: ", imagetest.Same, ""},
 		{"a sha512 digest", ofManifest(func(m *ocispec.Manifest, _ *layers.Limits) { m.Layers[0].Digest = digest.SHA512.FromString("") }), "descriptor: ", imagetest.Runs, imagetest.NotYet},
 		{"a negative size", ofManifest(func(m *ocispec.Manifest, _ *layers.Limits) { m.Layers[0].Size = -1 }), "has size -1", imagetest.Same, ""},
-		{"a layer larger than an image may be", ofManifest(func(m *ocispec.Manifest, _ *layers.Limits) { m.Layers[0].Size = math.MaxInt64 }), "the most is", imagetest.Waits, imagetest.Amplifies},
-		{"a config of 5 MiB", ofManifest(func(m *ocispec.Manifest, _ *layers.Limits) { m.Config.Size = 5 << 20 }), "the most is", imagetest.Waits, imagetest.Amplifies},
+		{"a layer larger than an image may be", ofManifest(func(m *ocispec.Manifest, _ *layers.Limits) { m.Layers[0].Size = math.MaxInt64 }), "the limit is", imagetest.Waits, imagetest.Amplifies},
+		{"a config of 5 MiB", ofManifest(func(m *ocispec.Manifest, _ *layers.Limits) { m.Config.Size = 5 << 20 }), "the limit is", imagetest.Waits, imagetest.Amplifies},
 		{"a chart", ofManifest(func(m *ocispec.Manifest, _ *layers.Limits) {
 			m.Config.MediaType = "application/vnd.cncf.helm.config.v1+json"
 		}),
@@ -106,8 +106,8 @@ func refusalRows(t *testing.T) []refusalRow {
 			"compressed bytes (image_size_max)", imagetest.Waits, imagetest.Amplifies},
 		{"an encrypted layer", ofManifest(func(m *ocispec.Manifest, _ *layers.Limits) { m.Layers[0].MediaType += "+encrypted" }), "is encrypted", imagetest.Same, ""},
 		{"a layer that is no tar", ofManifest(func(m *ocispec.Manifest, _ *layers.Limits) { m.Layers[0].MediaType = "text/html" }), "is not supported", imagetest.Same, ""},
-		{"a config with an ENTRYPOINT that is no list", ofConfig(`{'config':{'Entrypoint':'sh'}}`), "image config does not decode", imagetest.Same, ""},
-		{"more layers than diff ids", ofConfig(`{'rootfs':{'type':'layers'}}`), "names 0 diff ids, its manifest 1 layers", imagetest.Same, ""},
+		{"a config with an ENTRYPOINT that is no list", ofConfig(`{'config':{'Entrypoint':'sh'}}`), "cannot decode the image config", imagetest.Same, ""},
+		{"more layers than diff ids", ofConfig(`{'rootfs':{'type':'layers'}}`), "lists 0 diff ids, but its manifest lists 1 layers", imagetest.Same, ""},
 		{"a diff id of md5", ofConfig(`{'rootfs':{'diff_ids':['md5:d41d8cd98f00b204e9800998ecf8427e']}}`), "image config, diff id", imagetest.Same, ""},
 	}
 }

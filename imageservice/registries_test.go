@@ -179,7 +179,7 @@ func TestTokenServers(t *testing.T) {
 	folder(t, c.cfg.RegistryConfig, name, "hosts.toml", fmt.Sprintf("server = %q\n", r.URL))
 	alice := &registry.Auth{Username: "alice", Password: "wonderland"}
 	_, err := c.Pull(t.Context(), r.Ref("app:1"), alice)
-	if text := fmt.Sprint(err); !errdefs.IsUnauthorized(err) || !strings.Contains(text, "token_servers of "+filepath.Join(c.cfg.RegistryConfig, name, "cribox.toml")) {
+	if text := fmt.Sprint(err); !errdefs.IsUnauthorized(err) || !strings.Contains(text, "token_servers in "+filepath.Join(c.cfg.RegistryConfig, name, "cribox.toml")) {
 		t.Error(err)
 	}
 	if len(tokens.seen) > 0 {
@@ -429,7 +429,7 @@ func TestOwnWordsAreNotRedacted(t *testing.T) {
 	for _, password := range []string{"pass", "user", "name", "manifest", "Forbidden"} {
 		_, err := newImages(t, nil).Pull(t.Context(), r.Ref("app:1"), &registry.Auth{Username: "alice", Password: password})
 		text := fmt.Sprint(err)
-		if !strings.Contains(text, "403 Forbidden for manifest 1") || !strings.Contains(text, "the request brought a user name and password") {
+		if !strings.Contains(text, "403 Forbidden for manifest 1") || !strings.Contains(text, "the request had a user name and password") {
 			t.Errorf("password %q: %v", password, err)
 		}
 	}

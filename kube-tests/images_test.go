@@ -21,7 +21,7 @@ func TestImageErrors(t *testing.T) {
 	for name, c := range map[string]struct{ container, reason, message string }{
 		"missing":   {image("c", "docker.io/library/nowhere:1"), "ImagePullBackOff", "404 Not Found"},
 		"invalid":   {image("c", "docker.io/UPPER/case:1"), "InvalidImageName", ""},
-		"forbidden": {image("c", registry+"/library/private:1"), "ImagePullBackOff", "wants a user name and password"},
+		"forbidden": {image("c", registry+"/library/private:1"), "ImagePullBackOff", "requires a user name and password"},
 		"never":     {image("c", "docker.io/library/zstd-never-here:1", "imagePullPolicy: Never"), "ErrImageNeverPull", ""},
 		"no-config": {image("c", "docker.io/library/tools:1", `command: ["/toolbox", "wait"]`, "envFrom: [{configMapRef: {name: nowhere}}]"),
 			"CreateContainerConfigError", `configmap "nowhere" not found`},
@@ -46,10 +46,10 @@ func TestBrokenImages(t *testing.T) {
 	s := newSpace(t)
 	refused := map[string]struct{ ref, why string }{
 		"other-bytes":      {"broken:wrong-bytes", "digest"},
-		"too-short":        {"broken:small-size", "arrives with 111 bytes, its descriptor says 110"},
-		"too-long":         {"broken:large-size", "arrives with 111 bytes, its descriptor says 1111"},
+		"too-short":        {"broken:small-size", "is announced with 111 bytes, but its descriptor says 110"},
+		"too-long":         {"broken:large-size", "is announced with 111 bytes, but its descriptor says 1111"},
 		"not-a-manifest":   {"broken:not-json", "manifest is not an unambiguous JSON object"},
-		"not-a-config":     {"broken:config-no-json", "image config does not decode"},
+		"not-a-config":     {"broken:config-no-json", "cannot decode the image config"},
 		"old-format":       {"broken:schema1", "manifest schema 1 is not supported"},
 		"no-layer":         {"broken:missing-layer", "404 Not Found for blob sha256:"},
 		"unknown-layer":    {"broken:layer-type", `layer of type "application/x-nonsense" is not supported`},
@@ -99,7 +99,7 @@ func TestPullSecret(t *testing.T) {
 	s.apply(pod("allowed", private, "imagePullSecrets: [{name: good}]", onNode(1)))
 	s.ready("allowed")
 	s.apply(pod("mistaken", private, "imagePullSecrets: [{name: bad}]", onNode(1)) + "---\n" + pod("stranger", private, onNode(1)))
-	for name, why := range map[string]string{"mistaken": "refuses user name or password", "stranger": "wants a user name and password"} {
+	for name, why := range map[string]string{"mistaken": "rejects the user name or password", "stranger": "requires a user name and password"} {
 		s.awaitEvent(name, why)
 		s.awaitValue("pod/"+name, "{.status.containerStatuses[0].state.waiting.reason}", "ImagePullBackOff")
 	}

@@ -49,15 +49,15 @@ func badPulls(d *harness.Daemon) []harness.BadRequest[pullRequest] {
 		{Name: "unknown tag", Change: image(d.Ref("busybox:no-such-tag")), Field: "no-such-tag", Code: codes.NotFound},
 		{Name: "unknown repository", Change: image(d.Ref("no-such-image:1")), Field: "no-such-image", Code: codes.NotFound},
 		{Name: "no such platform", Change: image(d.Ref("busybox:foreign")), Field: "linux/", Code: codes.NotFound},
-		{Name: "no credentials", Change: image(d.Ref("private:1")), Field: "brought no credentials", Code: codes.Unauthenticated},
-		{Name: "nobody may, and no credentials", Change: image(d.Ref("forbidden:1")), Field: "brought no credentials", Code: codes.PermissionDenied},
+		{Name: "no credentials", Change: image(d.Ref("private:1")), Field: "had no credentials", Code: codes.Unauthenticated},
+		{Name: "nobody may, and no credentials", Change: image(d.Ref("forbidden:1")), Field: "had no credentials", Code: codes.PermissionDenied},
 		{Name: "credentials for elsewhere", Change: func(r pullRequest) {
 			r.Image.Image = d.Ref("private:1")
 			r.Auth = &cri.AuthConfig{Username: "alice", Password: "not-the-word", ServerAddress: "https://elsewhere.test/v1/"}
-		}, Field: "for \"elsewhere.test\" and were not shown", Code: codes.Unauthenticated},
+		}, Field: "for \"elsewhere.test\" and were not sent", Code: codes.Unauthenticated},
 		{Name: "wrong credentials", Change: func(r pullRequest) {
 			r.Image.Image, r.Auth = d.Ref("private:1"), &cri.AuthConfig{Username: "alice", Password: "not-the-word"}
-		}, Field: "brought a user name and password", Code: codes.Unauthenticated},
+		}, Field: "had a user name and password", Code: codes.Unauthenticated},
 		{Name: "unknown handler", Change: func(r pullRequest) { r.Image.RuntimeHandler = "no-such-handler" }, Field: `runtime_handler "no-such-handler"`},
 		{Name: "nobody may", Change: image(d.Ref("forbidden:1")), Field: "forbidden", Code: codes.PermissionDenied},
 		{Name: "layer is not what the config says", Change: image(d.Ref("broken:diff-id")), Field: "broken:diff-id", Code: codes.DataLoss},

@@ -76,7 +76,7 @@ func TestKeysOfImages(t *testing.T) {
 	d.Must(err)
 	r.Inject(fixture.Fault{Match: "GET .*/blobs/" + img.Layers[0].Digest.String(), Stall: true, StallAfter: 100})
 	_, err = d.TryPull(r.Ref("scratch:1"), nil)
-	harness.WantCode(t, err, codes.Unknown, "RegistryUnavailable: ", "nothing moved for 1s")
+	harness.WantCode(t, err, codes.Unknown, "RegistryUnavailable: ", "no progress for 1s")
 }
 
 // TestDownloadGoesOnAfterAKill: what has arrived of a layer when the daemon was killed is not fetched again.

@@ -73,7 +73,7 @@ func (c *Catalog) find(ref string) (*Record, error) {
 	if imageref.IsIDPrefix(hex) {
 		r, ambiguous := c.byPrefix("sha256:" + hex)
 		if ambiguous {
-			return nil, fmt.Errorf("image id prefix %q fits more than one image: %w", ref, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("image id prefix %q matches more than one image: %w", ref, errdefs.ErrInvalidArgument)
 		}
 		if r != nil {
 			return r, nil

@@ -50,15 +50,15 @@ func (c *Catalog) Load(ctx context.Context) error {
 		}
 		if err != nil && !damaged(err) {
 			log.G(ctx).WithError(err).WithField("image", e.Name()).
-				Error("image record cannot be read now and is not listed; will be tried again, and no image data is deleted until then")
+				Error("cannot read an image record now; the image is not listed and no image data is deleted until it can be read; will try again")
 			c.unread["sha256:"+e.Name()] = true
 			continue
 		}
 		if err != nil {
 			log.G(ctx).WithError(err).WithField("image", e.Name()).
-				Error("image record is not to be believed; set aside as *.torn, pull the image again")
+				Error("image record is damaged and is set aside as *.torn; pull the image again")
 			if err := os.Rename(path, path+".torn"); err != nil {
-				log.G(ctx).WithError(err).WithField("image", e.Name()).Warn("image record could not be renamed")
+				log.G(ctx).WithError(err).WithField("image", e.Name()).Warn("cannot rename a damaged image record")
 			}
 			continue
 		}
@@ -141,7 +141,7 @@ func (c *Catalog) assignTags(ctx context.Context) {
 			}
 			c.records[id] = r.withoutTag(name)
 			if err := c.Write(c.records[id]); err != nil {
-				log.G(ctx).WithError(err).WithField("image", id).Warn("record of the image that lost its tag is not rewritten")
+				log.G(ctx).WithError(err).WithField("image", id).Warn("cannot update the record of the image that lost its tag")
 			}
 		}
 	}
@@ -164,12 +164,12 @@ func (c *Catalog) ReadAgain(ctx context.Context) bool {
 	for _, id := range ids {
 		r, err := c.read(id)
 		if err != nil && !damaged(err) {
-			log.G(ctx).WithError(err).WithField("image", id).Warn("image record still cannot be read")
+			log.G(ctx).WithError(err).WithField("image", id).Warn("still cannot read an image record")
 			left = true
 			continue
 		}
 		if err != nil {
-			log.G(ctx).WithError(err).WithField("image", id).Error("image record is not to be believed; pull the image again")
+			log.G(ctx).WithError(err).WithField("image", id).Error("image record is damaged; pull the image again")
 		}
 		c.mu.Lock()
 		delete(c.unread, id)

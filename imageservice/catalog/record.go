@@ -76,10 +76,10 @@ func decodeRecord(b []byte, id string) (*Record, error) {
 		return nil, err
 	}
 	if f.Format > recordFormat {
-		return nil, fmt.Errorf("format %d, this version reads up to %d: %w", f.Format, recordFormat, errNewer)
+		return nil, fmt.Errorf("it has format %d, and this version reads up to %d: %w", f.Format, recordFormat, errNewer)
 	}
 	if f.Format != recordFormat {
-		return nil, fmt.Errorf("format %d, not %d", f.Format, recordFormat)
+		return nil, fmt.Errorf("it has format %d, not %d", f.Format, recordFormat)
 	}
 	if sum(f.Record) != f.Sum {
 		return nil, errors.New("checksum does not match")
@@ -89,7 +89,7 @@ func decodeRecord(b []byte, id string) (*Record, error) {
 		return nil, err
 	}
 	if r.ID != id {
-		return nil, fmt.Errorf("it is the record of %q", r.ID)
+		return nil, fmt.Errorf("it is the record of image %q", r.ID)
 	}
 	for _, b := range r.Blobs {
 		if err := imageref.CheckDigest(b.Digest); err != nil {

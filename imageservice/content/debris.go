@@ -67,14 +67,14 @@ func (b *Blobs) DropBroken(ctx context.Context) {
 	for _, e := range entries {
 		ref, err := ReadCapped(filepath.Join(dir, e.Name(), "ref"), maxRef)
 		if err != nil && !Lasting(err) {
-			log.G(ctx).WithError(err).WithField("download", e.Name()).Warn("partial download cannot be read now; it stays for a while")
+			log.G(ctx).WithError(err).WithField("download", e.Name()).Warn("cannot read a partial download now; keeping it for a while")
 			continue
 		}
 		if err == nil && digest.FromBytes(ref).Encoded() == e.Name() {
 			continue
 		}
 		if err := tree.Remove(context.WithoutCancel(ctx), filepath.Join(dir, e.Name())); err != nil {
-			log.G(ctx).WithError(err).WithField("download", e.Name()).Warn("partial download could not be deleted")
+			log.G(ctx).WithError(err).WithField("download", e.Name()).Warn("cannot delete a partial download")
 		}
 	}
 }
@@ -90,7 +90,7 @@ func ReadCapped(path string, most int64) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() || info.Size() > most {
-		return nil, errors.New(filepath.Base(path) + " is not a file of a sane size")
+		return nil, errors.New(filepath.Base(path) + " is not a regular file or is too large")
 	}
 	b := make([]byte, info.Size())
 	n, err := f.ReadAt(b, 0)

@@ -65,7 +65,7 @@ func (g *Collector) Collect(keys []string) { g.delete(g.Catalog.Condemn(keys)) }
 func (g *Collector) delete(keys []string) {
 	for _, key := range keys {
 		if err := g.deleteOne(key); err != nil {
-			log.L.WithError(err).WithField("data", key).Warn("image data could not be deleted")
+			log.L.WithError(err).WithField("data", key).Warn("cannot delete image data")
 		}
 		g.Pins.End([]string{key})
 	}
@@ -134,7 +134,7 @@ func (g *Collector) Forget(ctx context.Context) {
 	}
 	for _, l := range g.Layers.TakeAll(func(key string) bool { return doubtful(content.LayerPrefix + key) }) {
 		if err := g.Layers.Remove(l.Dir); err != nil {
-			log.G(ctx).WithError(err).WithField("layer", l.Dir).Warn("layer that may not be on disk could not be deleted")
+			log.G(ctx).WithError(err).WithField("layer", l.Dir).Warn("cannot delete a layer that may not be completely on disk")
 		}
 	}
 	unlisted, _ := g.Blobs.Debris(time.Now().Add(DebrisRetention), listed)
@@ -216,7 +216,7 @@ func (g *Collector) DropOrphanLayers(ctx context.Context) error {
 			continue
 		}
 		if err := g.Layers.Remove(e.Name()); err != nil {
-			log.G(ctx).WithError(err).WithField("layer", e.Name()).Warn("orphan layer could not be deleted")
+			log.G(ctx).WithError(err).WithField("layer", e.Name()).Warn("cannot delete an unused layer")
 		}
 	}
 	return nil

@@ -108,7 +108,7 @@ func extract(ctx context.Context, r io.Reader, root int, most caps) (implied []s
 // unchanged.
 func streamError(err error) error {
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return fault.Refuse(errdefs.ErrInvalidArgument, "layer is not a whole tar archive: %v", err)
+		return fault.Refuse(errdefs.ErrInvalidArgument, "layer is not a complete tar archive: %v", err)
 	}
 	return err
 }
@@ -172,7 +172,7 @@ func split(h *tar.Header) (entry, error) {
 		return entry{}, fault.Refuse(errdefs.ErrInvalidArgument, "name of more than %d bytes", maxName)
 	}
 	if strings.ContainsRune(h.Name, 0) || strings.ContainsRune(h.Linkname, 0) {
-		return entry{}, fault.Refuse(errdefs.ErrInvalidArgument, "name with a NUL")
+		return entry{}, fault.Refuse(errdefs.ErrInvalidArgument, "name with a NUL byte")
 	}
 	if h.Uid < 0 || h.Gid < 0 || h.Uid >= 1<<32-1 || h.Gid >= 1<<32-1 {
 		return entry{}, fault.Refuse(errdefs.ErrInvalidArgument, "owner %d:%d", h.Uid, h.Gid)

@@ -34,7 +34,7 @@ func (x *extractor) whiteout(parent int, base string) error {
 	}
 	name := strings.TrimPrefix(base, whiteoutPrefix)
 	if name == "" || name == "." || name == ".." {
-		return fault.Refuse(errdefs.ErrInvalidArgument, "whiteout of nothing")
+		return fault.Refuse(errdefs.ErrInvalidArgument, "whiteout without a name")
 	}
 	err := unix.Mknodat(parent, name, unix.S_IFCHR, 0)
 	if err != unix.EEXIST {
@@ -117,7 +117,7 @@ func (x *extractor) forget() {
 const maxLinks = 40
 
 func tooDeep() error {
-	return fault.Refuse(errdefs.ErrResourceExhausted, "directories so deep that their path has more than the %d bytes that the kernel takes", maxName)
+	return fault.Refuse(errdefs.ErrResourceExhausted, "directories are nested so deeply that their path is longer than %d bytes, the kernel's limit", maxName)
 }
 
 // openOrMake opens the directory dir and creates its missing parents, topmost first. It holds two
@@ -154,7 +154,7 @@ func (x *extractor) make(above int, base string, links int) (int, error) {
 		return -1, err
 	}
 	if links == maxLinks {
-		return -1, fault.Refuse(errdefs.ErrInvalidArgument, "too many links in parent %q", fault.Clip(base))
+		return -1, fault.Refuse(errdefs.ErrInvalidArgument, "too many symbolic links in parent %q", fault.Clip(base))
 	}
 	to, err := readlinkAt(above, base)
 	if err != nil {

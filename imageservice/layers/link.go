@@ -105,7 +105,7 @@ func (u *Unpacker) lookLayer(ctx context.Context, l *Layer, names []string) (fou
 // look counts one lookup. It returns an error after too many, or when ctx has ended.
 func (u *Unpacker) look(ctx context.Context) error {
 	if u.looks++; u.looks > maxLooks {
-		return fault.Refuse(errdefs.ErrResourceExhausted, "too many directories that the layers do not name, in too many layers")
+		return fault.Refuse(errdefs.ErrResourceExhausted, "too many directories that the layers do not list, over too many layers")
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -185,7 +185,7 @@ func applyFixes(root int, fixes []Fix) error {
 	for _, f := range fixes {
 		fd, err := openIn(root, f.Name, unix.O_RDONLY|unix.O_DIRECTORY, insideNoLinks)
 		if err != nil {
-			return fmt.Errorf("give %q its metadata: %w", f.Name, err)
+			return fmt.Errorf("set the metadata of %q: %w", f.Name, err)
 		}
 		err = unix.Fchown(fd, int(f.UID), int(f.GID))
 		if err == nil {
@@ -193,7 +193,7 @@ func applyFixes(root int, fixes []Fix) error {
 		}
 		unix.Close(fd)
 		if err != nil {
-			return fmt.Errorf("give %q its metadata: %w", f.Name, fault.Disk(err))
+			return fmt.Errorf("set the metadata of %q: %w", f.Name, fault.Disk(err))
 		}
 	}
 	return nil

@@ -77,7 +77,7 @@ func refusalRows(t *testing.T) []refusalRow {
 		{"half a tar", func(t *testing.T) error {
 			_, err := newYard(t).unpack(imagetest.Tar(t, imagetest.File("f"), strings.Repeat("x", 2000))[:1000])
 			return err
-		}, "not a whole tar archive", imagetest.Same, ""},
+		}, "not a complete tar archive", imagetest.Same, ""},
 		{"too many entries", func(t *testing.T) error { return (&extractor{most: caps{files: anything()}}).count() }, "(layer_files_max)", imagetest.Waits, imagetest.Amplifies},
 		{"directories without end", func(t *testing.T) error {
 			var all []any
@@ -96,8 +96,8 @@ func refusalRows(t *testing.T) []refusalRow {
 		{"a hard link below nothing", ofTar(imagetest.Hard("h", "gone/f")), "hard link to", imagetest.Same, ""},
 		{"a capability that is none", ofTar(xattr("security.capability", "x")), "extended attribute", imagetest.Same, ""},
 		{"an attribute larger than a filesystem takes", ofTar(xattr("user.x", strings.Repeat("x", 65<<10))), "extended attribute", imagetest.Same, ""},
-		{"a whiteout of nothing", ofTar(imagetest.File(".wh.")), "whiteout of nothing", imagetest.Same, ""},
-		{"folders deeper than a path, by links", ofTar(imagetest.Dir(deep, 0o755), imagetest.Link("l", deep), imagetest.File("l/"+deep+"/f")), "directories so deep", imagetest.Same, ""},
+		{"a whiteout of nothing", ofTar(imagetest.File(".wh.")), "whiteout without a name", imagetest.Same, ""},
+		{"folders deeper than a path, by links", ofTar(imagetest.Dir(deep, 0o755), imagetest.Link("l", deep), imagetest.File("l/"+deep+"/f")), "directories are nested so deeply", imagetest.Same, ""},
 		{"links in a circle", ofTar(imagetest.Link("a", "a/b"), imagetest.File("a/x")), "parent \"a\"", imagetest.Same, ""},
 		{"a long chain of links to what is not there", func(t *testing.T) error {
 			var all []any
@@ -106,7 +106,7 @@ func refusalRows(t *testing.T) []refusalRow {
 			}
 			_, err := newYard(t).unpack(imagetest.Tar(t, append(all, imagetest.File("l0/x"))...))
 			return err
-		}, "too many links", imagetest.Same, ""},
+		}, "too many symbolic links", imagetest.Same, ""},
 		{"something below a file", ofTar(imagetest.File("f"), imagetest.File("f/g")), "parent \"f\"", imagetest.Same, ""},
 
 		{"a layer larger than allowed", ofMeter(Limits{LayerBytes: 1000}, 1<<30), "(layer_size_max)", imagetest.Waits, imagetest.Amplifies},
@@ -118,12 +118,12 @@ func refusalRows(t *testing.T) []refusalRow {
 			_, err := u.Unpack(t.Context(), Source{Reader: bytes.NewReader(tarball), Size: int64(len(tarball))}, digest.FromString("other"), nil, &progress.Item{})
 			return err
 		}, "the image config says", imagetest.Same, ""},
-		{"a zstd window of 256 MiB", ofStream(wideWindow(t)), "wants too much memory", imagetest.Waits, imagetest.Amplifies},
-		{"half a gzip", ofStream(imagetest.Gzip(imagetest.Noise(t, 1000)).Blob[:500]), "layer does not decompress", imagetest.Same, ""},
+		{"a zstd window of 256 MiB", ofStream(wideWindow(t)), "needs too much memory", imagetest.Waits, imagetest.Amplifies},
+		{"half a gzip", ofStream(imagetest.Gzip(imagetest.Noise(t, 1000)).Blob[:500]), "cannot decompress the layer", imagetest.Same, ""},
 		{"made-up directories over many layers", func(t *testing.T) error {
 			u := &Unpacker{looks: maxLooks}
 			return u.look(context.Background())
-		}, "too many directories that the layers do not name", imagetest.Waits, imagetest.Amplifies},
+		}, "too many directories that the layers do not list", imagetest.Waits, imagetest.Amplifies},
 	}
 }
 

@@ -129,7 +129,7 @@ func (s *Store) Add(l *Layer) *Layer {
 	s.mu.Unlock()
 	if first != nil {
 		if err := s.Remove(l.Dir); err != nil {
-			log.L.WithError(err).WithField("layer", l.Dir).Warn("layer that was unpacked twice could not be deleted")
+			log.L.WithError(err).WithField("layer", l.Dir).Warn("cannot delete the second copy of a layer that was unpacked twice")
 		}
 		return first
 	}

@@ -90,7 +90,7 @@ func (m *meter) wrote(n int64, fd int) error {
 		return err
 	}
 	if fs.Bavail*100 < fs.Blocks*uint64(m.limits.Reserve) {
-		return fault.Refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d times its %d bytes, and less than %d %% of the disk are free (disk_reserve)",
+		return fault.Refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d times its %d bytes, and less than %d %% of the disk is free (disk_reserve)",
 			m.limits.Ratio, m.src.Size, m.limits.Reserve)
 	}
 	return nil
@@ -144,7 +144,7 @@ func (u *Unpacker) Unpack(ctx context.Context, src Source, diffID digest.Digest,
 			read.giveBack()
 			written.giveBack()
 			if rerr := u.store.Remove(dir); rerr != nil {
-				log.G(ctx).WithError(rerr).WithField("layer", dir).Warn("half unpacked layer could not be deleted")
+				log.G(ctx).WithError(rerr).WithField("layer", dir).Warn("cannot delete a partly unpacked layer")
 			}
 		}
 	}()
@@ -265,9 +265,9 @@ func (t *tracked) blame(err error) error {
 	case t.err != nil:
 		return t.err
 	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
-		return fault.Refuse(errdefs.ErrResourceExhausted, "layer wants too much memory to decompress: %v", err)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "layer needs too much memory to decompress: %v", err)
 	}
-	return fault.Refuse(errdefs.ErrInvalidArgument, "layer does not decompress: %v", err)
+	return fault.Refuse(errdefs.ErrInvalidArgument, "cannot decompress the layer: %v", err)
 }
 
 type decoder struct {

@@ -57,7 +57,7 @@ func Decode(raw []byte, declared string) (document, error) {
 	}
 	var own string
 	if v, ok := keys["mediaType"]; ok && json.Unmarshal(v, &own) != nil {
-		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "manifest has a mediaType that is no string")
+		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "manifest has a mediaType that is not a string")
 	}
 	has := func(k string) bool { return !nothing(keys[k]) }
 	kind := declared
@@ -69,13 +69,13 @@ func Decode(raw []byte, declared string) (document, error) {
 	}
 	// Docker and OCI have different names for the same types.
 	if own != "" && own != kind && (!IsManifest(own) || IsIndex(own) != IsIndex(kind)) {
-		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "manifest is served as %q and calls itself %q", fault.Clip(declared), fault.Clip(own))
+		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "manifest is served as %q but its mediaType is %q", fault.Clip(declared), fault.Clip(own))
 	}
 	if strings.HasPrefix(kind, "application/vnd.docker.distribution.manifest.v1+") || has("fsLayers") {
 		return document{}, fault.Refuse(errdefs.ErrNotImplemented, "manifest schema 1 is not supported, push the image again in a newer format")
 	}
 	if has("manifests") && (has("layers") || has("config")) {
-		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "ambiguous document: it has both manifests and layers or config")
+		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "ambiguous document: it has both manifests and layers or a config")
 	}
 	if bytes.Equal(bytes.TrimSpace(keys["schemaVersion"]), []byte("1")) {
 		return document{}, fault.Refuse(errdefs.ErrNotImplemented, "manifest schema 1 is not supported, push the image again in a newer format")
@@ -98,7 +98,7 @@ func Decode(raw []byte, declared string) (document, error) {
 		return document{}, fault.Refuse(errdefs.ErrNotImplemented, "manifest of type %q is not supported", fault.Clip(kind))
 	}
 	if err != nil {
-		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "manifest does not decode: %v", err)
+		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "cannot decode the manifest: %v", err)
 	}
 	return d, nil
 }
@@ -186,7 +186,7 @@ func topLevelKeys(raw []byte) (map[string]json.RawMessage, error) {
 		}
 		k, ok := t.(string)
 		if !ok {
-			return nil, errors.New("a key is no string")
+			return nil, errors.New("a key is not a string")
 		}
 		if _, twice := keys[k]; twice {
 			return nil, fmt.Errorf("key %q appears twice", fault.Clip(k))
@@ -204,7 +204,7 @@ func topLevelKeys(raw []byte) (map[string]json.RawMessage, error) {
 		return nil, err
 	}
 	if dec.More() {
-		return nil, errors.New("something follows it")
+		return nil, errors.New("there is more data after it")
 	}
 	return keys, nil
 }
@@ -214,7 +214,7 @@ func topLevelKeys(raw []byte) (map[string]json.RawMessage, error) {
 // lists the available platforms.
 func Choose(index *ocispec.Index, want platforms.MatchComparer) ([]ocispec.Descriptor, error) {
 	if len(index.Manifests) > MaxEntries {
-		return nil, fault.Refuse(errdefs.ErrResourceExhausted, "index with %d entries, the most is %d", len(index.Manifests), MaxEntries)
+		return nil, fault.Refuse(errdefs.ErrResourceExhausted, "index with %d entries, the limit is %d", len(index.Manifests), MaxEntries)
 	}
 	var best *ocispec.Descriptor
 	var unsaid []ocispec.Descriptor
@@ -234,7 +234,7 @@ func Choose(index *ocispec.Index, want platforms.MatchComparer) ([]ocispec.Descr
 		unsaid = []ocispec.Descriptor{*best}
 	}
 	if len(unsaid) == 0 {
-		return nil, fault.Refuse(errdefs.ErrNotFound, "no image for %s, there are: %s", platforms.DefaultString(), offered(index))
+		return nil, fault.Refuse(errdefs.ErrNotFound, "no image for %s, available: %s", platforms.DefaultString(), offered(index))
 	}
 	for _, d := range unsaid {
 		if err := checkDescriptor(d, MaxBytes); err != nil {
@@ -269,7 +269,7 @@ func checkDescriptor(d ocispec.Descriptor, most int64) error {
 		return fault.Refuse(errdefs.ErrInvalidArgument, "descriptor %s has size %d", d.Digest, d.Size)
 	}
 	if d.Size > most {
-		return fault.Refuse(errdefs.ErrResourceExhausted, "descriptor %s has size %d, the most is %d", d.Digest, d.Size, most)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "descriptor %s has size %d, the limit is %d", d.Digest, d.Size, most)
 	}
 	return nil
 }
@@ -286,7 +286,7 @@ func Check(m *ocispec.Manifest, maxLayers int, maxBytes int64) error {
 		return err
 	}
 	if len(m.Layers) > maxLayers {
-		return fault.Refuse(errdefs.ErrResourceExhausted, "image with %d layers, the most is %d", len(m.Layers), maxLayers)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "image with %d layers, the limit is %d", len(m.Layers), maxLayers)
 	}
 	var total int64
 	for _, d := range m.Layers {
@@ -332,10 +332,10 @@ func DecodeConfig(raw []byte, m *ocispec.Manifest) (ocispec.Image, error) {
 		return img, err
 	}
 	if err := json.Unmarshal(raw, &img); err != nil {
-		return img, fault.Refuse(errdefs.ErrInvalidArgument, "image config does not decode: %v", err)
+		return img, fault.Refuse(errdefs.ErrInvalidArgument, "cannot decode the image config: %v", err)
 	}
 	if len(img.RootFS.DiffIDs) != len(m.Layers) {
-		return img, fault.Refuse(errdefs.ErrInvalidArgument, "image config names %d diff ids, its manifest %d layers", len(img.RootFS.DiffIDs), len(m.Layers))
+		return img, fault.Refuse(errdefs.ErrInvalidArgument, "image config lists %d diff ids, but its manifest lists %d layers", len(img.RootFS.DiffIDs), len(m.Layers))
 	}
 	for _, d := range img.RootFS.DiffIDs {
 		if err := imageref.CheckDigest(d); err != nil {

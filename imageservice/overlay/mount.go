@@ -79,7 +79,7 @@ func (o *overlay) prepare(s Spec) error {
 		return err
 	}
 	if mounted {
-		return fmt.Errorf("something is mounted there: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("something is already mounted there: %w", errdefs.ErrFailedPrecondition)
 	}
 	if s.ReadOnly {
 		if len(o.lower) == 1 {
@@ -92,7 +92,7 @@ func (o *overlay) prepare(s Spec) error {
 	}
 	o.upper, o.work = filepath.Join(s.Dir, "upper"), filepath.Join(s.Dir, "work")
 	if _, err := os.Lstat(filepath.Join(o.work, "work", "incompat", "volatile")); err == nil {
-		return fmt.Errorf("the writable layer %s was mounted before, and a volatile one can be mounted only once: %w", s.Dir, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the writable layer %s was mounted before, and a volatile layer can be mounted only once: %w", s.Dir, errdefs.ErrFailedPrecondition)
 	}
 	if err := os.MkdirAll(o.upper, 0o755); err != nil {
 		return err
@@ -283,7 +283,7 @@ func (o *overlay) mountHere() error {
 		return fmt.Errorf("%d layers do not fit into the options of mount(2) on this kernel: %w", len(o.lower), errdefs.ErrFailedPrecondition)
 	}
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return fmt.Errorf("a working directory of its own: %w", err)
+		return fmt.Errorf("unshare the working directory: %w", err)
 	}
 	if err := unix.Chdir(o.layers); err != nil {
 		return err

@@ -35,7 +35,7 @@ type alongside struct {
 }
 
 // errAbandoned means that the download restarted from the beginning.
-var errAbandoned = errors.New("download began again")
+var errAbandoned = errors.New("download restarted")
 
 // unpackAlong starts unpacking during the download. It returns nil if the layer exists already, if
 // another pull is unpacking it, or if all slots for this are in use; then the layer is unpacked
@@ -58,7 +58,7 @@ func (ft *fetcher) unpackAlong(ctx context.Context, desc ocispec.Descriptor, dif
 		stop := context.AfterFunc(ctx, func() { a.close(context.Cause(ctx)) })
 		defer stop()
 		it := &progress.Item{}
-		a.result <- guard.Call(ctx, "unpacking along", func() (err error) {
+		a.result <- guard.Call(ctx, "unpacking during the download", func() (err error) {
 			a.layer, err = ft.unpacker.Unpack(ctx, layers.Source{Reader: &growing{a, desc}, Size: desc.Size, Arrived: a.arrived}, diffID, nil, it)
 			return err
 		})

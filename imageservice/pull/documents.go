@@ -133,11 +133,11 @@ func plainDocument(raw []byte, most int64) ([]byte, error) {
 	}
 	z, err := gzip.NewReader(bytes.NewReader(raw))
 	if err != nil {
-		return nil, fault.Refuse(errdefs.ErrDataLoss, "answer in gzip: %v", err)
+		return nil, fault.Refuse(errdefs.ErrDataLoss, "answer with gzip encoding: %v", err)
 	}
 	plain, err := io.ReadAll(io.LimitReader(z, most+1))
 	if err != nil {
-		return nil, fault.Refuse(errdefs.ErrDataLoss, "answer in gzip: %v", err)
+		return nil, fault.Refuse(errdefs.ErrDataLoss, "answer with gzip encoding: %v", err)
 	}
 	return plain, nil
 }
@@ -162,10 +162,10 @@ func (r *resolver) document(ctx context.Context, desc ocispec.Descriptor, kind s
 	q := registry.Request{Method: http.MethodGet, Kind: kind, Object: desc.Digest.String(), Accept: accept}
 	raw, err := r.get(ctx, q, manifest.MaxBytes, func(raw []byte, header http.Header) error {
 		if got := digest.FromBytes(raw); got != desc.Digest || int64(len(raw)) != desc.Size {
-			return fault.Refuse(errdefs.ErrDataLoss, "%s arrives as %d bytes with digest %s, its descriptor says %d", desc.Digest, len(raw), got, desc.Size)
+			return fault.Refuse(errdefs.ErrDataLoss, "%s has %d bytes and digest %s, its descriptor says %d bytes", desc.Digest, len(raw), got, desc.Size)
 		}
 		if t := contentType(header); kind == "manifests" && manifest.IsManifest(t) && manifest.IsIndex(t) != manifest.IsIndex(desc.MediaType) {
-			return fault.Refuse(errdefs.ErrInvalidArgument, "manifest %s is served as %q, its descriptor says %q", desc.Digest, t, fault.Clip(desc.MediaType))
+			return fault.Refuse(errdefs.ErrInvalidArgument, "manifest %s is served as %q, but its descriptor says %q", desc.Digest, t, fault.Clip(desc.MediaType))
 		}
 		return nil
 	})

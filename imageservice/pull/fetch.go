@@ -51,7 +51,7 @@ func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID di
 	ft.held.note(desc)
 	if err := ft.fetch(ctx, desc, diffID, name); err != nil {
 		if errdefs.IsNotFound(err) && manifest.IsForeign(desc) {
-			err = fmt.Errorf("%w (it is a foreign layer, and its own urls are not asked: push it to the registry)", err)
+			err = fmt.Errorf("%w (it is a foreign layer, and cribox does not fetch from its urls: push it to the registry)", err)
 		}
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -130,7 +130,7 @@ func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool,
 		}
 	} else if known {
 		// The blob was verified, so the descriptor is wrong.
-		return false, fault.Refuse(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", desc.Digest, info.Size(), desc.Size)
+		return false, fault.Refuse(errdefs.ErrDataLoss, "%s has %d bytes, but its descriptor says %d", desc.Digest, info.Size(), desc.Size)
 	}
 	return false, ft.by.blobs.Delete(desc.Digest)
 }

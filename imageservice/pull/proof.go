@@ -74,7 +74,7 @@ func (ft *fetcher) noteSender(ctx context.Context, d digest.Digest) error {
 	}
 	defer release()
 	if err := ft.by.blobs.AddSender(d, ft.ref.Repository()); err != nil {
-		log.G(ctx).WithError(err).WithField("blob", d).Debug("the sender of a blob could not be noted")
+		log.G(ctx).WithError(err).WithField("blob", d).Debug("cannot record which repository sent a blob")
 	}
 	return nil
 }

@@ -99,7 +99,7 @@ func (u *Puller) fly(ctx context.Context, f *flight, t imageref.Target, creds re
 	}()
 	p := &pull{by: u, ref: t, creds: creds, held: &holding{pins: u.pins}, moved: unwatch}
 	go p.prog.Watch(watch, u.cfg.StallTimeout, func() {
-		err := fault.Unavailable(fmt.Errorf("nothing moved for %s at %s", u.cfg.StallTimeout, p.prog.Where()))
+		err := fault.Unavailable(fmt.Errorf("no progress for %s at %s", u.cfg.StallTimeout, p.prog.Where()))
 		u.flights.giveUp(f, pullError(t.String(), err), err)
 	})
 	img, err := p.run(ctx)
@@ -237,7 +237,7 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk, fai
 		// The new record has the higher serial and so already owns the tag; this saves Open the
 		// decision.
 		if err := c.Write(old); err != nil {
-			log.G(ctx).WithError(err).WithField("image", old.ID).Warn("record of the image that lost its tag is not rewritten")
+			log.G(ctx).WithError(err).WithField("image", old.ID).Warn("cannot update the record of the image that lost its tag")
 		}
 		p.by.cfg.Step("pull.moved")
 	}

@@ -100,7 +100,7 @@ func (r *resolver) firstThatFits(ctx context.Context, got contents, entries []oc
 	if depth > 1 {
 		return got, otherPlatformError{strings.Join(others, ", ")}
 	}
-	return got, fault.Refuse(errdefs.ErrNotFound, "no image for %s, there are: %s", platforms.DefaultString(), fault.Clip(strings.Join(others, ", ")))
+	return got, fault.Refuse(errdefs.ErrNotFound, "no image for %s, available: %s", platforms.DefaultString(), fault.Clip(strings.Join(others, ", ")))
 }
 
 // config downloads and checks the config of a manifest.
@@ -126,6 +126,6 @@ func (r *resolver) checkPlatform(ctx context.Context, got contents) error {
 		return otherPlatformError{other}
 	}
 	log.G(ctx).WithField("image", r.ref.String()).
-		Warnf("the image's configuration says that it is for %s; it is taken for %s", other, platforms.DefaultString())
+		Warnf("the image config says that it is for %s; using it for %s", other, platforms.DefaultString())
 	return nil
 }

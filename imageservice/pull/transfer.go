@@ -51,7 +51,7 @@ func (t *transfer) wrong(h *registry.Host, format string, args ...any) error {
 }
 
 // errNoRange means that the server does not continue at the requested offset.
-var errNoRange = errors.New("the server does not continue a download")
+var errNoRange = errors.New("the server cannot resume a download")
 
 // run downloads the missing bytes and commits the blob. Only attempts that transfer nothing count
 // against the limit.
@@ -122,13 +122,13 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	}
 	switch {
 	case t.offset == 0 && !whole(resp):
-		if err := t.wrong(resp.Host, "%s is answered with %d", t.desc.Digest, resp.StatusCode); err != errNoRange {
+		if err := t.wrong(resp.Host, "the answer for %s has status %d", t.desc.Digest, resp.StatusCode); err != errNoRange {
 			return true, err
 		}
 		return true, errNoRange
 	case t.offset == 0:
 		if resp.ContentLength >= 0 && resp.ContentLength != t.desc.Size {
-			return true, t.wrong(resp.Host, "%s arrives with %d bytes, its descriptor says %d", t.desc.Digest, resp.ContentLength, t.desc.Size)
+			return true, t.wrong(resp.Host, "%s is announced with %d bytes, but its descriptor says %d", t.desc.Digest, resp.ContentLength, t.desc.Size)
 		}
 	case t.offset > 0 && resp.StatusCode == http.StatusPartialContent:
 		if !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", t.offset)) {
@@ -175,7 +175,7 @@ func (t *transfer) copy(from *registry.Reply) error {
 	for {
 		n, err := from.Body.Read(buf)
 		if int64(n) > t.desc.Size-t.offset {
-			return t.wrong(from.Host, "%s arrives longer than the %d bytes its descriptor says", t.desc.Digest, t.desc.Size)
+			return t.wrong(from.Host, "%s is longer than the %d bytes that its descriptor says", t.desc.Digest, t.desc.Size)
 		}
 		if n > 0 {
 			if _, err := t.w.Write(buf[:n]); err != nil {
@@ -193,7 +193,7 @@ func (t *transfer) copy(from *registry.Reply) error {
 		case err == io.EOF:
 			return nil
 		case t.decode && errors.Is(err, io.ErrUnexpectedEOF):
-			return fault.Unavailable(fmt.Errorf("%s ends in the middle: %w", t.desc.Digest, err))
+			return fault.Unavailable(fmt.Errorf("%s ends early: %w", t.desc.Digest, err))
 		case err != nil:
 			return err
 		}
@@ -209,7 +209,7 @@ func (t *transfer) commit() (done bool, err error) {
 			t.decode = true
 			return false, t.restart()
 		}
-		err := fault.Refuse(errdefs.ErrDataLoss, "blob arrives with digest %s, not %s", got, t.desc.Digest)
+		err := fault.Refuse(errdefs.ErrDataLoss, "blob has digest %s, not %s", got, t.desc.Digest)
 		if t.ft.reg.Blame(t.from, err) || t.pieces {
 			return false, t.restart()
 		}

@@ -54,15 +54,15 @@ type Credentials struct {
 func (c Credentials) Describe() string {
 	switch {
 	case c.withheld != "":
-		return "the credentials of the request are for " + c.withheld + " and were not shown"
+		return "the credentials of the request are for " + c.withheld + " and were not sent"
 	case c.registryToken != "":
-		return "the request brought a registry token"
+		return "the request had a registry token"
 	case c.username != "":
-		return "the request brought a user name and password"
+		return "the request had a user name and password"
 	case c.secret != "":
-		return "the request brought an identity token"
+		return "the request had an identity token"
 	}
-	return "the request brought no credentials"
+	return "the request had no credentials"
 }
 
 // secrets returns what must never appear in an error, in every form that is sent to a server.
@@ -181,7 +181,7 @@ func newAuthorizer(server, scope string, creds Credentials, client *http.Client,
 		was := via[0].URL
 		upgrade := req.URL.Scheme == "https" && strings.EqualFold(req.URL.Hostname(), was.Hostname())
 		if len(via) > 5 || origin(req.URL) != origin(was) && !upgrade {
-			return errors.New("token server redirects elsewhere")
+			return errors.New("the token server redirects to another host")
 		}
 		return nil
 	}
@@ -205,8 +205,8 @@ func (a *authorizer) hint() string {
 	if a.withheld == "" {
 		return ""
 	}
-	return fmt.Sprintf("token server %s is on another domain than the registry and was not shown the credentials; if it is the registry's, "+
-		"name it in token_servers of %s", a.withheld, a.settings.file)
+	return fmt.Sprintf("token server %s is on another domain than the registry and was not sent the credentials; if it belongs to the registry, "+
+		"add it to token_servers in %s", a.withheld, a.settings.file)
 }
 
 // current returns the value of the Authorization header to send, "" for none.
@@ -240,7 +240,7 @@ func (a *authorizer) challenge(ctx context.Context, resp http.Header, used strin
 // the request should be sent again without the header.
 func (a *authorizer) answer(ctx context.Context, resp http.Header, used string) (string, error) {
 	if a.creds.registryToken != "" {
-		return "", fmt.Errorf("%s refuses the registry token: %w", a.server, errdefs.ErrUnauthenticated)
+		return "", fmt.Errorf("%s rejects the registry token: %w", a.server, errdefs.ErrUnauthenticated)
 	}
 	var refused error                              // error of the first challenge; there may be a second one
 	for _, c := range auth.ParseAuthHeader(resp) { // sorted: bearer first
@@ -267,17 +267,17 @@ func (a *authorizer) answer(ctx context.Context, resp http.Header, used string) 
 	if used != "" {
 		return "", nil // the token has expired; without it the host may send a challenge
 	}
-	return "", fmt.Errorf("%s answers 401 without a challenge we know: %w", a.server, errdefs.ErrUnauthenticated)
+	return "", fmt.Errorf("%s answers 401 without a supported challenge: %w", a.server, errdefs.ErrUnauthenticated)
 }
 
 // basic returns the header for basic authentication.
 func (a *authorizer) basic(used string) (string, error) {
 	if a.creds.username == "" || a.creds.secret == "" {
-		return "", fmt.Errorf("%s wants a user name and password: %w", a.server, errdefs.ErrUnauthenticated)
+		return "", fmt.Errorf("%s requires a user name and password: %w", a.server, errdefs.ErrUnauthenticated)
 	}
 	header := "Basic " + base64.StdEncoding.EncodeToString([]byte(a.creds.username+":"+a.creds.secret))
 	if header == used {
-		return "", fmt.Errorf("%s refuses user name or password: %w", a.server, errdefs.ErrUnauthenticated)
+		return "", fmt.Errorf("%s rejects the user name or password: %w", a.server, errdefs.ErrUnauthenticated)
 	}
 	return header, nil
 }
@@ -287,7 +287,7 @@ func (a *authorizer) basic(used string) (string, error) {
 func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error) {
 	realm, err := url.Parse(c.Parameters["realm"])
 	if err != nil {
-		return "", fmt.Errorf("%s names a token server that is no url: %w", a.server, errdefs.ErrUnauthenticated)
+		return "", fmt.Errorf("%s names a token server that is not a URL: %w", a.server, errdefs.ErrUnauthenticated)
 	}
 	server, _ := url.Parse(a.server)
 	if realm.Scheme == "http" && server.Scheme == "https" && strings.EqualFold(realm.Hostname(), server.Hostname()) && !docker.IsLocalhost(realm.Host) && !named(realm, a.settings.TokenServers) {
@@ -296,7 +296,7 @@ func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error
 	}
 	related, err := trustRealm(server, realm, a.settings.TokenServers)
 	if err != nil {
-		return "", fmt.Errorf("%s names token server %s: %v (if it is the registry's, name it in token_servers of %s): %w", a.server,
+		return "", fmt.Errorf("%s names token server %s: %v (if it belongs to the registry, add it to token_servers in %s): %w", a.server,
 			Redact(origin(realm), a.creds.secrets()...), err, a.settings.file, errdefs.ErrUnauthenticated)
 	}
 	if !related && a.creds.secret != "" {
@@ -373,7 +373,7 @@ func (a *authorizer) tokenError(realm *url.URL, err error) error {
 func trustRealm(registry, realm *url.URL, allowed []string) (related bool, err error) {
 	host, own := realm.Hostname(), registry.Hostname()
 	if host == "" || realm.Opaque != "" || realm.User != nil {
-		return false, errors.New("not a plain url")
+		return false, errors.New("it is not a plain URL")
 	}
 	if named(realm, allowed) {
 		return true, nil
@@ -389,7 +389,7 @@ func trustRealm(registry, realm *url.URL, allowed []string) (related bool, err e
 		return false, errors.New("it does not use https")
 	}
 	if !related && (net.ParseIP(host) != nil || !strings.Contains(host, ".")) {
-		return false, errors.New("it is not the registry's and not a public name")
+		return false, errors.New("it is neither on the registry's domain nor a public host name")
 	}
 	return related, nil
 }

@@ -157,7 +157,7 @@ func TestForeignTokenServer(t *testing.T) {
 		if trusted {
 			want, hinted = want+"Basic "+base64.StdEncoding.EncodeToString([]byte("nologin:wonderland")), false
 		}
-		if !errdefs.IsUnauthorized(err) || seen != want || strings.Contains(err.Error(), "token_servers of "+settings.file) != hinted {
+		if !errdefs.IsUnauthorized(err) || seen != want || strings.Contains(err.Error(), "token_servers in "+settings.file) != hinted {
 			t.Errorf("named %q: it saw %q, the error is %v", named, seen, err)
 		}
 	}
@@ -231,7 +231,7 @@ func TestWhoIsTroubled(t *testing.T) {
 func TestForeignTokenServerRefuses(t *testing.T) {
 	a := foreignAuthorizer(http.StatusUnauthorized)
 	err := (&Host{auth: a}).explain(a.challenge(t.Context(), http.Header{"Www-Authenticate": {`Bearer realm="https://tokens.example/"`}}, ""))
-	if err == nil || !strings.Contains(err.Error(), "was not shown the credentials") || strings.Contains(err.Error(), "wonderland") {
+	if err == nil || !strings.Contains(err.Error(), "was not sent the credentials") || strings.Contains(err.Error(), "wonderland") {
 		t.Error(err)
 	}
 }

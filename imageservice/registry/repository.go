@@ -332,7 +332,7 @@ func (r *Repository) failure(h *Host, q Request, resp *Reply, wait time.Duration
 	if after := retryAfter(resp.Header.Get("Retry-After"), time.Now()); after > 0 {
 		wait = after
 		if after > maxRetryAfter {
-			return fault.Unavailable(fmt.Errorf("%w; it asks to come back after %s", se, after.Round(time.Second))), wait
+			return fault.Unavailable(fmt.Errorf("%w; it asks to retry after %s", se, after.Round(time.Second))), wait
 		}
 	}
 	return fault.Unavailable(se), wait
@@ -498,7 +498,7 @@ func redirects(code int) bool {
 }
 
 var (
-	errSilent = errors.New("no bytes for too long")
+	errSilent = errors.New("no data received for too long")
 	// errNoConnection accompanies errSilent if no connection was established.
 	errNoConnection = errors.New("no connection")
 )
@@ -577,7 +577,7 @@ func (r *Repository) transportError(h *Host, u *url.URL, err, cause error) error
 	}
 	var plain tls.RecordHeaderError
 	if errors.As(err, &plain) && string(plain.RecordHeader[:]) == "HTTP/" {
-		return fault.Unavailable(fmt.Errorf("%s speaks plain http, which its hosts.toml does not say: %w", origin(u), err))
+		return fault.Unavailable(fmt.Errorf("%s serves plain http, but its hosts.toml does not say so: %w", origin(u), err))
 	}
 	return fault.Unavailable(heard{origin(u) + ": " + Redact(err.Error(), h.auth.secrets()...), err})
 }
