@@ -153,7 +153,7 @@ func (a *asker) last(w *network) string {
 	defer a.mu.Unlock()
 	switch {
 	case a.about != string(w.chains[0].Bytes) || a.at.IsZero():
-		return "not answered yet"
+		return "no answer yet"
 	case a.mute != nil:
 		return "no answer: " + a.mute.Error()
 	case a.words != nil:

@@ -159,7 +159,7 @@ func TestStatusHangs(t *testing.T) {
 	if n := f.calls("STATUS"); n > 1 {
 		t.Errorf("asked %d times at once", n)
 	}
-	if s := h.n.Status(t.Context()); s.PluginStatus != "not answered yet" || s.Error != "" {
+	if s := h.n.Status(t.Context()); s.PluginStatus != "no answer yet" || s.Error != "" {
 		t.Errorf("status %+v", s)
 	}
 	// The network is replaced by another: the request to the old plugin is cancelled, and the new

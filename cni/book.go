@@ -55,12 +55,12 @@ const (
 func openBook(ctx context.Context, path string) (*book, []*debt, error) {
 	data, err := readOptional(path)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read network debts: %w", err)
+		return nil, nil, fmt.Errorf("read the list of network attachments to release: %w", err)
 	}
 	b := &book{path: path, live: map[*line]bool{}}
 	debts, replaced := b.parse(ctx, data)
 	if b.file, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
-		return nil, nil, fmt.Errorf("open network debts: %w", err)
+		return nil, nil, fmt.Errorf("open the list of network attachments to release: %w", err)
 	}
 	for _, l := range replaced {
 		_ = b.mark(l) // if this fails, the debt is paid a second time after a later restart
@@ -68,7 +68,7 @@ func openBook(ctx context.Context, path string) (*book, []*debt, error) {
 	// Syncs the file's name, once for all future lines.
 	if err := syncDir(filepath.Dir(path)); err != nil {
 		b.file.Close()
-		return nil, nil, fmt.Errorf("open network debts: %w", err)
+		return nil, nil, fmt.Errorf("open the list of network attachments to release: %w", err)
 	}
 	return b, debts, nil
 }
@@ -85,7 +85,7 @@ func (b *book) parse(ctx context.Context, data []byte) (debts []*debt, replaced 
 		whole := data[offset : offset+end]
 		text := trimHole(whole)
 		if len(text) < len(whole) {
-			b.odd = fmt.Errorf("%s has a hole", b.path)
+			b.odd = fmt.Errorf("%s has a gap", b.path)
 		}
 		start := offset + len(whole) - len(text)
 		offset += end + 1
@@ -101,9 +101,9 @@ func (b *book) parse(ctx context.Context, data []byte) (debts []*debt, replaced 
 		}
 		d := &debt{line: &line{at: int64(start), length: int64(len(text)) + 1}}
 		if err := d.parse(string(pod), rest); err != nil {
-			log.G(ctx).WithError(err).WithField("pod", string(pod)).Warn("network debt is damaged; will be cleared by the current network")
+			log.G(ctx).WithError(err).WithField("pod", string(pod)).Warn("the record of a network attachment to release is damaged; the current network will release it")
 			d.record = record{Pod: string(pod)}
-			b.odd = fmt.Errorf("the network debt of pod %s is damaged", pod)
+			b.odd = fmt.Errorf("the record of the network attachment to release of pod %s is damaged", pod)
 		}
 		if earlier := byPod[d.Pod]; earlier != nil {
 			replaced = append(replaced, earlier.line)
@@ -111,8 +111,8 @@ func (b *book) parse(ctx context.Context, data []byte) (debts []*debt, replaced 
 		byPod[d.Pod] = d
 	}
 	if garbage > 0 {
-		b.odd = fmt.Errorf("%d lines of %s name no pod", garbage, b.path)
-		log.G(ctx).WithField("file", b.path).Warnf("%d lines of the network debts name no pod; skipped", garbage)
+		b.odd = fmt.Errorf("%d lines of %s do not name a pod", garbage, b.path)
+		log.G(ctx).WithField("file", b.path).Warnf("skipped %d lines of the list of network attachments to release: they do not name a pod", garbage)
 	}
 	b.size = int64(len(data))
 	for _, d := range byPod {

@@ -165,7 +165,7 @@ func (f *folder) addSidePlugins(list *libcni.NetworkConfigList) (*libcni.Network
 		data, err := readConf(file)
 		if errors.Is(err, os.ErrNotExist) {
 			// The folder listed it a moment ago.
-			return nil, fmt.Errorf("%w: %s has just gone", errUnreadable, file)
+			return nil, fmt.Errorf("%w: %s has just been deleted", errUnreadable, file)
 		}
 		if err != nil {
 			return nil, err

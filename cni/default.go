@@ -102,7 +102,7 @@ func (b *bridgeNetwork) hold() (release func(), err error) {
 	defer b.mu.Unlock()
 	switch {
 	case b.changing:
-		return nil, fmt.Errorf("it is being changed already: %w", errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("it is already being changed: %w", errdefs.ErrFailedPrecondition)
 	case b.joining > 0:
 		return nil, fmt.Errorf("%d pods are being attached to %s: %w", b.joining, joinPrefixes(b.subnet), errdefs.ErrFailedPrecondition)
 	}
@@ -133,7 +133,7 @@ func (b *bridgeNetwork) setPodCIDR(subnets []netip.Prefix) error {
 		}
 	}
 	if err := writeFile(b.cidrFile, []byte(joinPrefixes(subnets)+"\n")); err != nil {
-		return fmt.Errorf("remember pod CIDR: %w", err)
+		return fmt.Errorf("save pod CIDR: %w", err)
 	}
 	b.mu.Lock()
 	b.subnet, b.told = subnets, true
@@ -161,9 +161,9 @@ func (b *bridgeNetwork) network(ctx context.Context, subnets []netip.Prefix) (*n
 // unnamed returns the reason why there is no subnet.
 func (b *bridgeNetwork) unnamed() error {
 	if busy, err := b.attached(); err == nil && busy > 0 {
-		return fmt.Errorf("%d pods have addresses of an earlier range on %s, and have to go before the kubelet's can be used", busy, b.bridge)
+		return fmt.Errorf("%d pods still have addresses of an earlier range on %s; the kubelet's range can be used once they are removed", busy, b.bridge)
 	}
-	return errors.New("the kubelet has not named the pod CIDR of this node yet")
+	return errors.New("the kubelet has not set the pod CIDR of this node yet")
 }
 
 // translate replaces our own plugin type by the standard plugins. The network gets our name, by
@@ -177,11 +177,11 @@ func (b *bridgeNetwork) translate(ctx context.Context,
 	w := &network{name: b.name, file: file, version: list.CNIVersion, ours: true, subnets: subnets,
 		needs: []string{"bridge", "host-local", "portmap"}}
 	if n := count(list, ownType); n > 1 {
-		return nil, fmt.Errorf("plugin type %s %d times", ownType, n)
+		return nil, fmt.Errorf("plugin type %s occurs %d times", ownType, n)
 	}
 	nft := b.masq.works(ctx)
 	if !nft && len(b.masq.keep) > 0 {
-		return nil, errors.New("ranges without masquerading need nft, which does not work here")
+		return nil, errors.New("ranges without masquerading need nft, which does not work on this machine")
 	}
 	for i := range w.chains {
 		var chain []json.RawMessage
@@ -302,7 +302,7 @@ func (b *bridgeNetwork) prepare(ctx context.Context, subnets []netip.Prefix) err
 // or has a debt. Idempotent.
 func (n *Networks) RemoveDefault(ctx context.Context) error {
 	if ids := n.debts.ofNetwork(n.own.name); len(ids) > 0 {
-		return fmt.Errorf("remove default network: %d pods are attached, one is %s: %w", len(ids), ids[0], errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("remove default network: %d pods are attached, for example %s: %w", len(ids), ids[0], errdefs.ErrFailedPrecondition)
 	}
 	busy, err := n.own.attached()
 	if err != nil {

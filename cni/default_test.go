@@ -449,9 +449,9 @@ func TestNoNetworkBeforePodCIDR(t *testing.T) {
 	h := newHost(t, withDefault(t), func(c *Config) { c.Subnet = PodCIDR })
 	p := h.pod("p1")
 	for range 2 {
-		wantErr(t, h.n.Ready(), errdefs.ErrUnavailable, "the kubelet has not named the pod CIDR")
+		wantErr(t, h.n.Ready(), errdefs.ErrUnavailable, "the kubelet has not set the pod CIDR")
 		_, err := h.n.Setup(t.Context(), p)
-		wantErr(t, err, errdefs.ErrUnavailable, "the kubelet has not named the pod CIDR")
+		wantErr(t, err, errdefs.ErrUnavailable, "the kubelet has not set the pod CIDR")
 		h.reopen()
 	}
 	if d := h.n.Debts(); len(d) != 0 {
@@ -476,7 +476,7 @@ func TestPodCIDRAfterAnotherRange(t *testing.T) {
 	h.setup(p)
 	h.c.Subnet = PodCIDR
 	h.reopen()
-	wantErr(t, h.n.Ready(), errdefs.ErrUnavailable, "1 pods have addresses of an earlier range")
+	wantErr(t, h.n.Ready(), errdefs.ErrUnavailable, "1 pods still have addresses of an earlier range")
 	wantErr(t, h.n.SetPodCIDR("10.85.0.0/24"), errdefs.ErrFailedPrecondition, "1 pods are attached to another")
 	if err := os.Truncate(filepath.Join(h.c.recordDir(), p.ID), 0); err != nil {
 		t.Fatal(err)
@@ -640,5 +640,5 @@ func TestOwnTypeInFile(t *testing.T) {
 	}
 	twice := newHost(t, func(c *Config) { c.BinDirs = append(c.BinDirs, real) })
 	twice.conf("10-own.conflist", list("theirs", "cribox", "cribox"))
-	wantErr(t, twice.n.Ready(), nil, "cribox 2 times")
+	wantErr(t, twice.n.Ready(), nil, "cribox occurs 2 times")
 }

@@ -238,7 +238,7 @@ func TestVersionProbe(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.n.probe.ask(f.path, identity(f.path))
-	wantErr(t, h.n.usable(w), errdefs.ErrUnavailable, "fakenet does not speak CNI 1.1.0")
+	wantErr(t, h.n.usable(w), errdefs.ErrUnavailable, "fakenet does not support CNI 1.1.0")
 	if h.n.probe.claim(identity(f.path)) {
 		t.Fatal("asked again")
 	}

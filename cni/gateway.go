@@ -32,7 +32,7 @@ func (b *bridgeNetwork) raise(subnets []netip.Prefix) error {
 		}
 		err = addGateway(l, gateway(s))
 		if errors.Is(err, unix.EACCES) {
-			err = fmt.Errorf("%w: this host has IPv6 switched off; set net.ipv6.conf.default.disable_ipv6 to 0", err)
+			err = fmt.Errorf("%w: IPv6 is disabled on this host; set net.ipv6.conf.default.disable_ipv6 to 0", err)
 		}
 		if err != nil {
 			return fmt.Errorf("address %s of bridge %s: %w", gateway(s), b.bridge, err)
@@ -55,7 +55,7 @@ func (b *bridgeNetwork) makeBridge() (netlink.Link, error) {
 	}
 	l, err = b.link()
 	if err == nil && l == nil {
-		err = fmt.Errorf("bridge %s vanished: %w", b.bridge, unix.ENODEV)
+		err = fmt.Errorf("bridge %s was deleted by another process: %w", b.bridge, unix.ENODEV)
 	}
 	return l, err
 }

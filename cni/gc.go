@@ -44,7 +44,7 @@ func (n *Networks) CollectGarbage(ctx context.Context, connected []string) error
 		return nil
 	}
 	if err := n.debts.doubt(); err != nil {
-		return fmt.Errorf("network %s: not every attachment is known: %w: %w", w.name, err, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("network %s: cannot know all attachments: %w: %w", w.name, err, errdefs.ErrFailedPrecondition)
 	}
 	if err := n.usable(w); err != nil {
 		return err
@@ -57,7 +57,7 @@ func (n *Networks) CollectGarbage(ctx context.Context, connected []string) error
 	inUse := n.debts.ids()
 	for _, id := range connected {
 		if !slices.Contains(inUse, id) {
-			return fmt.Errorf("network %s: pod %s is connected and has no record: %w", w.name, id, errdefs.ErrUnavailable)
+			return fmt.Errorf("network %s: pod %s is connected but has no record: %w", w.name, id, errdefs.ErrUnavailable)
 		}
 	}
 	if err := othersOn(n.others, w.name, inUse); err != nil {
@@ -93,7 +93,7 @@ func (n *Networks) gc(ctx context.Context, list *libcni.NetworkConfigList, inUse
 func othersOn(folder, network string, ours []string) error {
 	files, err := os.ReadDir(folder)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("whether another runtime uses it: %w", err)
+		return fmt.Errorf("look for other runtimes that use it: %w", err)
 	}
 	for _, f := range files {
 		if !strings.HasPrefix(f.Name(), network+"-") {
@@ -103,12 +103,12 @@ func othersOn(folder, network string, ours []string) error {
 		var result struct{ NetworkName, ContainerID string }
 		data, err := readOptional(path)
 		if err != nil {
-			return fmt.Errorf("whether another runtime uses it: %w", err)
+			return fmt.Errorf("look for other runtimes that use it: %w", err)
 		}
 		if data == nil || json.Unmarshal(data, &result) == nil && (result.NetworkName != network || slices.Contains(ours, result.ContainerID)) {
 			continue
 		}
-		return fmt.Errorf("another runtime uses it, says %s", path)
+		return fmt.Errorf("another runtime uses it, according to %s", path)
 	}
 	return nil
 }

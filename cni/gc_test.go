@@ -113,7 +113,7 @@ func TestGCIsNotSure(t *testing.T) {
 			}
 			writeTestFile(h.t, h.c.debtsFile(), strings.Replace(string(data), "+p1 {", "+p1 [", 1), 0o600)
 			h.reopen()
-		}, errdefs.ErrFailedPrecondition, "debt of pod p1 is damaged"},
+		}, errdefs.ErrFailedPrecondition, "release of pod p1 is damaged"},
 		"a debt of a later version": {func(h *host) {
 			data, err := os.ReadFile(h.c.debtsFile())
 			if err != nil {
@@ -129,7 +129,7 @@ func TestGCIsNotSure(t *testing.T) {
 			}
 			writeTestFile(h.t, h.c.debtsFile(), "\n+/ {}\n"+string(data), 0o600)
 			h.reopen()
-		}, errdefs.ErrFailedPrecondition, "name no pod"},
+		}, errdefs.ErrFailedPrecondition, "do not name a pod"},
 		"a hole among the debts": {func(h *host) {
 			data, err := os.ReadFile(h.c.debtsFile())
 			if err != nil {
@@ -137,7 +137,7 @@ func TestGCIsNotSure(t *testing.T) {
 			}
 			writeTestFile(h.t, h.c.debtsFile(), string(make([]byte, 100))+string(data), 0o600)
 			h.reopen()
-		}, errdefs.ErrFailedPrecondition, "has a hole"},
+		}, errdefs.ErrFailedPrecondition, "has a gap"},
 		"a record that cannot be read": {func(h *host) {
 			writeTestFile(h.t, h.c.ledgerFile("p7"), "{", 0o600)
 			h.reopen()
@@ -145,11 +145,11 @@ func TestGCIsNotSure(t *testing.T) {
 		"a file that is no record": {func(h *host) {
 			writeTestFile(h.t, h.c.ledgerFile("~p7"), "", 0o600)
 			h.reopen()
-		}, errdefs.ErrFailedPrecondition, "is no network record"},
+		}, errdefs.ErrFailedPrecondition, "is not a network record"},
 		"the debts are gone, the pod is not": {func(h *host) {
 			writeTestFile(h.t, h.c.debtsFile(), "", 0o600)
 			h.reopen()
-		}, errdefs.ErrUnavailable, "pod p1 is connected and has no record"},
+		}, errdefs.ErrUnavailable, "pod p1 is connected but has no record"},
 		"another runtime": {func(h *host) {
 			writeTestFile(h.t, filepath.Join(h.n.others, "x-abc-eth0"), `{"kind":"cniCacheV1","containerId":"abc","networkName":"x"}`, 0o600)
 		}, errdefs.ErrUnavailable, "another runtime uses it"},

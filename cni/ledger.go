@@ -86,13 +86,13 @@ func (l *ledger) readFiles(ctx context.Context) error {
 	}
 	for _, e := range entries {
 		if !podID.MatchString(e.Name()) || !e.Type().IsRegular() {
-			log.G(ctx).WithField("file", filepath.Join(l.dir, e.Name())).Warn("not a network record; left alone")
-			l.suspect(fmt.Errorf("%s is no network record", filepath.Join(l.dir, e.Name())))
+			log.G(ctx).WithField("file", filepath.Join(l.dir, e.Name())).Warn("ignoring a file that is not a network record")
+			l.suspect(fmt.Errorf("%s is not a network record", filepath.Join(l.dir, e.Name())))
 			continue
 		}
 		d := &debt{record: record{Pod: e.Name(), Default: true}}
 		if err := l.load(ctx, d); err != nil {
-			log.G(ctx).WithError(err).WithField("pod", d.Pod).Warn("network record cannot be read now; it will be read again for its DEL")
+			log.G(ctx).WithError(err).WithField("pod", d.Pod).Warn("cannot read a network record now; will read it again before its DEL")
 			d.unread = true
 			l.suspect(err)
 		}
@@ -110,7 +110,7 @@ func (l *ledger) load(ctx context.Context, d *debt) error {
 	}
 	pod := d.Pod
 	if err := d.parse(pod, data); err != nil {
-		log.G(ctx).WithError(err).WithField("pod", pod).Warn("network record is damaged; taken for one of the default network")
+		log.G(ctx).WithError(err).WithField("pod", pod).Warn("network record is damaged; treating it as one of the default network")
 		d.record = record{Pod: pod, Default: true}
 		l.suspect(fmt.Errorf("the network record of pod %s is damaged", pod))
 	}
@@ -122,7 +122,7 @@ func (d *debt) parse(pod string, data []byte) error {
 		return err
 	}
 	if d.Pod != pod || d.Format < 1 || d.Format > recordFormat {
-		return fmt.Errorf("record of pod %q in format %d: %w", d.Pod, d.Format, errdefs.ErrDataLoss)
+		return fmt.Errorf("record of pod %q has unknown format %d: %w", d.Pod, d.Format, errdefs.ErrDataLoss)
 	}
 	return nil
 }

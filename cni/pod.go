@@ -140,7 +140,7 @@ func (p *Pod) portMappings() ([]portMapping, error) {
 			all = append(all, m)
 		case m.ContainerPort: // a duplicate
 		default:
-			return nil, fmt.Errorf("host port %d is asked for twice, for ports %d and %d: %w", m.HostPort, taken[key],
+			return nil, fmt.Errorf("host port %d is requested twice, for ports %d and %d: %w", m.HostPort, taken[key],
 				m.ContainerPort, errdefs.ErrInvalidArgument)
 		}
 	}

@@ -85,7 +85,7 @@ func (p *prober) verdict(w *network, dirs []string) error {
 		speaks := p.known[identity(path)]
 		p.mu.Unlock()
 		if len(speaks) > 0 && !slices.Contains(speaks, want) {
-			return fmt.Errorf("plugin %s does not speak CNI %s, only %s", plugin, want, strings.Join(speaks, " "))
+			return fmt.Errorf("plugin %s does not support CNI %s, only %s", plugin, want, strings.Join(speaks, " "))
 		}
 	}
 	return nil

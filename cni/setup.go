@@ -49,7 +49,7 @@ func (n *Networks) Setup(ctx context.Context, pod Pod) (Result, error) {
 	}
 	defer arrived()
 	if err := n.gate.enter(ctx); err != nil {
-		return Result{}, fmt.Errorf("network %s: wait for the end of a GC: %w", r.Network, err)
+		return Result{}, fmt.Errorf("network %s: wait for a GC to finish: %w", r.Network, err)
 	}
 	defer n.gate.leave()
 	if err := n.debts.begin(ctx, r); err != nil {
@@ -100,10 +100,10 @@ func (n *Networks) clearEarlier(ctx context.Context, r record, pod Pod) error {
 	for _, id := range n.debts.abandoned(r) {
 		err := n.Teardown(ctx, Pod{ID: id, Lock: pod.Lock})
 		if err != nil && !n.replaced(ctx, id) {
-			return fmt.Errorf("earlier attempt %s is not undone: %w: %w", id, err, errdefs.ErrUnavailable)
+			return fmt.Errorf("cannot undo the earlier attempt %s: %w: %w", id, err, errdefs.ErrUnavailable)
 		}
 		if err != nil {
-			log.G(ctx).WithError(err).WithField("pod", id).Warn("an earlier attempt in a former network is not undone yet; will be tried again")
+			log.G(ctx).WithError(err).WithField("pod", id).Warn("cannot undo an earlier attempt in a former network yet; will retry")
 		}
 	}
 	return nil
@@ -167,7 +167,7 @@ func (n *Networks) choose(ctx context.Context) (w *network, arrived func(), err 
 		case <-time.After(joinPause):
 		}
 	}
-	return nil, nil, fmt.Errorf("network %s: what is known of it is of another subnet than %s: %w", w.name,
+	return nil, nil, fmt.Errorf("network %s: its state is for a subnet other than %s: %w", w.name,
 		joinPrefixes(n.own.subnets()), errdefs.ErrUnavailable)
 }
 
@@ -221,7 +221,7 @@ func parseResult(res types.Result) (Result, error) {
 		}
 		p, ok := prefixOf(&c.Address)
 		if !ok || p.Addr().IsUnspecified() || p.Addr().IsMulticast() || p.Addr().IsLoopback() {
-			return Result{}, fmt.Errorf("result: %q is no address for a pod", c.Address.String())
+			return Result{}, fmt.Errorf("result: %q is not an address for a pod", c.Address.String())
 		}
 		if !slices.Contains(out.IPs, p.Addr()) {
 			out.IPs = append(out.IPs, p.Addr())

@@ -44,7 +44,7 @@ func (n *Networks) disconnect(ctx context.Context, pod Pod) error {
 	n.step.Pass("cni.deleted")
 	if err := n.debts.clear(ctx, pod.ID); err != nil {
 		log.G(ctx).WithError(err).WithField("pod",
-			pod.ID).Warn("a paid network debt cannot be cleared on disk; it will be paid again after a restart")
+			pod.ID).Warn("cannot record that a network attachment was released; it will be released again after a restart")
 	}
 	n.step.Pass("cni.debt.cleared")
 	return nil

@@ -90,7 +90,7 @@ func TestCheckPodCIDR(t *testing.T) {
 	c := config.Default()
 	c.State, c.Network.ConfDir, c.Network.BinDirs = t.TempDir(), t.TempDir(), []string{plugins}
 	c.Network.Default, c.Network.Subnet = true, cni.PodCIDR
-	if err := networkReady(t.Context(), c); err == nil || !strings.Contains(err.Error(), "has not named the pod CIDR") {
+	if err := networkReady(t.Context(), c); err == nil || !strings.Contains(err.Error(), "has not set the pod CIDR") {
 		t.Error(err)
 	}
 	named := cni.PodCIDRFile(c.State)

@@ -153,7 +153,7 @@ func (r *run) do(ctx context.Context) ([]byte, error) {
 		r.killAll(cmd.Process.Pid)
 		if !within(exited, killGrace) {
 			go func() { _ = cmd.Wait() }() // reaps it whenever the kernel lets it end
-			return nil, fmt.Errorf("%w; it does not end", killed)
+			return nil, fmt.Errorf("%w; it did not exit after SIGKILL", killed)
 		}
 	}
 	err = cmd.Wait()
@@ -223,7 +223,7 @@ func (r *run) failure(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, exec.ErrWaitDelay):
-		return errors.New("a process that it left behind keeps its output open")
+		return errors.New("a child process that it left behind keeps its output open")
 	}
 	if told, ok := decodeError(r.stdout.bytes()); ok {
 		err = fmt.Errorf("%w: %w", err, &Refusal{Code: told.Code, text: toldError(r.stdout.bytes())})

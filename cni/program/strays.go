@@ -40,7 +40,7 @@ var strays = &straySearch{timeout: strayTimeout, environ: func(pid int) ([]byte,
 // search that hangs.
 func (s *straySearch) kill(mark string) {
 	if s.hung.Load() >= maxHung {
-		log.L.WithField("step", "cni").Warn("earlier searches hang: not looking for what a network plugin left behind")
+		log.L.WithField("step", "cni").Warn("skipping the search for processes that a network plugin left behind: earlier searches still hang")
 		return
 	}
 	done := make(chan struct{})
@@ -55,7 +55,7 @@ func (s *straySearch) kill(mark string) {
 	if within(done, s.timeout) {
 		return
 	}
-	log.L.WithField("step", "cni").Warn("the search for what a network plugin left behind hangs at a process that cannot be read")
+	log.L.WithField("step", "cni").Warn("the search for processes that a network plugin left behind hangs while reading /proc")
 	s.hung.Add(1)
 	go func() {
 		<-done

@@ -83,7 +83,7 @@ func TestNetworkPluginStatusHangs(t *testing.T) {
 	d.RunPod().IP()
 	var info struct{ Network struct{ PluginStatus string } }
 	d.CrictlJSON(&info, "info")
-	if s := info.Network.PluginStatus; s != "not answered yet" && !strings.HasPrefix(s, "no answer: ") {
+	if s := info.Network.PluginStatus; s != "no answer yet" && !strings.HasPrefix(s, "no answer: ") {
 		t.Errorf("crictl info says of the plugins' status: %q", s)
 	}
 }
