@@ -45,10 +45,10 @@ func (s *runtimeService) RemoveContainer(ctx context.Context,
 func (s *runtimeService) UpdateContainerResources(ctx context.Context,
 	req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
 	if req.GetWindows() != nil {
-		return nil, fmt.Errorf("windows: is set, and this machine runs Linux: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("windows: is set, but this machine runs Linux: %w", errdefs.ErrInvalidArgument)
 	}
 	if n := len(req.GetAnnotations()); n > 0 { // they are for experimental features, and cribox has none
-		log.G(ctx).Warnf("%d annotations of an update mean nothing here", n)
+		log.G(ctx).Warnf("ignored %d annotations of an update", n)
 	}
 	return &runtimeapi.UpdateContainerResourcesResponse{}, s.pods().UpdateContainer(ctx, req.GetContainerId(), req.GetLinux())
 }

@@ -70,9 +70,9 @@ func wanted(r streamRequest) (streaming.Wanted, error) {
 	want := streaming.Wanted{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), TTY: r.GetTty()}
 	switch {
 	case want.TTY && want.Stderr:
-		return want, fmt.Errorf("stderr: a tty has one output, stderr cannot be asked for: %w", errdefs.ErrInvalidArgument)
+		return want, fmt.Errorf("stderr: cannot be requested with a tty, which has one output: %w", errdefs.ErrInvalidArgument)
 	case !want.Stdin && !want.Stdout && !want.Stderr:
-		return want, fmt.Errorf("one of stdin, stdout and stderr must be asked for: %w", errdefs.ErrInvalidArgument)
+		return want, fmt.Errorf("one of stdin, stdout and stderr must be requested: %w", errdefs.ErrInvalidArgument)
 	}
 	return want, nil
 }

@@ -74,7 +74,7 @@ func (s *Server) push(ctx context.Context, to grpc.ServerStream, message any) er
 
 // slow returns the error for a stream whose context ended.
 func slow(ctx context.Context) error {
-	return fmt.Errorf("the client is gone or does not read: %w", context.Cause(ctx))
+	return fmt.Errorf("the client is gone or does not read the answer: %w", context.Cause(ctx))
 }
 
 // fits returns ErrResourceExhausted if the list is larger than clients accept.
@@ -85,8 +85,8 @@ func fits(method string, reply any) error {
 		return nil
 	}
 	if n := proto.Size(m); n > maxMessage {
-		return fmt.Errorf("%s has %d bytes to answer, and a client takes %d: ask with a filter, "+
-			"or for the list as a stream (feature gate CRIListStreaming): %w",
+		return fmt.Errorf("the answer to %s has %d bytes, and a client accepts %d: ask with a filter, "+
+			"or ask for the list as a stream (feature gate CRIListStreaming): %w",
 			call, n, maxMessage, errdefs.ErrResourceExhausted)
 	}
 	return nil

@@ -122,7 +122,7 @@ func (s *Server) images() *imageservice.Images { return s.parts.Load().images }
 
 var (
 	errStarting = status.Error(codes.Unavailable, "cribox is starting")
-	errEnding   = status.Error(codes.Unavailable, "cribox is ending; ask the one that comes after it")
+	errEnding   = status.Error(codes.Unavailable, "cribox is shutting down; retry after its restart")
 )
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,

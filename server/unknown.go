@@ -65,10 +65,10 @@ func (u *unknownFields) see(ctx context.Context, request any) {
 	}
 	fresh, others := u.merge(here)
 	for _, f := range fresh {
-		log.G(ctx).Warnf("field %d of %s is unknown to this version and ignored", f.number, f.message)
+		log.G(ctx).Warnf("field %d of %s is unknown to this version and was ignored", f.number, f.message)
 	}
 	if others {
-		log.G(ctx).Warnf("more than %d fields are unknown to this version and ignored", maxUnknown)
+		log.G(ctx).Warnf("more than %d fields are unknown to this version and were ignored", maxUnknown)
 	}
 }
 

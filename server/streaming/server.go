@@ -113,7 +113,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			log.G(ctx).Debugf("streaming: a client has broken the protocol: %v", p)
+			log.G(ctx).Debugf("streaming: a client broke the protocol: %v", p)
 		}
 	}()
 	serve(w, r.WithContext(ctx))

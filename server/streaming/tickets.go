@@ -39,7 +39,7 @@ func (t *tickets) issue(serve http.HandlerFunc) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.all) >= maxTickets {
-		return "", fmt.Errorf("%d streams were asked for and not begun: %w", len(t.all), errdefs.ErrResourceExhausted)
+		return "", fmt.Errorf("%d streams were requested and have not started: %w", len(t.all), errdefs.ErrResourceExhausted)
 	}
 	t.all[token] = ticket{serve: serve, end: time.AfterFunc(ticketFor, func() { t.take(token) })}
 	return token, nil
