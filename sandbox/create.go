@@ -175,7 +175,7 @@ func (cs *containers) recordContainer(c *containerPlan) error {
 // undoContainer takes a container that was not made away, in its turn.
 func (cs *containers) undoContainer(ctx context.Context, c *table.ContainerEntry) {
 	if err := clean(ctx, teardownLimit, func(ctx context.Context) error { return cs.discard(ctx, c) }); err != nil {
-		log.G(ctx).WithError(err).Warn("a container that was not made cannot be taken away yet; will be tried again")
+		log.G(ctx).WithError(err).Warn("cannot remove a container that failed to be created yet; will retry")
 		go retryUntilDone(cs.background, "removing", func(ctx context.Context) error { return cs.removeContainer(ctx, c) })
 	}
 }

@@ -55,7 +55,7 @@ func (e *endings) exited(ctx context.Context, c *table.ContainerEntry, t runtime
 		return
 	}
 	if err != nil && !errors.Is(err, errdefs.ErrAlreadyExists) {
-		log.G(ctx).WithError(err).Warn("exit cannot be written down; it is known until a restart")
+		log.G(ctx).WithError(err).Warn("cannot record an exit; it is lost if the daemon restarts")
 	}
 	e.step("container.exited")
 	c.MarkExited()
@@ -108,7 +108,7 @@ func (e *endings) release(ctx context.Context, c *table.ContainerEntry) {
 		released = nil // it never had a process
 	}
 	if err := errors.Join(released, e.mounts.Unmount(ctx, c.ID)); err != nil {
-		log.G(ctx).WithError(err).Warn("an exited container is not released yet; its removal tries again")
+		log.G(ctx).WithError(err).Warn("cannot release an exited container yet; its removal will retry")
 	}
 }
 
@@ -122,7 +122,7 @@ func (ps *pods) pauseExited(ctx context.Context, p *table.PodEntry) {
 		return
 	}
 	entry := log.G(ctx).WithField("pod", p.ID)
-	entry.Warn("the pause process ended; the pod is not ready any more")
+	entry.Warn("the pause process exited; the pod is no longer ready")
 	if err != nil {
 		entry.WithError(err).Warn("cannot record that the pause process ended")
 	}

@@ -185,7 +185,7 @@ func connect(ctx context.Context, find func(context.Context, func(runtimeshim.Ta
 		if !errors.Is(err, errdefs.ErrUnavailable) || ctx.Err() != nil {
 			return found, err
 		}
-		log.G(ctx).WithError(err).Warn("waiting for the shim; nothing can be answered without it")
+		log.G(ctx).WithError(err).Warn("waiting for the shim; no request can be answered without it")
 		select {
 		case <-ctx.Done():
 			return nil, err
@@ -269,7 +269,7 @@ func retryUntilDone(ctx context.Context, what string, act func(context.Context) 
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		log.G(ctx).WithField("step", what).WithError(err).Warn("what was interrupted is not finished yet")
+		log.G(ctx).WithField("step", what).WithError(err).Warn("interrupted operations are not finished yet")
 		select {
 		case <-ctx.Done():
 			return

@@ -126,7 +126,7 @@ func (rc *recovery) recoverContainer(ctx context.Context, p *store.Pod, r store.
 			continue
 		}
 		if err := rc.mounts.Images.Hold(id, cid); err != nil {
-			log.G(ctx).WithError(err).Warn("an image of a container is gone")
+			log.G(ctx).WithError(err).Warn("the image of a container is missing")
 		}
 	}
 	task, found := tasks[cid]

@@ -46,7 +46,7 @@ func (cs *containers) removeContainer(ctx context.Context, c *table.ContainerEnt
 func (cs *containers) discard(ctx context.Context, c *table.ContainerEntry) error {
 	err := cs.states.Removing(c)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
-		log.G(ctx).WithError(err).Warn("removing although it cannot be recorded")
+		log.G(ctx).WithError(err).Warn("cannot record a removal; removing anyway")
 	}
 	cs.step("container.removing")
 	if err := cs.shim.Delete(ctx, c.ID); err != nil {
@@ -66,7 +66,7 @@ func (cs *containers) discard(ctx context.Context, c *table.ContainerEntry) erro
 	cs.step("container.trashed")
 	err = cs.states.Forgotten(c)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
-		log.G(ctx).WithError(err).Warn("removed although it cannot be recorded; a restart removes it again")
+		log.G(ctx).WithError(err).Warn("cannot record that a container was removed; a restart removes it again")
 	}
 	cs.step("container.forgotten")
 	cs.mounts.Release(c)

@@ -126,7 +126,7 @@ func (ps *pods) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig,
 func (ps *pods) undo(ctx context.Context, p *table.PodEntry) {
 	remove := func(ctx context.Context) error { return ps.removePod(withPod(ctx, p.ID), p) }
 	if err := clean(ctx, teardownLimit, remove); err != nil {
-		log.G(ctx).WithError(err).Warn("a pod that did not come up cannot be taken away yet; will be tried again")
+		log.G(ctx).WithError(err).Warn("cannot remove a pod that failed to start yet; will retry")
 		go retryUntilDone(ps.background, "removing", remove)
 	}
 }

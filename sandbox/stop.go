@@ -139,7 +139,7 @@ func (cs *containers) runStop(ctx context.Context, c *table.ContainerEntry, s *s
 	note := func() syscall.Signal {
 		signal, err := cs.states.Stopping(c, s.deadline())
 		if err != nil {
-			log.G(ctx).WithError(err).Warn("stopping although it cannot be recorded")
+			log.G(ctx).WithError(err).Warn("cannot record a stop; stopping anyway")
 		}
 		return signal
 	}

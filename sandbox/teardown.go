@@ -42,7 +42,7 @@ func (ps *pods) stopPod(ctx context.Context, p *table.PodEntry) error {
 		return nil
 	}
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("stopping although it cannot be recorded")
+		log.G(ctx).WithError(err).Warn("cannot record a stop; stopping anyway")
 	}
 	ps.step("pod.stopping")
 	done, err := ps.turns.Take(ctx, p.ID)
@@ -64,7 +64,7 @@ func (ps *pods) stopPod(ctx context.Context, p *table.PodEntry) error {
 func (ps *pods) declareStopped(ctx context.Context, p *table.PodEntry) {
 	err := ps.states.PodStopped(p.ID)
 	if err != nil && !errors.Is(err, errdefs.ErrAlreadyExists) && !errors.Is(err, errdefs.ErrNotFound) {
-		log.G(ctx).WithError(err).Warn("stopped although it cannot be recorded")
+		log.G(ctx).WithError(err).Warn("cannot record that a pod was stopped")
 	}
 }
 
@@ -125,7 +125,7 @@ func (ps *pods) RemovePod(ctx context.Context, id string) error {
 func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
 	err := ps.states.PodRemoving(p.ID)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
-		log.G(ctx).WithError(err).Warn("removing although it cannot be recorded")
+		log.G(ctx).WithError(err).Warn("cannot record a removal; removing anyway")
 	}
 	ps.step("pod.removing")
 	done, err := ps.turns.Take(ctx, p.ID)

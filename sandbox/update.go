@@ -208,7 +208,7 @@ func (u *updates) declareUpdated(ctx context.Context, c *table.ContainerEntry, r
 func (u *updates) forgetUpdate(ctx context.Context, c *table.ContainerEntry) {
 	err := u.states.NotUpdated(c)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
-		log.G(ctx).WithError(err).Warn("an update that failed stays noted; a restart tries it again")
+		log.G(ctx).WithError(err).Warn("cannot delete the record of a failed update; a restart tries the update again")
 	}
 }
 
@@ -241,7 +241,7 @@ func (u *updates) completeUpdate(ctx context.Context, c *table.ContainerEntry) e
 		return err
 	}
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("an interrupted update of resources is undone")
+		log.G(ctx).WithError(err).Warn("undoing an interrupted update of resources")
 		return u.undoUpdate(ctx, c, r)
 	}
 	return nil

@@ -24,7 +24,7 @@ func (c *Connector) CollectUnused(ctx context.Context) {
 		}
 		if err.Error() != said {
 			said = err.Error()
-			log.G(ctx).WithField("step", "cni").WithError(err).Info("the network plugins are not told yet which pods there are (GC)")
+			log.G(ctx).WithField("step", "cni").WithError(err).Info("cannot tell the network plugins yet which pods exist (GC); will retry")
 		}
 		if !errors.Is(err, errdefs.ErrUnavailable) {
 			return
@@ -93,7 +93,7 @@ func (c *Connector) collectOnce(ctx context.Context) bool {
 			continue // its processes may still use the address
 		}
 		if err := c.Network.Teardown(ctx, cni.Pod{ID: id, NetNS: c.layout.NetNS(id)}); err != nil {
-			log.G(ctx).WithField("pod", id).WithError(err).Warn("the network plugin still does not give an address back")
+			log.G(ctx).WithField("pod", id).WithError(err).Warn("the network plugin still fails to release an address")
 			done = false
 		}
 	}

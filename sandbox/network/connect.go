@@ -82,7 +82,7 @@ func (c *Connector) Disconnect(ctx context.Context, p *table.PodEntry) error {
 	network := c.networkOf(p)
 	network.Lock = lock
 	if err := c.Network.Teardown(ctx, network); err != nil {
-		log.G(ctx).WithError(err).WithField("step", "cni").Warn("the network of the pod is not given back yet; will be tried again")
+		log.G(ctx).WithError(err).WithField("step", "cni").Warn("cannot release the network of the pod yet; will retry")
 		c.LookAgain()
 	}
 	return c.Network.RemoveNetNS(c.layout.NetNS(p.ID))

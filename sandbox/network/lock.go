@@ -99,7 +99,7 @@ func (c *Connector) DropLock(id string) error {
 func (c *Connector) killHolders(ctx context.Context, id string) {
 	ours, err := c.ourProcesses(ctx)
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("a plugin or runtime process that outlived its request is left alone for now")
+		log.G(ctx).WithError(err).Warn("cannot look for plugin and runtime processes that outlived their request; leaving them alone for now")
 		return
 	}
 	lock, err := os.Stat(c.layout.LockPath(id))

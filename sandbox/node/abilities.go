@@ -106,9 +106,9 @@ func (n *Node) ask(ctx context.Context, byName map[string]Handler, before *abili
 func (a *abilities) tell(ctx context.Context, byName map[string]Handler, before *abilities) {
 	if text(a.noUserNS) != text(before.machine()) {
 		if a.noUserNS != nil {
-			log.G(ctx).WithError(a.noUserNS).Warn("pods can have no user namespaces here; it will be tried again")
+			log.G(ctx).WithError(a.noUserNS).Warn("user namespaces are not available for pods; will retry")
 		} else {
-			log.G(ctx).Info("pods can have user namespaces now")
+			log.G(ctx).Info("user namespaces are now available for pods")
 		}
 	}
 	if a.noTmpfs != nil && before == nil {
@@ -123,15 +123,15 @@ func (a *abilities) tell(ctx context.Context, byName map[string]Handler, before 
 		switch {
 		case can.err == nil && (before == nil || was != nil):
 			if why := a.noUserNamespaces(name, byName[name]); why != "" && a.noUserNS == nil {
-				l.Infof("its pods can have no user namespaces: %s", why)
+				l.Infof("user namespaces are not available for its pods: %s", why)
 			} else if was != nil {
-				l.Info("its runtime says now what it can do")
+				l.Info("its runtime now reports its features")
 			}
 		case text(can.err) == text(was):
 		case errors.Is(can.err, errdefs.ErrNotImplemented):
-			l.WithError(can.err).Info("its runtime does not say what it can do: no user namespaces, no recursive read-only mounts")
+			l.WithError(can.err).Info("its runtime does not report its features: no user namespaces, no recursive read-only mounts")
 		default:
-			l.WithError(can.err).Warn("its runtime cannot say what it can do now; until it does, no user namespaces and no recursive read-only mounts")
+			l.WithError(can.err).Warn("cannot read the features of its runtime now; until then, no user namespaces and no recursive read-only mounts")
 		}
 	}
 }

@@ -44,11 +44,11 @@ func (n *Node) loadProfile(ctx context.Context) {
 			return
 		}
 		if have, _ := apparmor.Loaded(apparmor.Default); have {
-			log.G(ctx).WithError(err).Warn("the default AppArmor profile stays as an earlier start has loaded it")
+			log.G(ctx).WithError(err).Warn("cannot load the default AppArmor profile; keeping the one that is already loaded")
 			return
 		}
 		n.profile.missing = err
-		log.G(ctx).WithError(err).Warn("containers that name no AppArmor profile are not confined by one")
+		log.G(ctx).WithError(err).Warn("cannot load the default AppArmor profile; containers without a profile run unconfined")
 	}()
 }
 
