@@ -58,7 +58,7 @@ func TestErrors(t *testing.T) {
 		"check --state":                 "flag needs an argument: --state",
 		"version x":                     "version takes no argument",
 		"serve --config /no/such/file":  "/no/such/file",
-		"serve --config= --listen tcp:": `"tcp:" is no unix:///PATH`,
+		"serve --config= --listen tcp:": `"tcp:" is not a unix:///PATH address`,
 	} {
 		printed, ran, _, err := execute(t, strings.Fields(args)...)
 		if err == nil || !strings.Contains(err.Error(), want) || ran != "" || printed != "" {
