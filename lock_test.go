@@ -45,9 +45,9 @@ func isThere(path string) bool {
 	return err == nil
 }
 
-// TestSecondDaemonIsTold checks that a second daemon with the same root or state fails, with the
+// TestSecondDaemonIsRefused checks that a second daemon with the same root or state fails, with the
 // pid of the first.
-func TestSecondDaemonIsTold(t *testing.T) {
+func TestSecondDaemonIsRefused(t *testing.T) {
 	first := folders(t)
 	release := lock(t, &first)
 	otherState, otherRoot := folders(t), folders(t)

@@ -174,9 +174,9 @@ func eachImport(t *testing.T, visit func(pkg, file, imported string)) {
 	}
 }
 
-// TestDoors: sandbox says the words of the runtime, the images and the network, and calls none of
+// TestSandboxInterfaces: sandbox says the words of the runtime, the images and the network, and calls none of
 // their functions. What it needs of them are interfaces: Runtime, rootfs.Images, network.Network.
-func TestDoors(t *testing.T) {
+func TestSandboxInterfaces(t *testing.T) {
 	pure := []string{"runtimeshim.CgroupOf"} // text to text
 	behind := []string{"runtimeshim", "imageservice", "cni"}
 	seen := 0

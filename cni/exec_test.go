@@ -106,8 +106,8 @@ func TestAddDeadline(t *testing.T) {
 	f.wantLeases(0)
 }
 
-// TestHangIsOnesOwn: other pods are connected while the plugin of one hangs.
-func TestHangIsOnesOwn(t *testing.T) {
+// TestHangAffectsOnePod: other pods are connected while the plugin of one hangs.
+func TestHangAffectsOnePod(t *testing.T) {
 	h, f := fakeHost(t)
 	fifo, add := hanging(t, f)
 	f.behave(`if [ $CNI_CONTAINERID = slow ]; then `+add+`; fi; `+fakeLease+fakeResult, "")

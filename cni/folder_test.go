@@ -121,9 +121,9 @@ func TestHalfWritten(t *testing.T) {
 	h.wantNetwork("")
 }
 
-// TestUnobtrusiveChange: a change with the same size and old times is detected by inode or change
+// TestChangeOfSameSize: a change with the same size and old times is detected by inode or change
 // time.
-func TestUnobtrusiveChange(t *testing.T) {
+func TestChangeOfSameSize(t *testing.T) {
 	h := newHost(t)
 	h.fake("fakenet", "", "")
 	old := time.Now().Add(-time.Hour)

@@ -99,8 +99,8 @@ func TestGCHostLocal(t *testing.T) {
 	}
 }
 
-// TestGCIsNotSure: no plugin is called if the list may be incomplete.
-func TestGCIsNotSure(t *testing.T) {
+// TestGCSkippedWhenListIncomplete: no plugin is called if the list may be incomplete.
+func TestGCSkippedWhenListIncomplete(t *testing.T) {
 	for name, c := range map[string]struct {
 		doubt func(*host)
 		class error
@@ -187,8 +187,8 @@ func TestGCIsNotSure(t *testing.T) {
 	})
 }
 
-// TestGCIsNotWanted: plugins are not called before CNI 1.1.0, or if the configuration forbids it.
-func TestGCIsNotWanted(t *testing.T) {
+// TestGCDisabled: plugins are not called before CNI 1.1.0, or if the configuration forbids it.
+func TestGCDisabled(t *testing.T) {
 	h, f := gcHost(t)
 	for _, conf := range []string{list("x", "fakenet"), `{"cniVersion": "1.1.0", "disableGC": true, "name": "x", "plugins": [{"type": "fakenet"}]}`} {
 		h.conf("10-x.conflist", conf)

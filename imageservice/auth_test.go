@@ -221,9 +221,9 @@ func TestTokenServerFaults(t *testing.T) {
 	}
 }
 
-// TestStrangeRealm checks that a registry's challenge cannot direct credentials or requests to
+// TestUntrustedTokenServer checks that a registry's challenge cannot direct credentials or requests to
 // arbitrary servers.
-func TestStrangeRealm(t *testing.T) {
+func TestUntrustedTokenServer(t *testing.T) {
 	r, tokens := imagetest.NewRegistry(t), newTokenServer(t)
 	r.Build("1", nil, nil)
 	var realm string

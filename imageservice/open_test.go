@@ -72,9 +72,9 @@ func TestNewerRecordRefusesToOpen(t *testing.T) {
 	}
 }
 
-// TestTornRecordKeepsWhatIsMounted checks that mounted layers are kept if their image's record is
+// TestDamagedRecordKeepsMountedLayers checks that mounted layers are kept if their image's record is
 // damaged, because a container may run on them.
-func TestTornRecordKeepsWhatIsMounted(t *testing.T) {
+func TestDamagedRecordKeepsMountedLayers(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "one"))}, nil)
 	c := newImages(t, nil)

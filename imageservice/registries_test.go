@@ -416,9 +416,9 @@ func TestExpiredWithoutAChallenge(t *testing.T) {
 	}
 }
 
-// TestOwnWordsAreNotRedacted checks that an error does not reveal a password that is also one of
+// TestRedactKeepsErrorText checks that an error does not reveal a password that is also one of
 // cribox's words, and does not contain a password that a server echoes.
-func TestOwnWordsAreNotRedacted(t *testing.T) {
+func TestRedactKeepsErrorText(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	r.Intercept(func(w http.ResponseWriter, q *http.Request) bool {
 		w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
@@ -554,9 +554,9 @@ func TestNamesOfTypes(t *testing.T) {
 	}
 }
 
-// TestVagueHead checks a second pull whose HEAD response has no usable type, for a document without
+// TestHeadWithoutMediaType checks a second pull whose HEAD response has no usable type, for a document without
 // a mediaType.
-func TestVagueHead(t *testing.T) {
+func TestHeadWithoutMediaType(t *testing.T) {
 	r := imagetest.NewRegistry(t)
 	_, m := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Noise(t, 1000))}, func(m *ocispec.Manifest, _ *ocispec.Image) { m.MediaType = "" })
 	r.Manifests["1"] = imagetest.Served{MediaType: ocispec.MediaTypeImageManifest, Body: r.Manifests["1"].Body}

@@ -227,7 +227,7 @@ func TestWrongDocuments(t *testing.T) {
 	}
 }
 
-func TestSizeLies(t *testing.T) {
+func TestWrongSizes(t *testing.T) {
 	for name, edit := range map[string]func(m *ocispec.Manifest, c *ocispec.Image){
 		"layer larger":  func(m *ocispec.Manifest, _ *ocispec.Image) { m.Layers[0].Size++ },
 		"layer smaller": func(m *ocispec.Manifest, _ *ocispec.Image) { m.Layers[0].Size-- },
@@ -244,7 +244,7 @@ func TestSizeLies(t *testing.T) {
 	}
 }
 
-func TestDiffIDLies(t *testing.T) {
+func TestWrongDiffID(t *testing.T) {
 	for name, wrap := range map[string]func([]byte) imagetest.Layer{"plain": imagetest.Plain, "gzip": imagetest.Gzip, "zstd": imagetest.Zstd} {
 		t.Run(name, func(t *testing.T) {
 			r := imagetest.NewRegistry(t)

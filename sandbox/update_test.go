@@ -9,9 +9,9 @@ import (
 	"github.com/cribox/cribox/sandbox/table"
 )
 
-// TestSettleLater: however often an update of a container has no answer, one goroutine goes on with
+// TestUnansweredUpdateIsRetriedOnce: however often an update of a container has no answer, one goroutine goes on with
 // it, and another one when that has ended.
-func TestSettleLater(t *testing.T) {
+func TestUnansweredUpdateIsRetriedOnce(t *testing.T) {
 	records, _, err := store.Open(t.TempDir(), "")
 	if err != nil {
 		t.Fatal(err)

@@ -302,8 +302,8 @@ func hollow(m protoreflect.Message, depth int) {
 	}
 }
 
-// TestNotYet: a request that is not served says so, and only those do.
-func TestNotYet(t *testing.T) {
+// TestUnimplemented: a request that is not served says so, and only those do.
+func TestUnimplemented(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
 	seen := map[string]bool{}

@@ -250,8 +250,8 @@ func TestOddContainers(t *testing.T) {
 	}
 }
 
-// TestWrongMoments: a right request in the wrong state.
-func TestWrongMoments(t *testing.T) {
+// TestWrongStates: a right request in the wrong state.
+func TestWrongStates(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
 	ctx := context.Background()

@@ -171,8 +171,8 @@ func TestBadImageRequests(t *testing.T) {
 	}
 }
 
-// TestRemoveWhatIsNeeded: an image stays as long as a container, or the daemon itself, needs it, and keeps all its names.
-func TestRemoveWhatIsNeeded(t *testing.T) {
+// TestRemoveImageInUse: an image stays as long as a container, or the daemon itself, needs it, and keeps all its names.
+func TestRemoveImageInUse(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
 	id := d.Pulled(harness.Busybox)

@@ -168,8 +168,8 @@ func TestPanicCostsOneRequest(t *testing.T) {
 	}
 }
 
-// TestShimCannotTellYet: the shim cannot read what it has written of a container, and neither shim nor daemon takes it for ended.
-func TestShimCannotTellYet(t *testing.T) {
+// TestShimCannotReadTaskYet: the shim cannot read what it has written of a container, and neither shim nor daemon takes it for ended.
+func TestShimCannotReadTaskYet(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
 	c := d.RunPod().Run(harness.Idle())

@@ -75,8 +75,8 @@ func TestCreateTooLate(t *testing.T) {
 	d.WantFlat(flat)
 }
 
-// TestRunPodForNobody: a pod whose caller does not ask again is finished and listed, so that a kubelet finds and removes it.
-func TestRunPodForNobody(t *testing.T) {
+// TestRunPodAfterCallerLeft: a pod whose caller does not ask again is finished and listed, so that a kubelet finds and removes it.
+func TestRunPodAfterCallerLeft(t *testing.T) {
 	t.Parallel()
 	d, log := harness.SteppedDaemon(t)
 	flat := d.Ledger()

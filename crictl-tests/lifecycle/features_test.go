@@ -109,9 +109,9 @@ func TestHandlerFeatures(t *testing.T) {
 	}
 }
 
-// TestFeaturesAreAskedForAgain: a runtime that could not answer when the daemon started, for whatever passes, costs no feature until the next
+// TestFeaturesAreRetried: a runtime that could not answer when the daemon started, for whatever passes, costs no feature until the next
 // start, and the start no more than a moment.
-func TestFeaturesAreAskedForAgain(t *testing.T) {
+func TestFeaturesAreRetried(t *testing.T) {
 	t.Parallel()
 	d := withRuntimes(t, map[string]string{
 		"killed":  "[ ! -e $dir/trouble ] || kill -9 $$",
@@ -150,8 +150,8 @@ func TestFeaturesAreAskedForAgain(t *testing.T) {
 	p.Run(harness.Idle(), recursivelyReadOnly).Exec("true")
 }
 
-// TestNetworkFailureIsTold: the last failure of a network plugin is found by whoever looks at the node.
-func TestNetworkFailureIsTold(t *testing.T) {
+// TestNetworkFailureIsReported: the last failure of a network plugin is found by whoever looks at the node.
+func TestNetworkFailureIsReported(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t, harness.WithOwnNetwork())
 	d.Must(os.WriteFile(filepath.Join(d.ConfDir(), "10-bad.conflist"), []byte(`{"cniVersion": "1.0.0", "name": "bad", "plugins": [

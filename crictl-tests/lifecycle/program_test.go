@@ -108,8 +108,8 @@ func TestConfigurationErrors(t *testing.T) {
 	}
 }
 
-// TestConfigPrintsWhatItReads: what `cribox config` prints is a configuration that means the same.
-func TestConfigPrintsWhatItReads(t *testing.T) {
+// TestConfigRoundTrip: what `cribox config` prints is a configuration that means the same.
+func TestConfigRoundTrip(t *testing.T) {
 	t.Parallel()
 	d := harness.PrepareDaemon(t)
 	first, err := harness.Command(harness.Cribox, "config", "--config", d.ConfigFile()).Output()

@@ -34,8 +34,8 @@ func deaf() harness.ContainerOption {
 	return harness.Shell("trap 'echo got it' TERM; echo ready; while :; do usleep 10000; done")
 }
 
-// TestStopIsNotLengthened: who asks with more patience than the one before waits no longer than that one.
-func TestStopIsNotLengthened(t *testing.T) {
+// TestStopKeepsEarlierDeadline: who asks with more patience than the one before waits no longer than that one.
+func TestStopKeepsEarlierDeadline(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
 	c := d.RunPod(harness.OnHostNetwork).Run(deaf())

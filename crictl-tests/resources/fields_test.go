@@ -21,8 +21,8 @@ import (
 
 // What docs/cri.md says of single fields, where no other test looks at them.
 
-// TestPodIsToldBack: list and status say what was asked, and a container's status is the same in its pod's.
-func TestPodIsToldBack(t *testing.T) {
+// TestPodStatusMatchesRequest: list and status say what was asked, and a container's status is the same in its pod's.
+func TestPodStatusMatchesRequest(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
 	ctx := context.Background()
@@ -73,8 +73,8 @@ func TestPodIsToldBack(t *testing.T) {
 	}
 }
 
-// TestContainerIsToldBack: list and status say what was asked, and what came of it.
-func TestContainerIsToldBack(t *testing.T) {
+// TestContainerStatusMatchesRequest: list and status say what was asked, and what came of it.
+func TestContainerStatusMatchesRequest(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
 	ctx := context.Background()
@@ -118,8 +118,8 @@ func TestContainerIsToldBack(t *testing.T) {
 	}
 }
 
-// TestImageIsToldBack: list and status are the same, and the user is a number or a name as the image has it.
-func TestImageIsToldBack(t *testing.T) {
+// TestImageStatusMatchesRequest: list and status are the same, and the user is a number or a name as the image has it.
+func TestImageStatusMatchesRequest(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
 	ctx := context.Background()

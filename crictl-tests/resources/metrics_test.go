@@ -240,8 +240,8 @@ func openFiles(d *harness.Daemon, pid int) []os.DirEntry {
 	return files
 }
 
-// TestMetricsOfWhatIsNotThere: without a quota there is nothing to throttle, and no zero says otherwise; without a pod there is nothing.
-func TestMetricsOfWhatIsNotThere(t *testing.T) {
+// TestMissingMetricsAreOmitted: without a quota there is nothing to throttle, and no zero says otherwise; without a pod there is nothing.
+func TestMissingMetricsAreOmitted(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
 	if all := metrics(d); len(all) != 0 {

@@ -186,8 +186,8 @@ func TestContainerStats(t *testing.T) {
 	}
 }
 
-// TestStatsOfWhatDoesNotRun: such containers are in no list, and by themselves have no figure but their writable layer's.
-func TestStatsOfWhatDoesNotRun(t *testing.T) {
+// TestStatsOfStoppedContainers: such containers are in no list, and by themselves have no figure but their writable layer's.
+func TestStatsOfStoppedContainers(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
 	p := d.RunPod()

@@ -76,9 +76,9 @@ func TestLocalhostSeccomp(t *testing.T) {
 	}
 }
 
-// TestProfilesThatAreNotHere: a profile that this machine cannot apply is refused by name, for a pod and for a container, and a label means
+// TestMissingProfiles: a profile that this machine cannot apply is refused by name, for a pod and for a container, and a label means
 // nothing where there is no SELinux; nothing is left.
-func TestProfilesThatAreNotHere(t *testing.T) {
+func TestMissingProfiles(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
 	d.Pulled(harness.Busybox)

@@ -57,7 +57,7 @@ func statusOf(t testing.TB, pid int, key string) string {
 	return ""
 }
 
-func TestUserNamespaceIsTold(t *testing.T) {
+func TestUserNamespaceIsReported(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
 	r, err := d.Runtime.Status(context.Background(), &cri.StatusRequest{})

@@ -163,9 +163,9 @@ func TestForeignTokenServer(t *testing.T) {
 	}
 }
 
-// TestWhichCredentials checks that the first of several forms of credentials is used, in
+// TestCredentialSelection checks that the first of several forms of credentials is used, in
 // containerd's order.
-func TestWhichCredentials(t *testing.T) {
+func TestCredentialSelection(t *testing.T) {
 	encoded := base64.StdEncoding.EncodeToString([]byte("bob:builder"))
 	for _, row := range []struct {
 		name string
@@ -187,9 +187,9 @@ func TestWhichCredentials(t *testing.T) {
 	}
 }
 
-// TestWhatTokenServersSee checks the scheme of requests to token servers, and which headers of
+// TestTokenServerRequests checks the scheme of requests to token servers, and which headers of
 // hosts.toml they receive.
-func TestWhatTokenServersSee(t *testing.T) {
+func TestTokenServerRequests(t *testing.T) {
 	for _, row := range []struct{ server, realm, want string }{
 		{"https://reg.example", "http://reg.example/token", "https://reg.example Basic bWlycm9y"},
 		{"https://reg.example", "http://reg.example:80/token", "https://reg.example Basic bWlycm9y"},
@@ -210,9 +210,9 @@ func TestWhatTokenServersSee(t *testing.T) {
 	}
 }
 
-// TestWhoIsTroubled checks that an unreachable or slow host is asked after the others, and one with
+// TestUnreachableHostIsAskedLast checks that an unreachable or slow host is asked after the others, and one with
 // an invalid certificate is not.
-func TestWhoIsTroubled(t *testing.T) {
+func TestUnreachableHostIsAskedLast(t *testing.T) {
 	for err, want := range map[error]trouble{
 		errors.New("x509"): noTrouble, errSilent: slow, fmt.Errorf("%w: %w", errNoConnection, errSilent): dead,
 	} {

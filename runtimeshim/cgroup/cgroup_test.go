@@ -17,9 +17,9 @@ import (
 	"github.com/cribox/cribox/runtimeshim/procfd"
 )
 
-// TestSignalsGoToWhoIsStillThere: a process that ends between the listing and the signal, and whose
+// TestSignalsToReusedPID: a process that ends between the listing and the signal, and whose
 // pid is reused by a process elsewhere, gets no signal.
-func TestSignalsGoToWhoIsStillThere(t *testing.T) {
+func TestSignalsToReusedPID(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "cgroup.procs")
 	stranger := exec.Command("sleep", "1000000")
 	must(t, stranger.Start())

@@ -18,9 +18,9 @@ import (
 	"github.com/cribox/cribox/runtimeshim/statedir"
 )
 
-// TestNoKeyringIsLeft: root's key quota on the node is used up. A task starts without a keyring of
+// TestKeyringQuotaExhausted: root's key quota on the node is used up. A task starts without a keyring of
 // its own.
-func TestNoKeyringIsLeft(t *testing.T) {
+func TestKeyringQuotaExhausted(t *testing.T) {
 	h := newHost(t)
 	full := `"msg":"unable to join session keyring: unable to create session key: disk quota exceeded"`
 	st := h.params("c", sh("exit 3"))

@@ -570,9 +570,9 @@ func TestSocketIsRemoved(t *testing.T) {
 	}
 }
 
-// TestTidiedStateHasOneOfEach: somebody removes sockets and locks while shim and logger are alive.
+// TestSocketsRemovedWhileRunning: somebody removes sockets and locks while shim and logger are alive.
 // No second shim or logger is started.
-func TestTidiedStateHasOneOfEach(t *testing.T) {
+func TestSocketsRemovedWhileRunning(t *testing.T) {
 	h := newHost(t)
 	task := h.idle("c")
 	shim, logger := h.lockPid("shim.lock"), h.lockPid("logger.lock")

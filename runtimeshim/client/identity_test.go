@@ -149,9 +149,9 @@ echo > %s/working; while ! [ -e %[3]s/go ]; do sleep 0.02; done; exit 0;; esac; 
 	}
 }
 
-// TestAdoptedNumberIsAnothers: a pid file, however recent, contains the pid of a process that is
+// TestAdoptedPIDReused: a pid file, however recent, contains the pid of a process that is
 // not the task's.
-func TestAdoptedNumberIsAnothers(t *testing.T) {
+func TestAdoptedPIDReused(t *testing.T) {
 	h := newHost(t)
 	stranger := exec.Command("sleep", "1000000")
 	stranger.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -179,9 +179,9 @@ echo > %s/working; while ! [ -e %[3]s/go ]; do sleep 0.02; done; exit 0;; esac; 
 	}
 }
 
-// TestUnreadableIsNotGone: a file that cannot be read is read again later, and until then a running
+// TestUnreadableRecordIsKept: a file that cannot be read is read again later, and until then a running
 // task is not taken for exited or never started.
-func TestUnreadableIsNotGone(t *testing.T) {
+func TestUnreadableRecordIsKept(t *testing.T) {
 	for _, name := range []string{"task.json", "exit", "stdout"} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)

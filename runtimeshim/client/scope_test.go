@@ -390,9 +390,9 @@ func TestSystemdDoesNotAnswer(t *testing.T) {
 	h.eventually("the log takes it back", func() bool { return s.logs.count("runs in box-") == 2 })
 }
 
-// TestNobodyMakesScopes: without busctl one line is logged. If process 1 of our pid namespace is
+// TestScopesWithoutSystemd: without busctl one line is logged. If process 1 of our pid namespace is
 // not systemd, our pids are not sent to systemd.
-func TestNobodyMakesScopes(t *testing.T) {
+func TestScopesWithoutSystemd(t *testing.T) {
 	s := newSystemd(t)
 	h := newHost(t)
 	h.client.Close()

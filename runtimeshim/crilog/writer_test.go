@@ -262,9 +262,9 @@ func killAndGoOn(t *testing.T, story func(*testing.T, *disk) *container, at, aga
 	return !alive
 }
 
-// TestLeaveTakesBack: a line that fits only partly in the old log is in the next log, whole, and
+// TestRotationMovesPartialLine: a line that fits only partly in the old log is in the next log, whole, and
 // nowhere else.
-func TestLeaveTakesBack(t *testing.T) {
+func TestRotationMovesPartialLine(t *testing.T) {
 	d := &disk{}
 	c := newContainer(t, d, 0, nil, []string{"a\nb\n"}, nil)
 	full := &fullFile{memory: c.logs[0]}

@@ -16,9 +16,9 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// TestPaceOfALogTask: a container that prints single lines all the time is read in batches; one
+// TestLogReadsInBatches: a container that prints single lines all the time is read in batches; one
 // that fills its FIFO is read before the FIFO is full.
-func TestPaceOfALogTask(t *testing.T) {
+func TestLogReadsInBatches(t *testing.T) {
 	s := &source{pipe: 64 << 10}
 	for _, c := range []struct {
 		n     int
@@ -70,9 +70,9 @@ func TestTooManyAttached(t *testing.T) {
 	}
 }
 
-// TestLeavingTakesNothingForAFullLog: clients that come and go do not fill the spool while the log
+// TestAttachWithFullLog: clients that come and go do not fill the spool while the log
 // cannot be written.
-func TestLeavingTakesNothingForAFullLog(t *testing.T) {
+func TestAttachWithFullLog(t *testing.T) {
 	dir := t.TempDir()
 	fifo := filepath.Join(dir, "fifo")
 	must(t, unix.Mkfifo(fifo, 0o600))

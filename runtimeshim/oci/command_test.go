@@ -8,9 +8,9 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// TestSystemdTellsTheRuntime: if systemd creates a task's cgroup, every runtime command gets the
+// TestRuntimeGetsSystemdFlag: if systemd creates a task's cgroup, every runtime command gets the
 // flag for it, before the command's name.
-func TestSystemdTellsTheRuntime(t *testing.T) {
+func TestRuntimeGetsSystemdFlag(t *testing.T) {
 	for systemd, want := range map[bool]string{
 		true:  "runc --root /r --log /l --log-format json --systemd-cgroup delete x",
 		false: "runc --root /r --log /l --log-format json delete x",

@@ -9,8 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// TestLacksAreExhaustion: a lack of resources on the node is ErrResourceExhausted.
-func TestLacksAreExhaustion(t *testing.T) {
+// TestLacksAreResourceExhausted: a lack of resources on the node is ErrResourceExhausted.
+func TestLacksAreResourceExhausted(t *testing.T) {
 	for _, msg := range []string{"fork/exec /proc/self/exe: cannot allocate memory", "open /x: too many open files", "mkdir: no space left on device",
 		"unable to create session key: disk quota exceeded", "fork/exec: resource temporarily unavailable"} {
 		if class := classOfMessage(msg); class != errdefs.ErrResourceExhausted {

@@ -12,8 +12,8 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// TestChildrenOfTheDead: a reaped process has no children, even if its pid is in use again.
-func TestChildrenOfTheDead(t *testing.T) {
+// TestChildrenOfReapedPID: a reaped process has no children, even if its pid is in use again.
+func TestChildrenOfReapedPID(t *testing.T) {
 	parent := exec.Command("sh", "-c", "sleep 1000000 & read x")
 	in, err := parent.StdinPipe()
 	must(t, err)

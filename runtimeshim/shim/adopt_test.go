@@ -27,9 +27,9 @@ func TestUnreadableFolderEndsTheShim(t *testing.T) {
 	}
 }
 
-// TestKeptIsNotCut: a shim whose limit of open files is too low for the descriptors in a keeper
+// TestTooFewDescriptorsForKeeper: a shim whose limit of open files is too low for the descriptors in a keeper
 // socket reports an error; it does not treat the rest as lost.
-func TestKeptIsNotCut(t *testing.T) {
+func TestTooFewDescriptorsForKeeper(t *testing.T) {
 	d := statedir.Task(filepath.Join(t.TempDir(), "pod"))
 	must(t, os.MkdirAll(string(d), 0o700))
 	k, err := newKeeper(d)

@@ -21,9 +21,9 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// TestNobodyElseWaitsInTheShim: only the reaper waits for processes. Any other code that waits
+// TestOnlyReaperWaits: only the reaper waits for processes. Any other code that waits
 // would take exit statuses from the reaper, and the reaper from it.
-func TestNobodyElseWaitsInTheShim(t *testing.T) {
+func TestOnlyReaperWaits(t *testing.T) {
 	var files []string
 	for _, folder := range []string{".", "../cgroup", "../helper", "../oci", "../procfd", "../statedir", "../unixfd"} {
 		found, _ := filepath.Glob(folder + "/*.go")

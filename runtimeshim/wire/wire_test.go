@@ -113,7 +113,7 @@ func TestWirePassesDescriptors(t *testing.T) {
 	}
 }
 
-func TestWireTellsTheHandlerThatTheCallerIsGone(t *testing.T) {
+func TestWireCancelsWhenCallerDisconnects(t *testing.T) {
 	gone := make(chan struct{})
 	in := make(chan struct{})
 	path := wireServer(t, map[string]Handler{"wait": func(ctx context.Context, _ *Inbound) (any, error) {

@@ -190,7 +190,7 @@ func TestRefusesPods(t *testing.T) {
 	}
 }
 
-func TestWhatAMachineLacksForPods(t *testing.T) {
+func TestMissingHostFeaturesForPods(t *testing.T) {
 	for name, change := range map[string]func(*Host, *Pod){
 		"user namespaces": func(h *Host, p *Pod) {
 			inUserNamespace(p, nil)
@@ -375,7 +375,7 @@ func TestRefusesContainers(t *testing.T) {
 	wantInvalid(t, ValidateContainer(nil, aContainer().Config, aHost()), "sandbox_config")
 }
 
-func TestWhatAMachineLacksForContainers(t *testing.T) {
+func TestMissingHostFeaturesForContainers(t *testing.T) {
 	mount := func(c *Container, m *runtimeapi.Mount, r Mount) {
 		c.Config.Mounts, c.Mounts = []*runtimeapi.Mount{m}, []Mount{r}
 	}

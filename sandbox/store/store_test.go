@@ -143,7 +143,7 @@ func TestRefusedChangeLeavesTheRecord(t *testing.T) {
 }
 
 // A stop on a full disk goes on (I15): ForceUpdate shows what could not be written.
-func TestInsistWithoutDisk(t *testing.T) {
+func TestStopOnFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	s, _ := open(t, dir)
 	if err := s.Create(Pod{ID: "a", State: PodReady}, nil); err != nil {

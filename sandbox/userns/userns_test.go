@@ -62,8 +62,8 @@ func TestPinned(t *testing.T) {
 	}
 }
 
-// TestHelperIsGone: a process that has ended with its namespaces open leaves nobody in them.
-func TestHelperIsGone(t *testing.T) {
+// TestNamespacesOutliveHelper: a process that has ended with its namespaces open leaves nobody in them.
+func TestNamespacesOutliveHelper(t *testing.T) {
 	s, err := New(pausing(t), IDs{100000, 10}, IDs{100000, 10}, false)
 	if err != nil {
 		t.Fatal(err)

@@ -184,9 +184,9 @@ type deaf struct{}
 
 func (deaf) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
-// TestDeafProcess checks that input is dropped once the process stops reading, and that later
+// TestProcessClosesStdin checks that input is dropped once the process stops reading, and that later
 // messages are still handled.
-func TestDeafProcess(t *testing.T) {
+func TestProcessClosesStdin(t *testing.T) {
 	c := typing(t, func(_ context.Context, c *channels) error {
 		if _, err := io.Copy(deaf{}, c.stdin); !errors.Is(err, io.ErrClosedPipe) {
 			return err
