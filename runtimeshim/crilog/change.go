@@ -61,7 +61,7 @@ func (w *Writer) Leave(commit func(stream int) error) error {
 		}
 	}
 	if err == nil {
-		err = w.writeNotice()
+		err = w.noticeBeforeLeaving()
 	}
 	in := w.p.intent
 	if err == nil || in.length == 0 || w.log.File == nil {

@@ -14,7 +14,8 @@ import (
 // The count is stored in the same progress slot as the offsets, so a kill neither loses nor repeats
 // a byte of it. The line is written with an intent like any other.
 
-// noticeRoom is an upper limit for the size of a notice.
+// noticeRoom is kept free for notices, at least two of them: one before the log is replaced, and one
+// when the task has ended and the log was not replaced after all.
 const noticeRoom = 256
 
 // notice returns the line that replaces n bytes of output. Same n and time, same bytes.
@@ -55,6 +56,22 @@ func (w *Writer) leaveOut(stream, n int) error {
 	w.owner.Step("logger.leftout")
 	w.spools[stream].off = w.p.off[stream]
 	return nil
+}
+
+// noticeBeforeLeaving writes a notice if another one fits after it. A logger that is killed between
+// the notice and the new log comes here again and again; what it then leaves out is counted in the
+// new log.
+func (w *Writer) noticeBeforeLeaving() error {
+	if w.limit > 0 && w.log.File != nil {
+		st, err := w.log.Stat()
+		if err != nil {
+			return err
+		}
+		if st.Size+2*int64(len(notice(w.p.leftOut, w.owner.Now()))) > w.limit {
+			return nil
+		}
+	}
+	return w.writeNotice()
 }
 
 // writeNotice writes how much was left out, if anything was.

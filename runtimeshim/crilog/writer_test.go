@@ -154,6 +154,49 @@ func (c *container) check(what string) {
 	}
 }
 
+// TestManyRotationsThatFail: a log that is left again and again, because the logger is killed before
+// the next one is there, stays below its limit, and what is missing is counted once.
+func TestManyRotationsThatFail(t *testing.T) {
+	d := &disk{}
+	width, rounds := 100, 6
+	var portions []string
+	for i := range rounds {
+		portions = append(portions, lines(i*1000, 1000, width))
+	}
+	c := newContainer(t, d, 2*int64(MaxLine), nil, portions, nil)
+	var spool *Spool
+	for range rounds {
+		w, err := NewWriter(Owner{Now: func() time.Time { return criAt }, Removed: func(int64) error { return nil }, Full: func() {},
+			Lost: func(err error) { t.Error(err) }, Step: func(string) {}}, c.limit, c.record)
+		if err == nil {
+			spool, err = OpenSpool(c.spool[0])
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.TakeSpools([2]*Spool{spool, nil})
+		buf := Buffer{Raw: shared.Raw[:c.memory], Out: shared.Out[:0:c.memory]}
+		for _, do := range []func() error{
+			func() error { return w.OpenLog(c.log(0)) }, w.Resume,
+			func() error { c.fill(0, spool); return w.Commit(0, false, buf) },
+			func() error { return w.Leave(func(i int) error { return w.Commit(i, false, buf) }) },
+		} {
+			if err := do(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(c.fifo[0]) == 0 {
+			if err := w.Finish(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	c.check("left six times")
+	if n := len(noticeLine.FindAll(c.logs[0].data, -1)); n != 2 {
+		t.Errorf("%d notices, want one of the first rotation and one of the end", n)
+	}
+}
+
 // wantSubsequence checks that the lines of got are lines of printed, in order, none twice.
 func wantSubsequence(t *testing.T, what, got, printed string) {
 	t.Helper()
