@@ -222,11 +222,11 @@ func TestEventsEndWithTheDaemon(t *testing.T) {
 	s.want(created, p.ID, started, p.ID)
 	d.Stop()
 	_, err := s.stream.Recv()
-	harness.WantCode(t, err, codes.Unavailable, "ending")
+	harness.WantCode(t, err, codes.Unavailable, "shutting down")
 	for err = nil; err == nil; { // what was not sent yet is not told any more
 		_, err = unread.stream.Recv()
 	}
-	harness.WantCode(t, err, codes.Unavailable, "ending")
+	harness.WantCode(t, err, codes.Unavailable, "shutting down")
 	d.Start()
 }
 

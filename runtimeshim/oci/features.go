@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	featuresWait  = 30 * time.Second // limit for the command features: a slow machine needs more than 5 s
+	featuresWait  = 10 * time.Second // limit for the command features: a slow machine needs more than 5 s
 	featuresGrace = time.Second      // after that, for its children to close the pipe
 	featuresBytes = 1 << 20          // runc prints 4 KiB
 )
