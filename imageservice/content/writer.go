@@ -1,7 +1,6 @@
 package content
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -133,7 +132,7 @@ func (b *Blobs) writeDocument(raw []byte, d digest.Digest) error {
 		return err
 	}
 	defer f.Close()
-	if _, err = io.Copy(f, bytes.NewReader(raw)); err == nil {
+	if _, err = f.Write(raw); err == nil {
 		err = b.publish(f, d)
 	}
 	if err != nil {
