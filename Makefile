@@ -85,8 +85,8 @@ bench: ## what a kubelet asks all the time, of 250 pods in one process; needs no
 ARCHITECTURES ?= amd64 arm64
 
 ROUNDS ?= 3
-PODS ?= 20
-compare: tools build ## measure cribox beside containerd, ROUNDS times (3) with PODS pods (20), and print a table (as root)
+PODS ?= 40
+compare: tools build ## measure cribox beside containerd, ROUNDS times (3) with PODS pods (40); writes docs/performance.md (as root)
 	@hack/tools.sh containerd
 	@hack/compare.sh $(ROUNDS) $(PODS)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # compare.sh ROUNDS PODS measures cribox beside containerd with
-# crictl-tests/cmd/compare, which prints a table. `make compare` has built
-# everything in bin/ before.
+# crictl-tests/cmd/compare, which prints a table and writes docs/performance.md.
+# `make compare` has built everything in bin/ before.
 #
 # All runs in namespaces of processes, mounts and network of its own: what is in
 # them ends with them, however this script ends. On the host are only a folder
@@ -14,7 +14,7 @@ set -euo pipefail
 # shellcheck source=hack/leftovers.sh
 . "$top/hack/leftovers.sh"
 
-rounds=${1:-3} pods=${2:-20}
+rounds=${1:-3} pods=${2:-40}
 
 build() { (cd "$top/crictl-tests" && GOWORK=off CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$bin/compare" ./cmd/compare); }
 
@@ -26,11 +26,13 @@ measure() {
 		mount -t tmpfs -o mode=755 tmpfs /run     # sockets and state
 		mount -t tmpfs -o mode=755 tmpfs /var/lib # where network plugins note their results
 		ip link set lo up
+		mkfs.ext4 -q "$0"                         # new: one that has just deleted much is slow
+		mount -o loop,noinit_itable "$0" "${0%.ext4}"
 		code=0
 		"$@" || code=$?
 		exit $code
-	' compare "$bin/compare" -bin "$bin" -work "$work" -cgroup "$cgroup" \
-		-pause "$top/sandbox/pause/pause_$(go env GOARCH)" -rounds "$rounds" -pods "$pods" >"$work/table"
+	' "$work/disk.ext4" "$bin/compare" -bin "$bin" -work "$work/disk" -cgroup "$cgroup" \
+		-pause "$top/sandbox/pause/pause_$(go env GOARCH)" -out "$top/docs" -rounds "$rounds" -pods "$pods" >"$work/table"
 }
 
 left_cgroups() { # the deepest first
@@ -63,6 +65,8 @@ done
 work=$(mktemp -d /var/tmp/cribox-compare.XXXXXX)
 cgroup=${work##*/}
 trap clean_up EXIT
+mkdir "$work/disk"
+truncate -s 40G "$work/disk.ext4" # takes what is written: some GiB a round
 timed "building bin/compare" build
 timed "measuring, $rounds rounds" measure
 cat "$work/table"

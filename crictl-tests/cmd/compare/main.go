@@ -1,7 +1,7 @@
 // Command compare measures cribox beside containerd and prints a table. hack/compare.sh starts it, in
 // namespaces of its own, which end with it: whatever happens, no process, mount or link is left.
 //
-//	compare -bin DIR -work DIR -cgroup NAME -pause FILE [-rounds N] [-pods N]
+//	compare -bin DIR -work DIR -cgroup NAME -pause FILE [-out DIR] [-rounds N] [-pods N]
 //
 // Both runtimes get the same runc, CNI plugins, network configuration, images, pause program and
 // requests, and are measured in turn. The requests are those of a kubelet, sent over gRPC.
@@ -24,6 +24,7 @@ import (
 // options are the flags.
 type options struct {
 	bin, work, cgroup, pause string
+	out                      string
 	rounds, pods             int
 }
 
@@ -33,8 +34,9 @@ func main() {
 	flag.StringVar(&o.work, "work", "", "empty folder for everything that is written to a disk")
 	flag.StringVar(&o.cgroup, "cgroup", "", "name of a new cgroup, below which all runs")
 	flag.StringVar(&o.pause, "pause", "", "the pause program, for containerd's pause image; cribox has it built in")
+	flag.StringVar(&o.out, "out", "", "folder for a page with the table and a picture; none without it")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each runtime is measured")
-	flag.IntVar(&o.pods, "pods", 20, "pods that run together")
+	flag.IntVar(&o.pods, "pods", 40, "pods that run together")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -69,23 +71,38 @@ func run(ctx context.Context, o options) error {
 			return r.explain(err)
 		}
 	}
-	if err := measureAll(ctx, runtimes, o); err != nil {
+	if err := measureAll(ctx, runtimes, o, certs); err != nil {
 		return err
 	}
 	report(os.Stdout, runtimes, o)
-	return nil
+	if o.out == "" {
+		return nil
+	}
+	return save(o.out, runtimes, o)
 }
 
 // measureAll measures the runtimes in turn. The order changes with each round, so that what the
 // machine does meanwhile favours nobody.
-func measureAll(ctx context.Context, runtimes []*runtime, o options) error {
+func measureAll(ctx context.Context, runtimes []*runtime, o options, certs string) error {
 	for n := range o.rounds {
-		for i := range runtimes {
-			r := runtimes[(i+n)%len(runtimes)]
-			fmt.Fprintf(os.Stderr, "    round %d of %d: %s\n", n+1, o.rounds, r.name)
-			if err := r.measure(ctx, o.pods); err != nil {
-				return r.explain(err)
-			}
+		if err := measureRound(ctx, runtimes, o, certs, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func measureRound(ctx context.Context, runtimes []*runtime, o options, certs string, n int) error {
+	registry, images, err := serveImages(ctx, certs, n)
+	if err != nil {
+		return err
+	}
+	defer registry.Close()
+	for i := range runtimes {
+		r := runtimes[(i+n)%len(runtimes)]
+		fmt.Fprintf(os.Stderr, "    round %d of %d: %s\n", n+1, o.rounds, r.name)
+		if err := r.measure(ctx, o.pods, images); err != nil {
+			return r.explain(err)
 		}
 	}
 	return nil

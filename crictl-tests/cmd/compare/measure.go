@@ -3,52 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
-
-	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
-
-// figure is one row of the table.
-type figure struct{ text, unit string }
-
-var (
-	podStart    = figure{"pod start: run the pod, create and start a container", "ms"}
-	podDown     = figure{"pod teardown: stop and remove both", "ms"}
-	startRate   = figure{"pod starts, 10 at a time", "per s"}
-	downRate    = figure{"pod teardowns, 10 at a time", "per s"}
-	podCPU      = figure{"processor time per pod, start and teardown", "ms"}
-	execTime    = figure{"`exec` of `true`", "ms"}
-	execCPU     = figure{"processor time of that", "ms"}
-	restart     = figure{"`kill -9` of the daemon and start, until it lists its pods", "ms"}
-	memoryIdle  = figure{"memory of the runtime without pods", "MiB"}
-	memoryFull  = figure{"memory of the runtime with pods", "MiB"}
-	memoryPod   = figure{"memory of the processes that one more pod adds", "KiB"}
-	listPods    = figure{"ListPodSandbox", "ms"}
-	listAll     = figure{"ListContainers", "ms"}
-	statsOfAll  = figure{"ListContainerStats", "ms"}
-	statsOfPods = figure{"ListPodSandboxStats", "ms"}
-)
-
-// rows is the order of the table.
-var rows = []figure{
-	podStart, podDown, startRate, downRate, podCPU, execTime, execCPU, memoryPod, memoryIdle, memoryFull,
-	restart, listPods, listAll, statsOfAll, statsOfPods,
-}
-
-// figures are everything that was measured, in the unit of the row.
-type figures map[figure][]float64
-
-func (f figures) add(row figure, value float64) { f[row] = append(f[row], value) }
-
-// time adds how long something takes.
-func (f figures) time(row figure, what func() error) error {
-	began := time.Now()
-	err := what()
-	f.add(row, milliseconds(time.Since(began)))
-	return err
-}
-
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 const (
 	singlePods = 10 // one after the other
@@ -58,35 +15,62 @@ const (
 )
 
 // measure is one round.
-func (r *runtime) measure(ctx context.Context, pods int) error {
-	if err := r.measureOneByOne(ctx); err != nil {
-		return err
-	}
-	return r.measureTogether(ctx, pods)
-}
-
-// measureOneByOne has one pod at a time, and runs commands in the last one.
-func (r *runtime) measureOneByOne(ctx context.Context) error {
-	for i := range singlePods {
-		p := r.newPod()
-		if err := r.figures.time(podStart, func() error { return p.up(ctx) }); err != nil {
-			return err
-		}
-		if i == singlePods-1 {
-			if err := r.measureExec(ctx, p); err != nil {
-				return err
-			}
-		}
-		if err := r.figures.time(podDown, func() error { return p.down(ctx) }); err != nil {
-			return err
-		}
-		if err := p.removeCgroup(); err != nil {
+func (r *runtime) measure(ctx context.Context, pods int, images pulled) error {
+	for _, part := range []func() error{
+		func() error { return r.measureOneByOne(ctx) },
+		func() error { return r.measureTogether(ctx, pods) },
+		func() error { return r.measurePulls(ctx, images) },
+		func() error { return r.measureFiles(ctx, images.many) },
+		func() error { return r.measureLogs(ctx) },
+	} {
+		if err := part(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// measureOneByOne has one pod at a time, and runs commands in the last one.
+func (r *runtime) measureOneByOne(ctx context.Context) error {
+	for i := range singlePods {
+		if err := r.measurePod(ctx, i == singlePods-1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// measurePod starts and removes one pod, and runs commands in it meanwhile.
+func (r *runtime) measurePod(ctx context.Context, commands bool) error {
+	programs, err := tracePrograms()
+	if err != nil {
+		return err
+	}
+	defer programs.end()
+	p := r.newPod()
+	if err := r.figures.time(podStart, func() error { return p.up(ctx) }); err != nil {
+		return err
+	}
+	executed := programs.count()
+	m, err := r.memoryNow(nil)
+	if err != nil {
+		return err
+	}
+	r.figures.add(memoryFirst, float64(m.helpers)/1024)
+	if commands {
+		if err := r.measureExec(ctx, p); err != nil {
+			return err
+		}
+	}
+	programs.count() // what has run since is nobody's
+	if err := r.figures.time(podDown, func() error { return p.down(ctx) }); err != nil {
+		return err
+	}
+	r.figures.add(podPrograms, executed+programs.count()-1) // one is the container's
+	return p.removeCgroup()
+}
+
+// measureExec runs commands one after the other, and then some at a time.
 func (r *runtime) measureExec(ctx context.Context, p *pod) error {
 	before, err := r.cpu()
 	if err != nil {
@@ -98,7 +82,12 @@ func (r *runtime) measureExec(ctx context.Context, p *pod) error {
 		}
 	}
 	after, err := r.cpu()
+	if err != nil {
+		return err
+	}
 	r.figures.add(execCPU, milliseconds(after-before)/execs)
+	const many = 4 * execs
+	_, err = r.rate(execRate, many, func() error { return each(ctx, slices.Repeat([]*pod{p}, many), (*pod).exec) })
 	return err
 }
 
@@ -119,9 +108,13 @@ func (r *runtime) measureTogether(ctx context.Context, n int) error {
 	if err := r.measureLists(ctx, n); err != nil {
 		return err
 	}
-	if err := r.measureMemory(idle, n); err != nil { // after the lists: what starting the pods has left to do is done
+	full, err := r.memoryNow(idle) // after the lists: what starting the pods has left to do is done
+	if err != nil {
 		return err
 	}
+	r.figures.add(memoryIdle, float64(sum(idle))/1024)
+	r.figures.add(memoryFull, float64(full.daemon+full.helpers)/1024)
+	r.figures.add(memoryPod, float64(full.added)/float64(n))
 	if err := r.kill(); err != nil {
 		return err
 	}
@@ -140,8 +133,8 @@ func (r *runtime) measureTogether(ctx context.Context, n int) error {
 	return errors.Join(errs...)
 }
 
-// rate adds how many pods a second something is done to, and returns the processor time that it took.
-func (r *runtime) rate(row figure, pods int, what func() error) (time.Duration, error) {
+// rate adds how many of these were done in a second, and returns the processor time that it took.
+func (r *runtime) rate(row *figure, n int, what func() error) (time.Duration, error) {
 	before, err := r.cpu()
 	if err != nil {
 		return 0, err
@@ -150,62 +143,7 @@ func (r *runtime) rate(row figure, pods int, what func() error) (time.Duration, 
 	if err := what(); err != nil {
 		return 0, err
 	}
-	r.figures.add(row, float64(pods)/time.Since(began).Seconds())
+	r.figures.add(row, float64(n)/time.Since(began).Seconds())
 	after, err := r.cpu()
 	return after - before, err
-}
-
-// measureMemory compares what runs now with what ran when there was no pod.
-func (r *runtime) measureMemory(idle map[int]int, pods int) error {
-	now, err := r.processes()
-	if err != nil {
-		return err
-	}
-	before, after, added := 0, 0, 0
-	for _, kib := range idle {
-		before += kib
-	}
-	for pid, kib := range now {
-		after += kib
-		if _, old := idle[pid]; !old {
-			added += kib
-		}
-	}
-	r.figures.add(memoryIdle, float64(before)/1024)
-	r.figures.add(memoryFull, float64(after)/1024)
-	r.figures.add(memoryPod, float64(added)/float64(pods))
-	return nil
-}
-
-// measureLists asks what a kubelet asks all the time.
-func (r *runtime) measureLists(ctx context.Context, pods int) error {
-	for _, call := range []struct {
-		row   figure
-		times int
-		ask   func(context.Context) (int, error)
-	}{
-		{listPods, lists, func(ctx context.Context) (int, error) {
-			l, err := r.pods.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
-			return len(l.GetItems()), err
-		}},
-		{listAll, lists, func(ctx context.Context) (int, error) {
-			l, err := r.pods.ListContainers(ctx, &cri.ListContainersRequest{})
-			return len(l.GetContainers()), err
-		}},
-		{statsOfAll, statsCalls, func(ctx context.Context) (int, error) {
-			l, err := r.pods.ListContainerStats(ctx, &cri.ListContainerStatsRequest{})
-			return len(l.GetStats()), err
-		}},
-		{statsOfPods, statsCalls, func(ctx context.Context) (int, error) {
-			l, err := r.pods.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{})
-			return len(l.GetStats()), err
-		}},
-	} {
-		for range call.times {
-			if err := r.figures.time(call.row, func() error { return answer(ctx, call.row, pods, call.ask) }); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

@@ -16,10 +16,15 @@ import (
 // callTime is how long one request may take.
 const callTime = time.Minute
 
-// pod is a pod with one container, which does nothing.
+// logName is the log of a pod's container, in the pod's folder.
+const logName = "main.log"
+
+// pod is a pod with one container, which does nothing unless it is told to.
 type pod struct {
 	runtime   *runtime
 	config    *cri.PodSandboxConfig
+	image     string
+	command   []string
 	id        string
 	container string
 }
@@ -28,7 +33,7 @@ type pod struct {
 func (r *runtime) newPod() *pod {
 	r.made++
 	name := fmt.Sprintf("pod%d", r.made)
-	return &pod{runtime: r, config: &cri.PodSandboxConfig{
+	return &pod{runtime: r, image: r.image, command: []string{"sleep", "1000000"}, config: &cri.PodSandboxConfig{
 		Metadata: &cri.PodSandboxMetadata{Name: name, Namespace: "compare", Uid: name},
 		Hostname: name, LogDirectory: filepath.Join(r.logs, name),
 		Linux: &cri.LinuxPodSandboxConfig{
@@ -58,8 +63,8 @@ func (p *pod) up(ctx context.Context) error {
 	p.id = ran.PodSandboxId
 	made, err := p.runtime.pods.CreateContainer(ctx, &cri.CreateContainerRequest{
 		PodSandboxId: p.id, SandboxConfig: p.config, Config: &cri.ContainerConfig{
-			Metadata: &cri.ContainerMetadata{Name: "idle"}, Image: &cri.ImageSpec{Image: p.runtime.image},
-			Command: []string{"sleep", "1000000"}, LogPath: "idle.log",
+			Metadata: &cri.ContainerMetadata{Name: "main"}, Image: &cri.ImageSpec{Image: p.image},
+			Command: p.command, LogPath: logName,
 			Linux: &cri.LinuxContainerConfig{
 				Resources: &cri.LinuxContainerResources{MemoryLimitInBytes: 128 << 20},
 				SecurityContext: &cri.LinuxContainerSecurityContext{
@@ -79,14 +84,25 @@ func (p *pod) up(ctx context.Context) error {
 // down stops and removes the pod, in the kubelet's order. The container is killed at once: sleep, as
 // the first process of its namespace, ignores SIGTERM.
 func (p *pod) down(ctx context.Context) error {
+	if err := p.stop(ctx); err != nil {
+		return err
+	}
+	return p.remove(ctx)
+}
+
+func (p *pod) stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	if _, err := p.runtime.pods.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: p.container}); err != nil {
 		return err
 	}
-	if _, err := p.runtime.pods.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
-		return err
-	}
+	_, err := p.runtime.pods.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.id})
+	return err
+}
+
+func (p *pod) remove(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
 	if _, err := p.runtime.pods.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: p.container}); err != nil {
 		return err
 	}
@@ -95,14 +111,40 @@ func (p *pod) down(ctx context.Context) error {
 }
 
 // exec runs true in the container.
-func (p *pod) exec(ctx context.Context) error {
+func (p *pod) exec(ctx context.Context) error { return p.run(ctx, "true") }
+
+// run runs a command in the container.
+func (p *pod) run(ctx context.Context, command ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	got, err := p.runtime.pods.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: p.container, Cmd: []string{"true"}, Timeout: 10})
+	got, err := p.runtime.pods.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: p.container, Cmd: command, Timeout: 10})
 	if err == nil && got.ExitCode != 0 {
-		err = fmt.Errorf("true has exit code %d: %s", got.ExitCode, got.Stderr)
+		err = fmt.Errorf("%s has exit code %d: %s", command[0], got.ExitCode, got.Stderr)
 	}
 	return err
+}
+
+// ended returns when the container has ended well.
+func (p *pod) ended(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	for {
+		got, err := p.runtime.pods.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: p.container})
+		if err != nil {
+			return err
+		}
+		if s := got.Status; s.State == cri.ContainerState_CONTAINER_EXITED {
+			if s.ExitCode != 0 {
+				return fmt.Errorf("the container has exit code %d: %s", s.ExitCode, s.Message)
+			}
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // removeCgroup removes the pod's cgroup, as a kubelet does.

@@ -121,6 +121,9 @@ func newRuntime(o options, k kind, n int, certs, pause string) (*runtime, error)
 	return r, err
 }
 
+// daemonCgroup has the daemon and its helpers, and no pod.
+func (r *runtime) daemonCgroup() string { return filepath.Join(r.cgroup, "daemon") }
+
 func (r *runtime) socket() string { return filepath.Join("/run", r.name, r.name+".sock") }
 
 // begin starts the runtime for the first time, and pulls the image.
@@ -135,18 +138,14 @@ func (r *runtime) begin(ctx context.Context, image string) error {
 		return err
 	}
 	r.version = version.RuntimeVersion
-	pulled, err := cri.NewImageServiceClient(r.conn).PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: image}})
-	if err != nil {
-		return fmt.Errorf("pull %s: %w", image, err)
-	}
-	r.image = pulled.ImageRef
-	return nil
+	r.image, err = r.pull(ctx, image)
+	return err
 }
 
 // start starts the daemon in a cgroup of its own, below the runtime's, and returns when it lists as
 // many pods and has a network for more.
 func (r *runtime) start(ctx context.Context, pods int) error {
-	own := cgroupFolder(filepath.Join(r.cgroup, "daemon"))
+	own := cgroupFolder(r.daemonCgroup())
 	if err := os.MkdirAll(own, 0o755); err != nil {
 		return err
 	}
