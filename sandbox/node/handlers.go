@@ -16,6 +16,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // Handler is a way to run containers, by the name that a pod asks for
@@ -95,7 +96,7 @@ func (n *Node) SetHandlers(ctx context.Context, byName map[string]Handler, byDef
 	next := &handlers{byName: map[string]Handler{}, byDefault: byDefault}
 	for name, h := range byName {
 		ctx := log.WithLogger(ctx, log.G(ctx).WithField("handler", name))
-		var clamped []spec.Note
+		var clamped []check.Note
 		h.Rlimits, clamped = spec.ClampRlimits(h.Rlimits, n.host.RlimitHard)
 		n.Note(ctx, clamped)
 		next.byName[name] = h

@@ -7,7 +7,7 @@ import (
 
 	"github.com/containerd/log"
 
-	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // mostNotes bounds what is remembered: the words of some are made of numbers in a request.
@@ -35,7 +35,7 @@ func (n *notes) add(text string) bool {
 }
 
 // Note logs what could not be given: as a warning the first time, then for those who look closely.
-func (n *Node) Note(ctx context.Context, all []spec.Note) {
+func (n *Node) Note(ctx context.Context, all []check.Note) {
 	for _, one := range all {
 		if n.notes.add(one.String()) {
 			log.G(ctx).Warn(one)

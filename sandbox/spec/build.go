@@ -1,10 +1,13 @@
 package spec
 
 import (
+	"encoding/json"
 	"fmt"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // ociVersion is the oldest version of the runtime spec that has all we use.
@@ -16,7 +19,7 @@ type draft struct {
 	pod   Pod
 	c     Container
 	spec  *specs.Spec
-	notes []Note
+	notes []check.Note
 }
 
 // step adds one thing to the spec.
@@ -64,7 +67,7 @@ var containerSteps = []step{
 
 // ForPod returns the spec of the pod's pause process: it owns the namespaces
 // that the pod's containers join, and nothing else.
-func ForPod(h Host, p Pod) (*specs.Spec, []Note, error) {
+func ForPod(h Host, p Pod) (*specs.Spec, []check.Note, error) {
 	if err := ValidatePod(p.Config, h); err != nil {
 		return nil, nil, err
 	}
@@ -72,7 +75,7 @@ func ForPod(h Host, p Pod) (*specs.Spec, []Note, error) {
 }
 
 // ForContainer returns the spec of a container in a running pod.
-func ForContainer(h Host, p Pod, c Container) (*specs.Spec, []Note, error) {
+func ForContainer(h Host, p Pod, c Container) (*specs.Spec, []check.Note, error) {
 	if err := ValidateContainer(p.Config, c.Config, h); err != nil {
 		return nil, nil, err
 	}
@@ -82,7 +85,7 @@ func ForContainer(h Host, p Pod, c Container) (*specs.Spec, []Note, error) {
 	return build(&draft{host: h, pod: p, c: c}, containerSteps)
 }
 
-func build(d *draft, steps []step) (*specs.Spec, []Note, error) {
+func build(d *draft, steps []step) (*specs.Spec, []check.Note, error) {
 	d.spec = &specs.Spec{
 		Version: ociVersion,
 		Process: &specs.Process{},
@@ -97,7 +100,7 @@ func build(d *draft, steps []step) (*specs.Spec, []Note, error) {
 }
 
 func (d *draft) note(field, format string, args ...any) {
-	d.notes = append(d.notes, Note{Field: field, Text: fmt.Sprintf(format, args...)})
+	d.notes = append(d.notes, check.Notef(field, format, args...))
 }
 
 // id of what is being made: the container, or the pod while that is made.
@@ -119,3 +122,16 @@ func (d *draft) podSecurity() *runtimeapi.LinuxSandboxSecurityContext {
 }
 
 func ptr[T any](v T) *T { return &v }
+
+// clone is a deep copy of a value that consists of what JSON has.
+func clone[T any](v *T) *T {
+	data, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // a type of the OCI runtime spec, and JSON has all of its values
+	}
+	out := new(T)
+	if err := json.Unmarshal(data, out); err != nil {
+		panic(err)
+	}
+	return out
+}

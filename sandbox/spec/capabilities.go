@@ -7,6 +7,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // defaultCapabilities are the fourteen that images have come to expect.
@@ -41,7 +43,7 @@ func (d *draft) capabilities() error {
 	}
 	for _, n := range asked.GetDropCapabilities() {
 		if full := capabilityName(n); full != allCapabilities && !slices.Contains(d.host.Capabilities, full) {
-			d.note("capabilities.drop_capabilities", "%s is not known to the kernel, nothing was dropped for it", truncate(full))
+			d.note("capabilities.drop_capabilities", "%s is not known to the kernel, nothing was dropped for it", check.Truncate(full))
 		}
 	}
 	for _, s := range []capSet{set, ambient} {
@@ -74,7 +76,7 @@ func (d *draft) addNamed(s capSet, field string, names []string) error {
 			continue
 		}
 		if !slices.Contains(d.host.Capabilities, n) {
-			d.note("capabilities."+field, "%s is not known to the kernel and was left out", truncate(n))
+			d.note("capabilities."+field, "%s is not known to the kernel and was left out", check.Truncate(n))
 			continue
 		}
 		if !slices.Contains(d.host.grantable(), n) {

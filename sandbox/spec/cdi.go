@@ -7,6 +7,8 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"tags.cncf.io/container-device-interface/pkg/parser"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // cdiAnnotation begins the names of annotations in which device plugins ask for CDI devices, as
@@ -40,7 +42,7 @@ func askedCDIDevices(c *runtimeapi.ContainerConfig) []cdiDevice {
 			continue
 		}
 		for name := range strings.SplitSeq(c.GetAnnotations()[key], ",") {
-			all = append(all, cdiDevice{"annotations." + truncate(key), name})
+			all = append(all, cdiDevice{"annotations." + check.Truncate(key), name})
 		}
 	}
 	return all
@@ -48,11 +50,11 @@ func askedCDIDevices(c *runtimeapi.ContainerConfig) []cdiDevice {
 
 func checkCDIDevices(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
 	for _, d := range askedCDIDevices(c) {
-		if err := checkText(d.field, d.name, maxName); err != nil {
+		if err := check.Text(d.field, d.name, check.MaxName); err != nil {
 			return err
 		}
 		if _, _, _, err := parser.ParseQualifiedName(d.name); err != nil {
-			return invalid(d.field, "%q is not VENDOR/CLASS=NAME: %v", truncate(d.name), err)
+			return check.Invalid(d.field, "%q is not VENDOR/CLASS=NAME: %v", check.Truncate(d.name), err)
 		}
 	}
 	return nil

@@ -7,6 +7,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // apparmorProfile returns the profile asked for in either form, the newer
@@ -27,7 +29,7 @@ func apparmorProfile(p *runtimeapi.SecurityProfile, deprecated string) (*runtime
 	}
 	if p.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
 		name := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/") // critest and older clients send it, and containerd takes it off
-		if err := checkText(field+".localhost_ref", name, maxName); err != nil {
+		if err := check.Text(field+".localhost_ref", name, check.MaxName); err != nil {
 			return nil, err
 		}
 		p = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: name}
@@ -90,11 +92,11 @@ func checkSELinux(o *runtimeapi.SELinuxOption) error {
 	const field = "linux.security_context.selinux_options"
 	for part, value := range map[string]string{"user": o.GetUser(), "role": o.GetRole(), "type": o.GetType()} {
 		if value != "" && !seLinuxName.MatchString(value) {
-			return invalid(field+"."+part, "%q is no part of a context", truncate(value))
+			return check.Invalid(field+"."+part, "%q is no part of a context", check.Truncate(value))
 		}
 	}
 	if level := o.GetLevel(); level != "" && !seLinuxLevel.MatchString(level) {
-		return invalid(field+".level", "%q is no level such as s0:c1,c2", truncate(level))
+		return check.Invalid(field+".level", "%q is no level such as s0:c1,c2", check.Truncate(level))
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // devices denies everything, then lets through what is listed, which for a
@@ -34,14 +36,14 @@ func (d *draft) addDevice(dev Device) error {
 	if dev.Type != "c" && dev.Type != "b" && dev.Type != "p" {
 		return fmt.Errorf("spec of container %s: device %s has type %q", d.c.ID, dev.ContainerPath, dev.Type)
 	}
-	if err := checkContainerPath("devices.container_path", dev.ContainerPath); err != nil {
+	if err := check.ContainerPath("devices.container_path", dev.ContainerPath); err != nil {
 		return err
 	}
 	if err := checkPermissions(dev.Permissions); err != nil {
 		return err
 	}
 	if d.inUserNamespace() { // see boundDevices
-		return checkAbsolute("devices.host_path", dev.HostPath) // another would be one of the OCI runtime's own files
+		return check.Absolute("devices.host_path", dev.HostPath) // another would be one of the OCI runtime's own files
 	}
 	d.spec.Linux.Devices = append(d.spec.Linux.Devices, specs.LinuxDevice{
 		Path: dev.ContainerPath, Type: dev.Type, Major: dev.Major, Minor: dev.Minor,
@@ -108,10 +110,10 @@ func Permissions(s string) string {
 // checkPermissions wants letters of "rwm".
 func checkPermissions(s string) error {
 	if strings.Trim(s, "rwm") != "" {
-		return invalid("devices.permissions", "%q is not made of r, w and m", truncate(s))
+		return check.Invalid("devices.permissions", "%q is not made of r, w and m", check.Truncate(s))
 	}
 	if s == "" {
-		return invalid("devices.permissions", "is empty")
+		return check.Invalid("devices.permissions", "is empty")
 	}
 	return nil
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // seccompFile is a profile as people have them: in the form of the OCI runtime spec, or in
@@ -145,7 +147,7 @@ func kernelIsNew(h Host, version string, unset bool) (bool, error) {
 	}
 	var least [2]int
 	if _, err := fmt.Sscanf(version, "%d.%d", &least[0], &least[1]); err != nil {
-		return false, fmt.Errorf("minKernel %q is no version such as 4.8", truncate(version))
+		return false, fmt.Errorf("minKernel %q is no version such as 4.8", check.Truncate(version))
 	}
 	return h.Kernel[0] > least[0] || h.Kernel[0] == least[0] && h.Kernel[1] >= least[1], nil
 }

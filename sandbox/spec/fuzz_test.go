@@ -10,6 +10,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // FuzzForContainer: whatever is asked, by request and image, an answer and no
@@ -83,7 +85,7 @@ func FuzzForContainer(f *testing.F) {
 }
 
 func checkUserPromises(t *testing.T, u User) {
-	if u.UID > maxID || u.GID > maxID || len(u.AdditionalGIDs) == 0 || u.AdditionalGIDs[0] != u.GID || !strings.HasPrefix(u.Home, "/") {
+	if u.UID > check.MaxID || u.GID > check.MaxID || len(u.AdditionalGIDs) == 0 || u.AdditionalGIDs[0] != u.GID || !strings.HasPrefix(u.Home, "/") {
 		t.Errorf("user %+v", u)
 	}
 }

@@ -82,16 +82,6 @@ type Host struct {
 // OffersUserNamespaces says whether every pod of a kubelet can have a user namespace.
 func (h Host) OffersUserNamespaces() bool { return h.NoUserNamespaces == "" && h.NoMappedTmpfs == "" }
 
-// Note is one thing that was asked for and could not be given whole.
-type Note struct {
-	// Field of the request, as the CRI names it.
-	Field string
-	// Text says what was done instead.
-	Text string
-}
-
-func (n Note) String() string { return n.Field + " " + n.Text }
-
 // capabilityNames by number (linux/capability.h).
 var capabilityNames = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID",

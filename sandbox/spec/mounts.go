@@ -10,6 +10,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // mounts puts together, parents before children: what every container has,
@@ -116,15 +118,15 @@ func (d *draft) askedMounts() ([]specs.Mount, error) {
 		resolved := d.c.Mounts[i]
 		place := PlaceOf(m)
 		if !path.IsAbs(m.GetContainerPath()) {
-			d.note("mounts.container_path", "%q is not absolute, the mount is at %s", truncate(m.GetContainerPath()), truncate(place))
+			d.note("mounts.container_path", "%q is not absolute, the mount is at %s", check.Truncate(m.GetContainerPath()), check.Truncate(place))
 		}
 		if last[place] != i {
 			d.note("mounts.container_path", "%s occurs more than once: the last mount there is made, %s is not",
-				truncate(place), truncate(m.GetHostPath()))
+				check.Truncate(place), check.Truncate(m.GetHostPath()))
 			continue
 		}
 		if place == "/proc" && !resolved.Proc {
-			return nil, invalid("mounts.container_path", "/proc can be hidden by a proc filesystem only, such as the host's /proc")
+			return nil, check.Invalid("mounts.container_path", "/proc can be hidden by a proc filesystem only, such as the host's /proc")
 		}
 		propagation, err := propagationOf(m, resolved)
 		if err != nil {
@@ -182,7 +184,7 @@ func ImageVolumes(image ocispec.Image, c *runtimeapi.ContainerConfig) []string {
 	var volumes []string
 	for v := range image.Config.Volumes {
 		place := path.Clean("/" + v)
-		if place == "/" || taken[place] || strings.ContainsRune(v, 0) || len(v) > maxPath {
+		if place == "/" || taken[place] || strings.ContainsRune(v, 0) || len(v) > check.MaxPath {
 			continue
 		}
 		if below(place, "/proc") || below(place, "/sys") || below(place, "/dev") {
@@ -232,5 +234,5 @@ func (d *draft) maskedPaths() error {
 
 // errNoRecursiveReadOnly begins with the word that kubelet looks for.
 func errNoRecursiveReadOnly(m *runtimeapi.Mount) error {
-	return fmt.Errorf("RROUnsupported: mount %s: kernel or OCI runtime have no recursive read-only mounts: %w", truncate(m.GetContainerPath()), errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("RROUnsupported: mount %s: kernel or OCI runtime have no recursive read-only mounts: %w", check.Truncate(m.GetContainerPath()), errdefs.ErrFailedPrecondition)
 }

@@ -2,9 +2,12 @@ package spec
 
 import (
 	"fmt"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // podNamespaces: the pause process makes the namespaces of its pod, except
@@ -97,16 +100,16 @@ func checkPodNamespaces(p *runtimeapi.PodSandboxConfig, h Host) error {
 	o := podNamespace(p)
 	for kind, mode := range map[string]runtimeapi.NamespaceMode{"network": o.GetNetwork(), "ipc": o.GetIpc()} {
 		if mode != runtimeapi.NamespaceMode_POD && mode != runtimeapi.NamespaceMode_NODE {
-			return invalid(field+"."+kind, "mode %s is not for pods", mode)
+			return check.Invalid(field+"."+kind, "mode %s is not for pods", mode)
 		}
 	}
 	switch o.GetPid() {
 	case runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_NODE:
 	default:
-		return invalid(field+".pid", "mode %s is not for pods", o.GetPid())
+		return check.Invalid(field+".pid", "mode %s is not for pods", o.GetPid())
 	}
 	if o.GetTargetId() != "" {
-		return invalid(field+".target_id", "is not for pods")
+		return check.Invalid(field+".target_id", "is not for pods")
 	}
 	if err := checkUserNamespace(field+".userns_options", o.GetUsernsOptions()); err != nil {
 		return err
@@ -128,16 +131,16 @@ func checkContainerNamespaces(p *runtimeapi.PodSandboxConfig, c *runtimeapi.Cont
 		{"ipc", o.GetIpc(), pod.GetIpc(), []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE}},
 		{"pid", o.GetPid(), pod.GetPid(), []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_TARGET}},
 	} {
-		if !contains(k.allowed, k.mode) {
-			return invalid(field+"."+k.kind, "mode %s is not for containers", k.mode)
+		if !slices.Contains(k.allowed, k.mode) {
+			return check.Invalid(field+"."+k.kind, "mode %s is not for containers", k.mode)
 		}
 		if k.mode == runtimeapi.NamespaceMode_NODE && k.pod != runtimeapi.NamespaceMode_NODE {
-			return invalid(field+"."+k.kind, "is NODE although the pod's is %s", k.pod)
+			return check.Invalid(field+"."+k.kind, "is NODE although the pod's is %s", k.pod)
 		}
 	}
 	target := o.GetPid() == runtimeapi.NamespaceMode_TARGET
 	if target != (o.GetTargetId() != "") {
-		return invalid(field+".target_id", "%q does not go with pid mode %s", truncate(o.GetTargetId()), o.GetPid())
+		return check.Invalid(field+".target_id", "%q does not go with pid mode %s", check.Truncate(o.GetTargetId()), o.GetPid())
 	}
 	if err := checkUserNamespace(field+".userns_options", o.GetUsernsOptions()); err != nil {
 		return err

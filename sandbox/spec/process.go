@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // defaultPath is for an image that says nothing.
@@ -24,14 +26,14 @@ func (d *draft) process() error {
 	image, config := d.c.Image.Config, d.c.Config
 	argv := Command(image, config.GetCommand(), config.GetArgs())
 	if len(argv) == 0 || argv[0] == "" {
-		return invalid("command", "is empty, and image %s names no entrypoint and no command", d.c.ImageName)
+		return check.Invalid("command", "is empty, and image %s names no entrypoint and no command", d.c.ImageName)
 	}
-	if err := checkStrings("command", argv); err != nil {
+	if err := check.Strings("command", argv); err != nil {
 		return err
 	}
 	if s := image.StopSignal; s != "" && config.GetStopSignal() == 0 {
 		if _, ok := parseSignal(s); !ok {
-			d.note("stop_signal", "%q of the image is no signal, SIGTERM stands in", truncate(s))
+			d.note("stop_signal", "%q of the image is no signal, SIGTERM stands in", check.Truncate(s))
 		}
 	}
 	cwd, err := workingDir(config.GetWorkingDir(), image.WorkingDir)
@@ -66,13 +68,13 @@ func workingDir(asked, image string) (string, error) {
 	if asked == "" {
 		return "/", nil
 	}
-	if err := checkContainerPath("working_dir", asked); err != nil {
+	if err := check.ContainerPath("working_dir", asked); err != nil {
 		return "", err
 	}
 	// A directory below /proc is a way to whatever a descriptor or another
 	// process stands in.
 	if below(asked, "/proc") && path.Clean(asked) != "/proc" {
-		return "", invalid("working_dir", "%q is below /proc", asked)
+		return "", check.Invalid("working_dir", "%q is below /proc", asked)
 	}
 	return path.Clean(asked), nil
 }
@@ -97,11 +99,11 @@ func (d *draft) environment() error {
 	for _, e := range d.c.Image.Config.Env {
 		name, value, ok := strings.Cut(e, "=")
 		if !ok || name == "" {
-			d.note("image.env", "%q is not NAME=VALUE and was left out", truncate(e))
+			d.note("image.env", "%q is not NAME=VALUE and was left out", check.Truncate(e))
 			continue
 		}
 		if strings.ContainsRune(e, 0) {
-			return invalid("image.env", "%q holds a NUL byte", truncate(name))
+			return check.Invalid("image.env", "%q holds a NUL byte", check.Truncate(name))
 		}
 		env.set(name + "=" + value)
 	}
@@ -118,7 +120,7 @@ func (d *draft) asUTF8(name, value string) string {
 	if utf8.ValidString(value) {
 		return value
 	}
-	d.note("envs.value", "of %s is not UTF-8: what is not was replaced by U+FFFD", truncate(name))
+	d.note("envs.value", "of %s is not UTF-8: what is not was replaced by U+FFFD", check.Truncate(name))
 	return strings.ToValidUTF8(value, "\ufffd")
 }
 
@@ -171,13 +173,13 @@ func checkExecSize(field string, limit int, lists ...[]string) error {
 	for _, s := range lists {
 		for _, v := range s {
 			if len(v) > maxExecString {
-				return invalid(field, "%q is %d bytes long, the kernel takes %d", truncate(v), len(v), maxExecString)
+				return check.Invalid(field, "%q is %d bytes long, the kernel takes %d", check.Truncate(v), len(v), maxExecString)
 			}
 			total += len(v) + 1 + 8
 		}
 	}
 	if total > limit {
-		return invalid(field, "are %d bytes together, the kernel takes %d, a quarter of the limit \"stack\" (see ulimits)", total, limit)
+		return check.Invalid(field, "are %d bytes together, the kernel takes %d, a quarter of the limit \"stack\" (see ulimits)", total, limit)
 	}
 	return nil
 }
@@ -192,11 +194,11 @@ func (d *draft) user() error {
 			groups = append(groups, g)
 		}
 	}
-	if err := checkID("uid", int64(u.UID)); err != nil {
+	if err := check.ID("uid", int64(u.UID)); err != nil {
 		return err
 	}
 	for _, g := range groups {
-		if err := checkID("gid", int64(g)); err != nil {
+		if err := check.ID("gid", int64(g)); err != nil {
 			return err
 		}
 	}
@@ -234,9 +236,9 @@ func (d *draft) rlimits() error {
 // cannot be exceeded. RLIMIT_NOFILE is 1024 and 524288, as systemd gives its services, when wanted
 // says nothing of it. The notes tell what of wanted cannot be given; clamped once more there are
 // none.
-func ClampRlimits(wanted []specs.POSIXRlimit, hard map[string]uint64) ([]specs.POSIXRlimit, []Note) {
+func ClampRlimits(wanted []specs.POSIXRlimit, hard map[string]uint64) ([]specs.POSIXRlimit, []check.Note) {
 	var limits []specs.POSIXRlimit
-	var notes []Note
+	var notes []check.Note
 	if !slices.ContainsFunc(wanted, func(l specs.POSIXRlimit) bool { return l.Type == "RLIMIT_NOFILE" }) {
 		limit := uint64(524288)
 		if most, ok := hard["RLIMIT_NOFILE"]; ok {
@@ -246,8 +248,7 @@ func ClampRlimits(wanted []specs.POSIXRlimit, hard map[string]uint64) ([]specs.P
 	}
 	for _, l := range wanted {
 		if most, ok := hard[l.Type]; ok && l.Hard > most {
-			notes = append(notes, Note{Field: "rlimits",
-				Text: fmt.Sprintf("%s %s clamped to %s, which cannot be raised here", l.Type, limitText(l.Hard), limitText(most))})
+			notes = append(notes, check.Notef("rlimits", "%s %s clamped to %s, which cannot be raised here", l.Type, limitText(l.Hard), limitText(most)))
 			l.Hard = most
 		}
 		l.Soft = min(l.Soft, l.Hard)
@@ -272,9 +273,9 @@ func ExecProcess(s *specs.Spec, cmd []string, tty bool) (*specs.Process, error) 
 		return nil, fmt.Errorf("exec process: spec without a process: %w", errdefs.ErrInvalidArgument)
 	}
 	if len(cmd) == 0 || cmd[0] == "" {
-		return nil, invalid("cmd", "is empty")
+		return nil, check.Invalid("cmd", "is empty")
 	}
-	if err := checkStrings("cmd", cmd); err != nil {
+	if err := check.Strings("cmd", cmd); err != nil {
 		return nil, err
 	}
 	if err := checkExecSize("cmd", execLimit(s.Process.Rlimits, defaultStack), cmd, s.Process.Env); err != nil {

@@ -364,9 +364,13 @@ var verb = regexp.MustCompile(`%[a-z]`)
 // refusalsIn collects the formats of all errors with a class in some files.
 func refusalsIn(t *testing.T, in func(file string) bool) (all []refusalSource) {
 	t.Helper()
-	files, err := filepath.Glob("*.go")
-	if err != nil {
-		t.Fatal(err)
+	var files []string
+	for _, pattern := range []string{"*.go", "*/*.go"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, found...)
 	}
 	set := token.NewFileSet()
 	for _, name := range files {
@@ -403,11 +407,17 @@ func refusalFormat(file string, call *ast.CallExpr) (string, bool) {
 	}
 	switch f := call.Fun.(type) {
 	case *ast.Ident:
-		if f.Name != "invalid" || literal(call.Args[1]) == "%s %v" { // the words of dockerseccomp.go
+		if f.Name != "Invalid" { // in package check
 			return "", false
 		}
-		return literal(call.Args[0]) + "%s" + literal(call.Args[1]), true
+		return "%s" + literal(call.Args[1]), true
 	case *ast.SelectorExpr:
+		if f.Sel.Name == "Invalid" {
+			if literal(call.Args[1]) == "%s %v" { // the words of dockerseccomp.go
+				return "", false
+			}
+			return literal(call.Args[0]) + "%s" + literal(call.Args[1]), true
+		}
 		if f.Sel.Name != "Errorf" && f.Sel.Name != "New" {
 			return "", false
 		}
@@ -419,7 +429,7 @@ func refusalFormat(file string, call *ast.CallExpr) (string, bool) {
 			s, ok := e.(*ast.SelectorExpr)
 			return ok && strings.HasPrefix(s.Sel.Name, "Err")
 		})
-		return format, classed && format != "%s: %s: %w" // invalid itself
+		return format, classed && format != "%s: %s: %w" // Invalid itself
 	}
 	return "", false
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 const (
@@ -65,7 +67,7 @@ func (d *draft) resources() error {
 // zero and empty fields of r mean "leave unchanged". The notes tell what this
 // machine cannot enforce. The oom score adjustment is not a resource of a
 // cgroup and is not looked at.
-func MergeResources(h Host, current *specs.LinuxResources, r *runtimeapi.LinuxContainerResources) (*specs.LinuxResources, []Note, error) {
+func MergeResources(h Host, current *specs.LinuxResources, r *runtimeapi.LinuxContainerResources) (*specs.LinuxResources, []check.Note, error) {
 	if err := ValidateResources(r, h); err != nil {
 		return nil, nil, err
 	}
@@ -85,11 +87,11 @@ type merge struct {
 	host  Host
 	in    *runtimeapi.LinuxContainerResources
 	out   *specs.LinuxResources
-	notes []Note
+	notes []check.Note
 }
 
 func (m *merge) note(field, format string, args ...any) {
-	m.notes = append(m.notes, Note{Field: "resources." + field, Text: fmt.Sprintf(format, args...)})
+	m.notes = append(m.notes, check.Notef("resources."+field, format, args...))
 }
 
 func (m *merge) cpu() error {
@@ -151,7 +153,7 @@ func (m *merge) memory() error {
 		return nil
 	}
 	if swap > 0 && *out.Limit > 0 && swap < *out.Limit {
-		return invalid("resources.memory_swap_limit_in_bytes", "%d is below the memory limit %d, which it includes", swap, *out.Limit)
+		return check.Invalid("resources.memory_swap_limit_in_bytes", "%d is below the memory limit %d, which it includes", swap, *out.Limit)
 	}
 	out.Swap = ptr(swap)
 	m.noSwap(was)
@@ -235,16 +237,16 @@ func (m *merge) unified() error {
 		}
 		m.setUnified(key, value)
 	}
-	slices.SortFunc(m.notes, func(a, b Note) int { return strings.Compare(a.String(), b.String()) })
+	slices.SortFunc(m.notes, func(a, b check.Note) int { return strings.Compare(a.String(), b.String()) })
 	return nil
 }
 
 // ValidateResources checks the figures by themselves.
 func ValidateResources(r *runtimeapi.LinuxContainerResources, h Host) error {
-	for _, check := range []func(*runtimeapi.LinuxContainerResources, Host) error{
+	for _, valid := range []func(*runtimeapi.LinuxContainerResources, Host) error{
 		checkCPU, checkMemory, checkCPUSets, checkHugePages, checkUnified, checkOOMScoreAdj,
 	} {
-		if err := check(r, h); err != nil {
+		if err := valid(r, h); err != nil {
 			return err
 		}
 	}
@@ -253,13 +255,13 @@ func ValidateResources(r *runtimeapi.LinuxContainerResources, h Host) error {
 
 func checkCPU(r *runtimeapi.LinuxContainerResources, _ Host) error {
 	if s := r.GetCpuShares(); s < 0 {
-		return invalid("resources.cpu_shares", "%d is negative", s)
+		return check.Invalid("resources.cpu_shares", "%d is negative", s)
 	}
 	if p := r.GetCpuPeriod(); p != 0 && (p < minPeriod || p > maxPeriod) {
-		return invalid("resources.cpu_period", "%d is not between %d and %d microseconds", p, minPeriod, maxPeriod)
+		return check.Invalid("resources.cpu_period", "%d is not between %d and %d microseconds", p, minPeriod, maxPeriod)
 	}
 	if q := r.GetCpuQuota(); q < -1 || (q > 0 && q < minQuota) {
-		return invalid("resources.cpu_quota", "%d is neither -1 nor at least %d microseconds", q, minQuota)
+		return check.Invalid("resources.cpu_quota", "%d is neither -1 nor at least %d microseconds", q, minQuota)
 	}
 	return nil
 }
@@ -267,27 +269,27 @@ func checkCPU(r *runtimeapi.LinuxContainerResources, _ Host) error {
 func checkMemory(r *runtimeapi.LinuxContainerResources, _ Host) error {
 	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
 	if limit < -1 || (limit >= 0 && limit < minMemory && limit != 0) {
-		return invalid("resources.memory_limit_in_bytes", "%d is too small: nothing starts in less than %d bytes", limit, minMemory)
+		return check.Invalid("resources.memory_limit_in_bytes", "%d is too small: nothing starts in less than %d bytes", limit, minMemory)
 	}
 	if swap < -1 {
-		return invalid("resources.memory_swap_limit_in_bytes", "%d is negative", swap)
+		return check.Invalid("resources.memory_swap_limit_in_bytes", "%d is negative", swap)
 	}
 	if swap > 0 && limit > 0 && swap < limit {
-		return invalid("resources.memory_swap_limit_in_bytes", "%d is below the memory limit %d, which it includes", swap, limit)
+		return check.Invalid("resources.memory_swap_limit_in_bytes", "%d is below the memory limit %d, which it includes", swap, limit)
 	}
 	return nil
 }
 
 func checkCPUSets(r *runtimeapi.LinuxContainerResources, h Host) error {
-	if err := checkSet("resources.cpuset_cpus", r.GetCpusetCpus(), h.CPUs); err != nil {
+	if err := check.Set("resources.cpuset_cpus", r.GetCpusetCpus(), h.CPUs); err != nil {
 		return err
 	}
-	return checkSet("resources.cpuset_mems", r.GetCpusetMems(), h.Mems)
+	return check.Set("resources.cpuset_mems", r.GetCpusetMems(), h.Mems)
 }
 
 func checkOOMScoreAdj(r *runtimeapi.LinuxContainerResources, _ Host) error {
 	if v := r.GetOomScoreAdj(); v < -1000 || v > 1000 {
-		return invalid("resources.oom_score_adj", "%d is not between -1000 and 1000", v)
+		return check.Invalid("resources.oom_score_adj", "%d is not between -1000 and 1000", v)
 	}
 	return nil
 }
@@ -300,14 +302,14 @@ func checkHugePages(r *runtimeapi.LinuxContainerResources, h Host) error {
 	for _, l := range r.GetHugepageLimits() {
 		size := l.GetPageSize()
 		if !hugePageSize.MatchString(size) {
-			return invalid("resources.hugepage_limits", "%q is not a page size such as 2MB", truncate(size))
+			return check.Invalid("resources.hugepage_limits", "%q is not a page size such as 2MB", check.Truncate(size))
 		}
 		if seen[size] {
-			return invalid("resources.hugepage_limits", "%s occurs twice", size)
+			return check.Invalid("resources.hugepage_limits", "%s occurs twice", size)
 		}
 		seen[size] = true
 		if l.GetLimit() != 0 && len(h.HugePageSizes) > 0 && !slices.Contains(h.HugePageSizes, size) {
-			return invalid("resources.hugepage_limits", "this machine has no pages of %s", size)
+			return check.Invalid("resources.hugepage_limits", "this machine has no pages of %s", size)
 		}
 	}
 	return nil
@@ -319,14 +321,14 @@ var unifiedKey = regexp.MustCompile(`^(pids\.max|(cpu|cpuset|dmem|hugetlb|io|mem
 
 func checkUnified(r *runtimeapi.LinuxContainerResources, _ Host) error {
 	for key, value := range r.GetUnified() {
-		if len(key) > maxName || !unifiedKey.MatchString(key) {
-			return invalid("resources.unified", "%q is not a limit of cpu, cpuset, dmem, hugetlb, io, memory, misc, pids or rdma", truncate(key))
+		if len(key) > check.MaxName || !unifiedKey.MatchString(key) {
+			return check.Invalid("resources.unified", "%q is not a limit of cpu, cpuset, dmem, hugetlb, io, memory, misc, pids or rdma", check.Truncate(key))
 		}
-		if len(value) > maxPath || strings.ContainsFunc(value, control) {
-			return invalid("resources.unified", "the value of %s holds a control character or is too long", key)
+		if len(value) > check.MaxPath || strings.ContainsFunc(value, check.IsControl) {
+			return check.Invalid("resources.unified", "the value of %s holds a control character or is too long", key)
 		}
 		if !isUnifiedValue(key, value) {
-			return invalid("resources.unified", "%q is no value of %s", truncate(value), key)
+			return check.Invalid("resources.unified", "%q is no value of %s", check.Truncate(value), key)
 		}
 	}
 	return nil
@@ -355,8 +357,7 @@ func isUnifiedValue(key, value string) bool {
 	case "memory.oom.group", "cpu.idle":
 		return value == "0" || value == "1"
 	case "cpuset.cpus", "cpuset.mems":
-		_, ok := parseSet(value)
-		return ok || value == ""
+		return value == "" || check.IsSet(value)
 	}
 	return true
 }

@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // MaxSeccompProfile is the size in bytes above which a profile is refused;
@@ -52,11 +54,11 @@ func seccompProfile(p *runtimeapi.SecurityProfile, deprecated string) (*runtimea
 		return nil, err
 	}
 	if p.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
-		if err := checkHostPath(field+".localhost_ref", p.GetLocalhostRef()); err != nil {
+		if err := check.HostPath(field+".localhost_ref", p.GetLocalhostRef()); err != nil {
 			return nil, err
 		}
 		if path.Clean(p.GetLocalhostRef()) != p.GetLocalhostRef() {
-			return nil, invalid(field+".localhost_ref", "%q is not a clean path", truncate(p.GetLocalhostRef()))
+			return nil, check.Invalid(field+".localhost_ref", "%q is not a clean path", check.Truncate(p.GetLocalhostRef()))
 		}
 	}
 	if p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined {
@@ -80,7 +82,7 @@ func deprecatedProfile(field, s string, unset *runtimeapi.SecurityProfile) (*run
 			LocalhostRef: strings.TrimPrefix(s, "localhost/"),
 		}, nil
 	}
-	return nil, invalid(field, "unknown profile %q", truncate(s))
+	return nil, check.Invalid(field, "unknown profile %q", check.Truncate(s))
 }
 
 // checkProfile: a type we know; a name with Localhost and only there.
@@ -88,14 +90,14 @@ func checkProfile(field string, p *runtimeapi.SecurityProfile) error {
 	switch p.GetProfileType() {
 	case runtimeapi.SecurityProfile_RuntimeDefault, runtimeapi.SecurityProfile_Unconfined:
 		if p.GetLocalhostRef() != "" {
-			return invalid(field+".localhost_ref", "is set although the profile type is %s", p.GetProfileType())
+			return check.Invalid(field+".localhost_ref", "is set although the profile type is %s", p.GetProfileType())
 		}
 	case runtimeapi.SecurityProfile_Localhost:
 		if p.GetLocalhostRef() == "" {
-			return invalid(field+".localhost_ref", "is empty although the profile type is Localhost")
+			return check.Invalid(field+".localhost_ref", "is empty although the profile type is Localhost")
 		}
 	default:
-		return invalid(field+".profile_type", "%d is unknown", p.GetProfileType())
+		return check.Invalid(field+".profile_type", "%d is unknown", p.GetProfileType())
 	}
 	return nil
 }
@@ -161,24 +163,24 @@ func defaultSeccomp(s *specs.Spec, h Host) *specs.LinuxSeccomp {
 func parseSeccomp(name string, file []byte, h Host, caps []string) (profile *specs.LinuxSeccomp, unknown string, err error) {
 	const field = "security_context.seccomp.localhost_ref"
 	if len(file) == 0 {
-		return nil, "", invalid(field, "%s is empty", name)
+		return nil, "", check.Invalid(field, "%s is empty", name)
 	}
 	if len(file) > MaxSeccompProfile {
-		return nil, "", invalid(field, "%s is larger than %d bytes", name, MaxSeccompProfile)
+		return nil, "", check.Invalid(field, "%s is larger than %d bytes", name, MaxSeccompProfile)
 	}
 	read, unknown, err := decodeSeccomp(file)
 	if err != nil {
-		return nil, "", invalid(field, "%s %v", name, err)
+		return nil, "", check.Invalid(field, "%s %v", name, err)
 	}
 	if profile, err = read.evaluate(h, caps); err != nil {
-		return nil, "", invalid(field, "%s %v", name, err)
+		return nil, "", check.Invalid(field, "%s %v", name, err)
 	}
 	if !slices.Contains(seccompActions, profile.DefaultAction) {
-		return nil, "", invalid(field, "%s has the unknown default action %q", name, truncate(string(profile.DefaultAction)))
+		return nil, "", check.Invalid(field, "%s has the unknown default action %q", name, check.Truncate(string(profile.DefaultAction)))
 	}
 	for _, s := range read.Syscalls {
 		if !slices.Contains(seccompActions, s.Action) {
-			return nil, "", invalid(field, "%s has the unknown action %q", name, truncate(string(s.Action)))
+			return nil, "", check.Invalid(field, "%s has the unknown action %q", name, check.Truncate(string(s.Action)))
 		}
 	}
 	return profile, unknown, nil

@@ -7,6 +7,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // The kernel's range of realtime signals, as programs count it: the first two belong to the C
@@ -34,7 +36,7 @@ func StopSignal(c *runtimeapi.ContainerConfig, image string) (syscall.Signal, er
 	if n := c.GetStopSignal(); n != runtimeapi.Signal(0) {
 		sig, ok := fromCRI(int(n))
 		if !ok {
-			return 0, invalid("stop_signal", "%d is unknown", n)
+			return 0, check.Invalid("stop_signal", "%d is unknown", n)
 		}
 		return sig, nil
 	}

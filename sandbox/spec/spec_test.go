@@ -13,6 +13,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -105,11 +107,11 @@ func wantPrecondition(t *testing.T, err error) {
 
 // golden compares with testdata. What depends on the architecture, the lists
 // of a seccomp profile, has its own tests.
-func golden(t *testing.T, name string, s *specs.Spec, notes []Note) {
+func golden(t *testing.T, name string, s *specs.Spec, notes []check.Note) {
 	t.Helper()
 	out := struct {
 		Spec  *specs.Spec
-		Notes []Note
+		Notes []check.Note
 	}{Spec: s, Notes: notes}
 	if s.Linux.Seccomp != nil {
 		out.Spec = clone(s)

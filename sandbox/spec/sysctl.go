@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // ipcSysctls belong to the IPC namespace, as all of fs.mqueue does.
@@ -41,27 +43,27 @@ func checkSysctls(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	o := podNamespace(p)
 	for asked, value := range p.GetLinux().GetSysctls() {
 		name, value := sysctlName(asked), sysctlText(value)
-		if len(name) > maxName || !sysctlForm.MatchString(name) {
-			return invalid(field, "%q is not the name of a sysctl", truncate(name))
+		if len(name) > check.MaxName || !sysctlForm.MatchString(name) {
+			return check.Invalid(field, "%q is not the name of a sysctl", check.Truncate(name))
 		}
-		if len(value) > maxPath || !sysctlValue.MatchString(value) {
-			return invalid(field, "%s: bad value %q", name, truncate(value))
+		if len(value) > check.MaxPath || !sysctlValue.MatchString(value) {
+			return check.Invalid(field, "%s: bad value %q", name, check.Truncate(value))
 		}
 		switch {
 		case slices.Contains(ipcSysctls, name), strings.HasPrefix(name, "fs.mqueue."):
 			if o.GetIpc() == runtimeapi.NamespaceMode_NODE {
-				return invalid(field, "%s: the pod uses the IPC namespace of the host", name)
+				return check.Invalid(field, "%s: the pod uses the IPC namespace of the host", name)
 			}
 		case strings.HasPrefix(name, "net."):
 			if o.GetNetwork() == runtimeapi.NamespaceMode_NODE {
-				return invalid(field, "%s: the pod uses the network of the host", name)
+				return check.Invalid(field, "%s: the pod uses the network of the host", name)
 			}
 		case name == "kernel.domainname":
 			if o.GetNetwork() == runtimeapi.NamespaceMode_NODE {
-				return invalid(field, "%s: the pod uses the host name of the host", name)
+				return check.Invalid(field, "%s: the pod uses the host name of the host", name)
 			}
 		default:
-			return invalid(field, "%s belongs to no namespace of the pod", name)
+			return check.Invalid(field, "%s belongs to no namespace of the pod", name)
 		}
 	}
 	return nil

@@ -5,6 +5,8 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // Pod is a pod as its containers see it: the request and where its parts are.
@@ -56,7 +58,7 @@ type User struct {
 	// Home as the image's passwd has it; "/" when it is not there.
 	Home string
 	// Notes tell what of the image's files was not taken as it is.
-	Notes []Note
+	Notes []check.Note
 }
 
 // Container is a container's request and what the caller found out about it.

@@ -9,13 +9,15 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // Update returns a copy of a container's spec in which what r sets is changed
 // (CRI UpdateContainerResources); zero and empty fields of r mean "leave
 // unchanged". ErrInvalidArgument names the field that no machine could serve,
 // ErrFailedPrecondition what this one lacks.
-func Update(h Host, s *specs.Spec, r *runtimeapi.LinuxContainerResources) (*specs.Spec, []Note, error) {
+func Update(h Host, s *specs.Spec, r *runtimeapi.LinuxContainerResources) (*specs.Spec, []check.Note, error) {
 	if s == nil || s.Process == nil || s.Linux == nil {
 		return nil, nil, fmt.Errorf("update spec: it has no process: %w", errdefs.ErrInvalidArgument)
 	}

@@ -3,20 +3,16 @@ package spec
 import (
 	"bytes"
 	"errors"
-	"fmt"
-	"math"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 const (
-	// maxID is the highest user or group id: what fits into 31 bits is the
-	// same number to everyone who handles it.
-	maxID = math.MaxInt32
 	// maxGroups is what setgroups(2) takes.
 	maxGroups = 65536
 )
@@ -25,15 +21,12 @@ const (
 // caller refuses to read it.
 const MaxUserFile = 10 << 20
 
-// number: digits and nothing else.
-var number = regexp.MustCompile(`^[0-9]+$`)
-
 // ImageUser tells whom an image's USER names: an id, or a name that its passwd
 // file must have. An image that names nobody has neither. ResolveUser reads the
 // same string in the same way.
 func ImageUser(user string) (uid *uint32, name string) {
 	who, _, _ := strings.Cut(user, ":")
-	if !number.MatchString(who) {
+	if !check.IsNumber(who) {
 		return nil, who
 	}
 	id, err := parseID("image user", who)
@@ -73,7 +66,7 @@ func ResolveUser(imageUser string, sc *runtimeapi.LinuxContainerSecurityContext,
 		return User{}, err
 	}
 	if who == "" && imageUser != "" && field == "image user" {
-		u.note(field, "%q names no user, root stands in", truncate(imageUser))
+		u.note(field, "%q names no user, root stands in", check.Truncate(imageUser))
 	}
 	if primary != "" {
 		if u.GID, err = findGroup(field, primary, group); err != nil {
@@ -84,7 +77,7 @@ func ResolveUser(imageUser string, sc *runtimeapi.LinuxContainerSecurityContext,
 }
 
 func (u *User) note(field, format string, args ...any) {
-	u.Notes = append(u.Notes, Note{Field: field, Text: fmt.Sprintf(format, args...)})
+	u.Notes = append(u.Notes, check.Notef(field, format, args...))
 }
 
 // withGroups: the primary group always, or setgroups(2) would take it away
@@ -98,7 +91,7 @@ func withGroups(u User, sc *runtimeapi.LinuxContainerSecurityContext, group []by
 			return nil
 		}
 		if len(u.AdditionalGIDs) >= maxGroups {
-			return invalid("security_context.supplemental_groups", "are more than %d with those of the image", maxGroups)
+			return check.Invalid("security_context.supplemental_groups", "are more than %d with those of the image", maxGroups)
 		}
 		seen[gid] = true
 		u.AdditionalGIDs = append(u.AdditionalGIDs, gid)
@@ -112,7 +105,7 @@ func withGroups(u User, sc *runtimeapi.LinuxContainerSecurityContext, group []by
 			}
 			gid, err := parseID("", string(f[2]))
 			if err != nil { // it names no group that somebody could be in
-				u.note("image group", "%q in the image's group file has no usable number and was left out", truncate(string(f[0])))
+				u.note("image group", "%q in the image's group file has no usable number and was left out", check.Truncate(string(f[0])))
 				continue
 			}
 			if err := add(gid); err != nil {
@@ -133,7 +126,7 @@ func findUser(field, who string, passwd []byte) (User, error) {
 	if who == "" {
 		who = "0"
 	}
-	u, numeric := User{Home: "/"}, number.MatchString(who)
+	u, numeric := User{Home: "/"}, check.IsNumber(who)
 	if numeric {
 		var err error
 		if u.UID, err = parseID(field, who); err != nil {
@@ -152,7 +145,7 @@ func findUser(field, who string, passwd []byte) (User, error) {
 		return fromPasswd(f)
 	}
 	if !numeric {
-		return User{}, invalid(field, "the image has no user %q", truncate(who))
+		return User{}, check.Invalid(field, "the image has no user %q", check.Truncate(who))
 	}
 	return u, nil
 }
@@ -160,7 +153,7 @@ func findUser(field, who string, passwd []byte) (User, error) {
 // fromPasswd reads a line of three fields or more. Without a group of its own
 // a user has root's, as elsewhere; a user without a number is nobody.
 func fromPasswd(f [][]byte) (User, error) {
-	name := truncate(string(f[0]))
+	name := check.Truncate(string(f[0]))
 	uid, err := parseID("passwd file of the image: uid of "+name, string(f[2]))
 	if err != nil {
 		return User{}, err
@@ -176,22 +169,22 @@ func fromPasswd(f [][]byte) (User, error) {
 		return User{}, err
 	}
 	// What an image writes there ends up in an environment.
-	if len(f) > 5 && len(f[5]) <= maxPath && bytes.HasPrefix(f[5], []byte("/")) && !bytes.ContainsFunc(f[5], control) {
+	if len(f) > 5 && len(f[5]) <= check.MaxPath && bytes.HasPrefix(f[5], []byte("/")) && !bytes.ContainsFunc(f[5], check.IsControl) {
 		u.Home = string(f[5])
 	}
 	return u, nil
 }
 
 func findGroup(field, name string, group []byte) (uint32, error) {
-	if number.MatchString(name) {
+	if check.IsNumber(name) {
 		return parseID(field, name)
 	}
 	for line := range bytes.Lines(group) {
 		if f := fields(line, 4); len(f) > 2 && string(f[0]) == name {
-			return parseID("group file of the image: gid of "+truncate(name), string(f[2]))
+			return parseID("group file of the image: gid of "+check.Truncate(name), string(f[2]))
 		}
 	}
-	return 0, invalid(field, "the image has no group %q", truncate(name))
+	return 0, check.Invalid(field, "the image has no group %q", check.Truncate(name))
 }
 
 // fields splits a line of passwd or group into at most n fields; nil when it
@@ -217,35 +210,28 @@ func member(list []byte, name string) bool {
 
 func parseID(field, s string) (uint32, error) {
 	n, err := strconv.ParseInt(s, 10, 64)
-	if !number.MatchString(s) || err != nil || n > maxID {
-		return 0, invalid(field, "%q is not a number between 0 and %d", truncate(s), maxID)
+	if !check.IsNumber(s) || err != nil || n > check.MaxID {
+		return 0, check.Invalid(field, "%q is not a number between 0 and %d", check.Truncate(s), check.MaxID)
 	}
 	return uint32(n), nil
-}
-
-func checkID(field string, n int64) error {
-	if n < 0 || n > maxID {
-		return invalid(field, "%d is not between 0 and %d", n, maxID)
-	}
-	return nil
 }
 
 // checkUser is what can be said about the request without the image.
 func checkUser(sc *runtimeapi.LinuxContainerSecurityContext) error {
 	const field = "security_context."
 	if sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "" {
-		return invalid(field+"run_as_username", "is set together with run_as_user")
+		return check.Invalid(field+"run_as_username", "is set together with run_as_user")
 	}
 	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil && sc.GetRunAsUsername() == "" {
-		return invalid(field+"run_as_group", "is set without run_as_user or run_as_username")
+		return check.Invalid(field+"run_as_group", "is set without run_as_user or run_as_username")
 	}
-	if name := sc.GetRunAsUsername(); len(name) > maxName || strings.ContainsFunc(name, control) {
-		return invalid(field+"run_as_username", "%q is not a user name", truncate(name))
+	if name := sc.GetRunAsUsername(); len(name) > check.MaxName || strings.ContainsFunc(name, check.IsControl) {
+		return check.Invalid(field+"run_as_username", "%q is not a user name", check.Truncate(name))
 	}
-	if err := checkID(field+"run_as_user", sc.GetRunAsUser().GetValue()); err != nil {
+	if err := check.ID(field+"run_as_user", sc.GetRunAsUser().GetValue()); err != nil {
 		return err
 	}
-	if err := checkID(field+"run_as_group", sc.GetRunAsGroup().GetValue()); err != nil {
+	if err := check.ID(field+"run_as_group", sc.GetRunAsGroup().GetValue()); err != nil {
 		return err
 	}
 	return checkGroups(sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
@@ -254,16 +240,16 @@ func checkUser(sc *runtimeapi.LinuxContainerSecurityContext) error {
 func checkGroups(groups []int64, policy runtimeapi.SupplementalGroupsPolicy) error {
 	const field = "security_context.supplemental_groups"
 	if len(groups) > maxGroups {
-		return invalid(field, "are %d, the kernel takes %d", len(groups), maxGroups)
+		return check.Invalid(field, "are %d, the kernel takes %d", len(groups), maxGroups)
 	}
 	for _, g := range groups {
-		if err := checkID(field, g); err != nil {
+		if err := check.ID(field, g); err != nil {
 			return err
 		}
 	}
 	known := []runtimeapi.SupplementalGroupsPolicy{runtimeapi.SupplementalGroupsPolicy_Merge, runtimeapi.SupplementalGroupsPolicy_Strict}
 	if !slices.Contains(known, policy) {
-		return invalid(field+"_policy", "%d is unknown", policy)
+		return check.Invalid(field+"_policy", "%d is unknown", policy)
 	}
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 const passwd = `# users of the image
@@ -163,7 +165,7 @@ func TestResolveUserRefuses(t *testing.T) {
 		"a/b", "../root", "app\n", "app ", "-app", strings.Repeat("a", 1<<20),
 	}
 	for _, u := range hostile {
-		t.Run(truncate(u), func(t *testing.T) {
+		t.Run(check.Truncate(u), func(t *testing.T) {
 			got, err := ResolveUser(u, nil, []byte(passwd), []byte(group))
 			if err == nil {
 				t.Fatalf("became %+v", got)

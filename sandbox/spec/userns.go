@@ -7,6 +7,8 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // IDs is a range of ids: those from 0 on in a user namespace, which are those from First on
@@ -45,11 +47,11 @@ func CheckMapped(p *runtimeapi.PodSandboxConfig, u specs.User) error {
 		return nil
 	}
 	if u.UID >= uids.Length {
-		return invalid("user", "%d is not mapped, the pod's user namespace has the users 0 to %d", u.UID, uids.Length-1)
+		return check.Invalid("user", "%d is not mapped, the pod's user namespace has the users 0 to %d", u.UID, uids.Length-1)
 	}
 	for _, g := range u.AdditionalGids {
 		if g >= gids.Length {
-			return invalid("group", "%d is not mapped, the pod's user namespace has the groups 0 to %d", g, gids.Length-1)
+			return check.Invalid("group", "%d is not mapped, the pod's user namespace has the groups 0 to %d", g, gids.Length-1)
 		}
 	}
 	return nil
@@ -74,21 +76,21 @@ func checkUserNamespace(field string, u *runtimeapi.UserNamespace) error {
 	switch u.GetMode() {
 	case runtimeapi.NamespaceMode_NODE:
 		if len(u.GetUids()) > 0 || len(u.GetGids()) > 0 {
-			return invalid(field, "mode NODE has mappings")
+			return check.Invalid(field, "mode NODE has mappings")
 		}
 		return nil
 	case runtimeapi.NamespaceMode_POD:
 		for _, m := range mappings {
 			if len(m.list) != 1 {
-				return invalid(m.field, "are %d mappings, exactly one is taken", len(m.list))
+				return check.Invalid(m.field, "are %d mappings, exactly one is taken", len(m.list))
 			}
 			if m.list[0].GetContainerId() != 0 {
-				return invalid(m.field, "id 0 of the container is not mapped")
+				return check.Invalid(m.field, "id 0 of the container is not mapped")
 			}
 		}
 		return nil
 	}
-	return invalid(field+".mode", "%s is unknown to user namespaces", u.GetMode())
+	return check.Invalid(field+".mode", "%s is unknown to user namespaces", u.GetMode())
 }
 
 // checkUserNamespacePod: who has all of the host, or sees its processes or its IPC, is not confined
@@ -101,9 +103,9 @@ func checkUserNamespacePod(p *runtimeapi.PodSandboxConfig, h Host) error {
 	o := podNamespace(p)
 	switch {
 	case o.GetPid() == runtimeapi.NamespaceMode_NODE:
-		return invalid(field+"namespace_options.pid", "a pod in the host's PID namespace cannot have a user namespace")
+		return check.Invalid(field+"namespace_options.pid", "a pod in the host's PID namespace cannot have a user namespace")
 	case o.GetIpc() == runtimeapi.NamespaceMode_NODE:
-		return invalid(field+"namespace_options.ipc", "a pod in the host's IPC namespace cannot have a user namespace")
+		return check.Invalid(field+"namespace_options.ipc", "a pod in the host's IPC namespace cannot have a user namespace")
 	}
 	if h.NoUserNamespaces != "" {
 		return fmt.Errorf("%snamespace_options.userns_options: no user namespaces here: %s: %w", field, h.NoUserNamespaces, errdefs.ErrFailedPrecondition)
@@ -124,10 +126,10 @@ func checkUserNamespaceContainer(p *runtimeapi.PodSandboxConfig, u *runtimeapi.U
 		return checkUserNamespacePod(p, h)
 	}
 	if ok != (u.GetMode() == runtimeapi.NamespaceMode_POD) {
-		return invalid(field+".mode", "is %s although the pod's is another", u.GetMode())
+		return check.Invalid(field+".mode", "is %s although the pod's is another", u.GetMode())
 	}
 	if ok && (idsOf(u.GetUids()[0]) != uids || idsOf(u.GetGids()[0]) != gids) {
-		return invalid(field, "the mappings are not those of the pod")
+		return check.Invalid(field, "the mappings are not those of the pod")
 	}
 	return checkUserNamespacePod(p, h)
 }
@@ -137,10 +139,10 @@ func checkUserNamespaceContainer(p *runtimeapi.PodSandboxConfig, u *runtimeapi.U
 func checkHostIDs(field string, list []*runtimeapi.IDMapping) error {
 	for i, m := range list {
 		if m.GetHostId() == 0 {
-			return invalid(field, "mapping %d gives the pod root of the host", i)
+			return check.Invalid(field, "mapping %d gives the pod root of the host", i)
 		}
 		if uint64(m.GetHostId())+uint64(m.GetLength()) > math.MaxUint32 || uint64(m.GetContainerId())+uint64(m.GetLength()) > math.MaxUint32 {
-			return invalid(field, "mapping %d includes %d, which is no id", i, uint32(math.MaxUint32))
+			return check.Invalid(field, "mapping %d includes %d, which is no id", i, uint32(math.MaxUint32))
 		}
 	}
 	return nil
@@ -150,22 +152,22 @@ func checkHostIDs(field string, list []*runtimeapi.IDMapping) error {
 func checkIDMappings(field string, list []*runtimeapi.IDMapping) error {
 	const maxMappings = 340 // what the kernel takes
 	if len(list) > maxMappings {
-		return invalid(field, "are %d mappings, the kernel takes %d", len(list), maxMappings)
+		return check.Invalid(field, "are %d mappings, the kernel takes %d", len(list), maxMappings)
 	}
 	overlap := func(a, b uint32, n, m uint32) bool {
 		return uint64(a) < uint64(b)+uint64(m) && uint64(b) < uint64(a)+uint64(n)
 	}
 	for i, m := range list {
 		if m.GetLength() == 0 {
-			return invalid(field, "mapping %d is empty", i)
+			return check.Invalid(field, "mapping %d is empty", i)
 		}
 		if uint64(m.GetHostId())+uint64(m.GetLength()) > 1<<32 || uint64(m.GetContainerId())+uint64(m.GetLength()) > 1<<32 {
-			return invalid(field, "mapping %d goes beyond 32 bits", i)
+			return check.Invalid(field, "mapping %d goes beyond 32 bits", i)
 		}
 		for _, o := range list[:i] {
 			if overlap(m.GetHostId(), o.GetHostId(), m.GetLength(), o.GetLength()) ||
 				overlap(m.GetContainerId(), o.GetContainerId(), m.GetLength(), o.GetLength()) {
-				return invalid(field, "mapping %d overlaps another", i)
+				return check.Invalid(field, "mapping %d overlaps another", i)
 			}
 		}
 	}
@@ -185,14 +187,14 @@ func checkMountMappings(pod *runtimeapi.PodSandboxConfig, m *runtimeapi.Mount) e
 		return nil
 	}
 	if len(m.GetUidMappings()) == 0 || len(m.GetGidMappings()) == 0 {
-		return invalid("mounts.uidMappings", "and gidMappings are set together or not at all")
+		return check.Invalid("mounts.uidMappings", "and gidMappings are set together or not at all")
 	}
 	uids, gids, ok := UserNamespace(pod)
 	if !ok {
-		return invalid("mounts.uidMappings", "are set although the pod has no user namespace")
+		return check.Invalid("mounts.uidMappings", "are set although the pod has no user namespace")
 	}
 	if m.GetImage() != nil && !(sameIDs(m.GetUidMappings(), uids) && sameIDs(m.GetGidMappings(), gids)) {
-		return invalid("mounts.uidMappings", "of an image are not those of the pod")
+		return check.Invalid("mounts.uidMappings", "of an image are not those of the pod")
 	}
 	return nil
 }

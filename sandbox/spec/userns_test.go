@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"slices"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -96,7 +97,7 @@ func TestSmallUserNamespace(t *testing.T) {
 		t.Errorf("pause is %v", u)
 	}
 	for _, m := range mustContainer(t, aHost(), p, c).Mounts {
-		if m.Type == "devpts" && contains(m.Options, "gid=5") {
+		if m.Type == "devpts" && slices.Contains(m.Options, "gid=5") {
 			t.Error("terminals belong to a group that is not there")
 		}
 	}
@@ -107,7 +108,7 @@ func TestFollowsThePod(t *testing.T) {
 	p, c := aPod(), aContainer()
 	inUserNamespace(&p, nil)
 	want := specs.LinuxNamespace{Type: specs.UserNamespace, Path: p.UserNS}
-	if got := mustContainer(t, aHost(), p, c).Linux.Namespaces; !contains(got, want) {
+	if got := mustContainer(t, aHost(), p, c).Linux.Namespaces; !slices.Contains(got, want) {
 		t.Errorf("namespaces %v", got)
 	}
 }

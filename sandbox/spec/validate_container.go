@@ -7,6 +7,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // containerChecks is everything that is asked of the request for a container,
@@ -57,10 +59,10 @@ func WithPrivilege(pod, asked *runtimeapi.PodSandboxConfig) *runtimeapi.PodSandb
 // pod is the request that made the pod; see WithPrivilege.
 func ValidateContainer(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
 	if c == nil {
-		return invalid("config", "is missing")
+		return check.Invalid("config", "is missing")
 	}
 	if pod == nil {
-		return invalid("sandbox_config", "is missing")
+		return check.Invalid("sandbox_config", "is missing")
 	}
 	for _, k := range containerChecks {
 		if err := k.check(pod, c, h); err != nil {
@@ -72,27 +74,27 @@ func ValidateContainer(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.Container
 
 func checkContainerMetadata(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
 	if c.GetMetadata() == nil {
-		return invalid("metadata", "is missing")
+		return check.Invalid("metadata", "is missing")
 	}
-	return checkName("metadata.name", c.GetMetadata().GetName())
+	return check.Name("metadata.name", c.GetMetadata().GetName())
 }
 
 func checkImage(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
 	if c.GetImage() == nil {
-		return invalid("image", "is missing")
+		return check.Invalid("image", "is missing")
 	}
-	return checkText("image.image", c.GetImage().GetImage(), maxPath)
+	return check.Text("image.image", c.GetImage().GetImage(), check.MaxPath)
 }
 
 func checkCommand(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
-	if err := checkStrings("command", c.GetCommand()); err != nil {
+	if err := check.Strings("command", c.GetCommand()); err != nil {
 		return err
 	}
-	if err := checkStrings("args", c.GetArgs()); err != nil {
+	if err := check.Strings("args", c.GetArgs()); err != nil {
 		return err
 	}
 	if len(c.GetCommand()) > 0 && c.GetCommand()[0] == "" {
-		return invalid("command", "begins with an empty string")
+		return check.Invalid("command", "begins with an empty string")
 	}
 	return checkExecSize("command, args", h.execLimit(), slices.Concat(c.GetCommand(), c.GetArgs()))
 }
@@ -107,10 +109,10 @@ func checkEnvs(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h 
 	for _, e := range c.GetEnvs() {
 		name, value := e.GetKey(), string(e.GetValue())
 		if name == "" || strings.ContainsAny(name, "=\x00") {
-			return invalid("envs.key", "%q is not the name of a variable", truncate(name))
+			return check.Invalid("envs.key", "%q is not the name of a variable", check.Truncate(name))
 		}
 		if strings.ContainsRune(value, 0) {
-			return invalid("envs.value", "of %s holds a NUL byte", truncate(name))
+			return check.Invalid("envs.value", "of %s holds a NUL byte", check.Truncate(name))
 		}
 		pairs = append(pairs, name+"="+value)
 	}
@@ -122,8 +124,8 @@ func checkMounts(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig
 		if err := checkMountPlace(m); err != nil {
 			return err
 		}
-		for _, check := range []func(*runtimeapi.Mount, Host) error{checkMountSource, checkMountAccess, checkMountOptions} {
-			if err := check(m, h); err != nil {
+		for _, valid := range []func(*runtimeapi.Mount, Host) error{checkMountSource, checkMountAccess, checkMountOptions} {
+			if err := valid(m, h); err != nil {
 				return err
 			}
 		}
@@ -145,35 +147,35 @@ var procPlaces = []string{
 // may not, /proc only by another proc (see askedMounts), and below /proc there are few places.
 func checkMountPlace(m *runtimeapi.Mount) error {
 	const field = "mounts.container_path"
-	if err := checkText(field, m.GetContainerPath(), maxPath); err != nil {
+	if err := check.Text(field, m.GetContainerPath(), check.MaxPath); err != nil {
 		return err
 	}
 	clean := PlaceOf(m)
 	switch {
 	case clean == "/":
-		return invalid(field, "nothing can be mounted at the root of the container")
+		return check.Invalid(field, "nothing can be mounted at the root of the container")
 	case strings.HasPrefix(clean, "/proc/") && !slices.Contains(procPlaces, clean):
-		return invalid(field, "nothing can be mounted at %q, below /proc only at %s", truncate(clean), strings.Join(procPlaces, ", "))
+		return check.Invalid(field, "nothing can be mounted at %q, below /proc only at %s", check.Truncate(clean), strings.Join(procPlaces, ", "))
 	}
 	return nil
 }
 
 func checkMountSource(m *runtimeapi.Mount, _ Host) error {
 	if m.GetImage() == nil { // the kubelet names the sub path of every kind of volume, which is a part of host_path then
-		return checkHostPath("mounts.host_path", m.GetHostPath())
+		return check.HostPath("mounts.host_path", m.GetHostPath())
 	}
 	if m.GetHostPath() != "" {
-		return invalid("mounts.host_path", "is set together with an image")
+		return check.Invalid("mounts.host_path", "is set together with an image")
 	}
-	if err := checkText("mounts.image.image", m.GetImage().GetImage(), maxPath); err != nil {
+	if err := check.Text("mounts.image.image", m.GetImage().GetImage(), check.MaxPath); err != nil {
 		return err
 	}
 	if sub := m.GetImageSubPath(); sub != "" {
-		if err := checkPath("mounts.image_sub_path", sub); err != nil {
+		if err := check.Path("mounts.image_sub_path", sub); err != nil {
 			return err
 		}
 		if path.IsAbs(sub) {
-			return invalid("mounts.image_sub_path", "%q is absolute", truncate(sub))
+			return check.Invalid("mounts.image_sub_path", "%q is absolute", check.Truncate(sub))
 		}
 	}
 	return nil
@@ -181,23 +183,23 @@ func checkMountSource(m *runtimeapi.Mount, _ Host) error {
 
 func checkMountAccess(m *runtimeapi.Mount, h Host) error {
 	if _, ok := runtimeapi.MountPropagation_name[int32(m.GetPropagation())]; !ok {
-		return invalid("mounts.propagation", "%d is unknown", m.GetPropagation())
+		return check.Invalid("mounts.propagation", "%d is unknown", m.GetPropagation())
 	}
 	private := m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_PRIVATE
 	if m.GetImage() != nil && !private {
-		return invalid("mounts.propagation", "of an image is %s", m.GetPropagation())
+		return check.Invalid("mounts.propagation", "of an image is %s", m.GetPropagation())
 	}
 	if m.GetImage() != nil && !m.GetReadonly() {
-		return invalid("mounts.readonly", "is not set for an image, which cannot be written")
+		return check.Invalid("mounts.readonly", "is not set for an image, which cannot be written")
 	}
 	if !m.GetRecursiveReadOnly() {
 		return nil
 	}
 	if !m.GetReadonly() {
-		return invalid("mounts.recursive_read_only", "is set without readonly")
+		return check.Invalid("mounts.recursive_read_only", "is set without readonly")
 	}
 	if !private {
-		return invalid("mounts.recursive_read_only", "is set with propagation %s", m.GetPropagation())
+		return check.Invalid("mounts.recursive_read_only", "is set with propagation %s", m.GetPropagation())
 	}
 	if !h.RecursiveReadOnly {
 		return errNoRecursiveReadOnly(m)
@@ -212,7 +214,7 @@ var mountOptions = []string{"noexec", "nodev", "nosuid", "noatime", "nodiratime"
 func checkMountOptions(m *runtimeapi.Mount, _ Host) error {
 	for _, o := range m.GetMountOptions() {
 		if !slices.Contains(mountOptions, o) {
-			return invalid("mounts.mount_options", "%q is not among %s", truncate(o), strings.Join(mountOptions, ", "))
+			return check.Invalid("mounts.mount_options", "%q is not among %s", check.Truncate(o), strings.Join(mountOptions, ", "))
 		}
 	}
 	return nil
@@ -220,10 +222,10 @@ func checkMountOptions(m *runtimeapi.Mount, _ Host) error {
 
 func checkDevices(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
 	for _, d := range c.GetDevices() {
-		if err := checkHostPath("devices.host_path", d.GetHostPath()); err != nil {
+		if err := check.HostPath("devices.host_path", d.GetHostPath()); err != nil {
 			return err
 		}
-		if err := checkContainerPath("devices.container_path", d.GetContainerPath()); err != nil {
+		if err := check.ContainerPath("devices.container_path", d.GetContainerPath()); err != nil {
 			return err
 		}
 		if p := d.GetPermissions(); p != "" { // otherwise all
@@ -241,11 +243,11 @@ func checkLogPath(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig,
 	if p == "" {
 		return nil
 	}
-	if err := checkPath("log_path", p); err != nil {
+	if err := check.Path("log_path", p); err != nil {
 		return err
 	}
 	if path.Clean("/"+p) == "/" || strings.HasSuffix(p, "/") {
-		return invalid("log_path", "%q is not a file below the log directory", truncate(p))
+		return check.Invalid("log_path", "%q is not a file below the log directory", check.Truncate(p))
 	}
 	return nil
 }
@@ -257,7 +259,7 @@ func checkStopSignal(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConf
 
 func checkPrivileged(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
 	if c.GetLinux().GetSecurityContext().GetPrivileged() && !pod.GetLinux().GetSecurityContext().GetPrivileged() {
-		return invalid("linux.security_context.privileged", "is set, and the sandbox_config of the request is not privileged")
+		return check.Invalid("linux.security_context.privileged", "is set, and the sandbox_config of the request is not privileged")
 	}
 	return nil
 }
@@ -270,7 +272,7 @@ func checkProtectedPaths(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.Container
 	sc := c.GetLinux().GetSecurityContext()
 	for field, list := range map[string][]string{"masked_paths": sc.GetMaskedPaths(), "readonly_paths": sc.GetReadonlyPaths()} {
 		for _, p := range list {
-			if err := checkAbsolute("linux.security_context."+field, p); err != nil {
+			if err := check.Absolute("linux.security_context."+field, p); err != nil {
 				return err
 			}
 		}

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
 // podChecks is everything that is asked of the request for a pod, in the order of the message.
@@ -33,7 +35,7 @@ var podChecks = []struct {
 // could serve, or ErrFailedPrecondition naming what this one lacks.
 func ValidatePod(p *runtimeapi.PodSandboxConfig, h Host) error {
 	if p == nil {
-		return invalid("config", "is missing")
+		return check.Invalid("config", "is missing")
 	}
 	for _, c := range podChecks {
 		if err := c.check(p, h); err != nil {
@@ -46,16 +48,16 @@ func ValidatePod(p *runtimeapi.PodSandboxConfig, h Host) error {
 func checkPodMetadata(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	m := p.GetMetadata()
 	if m == nil {
-		return invalid("metadata", "is missing")
+		return check.Invalid("metadata", "is missing")
 	}
-	if err := checkName("metadata.name", m.GetName()); err != nil {
+	if err := check.Name("metadata.name", m.GetName()); err != nil {
 		return err
 	}
 	for _, f := range []struct{ field, value string }{{"metadata.namespace", m.GetNamespace()}, {"metadata.uid", m.GetUid()}} {
 		if f.value == "" {
 			continue // a person with crictl writes what is needed
 		}
-		if err := checkName(f.field, f.value); err != nil {
+		if err := check.Name(f.field, f.value); err != nil {
 			return err
 		}
 	}
@@ -64,10 +66,13 @@ func checkPodMetadata(p *runtimeapi.PodSandboxConfig, _ Host) error {
 
 var hostname = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
 
+// maxHostname is what sethostname(2) takes.
+const maxHostname = 64
+
 func checkHostname(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	name := p.GetHostname()
 	if name != "" && (len(name) > maxHostname || !hostname.MatchString(name)) {
-		return invalid("hostname", "%q is not a host name of at most %d bytes", truncate(name), maxHostname)
+		return check.Invalid("hostname", "%q is not a host name of at most %d bytes", check.Truncate(name), maxHostname)
 	}
 	return nil
 }
@@ -76,7 +81,7 @@ func checkLogDirectory(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	if p.GetLogDirectory() == "" {
 		return nil
 	}
-	return checkHostPath("log_directory", p.GetLogDirectory())
+	return check.HostPath("log_directory", p.GetLogDirectory())
 }
 
 // maxResolv is how many bytes of names and addresses a resolv.conf is made of. How many a resolver
@@ -96,10 +101,10 @@ func checkDNS(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	} {
 		for _, s := range f.list {
 			if total += len(s) + 1; total > maxResolv {
-				return invalid(f.field, "make a resolv.conf of more than %d bytes", maxResolv)
+				return check.Invalid(f.field, "make a resolv.conf of more than %d bytes", maxResolv)
 			}
 			if strings.ContainsAny(s, "\n\r\x00") {
-				return invalid(f.field, "%q is more than one line", truncate(s))
+				return check.Invalid(f.field, "%q is more than one line", check.Truncate(s))
 			}
 		}
 	}
@@ -129,7 +134,7 @@ func (d *draft) podDNS() error {
 	}
 	for _, s := range DNSWords(dns.GetServers()) {
 		if _, err := netip.ParseAddr(s); err != nil {
-			d.note("dns_config.servers", "%q is no address; it was written as it is", truncate(s))
+			d.note("dns_config.servers", "%q is no address; it was written as it is", check.Truncate(s))
 		}
 	}
 	return nil
@@ -151,25 +156,25 @@ func checkPorts(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	for _, m := range p.GetPortMappings() {
 		host, container := m.GetHostPort(), m.GetContainerPort()
 		if _, ok := runtimeapi.Protocol_name[int32(m.GetProtocol())]; !ok {
-			return invalid("port_mappings.protocol", "%d is unknown", m.GetProtocol())
+			return check.Invalid("port_mappings.protocol", "%d is unknown", m.GetProtocol())
 		}
 		if host < 0 || host > maxPort {
-			return invalid("port_mappings.host_port", "%d is not between 0 and %d", host, maxPort)
+			return check.Invalid("port_mappings.host_port", "%d is not between 0 and %d", host, maxPort)
 		}
 		if container < 0 || container > maxPort || (container == 0 && host != 0) {
-			return invalid("port_mappings.container_port", "%d is not between 1 and %d", container, maxPort)
+			return check.Invalid("port_mappings.container_port", "%d is not between 1 and %d", container, maxPort)
 		}
 		ip := m.GetHostIp()
 		if ip != "" {
 			addr, err := netip.ParseAddr(ip)
 			if err != nil {
-				return invalid("port_mappings.host_ip", "%q is not an address", truncate(ip))
+				return check.Invalid("port_mappings.host_ip", "%q is not an address", check.Truncate(ip))
 			}
 			ip = addr.Unmap().String()
 		}
 		at := place{ip, host, m.GetProtocol()}
 		if other, again := used[at]; host != 0 && again && other != container {
-			return invalid("port_mappings.host_port", "%d/%s occurs twice at address %q", host, m.GetProtocol(), ip)
+			return check.Invalid("port_mappings.host_port", "%d/%s occurs twice at address %q", host, m.GetProtocol(), ip)
 		}
 		used[at] = container
 	}
@@ -189,16 +194,16 @@ func checkCgroupParent(p *runtimeapi.PodSandboxConfig, h Host) error {
 	if parent == "" {
 		return nil
 	}
-	if err := checkPath(field, parent); err != nil {
+	if err := check.Path(field, parent); err != nil {
 		return err
 	}
 	for _, part := range strings.Split(strings.Trim(path.Clean(parent), "/"), "/") {
 		if part != "" && (part == "." || !cgroupPart.MatchString(part)) {
-			return invalid(field, "%q is not the name of a cgroup", truncate(parent))
+			return check.Invalid(field, "%q is not the name of a cgroup", check.Truncate(parent))
 		}
 	}
 	if h.SystemdCgroup && !sliceName.MatchString(path.Base(parent)) {
-		return invalid(field, "%q is not a slice", truncate(parent))
+		return check.Invalid(field, "%q is not a slice", check.Truncate(parent))
 	}
 	return nil
 }
@@ -207,12 +212,12 @@ func checkCgroupParent(p *runtimeapi.PodSandboxConfig, h Host) error {
 func checkPodUser(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	sc := p.GetLinux().GetSecurityContext()
 	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil {
-		return invalid("linux.security_context.run_as_group", "is set without run_as_user")
+		return check.Invalid("linux.security_context.run_as_group", "is set without run_as_user")
 	}
-	if err := checkID("linux.security_context.run_as_user", sc.GetRunAsUser().GetValue()); err != nil {
+	if err := check.ID("linux.security_context.run_as_user", sc.GetRunAsUser().GetValue()); err != nil {
 		return err
 	}
-	if err := checkID("linux.security_context.run_as_group", sc.GetRunAsGroup().GetValue()); err != nil {
+	if err := check.ID("linux.security_context.run_as_group", sc.GetRunAsGroup().GetValue()); err != nil {
 		return err
 	}
 	return checkGroups(sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
@@ -240,7 +245,7 @@ func ValidatePodResources(overhead, resources *runtimeapi.LinuxContainerResource
 
 func checkFigures(field string, r *runtimeapi.LinuxContainerResources) error {
 	if r.GetCpuShares() < 0 || r.GetCpuPeriod() < 0 || r.GetCpuQuota() < -1 || r.GetMemoryLimitInBytes() < -1 || r.GetMemorySwapLimitInBytes() < -1 {
-		return invalid(field, "holds a negative figure")
+		return check.Invalid(field, "holds a negative figure")
 	}
 	return nil
 }
@@ -252,7 +257,7 @@ func checkPodWindows(p *runtimeapi.PodSandboxConfig, _ Host) error {
 // checkNotWindows: who asks for something of Windows would not get it.
 func checkNotWindows(asked bool) error {
 	if asked {
-		return invalid("windows", "is set, and this machine runs Linux")
+		return check.Invalid("windows", "is set, and this machine runs Linux")
 	}
 	return nil
 }

@@ -1,22 +1,22 @@
-package spec
+package check
 
 import (
 	"strconv"
 	"strings"
 )
 
-// maxSetBit is beyond every machine; it bounds what a list can cost, however
-// often it names the same range.
+// maxSetBit is larger than any machine needs. It limits the work that a list can cause, also when
+// the list names the same range many times.
 const maxSetBit = 1 << 16
 
-// checkSet wants a list such as "0-3,8" within online; an empty online is not compared with.
-func checkSet(field, list, online string) error {
+// Set wants a list such as "0-3,8" that lies within online. If online is empty, any list will do.
+func Set(field, list, online string) error {
 	if list == "" {
 		return nil
 	}
 	asked, ok := parseSet(list)
 	if !ok {
-		return invalid(field, "%q is not a list such as 0-3,8", truncate(list))
+		return Invalid(field, "%q is not a list such as 0-3,8", Truncate(list))
 	}
 	have, ok := parseSet(strings.TrimSpace(online))
 	if !ok {
@@ -24,14 +24,20 @@ func checkSet(field, list, online string) error {
 	}
 	for n := range asked {
 		if !have[n] {
-			return invalid(field, "%d is not among %s", n, strings.TrimSpace(online))
+			return Invalid(field, "%d is not among %s", n, strings.TrimSpace(online))
 		}
 	}
 	return nil
 }
 
+// IsSet is true for a list such as "0-3,8".
+func IsSet(list string) bool {
+	_, ok := parseSet(list)
+	return ok
+}
+
 func parseSet(list string) (map[int]bool, bool) {
-	if len(list) > maxPath {
+	if len(list) > MaxPath {
 		return nil, false
 	}
 	set := map[int]bool{}
