@@ -15,6 +15,8 @@ import (
 	"github.com/cribox/cribox/sandbox/apparmor"
 	"github.com/cribox/cribox/sandbox/cgroup"
 	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/spec/capability"
+	"github.com/cribox/cribox/sandbox/spec/seccomp"
 )
 
 // capSysResource is the capability that lets a process lower its oom_score_adj and raise its hard
@@ -38,17 +40,19 @@ func ReadHost() (spec.Host, error) {
 		return spec.Host{}, fmt.Errorf("this machine's mounts: %w", err)
 	}
 	h := spec.Host{
-		CgroupV2:             cgroup.Unified(),
-		CgroupOptions:        cgroups,
-		Capabilities:         spec.KnownCapabilities(int(last)),
-		Grantable:            spec.CapabilitiesOf(mask),
-		OOMScoreAdjMin:       -1000,
-		Seccomp:              present("/proc/sys/kernel/seccomp/actions_avail"),
-		AppArmor:             apparmor.Enabled(),
-		Compat32:             runtime.GOARCH != "amd64" || present("/proc/sys/abi/vsyscall32"),
-		X32:                  x32(),
+		CgroupV2:       cgroup.Unified(),
+		CgroupOptions:  cgroups,
+		Capabilities:   capability.Known(int(last)),
+		Grantable:      capability.Of(mask),
+		OOMScoreAdjMin: -1000,
+		Seccomp:        present("/proc/sys/kernel/seccomp/actions_avail"),
+		AppArmor:       apparmor.Enabled(),
+		Machine: seccomp.Machine{
+			Kernel:   kernel,
+			X32:      x32(),
+			Compat32: runtime.GOARCH != "amd64" || present("/proc/sys/abi/vsyscall32"),
+		},
 		RecursiveReadOnly:    atLeast(kernel, [2]int{5, 12}),
-		Kernel:               kernel,
 		MemorySwapAccounting: present(cgroup.Mount+"/memory/memory.memsw.limit_in_bytes") || cgroup.Unified(),
 		StackLimit:           stackLimit(),
 		RlimitHard:           map[string]uint64{},

@@ -2,6 +2,8 @@ package spec
 
 import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cribox/cribox/sandbox/spec/seccomp"
 )
 
 // Host is what the caller found out about this machine.
@@ -16,7 +18,7 @@ type Host struct {
 	// CgroupParent of pods that name none: a path, "" means /cribox, or with
 	// SystemdCgroup the name of a slice, "" means system.slice.
 	CgroupParent string
-	// Capabilities that the kernel knows, "CAP_CHOWN" and so on; see KnownCapabilities.
+	// Capabilities that the kernel knows, "CAP_CHOWN" and so on; see capability.Known.
 	Capabilities []string
 	// Grantable are those that a container can be given here: the bounding
 	// set of the process that runs the OCI runtime. Nil means Capabilities.
@@ -42,8 +44,6 @@ type Host struct {
 	// not all of the host's.
 	NoHostDevices bool
 
-	// Kernel is the version of the kernel: 6, 1.
-	Kernel [2]int
 	// Seccomp, AppArmor and SELinux tell what the kernel and the OCI runtime offer.
 	Seccomp, AppArmor, SELinux bool
 	// SELinuxOff: the kernel labels, and the configuration says that pods are not.
@@ -51,12 +51,7 @@ type Host struct {
 	// AppArmorProfile is the name of the runtime's default profile, already
 	// loaded into the kernel; "" when there is none, and NoAppArmorProfile says why.
 	AppArmorProfile, NoAppArmorProfile string
-	// X32 tells that the kernel has the x32 ABI; Compat32 that it runs
-	// programs of the 32-bit sister architecture (x86 on amd64, ARM on
-	// arm64). The default seccomp profile leaves out what the kernel lacks:
-	// most of the time that a filter costs goes into these two. System calls
-	// by an ABI that was left out kill the caller.
-	X32, Compat32 bool
+	seccomp.Machine
 
 	// RecursiveReadOnly: kernel and OCI runtime can do it.
 	RecursiveReadOnly bool
@@ -81,38 +76,6 @@ type Host struct {
 
 // OffersUserNamespaces says whether every pod of a kubelet can have a user namespace.
 func (h Host) OffersUserNamespaces() bool { return h.NoUserNamespaces == "" && h.NoMappedTmpfs == "" }
-
-// capabilityNames by number (linux/capability.h).
-var capabilityNames = []string{
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID",
-	"CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE",
-	"CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_IPC_LOCK",
-	"CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE",
-	"CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE",
-	"CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE",
-	"CAP_AUDIT_CONTROL", "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG",
-	"CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF",
-	"CAP_CHECKPOINT_RESTORE",
-}
-
-// KnownCapabilities returns the names up to number last, which is what
-// /proc/sys/kernel/cap_last_cap says. Numbers newer than this package are left out.
-func KnownCapabilities(last int) []string {
-	n := min(max(last+1, 0), len(capabilityNames))
-	return append([]string(nil), capabilityNames[:n]...)
-}
-
-// CapabilitiesOf returns the names of the bits that are set in mask, which is
-// a value such as CapBnd of /proc/self/status.
-func CapabilitiesOf(mask uint64) []string {
-	var names []string
-	for i, name := range capabilityNames {
-		if mask&(1<<i) != 0 {
-			names = append(names, name)
-		}
-	}
-	return names
-}
 
 func (h Host) grantable() []string {
 	if h.Grantable == nil {

@@ -8,6 +8,9 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/capability"
+	"github.com/cribox/cribox/sandbox/spec/seccomp"
 )
 
 func TestArgs(t *testing.T) {
@@ -104,13 +107,13 @@ func TestExecProcess(t *testing.T) {
 }
 
 func TestCapabilities(t *testing.T) {
-	all := KnownCapabilities(40)
+	all := capability.Known(40)
 	without := func(list []string, drop ...string) []string {
 		return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return slices.Contains(drop, s) })
 	}
 	var fourteen []string
 	for _, name := range all {
-		if slices.Contains(defaultCapabilities, name) {
+		if slices.Contains(capability.Default, name) {
 			fourteen = append(fourteen, name)
 		}
 	}
@@ -150,14 +153,14 @@ func TestCapabilities(t *testing.T) {
 			}
 		})
 	}
-	if n := len(KnownCapabilities(-5)) + len(KnownCapabilities(0)) + len(KnownCapabilities(999)); n != 0+1+41 {
+	if n := len(capability.Known(-5)) + len(capability.Known(0)) + len(capability.Known(999)); n != 0+1+41 {
 		t.Errorf("%d capabilities", n)
 	}
 }
 
 func insert(list []string, name string) []string {
 	var out []string
-	for _, n := range capabilityNames {
+	for _, n := range capability.Known(999) {
 		if n == name || slices.Contains(list, n) {
 			out = append(out, n)
 		}
@@ -202,7 +205,7 @@ func TestSeccomp(t *testing.T) {
 		})
 	}
 	// SEC-08: what was read is no profile.
-	for _, file := range []string{"", " ", "{}", "null", "[]", `"x"`, own + own, own + " x", `{"defaultAction":"ALLOW"}`, `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["x"]}]}`, own + strings.Repeat(" ", MaxSeccompProfile)} {
+	for _, file := range []string{"", " ", "{}", "null", "[]", `"x"`, own + own, own + " x", `{"defaultAction":"ALLOW"}`, `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["x"]}]}`, own + strings.Repeat(" ", seccomp.MaxFile)} {
 		c := aContainer()
 		c.security().Seccomp, c.SeccompProfile = local, []byte(file)
 		_, _, err := ForContainer(aHost(), aPod(), c)

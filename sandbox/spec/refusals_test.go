@@ -413,7 +413,7 @@ func refusalFormat(file string, call *ast.CallExpr) (string, bool) {
 		return "%s" + literal(call.Args[1]), true
 	case *ast.SelectorExpr:
 		if f.Sel.Name == "Invalid" {
-			if literal(call.Args[1]) == "%s %v" { // the words of dockerseccomp.go
+			if literal(call.Args[1]) == "%s %v" { // the words of seccomp/docker.go
 				return "", false
 			}
 			return literal(call.Args[0]) + "%s" + literal(call.Args[1]), true
@@ -422,7 +422,7 @@ func refusalFormat(file string, call *ast.CallExpr) (string, bool) {
 			return "", false
 		}
 		format := literal(call.Args[0])
-		if file == "dockerseccomp.go" {
+		if file == "seccomp/docker.go" {
 			return format, format != "rule %d: %w"
 		}
 		classed := slices.ContainsFunc(call.Args, func(e ast.Expr) bool {

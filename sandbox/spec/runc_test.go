@@ -16,6 +16,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/capability"
 )
 
 // lab runs specs with a real OCI runtime and looks at them from inside.
@@ -96,7 +98,7 @@ func thisHost(t *testing.T) Host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Grantable = CapabilitiesOf(bnd)
+	h.Grantable = capability.Of(bnd)
 	if bnd&(1<<unix.CAP_SYS_RESOURCE) == 0 {
 		h.OOMScoreAdjMin = 0
 		var l unix.Rlimit

@@ -3,20 +3,14 @@ package spec
 import (
 	"fmt"
 	"path"
-	"slices"
 	"strings"
 
-	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/spec/check"
+	"github.com/cribox/cribox/sandbox/spec/seccomp"
 )
-
-// MaxSeccompProfile is the size in bytes above which a profile is refused;
-// the caller need not read more of the file than one byte beyond it.
-const MaxSeccompProfile = 1 << 20
 
 // PodSeccompPath returns the absolute path of the profile that the pod's pause
 // process is to have, "" when it needs no file.
@@ -129,64 +123,13 @@ func (d *draft) applySeccomp(p *runtimeapi.SecurityProfile, file []byte) error {
 		return fmt.Errorf("security_context.seccomp: this machine has no seccomp: %w", errdefs.ErrFailedPrecondition)
 	}
 	if p.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault {
-		d.spec.Linux.Seccomp = defaultSeccomp(d.spec, d.host)
+		d.spec.Linux.Seccomp = seccomp.Default(d.spec, d.host.Machine)
 		return nil
 	}
-	profile, unknown, err := parseSeccomp(p.GetLocalhostRef(), file, d.host, d.spec.Process.Capabilities.Bounding)
+	profile, unknown, err := seccomp.Parse(p.GetLocalhostRef(), file, d.host.Machine, d.spec.Process.Capabilities.Bounding)
 	if unknown != "" {
 		d.note("security_context.seccomp", "the profile %s has the field %s, which means nothing here", p.GetLocalhostRef(), unknown)
 	}
 	d.spec.Linux.Seccomp = profile
 	return err
-}
-
-// defaultSeccomp is the profile that every incumbent ships, without the
-// architectures that the kernel does not run: their filters cost more than
-// all the rest.
-func defaultSeccomp(s *specs.Spec, h Host) *specs.LinuxSeccomp {
-	profile := seccomp.DefaultProfile(s)
-	profile.Architectures = slices.DeleteFunc(profile.Architectures, func(a specs.Arch) bool {
-		switch a {
-		case specs.ArchX32:
-			return !h.X32
-		case specs.ArchX86, specs.ArchARM:
-			return !h.Compat32
-		}
-		return false
-	})
-	return profile
-}
-
-// parseSeccomp never returns a profile that lets everything through because
-// its file was empty or of another format. unknown is a field of it that was
-// not read. caps are the capabilities of the process.
-func parseSeccomp(name string, file []byte, h Host, caps []string) (profile *specs.LinuxSeccomp, unknown string, err error) {
-	const field = "security_context.seccomp.localhost_ref"
-	if len(file) == 0 {
-		return nil, "", check.Invalid(field, "%s is empty", name)
-	}
-	if len(file) > MaxSeccompProfile {
-		return nil, "", check.Invalid(field, "%s is larger than %d bytes", name, MaxSeccompProfile)
-	}
-	read, unknown, err := decodeSeccomp(file)
-	if err != nil {
-		return nil, "", check.Invalid(field, "%s %v", name, err)
-	}
-	if profile, err = read.evaluate(h, caps); err != nil {
-		return nil, "", check.Invalid(field, "%s %v", name, err)
-	}
-	if !slices.Contains(seccompActions, profile.DefaultAction) {
-		return nil, "", check.Invalid(field, "%s has the unknown default action %q", name, check.Truncate(string(profile.DefaultAction)))
-	}
-	for _, s := range read.Syscalls {
-		if !slices.Contains(seccompActions, s.Action) {
-			return nil, "", check.Invalid(field, "%s has the unknown action %q", name, check.Truncate(string(s.Action)))
-		}
-	}
-	return profile, unknown, nil
-}
-
-var seccompActions = []specs.LinuxSeccompAction{
-	specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActTrap, specs.ActErrno,
-	specs.ActTrace, specs.ActAllow, specs.ActLog, specs.ActNotify,
 }

@@ -14,7 +14,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cribox/cribox/sandbox/spec/capability"
 	"github.com/cribox/cribox/sandbox/spec/check"
+	"github.com/cribox/cribox/sandbox/spec/seccomp"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -22,8 +24,8 @@ var update = flag.Bool("update", false, "write the golden files")
 // aHost has everything.
 func aHost() Host {
 	return Host{
-		CgroupV2: true, Capabilities: KnownCapabilities(40), OOMScoreAdjMin: -1000,
-		Seccomp: true, X32: false, Compat32: true, RecursiveReadOnly: true,
+		CgroupV2: true, Capabilities: capability.Known(40), OOMScoreAdjMin: -1000,
+		Seccomp: true, Machine: seccomp.Machine{Compat32: true}, RecursiveReadOnly: true,
 		HugePageSizes: []string{"2MB", "1GB"}, MemorySwapAccounting: true, CPUs: "0-7\n", Mems: "0",
 	}
 }

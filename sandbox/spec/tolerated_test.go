@@ -11,6 +11,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/capability"
 )
 
 // Requests that are odd by the letter, and run everywhere else.
@@ -120,7 +122,7 @@ func TestOddRequestsRun(t *testing.T) {
 	if err := ValidatePod(p.Config, h); err != nil {
 		t.Error(err)
 	}
-	h.Capabilities = KnownCapabilities(37) // Linux 5.7
+	h.Capabilities = capability.Known(37) // Linux 5.7
 	c.security().Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"BPF", "CAP_CAP_KILL", "NET_ADMIN"}, AddAmbientCapabilities: []string{"PERFMON"},
 		DropCapabilities: []string{"CHECKPOINT_RESTORE"}}
 	c.Config.Envs = []*runtimeapi.KeyValue{{Key: "KEYSTORE", Value: []byte{0xff, 'a', 0xfe, 0xfd}}}

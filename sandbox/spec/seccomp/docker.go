@@ -1,4 +1,4 @@
-package spec
+package seccomp
 
 import (
 	"bytes"
@@ -11,14 +11,15 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/cribox/cribox/sandbox/spec/capability"
 	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
-// seccompFile is a profile as people have them: in the form of the OCI runtime spec, or in
+// profileFile is a profile as people have them: in the form of the OCI runtime spec, or in
 // Docker's, which has rules that hold for some machines and containers only, and in its oldest form
 // one name a rule. Docker's has to be evaluated: an OCI runtime would apply each rule always, and
 // read no name.
-type seccompFile struct {
+type profileFile struct {
 	specs.LinuxSeccomp
 	ArchMap      []archFamily `json:"archMap"`
 	Syscalls     []fileRule   `json:"syscalls"`
@@ -58,16 +59,16 @@ var archNames = map[string]struct {
 	"s390x": {specs.ArchS390X, "s390x"},
 }
 
-// decodeSeccomp reads a file; unknown is the first field in it that has no meaning here, "" for
+// decode reads a file; unknown is the first field in it that has no meaning here, "" for
 // none.
-func decodeSeccomp(file []byte) (profile *seccompFile, unknown string, err error) {
+func decode(file []byte) (profile *profileFile, unknown string, err error) {
 	strict := json.NewDecoder(bytes.NewReader(file))
 	strict.DisallowUnknownFields()
-	if err := strict.Decode(&seccompFile{}); err != nil {
+	if err := strict.Decode(&profileFile{}); err != nil {
 		_, unknown, _ = strings.Cut(err.Error(), "json: unknown field ")
 	}
 	dec := json.NewDecoder(bytes.NewReader(file))
-	profile = &seccompFile{}
+	profile = &profileFile{}
 	if err := dec.Decode(profile); err != nil {
 		return nil, "", fmt.Errorf("is not a seccomp profile: %w", err)
 	}
@@ -78,7 +79,7 @@ func decodeSeccomp(file []byte) (profile *seccompFile, unknown string, err error
 }
 
 // evaluate returns what a profile is for a process with these capabilities on this machine.
-func (p *seccompFile) evaluate(h Host, caps []string) (*specs.LinuxSeccomp, error) {
+func (p *profileFile) evaluate(m Machine, caps []string) (*specs.LinuxSeccomp, error) {
 	out := p.LinuxSeccomp
 	out.Syscalls = nil
 	if len(p.ArchMap) > 0 {
@@ -105,7 +106,7 @@ func (p *seccompFile) evaluate(h Host, caps []string) (*specs.LinuxSeccomp, erro
 		case rule.Name != "":
 			rule.Names = []string{rule.Name}
 		}
-		applies, err := rule.applies(h, caps)
+		applies, err := rule.applies(m, caps)
 		if err != nil {
 			return nil, fmt.Errorf("rule %d: %w", i, err)
 		}
@@ -117,15 +118,15 @@ func (p *seccompFile) evaluate(h Host, caps []string) (*specs.LinuxSeccomp, erro
 }
 
 // applies: everything that is included must be there, nothing that is excluded may be.
-func (r *fileRule) applies(h Host, caps []string) (bool, error) {
+func (r *fileRule) applies(m Machine, caps []string) (bool, error) {
 	arch := archNames[runtime.GOARCH].filter
-	has := func(name string) bool { return slices.Contains(caps, capabilityName(name)) }
+	has := func(name string) bool { return slices.Contains(caps, capability.Name(name)) }
 	in, out := r.Includes, r.Excludes
-	new, err := kernelIsNew(h, in.MinKernel, true)
+	new, err := kernelIsNew(m, in.MinKernel, true)
 	if err != nil {
 		return false, err
 	}
-	tooNew, err := kernelIsNew(h, out.MinKernel, false)
+	tooNew, err := kernelIsNew(m, out.MinKernel, false)
 	if err != nil {
 		return false, err
 	}
@@ -141,7 +142,7 @@ func (r *fileRule) applies(h Host, caps []string) (bool, error) {
 }
 
 // kernelIsNew compares the kernel with a version such as 4.8; without one it returns unset.
-func kernelIsNew(h Host, version string, unset bool) (bool, error) {
+func kernelIsNew(m Machine, version string, unset bool) (bool, error) {
 	if version == "" {
 		return unset, nil
 	}
@@ -149,5 +150,5 @@ func kernelIsNew(h Host, version string, unset bool) (bool, error) {
 	if _, err := fmt.Sscanf(version, "%d.%d", &least[0], &least[1]); err != nil {
 		return false, fmt.Errorf("minKernel %q is no version such as 4.8", check.Truncate(version))
 	}
-	return h.Kernel[0] > least[0] || h.Kernel[0] == least[0] && h.Kernel[1] >= least[1], nil
+	return m.Kernel[0] > least[0] || m.Kernel[0] == least[0] && m.Kernel[1] >= least[1], nil
 }
