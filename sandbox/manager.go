@@ -77,6 +77,8 @@ type lists interface {
 	Pods() []Pod
 	Container(id string) (Container, error)
 	Containers() []Container
+	ListPods(encode func([]byte, Pod) []byte) *table.List[Pod]
+	ListContainers(encode func([]byte, Container) []byte) *table.List[Container]
 	ContainersOf(p Pod) []Container
 	Subscribe(ctx context.Context) (context.Context, <-chan *Event)
 }

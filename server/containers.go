@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -75,35 +76,32 @@ func seconds(n int64) time.Duration {
 
 func (s *runtimeService) ListContainers(_ context.Context,
 	req *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
-	return &runtimeapi.ListContainersResponse{Containers: s.containerItems(req.GetFilter())}, nil
+	return withItems(&runtimeapi.ListContainersResponse{}, whole(s.containerItems(req.GetFilter(), math.MaxInt))), nil
 }
 
 func (s *runtimeService) StreamContainers(req *runtimeapi.StreamContainersRequest,
 	to grpc.ServerStreamingServer[runtimeapi.StreamContainersResponse]) error {
-	return sendPieces(s.Server, to, s.containerItems(req.GetFilter()),
-		func(items []*runtimeapi.Container) *runtimeapi.StreamContainersResponse {
-			return &runtimeapi.StreamContainersResponse{Containers: items}
-		})
+	return sendAll(s.Server, to, s.containerItems(req.GetFilter(), pieceSize), func(items []byte) *runtimeapi.StreamContainersResponse {
+		return withItems(&runtimeapi.StreamContainersResponse{}, items)
+	})
 }
 
-func (s *runtimeService) containerItems(f *runtimeapi.ContainerFilter) []*runtimeapi.Container {
-	var items []*runtimeapi.Container
-	for _, c := range s.pods().Containers() {
-		if !containerMatches(f, c) {
-			continue
-		}
-		items = append(items, containerItem(c))
+// containerItems returns the encoded containers that match the filter, in pieces of about size
+// bytes.
+func (s *runtimeService) containerItems(f *runtimeapi.ContainerFilter, size int) [][]byte {
+	var match func(sandbox.Container) bool
+	if f.GetId() != "" || f.GetPodSandboxId() != "" || f.GetState() != nil || len(f.GetLabelSelector()) > 0 {
+		match = func(c sandbox.Container) bool { return containerMatches(f, c) }
 	}
-	return items
+	return s.pods().ListContainers(appendContainer).Encoded(match, size)
 }
+
+func appendContainer(b []byte, c sandbox.Container) []byte { return appendItem(b, containerItem(c)) }
 
 func containerItem(c sandbox.Container) *runtimeapi.Container {
-	item := &runtimeapi.Container{Id: c.ID, PodSandboxId: c.PodID, ImageRef: c.ImageRef, ImageId: c.ImageID,
-		State: c.CRIState(), CreatedAt: c.Created}
-	return withEncoded(item, &c.Encodings.Item, func() *runtimeapi.Container {
-		return &runtimeapi.Container{Metadata: c.Config.GetMetadata(), Image: c.Config.GetImage(), Labels: c.Config.GetLabels(),
-			Annotations: c.Config.GetAnnotations()}
-	})
+	return &runtimeapi.Container{Id: c.ID, PodSandboxId: c.PodID, Metadata: c.Config.GetMetadata(), Image: c.Config.GetImage(),
+		ImageRef: c.ImageRef, ImageId: c.ImageID, State: c.CRIState(), CreatedAt: c.Created, Labels: c.Config.GetLabels(),
+		Annotations: c.Config.GetAnnotations()}
 }
 
 func containerMatches(f *runtimeapi.ContainerFilter, c sandbox.Container) bool {

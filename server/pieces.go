@@ -25,20 +25,29 @@ const (
 	listLimit = 3 * time.Minute
 )
 
-// sendPieces sends a list as a stream (CRI StreamPodSandboxes and similar calls): every item once,
-// in messages of about pieceSize bytes with at least one item. An empty list sends no message. The
-// function message creates a message from its items. It returns ErrUnavailable if the daemon ends,
-// and context.DeadlineExceeded if the client does not read the list within listLimit.
+// sendPieces sends a list as a stream (CRI StreamImages and similar calls): every item once, in
+// messages of about pieceSize bytes with at least one item. An empty list sends no message. The
+// function message creates a message from its items. For errors see sendAll.
 func sendPieces[T proto.Message, M any](s *Server,
 	to grpc.ServerStreamingServer[M], items []T, message func([]T) *M) error {
-	ctx, cancel := context.WithTimeout(to.Context(), listLimit)
-	defer cancel()
+	var pieces [][]T
 	for len(items) > 0 {
 		n := piece(items)
-		if err := s.push(ctx, to, message(items[:n])); err != nil {
+		pieces = append(pieces, items[:n])
+		items = items[n:]
+	}
+	return sendAll(s, to, pieces, message)
+}
+
+// sendAll sends a message with each piece of a list. It returns ErrUnavailable if the daemon ends,
+// and context.DeadlineExceeded if the client does not read the list within listLimit.
+func sendAll[P, M any](s *Server, to grpc.ServerStreamingServer[M], pieces []P, message func(P) *M) error {
+	ctx, cancel := context.WithTimeout(to.Context(), listLimit)
+	defer cancel()
+	for _, p := range pieces {
+		if err := s.push(ctx, to, message(p)); err != nil {
 			return err
 		}
-		items = items[n:]
 	}
 	return nil
 }

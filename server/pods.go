@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"math"
 	"time"
 
 	"google.golang.org/grpc"
@@ -91,32 +92,30 @@ func podStatus(p sandbox.Pod) *runtimeapi.PodSandboxStatus {
 
 func (s *runtimeService) ListPodSandbox(_ context.Context,
 	req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	return &runtimeapi.ListPodSandboxResponse{Items: s.podItems(req.GetFilter())}, nil
+	return withItems(&runtimeapi.ListPodSandboxResponse{}, whole(s.podItems(req.GetFilter(), math.MaxInt))), nil
 }
 
 func (s *runtimeService) StreamPodSandboxes(req *runtimeapi.StreamPodSandboxesRequest,
 	to grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxesResponse]) error {
-	return sendPieces(s.Server, to, s.podItems(req.GetFilter()), func(items []*runtimeapi.PodSandbox) *runtimeapi.StreamPodSandboxesResponse {
-		return &runtimeapi.StreamPodSandboxesResponse{PodSandboxes: items}
+	return sendAll(s.Server, to, s.podItems(req.GetFilter(), pieceSize), func(items []byte) *runtimeapi.StreamPodSandboxesResponse {
+		return withItems(&runtimeapi.StreamPodSandboxesResponse{}, items)
 	})
 }
 
-func (s *runtimeService) podItems(f *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
-	var items []*runtimeapi.PodSandbox
-	for _, p := range s.pods().Pods() {
-		if !podMatches(f, p) {
-			continue
-		}
-		items = append(items, podItem(p))
+// podItems returns the encoded pods that match the filter, in pieces of about size bytes.
+func (s *runtimeService) podItems(f *runtimeapi.PodSandboxFilter, size int) [][]byte {
+	var match func(sandbox.Pod) bool
+	if f.GetId() != "" || f.GetState() != nil || len(f.GetLabelSelector()) > 0 {
+		match = func(p sandbox.Pod) bool { return podMatches(f, p) }
 	}
-	return items
+	return s.pods().ListPods(appendPod).Encoded(match, size)
 }
+
+func appendPod(b []byte, p sandbox.Pod) []byte { return appendItem(b, podItem(p)) }
 
 func podItem(p sandbox.Pod) *runtimeapi.PodSandbox {
-	item := &runtimeapi.PodSandbox{Id: p.ID, State: podState(p), CreatedAt: p.Created, RuntimeHandler: p.Handler}
-	return withEncoded(item, &p.Encodings.Item, func() *runtimeapi.PodSandbox {
-		return &runtimeapi.PodSandbox{Metadata: p.Config.GetMetadata(), Labels: p.Config.GetLabels(), Annotations: p.Config.GetAnnotations()}
-	})
+	return &runtimeapi.PodSandbox{Id: p.ID, Metadata: p.Config.GetMetadata(), State: podState(p), CreatedAt: p.Created,
+		Labels: p.Config.GetLabels(), Annotations: p.Config.GetAnnotations(), RuntimeHandler: p.Handler}
 }
 
 // podMatches reports whether the pod matches every part of the filter.

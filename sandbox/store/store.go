@@ -28,8 +28,9 @@ type Store struct {
 	copy string // a second copy of each file, by the same names; "" for none
 	seen func(old, next *Pod)
 
-	mu   sync.RWMutex // guards pods; never held across I/O
-	pods map[string]*entry
+	mu      sync.RWMutex // guards what follows; never held across I/O
+	pods    map[string]*entry
+	changes uint64 // of what is shown
 }
 
 // entry is one pod. Its record is replaced as a whole and never changed in place, so a reader may
@@ -110,6 +111,7 @@ func (s *Store) add(p *Pod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pods[p.ID] = &entry{record: p}
+	s.changes++
 }
 
 // Again reads a record that Open could not. It returns nil when there is none any more.
@@ -208,6 +210,7 @@ func (s *Store) Create(p Pod, asked []byte) error {
 	defer e.writing.Unlock()
 	s.mu.Lock()
 	s.pods[p.ID] = e
+	s.changes++
 	s.mu.Unlock()
 	s.seen(nil, &p)
 	return nil
@@ -233,6 +236,13 @@ func (s *Store) List() []*Pod {
 		all = append(all, e.record)
 	}
 	return all
+}
+
+// Changes counts the changes of what Get and List return. As long as it is the same, so is List.
+func (s *Store) Changes() uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.changes
 }
 
 // Update changes a pod's record: change gets a copy and may refuse. The file is written first and
@@ -279,6 +289,7 @@ func (s *Store) update(id string, change func(*Pod) error, insist bool) (*Pod, e
 	}
 	s.mu.Lock()
 	e.record = &next
+	s.changes++
 	s.mu.Unlock()
 	s.seen(old, &next)
 	return &next, err
@@ -304,6 +315,7 @@ func (s *Store) Remove(id string) error {
 	current := s.pods[id]
 	if current == e {
 		delete(s.pods, id)
+		s.changes++
 	}
 	s.mu.Unlock()
 	if current == e {

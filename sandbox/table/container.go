@@ -41,21 +41,7 @@ func (t *Table) view(c *ContainerEntry) (Container, error) {
 	return Container{Container: r, PodID: c.PodID, Config: c.Config, Encodings: &c.encodings}, nil
 }
 
-// Containers returns every container that is more than an attempt, the newest first.
-func (t *Table) Containers() []Container {
-	records := t.States.List()
-	slices.SortFunc(records, newestPodFirst) // little is left to sort then of what is larger than a pointer
-	t.mu.RLock()
-	all := make([]Container, 0, len(t.containers))
-	for _, r := range records {
-		all = t.addContainers(all, r)
-	}
-	t.mu.RUnlock()
-	slices.SortFunc(all, newestFirst)
-	return all
-}
-
-// ContainersOf is Containers for one pod, as they were when p was looked up.
+// ContainersOf returns the containers of one pod that are more than an attempt, the newest first, as they were when p was looked up.
 func (t *Table) ContainersOf(p Pod) []Container {
 	t.mu.RLock()
 	defer t.mu.RUnlock()

@@ -2,9 +2,8 @@ package table
 
 import "sync/atomic"
 
-// Encodings caches the encoded form of the parts of a list item that never change: the request.
+// Encodings caches the encoded form of what never changes of a pod or container: the request.
 type Encodings struct {
-	Item       Encoded // of a list
 	Attributes Encoded // of statistics
 }
 

@@ -67,6 +67,7 @@ func (t *Table) Remember(ctx context.Context, r *store.Pod) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.changes.Add(1)
 	p.Latest = r.Created
 	t.pods[r.ID] = p
 	t.setKey(p.Lacks, PodKey(p.Config), p.ID)

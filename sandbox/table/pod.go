@@ -1,9 +1,7 @@
 package table
 
 import (
-	"cmp"
 	"fmt"
-	"slices"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -47,23 +45,4 @@ func (t *Table) Pod(id string) (Pod, error) {
 		return Pod{}, fmt.Errorf("pod %s: %w", id, errdefs.ErrNotFound)
 	}
 	return Pod{Pod: *r, Config: p.Config, Encodings: &p.encodings}, nil
-}
-
-// Pods returns every pod that is more than an attempt, the newest first.
-func (t *Table) Pods() []Pod {
-	records := t.States.List()
-	slices.SortFunc(records, newestPodFirst)
-	all := make([]Pod, 0, len(records))
-	t.mu.RLock()
-	for _, r := range records {
-		if p, ok := t.pods[r.ID]; ok && r.State != store.PodCreating {
-			all = append(all, Pod{Pod: *r, Config: p.Config, Encodings: &p.encodings})
-		}
-	}
-	t.mu.RUnlock()
-	return all
-}
-
-func newestPodFirst(a, b *store.Pod) int {
-	return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID))
 }

@@ -19,8 +19,11 @@ import (
 // name. It makes the events.
 type Table struct {
 	events
+	*lists
 	States *States
 	Layout layout.Layout
+
+	changes atomic.Uint64 // of pods and containers, under mu
 
 	mu         sync.RWMutex // guards what follows; never held across I/O
 	pods       map[string]*PodEntry
@@ -31,10 +34,12 @@ type Table struct {
 
 // New returns a table of which load has to fill the records.
 func New(l layout.Layout) *Table {
-	return &Table{
+	t := &Table{
 		States: &States{}, Layout: l,
 		pods: map[string]*PodEntry{}, containers: map[string]*ContainerEntry{}, names: map[string]string{}, unread: map[string]error{},
 	}
+	t.lists = &lists{table: t}
+	return t
 }
 
 // PodEntry is what is kept in memory beside the record: the request, which never changes.
@@ -87,6 +92,7 @@ func ContainerKey(podID string, c *runtimeapi.ContainerConfig) string {
 func (t *Table) AddPod(p *PodEntry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.changes.Add(1)
 	t.pods[p.ID] = p
 	t.names[PodKey(p.Config)] = p.ID
 }
@@ -94,6 +100,7 @@ func (t *Table) AddPod(p *PodEntry) {
 func (t *Table) AddContainer(c *ContainerEntry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.changes.Add(1)
 	t.containers[c.ID] = c
 	t.names[ContainerKey(c.PodID, c.Config)] = c.ID
 }
@@ -102,6 +109,7 @@ func (t *Table) AddContainer(c *ContainerEntry) {
 func (t *Table) ForgetPod(p *PodEntry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.changes.Add(1)
 	delete(t.pods, p.ID)
 	if key := PodKey(p.Config); t.names[key] == p.ID {
 		delete(t.names, key)
@@ -112,6 +120,7 @@ func (t *Table) ForgetPod(p *PodEntry) {
 func (t *Table) ForgetContainer(c *ContainerEntry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.changes.Add(1)
 	delete(t.containers, c.ID)
 	if key := ContainerKey(c.PodID, c.Config); t.names[key] == c.ID {
 		delete(t.names, key)
@@ -249,6 +258,7 @@ func (t *Table) ReplacePod(p, next *PodEntry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.pods[p.ID] == p {
+		t.changes.Add(1)
 		t.pods[p.ID] = next
 		t.setKey(nil, PodKey(next.Config), p.ID)
 	}
@@ -261,6 +271,7 @@ func (t *Table) ReplaceContainer(c, next *ContainerEntry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.containers[c.ID] == c {
+		t.changes.Add(1)
 		t.containers[c.ID] = next
 		t.setKey(nil, ContainerKey(c.PodID, next.Config), c.ID)
 	}
