@@ -17,6 +17,8 @@ import (
 type Runtime interface {
 	Start(ctx context.Context, s runtimeshim.Start) (runtimeshim.Task, error)
 	Tasks(ctx context.Context) ([]runtimeshim.Task, error)
+	Task(ctx context.Context, id string) (runtimeshim.Task, error)
+	Ping(ctx context.Context) error
 	Kill(ctx context.Context, id string, signal syscall.Signal, all bool) error
 	Update(ctx context.Context, u runtimeshim.Update) error
 	Release(ctx context.Context, id string) error

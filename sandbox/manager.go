@@ -217,7 +217,7 @@ func (m *Manager) Ready(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, shimPatience)
 	defer cancel()
-	if _, err := m.shim.Tasks(ctx); err != nil {
+	if err := m.shim.Ping(ctx); err != nil {
 		return fmt.Errorf("shim: %w", err)
 	}
 	return nil

@@ -236,16 +236,15 @@ func (cs *containers) awaitStartOutcome(ctx context.Context, id string) (task ru
 	again := time.NewTicker(50 * time.Millisecond)
 	defer again.Stop()
 	for {
-		tasks, err := cs.shim.Tasks(ctx)
-		i := slices.IndexFunc(tasks, func(t runtimeshim.Task) bool { return t.ID == id })
+		task, err := cs.shim.Task(ctx, id)
 		switch {
 		case errors.Is(err, errdefs.ErrUnavailable):
+		case errors.Is(err, errdefs.ErrNotFound):
+			return task, false, nil
 		case err != nil:
 			return task, false, err
-		case i < 0:
-			return task, false, nil
-		case tasks[i].State != "starting":
-			return tasks[i], true, nil
+		case task.State != "starting":
+			return task, true, nil
 		default:
 			err = errors.New("the runtime is still starting it")
 		}

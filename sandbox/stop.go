@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/internal/guard"
-	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"
 )
@@ -206,10 +204,9 @@ func (cs *containers) signal(ctx context.Context, c *table.ContainerEntry, sig s
 // vanished says whether the shim, asked now, knows no process of the container and no exit of it
 // either: then there will never be one.
 func (cs *containers) vanished(ctx context.Context, c *table.ContainerEntry) bool {
-	tasks, err := cs.shim.Tasks(ctx)
+	t, err := cs.shim.Task(ctx, c.ID)
 	if err != nil {
-		return false
+		return errors.Is(err, errdefs.ErrNotFound)
 	}
-	i := slices.IndexFunc(tasks, func(t runtimeshim.Task) bool { return t.ID == c.ID })
-	return i < 0 || tasks[i].Exit == nil && tasks[i].Pid == 0 && tasks[i].State != "starting"
+	return t.Exit == nil && t.Pid == 0 && t.State != "starting"
 }

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -373,6 +374,32 @@ func (k *Client) Tasks(ctx context.Context) ([]runtimeshim.Task, error) {
 	var all []runtimeshim.Task
 	err := k.askShim(ctx, quickLimit, "tasks", struct{}{}, &all)
 	return all, err
+}
+
+// Task returns one task, as Tasks does. ErrNotFound: there is none. A shim of an earlier version
+// lists all tasks for it.
+func (k *Client) Task(ctx context.Context, id string) (runtimeshim.Task, error) {
+	if err := statedir.CheckID(id); err != nil {
+		return runtimeshim.Task{}, err
+	}
+	var t runtimeshim.Task
+	err := k.askShim(ctx, quickLimit, "task", wire.Task{ID: id}, &t)
+	if !errors.Is(err, errdefs.ErrNotImplemented) {
+		return t, err
+	}
+	all, err := k.Tasks(ctx)
+	if err != nil {
+		return runtimeshim.Task{}, err
+	}
+	if i := slices.IndexFunc(all, func(t runtimeshim.Task) bool { return t.ID == id }); i >= 0 {
+		return all[i], nil
+	}
+	return runtimeshim.Task{}, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound)
+}
+
+// Ping returns nil if the shim answers requests.
+func (k *Client) Ping(ctx context.Context) error {
+	return k.askShim(ctx, quickLimit, "version", struct{}{}, nil)
 }
 
 // ReopenLog makes the logger continue in a new file at the task's log path, after the caller has

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/runtimeshim"
@@ -366,16 +367,11 @@ func (h *host) wantExit(id string, code int32) {
 
 func (h *host) task(id string) runtimeshim.Task {
 	h.t.Helper()
-	all, err := h.client.Tasks(context.Background())
-	if err != nil {
-		h.t.Fatalf("tasks: %v", err)
+	t, err := h.client.Task(context.Background(), id)
+	if err != nil && !errdefs.IsNotFound(err) {
+		h.t.Fatalf("task %s: %v", id, err)
 	}
-	for _, t := range all {
-		if t.ID == id {
-			return t
-		}
-	}
-	return runtimeshim.Task{}
+	return t
 }
 
 // logLines returns the lines of a CRI log, without tags and times.

@@ -236,6 +236,7 @@ func (s *shim) handlers() map[string]wire.Handler {
 		"delete":  withID(func(ctx context.Context, id string) (any, error) { return nil, s.remover.delete(ctx, id) }),
 		"end":     withID(func(ctx context.Context, id string) (any, error) { return nil, s.remover.endTask(ctx, id) }),
 		"tasks":   func(context.Context, *wire.Inbound) (any, error) { return s.table.list() },
+		"task":    withID(func(_ context.Context, id string) (any, error) { return s.table.one(id) }),
 		"kill":    s.remover.kill,
 		"exec":    s.execs.exec,
 		"update":  s.updater.update,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -121,6 +122,36 @@ func (tab *table) list() ([]runtimeshim.Task, error) {
 	}
 	slices.SortFunc(all, func(a, b runtimeshim.Task) int { return strings.Compare(a.ID, b.ID) })
 	return all, nil
+}
+
+// one returns one task as list does. ErrNotFound if list would not have it.
+func (tab *table) one(id string) (runtimeshim.Task, error) {
+	if t, ok := tab.known(id); ok {
+		return t, nil
+	}
+	for _, dir := range []string{tab.state.Tasks(), tab.state.RuncRoot()} {
+		_, err := os.Lstat(filepath.Join(dir, id))
+		if err == nil {
+			return runtimeshim.Task{ID: id, State: runtimeshim.StateCreated}, nil
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			return runtimeshim.Task{}, fmt.Errorf("look for task %s: %v: %w", id, err, errdefs.ErrUnavailable)
+		}
+	}
+	if t, ok := tab.known(id); ok { // added since
+		return t, nil
+	}
+	return runtimeshim.Task{}, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound)
+}
+
+func (tab *table) known(id string) (runtimeshim.Task, bool) {
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
+	t, ok := tab.tasks[id]
+	if !ok {
+		return runtimeshim.Task{}, false
+	}
+	return t.view(), true
 }
 
 // awaitStart waits for the operation in progress on a task and returns the task after it.
