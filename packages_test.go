@@ -33,6 +33,8 @@ var onlyIn = []struct {
 	{"github.com/cpuguy83/go-md2man", []string{"internal/manual"}},
 	{"github.com/gorilla/websocket", []string{"server/streaming"}},
 	{"github.com/containernetworking/cni", []string{"cni", "cni/program"}},
+	{"github.com/google/nftables", []string{"cni/nat"}},
+	{"github.com/mdlayher/netlink", []string{"cni/nat"}},
 	{"github.com/containerd/containerd/v2/core", []string{"imageservice/registry"}},
 	{"github.com/containerd/containerd/v2/pkg/archive", []string{"imageservice"}},
 }
