@@ -35,6 +35,7 @@ type network struct {
 	// ours and may keep a lease.
 	ours    bool
 	foreign bool
+	builtin bool // our bridge is made by this process, not by plugins
 	subnets []netip.Prefix
 	// chains are indexed by chainIndex. Without our plugin in the file all four are the same chain.
 	chains [4]*libcni.NetworkConfigList

@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/vishvananda/netlink"
+
+	"github.com/cribox/cribox/cni/lease"
 )
 
 // bridgeNetwork is the default network: a bridge of this instance, managed by the standard plugins.
@@ -42,7 +44,7 @@ func newBridgeNetwork(c Config) (*bridgeNetwork, error) {
 	b := &bridgeNetwork{
 		name: "cribox-" + c.Instance, bridge: "cbr" + c.Instance,
 		leaseDir: c.leaseDir(), cidrFile: PodCIDRFile(c.State),
-		masq: newMasquerade("cribox_"+c.Instance, c.NoMasquerade),
+		masq: newMasquerade(tableName(c.Instance), c.NoMasquerade),
 	}
 	if c.Subnet != PodCIDR {
 		subnet, err := parseSubnets(c.Subnet)
@@ -59,6 +61,11 @@ func newBridgeNetwork(c Config) (*bridgeNetwork, error) {
 		b.subnet, b.told = subnet, true
 	}
 	return b, nil
+}
+
+// leases is where this network's leases are, and those of its earlier versions.
+func (b *bridgeNetwork) leases() lease.Folder {
+	return lease.Folder(filepath.Join(b.leaseDir, b.name))
 }
 
 func (b *bridgeNetwork) subnets() []netip.Prefix {
@@ -174,18 +181,21 @@ func (b *bridgeNetwork) translate(ctx context.Context,
 	if len(subnets) == 0 {
 		return nil, b.unnamed()
 	}
-	w := &network{name: b.name, file: file, version: list.CNIVersion, ours: true, subnets: subnets,
-		needs: []string{"bridge", "host-local", "portmap"}}
+	w := &network{name: b.name, file: file, version: list.CNIVersion, ours: true, subnets: subnets, builtin: b.masq.works(ctx)}
 	if n := count(list, ownType); n > 1 {
 		return nil, fmt.Errorf("plugin type %s occurs %d times", ownType, n)
 	}
-	nft := b.masq.works(ctx)
+	nft := w.builtin
 	if !nft && len(b.masq.keep) > 0 {
-		return nil, errors.New("ranges without masquerading need nft, which does not work on this machine")
+		return nil, fmt.Errorf("ranges without masquerading need nftables: %w", b.masq.reason())
+	}
+	var programs []string
+	if !nft {
+		programs = []string{"bridge", "host-local", "portmap"}
 	}
 	for i := range w.chains {
 		var chain []json.RawMessage
-		w.foreign, w.needs = false, w.needs[:3]
+		w.foreign, w.needs = false, programs[:len(programs):len(programs)]
 		for _, p := range list.Plugins {
 			if p.Network.Type != ownType {
 				w.foreign = true
@@ -238,6 +248,9 @@ func (b *bridgeNetwork) bridgeConf(subnets []netip.Prefix, nft bool) json.RawMes
 		"ipMasq": !nft, // with nft one rule of ours serves the whole subnet
 		"ipam":   map[string]any{"type": "host-local", "dataDir": b.leaseDir, "ranges": ranges, "routes": routes},
 	}
+	if nft {
+		conf[builtinKey] = true
+	}
 	if mtu := b.uplinkMTU(); mtu > 0 {
 		conf["mtu"] = mtu
 	}
@@ -247,7 +260,7 @@ func (b *bridgeNetwork) bridgeConf(subnets []netip.Prefix, nft bool) json.RawMes
 func portmapConf(nft bool) json.RawMessage {
 	conf := map[string]any{"type": "portmap", "capabilities": map[string]bool{"portMappings": true}}
 	if nft {
-		conf["backend"] = "nftables"
+		conf["backend"], conf[builtinKey] = "nftables", true
 	}
 	return mustJSON(conf)
 }
@@ -271,8 +284,8 @@ func (b *bridgeNetwork) check(subnets []netip.Prefix) error {
 	return b.overlap(subnets)
 }
 
-// prepare prepares the host for an ADD: it removes a bridge of another subnet, and adds IPv6
-// gateways and masquerading.
+// prepare prepares the host for an ADD: it removes a bridge of another subnet, and adds masquerading
+// or, for the plugins, IPv6 gateways.
 func (b *bridgeNetwork) prepare(ctx context.Context, subnets []netip.Prefix) error {
 	serving, stale, err := b.survey(subnets)
 	if err != nil {
@@ -288,13 +301,10 @@ func (b *bridgeNetwork) prepare(ctx context.Context, subnets []netip.Prefix) err
 			return err
 		}
 	}
-	if err := b.raise(subnets); err != nil {
-		return err
-	}
 	if b.masq.works(ctx) {
 		return b.masq.ensure(ctx, subnets)
 	}
-	return nil
+	return b.raise(ctx, subnets)
 }
 
 // RemoveDefault removes what the default network leaves on a host: bridge, lease folder,

@@ -1,7 +1,9 @@
 package cni
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -15,7 +17,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/cni/namespace"
 )
@@ -114,8 +115,8 @@ func TestMasquerade(t *testing.T) {
 	wantSeen(p.NetNS, nextIP(ip)+":80", ip.String())
 
 	// Somebody flushes the ruleset: setting up the next pod restores it for all.
-	if err := h.n.own.masq.nft(t.Context(), "flush ruleset\n"); err != nil {
-		t.Fatal(err)
+	if out, err := exec.Command("nft", "flush", "ruleset").CombinedOutput(); err != nil {
+		t.Fatalf("flush: %v %s", err, out)
 	}
 	r := h.pod("p3")
 	h.setup(r)
@@ -339,7 +340,7 @@ func TestTwoInstances(t *testing.T) {
 	if err := a.n.RemoveDefault(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if present, err := b.n.own.masq.present(b.n.own.subnets()); err != nil || !present {
+	if present, err := b.n.own.masq.present(t.Context(), b.n.own.subnets()); err != nil || !present {
 		t.Fatal("one instance took the other's masquerading away")
 	}
 	if n, err := b.n.own.attached(); err != nil || n != pods {
@@ -548,51 +549,42 @@ func TestUplinkMTU(t *testing.T) {
 	wantMTU(1500)
 }
 
-// TestNftLater: if nft fails when the daemon starts, it is tried again.
-func TestNftLater(t *testing.T) {
+// TestNftablesLater: if the kernel refuses nftables when the daemon starts, plugins do the work, and
+// the kernel is asked again.
+func TestNftablesLater(t *testing.T) {
 	h := newHost(t, withDefault(t))
-	if !h.n.own.masq.works(t.Context()) {
-		t.Skip("nft does not work here")
-	}
-	nft := programOf(t, "nft")
-	if err := unix.Mount(programOf(t, "false"), nft, "", unix.MS_BIND, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount(nft, unix.MNT_DETACH) })
-	h.reopen()
-	if err := unix.Unmount(nft, unix.MNT_DETACH); err != nil {
-		t.Fatal(err)
-	}
+	refusal := errors.New("no such module")
+	h.n.own.masq = newMasquerade("cribox_abc123", nil)
+	works := h.n.own.masq.probe
+	h.n.own.masq.probe = func(context.Context) error { return refusal }
+	h.n.folder.seen = reading{}
 	masquerades := func() (byPlugin bool) {
 		w, err := h.n.current(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		var list struct{ Plugins []struct{ IPMasq bool } }
+		var list struct {
+			Plugins []struct{ IPMasq, Builtin bool }
+		}
 		if err := json.Unmarshal(w.chains[0].Bytes, &list); err != nil {
 			t.Fatal(err)
+		}
+		if list.Plugins[0].IPMasq == list.Plugins[0].Builtin {
+			t.Errorf("configuration %s", w.chains[0].Bytes)
 		}
 		return list.Plugins[0].IPMasq
 	}
 	if !masquerades() {
-		t.Error("without nft nobody masquerades")
+		t.Error("without nftables nobody masquerades")
 	}
 	masq := h.n.own.masq
+	masq.probe = works
 	masq.mu.Lock()
-	masq.asked = masq.asked.Add(-askNftAgain)
+	masq.asked = masq.asked.Add(-probeAgain)
 	masq.mu.Unlock()
 	if masquerades() {
-		t.Error("nft is there again, and is not used")
+		t.Error("nftables work again, and are not used")
 	}
-}
-
-func programOf(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 func TestBandwidth(t *testing.T) {

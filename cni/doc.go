@@ -12,22 +12,23 @@
 // network stays, because somebody is writing the file.
 //
 // The default network exists only if the folder has no network and Config.Default is set, or if a
-// file has the plugin type "cribox". It consists of the standard plugins bridge and host-local (and
-// portmap for pods with host ports, bandwidth for pods that request it). Its names contain the
-// instance, so that two daemons never affect each other:
+// file has the plugin type "cribox". Its names contain the instance, so that two daemons never
+// affect each other:
 //
 //	bridge            cbr<instance>
 //	network name      cribox-<instance>
 //	leases            <state>/cni/leases
-//	masquerading      one rule for the whole subnet, nftables table "inet cribox_<instance>";
-//	                  without a usable nft the bridge plugin's own ipMasq, a rule per pod
-//	IPv6 gateway      an address of the bridge, added before the first pod, without the
-//	                  kernel's duplicate address detection
+//	nftables          table "inet cribox_<instance>": one rule masquerades the whole subnet, and
+//	                  each port of the host that leads to a pod has one, with the pod's id
 //	subnet            the pod CIDR, else the configured one, else 10.83.0.0/16; if "pod-cidr" is
 //	                  configured, there is no network until the kubelet has set the pod CIDR
 //
-// A pod without host ports and bandwidth needs one run of bridge and host-local for ADD, one for
-// DEL, and no firewall program. The MTU is that of the default route's link if that is below 1500.
+// Its configuration is that of the standard plugins bridge and host-local (and portmap for pods with
+// host ports, bandwidth for pods that request it). But only bandwidth is a program: for the others
+// this process talks to the kernel (builtin.go), with the packages bridge, lease and nat. Where the
+// kernel has no nftables, the plugins do the work, and masquerade by iptables, with a rule per pod.
+// They also undo what earlier versions of cribox have made with them. The MTU is that of the default
+// route's link if that is below 1500.
 //
 // The subnet may be a comma separated pair, one per family. It is refused if it overlaps a route
 // that is not ours; this is checked only until the bridge is up, so that a route added later does
@@ -59,11 +60,10 @@
 // to be complete: see CollectGarbage. CHECK is never called, because there is no useful reaction to
 // a running pod whose CHECK fails.
 //
-// Host ports with nftables need plugin version 1.9.0; older ones forward traffic that is not for
-// the host (CVE-2025-67499).
-//
 // # Steps
 //
 // cni.netns.created, cni.debt.written, cni.add, cni.added, cni.del, cni.deleted, cni.debt.cleared,
-// cni.gc, netns.removed.
+// cni.gc, netns.removed. In the default network, within cni.add and cni.added: cni.lease.taken,
+// cni.bridge.ready, cni.link.made, cni.link.configured, cni.ports.opened; within cni.del and
+// cni.deleted: cni.ports.closed, cni.link.removed, cni.lease.released.
 package cni

@@ -202,6 +202,10 @@ func TestDefaultGivesWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.wantNetwork("cribox-abc123")
+	if err := h.n.Ready(); err != nil {
+		t.Errorf("the default network needs a plugin: %v", err)
+	}
+	h.useNft(false)
 	wantErr(t, h.n.Ready(), errdefs.ErrUnavailable, "plugin bridge")
 	h.conf("10-a.conflist", `{"name":`)
 	h.wantNetwork("")

@@ -16,7 +16,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 
-	"github.com/cribox/cribox/cni/program"
+	"github.com/cribox/cribox/cni/lease"
 )
 
 // gcTimeout limits one GC of all plugins. Pods that are being connected wait for it.
@@ -26,11 +26,12 @@ const gcTimeout = 10 * time.Second
 var othersResults = filepath.Join(libcni.CacheDir, "results")
 
 // CollectGarbage sends the current network's plugins the list of attachments in use (GC, since CNI
-// 1.1.0), so that they release everything else: leases whose DEL never came. If the list lacked an
-// attachment, a running pod would lose its network. So GC runs only when the list is certain to be
-// complete: it has every attachment of any network that was begun and not undone, and none is being
-// made. connected are pods that the caller knows to be connected, as a check. It returns nil when
-// the plugins were called, and when there is nothing to call.
+// 1.1.0), so that they release everything else: leases whose DEL never came. The default network
+// does the same in any version. If the list lacked an attachment, a running pod would lose its
+// network. So GC runs only when the list is certain to be complete: it has every attachment of any
+// network that was begun and not undone, and none is being made. connected are pods that the caller
+// knows to be connected, as a check. It returns nil when the plugins were called, and when there is
+// nothing to call.
 //
 // Errors: ErrFailedPrecondition when the debts cannot be read completely, so that no retry by this
 // process can succeed; ErrUnavailable when a retry may succeed; the error of a plugin has no class.
@@ -40,7 +41,7 @@ func (n *Networks) CollectGarbage(ctx context.Context, connected []string) error
 		return err
 	}
 	list := w.chains[chainIndex(true, true)]
-	if !hasStatus(w) || list.DisableGC {
+	if !hasStatus(w) && !w.builtin || list.DisableGC {
 		return nil
 	}
 	if err := n.debts.doubt(); err != nil {
@@ -66,7 +67,21 @@ func (n *Networks) CollectGarbage(ctx context.Context, connected []string) error
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), gcTimeout)
 	defer cancel()
 	n.step.Pass("cni.gc")
-	return n.failed("GC", "", n.gc(ctx, list, inUse))
+	err = n.gc(ctx, list, inUse)
+	if w.builtin && !hasStatus(w) {
+		err = n.own.collect(ctx, inUse) // libcni has no GC for this version
+	}
+	return n.failed("GC", "", err)
+}
+
+// collect releases what the default network holds for pods that are not in use: leases, and ports
+// of the host.
+func (b *bridgeNetwork) collect(ctx context.Context, inUse []string) error {
+	var owners []lease.Owner
+	for _, id := range inUse {
+		owners = append(owners, lease.Owner{ID: id, Link: ifName})
+	}
+	return errors.Join(b.leases().Collect(ctx, owners), b.masq.table.Collect(ctx, inUse))
 }
 
 // gc calls GC of all plugins. It ignores plugins that do not know GC.
@@ -77,7 +92,7 @@ func (n *Networks) gc(ctx context.Context, list *libcni.NetworkConfigList, inUse
 	}
 	// With its own cache libcni would search for more to undo. Only the debts decide that, so it
 	// gets an empty one.
-	plugins := libcni.NewCNIConfigWithCacheDir(n.c.BinDirs, filepath.Join(n.c.stateDir(), "no-cache"), &program.Executor{})
+	plugins := n.pluginsWith(filepath.Join(n.c.stateDir(), "no-cache"), Pod{})
 	var errs []error
 	for _, p := range list.Plugins {
 		one := &libcni.NetworkConfigList{Name: list.Name, CNIVersion: list.CNIVersion, Plugins: []*libcni.PluginConfig{p}}

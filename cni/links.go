@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -8,10 +9,12 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/cni/bridge"
 )
 
-// What the default network reads from the kernel about links, addresses and routes. Dumps are
-// small, or made only while the bridge does not exist.
+// What the default network reads from the kernel about links, addresses and routes, and the bridge
+// that it prepares for plugins. Dumps are small, or made only while the bridge does not exist.
 
 // dumpTries is how often an interrupted dump is tried before the interruption becomes an error.
 const dumpTries = 5
@@ -226,3 +229,30 @@ func isShortage(err error) bool {
 // special route for, and an ordinary one in case the host drops packets to the first. No packet is
 // sent to them.
 var world = []net.IP{net.IPv4(192, 0, 2, 1), net.IPv4(1, 1, 1, 1)}
+
+// gateway returns the address that host-local uses as the gateway of a subnet: the first.
+func gateway(subnet netip.Prefix) netip.Prefix {
+	return netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits())
+}
+
+// raise creates the bridge with its IPv6 gateway addresses before the bridge plugin does. For
+// addresses that the plugin adds, the kernel runs duplicate address detection for up to two
+// seconds, and the first pods would have no IPv6 meanwhile. The plugin accepts a bridge and
+// addresses that already exist. raise may run concurrently.
+func (b *bridgeNetwork) raise(ctx context.Context, subnets []netip.Prefix) error {
+	first := &bridge.Bridge{Name: b.bridge, MTU: b.uplinkMTU()}
+	for _, s := range subnets {
+		if s.Addr().Is6() {
+			first.Gateways = append(first.Gateways, gateway(s))
+		}
+	}
+	if len(first.Gateways) == 0 {
+		return nil
+	}
+	_, err := first.Ensure(ctx)
+	return err
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

@@ -2,100 +2,81 @@ package cni
 
 import (
 	"context"
-	"crypto/sha256"
-	"errors"
-	"fmt"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/vishvananda/netlink/nl"
-	"golang.org/x/sys/unix"
-
-	"github.com/cribox/cribox/cni/program"
+	"github.com/cribox/cribox/cni/nat"
 )
 
-// masquerade is one nftables table of this instance: packets that leave the subnet get the host's
-// address. There is one rule for all pods instead of one per pod, so that nothing must be executed
-// for a pod, and a pod can leave nothing behind.
+// masquerade is the nftables table of this instance: packets that leave the subnet get the host's
+// address. There is one rule for all pods instead of one per pod, so that a pod can leave nothing
+// behind.
 type masquerade struct {
-	table string
+	table nat.Table
 	keep  []netip.Prefix // packets to these keep the pod's address: pods of other nodes
+	probe func(context.Context) error
 
 	mu     sync.Mutex
 	usable bool
-	asked  time.Time     // when it was last found unusable
-	turn   chan struct{} // held by the one writer of the table
+	why    error         // why it was last found unusable
+	asked  time.Time     // when that was
+	turn   chan struct{} // held by the one writer of the chain
 }
 
 func newMasquerade(table string, keep []netip.Prefix) *masquerade {
-	return &masquerade{table: table, keep: keep, turn: make(chan struct{}, 1)}
+	t := nat.Table(table)
+	return &masquerade{table: t, keep: keep, turn: make(chan struct{}, 1),
+		probe: func(ctx context.Context) error { return nat.Probe(ctx, t) }}
 }
 
-// nftTimeout limits one run of nft: usually a millisecond, longer with a large ruleset.
-const nftTimeout = 10 * time.Second
+// probeAgain is how long a failed check counts: a module of the kernel may be installed later, or
+// memory short for a moment.
+const probeAgain = time.Minute
 
-// askNftAgain is how long a failed check counts: nft may be in the middle of an upgrade, or memory
-// short for a moment.
-const askNftAgain = time.Minute
+// ProbeNftables returns the reason why the default network of an instance needs plugins on this
+// host; nil if it needs none.
+func ProbeNftables(ctx context.Context, instance string) error {
+	return nat.Probe(ctx, nat.Table(tableName(instance)))
+}
 
-// works reports whether nft and the kernel accept such a table. A success counts forever.
+func tableName(instance string) string { return "cribox_" + instance }
+
+// works reports whether the kernel accepts such a table. A success counts forever.
 func (m *masquerade) works(ctx context.Context) bool {
 	m.mu.Lock()
-	usable, lately := m.usable, time.Since(m.asked) < askNftAgain
+	usable, lately := m.usable, time.Since(m.asked) < probeAgain
 	m.mu.Unlock()
 	if usable || lately {
 		return usable
 	}
-	err := m.nft(ctx, m.script([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/30")}), "--check")
+	err := m.probe(ctx)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
 	case err == nil:
 		m.usable = true
 	case ctx.Err() == nil:
-		m.asked = time.Now()
+		m.asked, m.why = time.Now(), err
 	}
 	return m.usable
 }
 
-// chain returns a name derived from the rules: if a chain of that name has a rule, it is the right
-// one.
-func (m *masquerade) chain(subnets []netip.Prefix) string {
-	said := joinPrefixes(subnets)
-	if len(m.keep) > 0 {
-		said += ";" + joinPrefixes(m.keep)
-	}
-	return fmt.Sprintf("postrouting_%x", sha256.Sum256([]byte(said)))[:len("postrouting_")+8]
+// reason returns why works was last false.
+func (m *masquerade) reason() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.why
 }
 
-// script returns the nft commands that replace the table in one transaction.
-func (m *masquerade) script(subnets []netip.Prefix) string {
-	var s strings.Builder
-	fmt.Fprintf(&s, "add table inet %s\ndelete table inet %s\n", m.table, m.table)
-	fmt.Fprintf(&s, "table inet %s {\n chain %s {\n  type nat hook postrouting priority srcnat; policy accept;\n", m.table, m.chain(subnets))
-	for _, p := range subnets {
-		family, multicast := "ip", "224.0.0.0/4"
-		if p.Addr().Is6() {
-			family, multicast = "ip6", "ff00::/8"
-		}
-		fmt.Fprintf(&s, "  %s saddr %s %s daddr != { %s, %s }", family, p, family, p, multicast)
-		for _, k := range m.keep { // not in the set, because its members must not overlap
-			if k.Addr().Is6() == p.Addr().Is6() {
-				fmt.Fprintf(&s, " %s daddr != %s", family, k)
-			}
-		}
-		s.WriteString(" masquerade\n")
-	}
-	s.WriteString(" }\n}\n")
-	return s.String()
+func (m *masquerade) of(subnets []netip.Prefix) nat.Masquerade {
+	return nat.Masquerade{Subnets: subnets, Keep: m.keep}
 }
 
-// ensure creates the table if necessary. It asks the kernel first: normally nothing is executed,
-// and after somebody has flushed the ruleset the next pod restores it.
+// ensure creates the chain if necessary. Normally it only asks the kernel; after somebody has
+// flushed the ruleset the next pod restores it.
 func (m *masquerade) ensure(ctx context.Context, subnets []netip.Prefix) error {
-	if present, err := m.present(subnets); err == nil && present {
+	if present, err := m.present(ctx, subnets); err == nil && present {
 		return nil
 	}
 	select {
@@ -104,36 +85,13 @@ func (m *masquerade) ensure(ctx context.Context, subnets []netip.Prefix) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if present, err := m.present(subnets); err == nil && present {
-		return nil
-	}
-	if err := m.nft(ctx, m.script(subnets)); err != nil {
-		return fmt.Errorf("masquerade %s: %w", joinPrefixes(subnets), err)
-	}
-	return nil
+	return m.table.EnsureMasquerade(ctx, m.of(subnets))
 }
 
 // present reports whether the chain for subnets has its rules.
-func (m *masquerade) present(subnets []netip.Prefix) (bool, error) {
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_INET, Version: nl.NFNETLINK_V0})
-	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(m.table)))
-	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_CHAIN, nl.ZeroTerminated(m.chain(subnets))))
-	rules, err := req.Execute(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE)
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
-	}
-	return len(rules) >= len(subnets), err
+func (m *masquerade) present(ctx context.Context, subnets []netip.Prefix) (bool, error) {
+	return m.table.Masquerades(ctx, m.of(subnets))
 }
 
 // remove deletes the table, if there is one.
-func (m *masquerade) remove(ctx context.Context) error {
-	return m.nft(ctx, fmt.Sprintf("add table inet %s\ndelete table inet %s\n", m.table, m.table))
-}
-
-func (m *masquerade) nft(ctx context.Context, script string, flags ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, nftTimeout)
-	defer cancel()
-	_, err := program.RunTool(ctx, "nft", script, append(flags, "-f", "-")...)
-	return err
-}
+func (m *masquerade) remove(ctx context.Context) error { return m.table.Remove(ctx) }

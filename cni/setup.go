@@ -194,7 +194,12 @@ func (n *Networks) add(ctx context.Context, list *libcni.NetworkConfigList, r re
 }
 
 func (n *Networks) plugins(pod Pod) *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir(n.c.BinDirs, n.c.cacheDir(), &program.Executor{Lock: pod.Lock})
+	return n.pluginsWith(n.c.cacheDir(), pod)
+}
+
+func (n *Networks) pluginsWith(cacheDir string, pod Pod) *libcni.CNIConfig {
+	run := &executor{Executor: program.Executor{Lock: pod.Lock}, own: n.own, step: n.step}
+	return libcni.NewCNIConfigWithCacheDir(n.c.BinDirs, cacheDir, run)
 }
 
 func (r *record) runtimeConf(netns string) (*libcni.RuntimeConf, error) {

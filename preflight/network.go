@@ -13,11 +13,8 @@ import (
 
 func lookNetwork(ctx context.Context, c config.Config) []Finding {
 	all := []Finding{lookForwarding("/proc/sys/net/ipv4/ip_forward")}
-	for _, plugin := range []string{"bridge", "host-local", "portmap"} {
-		if !hasPlugin(c.Network.BinDirs, plugin) && c.Network.Default {
-			all = append(all, Finding{What: "no CNI plugin " + plugin + " in " + strings.Join(c.Network.BinDirs, ":"), Fatal: true,
-				Remedy: "install the CNI plugins (Debian: containernetworking-plugins), or set network.bin_dirs"})
-		}
+	if c.Network.Default {
+		all = append(all, lookDefault(c.Network.BinDirs, cni.ProbeNftables(ctx, c.Instance()))...)
 	}
 	all = append(all, lookPlugins(ctx, c.Network.BinDirs)...)
 	all = append(all, lookAdvertisements(ipv6Pods(c), cni.DeafUplinks)...)
@@ -26,6 +23,23 @@ func lookNetwork(ctx context.Context, c config.Config) []Finding {
 			Remedy: remedyNetwork(c)})
 	}
 	return append(all, Finding{What: "network for pods"})
+}
+
+// lookDefault returns what the default network lacks on a kernel that refuses nftables for the given
+// reason: there it needs plugins.
+func lookDefault(dirs []string, refusal error) []Finding {
+	if refusal == nil {
+		return []Finding{{What: "nftables for the default network"}}
+	}
+	all := []Finding{{What: "the default network runs plugins for each pod, which takes more time: " + refusal.Error(),
+		Remedy: "a kernel with nf_tables, nft_chain_nat, nft_masq and nft_fib_inet, as those of distributions"}}
+	for _, plugin := range []string{"bridge", "host-local", "portmap"} {
+		if !hasPlugin(dirs, plugin) {
+			all = append(all, Finding{What: "no CNI plugin " + plugin + " in " + strings.Join(dirs, ":"), Fatal: true,
+				Remedy: "install the CNI plugins (Debian: containernetworking-plugins), or set network.bin_dirs"})
+		}
+	}
+	return all
 }
 
 func remedyNetwork(c config.Config) string {

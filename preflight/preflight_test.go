@@ -77,6 +77,17 @@ func TestCheckAdvertisements(t *testing.T) {
 	}
 }
 
+// TestCheckDefaultNetwork: the default network needs plugins only on a kernel without nftables.
+func TestCheckDefaultNetwork(t *testing.T) {
+	if f := lookDefault(nil, nil); len(f) != 1 || f[0].Remedy != "" || f[0].Fatal {
+		t.Errorf("with nftables: %+v", f)
+	}
+	f := lookDefault([]string{t.TempDir()}, errors.New("no such file"))
+	if len(f) != 4 || f[0].Fatal || !strings.Contains(f[0].What, "no such file") || !f[1].Fatal || !strings.Contains(f[1].What, "bridge") {
+		t.Errorf("without: %+v", f)
+	}
+}
+
 // TestCheckPodCIDR checks that a check beside a running daemon uses the pod CIDR that the kubelet
 // set.
 func TestCheckPodCIDR(t *testing.T) {

@@ -53,7 +53,7 @@ func socketIn(netns string, to netip.AddrPort) (s *os.File, err error) {
 	if netns == "" {
 		err = open()
 	} else {
-		err = inNetNS(netns, open)
+		err = Run(netns, open)
 	}
 	return s, err
 }
@@ -121,8 +121,8 @@ func sockaddr(to netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
 }
 
-// inNetNS runs f on a thread in the namespace. The thread ends with f and is not reused.
-func inNetNS(path string, f func() error) error {
+// Run runs f on a thread in the pinned namespace. The thread ends with f and is not reused.
+func Run(path string, f func() error) error {
 	ns, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("network namespace: %w", err)

@@ -161,7 +161,7 @@ func await(t *testing.T, what string, is func() bool) {
 // within runs f on a thread inside the namespace.
 func within(t *testing.T, path string, f func() error) {
 	t.Helper()
-	if err := inNetNS(path, f); err != nil {
+	if err := Run(path, f); err != nil {
 		t.Fatalf("in %s: %v", path, err)
 	}
 }
