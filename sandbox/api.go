@@ -7,6 +7,7 @@ import (
 	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/spec/users"
 	"github.com/cribox/cribox/sandbox/stats"
 	"github.com/cribox/cribox/sandbox/streams"
 	"github.com/cribox/cribox/sandbox/table"
@@ -77,4 +78,4 @@ func RemoveCgroupParent(ctx context.Context, instance string) error {
 
 // ImageUser tells whom an image's USER names, as CreateContainer takes it: an id or a name; neither
 // when it names nobody.
-func ImageUser(user string) (uid *uint32, name string) { return spec.ImageUser(user) }
+func ImageUser(user string) (uid *uint32, name string) { return users.OfImage(user) }

@@ -11,8 +11,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
-	"github.com/cribox/cribox/sandbox/rootfs"
-
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 
@@ -22,7 +20,9 @@ import (
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/node"
+	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/spec/signals"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"
 )
@@ -155,7 +155,7 @@ func (cs *containers) recordContainer(c *containerPlan) error {
 	if err != nil {
 		return err
 	}
-	signal, err := spec.StopSignal(c.Config, c.image.Config.Config.StopSignal)
+	signal, err := signals.Stop(c.Config, c.image.Config.Config.StopSignal)
 	if err != nil {
 		return err
 	}

@@ -13,16 +13,15 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/cribox/cribox/sandbox/network"
-	"github.com/cribox/cribox/sandbox/rootfs"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/network"
 	"github.com/cribox/cribox/sandbox/node"
+	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"

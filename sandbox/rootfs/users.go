@@ -10,25 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/spec/users"
 )
-
-// maxUserFile bounds what is read of an image's /etc/passwd and /etc/group: the image's author
-// decides how large they are.
-const maxUserFile = 10 << 20
 
 // LookupUser returns who the container's first process is, by the request, the image and the
 // image's own user files.
-func LookupUser(rootfs, imageUser string, sc *runtimeapi.LinuxContainerSecurityContext) (spec.User, error) {
+func LookupUser(rootfs, imageUser string, sc *runtimeapi.LinuxContainerSecurityContext) (users.User, error) {
 	passwd, err := readInRoot(rootfs, "/etc/passwd")
 	if err != nil {
-		return spec.User{}, err
+		return users.User{}, err
 	}
 	group, err := readInRoot(rootfs, "/etc/group")
 	if err != nil {
-		return spec.User{}, err
+		return users.User{}, err
 	}
-	return spec.ResolveUser(imageUser, sc, passwd, group)
+	return users.Resolve(imageUser, sc, passwd, group)
 }
 
 // readInRoot reads a regular file of an image with every link resolved inside root; a missing one
@@ -50,15 +46,15 @@ func readInRoot(root, name string) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s of the image is no regular file: %w", name, errdefs.ErrInvalidArgument)
 	}
-	if info.Size() > maxUserFile {
-		return nil, fmt.Errorf("%s of the image has %d bytes, at most %d are read: %w", name, info.Size(), maxUserFile, errdefs.ErrInvalidArgument)
+	if info.Size() > users.MaxFile {
+		return nil, fmt.Errorf("%s of the image has %d bytes, at most %d are read: %w", name, info.Size(), users.MaxFile, errdefs.ErrInvalidArgument)
 	}
 	f, err := os.Open(handlePath(handle))
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxUserFile))
+	return io.ReadAll(io.LimitReader(f, users.MaxFile))
 }
 
 // openInRoot finds name below root, every link on the way taken as one inside root, and opens

@@ -15,12 +15,12 @@
 //
 //	ValidateContainer(podConfig, config, host)
 //	ContainerSeccompPath(config)
-//	ResolveUser(image.Config.User, securityContext, passwd, group)
+//	users.Resolve(image.Config.User, securityContext, passwd, group)
 //	ImageVolumes(image, config)               which anonymous directories the caller has to make
 //	ForContainer(host, pod, container)
 //
 //	ExecProcess(containerSpec, cmd, tty)      the process of an exec: what the container has, no more
-//	StopSignal(config, image)                 CRI, then image, then SIGTERM
+//	signals.Stop(config, image)                 CRI, then image, then SIGTERM
 //	ValidateResources, MergeResources         UpdateContainerResources
 //
 // ForPod and ForContainer check their request again, so a spec is never made

@@ -12,6 +12,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/spec/check"
+	"github.com/cribox/cribox/sandbox/spec/signals"
+	"github.com/cribox/cribox/sandbox/spec/users"
 )
 
 // FuzzForContainer: whatever is asked, by request and image, an answer and no
@@ -30,7 +32,7 @@ func FuzzForContainer(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(pod, container, image, []byte(`{"defaultAction":"SCMP_ACT_ERRNO"}`), "app:audio", []byte(passwd), []byte(group), uint32(0))
+		f.Add(pod, container, image, []byte(`{"defaultAction":"SCMP_ACT_ERRNO"}`), "app:audio", passwd, group, uint32(0))
 	}
 	seed(aPod(), aContainer())
 	p, c := aPod(), aContainer()
@@ -60,7 +62,7 @@ func FuzzForContainer(f *testing.F) {
 			p.NetNS = ""
 		}
 		var err error
-		if c.User, err = ResolveUser(imageUser, c.Config.GetLinux().GetSecurityContext(), passwd, group); err == nil {
+		if c.User, err = users.Resolve(imageUser, c.Config.GetLinux().GetSecurityContext(), passwd, group); err == nil {
 			checkUserPromises(t, c.User)
 		}
 		for range c.Config.GetMounts() {
@@ -72,7 +74,7 @@ func FuzzForContainer(f *testing.F) {
 		_, _, _ = ForPod(h, p)
 		_, _ = PodSeccompPath(p.Config)
 		_, _ = ContainerSeccompPath(c.Config)
-		_, _ = StopSignal(c.Config, c.Image.Config.StopSignal)
+		_, _ = signals.Stop(c.Config, c.Image.Config.StopSignal)
 		s, _, err := ForContainer(h, p, c)
 		if err != nil {
 			return
@@ -84,7 +86,7 @@ func FuzzForContainer(f *testing.F) {
 	})
 }
 
-func checkUserPromises(t *testing.T, u User) {
+func checkUserPromises(t *testing.T, u users.User) {
 	if u.UID > check.MaxID || u.GID > check.MaxID || len(u.AdditionalGIDs) == 0 || u.AdditionalGIDs[0] != u.GID || !strings.HasPrefix(u.Home, "/") {
 		t.Errorf("user %+v", u)
 	}

@@ -15,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cribox/cribox/sandbox/spec/check"
+	"github.com/cribox/cribox/sandbox/spec/signals"
 )
 
 // defaultPath is for an image that says nothing.
@@ -32,7 +33,7 @@ func (d *draft) process() error {
 		return err
 	}
 	if s := image.StopSignal; s != "" && config.GetStopSignal() == 0 {
-		if _, ok := parseSignal(s); !ok {
+		if _, ok := signals.Parse(s); !ok {
 			d.note("stop_signal", "%q of the image is no signal, SIGTERM stands in", check.Truncate(s))
 		}
 	}

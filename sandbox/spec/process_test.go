@@ -11,6 +11,7 @@ import (
 
 	"github.com/cribox/cribox/sandbox/spec/capability"
 	"github.com/cribox/cribox/sandbox/spec/seccomp"
+	"github.com/cribox/cribox/sandbox/spec/users"
 )
 
 func TestArgs(t *testing.T) {
@@ -51,7 +52,7 @@ func TestEnvironment(t *testing.T) {
 // TestHomeIsAlwaysSet (SEC-03, 04): or the OCI runtime reads the image's passwd.
 func TestHomeIsAlwaysSet(t *testing.T) {
 	c := aContainer()
-	c.User, c.Image.Config.Env = User{}, nil
+	c.User, c.Image.Config.Env = users.User{}, nil
 	if env := mustContainer(t, aHost(), aPod(), c).Process.Env; !slices.Contains(env, "HOME=/") {
 		t.Errorf("%q", env)
 	}
@@ -269,6 +270,18 @@ func TestLabelsWithoutSELinux(t *testing.T) {
 	for what, s := range map[string]*specs.Spec{"pod": mustPod(t, h, p), "container": mustContainer(t, h, p, c)} {
 		if s.Process.SelinuxLabel != "" || s.Linux.MountLabel != "" {
 			t.Errorf("%s: %q, %q", what, s.Process.SelinuxLabel, s.Linux.MountLabel)
+		}
+	}
+}
+
+// TestPrimaryGroupStays (SEC-02): whatever the caller hands over.
+func TestPrimaryGroupStays(t *testing.T) {
+	for _, additional := range [][]uint32{nil, {5}, {5, 7, 5}, {7}} {
+		c := aContainer()
+		c.User = users.User{UID: 1, GID: 7, AdditionalGIDs: additional}
+		got := mustContainer(t, aHost(), aPod(), c).Process.User.AdditionalGids
+		if got[0] != 7 || len(got) > 2 {
+			t.Errorf("%v became %v", additional, got)
 		}
 	}
 }

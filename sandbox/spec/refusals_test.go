@@ -448,7 +448,7 @@ func (r *refusal) try() error {
 }
 
 func TestEveryRefusal(t *testing.T) {
-	sources := refusalsIn(t, func(file string) bool { return file != "user.go" }) // which has a table of its own
+	sources := refusalsIn(t, func(file string) bool { return file != "users/users.go" }) // which has a table of its own
 	hit := make([]bool, len(sources))
 	for _, r := range slices.Concat(podRefusals, containerRefusals) {
 		err := r.try()

@@ -2,15 +2,26 @@ package spec
 
 import (
 	"bytes"
+	_ "embed"
 	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/users"
 )
 
+//go:embed users/testdata/passwd
+var passwd []byte
+
+//go:embed users/testdata/group
+var group []byte
+
 type securityContext = runtimeapi.LinuxContainerSecurityContext
+
+func id(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
 
 // userRefusals are the users that a container cannot have: of its image, or of the request.
 var userRefusals = []struct {
@@ -34,12 +45,12 @@ var userRefusals = []struct {
 	{"a group alone", "", func(sc *securityContext) { sc.RunAsGroup = id(1) }, "run_as_group: is set without", same, ""},
 	{"a name of two lines", "", func(sc *securityContext) { sc.RunAsUsername = "a\nb" }, "is not a user name", same, ""},
 	{"a negative id", "", func(sc *securityContext) { sc.RunAsUser = id(-1) }, "run_as_user: -1 is not between", same, ""},
-	{"more groups than the kernel takes", "", func(sc *securityContext) { sc.SupplementalGroups = make([]int64, maxGroups+1) }, "supplemental_groups: are 65537", late, ""},
+	{"more groups than the kernel takes", "", func(sc *securityContext) { sc.SupplementalGroups = make([]int64, 65536+1) }, "supplemental_groups: are 65537", late, ""},
 	{"a policy that is none", "", func(sc *securityContext) { sc.SupplementalGroupsPolicy = 9 }, "supplemental_groups_policy: 9 is unknown", same, ""},
 }
 
 func TestEveryUserRefusal(t *testing.T) {
-	sources := refusalsIn(t, func(file string) bool { return file == "user.go" })
+	sources := refusalsIn(t, func(file string) bool { return file == "users/users.go" })
 	hit := make([]bool, len(sources))
 	try := func(name, want string, err error) {
 		if err == nil || !strings.Contains(err.Error(), want) || !errdefs.IsInvalidArgument(err) {
@@ -51,17 +62,21 @@ func TestEveryUserRefusal(t *testing.T) {
 		}
 	}
 	for _, r := range userRefusals {
-		_, err := ResolveUser(r.image, request(r.change), []byte(passwd), []byte(group))
+		sc := &securityContext{}
+		if r.change != nil {
+			r.change(sc)
+		}
+		_, err := users.Resolve(r.image, sc, passwd, group)
 		try(r.name, r.want, err)
 		if accepted := r.peer == runs || r.peer == blind; accepted != (r.why != "") {
 			t.Errorf("%s: containerd %s, and the reason is %q", r.name, r.peer, r.why)
 		}
 	}
 	var many bytes.Buffer
-	for i := range maxGroups + 1 {
+	for i := range 65536 + 1 {
 		fmt.Fprintf(&many, "g%d:x:%d:app\n", i, i+2000)
 	}
-	_, err := ResolveUser("app", nil, []byte(passwd), many.Bytes())
+	_, err := users.Resolve("app", nil, passwd, many.Bytes())
 	try("more groups in the image's file than the kernel takes", "with those of the image", err)
 	for i, s := range sources {
 		if !hit[i] {

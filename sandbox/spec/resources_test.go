@@ -8,6 +8,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/signals"
 )
 
 func TestMergeResources(t *testing.T) {
@@ -178,12 +180,12 @@ func TestStopSignal(t *testing.T) {
 		{0, "RTMAX-1", 63}, {0, "SIGRTMIN", 34}, {0, "SIGPOLL", syscall.SIGIO}, {23, "SIGQUIT", syscall.SIGTERM}, {29, "", syscall.SIGUSR1}, {5, "", syscall.SIGCHLD},
 		{12, "", syscall.SIGABRT}, {34, "", syscall.SIGXFSZ}, {35, "", 34}, {50, "", 49}, {51, "", 50}, {65, "", 64}, {20, "", syscall.SIGSTKFLT},
 	} {
-		if got, err := StopSignal(&runtimeapi.ContainerConfig{StopSignal: r.cri}, r.image); err != nil || got != r.want {
+		if got, err := signals.Stop(&runtimeapi.ContainerConfig{StopSignal: r.cri}, r.image); err != nil || got != r.want {
 			t.Errorf("%d, %q: %d, %v, want %d", r.cri, r.image, got, err, r.want)
 		}
 	}
 	for _, bad := range []string{"SIGNONSENSE", "0", "65", "-1", "SIGRTMIN+31", "SIGRTMAX+1", "SIGRTMIN-1", "SIGRTMIN3", "SIGRTMIN+", "SIGRTMIN+x", "1.5"} {
-		if got, err := StopSignal(nil, bad); err != nil || got != syscall.SIGTERM {
+		if got, err := signals.Stop(nil, bad); err != nil || got != syscall.SIGTERM {
 			t.Errorf("%q of an image: %d, %v", bad, got, err)
 		}
 		c := aContainer()
@@ -194,14 +196,14 @@ func TestStopSignal(t *testing.T) {
 	}
 	// The API renames its signals; the numbers, and what they mean, stay.
 	for n := range runtimeapi.Signal_name {
-		sig, err := StopSignal(&runtimeapi.ContainerConfig{StopSignal: runtimeapi.Signal(n)}, "")
+		sig, err := signals.Stop(&runtimeapi.ContainerConfig{StopSignal: runtimeapi.Signal(n)}, "")
 		if err != nil {
 			t.Errorf("signal %d of the API: %v", n, err)
 			continue
 		}
-		again, err := StopSignal(&runtimeapi.ContainerConfig{StopSignal: CRISignal(sig)}, "")
+		again, err := signals.Stop(&runtimeapi.ContainerConfig{StopSignal: signals.CRI(sig)}, "")
 		if err != nil || again != sig {
-			t.Errorf("%d is %d, back as %d is %d", n, sig, CRISignal(sig), again)
+			t.Errorf("%d is %d, back as %d is %d", n, sig, signals.CRI(sig), again)
 		}
 	}
 }

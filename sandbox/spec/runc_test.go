@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/spec/capability"
+	"github.com/cribox/cribox/sandbox/spec/users"
 )
 
 // lab runs specs with a real OCI runtime and looks at them from inside.
@@ -310,7 +311,7 @@ func TestPauseFromOutside(t *testing.T) {
 func TestFromInside(t *testing.T) {
 	l := newLab(t, nil)
 	c := l.container()
-	c.User = User{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{1000, 2000}, Home: "/home/app"}
+	c.User = users.User{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{1000, 2000}, Home: "/home/app"}
 	sc := c.security()
 	sc.NoNewPrivs, sc.ReadonlyRootfs = true, true
 	sc.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}, AddCapabilities: []string{"chown"}}
@@ -404,7 +405,7 @@ ls -l /dev/listed; (: < /dev/listed) && echo read; (: >> /dev/listed) && echo wr
 func TestAmbientFromInside(t *testing.T) {
 	l := newLab(t, nil)
 	c := l.container()
-	c.User = User{UID: 1000, GID: 1000}
+	c.User = users.User{UID: 1000, GID: 1000}
 	c.security().Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}, AddAmbientCapabilities: []string{"NET_BIND_SERVICE"}}
 	out := l.sh(c, "cat /proc/self/status")
 	for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
@@ -479,7 +480,7 @@ func TestHostPodFromInside(t *testing.T) {
 func TestExecEqualsContainer(t *testing.T) {
 	l := newLab(t, nil)
 	c := l.container()
-	c.User = User{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{2000}}
+	c.User = users.User{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{2000}}
 	c.security().NoNewPrivs = true
 	c.security().Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 	c.Config.Command = []string{"/bin/busybox", "sh", "-c", "busybox cat /proc/self/status; exec busybox sleep 600"}

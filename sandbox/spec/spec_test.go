@@ -17,6 +17,7 @@ import (
 	"github.com/cribox/cribox/sandbox/spec/capability"
 	"github.com/cribox/cribox/sandbox/spec/check"
 	"github.com/cribox/cribox/sandbox/spec/seccomp"
+	"github.com/cribox/cribox/sandbox/spec/users"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -52,7 +53,7 @@ func aPod() Pod {
 func aContainer() Container {
 	return Container{
 		ID: "ctr1", ImageName: "docker.io/library/busybox:1", Rootfs: "/run/cribox/shim/ctr1/rootfs",
-		User: User{UID: 0, GID: 0, AdditionalGIDs: []uint32{0, 10}, Username: "root", Home: "/root"},
+		User: users.User{UID: 0, GID: 0, AdditionalGIDs: []uint32{0, 10}, Username: "root", Home: "/root"},
 		Image: ocispec.Image{Config: ocispec.ImageConfig{
 			Env: []string{"PATH=/bin", "LANG=C"}, Entrypoint: []string{"/bin/sh"}, Cmd: []string{"-c", "true"},
 		}},
@@ -181,7 +182,7 @@ func TestGoldenContainers(t *testing.T) {
 			c.Devices = []Device{{ContainerPath: "/dev/kvm", Type: "c", Major: 10, Minor: 232, Mode: 0o660, GID: 78, Permissions: "rwm"}}
 		},
 		"container-restricted": func(_ *Host, _ *Pod, c *Container) {
-			c.User = User{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{1000, 2000}, Home: "/home/app"}
+			c.User = users.User{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{1000, 2000}, Home: "/home/app"}
 			sc := c.security()
 			sc.NoNewPrivs, sc.ReadonlyRootfs = true, true
 			sc.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}, AddCapabilities: []string{"NET_BIND_SERVICE"}}

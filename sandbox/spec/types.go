@@ -6,7 +6,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/cribox/cribox/sandbox/spec/check"
+	"github.com/cribox/cribox/sandbox/spec/users"
 )
 
 // Pod is a pod as its containers see it: the request and where its parts are.
@@ -48,26 +48,13 @@ var PodRootfsDirs = []string{"dev", "proc"}
 // a container of the pod that shares its process namespace cannot signal it.
 const PauseUser = 65535
 
-// User is who the container's first process is.
-type User struct {
-	UID, GID uint32
-	// AdditionalGIDs always holds GID, first.
-	AdditionalGIDs []uint32
-	// Username as the image's passwd has it; "" when it is not there.
-	Username string
-	// Home as the image's passwd has it; "/" when it is not there.
-	Home string
-	// Notes tell what of the image's files was not taken as it is.
-	Notes []check.Note
-}
-
 // Container is a container's request and what the caller found out about it.
 type Container struct {
 	ID        string
 	Config    *runtimeapi.ContainerConfig
 	Image     ocispec.Image
 	ImageName string
-	User      User
+	User      users.User
 	// Rootfs is the mounted root filesystem.
 	Rootfs string
 	// Mounts belongs to Config.Mounts, entry by entry.

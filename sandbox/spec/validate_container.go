@@ -9,6 +9,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/spec/check"
+	"github.com/cribox/cribox/sandbox/spec/signals"
+	"github.com/cribox/cribox/sandbox/spec/users"
 )
 
 // containerChecks is everything that is asked of the request for a container,
@@ -253,7 +255,7 @@ func checkLogPath(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig,
 }
 
 func checkStopSignal(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
-	_, err := StopSignal(c, "")
+	_, err := signals.Stop(c, "")
 	return err
 }
 
@@ -265,7 +267,7 @@ func checkPrivileged(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerCo
 }
 
 func checkContainerUser(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
-	return checkUser(c.GetLinux().GetSecurityContext())
+	return users.Check(c.GetLinux().GetSecurityContext())
 }
 
 func checkProtectedPaths(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {

@@ -10,6 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/spec/check"
+	"github.com/cribox/cribox/sandbox/spec/users"
 )
 
 // podChecks is everything that is asked of the request for a pod, in the order of the message.
@@ -220,7 +221,7 @@ func checkPodUser(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	if err := check.ID("linux.security_context.run_as_group", sc.GetRunAsGroup().GetValue()); err != nil {
 		return err
 	}
-	return checkGroups(sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
+	return users.CheckGroups(sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
 }
 
 func checkPodProfiles(p *runtimeapi.PodSandboxConfig, h Host) error {

@@ -10,7 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/spec/signals"
 	"github.com/cribox/cribox/sandbox/store"
 )
 
@@ -122,4 +122,4 @@ func RememberedOr(b []byte, asked *runtimeapi.LinuxContainerResources) *runtimea
 }
 
 // StopSignal returns the signal that a stop sends, by the CRI's number.
-func (c Container) StopSignal() runtimeapi.Signal { return spec.CRISignal(syscall.Signal(c.Signal)) }
+func (c Container) StopSignal() runtimeapi.Signal { return signals.CRI(syscall.Signal(c.Signal)) }

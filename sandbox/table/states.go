@@ -10,7 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/spec/users"
 	"github.com/cribox/cribox/sandbox/store"
 )
 
@@ -204,7 +204,7 @@ func (s *States) Creating(podID string, rec store.Container) error {
 }
 
 // Prepared notes where the container will be and as whom it will run.
-func (s *States) Prepared(c *ContainerEntry, cgroup string, user spec.User) error {
+func (s *States) Prepared(c *ContainerEntry, cgroup string, user users.User) error {
 	return rewrite(s.store.Update, c, func(r *store.Container) error {
 		r.Cgroup = cgroup
 		r.UID, r.GID, r.Groups = user.UID, user.GID, user.AdditionalGIDs

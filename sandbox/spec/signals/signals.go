@@ -1,4 +1,6 @@
-package spec
+// Package signals knows signals by the numbers of the CRI, the names of images and the numbers of
+// Linux; it sends none.
+package signals
 
 import (
 	"strconv"
@@ -28,11 +30,10 @@ var criSignals = [...]string{
 // criRTMin is SIGRTMIN in the enum; from there on it counts as the kernel does.
 const criRTMin, criRTMax = 35, 65
 
-// StopSignal returns what asks the container to leave: the signal of the
-// request, else of the image ("SIGQUIT", "QUIT", "3", "SIGRTMIN+3"), else
-// SIGTERM. A number of the request that is unknown is ErrInvalidArgument. A
-// name of the image that is unknown is as none, and ForContainer has a note.
-func StopSignal(c *runtimeapi.ContainerConfig, image string) (syscall.Signal, error) {
+// Stop returns the signal that asks the container to end: that of the request, else of the image
+// ("SIGQUIT", "QUIT", "3", "SIGRTMIN+3"), else SIGTERM. An unknown number in the request is
+// ErrInvalidArgument. An unknown name in the image is ignored, which spec.ForContainer notes.
+func Stop(c *runtimeapi.ContainerConfig, image string) (syscall.Signal, error) {
 	if n := c.GetStopSignal(); n != runtimeapi.Signal(0) {
 		sig, ok := fromCRI(int(n))
 		if !ok {
@@ -43,14 +44,14 @@ func StopSignal(c *runtimeapi.ContainerConfig, image string) (syscall.Signal, er
 	if image == "" {
 		return syscall.SIGTERM, nil
 	}
-	if sig, ok := parseSignal(image); ok {
+	if sig, ok := Parse(image); ok {
 		return sig, nil
 	}
 	return syscall.SIGTERM, nil
 }
 
-// CRISignal is the number of the CRI's enum for a signal; 0 when it has none.
-func CRISignal(sig syscall.Signal) runtimeapi.Signal {
+// CRI is the number of the CRI's enum for a signal; 0 when it has none.
+func CRI(sig syscall.Signal) runtimeapi.Signal {
 	if sig >= sigRTMin && sig <= sigRTMax {
 		return runtimeapi.Signal(int(sig) - sigRTMin + criRTMin)
 	}
@@ -86,7 +87,8 @@ func byName(name string) (syscall.Signal, bool) {
 	return sig, sig != 0
 }
 
-func parseSignal(s string) (syscall.Signal, bool) {
+// Parse reads the signal of an image.
+func Parse(s string) (syscall.Signal, bool) {
 	if n, err := strconv.ParseUint(s, 10, 8); err == nil {
 		return syscall.Signal(n), n >= 1 && n <= sigRTMax
 	}

@@ -1,4 +1,6 @@
-package spec
+// Package users finds out who the first process of a container is, by the request, the image and the
+// image's passwd and group files; it opens no file.
+package users
 
 import (
 	"bytes"
@@ -12,40 +14,49 @@ import (
 	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
-const (
-	// maxGroups is what setgroups(2) takes.
-	maxGroups = 65536
-)
+// maxGroups is what setgroups(2) takes.
+const maxGroups = 65536
 
-// MaxUserFile is the size in bytes of a passwd or group file above which the
-// caller refuses to read it.
-const MaxUserFile = 10 << 20
+// MaxFile is the size in bytes of a passwd or group file above which the caller refuses to read it.
+// The author of the image decides how large they are.
+const MaxFile = 10 << 20
 
-// ImageUser tells whom an image's USER names: an id, or a name that its passwd
-// file must have. An image that names nobody has neither. ResolveUser reads the
-// same string in the same way.
-func ImageUser(user string) (uid *uint32, name string) {
+// User is who the first process of a container is.
+type User struct {
+	UID, GID uint32
+	// AdditionalGIDs always holds GID, first.
+	AdditionalGIDs []uint32
+	// Username as the image's passwd has it; "" when it is not there.
+	Username string
+	// Home as the image's passwd has it; "/" when it is not there.
+	Home string
+	// Notes say what of the image's files could not be used as it is.
+	Notes []check.Note
+}
+
+// OfImage returns whom an image's USER names: an id, or a name that its passwd file must have. An
+// image that names nobody has neither. Resolve reads the same string in the same way.
+func OfImage(user string) (uid *uint32, name string) {
 	who, _, _ := strings.Cut(user, ":")
 	if !check.IsNumber(who) {
 		return nil, who
 	}
 	id, err := parseID("image user", who)
 	if err != nil {
-		return nil, who // which ResolveUser refuses
+		return nil, who // which Resolve refuses
 	}
 	return &id, ""
 }
 
-// ResolveUser returns who the first process of a container is. imageUser is
-// the image's USER ("", "user", "user:group", by name or number), passwd and
-// group are the files of its root filesystem, empty when it has none.
+// Resolve returns who the first process of a container is. imageUser is the image's USER ("",
+// "user", "user:group", by name or number), passwd and group are the files of its root filesystem,
+// empty when it has none.
 //
-// What consists of digits is a number, and is never looked up as a name.
-// Everything else is a name if the image has it. ErrInvalidArgument are: ids
-// beyond 31 bits, names that the image does not have, both or only half of
-// what the request can say.
-func ResolveUser(imageUser string, sc *runtimeapi.LinuxContainerSecurityContext, passwd, group []byte) (User, error) {
-	if err := checkUser(sc); err != nil {
+// Digits are a number, and are never looked up as a name. Everything else is a name, which the image
+// must have. ErrInvalidArgument are: ids beyond 31 bits, names that the image does not have, and a
+// request with both a user id and a user name, or with a group alone.
+func Resolve(imageUser string, sc *runtimeapi.LinuxContainerSecurityContext, passwd, group []byte) (User, error) {
+	if err := Check(sc); err != nil {
 		return User{}, err
 	}
 	var who, primary string
@@ -80,9 +91,9 @@ func (u *User) note(field, format string, args ...any) {
 	u.Notes = append(u.Notes, check.Notef(field, format, args...))
 }
 
-// withGroups: the primary group always, or setgroups(2) would take it away
-// and files that deny it would open. Then the image's unless the policy is
-// Strict, then the request's.
+// withGroups adds the additional groups: first the primary group, because without it setgroups(2)
+// would take it away and files that deny this group would open; then those of the image, unless the
+// policy is Strict; then those of the request.
 func withGroups(u User, sc *runtimeapi.LinuxContainerSecurityContext, group []byte) (User, error) {
 	u.AdditionalGIDs = []uint32{u.GID}
 	seen := map[uint32]bool{u.GID: true}
@@ -121,7 +132,7 @@ func withGroups(u User, sc *runtimeapi.LinuxContainerSecurityContext, group []by
 	return u, nil
 }
 
-// findUser: a number need not be in passwd, a name must.
+// findUser looks a user up in passwd. A number need not be there, a name must.
 func findUser(field, who string, passwd []byte) (User, error) {
 	if who == "" {
 		who = "0"
@@ -150,8 +161,8 @@ func findUser(field, who string, passwd []byte) (User, error) {
 	return u, nil
 }
 
-// fromPasswd reads a line of three fields or more. Without a group of its own
-// a user has root's, as elsewhere; a user without a number is nobody.
+// fromPasswd reads a line of three fields or more. A user without a group has group 0, as in
+// containerd; a user without a number is an error.
 func fromPasswd(f [][]byte) (User, error) {
 	name := check.Truncate(string(f[0]))
 	uid, err := parseID("passwd file of the image: uid of "+name, string(f[2]))
@@ -187,8 +198,7 @@ func findGroup(field, name string, group []byte) (uint32, error) {
 	return 0, check.Invalid(field, "the image has no group %q", check.Truncate(name))
 }
 
-// fields splits a line of passwd or group into at most n fields; nil when it
-// is empty or a comment.
+// fields splits a line of passwd or group into at most n fields; nil for an empty line or a comment.
 func fields(line []byte, n int) [][]byte {
 	line = bytes.TrimSpace(line)
 	if len(line) == 0 || line[0] == '#' {
@@ -216,8 +226,8 @@ func parseID(field, s string) (uint32, error) {
 	return uint32(n), nil
 }
 
-// checkUser is what can be said about the request without the image.
-func checkUser(sc *runtimeapi.LinuxContainerSecurityContext) error {
+// Check checks what of the request can be checked without the image.
+func Check(sc *runtimeapi.LinuxContainerSecurityContext) error {
 	const field = "security_context."
 	if sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "" {
 		return check.Invalid(field+"run_as_username", "is set together with run_as_user")
@@ -234,10 +244,11 @@ func checkUser(sc *runtimeapi.LinuxContainerSecurityContext) error {
 	if err := check.ID(field+"run_as_group", sc.GetRunAsGroup().GetValue()); err != nil {
 		return err
 	}
-	return checkGroups(sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
+	return CheckGroups(sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
 }
 
-func checkGroups(groups []int64, policy runtimeapi.SupplementalGroupsPolicy) error {
+// CheckGroups checks the additional groups of a request.
+func CheckGroups(groups []int64, policy runtimeapi.SupplementalGroupsPolicy) error {
 	const field = "security_context.supplemental_groups"
 	if len(groups) > maxGroups {
 		return check.Invalid(field, "are %d, the kernel takes %d", len(groups), maxGroups)

@@ -1,7 +1,8 @@
-package spec
+package users
 
 import (
 	"bytes"
+	_ "embed"
 	"fmt"
 	"reflect"
 	"strings"
@@ -9,46 +10,16 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/cribox/cribox/sandbox/spec/check"
 )
 
-const passwd = `# users of the image
-root:x:0:0:root:/root:/bin/sh
-app:x:1000:1000:An app:/home/app:/bin/sh
-other:x:1001:100::relative:/bin/sh
-bell:x:1002:100::/home/` + "\x07" + `x:/bin/sh
-4294967296:x:0:0::/:/bin/sh
-2147483648:x:0:0::/:/bin/sh
-svc:x:4294967296:4294967296::/:/bin/sh
-minus:x:-1:5::/:/bin/sh
-grp:x:5:4294967296::/:/bin/sh
-empty:x:::::
-short:x:7
-hex:x:0x0:0::/:
-1user:x:1010:1010::/home/1user:/bin/sh
-üser:x:1011:1011::/:/bin/sh
-+33:x:1012:1012::/:/bin/sh
-four:x:1013:1013
-three:x:1014
-windows:x:1015:1015::/home/windows:/bin/sh
-  indented:x:1016:1016::/:/bin/sh
-nogroup:x:1017:::/:/bin/sh
-textgroup:x:1018:users::/:/bin/sh
-www-data:x:33:33::/:/bin/sh
-app:x:0:0:second line of a name does not count:/root:/bin/sh
-`
+//go:embed testdata/passwd
+var passwd []byte
 
-const group = `root:x:0:
-wheel:x:10:root,app
-app:x:1000:
-audio:x:29:other,app
-big:x:4294967296:bigmember
-named:x:2147483647:
-three:x:30
-endless:x::app
-wide:x:4294967295:app
-	carriage:x:31:windows
-`
+//go:embed testdata/group
+var group []byte
 
 func request(change func(*runtimeapi.LinuxContainerSecurityContext)) *runtimeapi.LinuxContainerSecurityContext {
 	sc := &runtimeapi.LinuxContainerSecurityContext{}
@@ -59,6 +30,13 @@ func request(change func(*runtimeapi.LinuxContainerSecurityContext)) *runtimeapi
 }
 
 func id(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
+
+func wantInvalid(t *testing.T, err error, field string) {
+	t.Helper()
+	if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), field) {
+		t.Errorf("got %v, want an invalid %s", err, field)
+	}
+}
 
 func TestResolveUser(t *testing.T) {
 	app := User{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{1000, 10, 29}, Username: "app", Home: "/home/app"}
@@ -102,14 +80,14 @@ func TestResolveUser(t *testing.T) {
 		{"group of three fields", "4711:three", nil, User{UID: 4711, GID: 30, AdditionalGIDs: []uint32{30}, Home: "/"}},
 	} {
 		t.Run(r.name, func(t *testing.T) {
-			got, err := ResolveUser(r.image, request(r.change), []byte(passwd), []byte(group))
+			got, err := Resolve(r.image, request(r.change), passwd, group)
 			got.Notes = nil // see TestUserNotes
 			if err != nil || !reflect.DeepEqual(got, r.want) {
 				t.Errorf("got %+v, %v\nwant %+v", got, err, r.want)
 			}
 		})
 	}
-	got, err := ResolveUser("1000:1000", nil, nil, nil)
+	got, err := Resolve("1000:1000", nil, nil, nil)
 	if want := (User{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{1000}, Home: "/"}); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("without any file and request: %+v, %v", got, err)
 	}
@@ -128,7 +106,7 @@ func TestUserNotes(t *testing.T) {
 		"textgroup": {UID: 1018, AdditionalGIDs: []uint32{0}, Username: "textgroup", Home: "/"},
 		"bigmember": {UID: 9, GID: 9, AdditionalGIDs: []uint32{9}, Username: "bigmember", Home: "/"},
 	} {
-		got, err := ResolveUser(image, nil, []byte(passwd+"bigmember:x:9:9::/:\n"), []byte(group))
+		got, err := Resolve(image, nil, append(bytes.Clone(passwd), "bigmember:x:9:9::/:\n"...), group)
 		if err != nil || len(got.Notes) == 0 {
 			t.Errorf("USER %q: %v, notes %v", image, err, got.Notes)
 		}
@@ -142,7 +120,7 @@ func TestUserNotes(t *testing.T) {
 func TestImageUser(t *testing.T) {
 	for user, want := range map[string]string{"": "", ":": "", ":1000": "", "0": "0", "1000:5": "1000", "007": "7", "00": "0", "app": "app", "app:audio": "app",
 		"+33": "+33", "-1": "-1", "1user": "1user", "1e3": "1e3", "4294967296": "4294967296", "99999999999999999999": "99999999999999999999"} {
-		uid, name := ImageUser(user)
+		uid, name := OfImage(user)
 		got := name
 		if uid != nil {
 			got = fmt.Sprint(*uid)
@@ -150,7 +128,7 @@ func TestImageUser(t *testing.T) {
 		if got != want || uid != nil && name != "" {
 			t.Errorf("USER %q is shown as id %v, name %q", user, uid, name)
 		}
-		u, err := ResolveUser(user, nil, []byte(passwd), []byte(group))
+		u, err := Resolve(user, nil, passwd, group)
 		if err == nil && uid != nil && *uid != u.UID || err == nil && uid == nil && name != "" && name != u.Username {
 			t.Errorf("USER %q is shown as id %v, name %q, and runs as %+v", user, uid, name, u)
 		}
@@ -166,7 +144,7 @@ func TestResolveUserRefuses(t *testing.T) {
 	}
 	for _, u := range hostile {
 		t.Run(check.Truncate(u), func(t *testing.T) {
-			got, err := ResolveUser(u, nil, []byte(passwd), []byte(group))
+			got, err := Resolve(u, nil, passwd, group)
 			if err == nil {
 				t.Fatalf("became %+v", got)
 			}
@@ -190,7 +168,7 @@ func TestResolveUserRefuses(t *testing.T) {
 		"security_context.run_as_usernam": func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "nobody-knows" },
 	} {
 		t.Run(field, func(t *testing.T) {
-			_, err := ResolveUser("", request(change), []byte(passwd), []byte(group))
+			_, err := Resolve("", request(change), passwd, group)
 			wantInvalid(t, err, field)
 		})
 	}
@@ -203,24 +181,12 @@ func TestManyGroups(t *testing.T) {
 	for i := range 300000 {
 		fmt.Fprintf(&file, "g%d:x:%d:app\n", i, i+1)
 	}
-	_, err := ResolveUser("app", nil, []byte(passwd), file.Bytes())
+	_, err := Resolve("app", nil, passwd, file.Bytes())
 	wantInvalid(t, err, "supplemental_groups")
 
 	line := append([]byte("wheel:x:10:"), bytes.Repeat([]byte("x,"), 4<<20)...)
-	u, err := ResolveUser("app", nil, []byte(passwd), append(line, "app\n"...))
+	u, err := Resolve("app", nil, passwd, append(line, "app\n"...))
 	if err != nil || len(u.AdditionalGIDs) != 2 {
 		t.Errorf("one long line: %+v, %v", u, err)
-	}
-}
-
-// TestPrimaryGroupStays (SEC-02): whatever the caller hands over.
-func TestPrimaryGroupStays(t *testing.T) {
-	for _, additional := range [][]uint32{nil, {5}, {5, 7, 5}, {7}} {
-		c := aContainer()
-		c.User = User{UID: 1, GID: 7, AdditionalGIDs: additional}
-		got := mustContainer(t, aHost(), aPod(), c).Process.User.AdditionalGids
-		if got[0] != 7 || len(got) > 2 {
-			t.Errorf("%v became %v", additional, got)
-		}
 	}
 }
