@@ -10,10 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"

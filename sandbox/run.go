@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/internal/guard"

@@ -18,6 +18,7 @@ import (
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/spec/limits"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"
 )
@@ -51,7 +52,7 @@ func (u *updates) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 	if err := errors.Join(u.mayUpdate(c), table.Known(c.Lacks)); err != nil {
 		return err
 	}
-	if err := spec.ValidateResources(r, u.node.HostNow()); err != nil {
+	if err := limits.Check(r, u.node.HostNow().Controllers); err != nil {
 		return err
 	}
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.ID))
@@ -182,10 +183,10 @@ func (u *updates) limitTask(ctx context.Context, c *table.ContainerEntry, was, n
 		up.OOMScoreAdj = now.Process.OOMScoreAdj
 	}
 	var err error
-	if up.Resources, err = json.Marshal(spec.Lift(now.Linux.Resources, was.Linux.Resources)); err != nil {
+	if up.Resources, err = json.Marshal(limits.Lift(now.Linux.Resources, was.Linux.Resources)); err != nil {
 		return err
 	}
-	if up.Previous, err = json.Marshal(spec.Lift(was.Linux.Resources, now.Linux.Resources)); err != nil {
+	if up.Previous, err = json.Marshal(limits.Lift(was.Linux.Resources, now.Linux.Resources)); err != nil {
 		return err
 	}
 	return u.shim.Update(ctx, up)
@@ -194,8 +195,8 @@ func (u *updates) limitTask(ctx context.Context, c *table.ContainerEntry, was, n
 // declareUpdated makes the status say what holds now. A full disk does not undo it: what is on the
 // disk then says that the update was under way, and a restart does it again.
 func (u *updates) declareUpdated(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources) error {
-	err := u.states.Updated(c, func(limits []byte) ([]byte, error) {
-		return proto.Marshal(spec.MergeRequests(table.RememberedOr(limits, c.Config.GetLinux().GetResources()), r))
+	err := u.states.Updated(c, func(before []byte) ([]byte, error) {
+		return proto.Marshal(limits.MergeRequests(table.RememberedOr(before, c.Config.GetLinux().GetResources()), r))
 	})
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return err

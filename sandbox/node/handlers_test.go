@@ -14,6 +14,7 @@ import (
 
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/spec"
+	"github.com/cribox/cribox/sandbox/spec/limits"
 	"github.com/cribox/cribox/sandbox/store"
 )
 
@@ -93,7 +94,7 @@ func TestCgroupPath(t *testing.T) {
 // TestCPUsThatCanBe: what is plugged in is read when it is asked for, and what the machine can have
 // counts.
 func TestCPUsThatCanBe(t *testing.T) {
-	h := withHardware(spec.Host{CPUs: "77", Mems: "77", HugePageSizes: []string{"77MB"}})
+	h := withHardware(spec.Host{Controllers: limits.Controllers{CPUs: "77", Mems: "77", HugePageSizes: []string{"77MB"}}})
 	if h.CPUs == "77" || h.Mems == "77" || slices.Contains(h.HugePageSizes, "77MB") {
 		t.Errorf("what was read before stays: %v", h)
 	}

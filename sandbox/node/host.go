@@ -16,6 +16,7 @@ import (
 	"github.com/cribox/cribox/sandbox/cgroup"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/spec/capability"
+	"github.com/cribox/cribox/sandbox/spec/limits"
 	"github.com/cribox/cribox/sandbox/spec/seccomp"
 )
 
@@ -40,7 +41,6 @@ func ReadHost() (spec.Host, error) {
 		return spec.Host{}, fmt.Errorf("this machine's mounts: %w", err)
 	}
 	h := spec.Host{
-		CgroupV2:       cgroup.Unified(),
 		CgroupOptions:  cgroups,
 		Capabilities:   capability.Known(int(last)),
 		Grantable:      capability.Of(mask),
@@ -52,10 +52,13 @@ func ReadHost() (spec.Host, error) {
 			X32:      x32(),
 			Compat32: runtime.GOARCH != "amd64" || present("/proc/sys/abi/vsyscall32"),
 		},
-		RecursiveReadOnly:    atLeast(kernel, [2]int{5, 12}),
-		MemorySwapAccounting: present(cgroup.Mount+"/memory/memory.memsw.limit_in_bytes") || cgroup.Unified(),
-		StackLimit:           stackLimit(),
-		RlimitHard:           map[string]uint64{},
+		RecursiveReadOnly: atLeast(kernel, [2]int{5, 12}),
+		Controllers: limits.Controllers{
+			CgroupV2:             cgroup.Unified(),
+			MemorySwapAccounting: present(cgroup.Mount+"/memory/memory.memsw.limit_in_bytes") || cgroup.Unified(),
+		},
+		StackLimit: stackLimit(),
+		RlimitHard: map[string]uint64{},
 	}
 	if most, err := readInt("/proc/sys/fs/nr_open"); err == nil {
 		h.RlimitHard["RLIMIT_NOFILE"] = uint64(most) // whoever asks

@@ -121,8 +121,6 @@ func (d *draft) podSecurity() *runtimeapi.LinuxSandboxSecurityContext {
 	return d.pod.Config.GetLinux().GetSecurityContext()
 }
 
-func ptr[T any](v T) *T { return &v }
-
 // clone is a deep copy of a value that consists of what JSON has.
 func clone[T any](v *T) *T {
 	data, err := json.Marshal(v)

@@ -2,11 +2,14 @@ package spec
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"tags.cncf.io/container-device-interface/pkg/parser"
 
 	"github.com/cribox/cribox/sandbox/spec/check"
 )
@@ -47,7 +50,7 @@ func (d *draft) addDevice(dev Device) error {
 	}
 	d.spec.Linux.Devices = append(d.spec.Linux.Devices, specs.LinuxDevice{
 		Path: dev.ContainerPath, Type: dev.Type, Major: dev.Major, Minor: dev.Minor,
-		FileMode: ptr(dev.Mode.Perm()), UID: ptr(dev.UID), GID: ptr(dev.GID),
+		FileMode: new(dev.Mode.Perm()), UID: new(dev.UID), GID: new(dev.GID),
 	})
 	return nil
 }
@@ -87,7 +90,7 @@ func BindDevices(s *specs.Spec, devices []Device) {
 }
 
 func allow(dev Device) specs.LinuxDeviceCgroup {
-	return specs.LinuxDeviceCgroup{Allow: true, Type: dev.Type, Major: ptr(dev.Major), Minor: ptr(dev.Minor), Access: dev.Permissions}
+	return specs.LinuxDeviceCgroup{Allow: true, Type: dev.Type, Major: new(dev.Major), Minor: new(dev.Minor), Access: dev.Permissions}
 }
 
 func denyAll() specs.LinuxDeviceCgroup { return specs.LinuxDeviceCgroup{Allow: false, Access: "rwm"} }
@@ -114,6 +117,55 @@ func checkPermissions(s string) error {
 	}
 	if s == "" {
 		return check.Invalid("devices.permissions", "is empty")
+	}
+	return nil
+}
+
+// cdiAnnotation begins the names of annotations in which device plugins ask for CDI devices, as
+// they did before CDI_devices.
+const cdiAnnotation = "cdi.k8s.io/"
+
+// CDIDevices returns the names of the CDI devices that a container asks for, each once: those of
+// CDI_devices, then those of its annotations. Annotations of its pod, which anybody can write, are
+// not looked at.
+func CDIDevices(c *runtimeapi.ContainerConfig) []string {
+	var names []string
+	seen := map[string]bool{}
+	for _, d := range askedCDIDevices(c) {
+		if !seen[d.name] {
+			names = append(names, d.name)
+		}
+		seen[d.name] = true
+	}
+	return names
+}
+
+type cdiDevice struct{ field, name string }
+
+func askedCDIDevices(c *runtimeapi.ContainerConfig) []cdiDevice {
+	var all []cdiDevice
+	for _, d := range c.GetCDIDevices() {
+		all = append(all, cdiDevice{"CDI_devices.name", d.GetName()})
+	}
+	for _, key := range slices.Sorted(maps.Keys(c.GetAnnotations())) {
+		if !strings.HasPrefix(key, cdiAnnotation) {
+			continue
+		}
+		for name := range strings.SplitSeq(c.GetAnnotations()[key], ",") {
+			all = append(all, cdiDevice{"annotations." + check.Truncate(key), name})
+		}
+	}
+	return all
+}
+
+func checkCDIDevices(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
+	for _, d := range askedCDIDevices(c) {
+		if err := check.Text(d.field, d.name, check.MaxName); err != nil {
+			return err
+		}
+		if _, _, _, err := parser.ParseQualifiedName(d.name); err != nil {
+			return check.Invalid(d.field, "%q is not VENDOR/CLASS=NAME: %v", check.Truncate(d.name), err)
+		}
 	}
 	return nil
 }

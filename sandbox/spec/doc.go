@@ -1,11 +1,10 @@
-// Package spec answers one question: same input, same OCI spec. It is a flat
-// list of pure steps; it asks no clock, no file and no network.
+// Package spec makes the OCI spec of a pod or a container: the same input gives the same spec. It is a
+// flat list of pure steps that use no clock, no file and no network.
 //
-// It will not look anything up: what a step must know about the machine comes
-// in Host, what it must know about a request's paths, users, profiles and
-// devices was read by the caller and comes in Pod and Container. It starts
-// nothing and keeps nothing. The one thing that it takes from the process it
-// runs in is the architecture, through the default seccomp profile.
+// It looks nothing up: what a step must know about the machine is in Host; paths, users, profiles and
+// devices of a request are read by the caller and are in Pod and Container. It starts nothing and
+// keeps nothing. The only thing that it takes from its own process is the architecture, through the
+// default seccomp profile.
 //
 // # Use
 //
@@ -19,25 +18,23 @@
 //	ImageVolumes(image, config)               which anonymous directories the caller has to make
 //	ForContainer(host, pod, container)
 //
-//	ExecProcess(containerSpec, cmd, tty)      the process of an exec: what the container has, no more
-//	signals.Stop(config, image)                 CRI, then image, then SIGTERM
-//	ValidateResources, MergeResources         UpdateContainerResources
+//	ExecProcess(containerSpec, cmd, tty)      the process of an exec, as confined as the container
+//	Update(host, containerSpec, resources)    UpdateContainerResources
+//	signals.Stop(config, image)               CRI, then image, then SIGTERM
 //
-// ForPod and ForContainer check their request again, so a spec is never made
-// from a request that was not checked. An error carries its class:
-// ErrInvalidArgument names the field of the request, ErrFailedPrecondition
-// names what this machine lacks.
+// ForPod and ForContainer check their request again, so that a spec is never made from a request that
+// was not checked. An error has a class: ErrInvalidArgument names the field of the request,
+// ErrFailedPrecondition names what this machine lacks.
 //
-// A Note is something that was asked for and could not be given whole: a
-// value that was clamped, a limit that this machine cannot enforce. The caller
-// logs one line for each.
+// A check.Note is something that was asked for and could not be done as asked: a value that was
+// clamped, a limit that this machine cannot enforce. The caller logs one line for each.
 //
 // # What is promised about every spec
 //
-//   - Of the request's annotations and of the image's labels nothing reaches
-//     the OCI annotations: OCI runtimes and systemd act on some of them.
-//   - Inheritable and ambient capabilities are empty, except those that
-//     add_ambient_capabilities names.
+//   - Of the request's annotations and of the image's labels nothing reaches the OCI annotations: OCI
+//     runtimes and systemd act on some of them.
+//   - Inheritable and ambient capabilities are empty, except those that add_ambient_capabilities
+//     names.
 //   - The primary group is among the additional groups.
 //   - The oom score adjustment and RLIMIT_NOFILE are explicit, never inherited.
 //   - Access to devices is denied unless the device is listed.

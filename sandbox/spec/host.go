@@ -3,18 +3,15 @@ package spec
 import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/cribox/cribox/sandbox/spec/limits"
 	"github.com/cribox/cribox/sandbox/spec/seccomp"
 )
 
 // Host is what the caller found out about this machine.
 type Host struct {
-	// CgroupV2 tells that the unified hierarchy is in charge.
-	CgroupV2 bool
 	// CgroupOptions are those of this machine's cgroup v2 that every mount of it sets anew for all:
 	// nsdelegate, memory_recursiveprot.
 	CgroupOptions []string
-	// SystemdCgroup tells that cgroups are made by systemd, not by writing to cgroupfs.
-	SystemdCgroup bool
 	// CgroupParent of pods that name none: a path, "" means /cribox, or with
 	// SystemdCgroup the name of a slice, "" means system.slice.
 	CgroupParent string
@@ -52,6 +49,7 @@ type Host struct {
 	// loaded into the kernel; "" when there is none, and NoAppArmorProfile says why.
 	AppArmorProfile, NoAppArmorProfile string
 	seccomp.Machine
+	limits.Controllers
 
 	// RecursiveReadOnly: kernel and OCI runtime can do it.
 	RecursiveReadOnly bool
@@ -62,16 +60,6 @@ type Host struct {
 	// Such pods run, but user namespaces are not offered to the kubelet: nearly all of its pods have
 	// such a volume.
 	NoMappedTmpfs string
-
-	// HugePageSizes that the hugetlb controller limits, "2MB", "1GB"; empty
-	// when the controller is missing.
-	HugePageSizes []string
-	// MemorySwapAccounting tells that a memory cgroup can limit swap.
-	MemorySwapAccounting bool
-	// CPUs and Mems are the lists of processors and memory nodes that this
-	// machine can have, plugged in or not, as the kernel prints them
-	// ("0-3,8"); "" means unknown, and a cpuset is not compared with it.
-	CPUs, Mems string
 }
 
 // OffersUserNamespaces says whether every pod of a kubelet can have a user namespace.

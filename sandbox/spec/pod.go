@@ -3,6 +3,8 @@ package spec
 import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox/spec/limits"
 )
 
 // pauseOOMScoreAdj makes the kernel take every container of the node before a
@@ -20,7 +22,7 @@ func (d *draft) podProcess() error {
 		User:            d.pauseUser(),
 		Capabilities:    &specs.LinuxCapabilities{},
 		NoNewPrivileges: true,
-		OOMScoreAdj:     ptr(d.clampOOM("oom_score_adj", pauseOOMScoreAdj)),
+		OOMScoreAdj:     new(d.clampOOM("oom_score_adj", pauseOOMScoreAdj)),
 	}
 	return nil
 }
@@ -85,7 +87,7 @@ func (d *draft) podSysctls() error {
 func (d *draft) podResources() error {
 	d.spec.Linux.Resources = &specs.LinuxResources{
 		Devices: []specs.LinuxDeviceCgroup{denyAll()},
-		CPU:     &specs.LinuxCPU{Shares: ptr(uint64(minShares))},
+		CPU:     &specs.LinuxCPU{Shares: new(uint64(limits.MinShares))},
 	}
 	return nil
 }

@@ -214,7 +214,7 @@ func (d *draft) root() error {
 
 func (d *draft) oomScoreAdj() error {
 	asked := d.c.Config.GetLinux().GetResources().GetOomScoreAdj()
-	d.spec.Process.OOMScoreAdj = ptr(d.clampOOM("resources.oom_score_adj", int(asked)))
+	d.spec.Process.OOMScoreAdj = new(d.clampOOM("resources.oom_score_adj", int(asked)))
 	return nil
 }
 

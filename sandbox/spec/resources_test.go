@@ -12,89 +12,13 @@ import (
 	"github.com/cribox/cribox/sandbox/spec/signals"
 )
 
-func TestMergeResources(t *testing.T) {
-	current := &specs.LinuxResources{
-		Devices: []specs.LinuxDeviceCgroup{denyAll()},
-		CPU:     &specs.LinuxCPU{Shares: ptr(uint64(512)), Cpus: "0"},
-		Memory:  &specs.LinuxMemory{Limit: ptr(int64(64 << 20)), Swap: ptr(int64(64 << 20))},
-		Unified: map[string]string{"memory.low": "1"},
-	}
-	for _, r := range []struct {
-		name  string
-		in    *runtimeapi.LinuxContainerResources
-		want  func(*specs.LinuxResources)
-		notes int
-	}{
-		{"nothing", nil, func(*specs.LinuxResources) {}, 0},
-		{"zeros", &runtimeapi.LinuxContainerResources{Unified: map[string]string{}}, func(*specs.LinuxResources) {}, 0},
-		{"cpu", &runtimeapi.LinuxContainerResources{CpuQuota: -1, CpuPeriod: 50000}, func(r *specs.LinuxResources) {
-			r.CPU.Quota, r.CPU.Period = ptr(int64(-1)), ptr(uint64(50000))
-		}, 0},
-		{"shares at the bounds", &runtimeapi.LinuxContainerResources{CpuShares: 1 << 40}, func(r *specs.LinuxResources) { r.CPU.Shares = ptr(uint64(262144)) }, 1},
-		{"memory takes swap along", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 128 << 20}, func(r *specs.LinuxResources) {
-			r.Memory.Limit, r.Memory.Swap = ptr(int64(128<<20)), ptr(int64(128<<20))
-		}, 0},
-		{"swap alone", &runtimeapi.LinuxContainerResources{MemorySwapLimitInBytes: 96 << 20}, func(r *specs.LinuxResources) { r.Memory.Swap = ptr(int64(96 << 20)) }, 0},
-		{"unified is merged", &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.high": "max"}}, func(r *specs.LinuxResources) { r.Unified["memory.high"] = "max" }, 0},
-		{"hugepages", &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}, {PageSize: "1GB"}}}, func(r *specs.LinuxResources) {
-			r.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}, {Pagesize: "1GB"}}
-		}, 0},
-	} {
-		t.Run(r.name, func(t *testing.T) {
-			want := clone(current)
-			r.want(want)
-			before := clone(current)
-			got, notes, err := MergeResources(aHost(), current, r.in)
-			if err != nil || !reflect.DeepEqual(got, want) || len(notes) != r.notes {
-				t.Errorf("got %+v, %v, %v\nwant %+v", got, notes, err, want)
-			}
-			if !reflect.DeepEqual(before, current) {
-				t.Error("the input has changed")
-			}
-		})
-	}
-	_, _, err := MergeResources(aHost(), current, &runtimeapi.LinuxContainerResources{MemorySwapLimitInBytes: 32 << 20})
-	wantInvalid(t, err, "memory_swap_limit_in_bytes")
-}
-
-// TestResourcesBySystemd: what systemd would replace by its own defaults is said in words that it
-// keeps, and taken back when it no longer holds.
-func TestResourcesBySystemd(t *testing.T) {
-	h := aHost()
-	h.SystemdCgroup = true
-	limit := func(memory, swap int64, unified map[string]string) *runtimeapi.LinuxContainerResources {
-		return &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: memory, MemorySwapLimitInBytes: swap, Unified: unified}
-	}
-	none := map[string]string{"memory.swap.max": "0"}
-	for name, row := range map[string]struct {
-		first, then *runtimeapi.LinuxContainerResources
-		want        map[string]string
-	}{
-		"no memory":        {limit(0, 0, nil), nil, nil},
-		"no swap":          {limit(64<<20, 0, nil), nil, none},
-		"swap":             {limit(64<<20, 96<<20, nil), nil, nil},
-		"unlimited":        {limit(-1, 0, nil), nil, nil},
-		"asked for":        {limit(64<<20, 0, map[string]string{"memory.swap.max": "1M"}), nil, map[string]string{"memory.swap.max": "1048576"}},
-		"updated":          {limit(64<<20, 0, nil), limit(128<<20, 0, nil), none},
-		"swap given later": {limit(64<<20, 0, nil), limit(0, 96<<20, nil), map[string]string{}},
-		"unlimited later":  {limit(64<<20, 0, nil), limit(-1, 0, nil), map[string]string{}},
-		"swap taken later": {limit(64<<20, 96<<20, nil), limit(64<<20, 64<<20, nil), none},
-		"numbers as kernel": {limit(0, 0, map[string]string{"memory.high": " 0x10 ", "pids.max": "010", "cpu.max": "max 5000"}), nil,
-			map[string]string{"memory.high": "16", "pids.max": "8", "cpu.max": "max 5000"}},
-	} {
-		got, _, err := MergeResources(h, nil, row.first)
-		if err == nil && row.then != nil {
-			got, _, err = MergeResources(h, got, row.then)
-		}
-		if err != nil || !reflect.DeepEqual(got.Unified, row.want) {
-			t.Errorf("%s: %v, %v, want %v", name, got.Unified, err, row.want)
-		}
-	}
+// TestPidsBySystemd: where no limit is asked for, systemd is told so, or it would set its own.
+func TestPidsBySystemd(t *testing.T) {
 	for _, row := range []struct {
 		systemd bool
 		limit   int64
 		want    *specs.LinuxPids
-	}{{false, 0, nil}, {true, 0, &specs.LinuxPids{Limit: ptr(int64(-1))}}, {true, 7, &specs.LinuxPids{Limit: ptr(int64(7))}}} {
+	}{{false, 0, nil}, {true, 0, &specs.LinuxPids{Limit: new(int64(-1))}}, {true, 7, &specs.LinuxPids{Limit: new(int64(7))}}} {
 		h := aHost()
 		h.SystemdCgroup, h.PidsLimit = row.systemd, row.limit
 		p := aPod()
@@ -102,46 +26,6 @@ func TestResourcesBySystemd(t *testing.T) {
 		if got := mustContainer(t, h, p, aContainer()).Linux.Resources.Pids; !reflect.DeepEqual(got, row.want) {
 			t.Errorf("%+v: %+v", row, got)
 		}
-	}
-}
-
-func TestUnifiedValues(t *testing.T) {
-	for key, row := range map[string]struct{ good, bad []string }{
-		"memory.high":      {[]string{"max", "0", "100M", "15E", " 5\t", "0x10"}, []string{"", "lots", "-1", "1_0", "0b1", "1.5G", "M", "99999999999999999999", "16E", "5 5"}},
-		"memory.swap.max":  {[]string{"max", "1k"}, []string{"no"}},
-		"pids.max":         {[]string{"max", "100"}, []string{"1K", "many", "-1"}},
-		"cpu.weight":       {[]string{"100"}, []string{"max", "heavy"}},
-		"cpu.max":          {[]string{"max", "max 100000", "5000", "5000 10000"}, []string{"", "max max", "1 2 3", "x"}},
-		"memory.oom.group": {[]string{"0", "1"}, []string{"2", "yes", ""}},
-		"cpuset.cpus":      {[]string{"", "0-3,8"}, []string{"all", "3-1"}},
-		"io.max":           {[]string{"anything"}, nil},
-	} {
-		for want, list := range map[bool][]string{true: row.good, false: row.bad} {
-			for _, value := range list {
-				if isUnifiedValue(key, value) != want {
-					t.Errorf("%s = %q: want %t", key, value, want)
-				}
-			}
-		}
-	}
-}
-
-// TestMissingControllers: what kubelet always sends does not fail, and is told.
-func TestMissingControllers(t *testing.T) {
-	h := aHost()
-	h.HugePageSizes, h.MemorySwapAccounting = nil, false
-	in := &runtimeapi.LinuxContainerResources{
-		MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 64 << 20,
-		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB", Limit: 1 << 30}},
-		Unified:        map[string]string{"memory.swap.max": "0", "memory.high": "1"},
-	}
-	got, notes, err := MergeResources(h, nil, in)
-	if err != nil || len(notes) != 2 || got.Memory.Swap != nil || got.HugepageLimits != nil || len(got.Unified) != 1 {
-		t.Errorf("%+v, %v, %v", got, notes, err)
-	}
-	got, notes, err = MergeResources(aHost(), nil, &runtimeapi.LinuxContainerResources{MemorySwapLimitInBytes: 64 << 20})
-	if err != nil || len(notes) != 1 || got.Memory.Swap != nil {
-		t.Errorf("swap without a memory limit: %+v, %v, %v", got, notes, err)
 	}
 }
 
@@ -256,7 +140,7 @@ func TestDeviceRules(t *testing.T) {
 		{ContainerPath: "/dev/b", Type: "b", Major: 7, Minor: 1, Mode: 0o640, UID: 1, GID: 6, Permissions: "rm"},
 	}
 	s := mustContainer(t, aHost(), aPod(), c)
-	want := []specs.LinuxDeviceCgroup{denyAll(), {Allow: true, Type: "b", Major: ptr(int64(7)), Minor: ptr(int64(1)), Access: "rm"}}
+	want := []specs.LinuxDeviceCgroup{denyAll(), {Allow: true, Type: "b", Major: new(int64(7)), Minor: new(int64(1)), Access: "rm"}}
 	if !reflect.DeepEqual(s.Linux.Resources.Devices, want) || len(s.Linux.Devices) != 2 {
 		t.Errorf("%+v, %+v", s.Linux.Resources.Devices, s.Linux.Devices)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cribox/cribox/sandbox/spec/capability"
 	"github.com/cribox/cribox/sandbox/spec/check"
+	"github.com/cribox/cribox/sandbox/spec/limits"
 	"github.com/cribox/cribox/sandbox/spec/seccomp"
 	"github.com/cribox/cribox/sandbox/spec/users"
 )
@@ -25,9 +26,9 @@ var update = flag.Bool("update", false, "write the golden files")
 // aHost has everything.
 func aHost() Host {
 	return Host{
-		CgroupV2: true, Capabilities: capability.Known(40), OOMScoreAdjMin: -1000,
+		Capabilities: capability.Known(40), OOMScoreAdjMin: -1000,
 		Seccomp: true, Machine: seccomp.Machine{Compat32: true}, RecursiveReadOnly: true,
-		HugePageSizes: []string{"2MB", "1GB"}, MemorySwapAccounting: true, CPUs: "0-7\n", Mems: "0",
+		Controllers: limits.Controllers{CgroupV2: true, HugePageSizes: []string{"2MB", "1GB"}, MemorySwapAccounting: true, CPUs: "0-7\n", Mems: "0"},
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/spec/check"
+	"github.com/cribox/cribox/sandbox/spec/limits"
 	"github.com/cribox/cribox/sandbox/spec/signals"
 	"github.com/cribox/cribox/sandbox/spec/users"
 )
@@ -294,7 +295,7 @@ func checkContainerProfiles(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.Contai
 }
 
 func checkContainerResources(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {
-	return ValidateResources(c.GetLinux().GetResources(), h)
+	return limits.Check(c.GetLinux().GetResources(), h.Controllers)
 }
 
 func checkContainerWindows(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
