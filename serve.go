@@ -144,6 +144,7 @@ func handlers(c config.Config) map[string]sandbox.Handler {
 				Refuse: c.Containers.HostPathMissing == config.PathRefuse, Never: c.Containers.HostPathNever,
 			},
 			NoHostDevices: r.PrivilegedWithoutHostDevices,
+			NativePause:   c.Pause == config.PauseNative,
 		}
 	}
 	return all

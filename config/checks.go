@@ -59,6 +59,12 @@ var checks = []check{
 		}
 		return nil
 	}},
+	{"pause", func(c *Config) error {
+		if c.Pause != PauseRuntime && c.Pause != PauseNative {
+			return fmt.Errorf("%q is neither %s nor %s", c.Pause, PauseRuntime, PauseNative)
+		}
+		return nil
+	}},
 	{"cgroup_driver", func(c *Config) error {
 		if drivers := []string{DriverAuto, DriverSystemd, DriverCgroupfs}; !slices.Contains(drivers, c.CgroupDriver) {
 			return fmt.Errorf("%q is not one of %s", c.CgroupDriver, strings.Join(drivers, ", "))

@@ -8,7 +8,7 @@ import (
 )
 
 // applied are the keys and tables that can change without a restart.
-var applied = []string{"log_level", "default_runtime", "containers", "runtimes", "images.pinned"}
+var applied = []string{"log_level", "default_runtime", "pause", "containers", "runtimes", "images.pinned"}
 
 // Reload returns the configuration that is in effect after a reload: old with those values of next
 // that can change without a restart. late are the other keys whose values differ.

@@ -44,6 +44,9 @@ type Start struct {
 	// Keeper marks a pod task: descriptor 3 of its process is the socket that keeps the descriptors
 	// of the pod's containers open.
 	Keeper bool
+	// Native: start the process without the runtime where package place can do exactly what Runtime
+	// would do, which must be runc.
+	Native bool
 }
 
 // MinLogLimit is the smallest LogLimit allowed, in bytes: a few lines of the maximum length.
@@ -136,6 +139,7 @@ type Features struct {
 	Version           string `json:"version,omitempty"`    // of the runtime, if reported
 	OCIVersion        string `json:"ociVersion,omitempty"` // the newest that it supports
 	Flaw              string `json:"flaw,omitempty"`       // the worst known bug of this version
+	Runc              bool   `json:"runc,omitempty"`       // it is runc
 }
 
 // RuncAdvice tells the administrator how to get rid of a known bug of runc.

@@ -38,6 +38,8 @@
 // client.delete.
 //
 // Shim: shim.adopt, shim.adopt.start, shim.start.intent (record written),
+// shim.place.cgroups (a process is about to be started without a runtime),
+// shim.place.filter (the seccomp filter of an earlier process is known),
 // shim.start.runc (runtime succeeded), shim.start.kept (the pod's keeper socket has
 // the descriptors), shim.start.started, shim.exit.seen,
 // shim.exit.written, shim.exec.intent, shim.exec.runc, shim.update.intent (old

@@ -224,7 +224,7 @@ func (ps *pods) startPause(ctx context.Context, p *podPlan) (runtimeshim.Task, e
 		return runtimeshim.Task{}, err
 	}
 	task, err := ps.shim.Start(ctx, runtimeshim.Start{ID: p.ID, Runtime: p.handler.Path, Spec: b, LockFile: ps.layout.LockPath(p.ID), Keeper: true,
-		SystemdCgroup: node.MadeBySystemd(node.CgroupPath(s))})
+		SystemdCgroup: node.MadeBySystemd(node.CgroupPath(s)), Native: args == nil && ps.node.PauseNatively(p.record.Handler)})
 	if err != nil {
 		return task, fmt.Errorf("start pause of pod %s: %w", p.ID, err)
 	}

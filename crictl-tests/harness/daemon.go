@@ -53,6 +53,7 @@ type Settings struct {
 	network string // the [network] section, without subnet
 	Subnet  string
 	limits  string   // goes on in [images]
+	top     string   // goes before the tables
 	config  string   // goes on in [runtimes.runc], where the configuration ends
 	blobs   bool     // blobs and downloads may stay
 	MayLeak bool     // the test leaves something on purpose
@@ -73,6 +74,9 @@ func WithImages(text string) Option { return func(s *Settings) { s.limits += tex
 
 // WithConfig adds to the configuration, whose end is the table [runtimes.runc].
 func WithConfig(text string) Option { return func(s *Settings) { s.config += text } }
+
+// WithTop adds to the keys before the tables.
+func WithTop(text string) Option { return func(s *Settings) { s.top += text + "\n" } }
 
 // KeepsBlobs is for tests in which a pull fails or is left: what it has verified stays for the next
 // one.
@@ -151,7 +155,7 @@ state = %q
 log_level = "debug"
 default_runtime = "runc"
 cdi_spec_dirs = [%q, %q]
-
+%s
 [images]
 registry_config = %q
 %s
@@ -164,7 +168,7 @@ subnet = %q
 
 [runtimes.runc]
 path = %q
-%s`, d.Socket, d.Root, d.State, d.CDIDirs()[0], d.CDIDirs()[1], d.RegistryConfig(), d.limits, d.ConfDir(), Binary("cni"), d.Subnet, d.network, Binary("runc"), d.config)
+%s`, d.Socket, d.Root, d.State, d.CDIDirs()[0], d.CDIDirs()[1], d.top, d.RegistryConfig(), d.limits, d.ConfDir(), Binary("cni"), d.Subnet, d.network, Binary("runc"), d.config)
 }
 
 // Must ends the test when there is an error.

@@ -276,7 +276,7 @@ func (k *Client) startTask(ctx context.Context, st runtimeshim.Start) (t runtime
 	defer cancel()
 	p := statedir.Params{ID: st.ID, Pod: st.Pod, Runtime: st.Runtime, Terminal: st.Terminal, Stdin: st.Stdin,
 		StdinOnce: st.StdinOnce, OOMFile: st.OOMFile, LockFile: st.LockFile, Keeper: st.Keeper,
-		OwnerUID: st.OwnerUID, OwnerGID: st.OwnerGID, Systemd: st.SystemdCgroup}
+		OwnerUID: st.OwnerUID, OwnerGID: st.OwnerGID, Systemd: st.SystemdCgroup, Native: st.Native}
 	err = k.ask(ctx, k.shim, "start", p, &t, false)
 	if !errors.Is(err, wire.ErrBroken) {
 		return t, false, err

@@ -2,6 +2,7 @@ package client
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -206,40 +207,120 @@ func TestShimDiesAtEveryStep(t *testing.T) {
 	for _, step := range []string{"shim.start.intent", "shim.start.runc", "shim.start.kept", "shim.start.started", "shim.exit.seen", "shim.exit.written",
 		"shim.delete.kill", "shim.delete", "shim.delete.cleared"} {
 		t.Run(step, func(t *testing.T) {
-			t.Setenv("CRIBOX_TEST_KILL_AT", step)
-			h := newHost(t)
-			pod := h.params("pod", []string{"/bin/sleep", "1000000"})
-			pod.Keeper = true
-			if _, err := h.client.Start(context.Background(), pod); err != nil {
-				if step != "shim.start.intent" || !errdefs.IsUnavailable(err) {
-					t.Fatal(err)
-				}
-				h.start(pod)
-			}
-			st := h.params("c", counter)
-			st.Pod = "pod"
-			task := h.start(st)
-			h.eventually("counted", func() bool { return len(h.logLines("c")) == 1000 })
-			if procs := cgroup.Procs(filepath.Join("/sys/fs/cgroup/pids", h.cgroup, "pod")); len(procs) != 1 {
-				t.Errorf("processes of the pod: %v", procs)
-			}
-			h.finishCounter(task)
-			h.wantExit("c", 7)
-			h.wantCounted("c", 2000)
-			ctx := context.Background()
-			h.idle("d")
-			for _, id := range []string{"c", "d"} {
-				if err := h.client.Delete(ctx, id); err != nil {
-					t.Error(err)
-				}
-				if got := h.task(id); got.ID != "" {
-					t.Errorf("deleted task is %+v", got)
-				}
-			}
-			if _, err := os.Stat(filepath.Join(h.state, "killed-at-step")); err != nil {
-				t.Errorf("step %s never came", step)
-			}
+			dieAtStep(t, step, func(h *host) runtimeshim.Start {
+				pod := h.params("pod", []string{"/bin/sleep", "1000000"})
+				pod.Keeper = true
+				return pod
+			})
 		})
+	}
+	for _, step := range []string{"shim.start.intent", "shim.place.cgroups", "shim.start.runc", "shim.start.kept", "shim.start.started", "shim.delete.cleared"} {
+		t.Run("native, "+step, func(t *testing.T) { dieAtStep(t, step, (*host).nativePod) })
+	}
+}
+
+func dieAtStep(t *testing.T, step string, podOf func(*host) runtimeshim.Start) {
+	t.Setenv("CRIBOX_TEST_KILL_AT", step)
+	h := newHost(t)
+	pod := podOf(h)
+	if _, err := h.client.Start(context.Background(), pod); err != nil {
+		if step != "shim.start.intent" && step != "shim.place.cgroups" || !errdefs.IsUnavailable(err) {
+			t.Fatal(err)
+		}
+		h.start(pod)
+	}
+	if pod.Native {
+		h.wantNative("pod")
+	}
+	st := h.params("c", counter)
+	st.Pod = "pod"
+	task := h.start(st)
+	h.eventually("counted", func() bool { return len(h.logLines("c")) == 1000 })
+	if procs := cgroup.Procs(filepath.Join("/sys/fs/cgroup/pids", h.cgroup, "pod")); len(procs) != 1 {
+		t.Errorf("processes of the pod: %v", procs)
+	}
+	h.finishCounter(task)
+	h.wantExit("c", 7)
+	h.wantCounted("c", 2000)
+	ctx := context.Background()
+	h.idle("d")
+	for _, id := range []string{"c", "d"} {
+		if err := h.client.Delete(ctx, id); err != nil {
+			t.Error(err)
+		}
+		if got := h.task(id); got.ID != "" {
+			t.Errorf("deleted task is %+v", got)
+		}
+	}
+	if pod.Native {
+		if err := h.client.Delete(ctx, "pod"); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(h.state, "killed-at-step")); err != nil {
+		t.Errorf("step %s never came", step)
+	}
+}
+
+// nativePod is a pod task that needs no runtime.
+func (h *host) nativePod() runtimeshim.Start {
+	if !exists("/sys/fs/cgroup/devices") {
+		h.t.Skip("needs cgroups of version 1")
+	}
+	st := h.params("pod", []string{"/bin/sleep", "1000000"}, func(spec map[string]any) {
+		process := spec["process"].(map[string]any)
+		process["env"], process["noNewPrivileges"], process["capabilities"] = []string{"PATH=/bin", "HOME=/"}, true, map[string]any{}
+		spec["mounts"] = spec["mounts"].([]map[string]any)[:2]
+		spec["linux"].(map[string]any)["resources"] = map[string]any{"cpu": map[string]any{"shares": 2},
+			"devices": []map[string]any{{"allow": false, "access": "rwm"}}}
+	})
+	st.Keeper, st.Native = true, true
+	return st
+}
+
+// wantNative checks that the task runs and that no runtime knows of it.
+func (h *host) wantNative(id string) {
+	h.t.Helper()
+	if got := h.task(id); got.State != runtimeshim.StateRunning {
+		h.t.Errorf("task is %+v", got)
+	}
+	if exists(filepath.Join(h.state, "runc", id)) {
+		h.t.Errorf("the runtime has started %s", id)
+	}
+}
+
+// TestNativeFails: what cannot be started without the runtime is started by the runtime, and its
+// error is the one returned.
+func TestNativeFails(t *testing.T) {
+	h := newHost(t)
+	st := h.nativePod()
+	st.Spec = bytes.Replace(st.Spec, []byte("/bin/sleep"), []byte("/bin/nothing"), 1)
+	_, err := h.client.Start(context.Background(), st)
+	if err == nil || !strings.Contains(err.Error(), "runc run") || !strings.Contains(err.Error(), "/bin/nothing") {
+		t.Errorf("start: %v", err)
+	}
+	if raw, _ := os.ReadFile(filepath.Join(h.state, "shim.log")); !strings.Contains(string(raw), "execute: no such file or directory") {
+		t.Errorf("the log does not name the step: %s", raw)
+	}
+	h.start(h.nativePod())
+	h.wantNative("pod")
+}
+
+// TestNativeAndRuntime: pods of both kinds are taken over by the next shim, and are ended.
+func TestNativeAndRuntime(t *testing.T) {
+	h := newHost(t)
+	native := h.start(h.nativePod())
+	other := h.pod("other")
+	h.kill9("shim.lock")
+	for _, was := range []runtimeshim.Task{native, other} {
+		if got := h.task(was.ID); got.State != runtimeshim.StateRunning || got.Pid != was.Pid {
+			t.Errorf("task was %+v, is %+v", was, got)
+		}
+		must(t, h.client.Delete(t.Context(), was.ID))
+		// It may be a zombie: its parent, the dead shim, had no time for it.
+		if st, err := procfd.ReadStat(was.Pid); err == nil && st.State != 'Z' {
+			t.Errorf("process %d of %s is in state %c", was.Pid, was.ID, st.State)
+		}
 	}
 }
 

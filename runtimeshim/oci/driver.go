@@ -58,20 +58,8 @@ func NewDriver(state statedir.Root, ownOOM bool) *Driver {
 // Run executes the command and returns nil if its exit status is 0. It kills the command and its
 // children when the deadline is exceeded, or when the grace period after the end of ctx is over.
 func (d *Driver) Run(ctx context.Context, c Command) error {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
-	attr := &syscall.ProcAttr{Dir: "/", Env: helper.PlainEnv, Sys: &syscall.SysProcAttr{Setsid: true}}
-	for _, f := range append(c.Stdio[:], c.Extra...) {
-		if f == nil {
-			f = null
-		}
-		attr.Files = append(attr.Files, uintptr(unixfd.Of(f)))
-	}
 	os.Remove(c.Log)
-	proc, err := d.Reaper.Start(c.argv(d.state.RuncRoot()), attr)
+	proc, err := d.spawn(c.argv(d.state.RuncRoot()), append(c.Stdio[:], c.Extra...))
 	if err != nil {
 		return startError(c.Runtime, err)
 	}
@@ -89,6 +77,41 @@ func (d *Driver) Run(ctx context.Context, c Command) error {
 	}
 	return commandError(name, ws, c)
 }
+
+// spawn executes a program with these descriptors, /dev/null for nil.
+func (d *Driver) spawn(argv []string, files []*os.File) (procfd.Child, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return procfd.Child{}, err
+	}
+	defer null.Close()
+	attr := &syscall.ProcAttr{Dir: "/", Env: helper.PlainEnv, Sys: &syscall.SysProcAttr{Setsid: true}}
+	for _, f := range files {
+		if f == nil {
+			f = null
+		}
+		attr.Files = append(attr.Files, uintptr(unixfd.Of(f)))
+	}
+	return d.Reaper.Start(argv, attr)
+}
+
+// RunProgram executes a program of ours that is no runtime, with these descriptors, and waits for
+// its end as Run does. It keeps our oom_score_adj. Where argv has the words of Mark, the program
+// counts as a runtime of our tasks.
+func (d *Driver) RunProgram(ctx context.Context, argv []string, files []*os.File, wait time.Duration) (unix.WaitStatus, error) {
+	proc, err := d.spawn(argv, files)
+	if err != nil {
+		return 0, startError(argv[0], err)
+	}
+	if proc.Pidfd != nil {
+		defer proc.Pidfd.Close()
+	}
+	return d.awaitCommand(ctx, proc, Command{Wait: wait})
+}
+
+// Mark returns the words by which the command line of a runtime of our tasks is recognised, also by
+// shims of other versions.
+func (d *Driver) Mark() []string { return []string{"--root", d.state.RuncRoot(), "place"} }
 
 // argv returns the whole command line.
 func (c Command) argv(root string) []string {

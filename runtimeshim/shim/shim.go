@@ -20,6 +20,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/cgroup"
 	"github.com/cribox/cribox/runtimeshim/helper"
 	"github.com/cribox/cribox/runtimeshim/oci"
+	"github.com/cribox/cribox/runtimeshim/place"
 	"github.com/cribox/cribox/runtimeshim/procfd"
 	"github.com/cribox/cribox/runtimeshim/statedir"
 	"github.com/cribox/cribox/runtimeshim/wire"
@@ -79,8 +80,9 @@ type task struct {
 	keeper  *keeper // only of a pod task
 	deleted bool
 
-	shareKeyring bool // start without a new session keyring, because the node has no key quota left
-	unknown      bool // something of it cannot be read now; it is taken over when it can
+	unfiltered   *place.Key // its seccomp profile, whose filter place does not have
+	shareKeyring bool       // start without a new session keyring, because the node has no key quota left
+	unknown      bool       // something of it cannot be read now; it is taken over when it can
 	// keptBy is the pod whose keeper socket has descriptors of this task, while its record is not
 	// read.
 	keptBy string
@@ -146,7 +148,8 @@ func assemble(e env, g *cgroup.Finder, d *oci.Driver, kills *cgroup.CounterWatch
 	r := &remover{env: e, table: tab, holder: h, reporter: p, driver: d, cgroups: g}
 	return &shim{
 		env: e, driver: d, cgroups: g, table: tab, holder: h, reporter: p, remover: r,
-		starter: &starter{env: e, table: tab, holder: h, reporter: p, remover: r, driver: d, reaper: d.Reaper, noPreserveFDs: map[string]bool{}},
+		starter: &starter{env: e, table: tab, holder: h, reporter: p, remover: r, driver: d, reaper: d.Reaper, noPreserveFDs: map[string]bool{},
+			filters: place.NewFilters(), cgroups: g},
 		updater: &updater{env: e, table: tab, driver: d, cgroups: g},
 		execs:   &execs{env: e, table: tab, driver: d, reaper: d.Reaper},
 		adopter: &adopter{env: e, table: tab, holder: h, reporter: p, remover: r, driver: d, cgroups: g},

@@ -15,6 +15,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/runtimeshim/cgroup"
 	"github.com/cribox/cribox/runtimeshim/oci"
+	"github.com/cribox/cribox/runtimeshim/place"
 	"github.com/cribox/cribox/runtimeshim/procfd"
 	"github.com/cribox/cribox/runtimeshim/statedir"
 	"github.com/cribox/cribox/runtimeshim/unixfd"
@@ -30,6 +31,8 @@ type starter struct {
 	remover  *remover
 	driver   *oci.Driver
 	reaper   *procfd.Reaper
+	filters  *place.Filters
+	cgroups  *cgroup.Finder
 
 	noPreserveFDs map[string]bool // runtimes whose run has no --preserve-fds; under table.mu
 }
@@ -106,7 +109,11 @@ func (s *starter) launch(ctx context.Context, t *task) error {
 	if err != nil {
 		return err
 	}
-	return s.running(t, proc)
+	if err := s.running(t, proc); err != nil {
+		return err
+	}
+	s.learn(ctx, t)
+	return nil
 }
 
 // running records the process of a started task and waits in the background for its exit.
@@ -157,6 +164,9 @@ func (s *starter) runTask(ctx context.Context, t *task) error {
 		return err
 	}
 	defer lock.Close()
+	if placed, err := s.place(ctx, t, lock); placed || err != nil {
+		return err
+	}
 	keeper := t.rec.Keeper && !s.lacksPreserveFDs(t.rec.Runtime)
 	err = s.runTaskOnce(ctx, t, lock, keeper)
 	if keeper && errors.Is(err, errNoPreserveFDs) {

@@ -27,6 +27,10 @@ type Params struct {
 	OwnerUID  int    `json:"owner_uid,omitempty"` // owner of stdin
 	OwnerGID  int    `json:"owner_gid,omitempty"`
 	Systemd   bool   `json:"systemd,omitempty"` // systemd creates the cgroup
+	// Native: started without the runtime, if package place can do it. A shim that does not know
+	// this asks the runtime. Afterwards the runtime has a state of the task, or it does not: that
+	// tells how the task is ended.
+	Native bool `json:"native,omitempty"`
 }
 
 // Record is the content of task.json: everything that a new shim needs to take the task over,

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -30,6 +31,7 @@ type Handler struct {
 	LogLimit      int64               // bytes that a container's log takes until it is rotated; 0: any number
 	MissingPaths  MissingPaths        // what happens to mounts of such host paths
 	Ports, Ping   bool                // low ports and ping are for every user in a pod with a network of its own
+	NativePause   bool                // pods are started without the runtime where that makes no difference
 	NoHostDevices bool                // a privileged container has the devices that it asks for, and not all of the host's
 }
 
@@ -133,6 +135,14 @@ func (n *Node) hostBy(now *handlers, handler string) spec.Host {
 		h.AppArmorProfile, h.NoAppArmorProfile = n.defaultAppArmor()
 	}
 	return h
+}
+
+// PauseNatively reports whether pods of a handler are started without its runtime, if it is runc:
+// what others would do is not known here.
+func (n *Node) PauseNatively(handler string) bool {
+	now := n.handlers.Load()
+	handler = cmp.Or(handler, now.byDefault)
+	return now.byName[handler].NativePause && now.can.byName[handler].Runc
 }
 
 // CheckHandler returns ErrInvalidArgument for a handler that is not configured; "" is the default

@@ -1,0 +1,6 @@
+package place
+
+import _ "embed"
+
+//go:embed place_arm64
+var program string

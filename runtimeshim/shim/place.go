@@ -1,0 +1,159 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/log"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/cgroup"
+	"github.com/cribox/cribox/runtimeshim/helper"
+	"github.com/cribox/cribox/runtimeshim/place"
+	"github.com/cribox/cribox/runtimeshim/procfd"
+	"github.com/cribox/cribox/runtimeshim/unixfd"
+	"github.com/cribox/cribox/runtimeshim/wire"
+)
+
+// place starts a task without its runtime, which takes a twentieth of the processor time. It
+// returns false when the runtime must do it: place cannot do what the spec asks, has no seccomp
+// filter for it yet, or has failed. Then nothing is left of the attempt.
+func (s *starter) place(ctx context.Context, t *task, lock *os.File) (placed bool, err error) {
+	spec, why := s.placeable(t)
+	if why != "" {
+		log.L.WithField("container", t.rec.ID).Debugf("starting it with the runtime: %s", why)
+		return false, nil
+	}
+	if spec == nil {
+		return false, nil
+	}
+	start := place.Start{ID: t.rec.ID, Spec: spec, Lock: lock, PidFile: t.dir.Pid(), Mark: s.driver.Mark()}
+	if key, filtered := place.KeyOf(t.rec.Runtime, spec); filtered {
+		if start.Filter = s.filters.Of(key); start.Filter == nil {
+			t.unfiltered = &key
+			return false, nil
+		}
+	}
+	err = s.runPlace(ctx, t, start)
+	if err == nil {
+		return true, nil
+	}
+	log.L.WithError(err).WithField("container", t.rec.ID).Warn("cannot start a pod natively; the runtime tries it now")
+	return false, s.unplace(ctx, t)
+}
+
+// placeable returns the spec of a task that place is asked to start, and why it cannot.
+func (s *starter) placeable(t *task) (*specs.Spec, string) {
+	if !t.rec.Native || !t.rec.Keeper || t.rec.Systemd || t.rec.Stdin || t.rec.Terminal {
+		return nil, ""
+	}
+	if why := place.UnableHere(); why != "" {
+		return nil, why
+	}
+	raw, err := os.ReadFile(t.dir.Config())
+	if err != nil {
+		return nil, err.Error()
+	}
+	spec, err := place.Parse(raw)
+	if err != nil {
+		return nil, err.Error()
+	}
+	return spec, place.Unable(spec)
+}
+
+// runPlace makes the task's cgroups and starts its process in them.
+func (s *starter) runPlace(ctx context.Context, t *task, start place.Start) error {
+	keeper, err := s.holder.giveKeeper(t)
+	if err != nil {
+		return err
+	}
+	defer keeper.Close()
+	if _, err := s.holder.openStdio(t); err != nil {
+		return err
+	}
+	start.Keeper, start.Stdio = keeper, [3]*os.File{nil, t.fifos[0], t.fifos[1]}
+	job, err := place.Prepare(start)
+	if err != nil {
+		return err
+	}
+	defer job.Close()
+	s.step("shim.place.cgroups")
+	ws, err := s.driver.RunProgram(ctx, job.Argv, job.Files, wire.StartWait)
+	if err == nil && !(ws.Exited() && ws.ExitStatus() == 0) {
+		err = job.Failure()
+	}
+	return err
+}
+
+// unplace removes what an attempt of place has left.
+func (s *starter) unplace(ctx context.Context, t *task) error {
+	s.holder.dropStreams(t)
+	if err := os.Remove(t.dir.Pid()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	dirs, err := s.cgroups.Of(t.dir, 0)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, wire.DeathWait)
+	defer cancel()
+	return cgroup.Remove(ctx, dirs)
+}
+
+// learn takes the seccomp filter of a pod's process that the runtime has started, for later pods.
+// Nobody waits for it.
+func (s *starter) learn(ctx context.Context, t *task) {
+	if t.unfiltered == nil || t.pidfd == nil || !s.filters.Wants(*t.unfiltered) {
+		return
+	}
+	key, lockFile := *t.unfiltered, t.lockFile()
+	pidfd, err := unix.FcntlInt(uintptr(unixfd.Of(t.pidfd)), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return
+	}
+	go func() {
+		defer helper.Survive()
+		f := procfd.FromFD(pidfd)
+		defer f.Close()
+		filter, err := s.takeFilter(ctx, lockFile, f)
+		if err != nil {
+			log.L.WithError(err).Info("cannot read the seccomp filter of a pod; pods with its profile are started by the runtime")
+		}
+		s.filters.Taken(key, filter, err)
+		s.step("shim.place.filter")
+	}()
+}
+
+// takeFilter reads the seccomp filter of a process. It is a child of ours, but a program of its own
+// traces it: the reaper would take the stop of a process that this one traces for an exit.
+func (s *starter) takeFilter(ctx context.Context, lockFile string, pidfd *os.File) ([]uint64, error) {
+	lock, err := s.driver.LockShared(ctx, lockFile)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	pid, err := procfd.PidOf(pidfd)
+	if err != nil {
+		return nil, err
+	}
+	job, err := place.Take(pid, lock, s.driver.Mark())
+	if err != nil {
+		return nil, err
+	}
+	defer job.Close()
+	ws, err := s.driver.RunProgram(ctx, job.Argv, job.Files, wire.RequestWait)
+	if err != nil {
+		return nil, err
+	}
+	if !ws.Exited() || ws.ExitStatus() != 0 {
+		return nil, job.Failure()
+	}
+	// While it is not reaped, the pid was its own all the time.
+	if err := procfd.StillHas(pidfd, pid); err != nil {
+		return nil, fmt.Errorf("the pod has ended: %w", err)
+	}
+	return job.Found()
+}
