@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -169,8 +170,11 @@ func portrait(t *testing.T, p *harness.Pod) map[string]string {
 	cgroupsOf(t, proc, seen)
 	treeOf(t, proc+"root", seen)
 	filterOf(t, pid, seen)
-	uts, err := os.ReadFile(proc + "root/proc/sys/kernel/hostname")
-	seen["/proc is the pod's"] = fmt.Sprint(len(uts) > 0, err)
+	for _, name := range []string{"kernel/hostname", "kernel/shm_rmid_forced", "kernel/msgmax", "kernel/shmmax", "fs/mqueue/msg_max",
+		"net/ipv4/ip_local_port_range", "net/ipv4/tcp_syncookies", "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range"} {
+		out, err := exec.Command("nsenter", "-t", strconv.Itoa(pid), "-i", "-n", "-u", "cat", "/proc/sys/"+name).CombinedOutput()
+		seen["sysctl "+name] = plain(string(out)) + fmt.Sprint(err)
+	}
 	return seen
 }
 
