@@ -32,13 +32,19 @@ kube-up: build ## start a Kubernetes cluster of NODES nodes (1) on cribox
 kube-down: ## take away what `make kube-up` made
 	@hack/kube/down.sh
 
-##@ A virtual machine with Debian 12, systemd and AppArmor (as root; KVM=1 where there is /dev/kvm)
+##@ A virtual machine with Debian 12, systemd and AppArmor (as root; KVM=1 where there is /dev/kvm, KERNEL=backports for 6.12)
 
 vm: ## make its image in bin/vm, once
 	@hack/vm/image.sh
 
 vm-shell: tools build vm ## a prompt in it, with cribox installed
 	@VERSION=$(VERSION) hack/vm/shell.sh
+
+test-vm: tools build vm ## what only such a machine shows, critest with two setups among it; writes docs/vm-results.md
+	@VERSION=$(VERSION) hack/vm/test.sh
+
+vm-smoke: tools build vm ## the shortest of it: package, unit, ten specs of critest, a kill
+	@VERSION=$(VERSION) hack/vm/test.sh -smoke
 
 ##@ Develop
 
@@ -116,4 +122,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop kube-up kube-down vm vm-shell tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help
+.PHONY: run stop kube-up kube-down vm vm-shell test-vm vm-smoke tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help

@@ -15,5 +15,5 @@ while IFS=: read -r file line; do
 	name=${BASH_REMATCH[1]}
 	timed "$name of ./$(dirname "$file")" \
 		quietly go test -run '^$' -fuzz "^$name\$" -fuzztime "$time" "./$(dirname "$file")"
-done < <(git ls-files '*_test.go' | grep -v -e '^crictl-tests/' -e '^kube-tests/' | xargs grep -H '^func Fuzz')
+done < <(git ls-files '*_test.go' | grep -v -e '^crictl-tests/' -e '^kube-tests/' -e '^vm-tests/' | xargs grep -H '^func Fuzz')
 [ "$found" -gt 0 ] || die "no fuzz target found"

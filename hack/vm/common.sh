@@ -6,20 +6,23 @@
 # shellcheck source=hack/process.sh
 . "$top/hack/process.sh"
 
-image=$bin/vm               # what image.sh makes
-run=${VM_RUN:-$bin/vm-run}  # of the machine that runs: pid, port, disk, console
+kernel=${KERNEL:-}                   # backports, or Debian's own
+image=$bin/vm${kernel:+-$kernel}     # what image.sh makes
+run=${VM_RUN:-$bin/vm-run}           # of the machine that runs: pid, port, disk, console
 qemu=/usr/bin/qemu-system-x86_64
 
 ssh_options() {
 	printf '%s\n' -q -i "$image/key" -o UserKnownHostsFile="$image/known_hosts" -o HostKeyAlias=cribox-vm \
 		-o IdentitiesOnly=yes -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=15 \
-		-o ServerAliveCountMax=8 -p "$(cat "$run/port")"
+		-o ServerAliveCountMax=8 -o ControlPath="$run/ssh" -p "$(cat "$run/port")"
 }
 
-# vm COMMAND runs a shell command in the machine, as root.
+# vm COMMAND runs a shell command in the machine, as root. All commands share one connection, which
+# the first one makes: a key exchange takes seconds there. It ends with the machine.
 vm() {
 	local options
 	mapfile -t options < <(ssh_options)
+	[ -S "$run/ssh" ] || ssh "${options[@]}" -M -N -f root@127.0.0.1 </dev/null >/dev/null 2>&1 || true
 	ssh "${options[@]}" root@127.0.0.1 "$@"
 }
 

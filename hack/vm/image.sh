@@ -1,23 +1,27 @@
 #!/usr/bin/env bash
 # Makes bin/vm: a Debian 12 that boots in a virtual machine, with systemd, cgroup v2 and AppArmor.
 # It is made once, and again when this file changes. Everything a test adds goes into an overlay
-# that is thrown away, so the image itself is never written to.
+# that is thrown away, so the image itself is never written to. With KERNEL=backports it makes
+# bin/vm-backports, which has the kernel of Debian's backports (6.12 or newer) in place of 6.1.
 set -euo pipefail
 # shellcheck source=hack/vm/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 suite=bookworm
+kernel_package=linux-image-cloud-amd64
 size=8G # sparse: about 900 MB of it is used
 
 host_packages=(
 	qemu-system-x86 qemu-utils # the machine, and its throw-away disk
 	debootstrap e2fsprogs      # the image
+	debian-archive-keyring     # whose packages these are
 	openssh-client             # the way in
 )
 guest_packages=(
-	linux-image-cloud-amd64 initramfs-tools systemd-sysv libpam-systemd dbus openssh-server
+	initramfs-tools systemd-sysv libpam-systemd dbus openssh-server
 	apparmor crun libseccomp2           # what a node has for containers
 	iproute2 iptables nftables kmod     # what network plugins execute
+	conntrack                           # what kube-proxy executes
 	procps util-linux busybox-static ca-certificates
 )
 
@@ -39,18 +43,34 @@ ensure_packages() {
 	timed "installing Debian packages: ${missing[*]}" install_missing "${missing[@]}"
 }
 
-# mirror prints where this machine gets the suite from.
+# mirror prints where this machine gets the suite from. One that is no Debian 12 asks Debian itself.
 mirror() {
-	apt-get indextargets --format '$(CODENAME) $(SITE)' | awk -v suite="$suite" '$1 == suite { print $2; exit }'
+	local site
+	site=$(apt-get indextargets --format '$(CODENAME) $(SITE)' | awk -v suite="$suite" '$1 == suite { print $2; exit }')
+	echo "${site:-http://deb.debian.org/debian}"
 }
 
 # bootstrap TREE installs Debian into it. In a mount namespace of its own, so that no mount stays.
 bootstrap() {
-	local from include
+	local from include=("${guest_packages[@]}")
 	from=$(mirror)
-	[ -n "$from" ] || die "this machine's apt knows no mirror of Debian $suite"
-	include=$(IFS=, && echo "${guest_packages[*]}")
-	quietly unshare --mount --propagation private debootstrap --variant=minbase --include="$include" "$suite" "$1" "$from"
+	[ "$kernel" = backports ] || include+=("$kernel_package")
+	quietly unshare --mount --propagation private debootstrap --variant=minbase \
+		--keyring=/usr/share/keyrings/debian-archive-keyring.gpg \
+		--include="$(IFS=, && echo "${include[*]}")" "$suite" "$1" "$from" ||
+		die "debootstrap could not install Debian $suite from $from"
+	[ "$kernel" != backports ] || quietly unshare --mount --propagation private "$0" --backports "$1" "$from" ||
+		die "the kernel of $suite-backports could not be installed from $from"
+}
+
+# install_backports TREE MIRROR runs in a mount namespace of its own.
+install_backports() {
+	echo "deb $2 $suite-backports main" >"$1/etc/apt/sources.list.d/backports.list"
+	cp /etc/resolv.conf "$1/etc/resolv.conf"
+	mount -t proc proc "$1/proc"
+	chroot "$1" apt-get -q -o Acquire::Retries=3 update
+	DEBIAN_FRONTEND=noninteractive chroot "$1" apt-get -y -q --no-install-recommends -o Acquire::Retries=3 \
+		install -t "$suite-backports" "$kernel_package"
 }
 
 # configure TREE turns the installation into a machine that one can log into.
@@ -97,9 +117,14 @@ build() {
 	echo "$want" >"$stamp"
 }
 
+if [ "${1:-}" = --backports ]; then
+	install_backports "$2" "$3"
+	exit
+fi
 need_root "make vm"
+[[ $kernel =~ ^(|backports)$ ]] || die "KERNEL=$kernel: want backports, or nothing for Debian's own"
 ensure_packages
-stamp=$bin/.stamps/vm
+stamp=$bin/.stamps/${image##*/}
 want=$(sha256sum <"${BASH_SOURCE[0]}")
 if [ -e "$image/disk.img" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then exit 0; fi
 mkdir -p "$bin"
