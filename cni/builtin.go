@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -49,17 +50,16 @@ func (e *executor) FindInPath(plugin string, dirs []string) (string, error) {
 
 // ExecPlugin does the work of a plugin that is built in, or runs it.
 func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
-	var c call
-	if err := json.Unmarshal(stdin, &c.conf); err != nil {
-		return nil, err
-	}
-	if !c.conf.Builtin || c.conf.Name != e.own.name {
+	if !e.isBuiltin(stdin) {
 		if !filepath.IsAbs(path) {
 			return nil, fmt.Errorf("plugin %s %w in any of the folders of plugins", path, program.ErrNone)
 		}
 		return e.Executor.ExecPlugin(ctx, path, stdin, environ)
 	}
-	c.stdin, c.own, c.step = stdin, e.own, e.step
+	c := call{stdin: stdin, own: e.own, step: e.step}
+	if err := json.Unmarshal(stdin, &c.conf); err != nil {
+		return nil, err
+	}
 	for _, kv := range environ {
 		name, value, _ := strings.Cut(kv, "=")
 		switch name {
@@ -78,6 +78,19 @@ func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, en
 	return nil, fmt.Errorf("%s: %w", c.conf.Type, err)
 }
 
+// isBuiltin reports whether this process does the work of the plugin with this configuration. The
+// keys of other networks may mean anything.
+func (e *executor) isBuiltin(stdin []byte) bool {
+	if !bytes.Contains(stdin, []byte(`"`+builtinKey+`":true`)) {
+		return false
+	}
+	var conf struct {
+		Name    string `json:"name"`
+		Builtin bool   `json:"builtin"`
+	}
+	return json.Unmarshal(stdin, &conf) == nil && conf.Builtin && conf.Name == e.own.name
+}
+
 // call is one call of a plugin that is built in.
 type call struct {
 	command, id, netns string
@@ -94,7 +107,6 @@ type builtinConf struct {
 	CNIVersion  string `json:"cniVersion"`
 	Name        string `json:"name"`
 	Type        string `json:"type"`
-	Builtin     bool   `json:"builtin"`
 	Bridge      string `json:"bridge"`
 	MTU         int    `json:"mtu"`
 	HairpinMode bool   `json:"hairpinMode"`

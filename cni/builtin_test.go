@@ -171,3 +171,18 @@ func TestUndoneByPlugins(t *testing.T) {
 	h.teardown(stays)
 	h.emptied(before, p, stays)
 }
+
+// TestKeysOfOthers: the keys of the default network mean something else in the configuration of a
+// plugin of somebody else, and nothing at all there.
+func TestKeysOfOthers(t *testing.T) {
+	h := newHost(t)
+	h.conf("10-x.conflist", `{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"fakenet","builtin":true,"bridge":{"a":1},"mtu":"1500",
+		"hairpinMode":"no","ipam":{"dataDir":3,"ranges":"all"}}]}`)
+	f := h.fake("fakenet", "", "")
+	p := h.pod("p1")
+	h.setup(p)
+	h.teardown(p)
+	if f.calls("ADD") != 1 || f.calls("DEL") != 1 {
+		t.Errorf("calls %s", f.read("calls"))
+	}
+}

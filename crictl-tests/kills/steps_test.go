@@ -28,14 +28,14 @@ func TestStepKills(t *testing.T) {
 		tell func(*harness.Daemon) *story
 		also func(*harness.Daemon) // what dies with the daemon
 	}{
-		{"RunPodSandbox", runsAPod(), nobodyElse},
+		{"RunPodSandbox", runsAPod(withHostPort), nobodyElse},
 		{"RunPodSandbox, shim too", runsAPod(), shimToo},
 		{"CreateContainer", createsAContainer(nil), nobodyElse},
 		{"StartContainer", startsAContainer, nobodyElse},
 		{"StartContainer, shim too", startsAContainer, shimToo},
 		{"UpdateContainerResources", updatesAContainer, nobodyElse},
 		{"UpdateContainerResources, shim too", updatesAContainer, shimToo},
-		{"StopAndRemove", removesAPod(nil), nobodyElse},
+		{"StopAndRemove", removesAPod([]harness.PodOption{withHostPort}), nobodyElse},
 		{"StopAndRemove, shim too", removesAPod(nil), shimToo},
 		{"PullImage", pullsAnImage, nobodyElse},
 		{"RunPodSandbox, user namespace", runsAPod(harness.InUserNamespace), nobodyElse},
@@ -256,6 +256,11 @@ func updatesAContainer(d *harness.Daemon) *story {
 			c.Pod.Remove()
 		},
 	}
+}
+
+// withHostPort lets a port of the host lead to the pod; nobody uses it.
+func withHostPort(c *cri.PodSandboxConfig) {
+	c.PortMappings = []*cri.PortMapping{{HostPort: 1, ContainerPort: 80}}
 }
 
 // withVolumes mounts the container's own image, whole and in part, and so gives it one more mount.
