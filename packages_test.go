@@ -23,7 +23,7 @@ var onlyIn = []struct {
 	in      []string
 }{
 	{"google.golang.org/grpc", []string{"", "server"}},
-	{"k8s.io/cri-api", []string{"server", "server/metrics", "sandbox", "sandbox/node", "sandbox/table", "sandbox/network", "sandbox/rootfs", "sandbox/stats", "sandbox/streams", "sandbox/spec", "sandbox/spec/limits", "sandbox/spec/users", "sandbox/spec/signals", "bench_test.go"}}, // a client
+	{"k8s.io/cri-api", []string{"server", "server/metrics", "sandbox", "sandbox/node", "sandbox/table", "sandbox/network", "sandbox/rootfs", "sandbox/pins", "sandbox/podfiles", "sandbox/stats", "sandbox/streams", "sandbox/spec", "sandbox/spec/limits", "sandbox/spec/users", "sandbox/spec/signals", "bench_test.go"}}, // a client
 	{"k8s.io/cri-streaming", []string{"server/streaming"}},
 	{"tags.cncf.io/container-device-interface/pkg/parser", []string{"sandbox/spec"}},
 	{"tags.cncf.io/container-device-interface/pkg/cdi", []string{"sandbox/node"}},

@@ -18,6 +18,8 @@ import (
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/node"
+	"github.com/cribox/cribox/sandbox/pins"
+	"github.com/cribox/cribox/sandbox/podfiles"
 	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/spec/signals"
@@ -32,9 +34,9 @@ type containers struct {
 	table      *table.Table
 	node       *node.Node
 	mounts     *rootfs.Mounts
-	files      *podFiles
+	files      podfiles.Files
 	labels     *labels
-	namespaces *namespaces
+	pins       *pins.Pins
 	shim       Runtime
 	step       func(string)
 	background context.Context // ends with Close; for what nobody waits for
@@ -209,10 +211,10 @@ func (cs *containers) prepare(ctx context.Context, c *containerPlan) error {
 	if err != nil {
 		return err
 	}
-	if err := cs.namespaces.pinPause(ctx, c.PodID); err != nil { // for a pod of an earlier version; it stays with the pod
+	if err := cs.pins.PinPause(ctx, c.PodID); err != nil { // for a pod of an earlier version; it stays with the pod
 		return err
 	}
-	if err := cs.files.saveSpec(c.ContainerEntry, s); err != nil {
+	if err := cs.files.SaveSpec(c.ContainerEntry, s); err != nil {
 		return fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
 	cs.step("container.prepared")
@@ -222,7 +224,7 @@ func (cs *containers) prepare(ctx context.Context, c *containerPlan) error {
 // spec returns the OCI spec of a container. ErrFailedPrecondition when this machine lacks what it
 // names: an AppArmor profile, a CDI device.
 func (cs *containers) spec(ctx context.Context, c *containerPlan, input spec.Container) (*specs.Spec, error) {
-	pod, err := cs.files.specPod(c.pod, c.record)
+	pod, err := cs.files.ForSpec(c.pod, c.record)
 	if err != nil {
 		return nil, err
 	}
@@ -251,7 +253,7 @@ func (cs *containers) specContainer(ctx context.Context, c *containerPlan, root 
 	if err != nil {
 		return in, err
 	}
-	if in.SeccompProfile, err = readSeccomp(profile); err != nil {
+	if in.SeccompProfile, err = node.ReadSeccomp(profile); err != nil {
 		return in, err
 	}
 	if in.Volumes, err = cs.mounts.MakeVolumes(ctx, c.pod, c.ContainerEntry, root, c.image); err != nil {
@@ -263,7 +265,7 @@ func (cs *containers) specContainer(ctx context.Context, c *containerPlan, root 
 	if err := cs.mounts.CanMap(c.pod, c.Config.GetMounts(), in.Mounts); err != nil {
 		return in, err
 	}
-	if in.TargetNS, err = cs.namespaces.pinTarget(c.ContainerEntry); err != nil {
+	if in.TargetNS, err = cs.pins.PinTarget(c.ContainerEntry); err != nil {
 		return in, err
 	}
 	if err := rootfs.Relabel(ctx, c.ContainerEntry, &in); err != nil {

@@ -41,10 +41,30 @@ func (m *Manager) onExit(ctx context.Context, t runtimeshim.Task) {
 	}
 	switch p, c := m.table.ByID(t.ID); {
 	case c != nil:
-		m.exits.add(ctx, c.PodID, func() { m.endings.exited(ctx, c, t) })
+		m.record(ctx, c.PodID, func() { m.endings.exited(ctx, c, t) })
 	case p != nil:
-		m.exits.add(ctx, p.ID, func() { m.pods.pauseExited(ctx, p) })
+		m.record(ctx, p.ID, func() { m.pods.pauseExited(ctx, p) })
 	}
+}
+
+// record runs act after the acts of the pod's earlier exits. No pod waits for the record of another,
+// which may hang with the disk.
+func (m *Manager) record(ctx context.Context, pod string, act func()) {
+	m.exits.Add(pod, func() {
+		if ctx.Err() == nil { // otherwise the shim reports the exit to the next daemon
+			guard.Run(ctx, "the record of an exit", act)
+		}
+	})
+}
+
+// closeLimit is how long Close waits for exits that are being recorded.
+const closeLimit = 5 * time.Second
+
+func (m *Manager) waitForExits() error {
+	if !m.exits.Wait(closeLimit) {
+		return errors.New("the record of an exit cannot be written because the disk does not answer; the next start will record it")
+	}
+	return nil
 }
 
 func (e *endings) exited(ctx context.Context, c *table.ContainerEntry, t runtimeshim.Task) {

@@ -18,6 +18,8 @@ import (
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/network"
 	"github.com/cribox/cribox/sandbox/node"
+	"github.com/cribox/cribox/sandbox/pins"
+	"github.com/cribox/cribox/sandbox/podfiles"
 	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/stats"
@@ -62,7 +64,7 @@ type Manager struct {
 	network  *network.Connector
 	endings  *endings
 	recovery *recovery
-	exits    exits
+	exits    keyed.Queues
 	shim     Runtime
 	table    *table.Table
 	node     *node.Node
@@ -153,18 +155,18 @@ func (m *Manager) assemble(c Config, background context.Context, trash *tree.Tra
 	labels := &labels{on: m.node.Host().SELinux, states: states}
 	labels.reserve()
 	mounts := &rootfs.Mounts{Layout: l, Images: c.Images, Trash: trash, Pause: c.Pause, Step: c.Step}
-	files := &podFiles{layout: l}
+	files := podfiles.Files{Layout: l}
 	m.network = network.New(m.table, c.Network, m.shim.Peers, c.Step)
-	namespaces := &namespaces{layout: l, table: m.table, shim: m.shim}
+	pinned := pins.New(l, m.table, m.shim.Namespaces)
 	turns := &keyed.Turns{}
 	m.endings = &endings{states: states, mounts: mounts, shim: m.shim, turns: turns, step: c.Step}
 	m.containers = &containers{
 		endings: m.endings, turns: turns,
-		layout: l, states: states, table: m.table, node: m.node, mounts: mounts, files: files, labels: labels, namespaces: namespaces,
+		layout: l, states: states, table: m.table, node: m.node, mounts: mounts, files: files, labels: labels, pins: pinned,
 		shim: m.shim, step: c.Step, background: background, stops: map[string]*stop{},
 	}
 	m.pods = &pods{
-		layout: l, states: states, table: m.table, node: m.node, mounts: mounts, files: files, labels: labels, namespaces: namespaces,
+		layout: l, states: states, table: m.table, node: m.node, mounts: mounts, files: files, labels: labels, pins: pinned,
 		network: m.network, containers: m.containers, shim: m.shim, step: c.Step, background: background,
 	}
 	m.updates = &updates{
@@ -199,7 +201,7 @@ func connect(ctx context.Context, find func(context.Context, func(runtimeshim.Ta
 // Close ends the background work. Shim, logger and everything that runs stay.
 func (m *Manager) Close() error {
 	m.stopped()
-	return errors.Join(m.shim.Close(), m.exits.wait())
+	return errors.Join(m.shim.Close(), m.waitForExits())
 }
 
 // shimPatience is how long the shim may take to answer before the node counts as not ready.

@@ -19,6 +19,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/network"
+	"github.com/cribox/cribox/sandbox/podfiles"
 	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"
@@ -31,7 +32,7 @@ type recovery struct {
 	states     *table.States
 	table      *table.Table
 	mounts     *rootfs.Mounts
-	files      *podFiles
+	files      podfiles.Files
 	network    *network.Connector
 	containers *containers
 	endings    *endings
@@ -182,6 +183,15 @@ func (rc *recovery) startable(ctx context.Context, c *table.ContainerEntry) bool
 	return has || err != nil
 }
 
+// isThere says whether there is something at path. An error means that it cannot be told now.
+func isThere(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // recoverLater is recoverContainer for one of which the shim could not tell yet whether it runs.
 func (rc *recovery) recoverLater(ctx context.Context, podID, cid string) error {
 	task, found, err := rc.containers.awaitStartOutcome(ctx, cid)
@@ -273,7 +283,7 @@ func (rc *recovery) collectOrphans(ctx context.Context, tasks map[string]runtime
 		remove func(ctx context.Context, id string) error
 	}{
 		{slices.Collect(maps.Keys(tasks)), rc.shim.Delete},
-		{namesIn(rc.layout.StatePath("pods")), func(_ context.Context, id string) error { return rc.files.removePodFiles(id) }},
+		{namesIn(rc.layout.StatePath("pods")), func(_ context.Context, id string) error { return rc.files.Remove(id) }},
 		{slices.Concat(namesIn(rc.layout.StatePath("rootfs")), namesIn(rc.layout.StatePath("userns")), namesIn(rc.layout.StatePath("volumes"))), rc.mounts.Remove},
 		{namesIn(rc.layout.RootPath("containers")), rc.mounts.Discard},
 		{namesIn(rc.layout.StatePath("locks")), func(ctx context.Context, id string) error {

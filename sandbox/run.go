@@ -20,6 +20,8 @@ import (
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/network"
 	"github.com/cribox/cribox/sandbox/node"
+	"github.com/cribox/cribox/sandbox/pins"
+	"github.com/cribox/cribox/sandbox/podfiles"
 	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
@@ -33,9 +35,9 @@ type pods struct {
 	table      *table.Table
 	node       *node.Node
 	mounts     *rootfs.Mounts
-	files      *podFiles
+	files      podfiles.Files
 	labels     *labels
-	namespaces *namespaces
+	pins       *pins.Pins
 	network    *network.Connector
 	containers *containers
 	shim       Runtime
@@ -130,7 +132,7 @@ func (ps *pods) undo(ctx context.Context, p *table.PodEntry) {
 }
 
 func (ps *pods) bringUp(ctx context.Context, p *podPlan) error {
-	if err := ps.files.makePodFiles(p); err != nil {
+	if err := ps.files.Make(p.PodEntry, p.handler.ShmSize, p.record.MountLabel); err != nil {
 		return fmt.Errorf("prepare pod %s: %w", p.ID, err)
 	}
 	ps.step("pod.files")
@@ -141,10 +143,10 @@ func (ps *pods) bringUp(ctx context.Context, p *podPlan) error {
 	if err != nil {
 		return err
 	}
-	if err := ps.files.writeHosts(p, ips); err != nil {
+	if err := ps.files.WriteHosts(p.PodEntry, p.record.MountLabel, ips); err != nil {
 		return fmt.Errorf("prepare pod %s: %w", p.ID, err)
 	}
-	if err := ps.namespaces.pinPause(ctx, p.ID); err != nil {
+	if err := ps.pins.PinPause(ctx, p.ID); err != nil {
 		return err
 	}
 	if err := ps.states.PodReady(p.PodEntry, ips, task.Pid); err != nil {
@@ -191,7 +193,7 @@ func networkSysctls(c *runtimeapi.PodSandboxConfig) bool {
 }
 
 func (ps *pods) startPause(ctx context.Context, p *podPlan) (runtimeshim.Task, error) {
-	input, err := ps.files.specPod(p.PodEntry, &p.record)
+	input, err := ps.files.ForSpec(p.PodEntry, &p.record)
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
@@ -217,7 +219,7 @@ func (ps *pods) startPause(ctx context.Context, p *podPlan) (runtimeshim.Task, e
 	if err != nil {
 		return runtimeshim.Task{}, err
 	}
-	if err := replaceFile(ps.layout.PodSpecPath(p.ID), b); err != nil {
+	if err := ps.files.SavePodSpec(p.ID, b); err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("spec of pod %s: %w", p.ID, err)
 	}
 	if err := ps.states.PodCgroup(p.ID, node.CgroupPath(s)); err != nil {

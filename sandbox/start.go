@@ -114,13 +114,13 @@ func (cs *containers) launch(ctx context.Context, c *table.ContainerEntry) (runt
 		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
 	saved, file := spec, cs.layout.SpecPath(c.PodID, c.ID)
-	if spec, err = cs.namespaces.withoutNumbers(ctx, p, c, spec); err != nil {
+	if spec, err = cs.pins.WithoutNumbers(ctx, p, c, spec); err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
 	if !bytes.Equal(spec, saved) {
 		file = ""
 	}
-	if _, err := cs.namespaces.target(c); err != nil {
+	if _, err := cs.pins.Target(c); err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("start container %s: %w", c.ID, err)
 	}
 	rec := p.Containers[c.ID]

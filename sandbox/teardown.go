@@ -93,7 +93,7 @@ func (ps *pods) teardown(ctx context.Context, p *table.PodEntry) error {
 	if err := ps.mounts.DropPauseRoot(ctx, p.ID, image); err != nil {
 		return err
 	}
-	return ps.files.removePodFiles(p.ID)
+	return ps.files.Remove(p.ID)
 }
 
 func (ps *pods) stopAll(ctx context.Context, p *table.PodEntry) error {
@@ -142,7 +142,7 @@ func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
 			return fmt.Errorf("remove pod %s: %w", p.ID, err)
 		}
 	}
-	if err := ps.files.removePodFiles(p.ID); err != nil { // again: a container that was still being made, or updated, has written its spec there
+	if err := ps.files.Remove(p.ID); err != nil { // again: a container that was still being made, or updated, has written its spec there
 		return err
 	}
 	var labels selinux.Labels

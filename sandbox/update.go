@@ -17,6 +17,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/node"
+	"github.com/cribox/cribox/sandbox/podfiles"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/spec/limits"
 	"github.com/cribox/cribox/sandbox/store"
@@ -29,7 +30,7 @@ type updates struct {
 	states     *table.States
 	table      *table.Table
 	node       *node.Node
-	files      *podFiles
+	files      podfiles.Files
 	containers *containers
 	shim       Runtime
 	step       func(string)
@@ -166,7 +167,7 @@ func (u *updates) applyUpdate(ctx context.Context, c *table.ContainerEntry, r *r
 			return fmt.Errorf("resources of container %s: %w", c.ID, err)
 		}
 	}
-	err := u.files.saveSpec(c, now)
+	err := u.files.SaveSpec(c, now)
 	if err != nil && runs {
 		err = errors.Join(err, u.limitTask(ctx, c, now, was, r.GetOomScoreAdj() != 0))
 	}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/sandbox/apparmor"
+	"github.com/cribox/cribox/sandbox/spec/seccomp"
 	"github.com/cribox/cribox/sandbox/table"
 )
 
@@ -91,4 +93,23 @@ func (n *Node) HasProfile(ctx context.Context, s *specs.Spec) error {
 		return err
 	}
 	return fmt.Errorf("security_context.apparmor: the profile %q is not loaded on this node: %w", table.Short(name), errdefs.ErrFailedPrecondition)
+}
+
+// ReadSeccomp reads the seccomp profile at a path of this machine; "" is none.
+func ReadSeccomp(path string) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w", BlameHost(err))
+	}
+	if !info.Mode().IsRegular() || info.Size() > seccomp.MaxFile {
+		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %s is no file of at most %d bytes: %w", path, seccomp.MaxFile, errdefs.ErrInvalidArgument)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w", BlameHost(err))
+	}
+	return b, nil
 }

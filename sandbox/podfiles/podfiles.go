@@ -1,4 +1,6 @@
-package sandbox
+// Package podfiles makes the files of a pod in the state folder, and those of its containers there; it
+// changes no record.
+package podfiles
 
 import (
 	"encoding/json"
@@ -15,6 +17,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/layout"
+	"github.com/cribox/cribox/sandbox/node"
+	"github.com/cribox/cribox/sandbox/pins"
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/spec"
 	"github.com/cribox/cribox/sandbox/store"
@@ -22,38 +26,36 @@ import (
 	"github.com/cribox/cribox/sandbox/userns"
 )
 
-// podFiles makes the files of a pod in the state folder, and those of its containers there.
-type podFiles struct {
-	layout layout.Layout
-}
+// Files makes the files of pods.
+type Files struct{ Layout layout.Layout }
 
 func hostIPC(c *runtimeapi.PodSandboxConfig) bool {
 	return c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetIpc() == runtimeapi.NamespaceMode_NODE
 }
 
-// etcFiles are the files that every container of a pod has in its /etc, where root in the pod may
-// write to them.
+// etcFiles are the files that every container of a pod has in its /etc. Root in the pod may write to
+// them.
 var etcFiles = []string{"hosts", "hostname", "resolv.conf"}
 
-// etcSize is how much a pod's etcFiles can grow to together, beside what the host's own take.
+// etcSize is the size up to which a pod's etcFiles can grow together, in addition to the size of the
+// host's own files.
 const etcSize = 1 << 20
 
-// etcFile is where one of etcFiles lies: in a small file system of the pod's own, so that a
-// container that writes to it without end fills that and not the state folder. A pod that an
-// earlier version made has it directly in its folder.
-func (f *podFiles) etcFile(id, name string) string {
-	old := f.layout.PodFile(id, name)
+// etcFile returns the path of one of etcFiles. They are in a small file system of the pod, so that a
+// container that writes to one without end fills this and not the state folder. A pod of an earlier
+// version has them directly in its folder.
+func (f Files) etcFile(id, name string) string {
+	old := f.Layout.PodFile(id, name)
 	if _, err := os.Stat(old); err == nil {
 		return old
 	}
-	return filepath.Join(f.layout.PodFile(id, "etc"), name)
+	return filepath.Join(f.Layout.PodFile(id, "etc"), name)
 }
 
-// mountEtc mounts the file system for etcFiles, unless it is there. Nothing but these files can be
-// made in it.
+// mountEtc mounts the file system for etcFiles, unless it is mounted. It has no room for other files.
 func mountEtc(dir string) error {
 	size := int64(etcSize)
-	for _, name := range []string{"/etc/hosts", "/etc/resolv.conf"} { // a pod in the host's network has a copy of them, however large
+	for _, name := range []string{"/etc/hosts", "/etc/resolv.conf"} { // a pod in the host's network has a copy of them
 		if info, err := os.Stat(name); err == nil {
 			size += info.Size()
 		}
@@ -71,38 +73,39 @@ func mountEtc(dir string) error {
 	return nil
 }
 
-// makePodFiles writes hostname and resolv.conf and mounts /dev/shm; what exists already is kept.
-// The folder of the logs is made too: a kubelet does that itself, a person with crictl does not.
-func (f *podFiles) makePodFiles(p *podPlan) error {
+// Make writes hostname and resolv.conf and mounts /dev/shm, which has shmSize bytes; existing mounts
+// are kept. label is the SELinux label of them all. Make also makes the folder of the logs: the
+// kubelet does this itself, but crictl does not.
+func (f Files) Make(p *table.PodEntry, shmSize int64, label string) error {
 	if dir := p.Config.GetLogDirectory(); dir != "" {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
-	if err := os.MkdirAll(f.layout.StatePath("pods", p.ID), 0o700); err != nil {
+	if err := os.MkdirAll(f.Layout.StatePath("pods", p.ID), 0o700); err != nil {
 		return err
 	}
-	if err := mountEtc(f.layout.PodFile(p.ID, "etc")); err != nil {
+	if err := mountEtc(f.Layout.PodFile(p.ID, "etc")); err != nil {
 		return err
 	}
 	name, err := podHostname(p.Config)
 	if err != nil {
 		return err
 	}
-	if err := f.writePodFile(p, "hostname", []byte(name+"\n")); err != nil {
+	if err := f.writeEtc(p, "hostname", label, []byte(name+"\n")); err != nil {
 		return err
 	}
 	resolv, err := resolvConf(p.Config.GetDnsConfig())
 	if err != nil {
 		return err
 	}
-	if err := f.writePodFile(p, "resolv.conf", resolv); err != nil {
+	if err := f.writeEtc(p, "resolv.conf", label, resolv); err != nil {
 		return err
 	}
 	if hostIPC(p.Config) {
 		return nil
 	}
-	return mountShm(p.Config, f.layout.PodFile(p.ID, "shm"), p.handler.ShmSize, p.record.MountLabel)
+	return mountShm(p.Config, f.Layout.PodFile(p.ID, "shm"), shmSize, label)
 }
 
 func podHostname(c *runtimeapi.PodSandboxConfig) (string, error) {
@@ -152,15 +155,15 @@ func mountShm(c *runtimeapi.PodSandboxConfig, dir string, size int64, label stri
 	return nil
 }
 
-// writeHosts writes the pod's /etc/hosts: the host's own for a pod in the host's network, else
+// WriteHosts writes the pod's /etc/hosts: a copy of the host's for a pod in the host's network, else
 // localhost and the pod itself.
-func (f *podFiles) writeHosts(p *podPlan, ips []netip.Addr) error {
+func (f Files) WriteHosts(p *table.PodEntry, label string, ips []netip.Addr) error {
 	if spec.HostNetwork(p.Config) {
 		b, err := os.ReadFile("/etc/hosts")
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		return f.writePodFile(p, "hosts", b)
+		return f.writeEtc(p, "hosts", label, b)
 	}
 	name, err := podHostname(p.Config)
 	if err != nil {
@@ -171,63 +174,62 @@ func (f *podFiles) writeHosts(p *podPlan, ips []netip.Addr) error {
 	for _, ip := range ips {
 		fmt.Fprintf(&b, "%s\t%s\n", ip, name)
 	}
-	return f.writePodFile(p, "hosts", []byte(b.String()))
+	return f.writeEtc(p, "hosts", label, []byte(b.String()))
 }
 
-// removePodFiles is the opposite of makePodFiles and may be called at any time.
-func (f *podFiles) removePodFiles(id string) error {
-	for _, dir := range []string{f.layout.PodFile(id, "shm"), f.layout.PodFile(id, "etc")} {
+// Remove removes all files, mounts and pins of a pod. It may be called at any time.
+func (f Files) Remove(id string) error {
+	for _, dir := range []string{f.Layout.PodFile(id, "shm"), f.Layout.PodFile(id, "etc")} {
 		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("unmount %s: %w", dir, err)
 		}
 	}
-	if err := errors.Join(userns.Unpin(f.layout.UserNS(id)), unpin(f.layout.StatePath("pods", id))); err != nil {
+	if err := errors.Join(userns.Unpin(f.Layout.UserNS(id)), pins.Remove(f.Layout.StatePath("pods", id))); err != nil {
 		return err
 	}
-	return os.RemoveAll(f.layout.StatePath("pods", id))
+	return os.RemoveAll(f.Layout.StatePath("pods", id))
 }
 
-// specPod gathers what the spec of a pod, or of a container in it, is made of.
-func (f *podFiles) specPod(p *table.PodEntry, r *store.Pod) (spec.Pod, error) {
+// ForSpec returns what the spec of a pod, or of a container in it, is made of.
+func (f Files) ForSpec(p *table.PodEntry, r *store.Pod) (spec.Pod, error) {
 	name, err := podHostname(p.Config)
 	if err != nil {
 		return spec.Pod{}, err
 	}
 	s := spec.Pod{ID: p.ID, Config: p.Config, RuntimeHandler: r.Handler, NetNS: r.NetNS,
-		Hostname: name, ShmPath: f.layout.PodFile(p.ID, "shm"), HostsPath: f.etcFile(p.ID, "hosts"),
+		Hostname: name, ShmPath: f.Layout.PodFile(p.ID, "shm"), HostsPath: f.etcFile(p.ID, "hosts"),
 		HostnamePath: f.etcFile(p.ID, "hostname"), ResolvConfPath: f.etcFile(p.ID, "resolv.conf"), ProcessLabel: r.ProcessLabel, MountLabel: r.MountLabel}
 	if hostIPC(p.Config) {
 		s.ShmPath = ""
 	}
 	if _, _, ok := spec.UserNamespace(p.Config); ok {
-		s.UserNS = f.layout.UserNS(p.ID)
+		s.UserNS = f.Layout.UserNS(p.ID)
 	}
 	if r.PausePID != 0 {
-		s.PauseNS = f.layout.PauseNS(p.ID)
+		s.PauseNS = f.Layout.PauseNS(p.ID)
 		return s, nil
 	}
 	profile, err := spec.PodSeccompPath(p.Config)
 	if err != nil {
 		return s, err
 	}
-	if s.SeccompProfile, err = readSeccomp(profile); err != nil {
+	if s.SeccompProfile, err = node.ReadSeccomp(profile); err != nil {
 		return s, err
 	}
 	return s, nil
 }
 
-// writePodFile writes one of etcFiles, with the pod's label; it belongs to root in the pod.
-func (f *podFiles) writePodFile(p *podPlan, name string, b []byte) error {
+// writeEtc writes one of etcFiles, which belongs to root in the pod.
+func (f Files) writeEtc(p *table.PodEntry, name, label string, b []byte) error {
 	path := f.etcFile(p.ID, name)
 	root := spec.RootOf(p.Config)
-	return errors.Join(os.WriteFile(path, b, 0o644), os.Lchown(path, root.UID, root.GID), selinux.SetLabel(path, p.record.MountLabel))
+	return errors.Join(os.WriteFile(path, b, 0o644), os.Lchown(path, root.UID, root.GID), selinux.SetLabel(path, label))
 }
 
-// saveSpec writes the spec for StartContainer and ExecSync beside the pod's files: they end with
-// the pod.
-func (f *podFiles) saveSpec(c *table.ContainerEntry, s *specs.Spec) error {
-	dir := f.layout.StatePath("pods", c.PodID, c.ID)
+// SaveSpec writes the spec of a container for StartContainer and ExecSync into the folder of its pod.
+func (f Files) SaveSpec(c *table.ContainerEntry, s *specs.Spec) error {
+	dir := f.Layout.StatePath("pods", c.PodID, c.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -235,9 +237,15 @@ func (f *podFiles) saveSpec(c *table.ContainerEntry, s *specs.Spec) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(dir, "config.json"), whole) // an exec reads the old one or the new one
+	return replaceFile(filepath.Join(dir, "config.json"), whole) // an exec reads the old spec or the new one
 }
 
+// SavePodSpec writes the spec of a pod into its folder.
+func (f Files) SavePodSpec(id string, spec []byte) error {
+	return replaceFile(f.Layout.PodSpecPath(id), spec)
+}
+
+// replaceFile writes a file so that it has the old content or the new one, whenever it is read.
 func replaceFile(path string, b []byte) error {
 	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
 		return err
