@@ -1,9 +1,13 @@
 package procfd
 
 import (
+	"bufio"
 	"context"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -71,6 +75,49 @@ func TestOrphansAreForgotten(t *testing.T) {
 	}
 	if _, known := r.early[child]; !known || len(r.early) >= fewEarly {
 		t.Errorf("reaping one more keeps %d ends, its own: %t", len(r.early), known)
+	}
+}
+
+// TestClaimOfGrandchild: a process whose parent is about to end is claimed when it has become our
+// child. Under load crun run --detach leaves such processes.
+func TestClaimOfGrandchild(t *testing.T) {
+	must(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+	r := NewReaper()
+	defer r.Hold()()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	out, outEnd, err := os.Pipe()
+	must(t, err)
+	defer out.Close()
+	inEnd, in, err := os.Pipe()
+	must(t, err)
+	defer in.Close()
+	outer, err := r.Start([]string{"/bin/sh", "-c", "sh -c 'sleep 1000000 >/dev/null 3<&- & echo $!; read x <&3' &"},
+		&syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, outEnd.Fd(), 2, inEnd.Fd()}})
+	must(t, err)
+	defer outer.Pidfd.Close()
+	outEnd.Close()
+	inEnd.Close()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	must(t, err)
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	must(t, err)
+	defer unix.Kill(pid, unix.SIGKILL)
+
+	go r.Run(ctx)
+	if _, reaped, err := r.tryClaim(pid); reaped == nil {
+		t.Fatalf("its parent lives, and it is claimed: %v", err)
+	}
+	go in.Close()
+	child, err := r.Claim(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer child.Pidfd.Close()
+	must(t, unix.Kill(pid, unix.SIGKILL))
+	if ws := <-child.Done; ws.Signal() != unix.SIGKILL {
+		t.Errorf("it ended with %v", ws)
 	}
 }
 

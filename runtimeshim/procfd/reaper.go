@@ -25,7 +25,8 @@ type Reaper struct {
 	claimed map[int]chan unix.WaitStatus
 	early   map[int]earlyEnd
 	holds   int
-	prune   int // when early has this many entries, pruneEarly removes those too old to be claimed
+	reaped  chan struct{} // closed, and replaced, when a child is reaped
+	prune   int           // when early has this many entries, pruneEarly removes those too old to be claimed
 }
 
 // earlyEnd is the status of a process that was reaped before it was claimed.
@@ -37,12 +38,15 @@ type earlyEnd struct {
 // A container in the host's pid namespace may leave any number of orphans, which we inherit.
 const fewEarly = 256
 
+// adoptWait is how long Claim waits for a process to become our child.
+const adoptWait = 10 * time.Second
+
 // claimWait is longer than any hold needs to learn the pid of its process.
 const claimWait = 3 * time.Minute
 
 // NewReaper returns a Reaper, which begins to reap once Run is called.
 func NewReaper() *Reaper {
-	return &Reaper{claimed: map[int]chan unix.WaitStatus{}, early: map[int]earlyEnd{}, prune: fewEarly}
+	return &Reaper{claimed: map[int]chan unix.WaitStatus{}, early: map[int]earlyEnd{}, prune: fewEarly, reaped: make(chan struct{})}
 }
 
 // Run reaps until ctx ends.
@@ -74,6 +78,8 @@ func (r *Reaper) reapOne() bool {
 	if err != nil || pid <= 0 {
 		return false
 	}
+	close(r.reaped)
+	r.reaped = make(chan struct{})
 	if done, ok := r.claimed[pid]; ok {
 		delete(r.claimed, pid)
 		done <- ws
@@ -116,14 +122,37 @@ type Child struct {
 
 // Claim requests the status of a child process. The caller must have a Hold that began before the
 // process could exist. unix.ESRCH when neither the process nor its status exists.
+//
+// The process of a container need not be our child yet: crun run --detach ends a moment before its
+// own child does, which is the parent until then. Claim waits for that.
 func (r *Reaper) Claim(pid int) (Child, error) {
+	deadline := time.NewTimer(adoptWait)
+	defer deadline.Stop()
+	for {
+		child, reaped, err := r.tryClaim(pid)
+		if reaped == nil {
+			return child, err
+		}
+		select {
+		case <-reaped:
+		case <-deadline.C:
+			return Child{}, err
+		}
+	}
+}
+
+// tryClaim is Claim without waiting. When the process is somebody else's child, it also returns a
+// channel that is closed when the next child of ours is reaped: that one may be its parent.
+func (r *Reaper) tryClaim(pid int) (Child, <-chan struct{}, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	done := make(chan unix.WaitStatus, 1)
 	pidfd, err := Open(pid)
+	var reaped chan struct{}
 	if err == nil && !isChild(pidfd) {
 		pidfd.Close()
-		pidfd, err = nil, unix.ESRCH // the pid belongs to another process now
+		pidfd, err = nil, unix.ESRCH
+		reaped = r.reaped
 	}
 	switch end, early := r.early[pid]; {
 	case err == nil:
@@ -134,9 +163,9 @@ func (r *Reaper) Claim(pid int) (Child, error) {
 		delete(r.early, pid)
 		done <- end.ws
 	default:
-		return Child{}, fmt.Errorf("process %d: %w", pid, err)
+		return Child{}, reaped, fmt.Errorf("process %d: %w", pid, err)
 	}
-	return Child{pid, pidfd, done}, nil
+	return Child{pid, pidfd, done}, nil, nil
 }
 
 // isChild reports whether the process is our child and not reaped yet. It does not reap it.
