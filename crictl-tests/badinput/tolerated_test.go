@@ -282,7 +282,7 @@ func TestUnknownCapabilities(t *testing.T) {
 	if got := c.Exec("grep", "Cap", "/proc/1/status"); !strings.Contains(got, "CapBnd:\t0000000000001000") || !strings.Contains(got, "CapAmb:\t0000000000000000") {
 		t.Errorf("%s", got)
 	}
-	if log := harness.LastLines(d.LogFile(), 10000); !strings.Contains(log, "CAP_FLY is not known to the kernel") {
+	if log := harness.LastLines(d.LogFile(), 10000); !strings.Contains(log, "the kernel does not know CAP_FLY") {
 		t.Error("the log does not tell what was left out")
 	}
 }

@@ -61,14 +61,14 @@ func TestUlimitsClamped(t *testing.T) {
 	}
 	told := 0
 	for text, times := range notes(d) {
-		if strings.Contains(text, "RLIMIT_NOFILE unlimited clamped to") {
+		if strings.Contains(text, "RLIMIT_NOFILE unlimited was lowered to") {
 			told += times
 		}
 	}
 	if told != 1 {
 		t.Errorf("the clamped limit was told %d times: %v", told, notes(d))
 	}
-	if said := harness.HostFile(t, d.LogFile()); strings.Count(said, "RLIMIT_NOFILE unlimited clamped to") != 1 {
+	if said := harness.HostFile(t, d.LogFile()); strings.Count(said, "RLIMIT_NOFILE unlimited was lowered to") != 1 {
 		t.Errorf("the log should tell once of the clamped limit:\n%s", said)
 	}
 }
@@ -116,7 +116,7 @@ func TestHugepageLimits(t *testing.T) {
 				t.Errorf("a limit of 0 is no lack: %s", text)
 			}
 		}
-		if notes(d)["resources.hugepage_limits 2MB: 4194304 is not enforced: this machine has no controller for it"] != 1 {
+		if notes(d)["resources.hugepage_limits 2MB: 4194304 is not enforced: this machine has no hugetlb controller for it"] != 1 {
 			t.Errorf("the limit that does not hold should be told: %v", notes(d))
 		}
 		return

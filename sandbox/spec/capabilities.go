@@ -35,7 +35,7 @@ func (d *draft) capabilities() error {
 	}
 	for _, n := range asked.GetDropCapabilities() {
 		if full := capability.Name(n); full != capability.All && !slices.Contains(d.host.Capabilities, full) {
-			d.note("capabilities.drop_capabilities", "%s is not known to the kernel, nothing was dropped for it", check.Truncate(full))
+			d.note("capabilities.drop_capabilities", "the kernel does not know %s, so it was not dropped", check.Truncate(full))
 		}
 	}
 	for _, s := range []capability.Set{set, ambient} {
@@ -68,11 +68,11 @@ func (d *draft) addNamed(s capability.Set, field string, names []string) error {
 			continue
 		}
 		if !slices.Contains(d.host.Capabilities, n) {
-			d.note("capabilities."+field, "%s is not known to the kernel and was left out", check.Truncate(n))
+			d.note("capabilities."+field, "the kernel does not know %s, so it was left out", check.Truncate(n))
 			continue
 		}
 		if !slices.Contains(d.host.grantable(), n) {
-			return fmt.Errorf("%s: %s cannot be given on this machine: %w", field, n, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("%s: cribox cannot grant %s because the daemon itself does not have it: %w", field, n, errdefs.ErrFailedPrecondition)
 		}
 		s[n] = true
 	}

@@ -92,11 +92,11 @@ func checkSELinux(o *runtimeapi.SELinuxOption) error {
 	const field = "linux.security_context.selinux_options"
 	for part, value := range map[string]string{"user": o.GetUser(), "role": o.GetRole(), "type": o.GetType()} {
 		if value != "" && !seLinuxName.MatchString(value) {
-			return check.Invalid(field+"."+part, "%q is no part of a context", check.Truncate(value))
+			return check.Invalid(field+"."+part, "%q is not valid in an SELinux context", check.Truncate(value))
 		}
 	}
 	if level := o.GetLevel(); level != "" && !seLinuxLevel.MatchString(level) {
-		return check.Invalid(field+".level", "%q is no level such as s0:c1,c2", check.Truncate(level))
+		return check.Invalid(field+".level", "%q is not a level such as s0:c1,c2", check.Truncate(level))
 	}
 	return nil
 }
@@ -123,7 +123,7 @@ func (d *draft) applySELinux(o *runtimeapi.SELinuxOption, process, mount string)
 		return fmt.Errorf("security_context.selinux_options: SELinux is off in the configuration: %w", errdefs.ErrFailedPrecondition)
 	}
 	if asked && d.host.SELinux && process == "" {
-		return fmt.Errorf("security_context.selinux_options: the pod has no labels: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("security_context.selinux_options: the pod has no SELinux labels: %w", errdefs.ErrFailedPrecondition)
 	}
 	if d.host.SELinux {
 		d.spec.Process.SelinuxLabel = process

@@ -113,7 +113,7 @@ func Permissions(s string) string {
 // checkPermissions wants letters of "rwm".
 func checkPermissions(s string) error {
 	if strings.Trim(s, "rwm") != "" {
-		return check.Invalid("devices.permissions", "%q is not made of r, w and m", check.Truncate(s))
+		return check.Invalid("devices.permissions", "%q contains a letter other than r, w and m", check.Truncate(s))
 	}
 	if s == "" {
 		return check.Invalid("devices.permissions", "is empty")

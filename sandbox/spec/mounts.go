@@ -118,15 +118,15 @@ func (d *draft) askedMounts() ([]specs.Mount, error) {
 		resolved := d.c.Mounts[i]
 		place := PlaceOf(m)
 		if !path.IsAbs(m.GetContainerPath()) {
-			d.note("mounts.container_path", "%q is not absolute, the mount is at %s", check.Truncate(m.GetContainerPath()), check.Truncate(place))
+			d.note("mounts.container_path", "%q is not an absolute path; mounted at %s", check.Truncate(m.GetContainerPath()), check.Truncate(place))
 		}
 		if last[place] != i {
-			d.note("mounts.container_path", "%s occurs more than once: the last mount there is made, %s is not",
+			d.note("mounts.container_path", "%s occurs more than once: only the last mount was made, %s was not",
 				check.Truncate(place), check.Truncate(m.GetHostPath()))
 			continue
 		}
 		if place == "/proc" && !resolved.Proc {
-			return nil, check.Invalid("mounts.container_path", "/proc can be hidden by a proc filesystem only, such as the host's /proc")
+			return nil, check.Invalid("mounts.container_path", "only a proc file system, such as the host's /proc, can be mounted at /proc")
 		}
 		propagation, err := propagationOf(m, resolved)
 		if err != nil {
@@ -136,7 +136,7 @@ func (d *draft) askedMounts() ([]specs.Mount, error) {
 			d.spec.Linux.RootfsPropagation = "rshared"
 		}
 		if m.GetSelinuxRelabel() && d.host.SELinux && d.c.MountLabel == "" && !d.privileged() {
-			return nil, fmt.Errorf("mount %s: relabeling without a mount label: %w", m.GetContainerPath(), errdefs.ErrFailedPrecondition)
+			return nil, fmt.Errorf("mount %s: cannot relabel because the pod has no SELinux label: %w", m.GetContainerPath(), errdefs.ErrFailedPrecondition)
 		}
 		access := "rw"
 		switch {
@@ -160,12 +160,12 @@ func propagationOf(m *runtimeapi.Mount, r Mount) (string, error) {
 	switch m.GetPropagation() {
 	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
 		if !r.Shared && !r.Slave {
-			return "", fmt.Errorf("mount %s: %s is on a private mount, nothing would come to the container: %w", m.GetContainerPath(), m.GetHostPath(), errdefs.ErrFailedPrecondition)
+			return "", fmt.Errorf("mount %s: %s is on a private mount; propagation from host to container needs a shared or slave one: %w", m.GetContainerPath(), m.GetHostPath(), errdefs.ErrFailedPrecondition)
 		}
 		return "rslave", nil
 	case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
 		if !r.Shared {
-			return "", fmt.Errorf("mount %s: %s is not on a shared mount: %w", m.GetContainerPath(), m.GetHostPath(), errdefs.ErrFailedPrecondition)
+			return "", fmt.Errorf("mount %s: %s is not on a shared mount, which bidirectional propagation needs: %w", m.GetContainerPath(), m.GetHostPath(), errdefs.ErrFailedPrecondition)
 		}
 		return "rshared", nil
 	}
@@ -234,5 +234,5 @@ func (d *draft) maskedPaths() error {
 
 // errNoRecursiveReadOnly begins with the word that kubelet looks for.
 func errNoRecursiveReadOnly(m *runtimeapi.Mount) error {
-	return fmt.Errorf("RROUnsupported: mount %s: kernel or OCI runtime have no recursive read-only mounts: %w", check.Truncate(m.GetContainerPath()), errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("RROUnsupported: mount %s: the kernel or the OCI runtime does not support recursive read-only mounts: %w", check.Truncate(m.GetContainerPath()), errdefs.ErrFailedPrecondition)
 }

@@ -100,16 +100,16 @@ func checkPodNamespaces(p *runtimeapi.PodSandboxConfig, h Host) error {
 	o := podNamespace(p)
 	for kind, mode := range map[string]runtimeapi.NamespaceMode{"network": o.GetNetwork(), "ipc": o.GetIpc()} {
 		if mode != runtimeapi.NamespaceMode_POD && mode != runtimeapi.NamespaceMode_NODE {
-			return check.Invalid(field+"."+kind, "mode %s is not for pods", mode)
+			return check.Invalid(field+"."+kind, "mode %s is not possible for a pod", mode)
 		}
 	}
 	switch o.GetPid() {
 	case runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_NODE:
 	default:
-		return check.Invalid(field+".pid", "mode %s is not for pods", o.GetPid())
+		return check.Invalid(field+".pid", "mode %s is not possible for a pod", o.GetPid())
 	}
 	if o.GetTargetId() != "" {
-		return check.Invalid(field+".target_id", "is not for pods")
+		return check.Invalid(field+".target_id", "is not possible for a pod")
 	}
 	if err := checkUserNamespace(field+".userns_options", o.GetUsernsOptions()); err != nil {
 		return err
@@ -132,7 +132,7 @@ func checkContainerNamespaces(p *runtimeapi.PodSandboxConfig, c *runtimeapi.Cont
 		{"pid", o.GetPid(), pod.GetPid(), []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_TARGET}},
 	} {
 		if !slices.Contains(k.allowed, k.mode) {
-			return check.Invalid(field+"."+k.kind, "mode %s is not for containers", k.mode)
+			return check.Invalid(field+"."+k.kind, "mode %s is not possible for a container", k.mode)
 		}
 		if k.mode == runtimeapi.NamespaceMode_NODE && k.pod != runtimeapi.NamespaceMode_NODE {
 			return check.Invalid(field+"."+k.kind, "is NODE although the pod's is %s", k.pod)
@@ -140,7 +140,7 @@ func checkContainerNamespaces(p *runtimeapi.PodSandboxConfig, c *runtimeapi.Cont
 	}
 	target := o.GetPid() == runtimeapi.NamespaceMode_TARGET
 	if target != (o.GetTargetId() != "") {
-		return check.Invalid(field+".target_id", "%q does not go with pid mode %s", check.Truncate(o.GetTargetId()), o.GetPid())
+		return check.Invalid(field+".target_id", "%q cannot be combined with pid mode %s", check.Truncate(o.GetTargetId()), o.GetPid())
 	}
 	if err := checkUserNamespace(field+".userns_options", o.GetUsernsOptions()); err != nil {
 		return err

@@ -34,7 +34,7 @@ func (d *draft) process() error {
 	}
 	if s := image.StopSignal; s != "" && config.GetStopSignal() == 0 {
 		if _, ok := signals.Parse(s); !ok {
-			d.note("stop_signal", "%q of the image is no signal, SIGTERM stands in", check.Truncate(s))
+			d.note("stop_signal", "the image's %q is not a signal; SIGTERM is used instead", check.Truncate(s))
 		}
 	}
 	cwd, err := workingDir(config.GetWorkingDir(), image.WorkingDir)
@@ -104,7 +104,7 @@ func (d *draft) environment() error {
 			continue
 		}
 		if strings.ContainsRune(e, 0) {
-			return check.Invalid("image.env", "%q holds a NUL byte", check.Truncate(name))
+			return check.Invalid("image.env", "%q contains a NUL byte", check.Truncate(name))
 		}
 		env.set(name + "=" + value)
 	}
@@ -121,7 +121,7 @@ func (d *draft) asUTF8(name, value string) string {
 	if utf8.ValidString(value) {
 		return value
 	}
-	d.note("envs.value", "of %s is not UTF-8: what is not was replaced by U+FFFD", check.Truncate(name))
+	d.note("envs.value", "of %s is not UTF-8; invalid bytes were replaced by U+FFFD", check.Truncate(name))
 	return strings.ToValidUTF8(value, "\ufffd")
 }
 
@@ -174,13 +174,13 @@ func checkExecSize(field string, limit int, lists ...[]string) error {
 	for _, s := range lists {
 		for _, v := range s {
 			if len(v) > maxExecString {
-				return check.Invalid(field, "%q is %d bytes long, the kernel takes %d", check.Truncate(v), len(v), maxExecString)
+				return check.Invalid(field, "%q is %d bytes long; the kernel's limit is %d", check.Truncate(v), len(v), maxExecString)
 			}
 			total += len(v) + 1 + 8
 		}
 	}
 	if total > limit {
-		return check.Invalid(field, "are %d bytes together, the kernel takes %d, a quarter of the limit \"stack\" (see ulimits)", total, limit)
+		return check.Invalid(field, "are %d bytes together; the kernel's limit is %d, a quarter of the limit \"stack\" (see ulimits)", total, limit)
 	}
 	return nil
 }
@@ -222,7 +222,7 @@ func (d *draft) clampOOM(field string, asked int) int {
 	if asked >= d.host.OOMScoreAdjMin {
 		return asked
 	}
-	d.note(field, "%d clamped to %d, the lowest that can be set here", asked, d.host.OOMScoreAdjMin)
+	d.note(field, "%d was raised to %d, the lowest value that can be set here", asked, d.host.OOMScoreAdjMin)
 	return d.host.OOMScoreAdjMin
 }
 
@@ -249,7 +249,7 @@ func ClampRlimits(wanted []specs.POSIXRlimit, hard map[string]uint64) ([]specs.P
 	}
 	for _, l := range wanted {
 		if most, ok := hard[l.Type]; ok && l.Hard > most {
-			notes = append(notes, check.Notef("rlimits", "%s %s clamped to %s, which cannot be raised here", l.Type, limitText(l.Hard), limitText(most)))
+			notes = append(notes, check.Notef("rlimits", "%s %s was lowered to %s, the highest value that can be set here", l.Type, limitText(l.Hard), limitText(most)))
 			l.Hard = most
 		}
 		l.Soft = min(l.Soft, l.Hard)

@@ -79,7 +79,7 @@ func TestClamps(t *testing.T) {
 	for _, n := range notes {
 		text += n.String() + "\n"
 	}
-	if len(notes) != 2 || !strings.Contains(text, "oom_score_adj -998 clamped to 0") {
+	if len(notes) != 2 || !strings.Contains(text, "oom_score_adj -998 was raised to 0") {
 		t.Errorf("notes: %s", text)
 	}
 	c.Config.Linux = nil

@@ -135,17 +135,17 @@ var podRefusals = []refusal{
 	{name: "no config", want: "config: is missing", peer: same, ask: func() error { return ValidatePod(nil, aHost()) }},
 	{name: "no metadata", want: "metadata: is missing", peer: same, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.Metadata = nil })},
 	{name: "no name", want: "metadata.name: is empty", peer: runs, why: noMeaning, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.Metadata.Name = "" })},
-	{name: "a name of 300 bytes", want: "at most 253", peer: runs, why: noMeaning,
+	{name: "a name of 300 bytes", want: "the limit is 253", peer: runs, why: noMeaning,
 		change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.Metadata.Name = strings.Repeat("x", 300) })},
 	{name: "a name of two lines", want: "control character", peer: runs, why: lines, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.Metadata.Name = "a\nb" })},
 	{name: "a name that is a path", want: "part of a path", peer: runs, why: moreOfHost, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.Metadata.Uid = "../x" })},
 	{name: "a host name of two words", want: "is not a host name", peer: runs, why: lines, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = "a b" })},
-	{name: "logs up", want: "goes up", peer: runs, why: moreOfHost, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "/a/../b" })},
-	{name: "logs in a long folder", want: "a file system takes 255", peer: late, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "/" + strings.Repeat("x", 256) })},
-	{name: "relative logs", want: "is not absolute", peer: runs, why: noMeaning, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "logs" })},
+	{name: "logs up", want: "contains \"..\"", peer: runs, why: moreOfHost, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "/a/../b" })},
+	{name: "logs in a long folder", want: "limit of a file name is 255", peer: late, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "/" + strings.Repeat("x", 256) })},
+	{name: "relative logs", want: "is not an absolute path", peer: runs, why: noMeaning, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "logs" })},
 	{name: "a megabyte of DNS names", want: "resolv.conf of more than", peer: runs, why: amplifies,
 		change: ofDNS(&runtimeapi.DNSConfig{Searches: slices.Repeat([]string{strings.Repeat("x", 200)}, 5000)})},
-	{name: "a DNS name of two lines", want: "is more than one line", peer: runs, why: lines, change: ofDNS(&runtimeapi.DNSConfig{Options: []string{"a\nb"}})},
+	{name: "a DNS name of two lines", want: "has more than one line", peer: runs, why: lines, change: ofDNS(&runtimeapi.DNSConfig{Options: []string{"a\nb"}})},
 	{name: "port of no protocol", want: "port_mappings.protocol", peer: late, change: ofPort(&runtimeapi.PortMapping{Protocol: 9})},
 	{name: "host port too large", want: "is not between 0 and 65535", peer: late, change: ofPort(&runtimeapi.PortMapping{HostPort: 65536, ContainerPort: 1})},
 	{name: "container port too large", want: "is not between 1 and 65535", peer: late, change: ofPort(&runtimeapi.PortMapping{HostPort: 1, ContainerPort: 65536})},
@@ -153,14 +153,14 @@ var podRefusals = []refusal{
 	{name: "a host port twice at one address", want: "occurs twice", peer: runs, why: ambiguous + "; the second mapping would never be reached",
 		change: ofPort(&runtimeapi.PortMapping{HostPort: 1, ContainerPort: 1}, &runtimeapi.PortMapping{HostPort: 1, ContainerPort: 2})},
 	{name: "cgroup with a blank", want: "is not the name of a cgroup", peer: runs, why: lines, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.CgroupParent = "/a b" })},
-	{name: "no slice, with systemd", want: "is not a slice", peer: late, change: func(h *Host, p *Pod, _ *Container) {
+	{name: "no slice, with systemd", want: "is not a systemd slice", peer: late, change: func(h *Host, p *Pod, _ *Container) {
 		h.SystemdCgroup, p.Config.Linux.CgroupParent = true, "/kubepods"
 	}},
 	{name: "group without user", want: "run_as_group", peer: same, change: ofPodSecurity(func(s *runtimeapi.LinuxSandboxSecurityContext) { s.RunAsGroup = &runtimeapi.Int64Value{} })},
-	{name: "negative figures", want: "holds a negative figure", peer: blind, why: noMeaning, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.Overhead = &figures{CpuShares: -1} })},
+	{name: "negative figures", want: "contains a negative number", peer: blind, why: noMeaning, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.Overhead = &figures{CpuShares: -1} })},
 	{name: "windows", want: "windows: is set", peer: blind, why: noMeaning, change: ofPod(func(p *runtimeapi.PodSandboxConfig) { p.Windows = &runtimeapi.WindowsPodSandboxConfig{} })},
 
-	{name: "sysctl of the host", want: "belongs to no namespace", peer: late, change: ofSysctl("vm.swappiness", "1")},
+	{name: "sysctl of the host", want: "is a setting of the whole machine", peer: late, change: ofSysctl("vm.swappiness", "1")},
 	{name: "sysctl in capitals", want: "is not the name of a sysctl", peer: late, change: ofSysctl("NET.ipv4", "1")},
 	{name: "sysctl of two lines", want: "bad value", peer: runs, why: lines, change: ofSysctl("net.ipv4.ip_forward", "1\n2")},
 	{name: "sysctl of the host's IPC", want: "uses the IPC namespace of the host", peer: late, change: func(_ *Host, p *Pod, _ *Container) {
@@ -173,32 +173,32 @@ var podRefusals = []refusal{
 		p.Config.Linux.SecurityContext.NamespaceOptions.Network, p.Config.Linux.Sysctls = host, map[string]string{"kernel.domainname": "x"}
 	}},
 
-	{name: "network mode of a container", want: "network: mode CONTAINER is not for pods", peer: blind, why: noMeaning,
+	{name: "network mode of a container", want: "network: mode CONTAINER is not possible for a pod", peer: blind, why: noMeaning,
 		change: ofPodNamespaces(&runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_CONTAINER})},
-	{name: "pid mode TARGET", want: "pid: mode TARGET is not for pods", peer: blind, why: noMeaning, change: ofPodNamespaces(&runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET})},
-	{name: "a target of a pod", want: "target_id: is not for pods", peer: blind, why: noMeaning, change: ofPodNamespaces(&runtimeapi.NamespaceOption{TargetId: "x"})},
-	{name: "ids for mode NODE", want: "mode NODE has mappings", peer: same,
+	{name: "pid mode TARGET", want: "pid: mode TARGET is not possible for a pod", peer: blind, why: noMeaning, change: ofPodNamespaces(&runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET})},
+	{name: "a target of a pod", want: "target_id: is not possible for a pod", peer: blind, why: noMeaning, change: ofPodNamespaces(&runtimeapi.NamespaceOption{TargetId: "x"})},
+	{name: "ids for mode NODE", want: "mode NODE cannot have mappings", peer: same,
 		change: ofUserNS(&runtimeapi.UserNamespace{Mode: host, Uids: aUserNamespace().Uids})},
-	{name: "two ranges of ids", want: "exactly one is taken", peer: same,
+	{name: "two ranges of ids", want: "exactly one is supported", peer: same,
 		change: ofUserNS(ids(&runtimeapi.IDMapping{HostId: 1000, Length: 10}, &runtimeapi.IDMapping{HostId: 2000, ContainerId: 10, Length: 10}))},
 	{name: "root is not mapped", want: "id 0 of the container is not mapped", peer: late, change: ofUserNS(ids(&runtimeapi.IDMapping{HostId: 1000, ContainerId: 1, Length: 10}))},
-	{name: "user namespace of a target", want: "is unknown to user namespaces", peer: same, change: ofUserNS(&runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_TARGET})},
+	{name: "user namespace of a target", want: "is not a mode of user namespaces", peer: same, change: ofUserNS(&runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_TARGET})},
 	{name: "user namespace in the host's PIDs", want: "host's PID namespace cannot", peer: late,
 		change: ofPodNamespaces(&runtimeapi.NamespaceOption{Pid: host, UsernsOptions: aUserNamespace()})},
 	{name: "user namespace in the host's IPC", want: "host's IPC namespace cannot", peer: late,
 		change: ofPodNamespaces(&runtimeapi.NamespaceOption{Ipc: host, UsernsOptions: aUserNamespace()})},
 	{name: "root of the host in a pod", want: "gives the pod root of the host", peer: runs, why: moreOfHost, change: ofUserNS(ids(&runtimeapi.IDMapping{Length: 65536}))},
-	{name: "ids that are none", want: "which is no id", peer: late, change: ofUserNS(ids(&runtimeapi.IDMapping{HostId: 1<<32 - 10, Length: 10}))},
+	{name: "ids that are none", want: "which is not an id", peer: late, change: ofUserNS(ids(&runtimeapi.IDMapping{HostId: 1<<32 - 10, Length: 10}))},
 	{name: "ids beyond 32 bits", want: "goes beyond 32 bits", peer: late, change: ofUserNS(ids(&runtimeapi.IDMapping{HostId: 1<<32 - 10, Length: 20}))},
 	{name: "an empty range of ids", want: "is empty", peer: same, change: ofUserNS(ids(&runtimeapi.IDMapping{HostId: 1000}))},
 	{name: "ranges of ids that overlap", want: "overlaps another", peer: same,
 		change: ofUserNS(ids(&runtimeapi.IDMapping{HostId: 1000, Length: 10}, &runtimeapi.IDMapping{HostId: 1005, ContainerId: 50, Length: 10}))},
-	{name: "more ranges than the kernel takes", want: "the kernel takes 340", peer: same, change: ofUserNS(ids(make([]*runtimeapi.IDMapping, 341)...))},
-	{name: "no user namespaces here", want: "no user namespaces here", peer: late, machine: true, change: func(h *Host, p *Pod, _ *Container) {
+	{name: "more ranges than the kernel takes", want: "the kernel's limit is 340", peer: same, change: ofUserNS(ids(make([]*runtimeapi.IDMapping, 341)...))},
+	{name: "no user namespaces here", want: "cannot make user namespaces", peer: late, machine: true, change: func(h *Host, p *Pod, _ *Container) {
 		h.NoUserNamespaces = "none"
 		inUserNamespace(p, nil)
 	}},
-	{name: "user namespace in the host's network, old kernel", want: "needs Linux 5.12", peer: late, machine: true,
+	{name: "user namespace in the host's network, old kernel", want: "so Linux 5.12", peer: late, machine: true,
 		change: func(h *Host, p *Pod, _ *Container) {
 			h.RecursiveReadOnly = false
 			inUserNamespace(p, nil)
@@ -213,15 +213,15 @@ var containerRefusals = []refusal{
 	{name: "no image", want: "image: is missing", peer: same, change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.Image = nil })},
 	{name: "nothing to run", want: "names no entrypoint and no command", peer: same, change: func(_ *Host, _ *Pod, c *Container) { c.Image.Config.Entrypoint, c.Image.Config.Cmd = nil, nil }},
 	{name: "an empty command", want: "begins with an empty string", peer: late, change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.Command = []string{""} })},
-	{name: "NUL in an argument", want: "number 0 holds a NUL byte", peer: late, change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.Args = []string{"\x00"} })},
-	{name: "an argument of 128 KiB", want: "bytes long, the kernel takes 131071", peer: late, change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.Args = []string{strings.Repeat("x", 128<<10)} })},
-	{name: "3 MiB of arguments", want: "bytes together, the kernel takes", peer: late,
+	{name: "NUL in an argument", want: "item 0 contains a NUL byte", peer: late, change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.Args = []string{"\x00"} })},
+	{name: "an argument of 128 KiB", want: "bytes long; the kernel's limit is 131071", peer: late, change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.Args = []string{strings.Repeat("x", 128<<10)} })},
+	{name: "3 MiB of arguments", want: "bytes together; the kernel's limit is", peer: late,
 		change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.Args = slices.Repeat([]string{strings.Repeat("x", 64<<10)}, 48) })},
-	{name: "relative working folder", want: "working_dir: \"x\" is not absolute", peer: late, change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "x" })},
+	{name: "relative working folder", want: "working_dir: \"x\" is not an absolute path", peer: late, change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "x" })},
 	{name: "working folder below /proc", want: "is below /proc", peer: runs, why: moreOfHost + ": a descriptor of the OCI runtime",
 		change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "/proc/self/fd/7" })},
 	{name: "variable without a name", want: "is not the name of a variable", peer: runs, why: noMeaning, change: ofEnv("a=b", "x")},
-	{name: "NUL in a variable", want: "of a holds a NUL byte", peer: late, change: ofEnv("a", "\x00")},
+	{name: "NUL in a variable", want: "of a contains a NUL byte", peer: late, change: ofEnv("a", "\x00")},
 	{name: "NUL in a variable of the image", want: "image.env", peer: late, change: func(_ *Host, _ *Pod, c *Container) { c.Image.Config.Env = []string{"a=\x00"} }},
 	{name: "stop signal is none", want: "stop_signal", peer: late, change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.StopSignal = 99 })},
 	{name: "log is a folder", want: "is not a file below the log directory", peer: runs, why: noMeaning, change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.LogPath = "a/" })},
@@ -229,12 +229,12 @@ var containerRefusals = []refusal{
 
 	{name: "mount at the root", want: "at the root of the container", peer: late, change: ofMount(&runtimeapi.Mount{ContainerPath: "/", HostPath: "/a"})},
 	{name: "mount below /proc", want: "below /proc only at", peer: late, change: ofMount(&runtimeapi.Mount{ContainerPath: "/proc/sys", HostPath: "/a"})},
-	{name: "mount over /proc", want: "/proc can be hidden by", peer: late, change: ofMount(&runtimeapi.Mount{ContainerPath: "/proc", HostPath: "/a"})},
-	{name: "host path of a process", want: "leads into a process", peer: runs, why: moreOfHost, change: ofMount(&runtimeapi.Mount{HostPath: "/proc/self/root"})},
+	{name: "mount over /proc", want: "only a proc file system", peer: late, change: ofMount(&runtimeapi.Mount{ContainerPath: "/proc", HostPath: "/a"})},
+	{name: "host path of a process", want: "belongs to a process", peer: runs, why: moreOfHost, change: ofMount(&runtimeapi.Mount{HostPath: "/proc/self/root"})},
 	{name: "host path and image", want: "is set together with an image", peer: same, change: ofMount(&runtimeapi.Mount{HostPath: "/a", Image: image})},
 	{name: "absolute sub path", want: "mounts.image_sub_path", peer: runs, why: noMeaning, change: ofMount(&runtimeapi.Mount{Image: image, ImageSubPath: "/a"})},
 	{name: "propagation is none", want: "mounts.propagation: 9 is unknown", peer: runs, why: noMeaning, change: ofMount(&runtimeapi.Mount{HostPath: "/a", Propagation: 9})},
-	{name: "propagation of an image", want: "mounts.propagation: of an image", peer: runs, why: noMeaning, change: ofMount(&runtimeapi.Mount{Image: image, Propagation: 1})},
+	{name: "propagation of an image", want: "is not possible for an image", peer: runs, why: noMeaning, change: ofMount(&runtimeapi.Mount{Image: image, Propagation: 1})},
 	{name: "an image to be written", want: "mounts.readonly", peer: same, change: ofMount(&runtimeapi.Mount{Image: image})},
 	{name: "recursive, not read-only", want: "is set without readonly", peer: same, change: ofMount(&runtimeapi.Mount{HostPath: "/a", RecursiveReadOnly: true})},
 	{name: "recursive read-only that propagates", want: "is set with propagation", peer: same, change: ofMount(&runtimeapi.Mount{HostPath: "/a", Readonly: true, RecursiveReadOnly: true, Propagation: 1})},
@@ -243,13 +243,13 @@ var containerRefusals = []refusal{
 		ofMount(&runtimeapi.Mount{HostPath: "/a", Readonly: true, RecursiveReadOnly: true})(h, p, c)
 	}},
 	{name: "mount option", want: "mounts.mount_options", peer: blind, why: "an option that is not known here would be left out, or give devices and setuid files", change: ofMount(&runtimeapi.Mount{HostPath: "/a", MountOptions: []string{"dev"}})},
-	{name: "a private mount as slave", want: "nothing would come", peer: same, machine: true, change: ofMount(&runtimeapi.Mount{HostPath: "/a", Propagation: 1})},
+	{name: "a private mount as slave", want: "is on a private mount", peer: same, machine: true, change: ofMount(&runtimeapi.Mount{HostPath: "/a", Propagation: 1})},
 	{name: "a private mount as shared", want: "is not on a shared mount", peer: same, machine: true, change: ofMount(&runtimeapi.Mount{HostPath: "/a", Propagation: 2})},
-	{name: "relabelling without a label", want: "without a mount label", peer: blind, why: lessThanAsked, machine: true, change: func(h *Host, p *Pod, c *Container) {
+	{name: "relabelling without a label", want: "cannot relabel", peer: blind, why: lessThanAsked, machine: true, change: func(h *Host, p *Pod, c *Container) {
 		h.SELinux = true
 		ofMount(&runtimeapi.Mount{HostPath: "/a", SelinuxRelabel: true})(h, p, c)
 	}},
-	{name: "ids of users alone", want: "are set together", peer: late, change: ofMount(&runtimeapi.Mount{HostPath: "/a", UidMappings: aUserNamespace().Uids})},
+	{name: "ids of users alone", want: "must be set together", peer: late, change: ofMount(&runtimeapi.Mount{HostPath: "/a", UidMappings: aUserNamespace().Uids})},
 	{name: "ids without a user namespace", want: "no user namespace", peer: runs, why: noMeaning, change: ofMount(&runtimeapi.Mount{HostPath: "/a", UidMappings: aUserNamespace().Uids, GidMappings: aUserNamespace().Gids})},
 	{name: "other ids of an image", want: "are not those of the pod", peer: runs, why: ambiguous, change: func(h *Host, p *Pod, c *Container) {
 		inUserNamespace(p, c)
@@ -260,16 +260,16 @@ var containerRefusals = []refusal{
 	{name: "resolved device without permissions", want: "devices.permissions: is empty", peer: runs, why: noMeaning, change: func(_ *Host, _ *Pod, c *Container) {
 		c.Devices = []Device{{ContainerPath: "/dev/a", Type: "c"}}
 	}},
-	{name: "permissions of a device", want: "is not made of r, w and m", peer: runs, why: "the device is there and cannot be opened: nobody means it", change: ofDevice(&runtimeapi.Device{HostPath: "/dev/a", ContainerPath: "/dev/a", Permissions: "x"})},
+	{name: "permissions of a device", want: "a letter other than r, w and m", peer: runs, why: "the device is there and cannot be opened: nobody means it", change: ofDevice(&runtimeapi.Device{HostPath: "/dev/a", ContainerPath: "/dev/a", Permissions: "x"})},
 	{name: "CDI device without a kind", want: "is not VENDOR/CLASS=NAME", peer: same, change: ofContainer(func(c *runtimeapi.ContainerConfig) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "gpu"}} })},
-	{name: "capability beyond the daemon's", want: "cannot be given on this machine", peer: late, machine: true, change: func(h *Host, _ *Pod, c *Container) {
+	{name: "capability beyond the daemon's", want: "cribox cannot grant CAP_SYS_TIME", peer: late, machine: true, change: func(h *Host, _ *Pod, c *Container) {
 		h.Grantable, c.security().Capabilities = []string{"CAP_CHOWN"}, &runtimeapi.Capability{AddCapabilities: []string{"SYS_TIME"}}
 	}},
 
-	{name: "network mode of a container", want: "mode CONTAINER is not for containers", peer: blind, why: noMeaning, change: ofNamespaces(&runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_CONTAINER})},
+	{name: "network mode of a container", want: "mode CONTAINER is not possible for a container", peer: blind, why: noMeaning, change: ofNamespaces(&runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_CONTAINER})},
 	{name: "the host's network in another pod", want: "is NODE although the pod's", peer: blind, why: "it would be the pod's, and not what was asked", change: ofNamespaces(&runtimeapi.NamespaceOption{Network: host})},
-	{name: "a target without the mode", want: "does not go with pid mode", peer: blind, why: ambiguous, change: ofNamespaces(&runtimeapi.NamespaceOption{TargetId: "x"})},
-	{name: "a user namespace in another pod", want: "although the pod's is another", peer: same, change: ofNamespaces(&runtimeapi.NamespaceOption{UsernsOptions: aUserNamespace()})},
+	{name: "a target without the mode", want: "cannot be combined with pid mode", peer: blind, why: ambiguous, change: ofNamespaces(&runtimeapi.NamespaceOption{TargetId: "x"})},
+	{name: "a user namespace in another pod", want: "but the pod's mode is not", peer: same, change: ofNamespaces(&runtimeapi.NamespaceOption{UsernsOptions: aUserNamespace()})},
 	{name: "other ids than the pod", want: "the mappings are not those of the pod", peer: same, change: func(_ *Host, p *Pod, c *Container) {
 		inUserNamespace(p, c)
 		c.security().NamespaceOptions = &runtimeapi.NamespaceOption{UsernsOptions: ids(&runtimeapi.IDMapping{HostId: 7, Length: 7})}
@@ -301,47 +301,47 @@ var containerRefusals = []refusal{
 	{name: "an action that is none", want: "unknown action", peer: late, change: seccompText(`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["a"], "action": "DENY"}]}`)},
 	{name: "both lists of architectures", want: "both architectures and archMap", peer: blind, why: ambiguous + "; Docker refuses it",
 		change: seccompText(`{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86"], "archMap": [{}]}`)},
-	{name: "an error by its word alone", want: "has a defaultErrno", peer: blind, why: lessThanAsked, change: seccompText(`{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrno": "ENOSYS"}`)},
-	{name: "an error of a rule by its word alone", want: "has an errno in rule 0", peer: blind, why: lessThanAsked,
+	{name: "an error by its word alone", want: "has defaultErrno", peer: blind, why: lessThanAsked, change: seccompText(`{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrno": "ENOSYS"}`)},
+	{name: "an error of a rule by its word alone", want: "has errno in rule 0", peer: blind, why: lessThanAsked,
 		change: seccompText(`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["a"], "action": "SCMP_ACT_ERRNO", "errno": "ENOSYS"}]}`)},
 	{name: "name and names", want: "both name and names", peer: blind, why: ambiguous + "; Docker refuses it",
 		change: seccompText(`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"name": "b", "names": ["a"], "action": "SCMP_ACT_ERRNO"}]}`)},
 	{name: "a rule for nothing", want: "has no names in rule 0", peer: blind, why: lessThanAsked, change: seccompText(`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"nams": ["a"], "action": "SCMP_ACT_ERRNO"}]}`)},
-	{name: "a version that is none", want: "is no version such as 4.8", peer: blind, why: lessThanAsked,
+	{name: "a version that is none", want: "is not a version such as 4.8", peer: blind, why: lessThanAsked,
 		change: seccompText(`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["a"], "action": "SCMP_ACT_ERRNO", "includes": {"minKernel": "new"}}]}`)},
 	{name: "no AppArmor here", want: "has no AppArmor", peer: same, machine: true, change: ofSecurity(func(s *runtimeapi.LinuxContainerSecurityContext) { s.Apparmor = &runtimeapi.SecurityProfile{} })},
 	{name: "no default AppArmor profile", want: "default profile is not loaded", peer: same, machine: true, change: func(h *Host, _ *Pod, c *Container) {
 		h.AppArmor, c.security().Apparmor = true, &runtimeapi.SecurityProfile{}
 	}},
-	{name: "a part of an SELinux context", want: "is no part of a context", peer: late, change: ofSecurity(func(s *runtimeapi.LinuxContainerSecurityContext) {
+	{name: "a part of an SELinux context", want: "is not valid in an SELinux context", peer: late, change: ofSecurity(func(s *runtimeapi.LinuxContainerSecurityContext) {
 		s.SelinuxOptions = &runtimeapi.SELinuxOption{Type: "a:b"}
 	})},
-	{name: "an SELinux level", want: "is no level", peer: same, change: ofSecurity(func(s *runtimeapi.LinuxContainerSecurityContext) {
+	{name: "an SELinux level", want: "is not a level", peer: same, change: ofSecurity(func(s *runtimeapi.LinuxContainerSecurityContext) {
 		s.SelinuxOptions = &runtimeapi.SELinuxOption{Level: "top"}
 	})},
 	{name: "SELinux is off in the configuration", want: "SELinux is off", peer: blind, why: lessThanAsked + " (key selinux)", machine: true, change: func(h *Host, _ *Pod, c *Container) {
 		h.SELinuxOff, c.security().SelinuxOptions = true, &runtimeapi.SELinuxOption{Type: "t"}
 	}},
-	{name: "a pod without labels", want: "the pod has no labels", peer: blind, why: lessThanAsked, machine: true, change: func(h *Host, _ *Pod, c *Container) {
+	{name: "a pod without labels", want: "the pod has no SELinux labels", peer: blind, why: lessThanAsked, machine: true, change: func(h *Host, _ *Pod, c *Container) {
 		h.SELinux, c.security().SelinuxOptions = true, &runtimeapi.SELinuxOption{Type: "t"}
 	}},
 
 	{name: "negative shares", want: "resources.cpu_shares", peer: late, change: ofFigures(&figures{CpuShares: -1})},
 	{name: "a short period", want: "resources.cpu_period", peer: late, change: ofFigures(&figures{CpuPeriod: 1})},
 	{name: "a small quota", want: "resources.cpu_quota", peer: late, change: ofFigures(&figures{CpuQuota: 1})},
-	{name: "a kilobyte of memory", want: "nothing starts in less", peer: late, change: ofFigures(&figures{MemoryLimitInBytes: 1 << 10})},
+	{name: "a kilobyte of memory", want: "no process starts with less", peer: late, change: ofFigures(&figures{MemoryLimitInBytes: 1 << 10})},
 	{name: "negative swap", want: "resources.memory_swap_limit_in_bytes: -2 is negative", peer: late, change: ofFigures(&figures{MemorySwapLimitInBytes: -2})},
 	{name: "swap below memory", want: "is below the memory limit", peer: late, change: ofFigures(&figures{MemoryLimitInBytes: 4 << 20, MemorySwapLimitInBytes: 2 << 20})},
 	{name: "oom score", want: "is not between -1000 and 1000", peer: late, change: ofFigures(&figures{OomScoreAdj: 2000})},
 	{name: "half a list of processors", want: "is not a list such as", peer: late, change: ofFigures(&figures{CpusetCpus: "1-"})},
-	{name: "a processor beyond the machine", want: "is not among", peer: late, change: ofFigures(&figures{CpusetCpus: "999"})},
+	{name: "a processor beyond the machine", want: "is not in 0-7", peer: late, change: ofFigures(&figures{CpusetCpus: "999"})},
 	{name: "no page size", want: "is not a page size", peer: late, change: ofFigures(&figures{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "3MB"}}})},
 	{name: "a page size twice", want: "2MB occurs twice", peer: runs, why: ambiguous, change: ofFigures(&figures{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "2MB"}}})},
 	{name: "a page size that the machine lacks", want: "this machine has no pages", peer: late, change: ofFigures(&figures{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "16MB", Limit: 1}}})},
 	{name: "a file of the cgroup hierarchy", want: "is not a limit of", peer: runs, why: moreOfHost, change: ofFigures(&figures{Unified: map[string]string{"cgroup.kill": "1"}})},
-	{name: "a cgroup value that is no number", want: "is no value of", peer: late, change: ofFigures(&figures{Unified: map[string]string{"memory.high": "lots"}})},
-	{name: "a cgroup value of two lines", want: "holds a control character or is too long", peer: runs, why: lines, change: ofFigures(&figures{Unified: map[string]string{"memory.high": "1\n2"}})},
-	{name: "no cgroup v2", want: "has no cgroup v2", peer: late, machine: true, change: func(h *Host, _ *Pod, c *Container) {
+	{name: "a cgroup value that is no number", want: "is not a valid value of", peer: late, change: ofFigures(&figures{Unified: map[string]string{"memory.high": "lots"}})},
+	{name: "a cgroup value of two lines", want: "contains a control character or is too long", peer: runs, why: lines, change: ofFigures(&figures{Unified: map[string]string{"memory.high": "1\n2"}})},
+	{name: "no cgroup v2", want: "does not use cgroup v2", peer: late, machine: true, change: func(h *Host, _ *Pod, c *Container) {
 		h.CgroupV2, c.Config.Linux.Resources = false, &figures{Unified: map[string]string{"memory.high": "max"}}
 	}},
 

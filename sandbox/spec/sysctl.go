@@ -63,7 +63,7 @@ func checkSysctls(p *runtimeapi.PodSandboxConfig, _ Host) error {
 				return check.Invalid(field, "%s: the pod uses the host name of the host", name)
 			}
 		default:
-			return check.Invalid(field, "%s belongs to no namespace of the pod", name)
+			return check.Invalid(field, "%s is a setting of the whole machine, not of a namespace of the pod", name)
 		}
 	}
 	return nil

@@ -50,7 +50,7 @@ func TestLastMountWins(t *testing.T) {
 	if got["/data"] != "/second" || got["/data/sub"] != "/sub" || got["/dev/termination-log"] != "/kubelet" {
 		t.Errorf("%v", got)
 	}
-	if strings.Count(notes, "occurs more than once") != 2 || !strings.Contains(notes, "/first is not") {
+	if strings.Count(notes, "occurs more than once") != 2 || !strings.Contains(notes, "/first was not") {
 		t.Errorf("the notes are %q", notes)
 	}
 }
@@ -133,7 +133,7 @@ func TestOddRequestsRun(t *testing.T) {
 	if !slices.Contains(s.Process.Capabilities.Bounding, "CAP_NET_ADMIN") || len(s.Process.Capabilities.Ambient) > 0 {
 		t.Errorf("%v", s.Process.Capabilities)
 	}
-	for _, word := range []string{"CAP_BPF is not known", "CAP_CAP_KILL is not known", "CAP_PERFMON is not known"} {
+	for _, word := range []string{"does not know CAP_BPF", "does not know CAP_CAP_KILL", "does not know CAP_PERFMON"} {
 		if !strings.Contains(notes, word) {
 			t.Errorf("no note says %q: %q", word, notes)
 		}
@@ -229,7 +229,7 @@ func TestSEC75NothingWithoutEffect(t *testing.T) {
 	}
 	c.SeccompProfile = []byte(`{"_comment": "x", "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["b"], "action": "SCMP_ACT_ERRNO", "errno": "ENOSYS", "errnoRet": 38}]}`)
 	s, notes := notesOf(t, aHost(), aPod(), c)
-	if !strings.Contains(notes, `"_comment", which means nothing`) || *s.Linux.Seccomp.Syscalls[0].ErrnoRet != 38 {
+	if !strings.Contains(notes, `ignored the unknown field "_comment"`) || *s.Linux.Seccomp.Syscalls[0].ErrnoRet != 38 {
 		t.Errorf("%q, %v", notes, s.Linux.Seccomp)
 	}
 	// What is in the form of the runtime spec is handed on as it is.
@@ -293,7 +293,7 @@ func TestOddContainersRun(t *testing.T) {
 			t.Errorf("%s is mounted over the host's %s", source, hidden)
 		}
 	}
-	for _, word := range []string{`"data" is not absolute`, "CAP_NET_RAWW is not known", "CAP_ALL is not known"} {
+	for _, word := range []string{`"data" is not an absolute path`, "does not know CAP_NET_RAWW", "does not know CAP_ALL"} {
 		if !strings.Contains(notes, word) {
 			t.Errorf("no note says %q: %q", word, notes)
 		}

@@ -47,11 +47,11 @@ func CheckMapped(p *runtimeapi.PodSandboxConfig, u specs.User) error {
 		return nil
 	}
 	if u.UID >= uids.Length {
-		return check.Invalid("user", "%d is not mapped, the pod's user namespace has the users 0 to %d", u.UID, uids.Length-1)
+		return check.Invalid("user", "%d is not mapped; the pod's user namespace has the users 0 to %d", u.UID, uids.Length-1)
 	}
 	for _, g := range u.AdditionalGids {
 		if g >= gids.Length {
-			return check.Invalid("group", "%d is not mapped, the pod's user namespace has the groups 0 to %d", g, gids.Length-1)
+			return check.Invalid("group", "%d is not mapped; the pod's user namespace has the groups 0 to %d", g, gids.Length-1)
 		}
 	}
 	return nil
@@ -76,13 +76,13 @@ func checkUserNamespace(field string, u *runtimeapi.UserNamespace) error {
 	switch u.GetMode() {
 	case runtimeapi.NamespaceMode_NODE:
 		if len(u.GetUids()) > 0 || len(u.GetGids()) > 0 {
-			return check.Invalid(field, "mode NODE has mappings")
+			return check.Invalid(field, "mode NODE cannot have mappings")
 		}
 		return nil
 	case runtimeapi.NamespaceMode_POD:
 		for _, m := range mappings {
 			if len(m.list) != 1 {
-				return check.Invalid(m.field, "are %d mappings, exactly one is taken", len(m.list))
+				return check.Invalid(m.field, "has %d mappings; exactly one is supported", len(m.list))
 			}
 			if m.list[0].GetContainerId() != 0 {
 				return check.Invalid(m.field, "id 0 of the container is not mapped")
@@ -90,7 +90,7 @@ func checkUserNamespace(field string, u *runtimeapi.UserNamespace) error {
 		}
 		return nil
 	}
-	return check.Invalid(field+".mode", "%s is unknown to user namespaces", u.GetMode())
+	return check.Invalid(field+".mode", "%s is not a mode of user namespaces", u.GetMode())
 }
 
 // checkUserNamespacePod: who has all of the host, or sees its processes or its IPC, is not confined
@@ -108,10 +108,10 @@ func checkUserNamespacePod(p *runtimeapi.PodSandboxConfig, h Host) error {
 		return check.Invalid(field+"namespace_options.ipc", "a pod in the host's IPC namespace cannot have a user namespace")
 	}
 	if h.NoUserNamespaces != "" {
-		return fmt.Errorf("%snamespace_options.userns_options: no user namespaces here: %s: %w", field, h.NoUserNamespaces, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%snamespace_options.userns_options: this machine cannot make user namespaces: %s: %w", field, h.NoUserNamespaces, errdefs.ErrFailedPrecondition)
 	}
 	if o.GetNetwork() == runtimeapi.NamespaceMode_NODE && !h.RecursiveReadOnly {
-		return fmt.Errorf("%snamespace_options.userns_options: with the host's network /sys must be made read-only recursively, which needs Linux 5.12 and an OCI runtime that can: %w",
+		return fmt.Errorf("%snamespace_options.userns_options: a pod in the host's network needs recursive read-only mounts for /sys, so Linux 5.12 and an OCI runtime that supports them: %w",
 			field, errdefs.ErrFailedPrecondition)
 	}
 	return nil
@@ -126,7 +126,7 @@ func checkUserNamespaceContainer(p *runtimeapi.PodSandboxConfig, u *runtimeapi.U
 		return checkUserNamespacePod(p, h)
 	}
 	if ok != (u.GetMode() == runtimeapi.NamespaceMode_POD) {
-		return check.Invalid(field+".mode", "is %s although the pod's is another", u.GetMode())
+		return check.Invalid(field+".mode", "is %s, but the pod's mode is not", u.GetMode())
 	}
 	if ok && (idsOf(u.GetUids()[0]) != uids || idsOf(u.GetGids()[0]) != gids) {
 		return check.Invalid(field, "the mappings are not those of the pod")
@@ -142,7 +142,7 @@ func checkHostIDs(field string, list []*runtimeapi.IDMapping) error {
 			return check.Invalid(field, "mapping %d gives the pod root of the host", i)
 		}
 		if uint64(m.GetHostId())+uint64(m.GetLength()) > math.MaxUint32 || uint64(m.GetContainerId())+uint64(m.GetLength()) > math.MaxUint32 {
-			return check.Invalid(field, "mapping %d includes %d, which is no id", i, uint32(math.MaxUint32))
+			return check.Invalid(field, "mapping %d includes %d, which is not an id", i, uint32(math.MaxUint32))
 		}
 	}
 	return nil
@@ -152,7 +152,7 @@ func checkHostIDs(field string, list []*runtimeapi.IDMapping) error {
 func checkIDMappings(field string, list []*runtimeapi.IDMapping) error {
 	const maxMappings = 340 // what the kernel takes
 	if len(list) > maxMappings {
-		return check.Invalid(field, "are %d mappings, the kernel takes %d", len(list), maxMappings)
+		return check.Invalid(field, "has %d mappings; the kernel's limit is %d", len(list), maxMappings)
 	}
 	overlap := func(a, b uint32, n, m uint32) bool {
 		return uint64(a) < uint64(b)+uint64(m) && uint64(b) < uint64(a)+uint64(n)
@@ -187,7 +187,7 @@ func checkMountMappings(pod *runtimeapi.PodSandboxConfig, m *runtimeapi.Mount) e
 		return nil
 	}
 	if len(m.GetUidMappings()) == 0 || len(m.GetGidMappings()) == 0 {
-		return check.Invalid("mounts.uidMappings", "and gidMappings are set together or not at all")
+		return check.Invalid("mounts.uidMappings", "must be set together with gidMappings")
 	}
 	uids, gids, ok := UserNamespace(pod)
 	if !ok {

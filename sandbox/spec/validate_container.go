@@ -115,7 +115,7 @@ func checkEnvs(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h 
 			return check.Invalid("envs.key", "%q is not the name of a variable", check.Truncate(name))
 		}
 		if strings.ContainsRune(value, 0) {
-			return check.Invalid("envs.value", "of %s holds a NUL byte", check.Truncate(name))
+			return check.Invalid("envs.value", "of %s contains a NUL byte", check.Truncate(name))
 		}
 		pairs = append(pairs, name+"="+value)
 	}
@@ -158,7 +158,7 @@ func checkMountPlace(m *runtimeapi.Mount) error {
 	case clean == "/":
 		return check.Invalid(field, "nothing can be mounted at the root of the container")
 	case strings.HasPrefix(clean, "/proc/") && !slices.Contains(procPlaces, clean):
-		return check.Invalid(field, "nothing can be mounted at %q, below /proc only at %s", check.Truncate(clean), strings.Join(procPlaces, ", "))
+		return check.Invalid(field, "nothing can be mounted at %q; below /proc only at %s", check.Truncate(clean), strings.Join(procPlaces, ", "))
 	}
 	return nil
 }
@@ -190,10 +190,10 @@ func checkMountAccess(m *runtimeapi.Mount, h Host) error {
 	}
 	private := m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_PRIVATE
 	if m.GetImage() != nil && !private {
-		return check.Invalid("mounts.propagation", "of an image is %s", m.GetPropagation())
+		return check.Invalid("mounts.propagation", "%s is not possible for an image", m.GetPropagation())
 	}
 	if m.GetImage() != nil && !m.GetReadonly() {
-		return check.Invalid("mounts.readonly", "is not set for an image, which cannot be written")
+		return check.Invalid("mounts.readonly", "must be set for an image, which is read-only")
 	}
 	if !m.GetRecursiveReadOnly() {
 		return nil
@@ -217,7 +217,7 @@ var mountOptions = []string{"noexec", "nodev", "nosuid", "noatime", "nodiratime"
 func checkMountOptions(m *runtimeapi.Mount, _ Host) error {
 	for _, o := range m.GetMountOptions() {
 		if !slices.Contains(mountOptions, o) {
-			return check.Invalid("mounts.mount_options", "%q is not among %s", check.Truncate(o), strings.Join(mountOptions, ", "))
+			return check.Invalid("mounts.mount_options", "%q is not one of %s", check.Truncate(o), strings.Join(mountOptions, ", "))
 		}
 	}
 	return nil
@@ -262,7 +262,7 @@ func checkStopSignal(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConf
 
 func checkPrivileged(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
 	if c.GetLinux().GetSecurityContext().GetPrivileged() && !pod.GetLinux().GetSecurityContext().GetPrivileged() {
-		return check.Invalid("linux.security_context.privileged", "is set, and the sandbox_config of the request is not privileged")
+		return check.Invalid("linux.security_context.privileged", "is set, but the sandbox_config of the request is not privileged")
 	}
 	return nil
 }

@@ -105,7 +105,7 @@ func checkDNS(p *runtimeapi.PodSandboxConfig, _ Host) error {
 				return check.Invalid(f.field, "make a resolv.conf of more than %d bytes", maxResolv)
 			}
 			if strings.ContainsAny(s, "\n\r\x00") {
-				return check.Invalid(f.field, "%q is more than one line", check.Truncate(s))
+				return check.Invalid(f.field, "%q has more than one line", check.Truncate(s))
 			}
 		}
 	}
@@ -130,12 +130,12 @@ func (d *draft) podDNS() error {
 	dns := d.pod.Config.GetDnsConfig()
 	for field, list := range map[string][]string{"servers": dns.GetServers(), "searches": dns.GetSearches(), "options": dns.GetOptions()} {
 		if n := len(list) - len(DNSWords(list)); n > 0 {
-			d.note("dns_config."+field, "has words of a comment or empty ones, which were left out")
+			d.note("dns_config."+field, "has empty entries or parts of a comment, which were left out")
 		}
 	}
 	for _, s := range DNSWords(dns.GetServers()) {
 		if _, err := netip.ParseAddr(s); err != nil {
-			d.note("dns_config.servers", "%q is no address; it was written as it is", check.Truncate(s))
+			d.note("dns_config.servers", "%q is not an IP address; it was written to resolv.conf unchanged", check.Truncate(s))
 		}
 	}
 	return nil
@@ -204,7 +204,7 @@ func checkCgroupParent(p *runtimeapi.PodSandboxConfig, h Host) error {
 		}
 	}
 	if h.SystemdCgroup && !sliceName.MatchString(path.Base(parent)) {
-		return check.Invalid(field, "%q is not a slice", check.Truncate(parent))
+		return check.Invalid(field, "%q is not a systemd slice", check.Truncate(parent))
 	}
 	return nil
 }
@@ -246,7 +246,7 @@ func ValidatePodResources(overhead, resources *runtimeapi.LinuxContainerResource
 
 func checkFigures(field string, r *runtimeapi.LinuxContainerResources) error {
 	if r.GetCpuShares() < 0 || r.GetCpuPeriod() < 0 || r.GetCpuQuota() < -1 || r.GetMemoryLimitInBytes() < -1 || r.GetMemorySwapLimitInBytes() < -1 {
-		return check.Invalid(field, "holds a negative figure")
+		return check.Invalid(field, "contains a negative number")
 	}
 	return nil
 }
@@ -258,7 +258,7 @@ func checkPodWindows(p *runtimeapi.PodSandboxConfig, _ Host) error {
 // checkNotWindows: who asks for something of Windows would not get it.
 func checkNotWindows(asked bool) error {
 	if asked {
-		return check.Invalid("windows", "is set, and this machine runs Linux")
+		return check.Invalid("windows", "is set, but this machine runs Linux")
 	}
 	return nil
 }

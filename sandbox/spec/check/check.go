@@ -73,9 +73,9 @@ func Text(field, s string, limit int) error {
 	case s == "":
 		return Invalid(field, "is empty")
 	case len(s) > limit:
-		return Invalid(field, "is %d bytes long, at most %d are taken", len(s), limit)
+		return Invalid(field, "is %d bytes long; the limit is %d", len(s), limit)
 	case strings.ContainsFunc(s, IsControl):
-		return Invalid(field, "%q holds a control character", Truncate(s))
+		return Invalid(field, "%q contains a control character", Truncate(s))
 	}
 	return nil
 }
@@ -98,10 +98,10 @@ func Path(field, s string) error {
 	}
 	for part := range strings.SplitSeq(s, "/") {
 		if part == ".." {
-			return Invalid(field, "%q goes up", Truncate(s))
+			return Invalid(field, "%q contains \"..\"", Truncate(s))
 		}
 		if len(part) > maxPart {
-			return Invalid(field, "%q is %d bytes long, a file system takes %d", Truncate(part), len(part), maxPart)
+			return Invalid(field, "%q is %d bytes long; the limit of a file name is %d", Truncate(part), len(part), maxPart)
 		}
 	}
 	return nil
@@ -126,7 +126,7 @@ func ContainerPath(field, s string) error {
 
 func absolute(field, s string) error {
 	if !path.IsAbs(s) {
-		return Invalid(field, "%q is not absolute", Truncate(s))
+		return Invalid(field, "%q is not an absolute path", Truncate(s))
 	}
 	return nil
 }
@@ -142,7 +142,7 @@ func HostPath(field, s string) error {
 	case len(parts) >= 2 && parts[0] == "proc" && (parts[1] == "self" || parts[1] == "thread-self"),
 		len(parts) >= 3 && parts[0] == "proc" && IsNumber(parts[1]) && slices.Contains(magicLinks, parts[2]),
 		len(parts) >= 2 && parts[0] == "dev" && (parts[1] == "fd" || parts[1] == "stdin" || parts[1] == "stdout" || parts[1] == "stderr"):
-		return Invalid(field, "%q leads into a process", Truncate(s))
+		return Invalid(field, "%q belongs to a process and means something else to every process", Truncate(s))
 	}
 	return nil
 }
@@ -153,7 +153,7 @@ var magicLinks = []string{"cwd", "exe", "fd", "map_files", "root", "task"}
 func Strings(field string, list []string) error {
 	for i, s := range list {
 		if strings.ContainsRune(s, 0) {
-			return Invalid(field, "number %d holds a NUL byte", i)
+			return Invalid(field, "item %d contains a NUL byte", i)
 		}
 	}
 	return nil

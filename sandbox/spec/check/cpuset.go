@@ -24,7 +24,7 @@ func Set(field, list, online string) error {
 	}
 	for n := range asked {
 		if !have[n] {
-			return Invalid(field, "%d is not among %s", n, strings.TrimSpace(online))
+			return Invalid(field, "%d is not in %s, the list of this machine", n, strings.TrimSpace(online))
 		}
 	}
 	return nil

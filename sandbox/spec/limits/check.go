@@ -40,7 +40,7 @@ func checkCPU(r *runtimeapi.LinuxContainerResources, _ Controllers) error {
 func checkMemory(r *runtimeapi.LinuxContainerResources, _ Controllers) error {
 	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
 	if limit < -1 || (limit >= 0 && limit < minMemory && limit != 0) {
-		return check.Invalid("resources.memory_limit_in_bytes", "%d is too small: nothing starts in less than %d bytes", limit, minMemory)
+		return check.Invalid("resources.memory_limit_in_bytes", "%d is too small: no process starts with less than %d bytes", limit, minMemory)
 	}
 	if swap < -1 {
 		return check.Invalid("resources.memory_swap_limit_in_bytes", "%d is negative", swap)
@@ -96,10 +96,10 @@ func checkUnified(r *runtimeapi.LinuxContainerResources, _ Controllers) error {
 			return check.Invalid("resources.unified", "%q is not a limit of cpu, cpuset, dmem, hugetlb, io, memory, misc, pids or rdma", check.Truncate(key))
 		}
 		if len(value) > check.MaxPath || strings.ContainsFunc(value, check.IsControl) {
-			return check.Invalid("resources.unified", "the value of %s holds a control character or is too long", key)
+			return check.Invalid("resources.unified", "the value of %s contains a control character or is too long", key)
 		}
 		if !isUnifiedValue(key, value) {
-			return check.Invalid("resources.unified", "%q is no value of %s", check.Truncate(value), key)
+			return check.Invalid("resources.unified", "%q is not a valid value of %s", check.Truncate(value), key)
 		}
 	}
 	return nil

@@ -95,7 +95,7 @@ func (m *merge) cpu() error {
 	if s := r.GetCpuShares(); s != 0 {
 		c.Shares = new(uint64(min(max(s, MinShares), maxShares)))
 		if int64(*c.Shares) != s {
-			m.note("cpu_shares", "%d clamped to %d", s, *c.Shares)
+			m.note("cpu_shares", "%d was changed to %d, the nearest possible value", s, *c.Shares)
 		}
 	}
 	if q := r.GetCpuQuota(); q != 0 {
@@ -130,7 +130,7 @@ func (m *merge) memory() error {
 	if !m.host.MemorySwapAccounting {
 		out.Swap = nil
 		if swap != 0 && swap != limit {
-			m.note("memory_swap_limit_in_bytes", "%d is not enforced: this machine does not account for swap", swap)
+			m.note("memory_swap_limit_in_bytes", "%d is not enforced: this machine cannot limit swap", swap)
 		}
 		return nil
 	}
@@ -196,7 +196,7 @@ func (m *merge) hugepages() error {
 		size := l.GetPageSize()
 		if !slices.Contains(m.host.HugePageSizes, size) {
 			if l.GetLimit() != 0 {
-				m.note("hugepage_limits", "%s: %d is not enforced: this machine has no controller for it", size, l.GetLimit())
+				m.note("hugepage_limits", "%s: %d is not enforced: this machine has no hugetlb controller for it", size, l.GetLimit())
 			}
 			continue
 		}
@@ -215,11 +215,11 @@ func (m *merge) unified() error {
 		return nil
 	}
 	if !m.host.CgroupV2 {
-		return fmt.Errorf("resources.unified: this machine has no cgroup v2: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("resources.unified: this machine does not use cgroup v2: %w", errdefs.ErrFailedPrecondition)
 	}
 	for key, value := range m.in.GetUnified() {
 		if strings.HasPrefix(key, "memory.swap.") && !m.host.MemorySwapAccounting {
-			m.note("unified", "%s is not enforced: this machine does not account for swap", key)
+			m.note("unified", "%s is not enforced: this machine cannot limit swap", key)
 			continue
 		}
 		if m.host.SystemdCgroup { // the OCI runtime tells systemd, and reads only decimal numbers

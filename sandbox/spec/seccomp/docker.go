@@ -73,7 +73,7 @@ func decode(file []byte) (profile *profileFile, unknown string, err error) {
 		return nil, "", fmt.Errorf("is not a seccomp profile: %w", err)
 	}
 	if dec.More() {
-		return nil, "", errors.New("holds more than one JSON value")
+		return nil, "", errors.New("contains more than one JSON value")
 	}
 	return profile, unknown, nil
 }
@@ -84,7 +84,7 @@ func (p *profileFile) evaluate(m Machine, caps []string) (*specs.LinuxSeccomp, e
 	out.Syscalls = nil
 	if len(p.ArchMap) > 0 {
 		if len(p.Architectures) > 0 {
-			return nil, errors.New("has both architectures and archMap: take one away")
+			return nil, errors.New("has both architectures and archMap; remove one of them")
 		}
 		for _, a := range p.ArchMap {
 			if a.Architecture == archNames[runtime.GOARCH].profile {
@@ -93,16 +93,16 @@ func (p *profileFile) evaluate(m Machine, caps []string) (*specs.LinuxSeccomp, e
 		}
 	}
 	if p.DefaultErrno != "" && p.DefaultErrnoRet == nil {
-		return nil, errors.New("has a defaultErrno, which is not read: add the number, as defaultErrnoRet")
+		return nil, errors.New("has defaultErrno, which cribox does not read; set defaultErrnoRet to the number")
 	}
 	for i, rule := range p.Syscalls {
 		switch {
 		case rule.Errno != "" && rule.ErrnoRet == nil:
-			return nil, fmt.Errorf("has an errno in rule %d, which is not read: add the number, as errnoRet", i)
+			return nil, fmt.Errorf("has errno in rule %d, which cribox does not read; set errnoRet to the number", i)
 		case rule.Name != "" && len(rule.Names) > 0:
-			return nil, fmt.Errorf("has both name and names in rule %d: take one away", i)
+			return nil, fmt.Errorf("has both name and names in rule %d; remove one of them", i)
 		case rule.Name == "" && len(rule.Names) == 0:
-			return nil, fmt.Errorf("has no names in rule %d, which would be without effect", i)
+			return nil, fmt.Errorf("has no names in rule %d, so the rule would have no effect", i)
 		case rule.Name != "":
 			rule.Names = []string{rule.Name}
 		}
@@ -148,7 +148,7 @@ func kernelIsNew(m Machine, version string, unset bool) (bool, error) {
 	}
 	var least [2]int
 	if _, err := fmt.Sscanf(version, "%d.%d", &least[0], &least[1]); err != nil {
-		return false, fmt.Errorf("minKernel %q is no version such as 4.8", check.Truncate(version))
+		return false, fmt.Errorf("minKernel %q is not a version such as 4.8", check.Truncate(version))
 	}
 	return m.Kernel[0] > least[0] || m.Kernel[0] == least[0] && m.Kernel[1] >= least[1], nil
 }

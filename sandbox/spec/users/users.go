@@ -77,7 +77,7 @@ func Resolve(imageUser string, sc *runtimeapi.LinuxContainerSecurityContext, pas
 		return User{}, err
 	}
 	if who == "" && imageUser != "" && field == "image user" {
-		u.note(field, "%q names no user, root stands in", check.Truncate(imageUser))
+		u.note(field, "%q names no user; root is used instead", check.Truncate(imageUser))
 	}
 	if primary != "" {
 		if u.GID, err = findGroup(field, primary, group); err != nil {
@@ -116,7 +116,7 @@ func withGroups(u User, sc *runtimeapi.LinuxContainerSecurityContext, group []by
 			}
 			gid, err := parseID("", string(f[2]))
 			if err != nil { // it names no group that somebody could be in
-				u.note("image group", "%q in the image's group file has no usable number and was left out", check.Truncate(string(f[0])))
+				u.note("image group", "%q has no valid number in the image's group file and was left out", check.Truncate(string(f[0])))
 				continue
 			}
 			if err := add(gid); err != nil {
@@ -175,7 +175,7 @@ func fromPasswd(f [][]byte) (User, error) {
 		gid = string(f[3])
 	}
 	if _, err := strconv.ParseInt(gid, 10, 64); errors.Is(err, strconv.ErrSyntax) {
-		u.note("image user", "%q has no number of a group in the image's passwd file, root's stands in", name)
+		u.note("image user", "%q has no group number in the image's passwd file; group 0 is used instead", name)
 	} else if u.GID, err = parseID("passwd file of the image: gid of "+name, gid); err != nil {
 		return User{}, err
 	}
@@ -251,7 +251,7 @@ func Check(sc *runtimeapi.LinuxContainerSecurityContext) error {
 func CheckGroups(groups []int64, policy runtimeapi.SupplementalGroupsPolicy) error {
 	const field = "security_context.supplemental_groups"
 	if len(groups) > maxGroups {
-		return check.Invalid(field, "are %d, the kernel takes %d", len(groups), maxGroups)
+		return check.Invalid(field, "are %d; the kernel's limit is %d", len(groups), maxGroups)
 	}
 	for _, g := range groups {
 		if err := check.ID(field, g); err != nil {
