@@ -114,7 +114,7 @@ func (cs *containers) reuseOrReplace(ctx context.Context, id string, config *run
 	case proto.Equal(c.Config, config):
 		return true, nil
 	case r.State != store.ContainerCreated:
-		return false, fmt.Errorf("container %s has this name and attempt, another configuration, and is %s: %w", id, r.State, errdefs.ErrAlreadyExists)
+		return false, fmt.Errorf("container %s has the same name and attempt but another configuration, and is %s: %w", id, r.State, errdefs.ErrAlreadyExists)
 	}
 	return false, cs.removeContainer(ctx, c)
 }

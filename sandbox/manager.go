@@ -260,7 +260,7 @@ func clean(ctx context.Context, limit time.Duration, act func(context.Context) e
 // warn logs an error that does not change what happens next.
 func warn(ctx context.Context, err error) {
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("going on")
+		log.G(ctx).WithError(err).Warn("continuing after an error")
 	}
 }
 

@@ -66,7 +66,7 @@ type recovery struct {
 func (rc *recovery) recover(ctx context.Context) error {
 	tasks, err := rc.tasks(ctx)
 	if err != nil {
-		return fmt.Errorf("what runs already: %w", err)
+		return fmt.Errorf("list the running tasks: %w", err)
 	}
 	for _, r := range rc.states.List() {
 		rc.recoverPod(ctx, r, tasks)
@@ -260,7 +260,7 @@ func (cs *containers) awaitStartOutcome(ctx context.Context, id string) (task ru
 		}
 		select {
 		case <-ctx.Done():
-			return task, false, fmt.Errorf("what became of task %s: %w: %w", id, err, ctx.Err())
+			return task, false, fmt.Errorf("find out whether task %s was started: %w: %w", id, err, ctx.Err())
 		case <-again.C:
 		}
 	}

@@ -99,7 +99,7 @@ func (ps *pods) reuseOrClear(ctx context.Context, id string) (up bool, err error
 	case table.IsReady(r):
 		return true, nil
 	}
-	return false, fmt.Errorf("pod %s has this name and attempt and is not ready any more: %w", id, errdefs.ErrAlreadyExists)
+	return false, fmt.Errorf("pod %s has the same name and attempt and is no longer ready: %w", id, errdefs.ErrAlreadyExists)
 }
 
 func (ps *pods) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
@@ -228,7 +228,7 @@ func (ps *pods) startPause(ctx context.Context, p *podPlan) (runtimeshim.Task, e
 	task, err := ps.shim.Start(ctx, runtimeshim.Start{ID: p.ID, Runtime: p.handler.Path, Spec: b, LockFile: ps.layout.LockPath(p.ID), Keeper: true,
 		SystemdCgroup: node.MadeBySystemd(node.CgroupPath(s)), Native: args == nil && ps.node.PauseNatively(p.record.Handler)})
 	if err != nil {
-		return task, fmt.Errorf("start pause of pod %s: %w", p.ID, err)
+		return task, fmt.Errorf("start the pause process of pod %s: %w", p.ID, err)
 	}
 	ps.step("pod.started")
 	return task, nil

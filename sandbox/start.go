@@ -82,7 +82,7 @@ func (cs *containers) startUnanswered(ctx context.Context, c *table.ContainerEnt
 	if err != nil {
 		go retryUntilDone(cs.background, "starting", func(ctx context.Context) error { return cs.shim.Delete(ctx, c.ID) }) // the shim may still come to it
 		cs.startFailed(ctx, c, cause)
-		return fmt.Errorf("%v; nor could be found out what became of it: %v: %w", cause, err, errdefs.ErrInternal)
+		return fmt.Errorf("%v; cannot find out whether it was started: %v: %w", cause, err, errdefs.ErrInternal)
 	}
 	if r, ok := cs.states.Record(c); ok && r.State == store.ContainerCreated {
 		return cause

@@ -182,7 +182,7 @@ func (cs *containers) kill(ctx context.Context, c *table.ContainerEntry) error {
 			return nil
 		case <-again.C: // the shim may have been replaced meanwhile
 		case <-limit.C:
-			return fmt.Errorf("container %s does not end although it was killed: %w", c.ID, context.DeadlineExceeded)
+			return fmt.Errorf("container %s still runs after SIGKILL: %w", c.ID, context.DeadlineExceeded)
 		}
 	}
 }

@@ -77,7 +77,7 @@ func (ps *pods) teardown(ctx context.Context, p *table.PodEntry) error {
 		return fmt.Errorf("stop the containers of pod %s: %w", p.ID, err)
 	}
 	if err := ps.shim.Delete(ctx, p.ID); err != nil {
-		return fmt.Errorf("stop pause of pod %s: %w", p.ID, err)
+		return fmt.Errorf("stop the pause process of pod %s: %w", p.ID, err)
 	}
 	if err := ps.network.Quiesce(ctx, p.ID); err != nil {
 		return err

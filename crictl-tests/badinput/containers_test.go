@@ -122,7 +122,7 @@ func badPaths(d *harness.Daemon) []harness.BadRequest[createRequest] {
 		{Name: "relative place of a device", Change: devices("/dev/null", "x", "rw"), Field: "devices.container_path"},
 		{Name: "device permissions", Change: devices("/dev/null", "/dev/x", "xyz"), Field: `devices.permissions: "xyz"`},
 		{Name: "unknown CDI device", Change: func(r createRequest) { r.Config.CDIDevices = []*cri.CDIDevice{{Name: "vendor.test/kind=none"}} },
-			Field: "vendor.test/kind=none are described by no file in " + d.CDIDirs()[0], Code: codes.FailedPrecondition},
+			Field: "vendor.test/kind=none are not described by any file in " + d.CDIDirs()[0], Code: codes.FailedPrecondition},
 		{Name: "CDI device without a name", Change: func(r createRequest) { r.Config.CDIDevices = []*cri.CDIDevice{{}} }, Field: "CDI_devices.name"},
 	}
 }

@@ -69,7 +69,7 @@ func TestBadStreams(t *testing.T) {
 		{Name: "forward: port 0", Change: port(0), Field: "port"},
 		{Name: "forward: port -1", Change: port(-1), Field: "port"},
 		{Name: "forward: port 65536", Change: port(65536), Field: "port"},
-		{Name: "forward: more ports than anybody has", Change: func(r *cri.PortForwardRequest) { r.Port = slices.Repeat(r.Port, 1025) }, Field: "at most 1024"},
+		{Name: "forward: more ports than anybody has", Change: func(r *cri.PortForwardRequest) { r.Port = slices.Repeat(r.Port, 1025) }, Field: "the limit is 1024"},
 		{Name: "forward: stopped", Change: func(r *cri.PortForwardRequest) { r.PodSandboxId = stopped.ID }, Field: stopped.ID, Code: codes.FailedPrecondition},
 	}, func() *cri.PortForwardRequest { return &cri.PortForwardRequest{PodSandboxId: p.ID, Port: []int32{80}} }, forward, func(*cri.PortForwardResponse) {})
 	d.WantFlat(before)

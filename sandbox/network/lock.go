@@ -37,7 +37,7 @@ func (c *Connector) podLock(ctx context.Context, id string) (*os.File, error) {
 			return f, nil
 		}
 		if errors.Is(err, unix.EWOULDBLOCK) && time.Since(start) > lockLimit {
-			err = fmt.Errorf("somebody else holds it: %w", errdefs.ErrUnavailable)
+			err = fmt.Errorf("another process holds it: %w", errdefs.ErrUnavailable)
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, errors.Join(fmt.Errorf("lock of pod %s: %w", id, err), f.Close())
@@ -104,7 +104,7 @@ func (c *Connector) killHolders(ctx context.Context, id string) {
 	}
 	lock, err := os.Stat(c.layout.LockPath(id))
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("cannot tell who has the pod's lock")
+		log.G(ctx).WithError(err).Warn("cannot find out which process holds the lock of the pod")
 		return
 	}
 	for _, pid := range numbersIn("/proc") {
@@ -112,7 +112,7 @@ func (c *Connector) killHolders(ctx context.Context, id string) {
 			return
 		}
 		if err := endHolder(ctx, pid, c.layout.LockPath(id), lock, ours); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) {
-			log.G(ctx).WithField("pid", pid).WithError(err).Warn("cannot end a process that has the pod's lock")
+			log.G(ctx).WithField("pid", pid).WithError(err).Warn("cannot end a process that holds the lock of the pod")
 		}
 	}
 }

@@ -83,7 +83,7 @@ func unknownDevices(names, dirs []string, broken map[string][]error) error {
 		fmt.Fprintf(&why, "; %s cannot be used: %v", file, broken[file][0])
 	}
 	where := cmp.Or(strings.Join(dirs, ", "), "no folder, as cdi_spec_dirs is empty")
-	return fmt.Errorf("CDI devices %s are described by no file in %s%s: %w", strings.Join(names, ", "), where, why.String(), errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("CDI devices %s are not described by any file in %s%s: %w", strings.Join(names, ", "), where, why.String(), errdefs.ErrFailedPrecondition)
 }
 
 // boundNodes takes the device nodes out of the edits, for a user namespace, where none can be made:

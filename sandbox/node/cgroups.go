@@ -91,7 +91,7 @@ func removeSlice(ctx context.Context, slice string) error {
 	dirs := cgroupDirs(slice)
 	for _, dir := range dirs {
 		if inside := firstInside(dir); inside != "" {
-			return fmt.Errorf("remove slice %s: %s is still there: %w", slice, inside, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("remove slice %s: it still contains %s: %w", slice, inside, errdefs.ErrFailedPrecondition)
 		}
 	}
 	if len(dirs) == 0 || !SystemdRuns() {

@@ -105,7 +105,7 @@ func ReadSeccomp(path string) ([]byte, error) {
 		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w", BlameHost(err))
 	}
 	if !info.Mode().IsRegular() || info.Size() > seccomp.MaxFile {
-		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %s is no file of at most %d bytes: %w", path, seccomp.MaxFile, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %s is not a regular file of at most %d bytes: %w", path, seccomp.MaxFile, errdefs.ErrInvalidArgument)
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {

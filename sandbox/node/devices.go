@@ -50,7 +50,7 @@ func devicesAt(host, inside, permissions string) ([]spec.Device, error) {
 	if !info.IsDir() {
 		d, ok := device(info, host, inside, permissions)
 		if !ok {
-			return nil, errors.New("is no device")
+			return nil, errors.New("is not a device")
 		}
 		return []spec.Device{d}, nil
 	}

@@ -30,7 +30,7 @@ func (m *Mounts) hostPath(ctx context.Context, missing node.MissingPaths, path s
 	}
 	path = filepath.Clean(path)
 	if missing.Refuse {
-		return "", fmt.Errorf("%s does not exist, and host_path_missing in the configuration says that such a mount is refused: %w",
+		return "", fmt.Errorf("%s does not exist, and host_path_missing in the configuration refuses such mounts: %w",
 			path, errdefs.ErrInvalidArgument)
 	}
 	if never := missing.Forbids(path); never != "" {

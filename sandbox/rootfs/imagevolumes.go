@@ -126,7 +126,7 @@ func resolveInVolume(root, sub string) (string, error) {
 		return "", err
 	}
 	if !utf8.ValidString(path) {
-		return "", fmt.Errorf("leads to a name that is not UTF-8, which the OCI runtime spec cannot carry: %w", errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("leads to a name that is not UTF-8, which an OCI spec cannot contain: %w", errdefs.ErrInvalidArgument)
 	}
 	return path, nil
 }

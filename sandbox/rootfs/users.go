@@ -44,10 +44,10 @@ func readInRoot(root, name string) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s of the image is no regular file: %w", name, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%s of the image is not a regular file: %w", name, errdefs.ErrInvalidArgument)
 	}
 	if info.Size() > users.MaxFile {
-		return nil, fmt.Errorf("%s of the image has %d bytes, at most %d are read: %w", name, info.Size(), users.MaxFile, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%s of the image has %d bytes; the limit is %d: %w", name, info.Size(), users.MaxFile, errdefs.ErrInvalidArgument)
 	}
 	f, err := os.Open(handlePath(handle))
 	if err != nil {

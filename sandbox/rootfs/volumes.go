@@ -29,7 +29,7 @@ const maxVolumes = 128
 func (m *Mounts) MakeVolumes(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, root string, img imageservice.Image) ([]spec.Volume, error) {
 	asked := spec.ImageVolumes(img.Config, c.Config)
 	if len(asked) > maxVolumes {
-		return nil, fmt.Errorf("the image has %d volumes that nothing is mounted on, at most %d are made: %w", len(asked), maxVolumes, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("the image has %d volumes that nothing is mounted on; the limit is %d: %w", len(asked), maxVolumes, errdefs.ErrInvalidArgument)
 	}
 	var all []spec.Volume
 	for i, inside := range asked {

@@ -84,7 +84,7 @@ func (l Labels) With(asked Options) (Labels, error) {
 // policy does not know what is asked for.
 func (l Labels) Container(asked Options) (Labels, error) {
 	if l.Process == "" && asked != (Options{}) {
-		return l, fmt.Errorf("selinux_options: the pod has no labels: %w", errdefs.ErrFailedPrecondition)
+		return l, fmt.Errorf("selinux_options: the pod has no SELinux labels: %w", errdefs.ErrFailedPrecondition)
 	}
 	with, err := l.With(asked)
 	if err == nil && asked != (Options{}) {

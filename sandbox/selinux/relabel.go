@@ -39,7 +39,7 @@ func Relabel(ctx context.Context, path, label string) error {
 		return nil
 	}
 	if isSystem(path) {
-		return fmt.Errorf("relabel %s: the host needs its label: %w", path, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("relabel %s: processes of the host need its present label: %w", path, errdefs.ErrInvalidArgument)
 	}
 	have := make([]byte, len(label)+2)
 	n, err := unix.Lgetxattr(path, attribute, have)

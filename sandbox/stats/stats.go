@@ -241,7 +241,7 @@ func present(all []Stats) []Stats {
 func starved(all ...Stats) error {
 	for _, s := range all {
 		if errors.Is(s.Err, errdefs.ErrResourceExhausted) {
-			return fmt.Errorf("figures of what runs: %w", s.Err)
+			return fmt.Errorf("usage of what runs: %w", s.Err)
 		}
 	}
 	return nil

@@ -165,7 +165,7 @@ func (s *Store) read(dir, id string) (*Pod, error) {
 		return nil, fmt.Errorf("record of pod %s: %w: %w", id, err, errdefs.ErrDataLoss)
 	}
 	if p.Format > Format {
-		return nil, fmt.Errorf("record of pod %s has format %d, this version reads up to %d: %w", id, p.Format, Format, errNewer)
+		return nil, fmt.Errorf("record of pod %s has format %d; this version reads formats up to %d: %w", id, p.Format, Format, errNewer)
 	}
 	if p.Format < 1 || p.ID != id {
 		return nil, fmt.Errorf("record of pod %s says it is pod %q in format %d: %w", id, p.ID, p.Format, errdefs.ErrDataLoss)

@@ -110,7 +110,7 @@ func (ss *Sessions) CheckPortForward(podID string, ports []int32) error {
 		return err
 	}
 	if len(ports) > maxPorts {
-		return fmt.Errorf("port: are %d, at most %d are taken: %w", len(ports), maxPorts, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("port: %d ports were given; the limit is %d: %w", len(ports), maxPorts, errdefs.ErrInvalidArgument)
 	}
 	for _, port := range ports {
 		if err := checkPort(port); err != nil {

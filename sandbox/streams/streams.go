@@ -298,7 +298,7 @@ func (ss *Sessions) CheckAttach(id string, tty bool) error {
 		return err
 	}
 	if tty != c.Config.GetTty() {
-		return fmt.Errorf("tty is %t, that of container %s is %t: %w", tty, c.ID, c.Config.GetTty(), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("tty is %t, but that of container %s is %t: %w", tty, c.ID, c.Config.GetTty(), errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

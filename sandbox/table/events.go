@@ -80,7 +80,7 @@ func (e *events) send(one *Event) {
 		case s.queue <- one:
 		default:
 			delete(e.all, s)
-			s.cut(fmt.Errorf("%d events wait to be read, no more are kept: list pods and containers, and subscribe again: %w",
+			s.cut(fmt.Errorf("the client is %d events behind; list pods and containers, and subscribe again: %w",
 				maxEvents, errdefs.ErrResourceExhausted))
 		}
 	}

@@ -35,7 +35,7 @@ func expand[V any](kind, id string, all map[string]V) (string, error) {
 			continue
 		}
 		if found != "" {
-			return "", fmt.Errorf("%s: %q fits several: %w", idFields[kind], id, errdefs.ErrInvalidArgument)
+			return "", fmt.Errorf("%s: %q matches several ids: %w", idFields[kind], id, errdefs.ErrInvalidArgument)
 		}
 		found = k
 	}

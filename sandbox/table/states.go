@@ -119,7 +119,7 @@ func (s *States) PodReady(p *PodEntry, ips []netip.Addr, pausePID int) error {
 	_, err := s.store.Update(p.ID, func(r *store.Pod) error {
 		select {
 		case <-p.paused:
-			return fmt.Errorf("pause of pod %s ended while the pod was made: %w", p.ID, errdefs.ErrAborted)
+			return fmt.Errorf("the pause process of pod %s ended while the pod was being created: %w", p.ID, errdefs.ErrAborted)
 		default:
 		}
 		if !movePod(r, store.PodReady) {
@@ -195,7 +195,7 @@ func (s *States) Creating(podID string, rec store.Container) error {
 	rec.State = store.ContainerCreating
 	_, err := s.store.Update(podID, func(r *store.Pod) error {
 		if !IsReady(r) {
-			return fmt.Errorf("pod %s is not ready, no container can be made in it: %w", podID, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("pod %s is not ready; no container can be created in it: %w", podID, errdefs.ErrFailedPrecondition)
 		}
 		r.Containers[rec.ID] = rec
 		return nil
@@ -216,7 +216,7 @@ func (s *States) Prepared(c *ContainerEntry, cgroup string, user users.User) err
 func (s *States) Created(c *ContainerEntry) error {
 	_, err := s.store.Update(c.PodID, func(p *store.Pod) error {
 		if !IsReady(p) {
-			return fmt.Errorf("pod %s is not ready any more: %w", p.ID, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("pod %s is no longer ready: %w", p.ID, errdefs.ErrFailedPrecondition)
 		}
 		r := p.Containers[c.ID]
 		moveContainer(&r, store.ContainerCreated)
@@ -236,7 +236,7 @@ func (s *States) Starting(c *ContainerEntry) error {
 		}
 		was := r.State
 		if !moveContainer(&r, store.ContainerStarting) {
-			return fmt.Errorf("container %s is %s, only a created one can be started: %w", c.ID, was, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("container %s is %s; only a created container can be started: %w", c.ID, was, errdefs.ErrFailedPrecondition)
 		}
 		if !IsReady(p) {
 			return fmt.Errorf("pod %s is not ready: %w", p.ID, errdefs.ErrFailedPrecondition)
@@ -366,7 +366,7 @@ func Changeable(r store.Container) error {
 	case store.ContainerCreated, store.ContainerStarting, store.ContainerRunning, store.ContainerStopping:
 		return nil
 	}
-	return fmt.Errorf("container %s is %s, its resources cannot be changed: %w", r.ID, r.State, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("container %s is %s; its resources cannot be changed: %w", r.ID, r.State, errdefs.ErrFailedPrecondition)
 }
 
 // sinceBoot is the time since the machine's boot in nanoseconds, suspends included.

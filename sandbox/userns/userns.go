@@ -56,7 +56,7 @@ func New(program []byte, uids, gids IDs, net bool) (s Set, err error) {
 		helper.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
 	}
 	if err := helper.Start(); err != nil {
-		return Set{}, fmt.Errorf("process in a new user namespace: %w", err)
+		return Set{}, fmt.Errorf("start a process in a new user namespace: %w", err)
 	}
 	defer func() {
 		_ = helper.Process.Kill() // fails only when it has ended, which the error of open tells
@@ -85,12 +85,12 @@ func inMemory(program []byte) (*os.File, error) {
 		fd, err = unix.MemfdCreate("cribox-userns", unix.MFD_CLOEXEC)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("program in memory: %w", err)
+		return nil, fmt.Errorf("make a program in memory: %w", err)
 	}
 	writable := os.NewFile(uintptr(fd), "cribox-userns")
 	defer writable.Close()
 	if _, err := writable.Write(program); err != nil {
-		return nil, fmt.Errorf("program in memory: %w", err)
+		return nil, fmt.Errorf("make a program in memory: %w", err)
 	}
 	return os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
@@ -105,7 +105,7 @@ func CanMap(path string, ns *os.File) error {
 	defer unix.Close(fd)
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		return fmt.Errorf("the file system of %s has no id-mapped mounts: %w: %w", path, err, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the file system of %s does not support id-mapped mounts: %w: %w", path, err, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
