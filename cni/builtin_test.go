@@ -147,9 +147,9 @@ func TestUndoneByPlugins(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, _ := h.n.debts.get("p1")
+	d, _ := h.n.debts.Get("p1")
 	d.Conf = conf
-	if err := h.n.debts.begin(t.Context(), d.record); err != nil {
+	if err := h.n.debts.Begin(t.Context(), d.Record); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(filepath.Join(h.c.ConfDir, "10-earlier.conflist")); err != nil {

@@ -311,7 +311,7 @@ func (b *bridgeNetwork) prepare(ctx context.Context, subnets []netip.Prefix) err
 // masquerading. Call it after the last pod is gone: ErrFailedPrecondition while a pod is attached
 // or has a debt. Idempotent.
 func (n *Networks) RemoveDefault(ctx context.Context) error {
-	if ids := n.debts.ofNetwork(n.own.name); len(ids) > 0 {
+	if ids := n.debts.OfNetwork(n.own.name); len(ids) > 0 {
 		return fmt.Errorf("remove default network: %d pods are attached, for example %s: %w", len(ids), ids[0], errdefs.ErrFailedPrecondition)
 	}
 	busy, err := n.own.attached()

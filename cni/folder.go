@@ -176,3 +176,21 @@ func fingerprint(m *strings.Builder, path string) (fresh bool) {
 	fmt.Fprintf(m, "%s %d %d %o %d %d %d\n", path, st.Dev, st.Ino, st.Mode, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
 	return time.Since(time.Unix(0, st.Ctim.Nano())).Abs() < racyAge
 }
+
+// writeFile replaces a small file atomically, without a sync.
+func writeFile(path string, data []byte) error {
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// readOptional reads a file; nil if it does not exist.
+func readOptional(path string) ([]byte, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return data, err
+}

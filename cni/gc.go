@@ -44,7 +44,7 @@ func (n *Networks) CollectGarbage(ctx context.Context, connected []string) error
 	if !hasStatus(w) && !w.builtin || list.DisableGC {
 		return nil
 	}
-	if err := n.debts.doubt(); err != nil {
+	if err := n.debts.Complete(); err != nil {
 		return fmt.Errorf("network %s: cannot know all attachments: %w: %w", w.name, err, errdefs.ErrFailedPrecondition)
 	}
 	if err := n.usable(w); err != nil {
@@ -55,7 +55,7 @@ func (n *Networks) CollectGarbage(ctx context.Context, connected []string) error
 		return fmt.Errorf("network %s: pods are being connected: %w", w.name, errdefs.ErrUnavailable)
 	}
 	defer open()
-	inUse := n.debts.ids()
+	inUse := n.debts.IDs()
 	for _, id := range connected {
 		if !slices.Contains(inUse, id) {
 			return fmt.Errorf("network %s: pod %s is connected but has no record: %w", w.name, id, errdefs.ErrUnavailable)

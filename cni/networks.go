@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cribox/cribox/cni/ledger"
 	"github.com/cribox/cribox/cni/namespace"
 	"github.com/cribox/cribox/cni/program"
 	"github.com/cribox/cribox/internal/keyed"
@@ -51,10 +52,7 @@ const (
 	ifName         = "eth0"
 )
 
-var (
-	instanceName = regexp.MustCompile(`^[a-z0-9]{1,8}$`)
-	podID        = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-)
+var instanceName = regexp.MustCompile(`^[a-z0-9]{1,8}$`)
 
 // Networks connects pods. It is safe for concurrent use; calls for the same pod wait for each
 // other.
@@ -63,7 +61,7 @@ type Networks struct {
 	step    step.Hook
 	folder  *folder
 	own     *bridgeNetwork
-	debts   *ledger
+	debts   *ledger.Ledger
 	turns   keyed.Turns // CNI forbids concurrent operations on one attachment
 	probe   *prober
 	asker   *asker
@@ -83,7 +81,7 @@ func Open(ctx context.Context, c Config) (*Networks, error) {
 			return nil, fmt.Errorf("open networks: %w", err)
 		}
 	}
-	debts, err := openLedger(ctx, c.debtsFile(), c.recordDir())
+	debts, err := ledger.Open(ctx, c.debtsFile(), c.recordDir())
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +191,7 @@ func (n *Networks) SetPodCIDR(cidr string) error {
 
 // Debts returns the sorted ids of pods whose ADD was begun and whose DEL has not succeeded. That
 // includes connected pods.
-func (n *Networks) Debts() []string { return n.debts.ids() }
+func (n *Networks) Debts() []string { return n.debts.IDs() }
 
 // NewNetNS calls namespace.New and passes its step.
 func (n *Networks) NewNetNS(path string) error {

@@ -2,12 +2,9 @@ package cni
 
 import (
 	"context"
-	"errors"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 )
 
@@ -25,22 +22,4 @@ func TestPanicCostsOneAnswer(t *testing.T) {
 		t.Errorf("people are told %q", got)
 	}
 	wantNil(t, a.verdict(w))
-}
-
-// TestPanicCostsOneDebt: the caller of a write that panics gets an error, and the next write
-// succeeds.
-func TestPanicCostsOneDebt(t *testing.T) {
-	b, _, err := openBook(t.Context(), filepath.Join(t.TempDir(), "debts"))
-	wantNil(t, err)
-	// It has no line, which causes a panic.
-	bad := &entry{text: []byte("\n+none {}\n"), done: make(chan error, 1)}
-	b.put(bad)
-	if err := <-bad.done; !errors.Is(err, errdefs.ErrInternal) {
-		t.Errorf("who waits is told %v", err)
-	}
-	l, err := b.add(t.Context(), "pod", []byte("{}"))
-	wantNil(t, err)
-	if l.at != 1 {
-		t.Errorf("the next debt is at %d", l.at)
-	}
 }

@@ -9,6 +9,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cribox/cribox/cni/ledger"
 )
 
 // Pod is what a network needs to know about a pod.
@@ -46,7 +48,7 @@ type Result struct {
 }
 
 func (p *Pod) checkID() error {
-	if !podID.MatchString(p.ID) {
+	if !ledger.ValidID.MatchString(p.ID) {
 		return fmt.Errorf("pod id %q: %w", p.ID, errdefs.ErrInvalidArgument)
 	}
 	return nil

@@ -12,10 +12,10 @@ import (
 	"github.com/containerd/log"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
-
-	"github.com/cribox/cribox/cni/program"
-
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/cribox/cribox/cni/ledger"
+	"github.com/cribox/cribox/cni/program"
 )
 
 // Setup connects the pod's network namespace to the current network and returns its addresses, at
@@ -52,12 +52,12 @@ func (n *Networks) Setup(ctx context.Context, pod Pod) (Result, error) {
 		return Result{}, fmt.Errorf("network %s: wait for a GC to finish: %w", r.Network, err)
 	}
 	defer n.gate.leave()
-	if err := n.debts.begin(ctx, r); err != nil {
+	if err := n.debts.Begin(ctx, r); err != nil {
 		return Result{}, err
 	}
 	n.step.Pass("cni.debt.written")
 	res, err := n.add(ctx, list, r, pod)
-	n.debts.settle(pod.ID, err == nil)
+	n.debts.SetOutcome(pod.ID, err == nil)
 	if err == nil {
 		return res, nil
 	}
@@ -66,28 +66,28 @@ func (n *Networks) Setup(ctx context.Context, pod Pod) (Result, error) {
 }
 
 // newRecord validates and collects everything about the pod that a plugin may get.
-func (n *Networks) newRecord(pod *Pod) (record, error) {
+func (n *Networks) newRecord(pod *Pod) (ledger.Record, error) {
 	args, err := pod.args()
 	if err != nil {
-		return record{}, err
+		return ledger.Record{}, err
 	}
 	caps, err := pod.capabilities(n.own.podCIDR())
 	if err != nil {
-		return record{}, err
+		return ledger.Record{}, err
 	}
 	data, err := json.Marshal(caps)
 	if err != nil {
-		return record{}, err
+		return ledger.Record{}, err
 	}
-	return record{Format: recordFormat, Pod: pod.ID, Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
+	return ledger.Record{Format: ledger.Format, Pod: pod.ID, Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
 		NetNS: pod.NetNS, Args: args, Capabilities: data}, nil
 }
 
 // clearEarlier undoes what earlier attempts for this pod left, so that retries never hold two
 // leases.
-func (n *Networks) clearEarlier(ctx context.Context, r record, pod Pod) error {
-	if d, ok := n.debts.get(pod.ID); ok {
-		if d.attached {
+func (n *Networks) clearEarlier(ctx context.Context, r ledger.Record, pod Pod) error {
+	if d, ok := n.debts.Get(pod.ID); ok {
+		if d.Attached {
 			return fmt.Errorf("network %s: pod %s is connected: %w", d.Network, pod.ID, errdefs.ErrAlreadyExists)
 		}
 		if err := n.disconnect(ctx, pod); err != nil {
@@ -97,7 +97,7 @@ func (n *Networks) clearEarlier(ctx context.Context, r record, pod Pod) error {
 	// Two attempts that wait for each other's turn must not wait forever.
 	ctx, cancel := context.WithTimeout(ctx, n.c.Timeout)
 	defer cancel()
-	for _, id := range n.debts.abandoned(r) {
+	for _, id := range n.debts.Abandoned(r) {
 		err := n.Teardown(ctx, Pod{ID: id, Lock: pod.Lock})
 		if err != nil && !n.replaced(ctx, id) {
 			return fmt.Errorf("cannot undo the earlier attempt %s: %w: %w", id, err, errdefs.ErrUnavailable)
@@ -113,13 +113,13 @@ func (n *Networks) clearEarlier(ctx context.Context, r record, pod Pod) error {
 // replaced network may be gone for good, and its leases are no longer scarce.
 func (n *Networks) replaced(ctx context.Context, id string) bool {
 	w, err := n.current(ctx)
-	d, owed := n.debts.get(id)
+	d, owed := n.debts.Get(id)
 	return err == nil && owed && d.Network != "" && d.Network != w.name
 }
 
 // prepare chooses the network and completes the record with it. The network's subnets cannot change
 // until arrived is called.
-func (n *Networks) prepare(ctx context.Context, r *record) (list *libcni.NetworkConfigList, arrived func(), err error) {
+func (n *Networks) prepare(ctx context.Context, r *ledger.Record) (list *libcni.NetworkConfigList, arrived func(), err error) {
 	var has map[string]json.RawMessage
 	if err := json.Unmarshal(r.Capabilities, &has); err != nil {
 		return nil, nil, err
@@ -177,8 +177,8 @@ const (
 )
 
 // add runs the ADD of the chain.
-func (n *Networks) add(ctx context.Context, list *libcni.NetworkConfigList, r record, pod Pod) (Result, error) {
-	rt, err := r.runtimeConf(r.NetNS)
+func (n *Networks) add(ctx context.Context, list *libcni.NetworkConfigList, r ledger.Record, pod Pod) (Result, error) {
+	rt, err := runtimeConf(r, r.NetNS)
 	if err != nil {
 		return Result{}, err
 	}
@@ -202,7 +202,7 @@ func (n *Networks) pluginsWith(cacheDir string, pod Pod) *libcni.CNIConfig {
 	return libcni.NewCNIConfigWithCacheDir(n.c.BinDirs, cacheDir, run)
 }
 
-func (r *record) runtimeConf(netns string) (*libcni.RuntimeConf, error) {
+func runtimeConf(r ledger.Record, netns string) (*libcni.RuntimeConf, error) {
 	rt := &libcni.RuntimeConf{ContainerID: r.Pod, NetNS: netns, IfName: ifName, Args: r.Args}
 	if len(r.Capabilities) > 0 {
 		if err := json.Unmarshal(r.Capabilities, &rt.CapabilityArgs); err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/containernetworking/cni/libcni"
 
+	"github.com/cribox/cribox/cni/ledger"
 	"github.com/cribox/cribox/cni/namespace"
 )
 
@@ -31,7 +32,7 @@ func (n *Networks) Teardown(ctx context.Context, pod Pod) error {
 
 // disconnect is Teardown for callers that have the pod's turn.
 func (n *Networks) disconnect(ctx context.Context, pod Pod) error {
-	d, ok, err := n.debts.read(ctx, pod.ID)
+	d, ok, err := n.debts.Read(ctx, pod.ID)
 	if err != nil || !ok {
 		return err
 	}
@@ -42,7 +43,7 @@ func (n *Networks) disconnect(ctx context.Context, pod Pod) error {
 		return n.failed("DEL", pod.ID, fmt.Errorf("network %s: %w", d.Network, err))
 	}
 	n.step.Pass("cni.deleted")
-	if err := n.debts.clear(ctx, pod.ID); err != nil {
+	if err := n.debts.Clear(ctx, pod.ID); err != nil {
 		log.G(ctx).WithError(err).WithField("pod",
 			pod.ID).Warn("cannot record that a network attachment was released; it will be released again after a restart")
 	}
@@ -50,7 +51,7 @@ func (n *Networks) disconnect(ctx context.Context, pod Pod) error {
 	return nil
 }
 
-func (n *Networks) del(ctx context.Context, d *debt, pod Pod) error {
+func (n *Networks) del(ctx context.Context, d *ledger.Debt, pod Pod) error {
 	list, err := n.listOf(ctx, d)
 	if err != nil {
 		return err
@@ -63,7 +64,7 @@ func (n *Networks) del(ctx context.Context, d *debt, pod Pod) error {
 	if pinned {
 		netns = d.NetNS
 	}
-	rt, err := d.runtimeConf(netns)
+	rt, err := runtimeConf(d.Record, netns)
 	if err != nil {
 		return err
 	}
@@ -78,7 +79,7 @@ func (n *Networks) del(ctx context.Context, d *debt, pod Pod) error {
 }
 
 // listOf returns the configuration of the ADD; for a damaged record, the most likely one.
-func (n *Networks) listOf(ctx context.Context, d *debt) (*libcni.NetworkConfigList, error) {
+func (n *Networks) listOf(ctx context.Context, d *ledger.Debt) (*libcni.NetworkConfigList, error) {
 	if len(d.Conf) > 0 {
 		return libcni.NetworkConfFromBytes(d.Conf)
 	}

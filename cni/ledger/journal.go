@@ -1,4 +1,4 @@
-package cni
+package ledger
 
 import (
 	"bytes"
@@ -15,12 +15,12 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 )
 
-// book is the synced file of debts. The first caller to add an entry writes for all that wait, with
+// journal is the synced file of debts. The first caller to add an entry writes for all that wait, with
 // one fsync and without a lock. Each line begins and ends with a line feed, so that a torn line
 // does not damage the next.
-type book struct {
+type journal struct {
 	path string
-	odd  error // the file contains unreadable lines; nil = none
+	gap  error // the file contains unreadable lines; nil = none
 
 	mu      sync.Mutex
 	queue   []*entry
@@ -51,59 +51,59 @@ const (
 	struck    = '-'
 )
 
-// openBook opens the file, which it creates if necessary, and returns the debts in it.
-func openBook(ctx context.Context, path string) (*book, []*debt, error) {
-	data, err := readOptional(path)
-	if err != nil {
+// openJournal opens the file, which it creates if necessary, and returns the debts in it.
+func openJournal(ctx context.Context, path string) (*journal, []*Debt, error) {
+	data, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, nil, fmt.Errorf("read the list of network attachments to release: %w", err)
 	}
-	b := &book{path: path, live: map[*line]bool{}}
-	debts, replaced := b.parse(ctx, data)
-	if b.file, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+	j := &journal{path: path, live: map[*line]bool{}}
+	debts, replaced := j.parse(ctx, data)
+	if j.file, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return nil, nil, fmt.Errorf("open the list of network attachments to release: %w", err)
 	}
 	for _, l := range replaced {
-		_ = b.mark(l) // if this fails, the debt is paid a second time after a later restart
+		_ = j.mark(l) // if this fails, the attachment is released a second time after a later restart
 	}
 	// Syncs the file's name, once for all future lines.
 	if err := syncDir(filepath.Dir(path)); err != nil {
-		b.file.Close()
+		j.file.Close()
 		return nil, nil, fmt.Errorf("open the list of network attachments to release: %w", err)
 	}
-	return b, debts, nil
+	return j, debts, nil
 }
 
 // parse reads every line that still has a pod's id. A last line without its end is ignored, because
 // its ADD never ran. replaced are lines of pods that have a later line.
-func (b *book) parse(ctx context.Context, data []byte) (debts []*debt, replaced []*line) {
-	byPod, garbage := map[string]*debt{}, 0
+func (j *journal) parse(ctx context.Context, data []byte) (debts []*Debt, replaced []*line) {
+	byPod, garbage := map[string]*Debt{}, 0
 	for offset := 0; ; {
 		end := bytes.IndexByte(data[offset:], '\n')
 		if end < 0 {
 			break
 		}
 		whole := data[offset : offset+end]
-		text := trimHole(whole)
+		text := bytes.TrimLeft(whole, "\x00") // left by a write that never reached the disk
 		if len(text) < len(whole) {
-			b.odd = fmt.Errorf("%s has a gap", b.path)
+			j.gap = fmt.Errorf("%s has a gap", j.path)
 		}
 		start := offset + len(whole) - len(text)
 		offset += end + 1
 		if len(text) == 0 || text[0] != owes {
-			b.dead += int64(len(whole)) + 1
+			j.dead += int64(len(whole)) + 1
 			continue
 		}
 		pod, rest, _ := bytes.Cut(text[1:], []byte(" "))
-		if !podID.Match(pod) {
-			b.dead += int64(len(whole)) + 1
+		if !ValidID.Match(pod) {
+			j.dead += int64(len(whole)) + 1
 			garbage++
 			continue
 		}
-		d := &debt{line: &line{at: int64(start), length: int64(len(text)) + 1}}
+		d := &Debt{line: &line{at: int64(start), length: int64(len(text)) + 1}}
 		if err := d.parse(string(pod), rest); err != nil {
 			log.G(ctx).WithError(err).WithField("pod", string(pod)).Warn("the record of a network attachment to release is damaged; the current network will release it")
-			d.record = record{Pod: string(pod)}
-			b.odd = fmt.Errorf("the record of the network attachment to release of pod %s is damaged", pod)
+			d.Record = Record{Pod: string(pod)}
+			j.gap = fmt.Errorf("the record of the network attachment to release of pod %s is damaged", pod)
 		}
 		if earlier := byPod[d.Pod]; earlier != nil {
 			replaced = append(replaced, earlier.line)
@@ -111,37 +111,37 @@ func (b *book) parse(ctx context.Context, data []byte) (debts []*debt, replaced 
 		byPod[d.Pod] = d
 	}
 	if garbage > 0 {
-		b.odd = fmt.Errorf("%d lines of %s do not name a pod", garbage, b.path)
-		log.G(ctx).WithField("file", b.path).Warnf("skipped %d lines of the list of network attachments to release: they do not name a pod", garbage)
+		j.gap = fmt.Errorf("%d lines of %s do not name a pod", garbage, j.path)
+		log.G(ctx).WithField("file", j.path).Warnf("skipped %d lines of the list of network attachments to release: they do not name a pod", garbage)
 	}
-	b.size = int64(len(data))
+	j.size = int64(len(data))
 	for _, d := range byPod {
-		debts, b.live[d.line] = append(debts, d), true
+		debts, j.live[d.line] = append(debts, d), true
 	}
 	return debts, replaced
 }
 
 // add appends a line and syncs it. If ctx ends first, the line is struck later.
-func (b *book) add(ctx context.Context, pod string, record []byte) (*line, error) {
+func (j *journal) add(ctx context.Context, pod string, record []byte) (*line, error) {
 	e := &entry{line: &line{}, text: fmt.Appendf(nil, "\n%c%s %s\n", owes, pod, record), done: make(chan error, 1)}
-	b.put(e)
+	j.put(e)
 	select {
 	case err := <-e.done:
 		return e.line, err
 	case <-ctx.Done():
 		go func() {
 			if <-e.done == nil {
-				b.put(&entry{line: e.line, done: make(chan error, 1)})
+				j.put(&entry{line: e.line, done: make(chan error, 1)})
 			}
 		}()
 		return nil, ctx.Err()
 	}
 }
 
-// strike marks a line as paid, without a sync.
-func (b *book) strike(ctx context.Context, l *line) error {
+// strike marks a line as no longer valid, without a sync.
+func (j *journal) strike(ctx context.Context, l *line) error {
 	e := &entry{line: l, done: make(chan error, 1)}
-	b.put(e)
+	j.put(e)
 	select {
 	case err := <-e.done:
 		return err
@@ -150,41 +150,41 @@ func (b *book) strike(ctx context.Context, l *line) error {
 	}
 }
 
-func (b *book) put(e *entry) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.queue = append(b.queue, e)
-	if !b.writing {
-		b.writing = true
-		go b.write()
+func (j *journal) put(e *entry) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.queue = append(j.queue, e)
+	if !j.writing {
+		j.writing = true
+		go j.write()
 	}
 }
 
 // write processes the queue until it is empty.
-func (b *book) write() {
+func (j *journal) write() {
 	for {
-		b.mu.Lock()
-		batch := b.queue
-		b.queue = nil
+		j.mu.Lock()
+		batch := j.queue
+		j.queue = nil
 		if len(batch) == 0 {
-			b.writing = false
-			b.mu.Unlock()
+			j.writing = false
+			j.mu.Unlock()
 			return
 		}
-		b.mu.Unlock()
+		j.mu.Unlock()
 		err := guard.Call(context.Background(), "network debts", func() error {
-			b.strikeAll(batch)
-			b.addAll(batch)
+			j.strikeAll(batch)
+			j.addAll(batch)
 			return nil
 		})
 		if err != nil {
-			tellAll(batch, err)
+			replyAll(batch, err)
 		}
 	}
 }
 
-// tellAll sends err to the entries of the batch that have no result yet.
-func tellAll(batch []*entry, err error) {
+// replyAll sends err to the entries of the batch that have no result yet.
+func replyAll(batch []*entry, err error) {
 	for _, e := range batch {
 		select {
 		case e.done <- err:
@@ -193,7 +193,7 @@ func tellAll(batch []*entry, err error) {
 	}
 }
 
-func (b *book) addAll(batch []*entry) {
+func (j *journal) addAll(batch []*entry) {
 	var data []byte
 	for _, e := range batch {
 		data = append(data, e.text...)
@@ -201,95 +201,95 @@ func (b *book) addAll(batch []*entry) {
 	if len(data) == 0 {
 		return
 	}
-	_, err := b.file.WriteAt(data, b.size)
+	_, err := j.file.WriteAt(data, j.size)
 	if err == nil {
-		err = b.file.Sync()
+		err = j.file.Sync()
 	}
 	if err != nil {
-		_ = b.file.Truncate(b.size)
+		_ = j.file.Truncate(j.size)
 	}
 	for _, e := range batch {
 		if e.text == nil {
 			continue
 		}
 		if err == nil {
-			e.line.at, e.line.length = b.size+1, int64(len(e.text))-1
-			b.size += int64(len(e.text))
-			b.live[e.line] = true
+			e.line.at, e.line.length = j.size+1, int64(len(e.text))-1
+			j.size += int64(len(e.text))
+			j.live[e.line] = true
 		}
 		e.done <- err
 	}
 }
 
-func (b *book) strikeAll(batch []*entry) {
+func (j *journal) strikeAll(batch []*entry) {
 	failed := map[*entry]error{}
 	for _, e := range batch {
 		if e.text == nil {
-			failed[e] = b.mark(e.line)
+			failed[e] = j.mark(e.line)
 		}
 	}
 	if len(failed) == 0 {
 		return
 	}
-	b.shrink()
+	j.shrink()
 	for e, err := range failed {
 		e.done <- err
 	}
 }
 
-func (b *book) mark(l *line) error {
-	if _, err := b.file.WriteAt([]byte{struck}, l.at); err != nil {
+func (j *journal) mark(l *line) error {
+	if _, err := j.file.WriteAt([]byte{struck}, l.at); err != nil {
 		return err
 	}
-	delete(b.live, l)
-	b.dead += l.length
+	delete(j.live, l)
+	j.dead += l.length
 	return nil
 }
 
 // shrink frees the space of struck lines: it truncates the file when there are no debts, or
 // rewrites it when that saves enough.
-func (b *book) shrink() {
+func (j *journal) shrink() {
 	switch {
-	case b.size > 0 && len(b.live) == 0:
-		if b.file.Truncate(0) == nil {
-			b.size, b.dead = 0, 0
+	case j.size > 0 && len(j.live) == 0:
+		if j.file.Truncate(0) == nil {
+			j.size, j.dead = 0, 0
 		}
-	case b.dead > rewriteAt && b.dead > b.size/2:
-		if err := b.rewrite(); err != nil {
+	case j.dead > rewriteAt && j.dead > j.size/2:
+		if err := j.rewrite(); err != nil {
 			// a full disk, for example: do not retry before as many bytes are struck again
-			b.dead = 0
+			j.dead = 0
 		}
 	}
 }
 
-func (b *book) rewrite() error {
-	tmp, err := os.OpenFile(b.path+".tmp", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+func (j *journal) rewrite() error {
+	tmp, err := os.OpenFile(j.path+".tmp", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
 	size := int64(0)
-	moved := make(map[*line]int64, len(b.live))
-	for l := range b.live {
+	moved := make(map[*line]int64, len(j.live))
+	for l := range j.live {
 		text := make([]byte, l.length)
-		if _, err = b.file.ReadAt(text, l.at); err == nil {
+		if _, err = j.file.ReadAt(text, l.at); err == nil {
 			_, err = tmp.WriteAt(append([]byte{'\n'}, text...), size)
 		}
 		if err != nil {
-			return errors.Join(err, tmp.Close(), os.Remove(b.path+".tmp"))
+			return errors.Join(err, tmp.Close(), os.Remove(j.path+".tmp"))
 		}
 		moved[l] = size + 1
 		size += 1 + l.length
 	}
 	if err := tmp.Sync(); err != nil {
-		return errors.Join(err, tmp.Close(), os.Remove(b.path+".tmp"))
+		return errors.Join(err, tmp.Close(), os.Remove(j.path+".tmp"))
 	}
-	if err := os.Rename(b.path+".tmp", b.path); err != nil {
-		return errors.Join(err, tmp.Close(), os.Remove(b.path+".tmp"))
+	if err := os.Rename(j.path+".tmp", j.path); err != nil {
+		return errors.Join(err, tmp.Close(), os.Remove(j.path+".tmp"))
 	}
 	// Without the sync, a crash may leave the old file, which has the same lines.
-	_ = syncDir(filepath.Dir(b.path))
-	b.file.Close()
-	b.file, b.size, b.dead = tmp, size, 0
+	_ = syncDir(filepath.Dir(j.path))
+	j.file.Close()
+	j.file, j.size, j.dead = tmp, size, 0
 	for l, at := range moved {
 		l.at = at
 	}

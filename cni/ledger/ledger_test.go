@@ -1,9 +1,9 @@
-package cni
+package ledger
 
 import (
 	"bytes"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,25 +15,32 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-func testLedger(t *testing.T, dir string) *ledger {
+func testLedger(t *testing.T, dir string) *Ledger {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Join(dir, "cni"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	l, err := openLedger(t.Context(), filepath.Join(dir, "cni.debts"), filepath.Join(dir, "cni"))
+	l, err := Open(t.Context(), filepath.Join(dir, "cni.debts"), filepath.Join(dir, "cni"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return l
 }
 
-func foreign(pod string, bytes int) record {
-	return record{Format: recordFormat, Pod: pod, Network: "x", Conf: make([]byte, bytes), Args: [][2]string{{"K8S_POD_NAME", pod}}}
+func foreign(pod string, bytes int) Record {
+	return Record{Format: Format, Pod: pod, Network: "x", Conf: make([]byte, bytes), Args: [][2]string{{"K8S_POD_NAME", pod}}}
 }
 
-func begin(t *testing.T, l *ledger, r record) {
+func write(t *testing.T, path, text string) {
 	t.Helper()
-	if err := l.begin(t.Context(), r); err != nil {
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func begin(t *testing.T, l *Ledger, r Record) {
+	t.Helper()
+	if err := l.Begin(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -46,22 +53,22 @@ func TestLedgerReopens(t *testing.T) {
 	own.Default = true
 	begin(t, l, own)
 	begin(t, l, foreign("c", 10))
-	if err := l.clear(t.Context(), "a"); err != nil {
+	if err := l.Clear(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
 	l = testLedger(t, dir)
-	if got := fmt.Sprint(l.ids()); got != "[b c]" {
+	if got := fmt.Sprint(l.IDs()); got != "[b c]" {
 		t.Fatalf("debts %s", got)
 	}
-	if d, _ := l.get("c"); d.Args[0][1] != "c" || len(d.Conf) != 10 {
+	if d, _ := l.Get("c"); d.Args[0][1] != "c" || len(d.Conf) != 10 {
 		t.Fatalf("record %+v", d)
 	}
-	for _, id := range l.ids() {
-		if err := l.clear(t.Context(), id); err != nil {
+	for _, id := range l.IDs() {
+		if err := l.Clear(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got := testLedger(t, dir).ids(); len(got) != 0 {
+	if got := testLedger(t, dir).IDs(); len(got) != 0 {
 		t.Fatalf("debts %v", got)
 	}
 }
@@ -96,21 +103,21 @@ func TestDamagedDebts(t *testing.T) {
 	for name, tt := range damaged {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			writeTestFile(t, filepath.Join(dir, "cni.debts"), string(tt.data), 0o600)
+			write(t, filepath.Join(dir, "cni.debts"), string(tt.data))
 			l := testLedger(t, dir)
-			if got := fmt.Sprint(l.ids()); got != tt.want {
+			if got := fmt.Sprint(l.IDs()); got != tt.want {
 				t.Fatalf("debts %s, want %s", got, tt.want)
 			}
 			begin(t, l, foreign("new", 10))
-			if l = testLedger(t, dir); !slices.Contains(l.ids(), "new") {
+			if l = testLedger(t, dir); !slices.Contains(l.IDs(), "new") {
 				t.Fatal("a line after damage is lost")
 			}
-			for _, id := range l.ids() {
-				if err := l.clear(t.Context(), id); err != nil {
+			for _, id := range l.IDs() {
+				if err := l.Clear(t.Context(), id); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if got := testLedger(t, dir).ids(); len(got) != 0 {
+			if got := testLedger(t, dir).IDs(); len(got) != 0 {
 				t.Fatalf("cleared, still %v", got)
 			}
 		})
@@ -127,46 +134,13 @@ func TestReplacedDebt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeTestFile(t, filepath.Join(dir, "cni.debts"), string(data)+string(data), 0o600)
+	write(t, filepath.Join(dir, "cni.debts"), string(data)+string(data))
 	l = testLedger(t, dir)
-	if err := l.clear(t.Context(), "a"); err != nil {
+	if err := l.Clear(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(testLedger(t, dir).ids()); got != "[b]" {
+	if got := fmt.Sprint(testLedger(t, dir).IDs()); got != "[b]" {
 		t.Fatalf("debts %s", got)
-	}
-}
-
-// TestDamagedRecordIsCleared: a damaged record of either kind is torn down: with the default
-// network, or with the configured one.
-func TestDamagedRecordIsCleared(t *testing.T) {
-	real := realPlugins(t)
-	h := newHost(t, func(c *Config) { c.Default = true; c.BinDirs = append(c.BinDirs, real) })
-	p := h.pod("p1")
-	h.setup(p)
-	f := h.fake("fakenet", "", "")
-	h.conf("10-x.conflist", list("x", "fakenet"))
-	q := h.pod("p2")
-	h.setup(q)
-	writeTestFile(t, h.c.ledgerFile("p1"), `{"form`, 0o600)
-	data, err := os.ReadFile(h.c.debtsFile())
-	if err != nil {
-		t.Fatal(err)
-	}
-	writeTestFile(t, h.c.debtsFile(), strings.Replace(string(data), `"format":1`, `"format"*1`, 1), 0o600)
-	writeTestFile(t, filepath.Join(h.c.recordDir(), "not a pod"), "x", 0o600)
-	h.reopen()
-	if got := fmt.Sprint(h.n.Debts()); got != "[p1 p2]" {
-		t.Fatalf("debts %s", got)
-	}
-	h.teardown(p)
-	h.teardown(q)
-	f.wantLeases(0)
-	if err := os.Remove(filepath.Join(h.c.recordDir(), "not a pod")); err != nil {
-		t.Fatal(err)
-	}
-	if left := strings.Contains(h.snapshot(), "leases"); left {
-		t.Fatalf("left: %s", h.snapshot())
 	}
 }
 
@@ -179,7 +153,7 @@ func TestLedgerRewrites(t *testing.T) {
 		id := fmt.Sprint("p", i)
 		begin(t, l, foreign(id, each))
 		if i%10 != 0 {
-			if err := l.clear(t.Context(), id); err != nil {
+			if err := l.Clear(t.Context(), id); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -191,12 +165,12 @@ func TestLedgerRewrites(t *testing.T) {
 	if st.Size() > 3*rewriteAt {
 		t.Fatalf("debts file has %d bytes", st.Size())
 	}
-	want := fmt.Sprint(l.ids())
-	if got := fmt.Sprint(testLedger(t, dir).ids()); got != want || !strings.Contains(got, "first") {
+	want := fmt.Sprint(l.IDs())
+	if got := fmt.Sprint(testLedger(t, dir).IDs()); got != want || !strings.Contains(got, "first") {
 		t.Fatalf("debts %s, want %s", got, want)
 	}
-	for _, id := range l.ids() {
-		if err := l.clear(t.Context(), id); err != nil {
+	for _, id := range l.IDs() {
+		if err := l.Clear(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -212,18 +186,18 @@ func TestLedgerConcurrently(t *testing.T) {
 	for i := range 50 {
 		wg.Go(func() {
 			id := fmt.Sprint("p", i)
-			if err := l.begin(context.Background(), foreign(id, 1000)); err != nil {
+			if err := l.Begin(context.Background(), foreign(id, 1000)); err != nil {
 				t.Error(err)
 			}
 			if i%2 == 0 {
-				if err := l.clear(context.Background(), id); err != nil {
+				if err := l.Clear(context.Background(), id); err != nil {
 					t.Error(err)
 				}
 			}
 		})
 	}
 	wg.Wait()
-	if got := testLedger(t, dir).ids(); len(got) != 25 {
+	if got := testLedger(t, dir).IDs(); len(got) != 25 {
 		t.Fatalf("%d debts: %v", len(got), got)
 	}
 }
@@ -234,52 +208,51 @@ func TestLedgerGivenUp(t *testing.T) {
 	l := testLedger(t, dir)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	err := l.begin(ctx, foreign("a", 10))
+	err := l.Begin(ctx, foreign("a", 10))
 	if err == nil {
 		t.Skip("the disk was faster")
 	}
-	wantErr(t, err, context.Canceled)
-	if got := l.ids(); len(got) != 0 {
+	if !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if got := l.IDs(); len(got) != 0 {
 		t.Fatalf("debts %v", got)
 	}
 }
 
-// TestRecordDoesNotFit: without space for the record there is no ADD.
+// TestRecordDoesNotFit: without space for the record there is no debt.
 func TestRecordDoesNotFit(t *testing.T) {
-	h, f := fakeHost(t)
-	h.n.debts.book.file.Close()
+	l := testLedger(t, t.TempDir())
+	l.journal.file.Close()
 	full, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.n.debts.book.file = full
-	_, err = h.n.Setup(t.Context(), h.pod("p1"))
-	wantErr(t, err, errdefs.ErrResourceExhausted, "record network of pod p1")
-	if f.calls("ADD") != 0 || len(h.n.Debts()) != 0 {
-		t.Fatal("ADD without a record")
+	l.journal.file = full
+	err = l.Begin(t.Context(), foreign("p1", 10))
+	if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "record network of pod p1") || len(l.IDs()) != 0 {
+		t.Fatalf("%v, debts %v", err, l.IDs())
 	}
 }
 
-func TestRecordIsExact(t *testing.T) {
-	h, _ := fakeHost(t)
-	text := "{ \"cniVersion\": \"1.0.0\",\n \"name\": \"x\", \"unknown\": [1e3], \"plugins\": [ {\"type\": \"fakenet\"} ] }"
-	h.conf("10-x.conflist", text)
-	p := h.pod("p1")
-	h.setup(p)
-	data, err := os.ReadFile(h.c.debtsFile())
+// TestPanicCostsOneDebt: the caller of a write that panics gets an error, and the next write
+// succeeds.
+func TestPanicCostsOneDebt(t *testing.T) {
+	j, _, err := openJournal(t.Context(), filepath.Join(t.TempDir(), "debts"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, ok := bytes.Cut(data, []byte("\n+p1 "))
-	if !ok {
-		t.Fatalf("debts file: %s", data)
+	// It has no line, which causes a panic.
+	bad := &entry{text: []byte("\n+none {}\n"), done: make(chan error, 1)}
+	j.put(bad)
+	if err := <-bad.done; !errors.Is(err, errdefs.ErrInternal) {
+		t.Errorf("who waits is told %v", err)
 	}
-	var r record
-	if err := json.Unmarshal(bytes.TrimSpace(rest), &r); err != nil {
+	l, err := j.add(t.Context(), "pod", []byte("{}"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	if string(r.Conf) != text || r.NetNS != p.NetNS {
-		t.Fatalf("record %+v", r)
+	if l.at != 1 {
+		t.Errorf("the next debt is at %d", l.at)
 	}
-	h.teardown(p)
 }
