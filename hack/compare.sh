@@ -32,7 +32,7 @@ measure() {
 		"$@" || code=$?
 		exit $code
 	' "$work/disk.ext4" "$bin/compare" -bin "$bin" -work "$work/disk" -cgroup "$cgroup" \
-		-pause "$top/sandbox/pause/pause_$(go env GOARCH)" -out "$top/docs" -rounds "$rounds" -pods "$pods" >"$work/table"
+		-pause "$top/sandbox/pause/pause_$(go env GOARCH)" -out "$top/docs" -rounds "$rounds" -pods "$pods" -plugins="${PLUGINS:-false}" >"$work/table"
 }
 
 left_cgroups() { # the deepest first

@@ -1,10 +1,10 @@
 // Command compare measures cribox beside containerd and prints a table. hack/compare.sh starts it, in
 // namespaces of its own, which end with it: whatever happens, no process, mount or link is left.
 //
-//	compare -bin DIR -work DIR -cgroup NAME -pause FILE [-out DIR] [-rounds N] [-pods N]
+//	compare -bin DIR -work DIR -cgroup NAME -pause FILE [-out DIR] [-rounds N] [-pods N] [-plugins]
 //
-// Both runtimes get the same runc, CNI plugins, network configuration, images, pause program and
-// requests, and are measured in turn. The requests are those of a kubelet, sent over gRPC.
+// Both runtimes get the same runc, images, pause program and requests, and a network that does the
+// same. They are measured in turn. The requests are those of a kubelet, sent over gRPC.
 package main
 
 import (
@@ -26,6 +26,7 @@ type options struct {
 	bin, work, cgroup, pause string
 	out                      string
 	rounds, pods             int
+	plugins                  bool
 }
 
 func main() {
@@ -34,6 +35,7 @@ func main() {
 	flag.StringVar(&o.work, "work", "", "empty folder for everything that is written to a disk")
 	flag.StringVar(&o.cgroup, "cgroup", "", "name of a new cgroup, below which all runs")
 	flag.StringVar(&o.pause, "pause", "", "the pause program, for containerd's pause image; cribox has it built in")
+	flag.BoolVar(&o.plugins, "plugins", false, "run the same network plugins for both, instead of cribox's default network")
 	flag.StringVar(&o.out, "out", "", "folder for a page with the table and a picture; none without it")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each runtime is measured")
 	flag.IntVar(&o.pods, "pods", 40, "pods that run together")

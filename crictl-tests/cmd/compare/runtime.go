@@ -61,6 +61,8 @@ cgroup_driver = "cgroupfs"
 [images]
 registry_config = "$CERTS"
 [network]
+default = $OWN
+subnet = "10.88.$N.0/24"
 conf_dir = "$CNI"
 bin_dirs = ["$BIN/cni"]
 [runtimes.runc]
@@ -68,7 +70,8 @@ path = "$BIN/runc"
 `, []string{"$BIN/cribox", "serve", "--config", "$CONFIG"}},
 }
 
-// network is the same for both but for the link and the range.
+// network is containerd's, and cribox's own does the same. With the flag -plugins it is the same for
+// both but for the link and the range.
 const network = `{
   "cniVersion": "1.0.0", "name": "$NAME",
   "plugins": [
@@ -101,7 +104,7 @@ func newRuntime(o options, k kind, n int, certs, pause string) (*runtime, error)
 	dir := filepath.Join(o.work, k.name)
 	config, cni := filepath.Join(dir, "config.toml"), filepath.Join(dir, "net.d")
 	fill := strings.NewReplacer("$BIN", o.bin, "$ROOT", filepath.Join(dir, "root"), "$CERTS", certs, "$CNI", cni,
-		"$PAUSE", pause, "$CONFIG", config, "$NAME", k.name, "$N", fmt.Sprint(n+1))
+		"$PAUSE", pause, "$CONFIG", config, "$NAME", k.name, "$N", fmt.Sprint(n+1), "$OWN", fmt.Sprint(!o.plugins))
 	r := &runtime{
 		name: k.name, cgroup: filepath.Join("/", o.cgroup, k.name), logs: filepath.Join(dir, "logs"),
 		command: strings.Split(fill.Replace(strings.Join(k.command, "\n")), "\n"), figures: figures{},
@@ -111,7 +114,11 @@ func newRuntime(o options, k kind, n int, certs, pause string) (*runtime, error)
 			return nil, err
 		}
 	}
-	for file, text := range map[string]string{config: k.config, filepath.Join(cni, "10-compare.conflist"): network} {
+	files := map[string]string{config: k.config}
+	if k.name != "cribox" || o.plugins {
+		files[filepath.Join(cni, "10-compare.conflist")] = network
+	}
+	for file, text := range files {
 		if err := os.WriteFile(file, []byte(fill.Replace(text)), 0o600); err != nil {
 			return nil, err
 		}
