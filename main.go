@@ -15,6 +15,7 @@ import (
 
 	"github.com/cribox/cribox/config"
 	"github.com/cribox/cribox/internal/cli"
+	"github.com/cribox/cribox/internal/imagecmd"
 	"github.com/cribox/cribox/internal/step"
 )
 
@@ -40,6 +41,7 @@ func run(args []string, out io.Writer) error {
 	}
 	root := cli.New(versionString(), cli.Commands{
 		Serve: withLogLevel(serve), Check: withLogLevel(check), Config: withLogLevel(printConfig), Shutdown: withLogLevel(shutdown),
+		Image: imagecmd.Commands(),
 	})
 	root.SetArgs(args)
 	root.SetOut(out)

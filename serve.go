@@ -24,6 +24,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/oci"
 	"github.com/cribox/cribox/sandbox"
 	"github.com/cribox/cribox/server"
+	"github.com/cribox/cribox/server/admin"
 	"github.com/cribox/cribox/server/streaming"
 )
 
@@ -39,8 +40,8 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 	defer signal.Stop(hangup)
 	manager := newNotifier()
 	var inEffect atomic.Pointer[config.Config]
-	asked := c
-	inEffect.Store(&asked)
+	now := c
+	inEffect.Store(&now)
 	if _, err := c.SystemdCgroup(sandbox.SystemdRuns()); err != nil {
 		return err
 	}
@@ -53,19 +54,25 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	streams, err := streaming.Listen()
+	commands, err := listen(c.AdminSocket())
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
+	streams, err := streaming.Listen()
+	if err != nil {
+		return errors.Join(err, listener.Close(), commands.Close())
+	}
 	start := time.Now()
-	s := server.New(versionString(), streams)
-	served := make(chan error, 1)
+	s, asked := server.New(versionString(), streams), admin.New()
+	served := make(chan error, 2)
 	go func() { served <- s.Serve(listener) }()
+	go func() { served <- asked.Serve(commands) }()
 
 	pods, images, err := openPackages(ctx, c)
 	if err != nil {
-		return errors.Join(err, listener.Close())
+		return errors.Join(err, listener.Close(), commands.Close())
 	}
+	asked.Open(images)
 	s.Open(pods, images, func() any { return inEffect.Load().Values() })
 	log.G(ctx).WithField("took", time.Since(start).Round(time.Millisecond).String()).
 		Infof("cribox %s serves %s, root %s, state %s", versionString(), c.Listen, c.Root, c.State)
@@ -76,7 +83,10 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 		manager.stopping(ctx)
 		log.G(ctx).Info("stopping; containers keep running")
 		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWord)
+		both := make(chan struct{})
+		go func() { asked.Stop(bye); close(both) }()
 		s.Stop(bye)
+		<-both
 		cancel()
 	}
 	return errors.Join(err, pods.Close())

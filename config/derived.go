@@ -53,6 +53,9 @@ func (c *Config) Scopes(systemd bool) func(peer string) string {
 // Socket returns the path of the CRI socket.
 func (c *Config) Socket() string { return strings.TrimPrefix(c.Listen, "unix://") }
 
+// AdminSocket returns the path of the socket that cribox's own commands use.
+func (c *Config) AdminSocket() string { return filepath.Join(c.State, "admin.sock") }
+
 // CNI returns the configuration for cni.Open. The caller sets its Step.
 func (c *Config) CNI() (cni.Config, error) {
 	keep, err := c.Network.noMasquerade()

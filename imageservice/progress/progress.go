@@ -49,6 +49,24 @@ func (p *Clock) Finish(name string) {
 	delete(p.items, name)
 }
 
+// Step is how far one part of a pull is: the download of a layer, or unpacking it.
+type Step struct {
+	Name        string
+	Done, Total int64 // bytes; Total is 0 where it is not known
+	Finished    bool
+}
+
+// Steps returns all parts of the pull that have begun, in their order.
+func (p *Clock) Steps() []Step {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]Step, 0, len(p.order))
+	for _, it := range p.order {
+		all = append(all, Step{it.name, it.Done.Load(), it.total.Load(), p.items[it.name] != it})
+	}
+	return all
+}
+
 // Where describes the first unfinished item, for the error of a stalled pull.
 func (p *Clock) Where() string {
 	p.mu.Lock()

@@ -36,8 +36,8 @@ type fetcher struct {
 }
 
 func newFetcher(p *pull, proved bool) *fetcher {
-	return &fetcher{by: p.by, ref: p.ref, reg: p.reg, prog: &p.prog, held: p.held, proved: proved,
-		downloads: semaphore.NewWeighted(int64(p.by.cfg.MaxDownloads)), unpacker: layers.NewUnpacker(p.by.layers, p.by.cfg.Limits, &p.prog)}
+	return &fetcher{by: p.by, ref: p.ref, reg: p.reg, prog: p.prog, held: p.held, proved: proved,
+		downloads: semaphore.NewWeighted(int64(p.by.cfg.MaxDownloads)), unpacker: layers.NewUnpacker(p.by.layers, p.by.cfg.Limits, p.prog)}
 }
 
 // layer downloads the blob of a layer to content/ and unpacks it to layers/, both at the same time

@@ -1,11 +1,16 @@
 package pull
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/cribox/cribox/imageservice/catalog"
+	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/progress"
 )
 
 // flights are the pulls in progress, by reference and credentials. Unlike in keyed.Flights, the
@@ -15,8 +20,37 @@ type flights struct {
 	all map[string]*flight
 }
 
+// Status is how far a pull in progress is.
+type Status struct {
+	Ref     string
+	Began   time.Time
+	Waiting int // callers
+	Items   []progress.Step
+}
+
+// list returns the flights, the oldest first.
+func (fs *flights) list() []Status {
+	fs.mu.Lock()
+	var all []Status
+	var clocks []*progress.Clock
+	for _, f := range fs.all {
+		all = append(all, Status{Ref: f.ref.String(), Began: f.began, Waiting: f.waiters})
+		clocks = append(clocks, &f.prog)
+	}
+	fs.mu.Unlock()
+	for i, c := range clocks {
+		all[i].Items = c.Steps()
+	}
+	slices.SortFunc(all, func(a, b Status) int { return cmp.Or(a.Began.Compare(b.Began), cmp.Compare(a.Ref, b.Ref)) })
+	return all
+}
+
 // flight is one pull in progress, shared by all callers with the same key.
 type flight struct {
+	ref   imageref.Target
+	began time.Time
+	prog  progress.Clock
+
 	waiters int  // guarded by flights.mu
 	leaving bool // cancelled, so that new callers must not join; guarded by flights.mu
 	cancel  context.CancelCauseFunc
@@ -30,11 +64,12 @@ type flight struct {
 
 var errNobodyWaits = errors.New("nobody waits for this pull any more")
 
-// do runs work under key, or joins the run in progress, and returns its result. If ctx ends, it
+// do runs work for ref and key, or joins the run in progress, and returns its result. If ctx ends, it
 // returns the error of ctx; work is cancelled when no caller is left.
-func (fs *flights) do(ctx context.Context, key string, work func(context.Context, *flight)) (catalog.Image, error) {
+func (fs *flights) do(ctx context.Context, ref imageref.Target, key string, work func(context.Context, *flight)) (catalog.Image, error) {
+	key = ref.String() + " " + key
 	for {
-		f, old := fs.join(ctx, key, work)
+		f, old := fs.join(ctx, ref, key, work)
 		if old == nil {
 			return fs.await(ctx, f)
 		}
@@ -47,7 +82,7 @@ func (fs *flights) do(ctx context.Context, key string, work func(context.Context
 }
 
 // join returns the flight to wait for, or a cancelled flight that must end first.
-func (fs *flights) join(ctx context.Context, key string, work func(context.Context, *flight)) (f, leaving *flight) {
+func (fs *flights) join(ctx context.Context, ref imageref.Target, key string, work func(context.Context, *flight)) (f, leaving *flight) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if f := fs.all[key]; f != nil {
@@ -59,7 +94,7 @@ func (fs *flights) join(ctx context.Context, key string, work func(context.Conte
 	}
 	// The work does not end with this caller's context, because others may join it.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	f = &flight{waiters: 1, cancel: cancel, stalled: make(chan struct{}), done: make(chan struct{})}
+	f = &flight{ref: ref, began: time.Now(), waiters: 1, cancel: cancel, stalled: make(chan struct{}), done: make(chan struct{})}
 	if fs.all == nil {
 		fs.all = map[string]*flight{}
 	}

@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -76,7 +78,29 @@ func (u *Puller) Pull(ctx context.Context, ref string, auth *registry.Auth) (cat
 	if err != nil {
 		return catalog.Image{}, fmt.Errorf("pull %s: %w", t, err)
 	}
-	img, err := u.flights.do(ctx, t.String()+" "+creds.Key(), func(ctx context.Context, f *flight) { u.fly(ctx, f, t, creds) })
+	return u.pull(ctx, t, creds, creds.Key(), func(ctx context.Context, prog *progress.Clock) (*registry.Repository, error) {
+		return u.cfg.Client.Open(ctx, t, creds, prog)
+	})
+}
+
+// loads tells the pulls from archives apart: no two of them are the same.
+var loads atomic.Int64
+
+// Load pulls t from a repository in this process, for example an archive. name is what errors call
+// it.
+func (u *Puller) Load(ctx context.Context, t imageref.Target, name string, from http.RoundTripper) (catalog.Image, error) {
+	key := fmt.Sprintf("%s %d", name, loads.Add(1))
+	return u.pull(ctx, t, registry.Credentials{}, key, func(_ context.Context, prog *progress.Clock) (*registry.Repository, error) {
+		return registry.Local(t, name, from, prog), nil
+	})
+}
+
+// opener connects a pull to its repository.
+type opener func(context.Context, *progress.Clock) (*registry.Repository, error)
+
+// pull joins the pull of t with this key, or begins it.
+func (u *Puller) pull(ctx context.Context, t imageref.Target, creds registry.Credentials, key string, open opener) (catalog.Image, error) {
+	img, err := u.flights.do(ctx, t, key, func(ctx context.Context, f *flight) { u.fly(ctx, f, creds, open) })
 	if err != nil && err == ctx.Err() {
 		err = fmt.Errorf("pull %s: %w", t, err)
 	}
@@ -86,8 +110,12 @@ func (u *Puller) Pull(ctx context.Context, ref string, auth *registry.Auth) (cat
 // Waiting returns the number of callers that wait for each pull in progress.
 func (u *Puller) Waiting() []int { return u.flights.waiting() }
 
+// Pulls returns the pulls in progress, those that began first before the others.
+func (u *Puller) Pulls() []Status { return u.flights.list() }
+
 // fly runs a pull, and sets the flight's result.
-func (u *Puller) fly(ctx context.Context, f *flight, t imageref.Target, creds registry.Credentials) {
+func (u *Puller) fly(ctx context.Context, f *flight, creds registry.Credentials, open opener) {
+	t := f.ref
 	f.err = errdefs.ErrAborted // stays if the goroutine ends early (runtime.Goexit)
 	watch, unwatch := context.WithCancel(ctx)
 	defer func() {
@@ -97,7 +125,7 @@ func (u *Puller) fly(ctx context.Context, f *flight, t imageref.Target, creds re
 		}
 		unwatch()
 	}()
-	p := &pull{by: u, ref: t, creds: creds, held: &holding{pins: u.pins}, moved: unwatch}
+	p := &pull{by: u, ref: t, open: open, prog: &f.prog, held: &holding{pins: u.pins}, moved: unwatch}
 	go p.prog.Watch(watch, u.cfg.StallTimeout, func() {
 		err := fault.Unavailable(fmt.Errorf("no progress for %s at %s", u.cfg.StallTimeout, p.prog.Where()))
 		u.flights.giveUp(f, pullError(t.String(), err), err)
@@ -128,8 +156,8 @@ func (u *Puller) claim(ctx context.Context, prog *progress.Clock, key string) (r
 type pull struct {
 	by    *Puller
 	ref   imageref.Target
-	creds registry.Credentials
-	prog  progress.Clock
+	open  opener
+	prog  *progress.Clock
 	moved func() // ends the stall watch
 	reg   *registry.Repository
 	held  *holding
@@ -158,7 +186,7 @@ func (p *pull) run(ctx context.Context) (img catalog.Image, err error) {
 		return catalog.Image{}, err
 	}
 	defer disk.Close()
-	if p.reg, err = p.by.cfg.Client.Open(ctx, p.ref, p.creds, &p.prog); err != nil {
+	if p.reg, err = p.open(ctx, p.prog); err != nil {
 		return catalog.Image{}, err
 	}
 	defer p.reg.Close()

@@ -29,7 +29,7 @@ type resolver struct {
 }
 
 func newResolver(p *pull) *resolver {
-	return &resolver{by: p.by, ref: p.ref, reg: p.reg, prog: &p.prog, held: p.held, want: platforms.Only(platforms.DefaultSpec())}
+	return &resolver{by: p.by, ref: p.ref, reg: p.reg, prog: p.prog, held: p.held, want: platforms.Only(platforms.DefaultSpec())}
 }
 
 // documents resolves the reference to one manifest and its config.

@@ -21,7 +21,10 @@ import (
 type Run func(context.Context, config.Config, io.Writer) error
 
 // Commands are what the commands do.
-type Commands struct{ Serve, Check, Config, Shutdown Run }
+type Commands struct {
+	Serve, Check, Config, Shutdown Run
+	Image                          ImageCommands
+}
 
 // New returns the command line of cribox.
 func New(version string, run Commands) *cobra.Command {
@@ -46,7 +49,7 @@ outlive it, and so do all containers.`,
 	root.SetVersionTemplate(versionLine(version))
 	root.SetFlagErrorFunc(explainFlag)
 	root.CompletionOptions.HiddenDefaultCmd = true // packages install the completions
-	root.AddCommand(serveCommand(run.Serve), checkCommand(run.Check), configCommand(run.Config),
+	root.AddCommand(serveCommand(run.Serve), checkCommand(run.Check), configCommand(run.Config), imageCommand(run.Image),
 		shutdownCommand(run.Shutdown), versionCommand(version))
 	return root
 }

@@ -1,0 +1,157 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cribox/cribox/config"
+)
+
+// ImageOptions are the flags and arguments of the commands about images.
+type ImageOptions struct {
+	Args          []string
+	JSON          bool   // print JSON instead of text for people
+	Name          string // of a loaded image
+	Username      string // at the registry
+	PasswordStdin bool   // the password is the first line of the input
+	In            io.Reader
+	Err           io.Writer // for progress
+}
+
+// ImageRun is what a command about images does.
+type ImageRun func(context.Context, config.Config, ImageOptions, io.Writer) error
+
+// ImageCommands are what the commands about images do.
+type ImageCommands struct{ List, Inspect, Pull, Load, Remove, Pulls ImageRun }
+
+func imageCommand(run ImageCommands) *cobra.Command {
+	image := &cobra.Command{
+		Use:   "image",
+		Short: "look at the images of the node, bring more, and remove them",
+		Long: `Look at the images of the running daemon, bring more of them, and remove them. All of it goes
+through the daemon, which must run; only root may do it.`,
+		Example: `  cribox image ls
+  cribox image pull docker.io/library/nginx:1.29
+  docker save app:1 | ssh node cribox image load`,
+		Args: noArguments,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	image.AddCommand(imageList(run.List), imageInspect(run.Inspect), imagePull(run.Pull), imageLoad(run.Load),
+		imageRemove(run.Remove), imagePulls(run.Pulls))
+	return image
+}
+
+func imageList(run ImageRun) *cobra.Command {
+	c, _ := withImage(run, noArguments, &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "list the images of the node",
+		Example: `  cribox image ls
+  cribox image ls --json | jq -r '.[].tags[]'`,
+	})
+	return c
+}
+
+func imageInspect(run ImageRun) *cobra.Command {
+	c, _ := withImage(run, oneImage, &cobra.Command{
+		Use:     "inspect IMAGE",
+		Short:   "print an image and its configuration, as JSON",
+		Example: `  cribox image inspect docker.io/library/nginx:1.29`,
+	})
+	return c
+}
+
+func imagePull(run ImageRun) *cobra.Command {
+	c, o := withImage(run, oneImage, &cobra.Command{
+		Use:   "pull IMAGE",
+		Short: "pull an image from its registry, and show how far it is",
+		Long: `Pull an image with the daemon's configuration of registries and mirrors, as for a pod. A terminal
+shows a bar for each layer; elsewhere there is a line for each that is finished.
+
+When the command is interrupted, the pull ends too, unless a pod waits for it. The next one
+continues where it was.`,
+		Example: `  cribox image pull docker.io/library/nginx:1.29
+  pass registry | cribox image pull --username me --password-stdin registry.example/app:1`,
+	})
+	c.Flags().StringVar(&o.Username, "username", "", "`NAME` of a user of the registry")
+	c.Flags().BoolVar(&o.PasswordStdin, "password-stdin", false, "read the user's password from the standard input")
+	return c
+}
+
+func imageLoad(run ImageRun) *cobra.Command {
+	c, o := withImage(run, atMostOneFile, &cobra.Command{
+		Use:   "load [FILE]",
+		Short: "load the images of an archive, without a registry",
+		Long: `Load the images of a tar archive: one that "docker save" or "podman save" has written, or one in
+the OCI layout. It may be compressed with gzip or zstd. Without a file, or with -, it is read
+from the standard input. The images are verified like those of a registry.`,
+		Example: `  cribox image load app.tar.zst
+  docker save app:1 | ssh node cribox image load
+  skopeo copy docker://registry.example/app:1 oci-archive:app.tar && cribox image load --name registry.example/app:1 app.tar`,
+	})
+	c.Flags().StringVar(&o.Name, "name", "", "`NAME` for the image, in the place of those in the archive")
+	c.ValidArgsFunction = nil // files
+	return c
+}
+
+func imageRemove(run ImageRun) *cobra.Command {
+	c, _ := withImage(run, someImages, &cobra.Command{
+		Use:     "rm IMAGE...",
+		Aliases: []string{"remove"},
+		Short:   "remove images with all their names",
+		Long: `Remove images with all their names, and all data that no other image needs. An image that a
+container has been made of stays, and the error names the container.`,
+		Example: `  cribox image rm docker.io/library/nginx:1.29`,
+	})
+	return c
+}
+
+func imagePulls(run ImageRun) *cobra.Command {
+	c, _ := withImage(run, noArguments, &cobra.Command{
+		Use:     "pulls",
+		Short:   "list the pulls in progress, with what each is doing",
+		Example: `  cribox image pulls`,
+	})
+	return c
+}
+
+// withImage gives the command the flags of the configuration and --json, and makes it call run.
+func withImage(run ImageRun, args cobra.PositionalArgs, c *cobra.Command) (*cobra.Command, *ImageOptions) {
+	o := &ImageOptions{}
+	withConfig(func(ctx context.Context, read config.Config, out io.Writer) error {
+		o.In, o.Err = c.InOrStdin(), c.ErrOrStderr()
+		return run(ctx, read, *o, out)
+	}, c)
+	inner := c.RunE
+	c.RunE = func(c *cobra.Command, args []string) error {
+		o.Args = args
+		return inner(c, args)
+	}
+	c.Args = args
+	c.Flags().BoolVar(&o.JSON, "json", false, "print JSON")
+	return c, o
+}
+
+func oneImage(c *cobra.Command, args []string) error {
+	if len(args) == 1 {
+		return nil
+	}
+	return fmt.Errorf("%s takes one image, not %d; `%s --help` has examples", c.Name(), len(args), c.CommandPath())
+}
+
+func someImages(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return nil
+	}
+	return fmt.Errorf("%s takes at least one image; `%s --help` has examples", c.Name(), c.CommandPath())
+}
+
+func atMostOneFile(c *cobra.Command, args []string) error {
+	if len(args) <= 1 {
+		return nil
+	}
+	return fmt.Errorf("%s takes one archive, not %d; `%s --help` has examples", c.Name(), len(args), c.CommandPath())
+}

@@ -1,0 +1,99 @@
+package imagecmd
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/cribox/cribox/config"
+	"github.com/cribox/cribox/server/admin"
+)
+
+const dialTime = 5 * time.Second
+
+// client asks the daemon over its admin socket.
+type client struct {
+	http   *http.Client
+	socket string
+}
+
+func newClient(c config.Config) *client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{Timeout: dialTime}).DialContext(ctx, "unix", c.AdminSocket())
+	}
+	return &client{http: &http.Client{Transport: &http.Transport{DialContext: dial}}, socket: c.AdminSocket()}
+}
+
+// do sends a request, and returns the answer unless it is an error.
+func (c *client) do(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://cribox"+path, body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	var dial *net.OpError
+	if errors.As(err, &dial) && dial.Op == "dial" {
+		return nil, fmt.Errorf("the daemon does not answer on %s: %w; is `cribox serve` running, with the same flags?", c.socket, dial.Err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode < 300 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	var e admin.Event
+	if err := json.NewDecoder(resp.Body).Decode(&e); err != nil || e.Error == "" {
+		return nil, fmt.Errorf("%s %s: the daemon answers %s", method, path, resp.Status)
+	}
+	return nil, errors.New(e.Error)
+}
+
+// get decodes the answer to a GET request into v.
+func (c *client) get(ctx context.Context, path string, v any) error {
+	resp, err := c.do(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return json.NewDecoder(resp.Body).Decode(v)
+}
+
+// follow calls show for every line of a long answer but the last, and returns the images of that.
+func (c *client) follow(ctx context.Context, path string, body io.Reader, show func(admin.Event)) ([]admin.Image, error) {
+	resp, err := c.do(ctx, http.MethodPost, path, body)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	for lines := json.NewDecoder(resp.Body); ; {
+		var e admin.Event
+		err := lines.Decode(&e)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err != nil:
+			return nil, fmt.Errorf("the daemon has ended before it was done (%w)", err)
+		case !e.Done:
+			show(e)
+		case e.Error != "":
+			return e.Images, errors.New(e.Error)
+		default:
+			return e.Images, nil
+		}
+	}
+}
+
+func imagePath(name string) string { return "/v1/images/" + url.PathEscape(name) }
+
+func jsonBody(v any) (io.Reader, error) {
+	b, err := json.Marshal(v)
+	return bytes.NewReader(b), err
+}

@@ -1,0 +1,189 @@
+// Package imagecmd is what `cribox image` does: it asks the daemon over the admin socket, and shows
+// the answer. It touches no image itself.
+package imagecmd
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/cribox/cribox/config"
+	"github.com/cribox/cribox/internal/cli"
+	"github.com/cribox/cribox/server/admin"
+)
+
+// Commands returns the functions of the command line.
+func Commands() cli.ImageCommands {
+	return cli.ImageCommands{List: list, Inspect: inspect, Pull: pull, Load: load, Remove: remove, Pulls: pulls}
+}
+
+func list(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
+	var all []admin.Image
+	if err := newClient(c).get(ctx, "/v1/images", &all); err != nil {
+		return err
+	}
+	if o.JSON {
+		return printJSON(out, all)
+	}
+	return printImages(out, all)
+}
+
+// printImages prints a line for each name, as an image may have several.
+func printImages(out io.Writer, all []admin.Image) error {
+	t := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(t, "IMAGE\tID\tSIZE\tPINNED")
+	for _, i := range all {
+		names := i.Tags
+		if len(names) == 0 {
+			names = i.Digests
+		}
+		pinned := ""
+		if i.Pinned {
+			pinned = "pinned"
+		}
+		for _, n := range names {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", n, shortID(i.ID), size(i.Size), pinned)
+		}
+	}
+	return t.Flush()
+}
+
+func shortID(id string) string {
+	id = strings.TrimPrefix(id, "sha256:")
+	return id[:min(len(id), 13)]
+}
+
+func inspect(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
+	var image admin.Image
+	if err := newClient(c).get(ctx, imagePath(o.Args[0]), &image); err != nil {
+		return err
+	}
+	return printJSON(out, image)
+}
+
+func remove(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
+	var errs []error
+	for _, name := range o.Args {
+		resp, err := newClient(c).do(ctx, http.MethodDelete, imagePath(name), nil)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		resp.Body.Close()
+		if !o.JSON {
+			fmt.Fprintln(out, "removed", name)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func pulls(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
+	var all []admin.Pull
+	if err := newClient(c).get(ctx, "/v1/pulls", &all); err != nil {
+		return err
+	}
+	if o.JSON {
+		return printJSON(out, all)
+	}
+	t := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(t, "IMAGE\tFOR\tWAITING\tBYTES\tDOING")
+	for _, p := range all {
+		done, doing := int64(0), []string{}
+		for _, s := range p.Steps {
+			done += s.Done
+			if !s.Finished {
+				doing = append(doing, s.Name)
+			}
+		}
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", p.Image, time.Since(p.Began).Round(time.Second), p.Waiting, size(done),
+			cmp.Or(strings.Join(doing, ", "), "asking the registry"))
+	}
+	return t.Flush()
+}
+
+func pull(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
+	ask := admin.PullRequest{Image: o.Args[0], Username: o.Username}
+	if o.PasswordStdin {
+		line, err := bufio.NewReader(o.In).ReadString('\n')
+		if err != nil && err != io.EOF {
+			return fmt.Errorf("read the password: %w", err)
+		}
+		ask.Password = strings.TrimRight(line, "\r\n")
+	}
+	body, err := jsonBody(ask)
+	if err != nil {
+		return err
+	}
+	show := newDisplay(o)
+	images, err := newClient(c).follow(ctx, "/v1/pull", body, show.event)
+	show.end()
+	if err != nil {
+		return err
+	}
+	return result(out, o, "pulled", images)
+}
+
+func load(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
+	in := o.In
+	if len(o.Args) == 1 && o.Args[0] != "-" {
+		f, err := os.Open(o.Args[0])
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		in = f
+	}
+	if f, ok := in.(*os.File); ok && isTerminal(f) {
+		return errors.New("name an archive, or send one to the standard input: docker save IMAGE | cribox image load")
+	}
+	show := newDisplay(o)
+	// The reader hides what kind it is: the client must not close the standard input.
+	images, err := newClient(c).follow(ctx, "/v1/load?"+url.Values{"name": {o.Name}}.Encode(), io.MultiReader(in), show.event)
+	show.end()
+	return errors.Join(result(out, o, "loaded", images), err)
+}
+
+// result prints the images that a command has brought.
+func result(out io.Writer, o cli.ImageOptions, done string, images []admin.Image) error {
+	if o.JSON {
+		return printJSON(out, images)
+	}
+	for _, i := range images {
+		for _, name := range i.Tags {
+			fmt.Fprintf(out, "%s %s (%s)\n", done, name, shortID(i.ID))
+		}
+		if len(i.Tags) == 0 {
+			fmt.Fprintf(out, "%s %s (%s)\n", done, strings.Join(i.Digests, " "), shortID(i.ID))
+		}
+	}
+	return nil
+}
+
+func printJSON(out io.Writer, v any) error {
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// size is a number of bytes for people.
+func size(n int64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
+	x, u := float64(n), 0
+	for x >= 1024 && u < len(units)-1 {
+		x, u = x/1024, u+1
+	}
+	if u == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", x, units[u])
+}

@@ -1,0 +1,15 @@
+// Package admin answers what cribox's own commands ask of the daemon and the CRI has no call for. It
+// remembers nothing.
+//
+// It speaks HTTP on a Unix socket that only root can open. An answer that takes long is a line of
+// JSON for each Event; the last one has the result or the error.
+//
+//	GET    /v1/images                  []Image
+//	GET    /v1/images/NAME             Image
+//	DELETE /v1/images/NAME             nothing
+//	POST   /v1/pull     PullRequest    Events, the last with the image
+//	POST   /v1/load?name=NAME          an archive; Events, the last with all images
+//	GET    /v1/pulls                   []Pull
+//
+// NAME is escaped as one part of the path.
+package admin

@@ -1,0 +1,213 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errhttp"
+
+	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/internal/guard"
+)
+
+const (
+	headerTime = 10 * time.Second       // for a client to send the head of a request
+	tick       = 200 * time.Millisecond // between two lines about progress
+	maxRequest = 64 << 10               // bytes of JSON
+)
+
+// Server serves the socket.
+type Server struct {
+	http   *http.Server
+	images atomic.Pointer[imageservice.Images] // nil until Open
+}
+
+// New returns a Server that answers every request with 503 until Open is called.
+func New() *Server {
+	s := &Server{}
+	mux := http.NewServeMux()
+	mux.Handle("GET /v1/images", s.answer(s.list))
+	mux.Handle("GET /v1/images/{name}", s.answer(s.inspect))
+	mux.Handle("DELETE /v1/images/{name}", s.answer(s.remove))
+	mux.Handle("GET /v1/pulls", s.answer(s.pulls))
+	mux.Handle("POST /v1/pull", s.answer(s.pull))
+	mux.Handle("POST /v1/load", s.answer(s.load))
+	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: headerTime}
+	return s
+}
+
+// Open lets the Server answer requests.
+func (s *Server) Open(images *imageservice.Images) { s.images.Store(images) }
+
+// Serve answers requests on l until Stop.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Stop waits for requests in progress until ctx ends, and then cuts them off.
+func (s *Server) Stop(ctx context.Context) {
+	if s.http.Shutdown(ctx) != nil {
+		_ = s.http.Close()
+	}
+}
+
+// handler answers a request. An error before its first line is sent with its status.
+type handler func(images *imageservice.Images, w http.ResponseWriter, req *http.Request) error
+
+func (s *Server) answer(h handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		images := s.images.Load()
+		if images == nil {
+			refuse(w, fmt.Errorf("cribox is starting: %w", errdefs.ErrUnavailable))
+			return
+		}
+		err := guard.Call(req.Context(), req.Method+" "+req.URL.Path, func() error { return h(images, w, req) })
+		if err != nil {
+			refuse(w, err)
+		}
+	})
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(errhttp.ToHTTP(err))
+	_ = json.NewEncoder(w).Encode(Event{Error: err.Error(), Done: true}) // to a client that may be gone
+}
+
+func send(w http.ResponseWriter, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	return json.NewEncoder(w).Encode(v)
+}
+
+func (s *Server) list(images *imageservice.Images, w http.ResponseWriter, _ *http.Request) error {
+	all := []Image{}
+	for _, i := range images.List() {
+		all = append(all, imageOf(i))
+	}
+	return send(w, all)
+}
+
+func (s *Server) inspect(images *imageservice.Images, w http.ResponseWriter, req *http.Request) error {
+	found, err := images.Lookup(req.PathValue("name"))
+	if err != nil {
+		return err
+	}
+	image := imageOf(found)
+	image.Config = &found.Config
+	return send(w, image)
+}
+
+// remove is an error for an image that is not there: a person has made a mistake then.
+func (s *Server) remove(images *imageservice.Images, w http.ResponseWriter, req *http.Request) error {
+	name := req.PathValue("name")
+	if _, err := images.Lookup(name); err != nil {
+		return err
+	}
+	if err := images.Remove(req.Context(), name); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) pulls(images *imageservice.Images, w http.ResponseWriter, _ *http.Request) error {
+	return send(w, pullsOf(images, func(string) bool { return true }))
+}
+
+func pullsOf(images *imageservice.Images, match func(ref string) bool) []Pull {
+	all := []Pull{}
+	for _, p := range images.Pulls() {
+		if match(p.Ref) {
+			all = append(all, pullOf(p))
+		}
+	}
+	return all
+}
+
+func (s *Server) pull(images *imageservice.Images, w http.ResponseWriter, req *http.Request) error {
+	var ask PullRequest
+	if err := json.NewDecoder(io.LimitReader(req.Body, maxRequest)).Decode(&ask); err != nil {
+		return fmt.Errorf("request: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	ref, err := imageservice.FullName(ask.Image)
+	if err != nil {
+		return err
+	}
+	var auth *imageservice.Auth
+	if ask.Username != "" || ask.Password != "" {
+		auth = &imageservice.Auth{Username: ask.Username, Password: ask.Password}
+	}
+	follow(w, req, func() Event { return Event{Pulls: pullsOf(images, func(r string) bool { return r == ref })} },
+		func() ([]imageservice.Image, error) {
+			image, err := images.Pull(req.Context(), ref, auth)
+			return []imageservice.Image{image}, err
+		})
+	return nil
+}
+
+func (s *Server) load(images *imageservice.Images, w http.ResponseWriter, req *http.Request) error {
+	body := &counted{r: req.Body}
+	follow(w, req, func() Event { return Event{Received: body.n.Load()} },
+		func() ([]imageservice.Image, error) {
+			return images.Load(req.Context(), body, req.URL.Query().Get("name"))
+		})
+	return nil
+}
+
+type counted struct {
+	r io.Reader
+	n atomic.Int64
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// follow sends what progress returns from time to time while work runs, and then its result.
+func follow(w http.ResponseWriter, req *http.Request, progress func() Event, work func() ([]imageservice.Image, error)) {
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	lines, control := json.NewEncoder(w), http.NewResponseController(w)
+	_ = control.EnableFullDuplex() // the body of an archive is read meanwhile
+	var images []imageservice.Image
+	ended := make(chan error, 1)
+	go func() {
+		ended <- guard.Call(req.Context(), req.URL.Path, func() (err error) {
+			images, err = work()
+			return err
+		})
+	}()
+	again := time.NewTicker(tick)
+	defer again.Stop()
+	for {
+		select {
+		case err := <-ended:
+			last := Event{Done: true}
+			for _, i := range images {
+				if i.ID != "" {
+					last.Images = append(last.Images, imageOf(i))
+				}
+			}
+			if err != nil {
+				last.Error = err.Error()
+			}
+			_ = lines.Encode(last) // to a client that may be gone
+			return
+		case <-again.C:
+			_ = lines.Encode(progress()) // the same: then the context of work ends
+			_ = control.Flush()
+		}
+	}
+}
