@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -70,17 +71,47 @@ func BenchmarkNode(b *testing.B) {
 	}
 }
 
+// TestCallsToTheShim counts what shim and logger are asked for requests of a kubelet: each call is
+// processor time of two processes.
+func TestCallsToTheShim(t *testing.T) {
+	n := newNode(t)
+	pods, containers := n.fill(1)
+	pod, container := pods[0], containers[0]
+	ctx := context.Background()
+	want := func(after string, err error, calls ...string) {
+		t.Helper()
+		must(t, err)
+		if got := n.shim.takeAsked(); !slices.Equal(got, calls) {
+			t.Errorf("%s asks for %q, want %q", after, got, calls)
+		}
+	}
+	n.shim.takeAsked()
+	_, err := n.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+	want("ListContainers", err)
+	_, err = n.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: container})
+	must(t, err)
+	n.shim.awaitAsked("release " + container)
+	n.shim.takeAsked()
+	_, err = n.runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
+	want("StopPodSandbox", err, "delete "+pod, "end "+pod)
+	_, err = n.runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
+	want("StopPodSandbox of a stopped pod", err)
+	_, err = n.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
+	want("RemovePodSandbox of a stopped pod", err, "delete "+container)
+}
+
 // node is a daemon in this process, with a client.
 type node struct {
 	testing.TB
 	conn    *grpc.ClientConn
 	runtime runtimeapi.RuntimeServiceClient
+	shim    *fakeShim
 	image   string
 	cgroup  string   // parent of all cgroups
 	roots   []string // folders that contain it
 }
 
-func newNode(b *testing.B) *node {
+func newNode(b testing.TB) *node {
 	if os.Geteuid() != 0 {
 		b.Skip("needs root")
 	}
@@ -91,7 +122,7 @@ func newNode(b *testing.B) *node {
 	c.Images.RegistryConfig, c.Network.ConfDir = filepath.Join(c.Root, "no-certs.d"), filepath.Join(c.Root, "no-net.d")
 	n := &node{TB: b}
 	n.makeCgroups(fmt.Sprintf("/cribox-bench-%d", os.Getpid()))
-	newFakeShim(b, c.State, n.roots)
+	n.shim = newFakeShim(b, c.State, n.roots)
 
 	ctx, end := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

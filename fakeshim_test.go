@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,6 +35,8 @@ type fakeShim struct {
 	mu       sync.Mutex // guards the fields below
 	tasks    map[string]*fakeTask
 	watchers map[chan runtimeshim.Task]bool
+	asked    []string   // verbs and task IDs, since takeAsked was called last
+	more     *sync.Cond // of asked
 }
 
 type fakeTask struct {
@@ -46,6 +49,7 @@ type fakeTask struct {
 // newFakeShim serves the state folder until the test ends.
 func newFakeShim(t testing.TB, state string, roots []string) *fakeShim {
 	s := &fakeShim{state: state, roots: roots, tasks: map[string]*fakeTask{}, watchers: map[chan runtimeshim.Task]bool{}}
+	s.more = sync.NewCond(&s.mu)
 	tasks := filepath.Join(state, "shim")
 	must(t, os.MkdirAll(tasks, 0o700))
 	for name, folder := range map[string]string{"shim": state, "logger": tasks} {
@@ -106,9 +110,21 @@ func (s *fakeShim) answer(conn net.Conn) {
 		return
 	}
 	id := req.Body.ID
+	if req.Verb != "finish" { // for which an exit is a second reason, at any time
+		s.mu.Lock()
+		s.asked = append(s.asked, strings.TrimSpace(req.Verb+" "+id))
+		s.more.Broadcast()
+		s.mu.Unlock()
+	}
 	switch req.Verb {
 	case "version":
 		writeFrame(conn, reply(map[string]int{"format": 1, "pid": os.Getpid()}))
+	case "task":
+		if t := s.find(id); t != nil {
+			writeFrame(conn, reply(t.Task))
+			return
+		}
+		writeFrame(conn, map[string]any{"error": map[string]string{"class": "not_found", "message": "no task " + id}})
 	case "tasks":
 		writeFrame(conn, reply(s.list()))
 	case "start":
@@ -131,6 +147,25 @@ func (s *fakeShim) answer(conn net.Conn) {
 	default:
 		writeFrame(conn, map[string]any{"error": map[string]string{"class": "not_implemented", "message": "no verb " + req.Verb}})
 	}
+}
+
+// awaitAsked returns when the call has been asked for.
+func (s *fakeShim) awaitAsked(call string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for !slices.Contains(s.asked, call) {
+		s.more.Wait()
+	}
+}
+
+// takeAsked returns what the shim and the logger were asked since the last call, in sorted order.
+func (s *fakeShim) takeAsked() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := s.asked
+	s.asked = nil
+	slices.Sort(all)
+	return all
 }
 
 func (s *fakeShim) list() []runtimeshim.Task {

@@ -37,8 +37,8 @@ func withPod(ctx context.Context, id string) context.Context {
 }
 
 func (ps *pods) stopPod(ctx context.Context, p *table.PodEntry) error {
-	r, err := ps.states.PodStopping(p.ID)
-	if errors.Is(err, errdefs.ErrNotFound) || r.State == store.PodNotReady {
+	was, err := ps.states.PodStopping(p.ID)
+	if errors.Is(err, errdefs.ErrNotFound) || was == store.PodNotReady {
 		return nil
 	}
 	if err != nil {
@@ -53,7 +53,7 @@ func (ps *pods) stopPod(ctx context.Context, p *table.PodEntry) error {
 	if _, ok := ps.states.Get(p.ID); !ok {
 		return nil // removed while this stop waited for its turn
 	}
-	if err := ps.teardown(ctx, p); err != nil {
+	if err := ps.teardown(ctx, p, was); err != nil {
 		return err
 	}
 	ps.declareStopped(ctx, p)
@@ -71,19 +71,14 @@ func (ps *pods) declareStopped(ctx context.Context, p *table.PodEntry) {
 // teardown takes away everything of a pod that is not its record: processes, network, mounts. It
 // may be called in any state, any number of times, and returns nil when nothing is left but what
 // the network plugins owe. Its caller has the pod's turn: of a stop and a removal side by side, the
-// second would take the first one's plugin for one that nobody waits for.
-func (ps *pods) teardown(ctx context.Context, p *table.PodEntry) error {
+// second would take the first one's plugin for one that nobody waits for. was is the pod's state
+// before its stop or removal was recorded.
+func (ps *pods) teardown(ctx context.Context, p *table.PodEntry, was string) error {
 	if err := ps.stopAll(ctx, p); err != nil {
 		return fmt.Errorf("stop the containers of pod %s: %w", p.ID, err)
 	}
-	if err := ps.shim.Delete(ctx, p.ID); err != nil {
-		return fmt.Errorf("stop the pause process of pod %s: %w", p.ID, err)
-	}
-	if err := ps.network.Quiesce(ctx, p.ID); err != nil {
+	if err := ps.endPause(ctx, p, was); err != nil {
 		return err
-	}
-	if err := ps.network.Disconnect(ctx, p); err != nil {
-		return fmt.Errorf("disconnect pod %s: %w", p.ID, err)
 	}
 	ps.step("pod.unplugged")
 	image := ""
@@ -94,6 +89,40 @@ func (ps *pods) teardown(ctx context.Context, p *table.PodEntry) error {
 		return err
 	}
 	return ps.files.Remove(p.ID)
+}
+
+// endPause ends the pause process and disconnects the pod. Of a pod that was ready, no network plugin
+// can be left that nobody waits for: its ADD had ended, and this is the first attempt to give back
+// what it took. So both are done side by side.
+func (ps *pods) endPause(ctx context.Context, p *table.PodEntry, was string) error {
+	end := func() error {
+		if err := ps.shim.Delete(ctx, p.ID); err != nil {
+			return fmt.Errorf("stop the pause process of pod %s: %w", p.ID, err)
+		}
+		return nil
+	}
+	disconnect := func() error {
+		if err := ps.network.Disconnect(ctx, p); err != nil {
+			return fmt.Errorf("disconnect pod %s: %w", p.ID, err)
+		}
+		return nil
+	}
+	if was != store.PodReady {
+		if err := end(); err != nil {
+			return err
+		}
+		if err := ps.network.Quiesce(ctx, p.ID); err != nil {
+			return err
+		}
+		return disconnect()
+	}
+	var both errgroup.Group // an error of one does not end the other
+	both.Go(func() error { return guard.Call(ctx, "end of a pause process", end) })
+	both.Go(func() error { return guard.Call(ctx, "disconnecting a pod", disconnect) })
+	if err := both.Wait(); err != nil {
+		return err
+	}
+	return ps.network.Quiesce(ctx, p.ID)
 }
 
 func (ps *pods) stopAll(ctx context.Context, p *table.PodEntry) error {
@@ -123,7 +152,7 @@ func (ps *pods) RemovePod(ctx context.Context, id string) error {
 }
 
 func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
-	err := ps.states.PodRemoving(p.ID)
+	was, err := ps.states.PodRemoving(p.ID)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("cannot record a removal; removing anyway")
 	}
@@ -133,14 +162,14 @@ func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
 		return err
 	}
 	defer done()
-	if err := ps.teardown(ctx, p); err != nil {
-		return err
-	}
-	ps.declareStopped(ctx, p)
-	for _, c := range ps.table.OfPod(p.ID) {
-		if err := ps.containers.removeContainer(ctx, c); err != nil {
-			return fmt.Errorf("remove pod %s: %w", p.ID, err)
+	if was != store.PodNotReady { // otherwise a stop has done it
+		if err := ps.teardown(ctx, p, was); err != nil {
+			return err
 		}
+		ps.declareStopped(ctx, p)
+	}
+	if err := ps.removeAll(ctx, p); err != nil {
+		return fmt.Errorf("remove pod %s: %w", p.ID, err)
 	}
 	if err := ps.files.Remove(p.ID); err != nil { // again: a container that was still being made, or updated, has written its spec there
 		return err
@@ -156,4 +185,18 @@ func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
 	ps.labels.drop(labels)
 	ps.table.ForgetPod(p)
 	return nil
+}
+
+// removalsAtOnce is how many containers of a pod are removed at the same time.
+const removalsAtOnce = 8
+
+func (ps *pods) removeAll(ctx context.Context, p *table.PodEntry) error {
+	var g errgroup.Group // one that fails does not end the others
+	g.SetLimit(removalsAtOnce)
+	for _, c := range ps.table.OfPod(p.ID) {
+		g.Go(func() error {
+			return guard.Call(ctx, "removal of a container", func() error { return ps.containers.removeContainer(ctx, c) })
+		})
+	}
+	return g.Wait()
 }

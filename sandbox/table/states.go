@@ -146,9 +146,14 @@ func (s *States) PodPauseEnded(id string) error {
 	return err
 }
 
-// PodStopping begins the stop of a pod that is ready, and returns the record after it.
-func (s *States) PodStopping(id string) (*store.Pod, error) {
-	return s.store.ForceUpdate(id, func(r *store.Pod) error { movePod(r, store.PodStopping); return nil })
+// PodStopping begins the stop of a pod that is ready, and returns the state before.
+func (s *States) PodStopping(id string) (was string, err error) {
+	_, err = s.store.ForceUpdate(id, func(r *store.Pod) error {
+		was = r.State
+		movePod(r, store.PodStopping)
+		return nil
+	})
+	return was, err
 }
 
 // PodStopped shows that nothing of the pod runs any more; a pod that is being removed stays so.
@@ -165,10 +170,14 @@ func (s *States) PodStopped(id string) error {
 	return err
 }
 
-// PodRemoving begins a removal.
-func (s *States) PodRemoving(id string) error {
-	_, err := s.store.ForceUpdate(id, func(r *store.Pod) error { movePod(r, store.PodRemoving); return nil })
-	return err
+// PodRemoving begins a removal, and returns the state before.
+func (s *States) PodRemoving(id string) (was string, err error) {
+	_, err = s.store.ForceUpdate(id, func(r *store.Pod) error {
+		was = r.State
+		movePod(r, store.PodRemoving)
+		return nil
+	})
+	return was, err
 }
 
 // PodForgotten removes the record. An unknown pod is no error.
