@@ -18,7 +18,7 @@
 //	ImageVolumes(image, config)               which anonymous directories the caller has to make
 //	ForContainer(host, pod, container)
 //
-//	ExecProcess(containerSpec, cmd, tty)      the process of an exec, as confined as the container
+//	NewExec(containerSpec).Process(cmd, tty)  the process of an exec, as confined as the container
 //	Update(host, containerSpec, resources)    UpdateContainerResources
 //	signals.Stop(config, image)               CRI, then image, then SIGTERM
 //

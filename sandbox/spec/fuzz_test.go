@@ -80,7 +80,7 @@ func FuzzForContainer(f *testing.F) {
 			return
 		}
 		checkPromises(t, c, s)
-		if _, err := ExecProcess(s, []string{"x"}, true); err != nil && !strings.Contains(err.Error(), "envs") {
+		if _, err := execProcess(s, []string{"x"}, true); err != nil && !strings.Contains(err.Error(), "envs") {
 			t.Error(err)
 		}
 	})

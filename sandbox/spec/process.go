@@ -2,6 +2,7 @@ package spec
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"math"
 	"path"
@@ -112,7 +113,7 @@ func (d *draft) environment() error {
 		env.set(e.GetKey() + "=" + d.asUTF8(e.GetKey(), string(e.GetValue())))
 	}
 	d.spec.Process.Env = env.list
-	return checkExecSize("command, args, envs", d.host.execLimit(), d.spec.Process.Args, env.list)
+	return checkExecSize("command, args, envs", d.host.execLimit(), 0, slices.Concat(d.spec.Process.Args, env.list))
 }
 
 // asUTF8 is the value of a variable. It is bytes to the CRI (a key of a secret that is no text, by
@@ -168,21 +169,26 @@ func execLimit(limits []specs.POSIXRlimit, stack uint64) int {
 }
 
 // checkExecSize foresees E2BIG, which would otherwise come from the OCI
-// runtime after everything else has been done.
-func checkExecSize(field string, limit int, lists ...[]string) error {
-	total := 0
-	for _, s := range lists {
-		for _, v := range s {
-			if len(v) > maxExecString {
-				return check.Invalid(field, "%q is %d bytes long; the kernel's limit is %d", check.Truncate(v), len(v), maxExecString)
-			}
-			total += len(v) + 1 + 8
+// runtime after everything else has been done. used is what others take of the limit.
+func checkExecSize(field string, limit, used int, list []string) error {
+	for _, v := range list {
+		if len(v) > maxExecString {
+			return check.Invalid(field, "%q is %d bytes long; the kernel's limit is %d", check.Truncate(v), len(v), maxExecString)
 		}
 	}
+	total := used + execSize(list)
 	if total > limit {
 		return check.Invalid(field, "are %d bytes together; the kernel's limit is %d, a quarter of the limit \"stack\" (see ulimits)", total, limit)
 	}
 	return nil
+}
+
+// execSize returns how many bytes the kernel needs for arguments or environment.
+func execSize(list []string) (total int) {
+	for _, v := range list {
+		total += len(v) + 1 + 8
+	}
+	return total
 }
 
 func (d *draft) user() error {
@@ -266,30 +272,62 @@ func limitText(n uint64) string {
 	return strconv.FormatUint(n, 10)
 }
 
-// ExecProcess returns the process of an exec into a container with spec s: it
-// is as confined as the container's own, and shares no memory with s. The
-// size of a terminal is the caller's.
-func ExecProcess(s *specs.Spec, cmd []string, tty bool) (*specs.Process, error) {
-	if s == nil || s.Process == nil {
+// Exec is what all commands in a container share: the process of its spec.
+type Exec struct {
+	process []byte // encoded, without what differs from command to command
+	limit   int    // of bytes of arguments and environment
+	env     int    // bytes of the environment
+}
+
+// NewExec returns what commands share in a container with this encoded spec.
+func NewExec(encoded []byte) (*Exec, error) {
+	var s struct {
+		Process *specs.Process `json:"process"`
+	}
+	if err := json.Unmarshal(encoded, &s); err != nil {
+		return nil, err
+	}
+	p := s.Process
+	if p == nil {
 		return nil, fmt.Errorf("exec process: spec without a process: %w", errdefs.ErrInvalidArgument)
 	}
+	p.Args, p.Terminal, p.ConsoleSize = nil, false, nil
+	process, err := json.Marshal(p)
+	if err != nil {
+		return nil, err
+	}
+	return &Exec{process: process, limit: execLimit(p.Rlimits, defaultStack), env: execSize(p.Env)}, nil
+}
+
+// Process returns the encoded process of a command: it is as confined as the container's own. The
+// size of a terminal is the caller's.
+func (e *Exec) Process(cmd []string, tty bool) ([]byte, error) {
 	if len(cmd) == 0 || cmd[0] == "" {
 		return nil, check.Invalid("cmd", "is empty")
 	}
 	if err := check.Strings("cmd", cmd); err != nil {
 		return nil, err
 	}
-	if err := checkExecSize("cmd", execLimit(s.Process.Rlimits, defaultStack), cmd, s.Process.Env); err != nil {
+	if err := checkExecSize("cmd", e.limit, e.env, cmd); err != nil {
 		return nil, err
 	}
-	p := clone(s.Process)
-	p.Args = append([]string{}, cmd...)
-	p.Terminal = tty
-	p.ConsoleSize = nil
 	if tty {
-		p.Env = withDefault(p.Env, "TERM=xterm")
+		return e.terminalProcess(cmd)
 	}
-	return p, nil
+	args, err := json.Marshal(cmd)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat([]byte(`{"args":`), args, []byte(","), e.process[1:]), nil // which has a user
+}
+
+func (e *Exec) terminalProcess(cmd []string) ([]byte, error) {
+	var p specs.Process
+	if err := json.Unmarshal(e.process, &p); err != nil {
+		return nil, err
+	}
+	p.Args, p.Terminal, p.Env = cmd, true, withDefault(p.Env, "TERM=xterm")
+	return json.Marshal(&p)
 }
 
 func withDefault(env []string, pair string) []string {

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"encoding/json"
 	"reflect"
 	"slices"
 	"strings"
@@ -92,18 +93,62 @@ func TestExecProcess(t *testing.T) {
 	c := aContainer()
 	s := mustContainer(t, aHost(), aPod(), c)
 	for _, bad := range [][]string{nil, {""}, {"a\x00"}, {strings.Repeat("x", 3<<20)}} {
-		_, err := ExecProcess(s, bad, false)
+		_, err := execProcess(s, bad, false)
 		wantInvalid(t, err, "")
 	}
-	_, err := ExecProcess(nil, []string{"ls"}, false)
+	_, err := execProcess(&specs.Spec{}, []string{"ls"}, false)
 	wantInvalid(t, err, "")
-	p, err := ExecProcess(s, []string{"ls", "-l"}, true)
-	if err != nil || !p.Terminal || !slices.Contains(p.Env, "TERM=xterm") || !slices.Equal(p.Args, []string{"ls", "-l"}) {
-		t.Errorf("%+v, %v", p, err)
+	s.Process.Terminal, s.Process.ConsoleSize = true, &specs.Box{Width: 1}
+	for _, tty := range []bool{false, true} {
+		cmd := []string{"ls", "-l", `<"\&'`}
+		p, err := execProcess(s, cmd, tty)
+		if err != nil || p.Terminal != tty || slices.Contains(p.Env, "TERM=xterm") != tty || !slices.Equal(p.Args, cmd) || p.ConsoleSize != nil {
+			t.Fatalf("%+v, %v", p, err)
+		}
+		p.Args, p.Env, p.Terminal, p.ConsoleSize = s.Process.Args, s.Process.Env, true, s.Process.ConsoleSize
+		if !reflect.DeepEqual(p, s.Process) {
+			t.Errorf("an exec differs from its container:\n%+v\n%+v", p, s.Process)
+		}
 	}
-	p.Args, p.Env, p.Terminal = s.Process.Args, s.Process.Env, false
-	if !reflect.DeepEqual(p, s.Process) {
-		t.Errorf("an exec differs from its container:\n%+v\n%+v", p, s.Process)
+}
+
+// execProcess returns the process of a command in a container with this spec.
+func execProcess(s *specs.Spec, cmd []string, tty bool) (*specs.Process, error) {
+	encoded, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	e, err := NewExec(encoded)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := e.Process(cmd, tty)
+	if err != nil {
+		return nil, err
+	}
+	p := &specs.Process{}
+	return p, json.Unmarshal(raw, p)
+}
+
+// BenchmarkExec measures what an exec costs of which the container's process is known.
+func BenchmarkExec(b *testing.B) {
+	s, _, err := ForContainer(aHost(), aPod(), aContainer())
+	if err != nil {
+		b.Fatal(err)
+	}
+	encoded, err := json.Marshal(s)
+	if err != nil {
+		b.Fatal(err)
+	}
+	e, err := NewExec(encoded)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := e.Process([]string{"cat", "/tmp/ready"}, false); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 

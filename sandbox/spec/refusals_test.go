@@ -346,10 +346,10 @@ var containerRefusals = []refusal{
 	}},
 
 	{name: "an empty exec", want: "cmd: is empty", peer: late, ask: func() error {
-		_, err := ExecProcess(&specs.Spec{Process: &specs.Process{}}, nil, false)
+		_, err := execProcess(&specs.Spec{Process: &specs.Process{}}, nil, false)
 		return err
 	}},
-	{name: "exec without a spec", want: "spec without a process", peer: same, ask: func() error { _, err := ExecProcess(nil, []string{"a"}, false); return err }},
+	{name: "exec without a spec", want: "spec without a process", peer: same, ask: func() error { _, err := execProcess(&specs.Spec{}, []string{"a"}, false); return err }},
 	{name: "update without a spec", want: "it has no process", peer: same, ask: func() error { _, _, err := Update(aHost(), nil, nil); return err }},
 }
 

@@ -498,7 +498,7 @@ func TestExecEqualsContainer(t *testing.T) {
 	w.Close()
 	own := readUntil(t, r, "nonvoluntary_ctxt_switches")
 
-	p, err := ExecProcess(s, []string{"/bin/busybox", "cat", "/proc/self/status"}, false)
+	p, err := execProcess(s, []string{"/bin/busybox", "cat", "/proc/self/status"}, false)
 	l.must(err)
 	data, err := json.Marshal(p)
 	l.must(err)

@@ -99,7 +99,7 @@ func checkCommand(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig,
 	if len(c.GetCommand()) > 0 && c.GetCommand()[0] == "" {
 		return check.Invalid("command", "begins with an empty string")
 	}
-	return checkExecSize("command, args", h.execLimit(), slices.Concat(c.GetCommand(), c.GetArgs()))
+	return checkExecSize("command, args", h.execLimit(), 0, slices.Concat(c.GetCommand(), c.GetArgs()))
 }
 
 func checkWorkingDir(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
@@ -119,7 +119,7 @@ func checkEnvs(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h 
 		}
 		pairs = append(pairs, name+"="+value)
 	}
-	return checkExecSize("envs", h.execLimit(), pairs)
+	return checkExecSize("envs", h.execLimit(), 0, pairs)
 }
 
 func checkMounts(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, h Host) error {

@@ -3,7 +3,6 @@ package streams
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
@@ -121,23 +119,38 @@ func (ss *Sessions) execRequest(c *table.ContainerEntry, cmd []string, tty bool)
 	if err := ss.mustRun(c); err != nil {
 		return command{}, err
 	}
-	b, err := os.ReadFile(ss.layout.SpecPath(c.PodID, c.ID))
+	e, err := ss.execOf(c)
 	if err != nil {
 		return command{}, fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
-	var s specs.Spec
-	if err := json.Unmarshal(b, &s); err != nil {
-		return command{}, fmt.Errorf("spec of container %s: %w", c.ID, err)
-	}
-	described, err := spec.ExecProcess(&s, cmd, tty)
-	if err != nil {
-		return command{}, err
-	}
-	process, err := json.Marshal(described)
+	process, err := e.Process(cmd, tty)
 	if err != nil {
 		return command{}, err
 	}
 	return command{runtimeshim.Exec{ID: c.ID, Process: process, LockFile: ss.layout.LockPath(c.PodID)}, ss.table.RootIn(c.PodID)}, nil
+}
+
+// execOf returns what commands in the container share. It is read from the spec once, and again
+// after the spec was replaced.
+func (ss *Sessions) execOf(c *table.ContainerEntry) (*spec.Exec, error) {
+	path := ss.layout.SpecPath(c.PodID, c.ID)
+	file, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if e := c.Exec.Load(); e != nil && os.SameFile(e.Spec, file) && e.Spec.ModTime().Equal(file.ModTime()) {
+		return e.Exec, nil
+	}
+	encoded, err := os.ReadFile(path) // or what has replaced the file since: then the next exec reads it again
+	if err != nil {
+		return nil, err
+	}
+	e, err := spec.NewExec(encoded)
+	if err != nil {
+		return nil, err
+	}
+	c.Exec.Store(&table.Exec{Exec: e, Spec: file})
+	return e, nil
 }
 
 // mustRun returns ErrNotFound or ErrFailedPrecondition unless the container runs.

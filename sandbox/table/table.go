@@ -3,6 +3,7 @@ package table
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,10 +67,17 @@ type ContainerEntry struct {
 	MountImages []string // held as well: see store.Container
 	Config      *runtimeapi.ContainerConfig
 	encodings   Encodings
-	Lacks       error         // why config cannot be read now, and is empty
-	Exited      chan struct{} // closed after the exit is recorded
-	Completing  atomic.Bool   // see updates.completeLater
+	Exec        atomic.Pointer[Exec] // nil before the first command in the container
+	Lacks       error                // why config cannot be read now, and is empty
+	Exited      chan struct{}        // closed after the exit is recorded
+	Completing  atomic.Bool          // see updates.completeLater
 	once        *sync.Once
+}
+
+// Exec is what commands in a container share, and the file of the spec that it was read from.
+type Exec struct {
+	*spec.Exec
+	Spec os.FileInfo
 }
 
 func NewContainerEntry(podID string, r store.Container, c *runtimeapi.ContainerConfig) *ContainerEntry {
