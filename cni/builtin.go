@@ -21,6 +21,7 @@ import (
 	"github.com/cribox/cribox/cni/namespace"
 	"github.com/cribox/cribox/cni/nat"
 	"github.com/cribox/cribox/cni/program"
+	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/step"
 )
 
@@ -209,7 +210,7 @@ func (c *call) plug(ctx context.Context, b *bridge.Bridge, br bridge.Link, p *br
 	}
 	c.step.Pass("cni.link.made")
 	var announcer *bridge.Announcer
-	err = namespace.Run(p.NetNS, func() (err error) {
+	err = inside(ctx, p.NetNS, func() (err error) {
 		announcer, err = p.Configure(ctx)
 		return err
 	})
@@ -223,6 +224,12 @@ func (c *call) plug(ctx context.Context, b *bridge.Bridge, br bridge.Link, p *br
 	}
 	announcer.Send()
 	return host, nil
+}
+
+// inside runs f on a thread in the namespace. A panic there costs this pod its network, not the
+// daemon its life.
+func inside(ctx context.Context, netns string, f func() error) error {
+	return namespace.Run(netns, func() error { return guard.Call(ctx, "network namespace of a pod", f) })
 }
 
 // result is the one of the plugin bridge, in the version of the configuration.
@@ -246,7 +253,7 @@ func (c *call) result(br, host bridge.Link, p *bridge.Port) ([]byte, error) {
 // disconnect does what the plugins bridge and host-local do for DEL.
 func (c *call) disconnect(ctx context.Context) error {
 	p := &bridge.Port{NetNS: c.netns, Bridge: c.conf.Bridge, ID: c.id, Inside: ifName}
-	if err := p.Unplug(ctx, func(f func() error) error { return namespace.Run(c.netns, f) }); err != nil {
+	if err := p.Unplug(ctx, func(f func() error) error { return inside(ctx, c.netns, f) }); err != nil {
 		return err
 	}
 	c.step.Pass("cni.link.removed")
@@ -265,7 +272,7 @@ func (c *call) openPorts(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	if len(c.conf.RuntimeConfig.PortMappings) > 0 {
-		if err := c.own.masq.table.Forward(ctx, c.id, addresses, c.ports()); err != nil {
+		if err := c.own.masq.table.Forward(ctx, c.own.bridge, c.id, addresses, c.ports()); err != nil {
 			return nil, err
 		}
 		c.step.Pass("cni.ports.opened")

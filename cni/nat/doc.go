@@ -26,6 +26,10 @@
 //			ip saddr 10.83.0.7 ip daddr 10.83.0.7 masquerade comment "<id>"
 //			ip saddr 127.0.0.1 ip daddr 10.83.0.7 masquerade comment "<id>"
 //		}
+//		chain loopback {
+//			type filter hook prerouting priority raw
+//			iifname "cbrabc123" ip daddr 127.0.0.0/8 drop
+//		}
 //	}
 //
 // A port of the host that two containers want leads to the one that was first, for as long as it

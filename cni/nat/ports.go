@@ -40,15 +40,16 @@ const (
 	hairpinChain = "hairpin"
 )
 
-// Forward adds the rules of a container that has these addresses, in one transaction. It also
-// writes what the rules of all containers have in common, because somebody may have flushed it.
-func (t Table) Forward(ctx context.Context, id string, addresses []netip.Addr, ports []Port) error {
+// Forward adds the rules of a container on the bridge that has these addresses, in one transaction.
+// It also writes what the rules of all containers have in common, because somebody may have flushed
+// it.
+func (t Table) Forward(ctx context.Context, bridge, id string, addresses []netip.Addr, ports []Port) error {
 	c, err := connect(ctx)
 	if err != nil {
 		return err
 	}
 	b := &batch{c: c, t: c.AddTable(t.table())}
-	b.structure()
+	b.structure(bridge)
 	for _, to := range addresses {
 		b.forward(id, to, ports)
 	}

@@ -35,8 +35,8 @@ func (b *batch) masquerade(m Masquerade) {
 	}
 }
 
-// structure makes what the rules of all containers have in common.
-func (b *batch) structure() {
+// structure makes what the rules of all containers on the bridge have in common.
+func (b *batch) structure(bridge string) {
 	ports := b.c.AddChain(&nftables.Chain{Name: portsChain, Table: b.t})
 	for name, hook := range map[string]*nftables.ChainHook{"prerouting": nftables.ChainHookPrerouting, "output": nftables.ChainHookOutput} {
 		b.rule(b.hook(name, hook, nftables.ChainPriorityNATDest), "", []expr.Any{
@@ -46,6 +46,22 @@ func (b *batch) structure() {
 		})
 	}
 	b.c.AddChain(natChain(b.t, hairpinChain, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource))
+	b.guardLoopback(bridge)
+}
+
+// guardLoopback drops what containers send to 127.0.0.0/8 of the host. The kernel does that by
+// itself, but not on a bridge that lets packets from 127.0.0.1 out (CVE-2020-8558).
+func (b *batch) guardLoopback(bridge string) {
+	chain := b.c.AddChain(&nftables.Chain{Name: "loopback", Table: b.t, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
+	b.c.FlushChain(chain)
+	loopback := netip.MustParsePrefix("127.0.0.0/8")
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, bridge)
+	match := append(family(loopback.Addr()),
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name})
+	b.rule(chain, "", append(append(match, within(destination, loopback, true)...), &expr.Verdict{Kind: expr.VerdictDrop}))
 }
 
 // forward adds the rules of a container's address.
