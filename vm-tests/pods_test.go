@@ -20,7 +20,7 @@ func (s setup) podWith(t *testing.T, name string, security object) string {
 		"log_directory": "/var/log/pods/" + name,
 		"linux":         object{"cgroup_parent": s.slice(), "security_context": security},
 	})
-	return must(t, fmt.Sprintf("mkdir -p /var/log/pods/%[1]s; cat >/run/%[1]s.json <<'END'\n%[2]s\nEND\n"+
+	return must(t, fmt.Sprintf("rm -rf /var/log/pods/%[1]s; mkdir -p /var/log/pods/%[1]s; cat >/run/%[1]s.json <<'END'\n%[2]s\nEND\n"+
 		"crictl pull docker.io/library/busybox:1 >&2; crictl runp /run/%[1]s.json", name, config))
 }
 
