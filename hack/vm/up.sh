@@ -56,5 +56,5 @@ mkdir -p "$run"
 up=no
 trap '[ $up = yes ] || "$top/hack/vm/down.sh"' EXIT
 start "$(free_port)"
-timed "booting a Debian 12" wait_for_login 400
+timed "booting a Debian 12" wait_for_login 600
 up=yes
