@@ -27,28 +27,35 @@ func TestStepKills(t *testing.T) {
 		name string
 		tell func(*harness.Daemon) *story
 		also func(*harness.Daemon) // what dies with the daemon
+		with []harness.Option
 	}{
-		{"RunPodSandbox", runsAPod(withHostPort), nobodyElse},
-		{"RunPodSandbox, shim too", runsAPod(), shimToo},
-		{"CreateContainer", createsAContainer(nil), nobodyElse},
-		{"StartContainer", startsAContainer, nobodyElse},
-		{"StartContainer, shim too", startsAContainer, shimToo},
-		{"UpdateContainerResources", updatesAContainer, nobodyElse},
-		{"UpdateContainerResources, shim too", updatesAContainer, shimToo},
-		{"StopAndRemove", removesAPod([]harness.PodOption{withHostPort}), nobodyElse},
-		{"StopAndRemove, shim too", removesAPod(nil), shimToo},
-		{"PullImage", pullsAnImage, nobodyElse},
-		{"RunPodSandbox, user namespace", runsAPod(harness.InUserNamespace), nobodyElse},
-		{"CreateContainer, user namespace", createsAContainer([]harness.PodOption{harness.InUserNamespace}), nobodyElse},
-		{"StopAndRemove, user namespace", removesAPod([]harness.PodOption{harness.InUserNamespace}), nobodyElse},
-		{"CreateContainer, image volumes", createsAContainer(nil, withVolumes), nobodyElse},
-		{"StopAndRemove, image volumes", removesAPod([]harness.PodOption{harness.InUserNamespace}, withVolumes), nobodyElse},
+		{"RunPodSandbox", runsAPod(withHostPort), nobodyElse, nil},
+		{"RunPodSandbox, shim too", runsAPod(), shimToo, nil},
+		{"RunPodSandbox, native, shim too", runsAPod(unconfined), shimToo, []harness.Option{harness.WithTop(`pause = "native"`)}},
+		{"CreateContainer", createsAContainer(nil), nobodyElse, nil},
+		{"StartContainer", startsAContainer, nobodyElse, nil},
+		{"StartContainer, shim too", startsAContainer, shimToo, nil},
+		{"UpdateContainerResources", updatesAContainer, nobodyElse, nil},
+		{"UpdateContainerResources, shim too", updatesAContainer, shimToo, nil},
+		{"StopAndRemove", removesAPod([]harness.PodOption{withHostPort}), nobodyElse, nil},
+		{"StopAndRemove, shim too", removesAPod(nil), shimToo, nil},
+		{"PullImage", pullsAnImage, nobodyElse, nil},
+		{"RunPodSandbox, user namespace", runsAPod(harness.InUserNamespace), nobodyElse, nil},
+		{"CreateContainer, user namespace", createsAContainer([]harness.PodOption{harness.InUserNamespace}), nobodyElse, nil},
+		{"StopAndRemove, user namespace", removesAPod([]harness.PodOption{harness.InUserNamespace}), nobodyElse, nil},
+		{"CreateContainer, image volumes", createsAContainer(nil, withVolumes), nobodyElse, nil},
+		{"StopAndRemove, image volumes", removesAPod([]harness.PodOption{harness.InUserNamespace}, withVolumes), nobodyElse, nil},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			killAtEveryStep(t, row.tell, row.also)
+			killAtEveryStep(t, row.tell, row.also, row.with...)
 		})
 	}
+}
+
+// unconfined is a pod that is started natively from the first on: its seccomp filter need not be known.
+func unconfined(c *cri.PodSandboxConfig) {
+	c.Linux.SecurityContext.Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}
 }
 
 // story is a request to be killed in: what comes before it, the request, and what a kubelet does after the crash.
@@ -60,8 +67,8 @@ type story struct {
 }
 
 // killAtEveryStep has the daemon die at each step of the request in turn.
-func killAtEveryStep(t *testing.T, tell func(*harness.Daemon) *story, also func(*harness.Daemon)) {
-	d := harness.NewDaemon(t, harness.KeepsBlobs)
+func killAtEveryStep(t *testing.T, tell func(*harness.Daemon) *story, also func(*harness.Daemon), with ...harness.Option) {
+	d := harness.NewDaemon(t, append(with, harness.KeepsBlobs)...)
 	d.Pulled(harness.Busybox)
 	flat := d.Ledger()
 	passed := stepsOf(d, tell(d))

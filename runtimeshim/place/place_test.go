@@ -259,14 +259,16 @@ func (l *lab) start(change func(*specs.Spec), through ...string) (int, error) {
 	return pid, nil
 }
 
-// says returns what a shell script prints as the process.
-func (l *lab) says(script string, through ...string) string {
+// says returns what a shell script prints as the process, which belongs to this user.
+func (l *lab) says(user uint32, script string, through ...string) string {
 	l.Helper()
 	r, w, err := os.Pipe()
 	l.must(err)
 	defer r.Close()
 	l.out = w
-	_, err = l.start(func(s *specs.Spec) { s.Process.Args = []string{"/busybox", "sh", "-c", script} }, through...)
+	_, err = l.start(func(s *specs.Spec) {
+		s.Process.Args, s.Process.User.UID = []string{"/busybox", "sh", "-c", script}, user
+	}, through...)
 	w.Close()
 	l.out = nil
 	l.must(err)
@@ -281,14 +283,16 @@ func TestSEC80InsideAProcess(t *testing.T) {
 	extra, err := os.Open("/")
 	l.must(err)
 	defer extra.Close()
-	said := l.says("/busybox grep -E 'Sig(Ign|Blk)|Cap|NoNew' /proc/self/status; /busybox ls /proc/self/fd | /busybox tr '\\n' ' '; /busybox pwd; /busybox ls /",
-		"/bin/bash", "-c", "trap '' HUP INT PIPE; exec 60</; exec \"$0\"")
+	const script = "/busybox grep -E 'Sig(Ign|Blk)|Cap|NoNew' /proc/self/status; /busybox ls /proc/self/fd | /busybox tr '\\n' ' '; /busybox pwd; /busybox ls /"
+	through := []string{"/bin/bash", "-c", "trap '' HUP INT PIPE; exec 60</; exec \"$0\""}
 	const zero = "\t0000000000000000\n"
 	// 4 is the folder that ls reads.
 	want := "SigBlk:" + zero + "SigIgn:" + zero + "CapInh:" + zero + "CapPrm:" + zero + "CapEff:" + zero + "CapBnd:" + zero + "CapAmb:" + zero +
 		"NoNewPrivs:\t1\n0 1 2 3 4 /\nbusybox\ndev\nproc\n"
-	if said != want {
-		t.Errorf("it sees\n%s\nwant\n%s", said, want)
+	for _, user := range []uint32{65535, 0} {
+		if said := l.says(user, script, through...); said != want {
+			t.Errorf("user %d sees\n%s\nwant\n%s", user, said, want)
+		}
 	}
 }
 
