@@ -20,7 +20,7 @@ type Config struct {
 	DefaultRuntime string             `toml:"default_runtime" comment:"Entry of [runtimes] for pods that name no runtime handler."`
 	CgroupDriver   string             `toml:"cgroup_driver" comment:"Who makes cgroups: systemd, cgroupfs (cribox itself), or auto, which is systemd where that is the first process. The kubelet is told, and must use the same."`
 	PauseImage     string             `toml:"pause_image" comment:"Image of the pause container, which must have been pulled. Empty: the program that is part of cribox, with nothing to pull or lose."`
-	Pause          string             `toml:"pause" comment:"Who starts the pause process of a pod: runtime, which is the pod's OCI runtime; or native, which is cribox itself where it can do exactly what runc would do, in a twentieth of the processor time."`
+	Pause          string             `toml:"pause" comment:"Who starts the pause process of a pod: runtime, which is the pod's OCI runtime; or native, which is cribox itself where it can do exactly what runc would do, in a tenth of the processor time."`
 	CDISpecDirs    []string           `toml:"cdi_spec_dirs" comment:"Folders of the files that describe CDI devices, read whenever a container asks for one; a later folder wins. Empty: there are no such devices."`
 	Images         Images             `toml:"images"`
 	Network        Network            `toml:"network"`

@@ -18,7 +18,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// place starts a task without its runtime, which takes a twentieth of the processor time. It
+// place starts a task without its runtime, which takes a tenth of the processor time. It
 // returns false when the runtime must do it: place cannot do what the spec asks, has no seccomp
 // filter for it yet, or has failed. Then nothing is left of the attempt.
 func (s *starter) place(ctx context.Context, t *task, lock *os.File) (placed bool, err error) {
