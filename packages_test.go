@@ -176,8 +176,8 @@ func eachImport(t *testing.T, visit func(pkg, file, imported string)) {
 	}
 }
 
-// TestSandboxInterfaces: sandbox says the words of the runtime, the images and the network, and calls none of
-// their functions. What it needs of them are interfaces: Runtime, rootfs.Images, network.Network.
+// TestSandboxInterfaces: sandbox uses the types of the runtime, the images and the network, but calls
+// none of their functions: it has the interfaces Runtime, rootfs.Images and network.Network.
 func TestSandboxInterfaces(t *testing.T) {
 	pure := []string{"runtimeshim.CgroupOf"} // text to text
 	behind := []string{"runtimeshim", "imageservice", "cni"}
@@ -211,7 +211,7 @@ func TestSandboxInterfaces(t *testing.T) {
 			}
 			x, ok := sel.X.(*ast.Ident)
 			if ok && x.Obj == nil && slices.Contains(behind, x.Name) && !slices.Contains(pure, x.Name+"."+sel.Sel.Name) {
-				t.Errorf("%s calls %s.%s: that is behind a door", file, x.Name, sel.Sel.Name)
+				t.Errorf("%s calls %s.%s: use the interface", file, x.Name, sel.Sel.Name)
 			}
 			return true
 		})
@@ -221,6 +221,6 @@ func TestSandboxInterfaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	if seen < 50 {
-		t.Fatalf("only %d words of the packages behind the doors were seen", seen)
+		t.Fatalf("only %d uses of the packages behind the interfaces were seen", seen)
 	}
 }

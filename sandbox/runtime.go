@@ -8,12 +8,12 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 )
 
-// Of the runtime, the images and the network, package sandbox and those below it use the words,
-// which are data, and call nothing: what speaks the same words can take their place. What they need
-// of them is Runtime, rootfs.Images and network.Network.
+// Package sandbox and those below it use the types of runtimeshim, imageservice and cni, but call none
+// of their functions. What they need are the interfaces Runtime, rootfs.Images and network.Network,
+// so that other implementations can take their place.
 
-// Runtime runs tasks: the pause processes of pods, and containers. A task is known by its id. What
-// is said of each method is in runtimeshim/client.
+// Runtime runs tasks, by id: the pause processes of pods, and containers. The methods are documented
+// in runtimeshim/client.
 type Runtime interface {
 	Start(ctx context.Context, s runtimeshim.Start) (runtimeshim.Task, error)
 	Tasks(ctx context.Context) ([]runtimeshim.Task, error)
@@ -30,6 +30,6 @@ type Runtime interface {
 	ReopenLog(ctx context.Context, id string) error
 
 	Namespaces(id string, kinds ...string) ([]*os.File, error)
-	Peers(ctx context.Context) ([]int, error) // the processes of the runtime itself, which nobody ends
+	Peers(ctx context.Context) ([]int, error) // the processes of the runtime itself, which must not be ended
 	Close() error
 }
