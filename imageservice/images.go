@@ -10,6 +10,7 @@ import (
 	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/pull"
 	"github.com/cribox/cribox/imageservice/registry"
+	"github.com/cribox/cribox/internal/step"
 )
 
 // Config is the configuration for Open.
@@ -21,7 +22,7 @@ type Config struct {
 	MaxDownloads   int           // parallel downloads of one pull; default 3
 	MaxUnpacks     int           // layers that all pulls unpack in parallel, and as many during download; default CPUs, at least 2
 	Pinned         []string      // names of pinned images, see SetPinned
-	Step           func(name string)
+	Step           step.Hook
 
 	syncfs func(fd int) error // replaces the system call in tests
 }

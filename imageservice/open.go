@@ -28,9 +28,6 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 	if c.Root == "" || !filepath.IsAbs(c.Root) {
 		return nil, fmt.Errorf("open image service: root folder %q is not absolute", c.Root)
 	}
-	if c.Step == nil {
-		c.Step = func(string) {}
-	}
 	if c.StallTimeout <= 0 {
 		c.StallTimeout = 5 * time.Minute
 	}
@@ -56,7 +53,7 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 	if err := s.recover(ctx); err != nil {
 		return nil, fmt.Errorf("open image service: %w", err)
 	}
-	c.Step("open.recovered")
+	c.Step.Pass("open.recovered")
 	return s, nil
 }
 

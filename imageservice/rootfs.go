@@ -48,7 +48,7 @@ func (s *Images) Mount(ctx context.Context, r Rootfs) error {
 	if err := overlay.Mount(spec); err != nil {
 		return fmt.Errorf("mount root filesystem at %s: %w", r.Target, err)
 	}
-	s.cfg.Step("mount.mounted")
+	s.cfg.Step.Pass("mount.mounted")
 	return nil
 }
 
@@ -59,7 +59,7 @@ func (s *Images) Unmount(ctx context.Context, target string) error {
 	if err := overlay.Unmount(ctx, target); err != nil {
 		return fmt.Errorf("unmount %s: %w", target, err)
 	}
-	s.cfg.Step("mount.unmounted")
+	s.cfg.Step.Pass("mount.unmounted")
 	return nil
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/internal/keyed"
+	"github.com/cribox/cribox/internal/step"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/pins"
@@ -38,7 +39,7 @@ type containers struct {
 	labels     *labels
 	pins       *pins.Pins
 	shim       Runtime
-	step       func(string)
+	step       step.Hook
 	background context.Context // ends with Close; for what nobody waits for
 
 	endings *endings
@@ -144,7 +145,7 @@ func (cs *containers) createContainer(ctx context.Context, p *table.PodEntry, co
 		cs.undoContainer(ctx, c.ContainerEntry)
 		return "", err
 	}
-	cs.step("container.created")
+	cs.step.Pass("container.created")
 	return c.ID, nil
 }
 
@@ -168,7 +169,7 @@ func (cs *containers) recordContainer(c *containerPlan) error {
 	if err := cs.states.Creating(c.PodID, rec); err != nil {
 		return err
 	}
-	cs.step("container.recorded")
+	cs.step.Pass("container.recorded")
 	return cs.states.SetAsked(c.ContainerEntry, asked)
 }
 
@@ -199,7 +200,7 @@ func (cs *containers) prepare(ctx context.Context, c *containerPlan) error {
 	if err != nil {
 		return fmt.Errorf("root filesystem of container %s: %w", c.ID, err)
 	}
-	cs.step("container.mounted")
+	cs.step.Pass("container.mounted")
 	if err := cs.mounts.MountVolumes(ctx, c.pod, c.ContainerEntry, c.labels.Mount); err != nil {
 		return err
 	}
@@ -217,7 +218,7 @@ func (cs *containers) prepare(ctx context.Context, c *containerPlan) error {
 	if err := cs.files.SaveSpec(c.ContainerEntry, s); err != nil {
 		return fmt.Errorf("spec of container %s: %w", c.ID, err)
 	}
-	cs.step("container.prepared")
+	cs.step.Pass("container.prepared")
 	return cs.states.Prepared(c.ContainerEntry, node.CgroupPath(s), input.User)
 }
 

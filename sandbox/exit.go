@@ -10,6 +10,7 @@ import (
 
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
+	"github.com/cribox/cribox/internal/step"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/store"
@@ -24,7 +25,7 @@ type endings struct {
 	mounts *rootfs.Mounts
 	shim   Runtime
 	turns  *keyed.Turns // by container
-	step   func(string)
+	step   step.Hook
 }
 
 // onExit takes an exit from the shim's client: at least once for each task that ended, after its
@@ -77,7 +78,7 @@ func (e *endings) exited(ctx context.Context, c *table.ContainerEntry, t runtime
 	if err != nil && !errors.Is(err, errdefs.ErrAlreadyExists) {
 		log.G(ctx).WithError(err).Warn("cannot record an exit; it is lost if the daemon restarts")
 	}
-	e.step("container.exited")
+	e.step.Pass("container.exited")
 	c.MarkExited()
 	go e.releaseLater(ctx, c)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
+	"github.com/cribox/cribox/internal/step"
 	"github.com/cribox/cribox/internal/tree"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
@@ -37,7 +38,7 @@ type Config struct {
 	Handlers map[string]Handler // those to begin with, see SetHandlers
 	Default  string             // handler of a pod that names none
 	Pause    string             // image of the pause container; empty is the built-in program
-	Step     func(name string)  // nil: nothing
+	Step     step.Hook          // nil: nothing
 
 	// Connect finds the runtime, or starts it. It calls onExit once for each task that ended, also
 	// for those that ended while nobody watched. ErrUnavailable: it may be found another time.
@@ -106,9 +107,6 @@ const trashName = ".trash"
 // to an end in the background. When it returns, lists and statuses tell the truth. ctx ends the
 // background work.
 func Open(ctx context.Context, c Config) (*Manager, error) {
-	if c.Step == nil {
-		c.Step = func(string) {}
-	}
 	l := layout.Layout{Root: c.Root, State: c.State, Instance: c.Instance}
 	if err := l.Make(); err != nil {
 		return nil, fmt.Errorf("open pods: %w", err)

@@ -48,7 +48,7 @@ func (cs *containers) discard(ctx context.Context, c *table.ContainerEntry) erro
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("cannot record a removal; removing anyway")
 	}
-	cs.step("container.removing")
+	cs.step.Pass("container.removing")
 	if err := cs.shim.Delete(ctx, c.ID); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
@@ -63,12 +63,12 @@ func (cs *containers) discard(ctx context.Context, c *table.ContainerEntry) erro
 	if err != nil {
 		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
-	cs.step("container.trashed")
+	cs.step.Pass("container.trashed")
 	err = cs.states.Forgotten(c)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("cannot record that a container was removed; a restart removes it again")
 	}
-	cs.step("container.forgotten")
+	cs.step.Pass("container.forgotten")
 	cs.mounts.Release(c)
 	c.MarkExited()
 	cs.table.ForgetContainer(c)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
+	"github.com/cribox/cribox/internal/step"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/network"
@@ -41,7 +42,7 @@ type pods struct {
 	network    *network.Connector
 	containers *containers
 	shim       Runtime
-	step       func(string)
+	step       step.Hook
 	background context.Context // ends with Close; for what nobody waits for
 
 	flights keyed.Flights
@@ -113,7 +114,7 @@ func (ps *pods) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig,
 		return "", err
 	}
 	ps.table.AddPod(p.PodEntry)
-	ps.step("pod.recorded")
+	ps.step.Pass("pod.recorded")
 	if err := ps.bringUp(ctx, p); err != nil {
 		ps.undo(ctx, p.PodEntry)
 		return "", err
@@ -135,7 +136,7 @@ func (ps *pods) bringUp(ctx context.Context, p *podPlan) error {
 	if err := ps.files.Make(p.PodEntry, p.handler.ShmSize, p.record.MountLabel); err != nil {
 		return fmt.Errorf("prepare pod %s: %w", p.ID, err)
 	}
-	ps.step("pod.files")
+	ps.step.Pass("pod.files")
 	if err := ps.network.MakeNamespaces(p.PodEntry); err != nil {
 		return fmt.Errorf("namespaces of pod %s: %w", p.ID, err)
 	}
@@ -152,7 +153,7 @@ func (ps *pods) bringUp(ctx context.Context, p *podPlan) error {
 	if err := ps.states.PodReady(p.PodEntry, ips, task.Pid); err != nil {
 		return err
 	}
-	ps.step("pod.ready")
+	ps.step.Pass("pod.ready")
 	return nil
 }
 
@@ -230,6 +231,6 @@ func (ps *pods) startPause(ctx context.Context, p *podPlan) (runtimeshim.Task, e
 	if err != nil {
 		return task, fmt.Errorf("start the pause process of pod %s: %w", p.ID, err)
 	}
-	ps.step("pod.started")
+	ps.step.Pass("pod.started")
 	return task, nil
 }

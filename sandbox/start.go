@@ -58,11 +58,11 @@ func (cs *containers) startContainer(ctx context.Context, c *table.ContainerEntr
 	if err := cs.states.Starting(c); err != nil {
 		return err
 	}
-	cs.step("container.starting")
+	cs.step.Pass("container.starting")
 	task, err := cs.launch(ctx, c)
 	switch {
 	case err == nil:
-		cs.step("container.started")
+		cs.step.Pass("container.started")
 		return cs.declareRunning(ctx, c, task)
 	case errors.Is(err, errdefs.ErrUnavailable) || exhausted(err):
 		return cs.startUnanswered(ctx, c, err)
@@ -152,7 +152,7 @@ func (cs *containers) declareRunning(ctx context.Context, c *table.ContainerEntr
 		return err
 	}
 	warn(ctx, err) // a full disk does not make it any less running
-	cs.step("container.running")
+	cs.step.Pass("container.running")
 	return nil
 }
 

@@ -142,7 +142,7 @@ func (cs *containers) runStop(ctx context.Context, c *table.ContainerEntry, s *s
 		return signal
 	}
 	signal := note()
-	cs.step("container.stopping")
+	cs.step.Pass("container.stopping")
 	if time.Until(s.deadline()) > 0 { // also when recovery goes on with a stop: a signal twice does less harm than none
 		warn(ctx, cs.signal(ctx, c, signal, false))
 	}

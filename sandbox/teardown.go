@@ -44,7 +44,7 @@ func (ps *pods) stopPod(ctx context.Context, p *table.PodEntry) error {
 	if err != nil {
 		log.G(ctx).WithError(err).Warn("cannot record a stop; stopping anyway")
 	}
-	ps.step("pod.stopping")
+	ps.step.Pass("pod.stopping")
 	done, err := ps.turns.Take(ctx, p.ID)
 	if err != nil {
 		return err
@@ -80,7 +80,7 @@ func (ps *pods) teardown(ctx context.Context, p *table.PodEntry, was string) err
 	if err := ps.endPause(ctx, p, was); err != nil {
 		return err
 	}
-	ps.step("pod.unplugged")
+	ps.step.Pass("pod.unplugged")
 	image := ""
 	if r, ok := ps.states.Get(p.ID); ok {
 		image = r.PauseImage
@@ -156,7 +156,7 @@ func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warn("cannot record a removal; removing anyway")
 	}
-	ps.step("pod.removing")
+	ps.step.Pass("pod.removing")
 	done, err := ps.turns.Take(ctx, p.ID)
 	if err != nil {
 		return err
@@ -181,7 +181,7 @@ func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
 	if err := errors.Join(ps.network.DropLock(p.ID), ps.states.PodForgotten(p.ID)); err != nil {
 		return err
 	}
-	ps.step("pod.forgotten")
+	ps.step.Pass("pod.forgotten")
 	ps.labels.drop(labels)
 	ps.table.ForgetPod(p)
 	return nil

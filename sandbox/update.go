@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cribox/cribox/internal/step"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/node"
@@ -33,7 +34,7 @@ type updates struct {
 	files      podfiles.Files
 	containers *containers
 	shim       Runtime
-	step       func(string)
+	step       step.Hook
 	background context.Context // ends with Close; for what nobody waits for
 }
 
@@ -124,7 +125,7 @@ func (u *updates) updateContainer(ctx context.Context, c *table.ContainerEntry, 
 	if err := u.states.Updating(c, asked); err != nil {
 		return err
 	}
-	u.step("container.updating")
+	u.step.Pass("container.updating")
 	err = u.applyUpdate(ctx, c, r, was, now)
 	if err != nil {
 		if !errors.Is(err, errdefs.ErrUnavailable) { // the shim may still come to it: it is completed later
@@ -132,7 +133,7 @@ func (u *updates) updateContainer(ctx context.Context, c *table.ContainerEntry, 
 		}
 		return err
 	}
-	u.step("container.limited")
+	u.step.Pass("container.limited")
 	return u.declareUpdated(ctx, c, r)
 }
 
@@ -203,7 +204,7 @@ func (u *updates) declareUpdated(ctx context.Context, c *table.ContainerEntry, r
 		return err
 	}
 	warn(ctx, err)
-	u.step("container.updated")
+	u.step.Pass("container.updated")
 	return nil
 }
 

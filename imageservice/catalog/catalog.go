@@ -15,13 +15,14 @@ import (
 	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/layers"
+	"github.com/cribox/cribox/internal/step"
 )
 
 // Catalog owns the records of images and their names. Lock order: Catalog.mu before the locks of
 // Blobs, layers.Store and Pins.
 type Catalog struct {
 	dir    string // images/
-	step   func(string)
+	step   step.Hook
 	blobs  *content.Blobs
 	layers *layers.Store
 	pins   *content.Pins
@@ -37,7 +38,7 @@ type Catalog struct {
 	serial  uint64                     // serial number of the newest tag
 }
 
-func New(dir string, step func(string), b *content.Blobs, l *layers.Store, p *content.Pins) *Catalog {
+func New(dir string, step step.Hook, b *content.Blobs, l *layers.Store, p *content.Pins) *Catalog {
 	return &Catalog{
 		dir: dir, step: step, blobs: b, layers: l, pins: p, Writer: semaphore.NewWeighted(1),
 		records: map[string]*Record{}, unread: map[string]bool{}, names: map[string]string{}, holds: map[string]map[string]bool{},

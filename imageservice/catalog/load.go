@@ -221,7 +221,7 @@ func (c *Catalog) Write(r *Record) error {
 	}
 	err = errors.Join(err, f.Close())
 	if err == nil {
-		c.step("pull.record.written")
+		c.step.Pass("pull.record.written")
 		err = os.Rename(tmp, path)
 	}
 	if err != nil {

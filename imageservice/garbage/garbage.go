@@ -23,6 +23,7 @@ import (
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/layers"
+	"github.com/cribox/cribox/internal/step"
 )
 
 // DebrisRetention is how long unused data is kept for a retry.
@@ -34,7 +35,7 @@ type Collector struct {
 	Blobs   *content.Blobs
 	Layers  *layers.Store
 	Pins    *content.Pins
-	step    func(string)
+	step    step.Hook
 
 	failures atomic.Int64 // syncs that have failed
 
@@ -42,7 +43,7 @@ type Collector struct {
 	sweeping *time.Timer
 }
 
-func New(c *catalog.Catalog, b *content.Blobs, l *layers.Store, p *content.Pins, step func(string)) *Collector {
+func New(c *catalog.Catalog, b *content.Blobs, l *layers.Store, p *content.Pins, step step.Hook) *Collector {
 	return &Collector{Catalog: c, Blobs: b, Layers: l, Pins: p, step: step}
 }
 
@@ -75,7 +76,7 @@ func (g *Collector) deleteOne(key string) error {
 	if d, ok := strings.CutPrefix(key, content.BlobPrefix); ok {
 		g.Blobs.Forget(digest.Digest(d))
 		err := g.Blobs.Delete(digest.Digest(d))
-		g.step("remove.blob.gone")
+		g.step.Pass("remove.blob.gone")
 		return err
 	}
 	if ref, ok := strings.CutPrefix(key, content.PartialPrefix); ok {
@@ -86,7 +87,7 @@ func (g *Collector) deleteOne(key string) error {
 		return nil
 	}
 	err := g.Layers.Remove(l.Dir)
-	g.step("remove.layer.gone")
+	g.step.Pass("remove.layer.gone")
 	return err
 }
 
@@ -117,7 +118,7 @@ func (g *Collector) unlist(ctx context.Context, ref string) (garbage []string, e
 		g.Catalog.Relist(r, garbage)
 		return nil, fault.Disk(err)
 	}
-	g.step("remove.unrecorded")
+	g.step.Pass("remove.unrecorded")
 	return garbage, nil
 }
 
@@ -185,7 +186,7 @@ func (g *Collector) Sweep(t time.Time) (more bool) {
 	}
 	debris, more := g.Blobs.Debris(t, listed)
 	g.Collect(append(keys, debris...))
-	g.step("sweep.done")
+	g.step.Pass("sweep.done")
 	return more
 }
 

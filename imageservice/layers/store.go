@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cribox/cribox/imageservice/overlay"
+	"github.com/cribox/cribox/internal/step"
 	"github.com/cribox/cribox/internal/tree"
 )
 
@@ -42,14 +43,14 @@ func KeyOf(diffID digest.Digest, fixes string) string {
 // Store owns layers/: the folders of unpacked layers, and the set of known layers.
 type Store struct {
 	Root string // layers/
-	step func(string)
+	step step.Hook
 
 	mu    sync.Mutex
 	known map[string]*Layer // by Layer.Key: unpacked and verified, in a record or not
 	last  uint64            // number of the newest folder
 }
 
-func NewStore(root string, step func(string)) *Store {
+func NewStore(root string, step step.Hook) *Store {
 	return &Store{Root: root, step: step, known: map[string]*Layer{}}
 }
 
@@ -133,7 +134,7 @@ func (s *Store) Add(l *Layer) *Layer {
 		}
 		return first
 	}
-	s.step("pull.unpacked")
+	s.step.Pass("pull.unpacked")
 	return l
 }
 

@@ -193,6 +193,6 @@ func (r *resolver) keep(ctx context.Context, raw []byte, desc ocispec.Descriptor
 	if err != nil {
 		return err
 	}
-	r.by.cfg.Step("pull.blob.written")
+	r.by.cfg.Step.Pass("pull.blob.written")
 	return nil
 }

@@ -221,7 +221,7 @@ func (ft *fetcher) download(ctx context.Context, desc ocispec.Descriptor, it *pr
 		return errors.Join(err, ft.by.blobs.Abort(ft.ref.IngestRef(desc.Digest)))
 	}
 	if err == nil {
-		ft.by.cfg.Step("pull.blob.written")
+		ft.by.cfg.Step.Pass("pull.blob.written")
 	}
 	return err
 }

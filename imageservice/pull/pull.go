@@ -28,6 +28,7 @@ import (
 	"github.com/cribox/cribox/imageservice/registry"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
+	"github.com/cribox/cribox/internal/step"
 )
 
 // Config is the configuration of a Puller.
@@ -38,7 +39,7 @@ type Config struct {
 	StallTimeout time.Duration // a pull that moves no bytes for this long is cancelled
 	MaxDownloads int           // parallel downloads of one pull
 	MaxUnpacks   int           // layers that all pulls unpack in parallel, and as many during download
-	Step         func(name string)
+	Step         step.Hook
 	Syncfs       func(fd int) error
 }
 
@@ -233,7 +234,7 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk, fai
 	proven := p.proven(got)
 	if !proven {
 		if unsynced = disk.Sync(p.by.cfg.Syncfs); unsynced == nil {
-			p.by.cfg.Step("pull.synced")
+			p.by.cfg.Step.Pass("pull.synced")
 		}
 	}
 	if unsynced != nil {
@@ -259,7 +260,7 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk, fai
 	if err := c.Write(r); err != nil {
 		return catalog.Image{}, fmt.Errorf("write image record: %w", err)
 	}
-	p.by.cfg.Step("pull.recorded")
+	p.by.cfg.Step.Pass("pull.recorded")
 	c.Put(r, old)
 	if old != nil {
 		// The new record has the higher serial and so already owns the tag; this saves Open the
@@ -267,7 +268,7 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk, fai
 		if err := c.Write(old); err != nil {
 			log.G(ctx).WithError(err).WithField("image", old.ID).Warn("cannot update the record of the image that lost its tag")
 		}
-		p.by.cfg.Step("pull.moved")
+		p.by.cfg.Step.Pass("pull.moved")
 	}
 	p.by.garbage.Collect((&catalog.Record{Blobs: garbage}).Keys())
 	return r.Image(c.Pinned.Match), nil

@@ -43,7 +43,7 @@ func (r *resolver) documents(ctx context.Context) (contents, error) {
 	if err != nil {
 		return contents{}, err
 	}
-	r.by.cfg.Step("pull.resolved")
+	r.by.cfg.Step.Pass("pull.resolved")
 	return r.resolve(ctx, contents{root: desc}, raw, desc, 0)
 }
 

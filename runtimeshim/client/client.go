@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/internal/guard"
+	"github.com/cribox/cribox/internal/step"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/runtimeshim/helper"
 	"github.com/cribox/cribox/runtimeshim/statedir"
@@ -47,7 +48,7 @@ type Config struct {
 	// OnExit.
 	OnExit func(runtimeshim.Task)
 
-	Step func(name string) // called at the steps listed in package runtimeshim; nil = none
+	Step step.Hook // called at the steps listed in package runtimeshim; nil = none
 }
 
 // Deadlines of calls. They are longer than the shim's own deadlines for what it executes.
@@ -94,9 +95,6 @@ func Connect(ctx context.Context, c Config) (*Client, error) {
 			return nil, err
 		}
 		c.Executable = exe
-	}
-	if c.Step == nil {
-		c.Step = func(string) {}
 	}
 	d := statedir.Root(filepath.Clean(c.State))
 	for _, name := range []string{string(d), d.Tasks(), d.RuncRoot(), d.Gone()} {
@@ -181,21 +179,21 @@ func (k *Client) Start(ctx context.Context, st runtimeshim.Start) (runtimeshim.T
 	if st.LogLimit != 0 && st.LogLimit < runtimeshim.MinLogLimit {
 		return runtimeshim.Task{}, fmt.Errorf("start task %s: log limit %d is below %d: %w", st.ID, st.LogLimit, runtimeshim.MinLogLimit, errdefs.ErrInvalidArgument)
 	}
-	k.c.Step("client.start.intent")
+	k.c.Step.Pass("client.start.intent")
 	if err := prepare(d, st); err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("prepare task %s: %w", st.ID, err)
 	}
-	k.c.Step("client.start.folder")
+	k.c.Step.Pass("client.start.folder")
 	if err := k.askLogger(ctx, quickLimit, "open", wire.LoggerTask{ID: st.ID}); err != nil {
 		return runtimeshim.Task{}, fmt.Errorf("open the log of task %s: %w", st.ID, err)
 	}
-	k.c.Step("client.start.log")
+	k.c.Step.Pass("client.start.log")
 	k.mu.Lock()
 	delete(k.told, st.ID)
 	delete(k.late, st.ID)
 	k.mu.Unlock()
 	t, never, err := k.startTask(ctx, st)
-	k.c.Step("client.start.done")
+	k.c.Step.Pass("client.start.done")
 	// After other errors the task may be running.
 	if never || err != nil && !errdefs.IsAlreadyExists(err) && !errdefs.IsUnavailable(err) {
 		k.finishLog(ctx, st.ID)
@@ -294,7 +292,7 @@ func (k *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bo
 	if err := statedir.CheckID(id); err != nil {
 		return err
 	}
-	k.c.Step("client.kill")
+	k.c.Step.Pass("client.kill")
 	return k.askShim(ctx, quickLimit, "kill", wire.Kill{ID: id, Signal: int(sig), All: all}, nil)
 }
 
@@ -305,7 +303,7 @@ func (k *Client) Release(ctx context.Context, id string) error {
 		return err
 	}
 	k.finishLog(ctx, id)
-	k.c.Step("client.release")
+	k.c.Step.Pass("client.release")
 	return k.askShim(ctx, deleteLimit, "release", wire.Task{ID: id}, nil)
 }
 
@@ -315,7 +313,7 @@ func (k *Client) Delete(ctx context.Context, id string) error {
 	if err := statedir.CheckID(id); err != nil {
 		return err
 	}
-	k.c.Step("client.delete")
+	k.c.Step.Pass("client.delete")
 	d := k.state.Task(id)
 	if _, err := os.Lstat(string(d)); err == nil {
 		// The processes must die first: while they print, the log is never complete.
@@ -344,7 +342,7 @@ func (k *Client) Update(ctx context.Context, u runtimeshim.Update) error {
 	if err := statedir.CheckID(u.ID); err != nil {
 		return err
 	}
-	k.c.Step("client.update")
+	k.c.Step.Pass("client.update")
 	b := wire.Update{ID: u.ID, Resources: u.Resources, Previous: u.Previous, OOMScoreAdj: u.OOMScoreAdj, LockFile: u.LockFile}
 	return k.askShim(context.WithoutCancel(ctx), updateLimit, "update", b, nil)
 }

@@ -53,7 +53,7 @@ func (w *Writer) leaveOut(stream, n int) error {
 		w.p = before
 		return err
 	}
-	w.owner.Step("logger.leftout")
+	w.owner.Step.Pass("logger.leftout")
 	w.spools[stream].off = w.p.off[stream]
 	return nil
 }

@@ -6,11 +6,13 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cribox/cribox/internal/step"
 )
 
 // Owner has the callbacks of a Writer. All but Step must be set.
 type Owner struct {
-	Step func(name string) // called after each side effect; nil = none
+	Step step.Hook // called after each side effect; nil = none
 	Now  func() time.Time
 	// Removed is called before a write if the log, of size bytes, has no name any more. It may call
 	// Adopt with the file that is at the log's path now.
@@ -39,9 +41,6 @@ type Buffer struct{ Raw, Out []byte }
 // NewWriter reads from record how far an earlier Writer got. It takes ownership of record, and
 // closes it on error.
 func NewWriter(owner Owner, limit int64, record File) (*Writer, error) {
-	if owner.Step == nil {
-		owner.Step = func(string) {}
-	}
 	w := &Writer{owner: owner, limit: limit, record: record}
 	if err := w.p.load(record); err != nil {
 		record.Close()
@@ -164,11 +163,11 @@ func (w *Writer) write(in intent, out []byte) error {
 		w.p.intent = intent{}
 		return err
 	}
-	w.owner.Step("logger.intent")
+	w.owner.Step.Pass("logger.intent")
 	if err := w.log.Append(out); err != nil {
 		return err
 	}
-	w.owner.Step("logger.written")
+	w.owner.Step.Pass("logger.written")
 	w.conclude(in)
 	return nil
 }
@@ -253,20 +252,20 @@ func (w *Writer) Compact(stream int) error {
 		if err := s.empty(); err != nil {
 			return err
 		}
-		w.owner.Step("spool.truncated")
+		w.owner.Step.Pass("spool.truncated")
 		w.p.off[stream] = 0
 		if err := w.save(); err != nil {
 			return err
 		}
-		w.owner.Step("spool.reset")
+		w.owner.Step.Pass("spool.reset")
 	case s.off-s.hole >= PunchAt:
 		// The save ends the intent, so that nobody reads what is punched out.
 		if err := w.save(); err != nil {
 			return err
 		}
-		w.owner.Step("logger.committed")
+		w.owner.Step.Pass("logger.committed")
 		s.punch()
-		w.owner.Step("spool.punched")
+		w.owner.Step.Pass("spool.punched")
 	}
 	return nil
 }
@@ -276,12 +275,12 @@ func (w *Writer) Finish() error {
 	if err := w.writeNotice(); err != nil {
 		return err
 	}
-	w.owner.Step("logger.drained")
+	w.owner.Step.Pass("logger.drained")
 	w.p.done = true
 	if err := w.save(); err != nil {
 		w.p.done = false
 		return err
 	}
-	w.owner.Step("logger.done")
+	w.owner.Step.Pass("logger.done")
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/internal/step"
 	"github.com/cribox/cribox/runtimeshim/helper"
 	"github.com/cribox/cribox/runtimeshim/statedir"
 	"github.com/cribox/cribox/runtimeshim/unixfd"
@@ -29,7 +30,7 @@ import (
 // logger.drained, logger.done.
 //
 // A second logger for the same state returns ErrAlreadyExists at once.
-func Main(ctx context.Context, state string, step func(string)) error {
+func Main(ctx context.Context, state string, step step.Hook) error {
 	dir := statedir.Root(state)
 	release, err := lockLogger(dir)
 	if err != nil {
@@ -72,7 +73,7 @@ func lockLogger(dir statedir.Root) (release func(), err error) {
 type logger struct {
 	ctx     context.Context
 	dir     statedir.Root
-	step    func(string)
+	step    step.Hook
 	poll    *poller
 	devnull int
 	buffers buffers
@@ -89,10 +90,7 @@ type fifoOwner struct {
 	stream int
 }
 
-func newLogger(ctx context.Context, dir statedir.Root, step func(string)) (*logger, error) {
-	if step == nil {
-		step = func(string) {}
-	}
+func newLogger(ctx context.Context, dir statedir.Root, step step.Hook) (*logger, error) {
 	poll, err := newPoller()
 	if err != nil {
 		return nil, fmt.Errorf("poll FIFOs: %w", err)

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/internal/step"
 	"github.com/cribox/cribox/runtimeshim/crilog"
 )
 
@@ -16,7 +17,7 @@ import (
 type place struct {
 	path   string // "" = output is dropped
 	writer *crilog.Writer
-	step   func(string)
+	step   step.Hook
 }
 
 // open finds the log that was written to before, or opens a new one.
@@ -63,7 +64,7 @@ func (p *place) create() error {
 		return err
 	}
 	if created {
-		p.step("logger.created")
+		p.step.Pass("logger.created")
 	}
 	return p.writer.OpenLog(l)
 }
@@ -105,7 +106,7 @@ func (p *place) reopen(leave func() error) error {
 		return err
 	}
 	if created {
-		p.step("logger.created")
+		p.step.Pass("logger.created")
 	}
 	if l.ID == p.writer.Log().ID {
 		l.Close()
@@ -117,7 +118,7 @@ func (p *place) reopen(leave func() error) error {
 		}
 		return err
 	}
-	p.step("logger.reopened")
+	p.step.Pass("logger.reopened")
 	return nil
 }
 

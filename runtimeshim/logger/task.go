@@ -180,7 +180,7 @@ func (t *logTask) fill(i int) (int, error) {
 	}
 	n, err := s.fill(t.l.devnull)
 	if n > 0 {
-		t.l.step("logger.spliced")
+		t.l.step.Pass("logger.spliced")
 	}
 	if err != nil || n == 0 || len(t.taps[i]) == 0 {
 		return n, err

@@ -51,7 +51,7 @@ func (a *adopter) adopt(ctx context.Context) error {
 			a.load(ctx, a.state.Task(e.Name()))
 		}
 	}
-	a.step("shim.adopt")
+	a.step.Pass("shim.adopt")
 	all := a.table.loaded()
 	saved, err := a.holder.recallAll(all)
 	if err != nil {
@@ -354,7 +354,7 @@ func (a *adopter) adoptStart(ctx context.Context, t *task, saved *kept) {
 	for said := false; ctx.Err() == nil; helper.Pause(ctx, helper.LookAgain) {
 		err := a.adoptPid(ctx, t, saved)
 		if err == nil {
-			a.step("shim.adopt.start")
+			a.step.Pass("shim.adopt.start")
 			return
 		}
 		if errors.Is(err, errNotStarted) {

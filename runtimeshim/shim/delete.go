@@ -49,7 +49,7 @@ func (r *remover) delete(ctx context.Context, id string) error {
 	if err := r.clear(ctx, t); err != nil {
 		return fmt.Errorf("delete task %s: %w", id, err)
 	}
-	r.step("shim.delete.cleared")
+	r.step.Pass("shim.delete.cleared")
 	r.holder.forget(t)
 	if err := r.removeFolder(t.dir); err != nil {
 		return fmt.Errorf("delete task %s: %w", id, err)
@@ -151,7 +151,7 @@ func (r *remover) end(ctx context.Context, t *task) error {
 		cgroup.Signal(dirs, unix.SIGKILL)
 		return err
 	}
-	r.step("shim.delete.kill")
+	r.step.Pass("shim.delete.kill")
 	r.reporter.markOOM(t)
 	if pidfd != nil {
 		_ = procfd.Signal(pidfd, unix.SIGKILL)
@@ -187,7 +187,7 @@ func (r *remover) clear(ctx context.Context, t *task) error {
 	}
 	var failed error
 	if _, err := os.Lstat(home); !errors.Is(err, os.ErrNotExist) && t.rec.Runtime != "" {
-		r.step("shim.delete")
+		r.step.Pass("shim.delete")
 		failed = r.runDelete(ctx, t)
 	}
 	// Success of the runtime is not enough: a container that shares its pid namespace, or whose

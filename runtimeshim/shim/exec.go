@@ -158,7 +158,7 @@ func (e *execution) begin(ctx context.Context, in *wire.Inbound) (procfd.Child, 
 			c.Stdio[i], files = files[0], files[1:]
 		}
 	}
-	e.x.step("shim.exec.intent")
+	e.x.step.Pass("shim.exec.intent")
 	var tty []*os.File
 	if e.body.Terminal {
 		var master *os.File
@@ -172,7 +172,7 @@ func (e *execution) begin(ctx context.Context, in *wire.Inbound) (procfd.Child, 
 	if err != nil {
 		return procfd.Child{}, nil, errors.Join(err, e.undo())
 	}
-	e.x.step("shim.exec.runc")
+	e.x.step.Pass("shim.exec.runc")
 	proc, err := e.claim()
 	if err != nil {
 		unixfd.CloseAll(tty)

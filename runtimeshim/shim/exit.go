@@ -34,7 +34,7 @@ type reporter struct {
 // ended writes the exit of a task to its file, then reports it, once.
 func (p *reporter) ended(t *task, e statedir.ExitRecord) {
 	defer helper.Survive()
-	p.step("shim.exit.seen")
+	p.step.Pass("shim.exit.seen")
 	p.table.mu.Lock()
 	rec, told := t.rec, t.exit != nil
 	p.table.mu.Unlock()
@@ -52,7 +52,7 @@ func (p *reporter) ended(t *task, e statedir.ExitRecord) {
 		// Watchers still receive it; it is lost only if the shim also dies.
 		log.L.WithError(err).WithField("container", rec.ID).Error("cannot record the exit of a task")
 	}
-	p.step("shim.exit.written")
+	p.step.Pass("shim.exit.written")
 	p.cgroups.LiftQuota(t.dir)
 	p.holder.finishTerminal(t)
 	p.tell(t, e)

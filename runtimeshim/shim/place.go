@@ -80,7 +80,7 @@ func (s *starter) runPlace(ctx context.Context, t *task, start place.Start) erro
 		return err
 	}
 	defer job.Close()
-	s.step("shim.place.cgroups")
+	s.step.Pass("shim.place.cgroups")
 	ws, err := s.driver.RunProgram(ctx, job.Argv, job.Files, wire.StartWait)
 	if err == nil && !(ws.Exited() && ws.ExitStatus() == 0) {
 		err = job.Failure()
@@ -123,7 +123,7 @@ func (s *starter) learn(ctx context.Context, t *task) {
 			log.L.WithError(err).Info("cannot read the seccomp filter of a pod; pods with its profile are started by the runtime")
 		}
 		s.filters.Taken(key, filter, err)
-		s.step("shim.place.filter")
+		s.step.Pass("shim.place.filter")
 	}()
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/internal/step"
 	"github.com/cribox/cribox/runtimeshim/cgroup"
 	"github.com/cribox/cribox/runtimeshim/helper"
 	"github.com/cribox/cribox/runtimeshim/oci"
@@ -49,7 +50,7 @@ type shim struct {
 // env has what every part needs.
 type env struct {
 	state statedir.Root
-	step  func(string)
+	step  step.Hook
 }
 
 // table has all tasks, and their locks.
@@ -97,7 +98,7 @@ type task struct {
 // immediately with nil when another shim serves the folder. It does not return when ctx ends,
 // because a signal to all processes must not end the shim (but see leaveWithTheMachine). It may
 // execute its own program again, to start with fixed limits and environment.
-func Main(ctx context.Context, state string, step func(string)) error {
+func Main(ctx context.Context, state string, step step.Hook) error {
 	s, err := newShim(state, step)
 	if s == nil || err != nil {
 		return err
@@ -114,10 +115,7 @@ func Main(ctx context.Context, state string, step func(string)) error {
 }
 
 // newShim makes this process the shim of a state folder; nil when another process already is.
-func newShim(state string, step func(string)) (*shim, error) {
-	if step == nil {
-		step = func(string) {}
-	}
+func newShim(state string, step step.Hook) (*shim, error) {
 	e := env{statedir.Root(state), step}
 	all, err := cgroup.NewFinder(e.state)
 	if err != nil {

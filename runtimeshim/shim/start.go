@@ -56,7 +56,7 @@ func (s *starter) start(ctx context.Context, p statedir.Params) (runtimeshim.Tas
 		}
 		return runtimeshim.Task{}, fmt.Errorf("start task %s: %w", p.ID, errors.Join(err, s.remover.abandon(ctx, t)))
 	}
-	s.step("shim.start.started")
+	s.step.Pass("shim.start.started")
 	s.table.mu.Lock()
 	defer s.table.mu.Unlock()
 	return t.view(), nil
@@ -94,13 +94,13 @@ func (s *starter) launch(ctx context.Context, t *task) error {
 		return err
 	}
 	s.reporter.kills.Expect(t.rec.OOMFile)
-	s.step("shim.start.intent")
+	s.step.Pass("shim.start.intent")
 	release := s.reaper.Hold()
 	defer release()
 	if err := s.runTask(ctx, t); err != nil {
 		return err
 	}
-	s.step("shim.start.runc")
+	s.step.Pass("shim.start.runc")
 	pid, err := oci.ReadPid(t.dir.Pid())
 	if err != nil {
 		return err
@@ -131,7 +131,7 @@ func (s *starter) running(t *task, proc procfd.Child) error {
 	// Refresh the keeper before the record that relies on it is written: without its master a
 	// terminal is lost, and then the start must count as failed.
 	s.holder.refreshKeeper(t.rec.Pod)
-	s.step("shim.start.kept")
+	s.step.Pass("shim.start.kept")
 	err = statedir.WriteJSON(t.dir.Record(), rec)
 	s.reporter.kills.Add(t.rec.OOMFile)
 	go func() {

@@ -69,7 +69,7 @@ func (u *updater) updateTask(ctx context.Context, t *task, b wire.Update, r spec
 	if err != nil {
 		return err
 	}
-	u.step("shim.update.intent")
+	u.step.Pass("shim.update.intent")
 	if err := u.setLimits(ctx, t, dirs, b, r); err != nil {
 		if t.rec.Systemd { // systemd remembers limits and applies them again on a reload
 			// Its error does not matter: the files are restored next, and they count until a
@@ -92,7 +92,7 @@ func (u *updater) setLimits(ctx context.Context, t *task, dirs []string, b wire.
 	if err := u.runUpdate(ctx, t, b.Resources, b.LockFile); err != nil {
 		return err
 	}
-	u.step("shim.update.runc")
+	u.step.Pass("shim.update.runc")
 	if err := cgroup.SetHugepages(dirs, r.HugepageLimits); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/internal/step"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/pause"
 	"github.com/cribox/cribox/sandbox/spec"
@@ -106,7 +107,7 @@ func (c *Connector) MakeNamespaces(p *table.PodEntry) error {
 	if err := userns.Pin(ns.User, c.layout.UserNS(p.ID)); err != nil {
 		return err
 	}
-	c.step("pod.userns")
+	c.step.Pass("pod.userns")
 	if ns.Net == nil {
 		return nil
 	}
@@ -136,11 +137,11 @@ type Connector struct {
 	layout  layout.Layout
 	table   *table.Table
 	peers   func(context.Context) ([]int, error)
-	step    func(string)
+	step    step.Hook
 	collect chan struct{} // asks the collector to look again
 }
 
 // New returns a Connector. peers returns the processes of the runtime itself, which nobody ends.
-func New(t *table.Table, n Network, peers func(context.Context) ([]int, error), step func(string)) *Connector {
+func New(t *table.Table, n Network, peers func(context.Context) ([]int, error), step step.Hook) *Connector {
 	return &Connector{Network: n, layout: t.Layout, table: t, peers: peers, step: step, collect: make(chan struct{}, 1)}
 }

@@ -77,7 +77,7 @@ func (m *Mounts) MountVolumes(ctx context.Context, p *table.PodEntry, c *table.C
 		if err := m.mountVolume(ctx, p, imageservice.Rootfs{ImageID: id, Target: m.Layout.VolumePlace(c.ID, c.MountImages, i), ReadOnly: true, Label: label}); err != nil {
 			return volumeFailed(c.Config.GetMounts()[i], err)
 		}
-		m.Step("container.volume")
+		m.Step.Pass("container.volume")
 	}
 	return nil
 }

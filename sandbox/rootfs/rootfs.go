@@ -10,6 +10,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/internal/step"
 	"github.com/cribox/cribox/internal/tree"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/spec"
@@ -22,7 +23,7 @@ type Mounts struct {
 	Images Images
 	Trash  *tree.Trash // of what containers wrote
 	Pause  string      // image of the pause container; empty is the built-in program
-	Step   func(string)
+	Step   step.Hook
 }
 
 // place is where the root filesystem of a container, or of a pod's pause image, is mounted. For a
