@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/cribox/cribox/imageservice/catalog"
 	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/garbage"
@@ -88,3 +90,25 @@ func (s *Images) Pull(ctx context.Context, ref string, auth *registry.Auth) (Ima
 // Removal needs no free disk space (I15). Once the record is deleted, it continues even if ctx
 // ends.
 func (s *Images) Remove(ctx context.Context, ref string) error { return s.garbage.Remove(ctx, ref) }
+
+// Prune removes every image that no container was made of and that is not pinned, and returns them.
+// With dry it only returns them. An image that a container begins to use meanwhile stays.
+func (s *Images) Prune(ctx context.Context, dry bool) ([]Image, error) {
+	var removed []Image
+	for _, image := range s.List() {
+		if image.Pinned || image.InUse {
+			continue
+		}
+		if !dry {
+			err := s.Remove(ctx, image.ID)
+			if errdefs.IsFailedPrecondition(err) {
+				continue
+			}
+			if err != nil {
+				return removed, err
+			}
+		}
+		removed = append(removed, image)
+	}
+	return removed, nil
+}

@@ -179,3 +179,66 @@ func TestLoadTooLarge(t *testing.T) {
 	}
 	wantNoPartials(t, s)
 }
+
+// TestExport writes an archive that another node loads, and finds a damaged blob.
+func TestExport(t *testing.T) {
+	r := imagetest.NewRegistry(t)
+	layer := imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "content"))
+	id, _ := r.Build("1", []imagetest.Layer{layer}, nil)
+	from := newImages(t, nil)
+	from.mustPull(t, r.Ref("app:1"))
+	write := func(names ...string) ([]byte, error) {
+		e, err := from.Export(names)
+		if err != nil {
+			return nil, err
+		}
+		defer e.Close()
+		if err := from.Remove(t.Context(), id); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("an image that is being written can be removed: %v", err)
+		}
+		var b bytes.Buffer
+		err = e.Write(t.Context(), &b)
+		return b.Bytes(), err
+	}
+	for _, name := range []string{r.Ref("app:1"), id} {
+		archive, err := write(name, id)
+		imagetest.Must(t, err)
+		to := newImages(t, nil)
+		got, err := to.Load(t.Context(), bytes.NewReader(archive), "")
+		if err != nil || len(got) != 1 || got[0].ID != id || strings.Join(got[0].RepoTags, " ") != r.Ref("app:1") {
+			t.Errorf("%s: loaded %v, %v", name, got, err)
+		}
+		imagetest.WantFile(t, mounted(t, to, id)("f"), "content")
+	}
+	if _, err := write("no-such:1"); !errdefs.IsNotFound(err) {
+		t.Errorf("an image that is not here: %v", err)
+	}
+	blob := from.blobs.Path(digest.FromBytes(layer.Blob))
+	imagetest.Must(t, os.Chmod(blob, 0o600))
+	imagetest.Must(t, os.WriteFile(blob, bytes.Repeat([]byte("x"), len(layer.Blob)), 0o600))
+	if _, err := write(id); !errdefs.IsDataLoss(err) {
+		t.Errorf("a damaged blob: %v", err)
+	}
+	imagetest.Must(t, from.Remove(t.Context(), id))
+}
+
+// TestPrune: held and pinned images stay.
+func TestPrune(t *testing.T) {
+	r := imagetest.NewRegistry(t)
+	s := newImages(t, func(c *Config) { c.Pinned = []string{r.Ref("app:pinned")} })
+	ids := map[string]string{}
+	for _, tag := range []string{"held", "pinned", "free"} {
+		r.Build(tag, []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), tag))}, nil)
+		ids[tag] = s.mustPull(t, r.Ref("app:"+tag)).ID
+	}
+	imagetest.Must(t, s.Hold(ids["held"], "container"))
+	for _, dry := range []bool{true, false} {
+		got, err := s.Prune(t.Context(), dry)
+		if err != nil || len(got) != 1 || got[0].ID != ids["free"] {
+			t.Errorf("pruned %v, %v", got, err)
+		}
+		if left := len(s.List()); left != 3 && dry || left != 2 && !dry {
+			t.Errorf("dry %t: %d images are left", dry, left)
+		}
+	}
+}

@@ -53,7 +53,7 @@ func (c *Catalog) Lookup(ref string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	return r.Image(c.Pinned.Match), nil
+	return image(c, r), nil
 }
 
 // find implements Lookup. The caller holds c.mu.
@@ -116,10 +116,17 @@ func (c *Catalog) List() []Image {
 	defer c.mu.Unlock()
 	list := make([]Image, 0, len(c.records))
 	for _, r := range c.records {
-		list = append(list, r.Image(c.Pinned.Match))
+		list = append(list, image(c, r))
 	}
 	slices.SortFunc(list, func(a, b Image) int { return strings.Compare(a.ID, b.ID) })
 	return list
+}
+
+// image returns the public view of a record. The caller holds c.mu.
+func image(c *Catalog, r *Record) Image {
+	i := r.Image(c.Pinned.Match)
+	i.InUse = len(c.holds[r.ID]) > 0
+	return i
 }
 
 // Record returns the record of an image ID, or ErrNotFound.

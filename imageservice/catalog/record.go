@@ -254,4 +254,5 @@ type Image struct {
 	Size        int64         // compressed bytes of this platform's manifest, config and layers; > 0
 	Config      ocispec.Image // the config; its maps and slices are shared and must not be changed
 	Pinned      bool          // one of its names matches a name given to SetPinned
+	InUse       bool          // somebody holds it; not set for the result of a pull
 }

@@ -15,6 +15,8 @@ type ImageOptions struct {
 	Args          []string
 	JSON          bool   // print JSON instead of text for people
 	Name          string // of a loaded image
+	Output        string // file for an archive
+	DryRun        bool
 	Username      string // at the registry
 	PasswordStdin bool   // the password is the first line of the input
 	In            io.Reader
@@ -25,7 +27,7 @@ type ImageOptions struct {
 type ImageRun func(context.Context, config.Config, ImageOptions, io.Writer) error
 
 // ImageCommands are what the commands about images do.
-type ImageCommands struct{ List, Inspect, Pull, Load, Remove, Pulls ImageRun }
+type ImageCommands struct{ List, Inspect, Pull, Load, Save, Remove, Prune, Pulls ImageRun }
 
 func imageCommand(run ImageCommands) *cobra.Command {
 	image := &cobra.Command{
@@ -40,7 +42,7 @@ through the daemon, which must run; only root may do it.`,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	image.AddCommand(imageList(run.List), imageInspect(run.Inspect), imagePull(run.Pull), imageLoad(run.Load),
-		imageRemove(run.Remove), imagePulls(run.Pulls))
+		imageSave(run.Save), imageRemove(run.Remove), imagePrune(run.Prune), imagePulls(run.Pulls))
 	return image
 }
 
@@ -106,6 +108,33 @@ func imageRemove(run ImageRun) *cobra.Command {
 container has been made of stays, and the error names the container.`,
 		Example: `  cribox image rm docker.io/library/nginx:1.29`,
 	})
+	return c
+}
+
+func imageSave(run ImageRun) *cobra.Command {
+	c, o := withImage(run, someImages, &cobra.Command{
+		Use:   "save IMAGE...",
+		Short: "write images into an archive",
+		Long: `Write images into a tar archive in the OCI layout, which "cribox image load", docker, podman and
+skopeo read. It has the layers as they were pulled, for this machine's platform alone. Each is
+hashed again on the way; a damaged one is an error. An ID stands for all tags of its image.`,
+		Example: `  cribox image save app:1 -o app.tar
+  cribox image save app:1 | ssh other-node cribox image load`,
+	})
+	c.Flags().StringVarP(&o.Output, "output", "o", "", "`FILE` for the archive, in the place of the standard output")
+	return c
+}
+
+func imagePrune(run ImageRun) *cobra.Command {
+	c, o := withImage(run, noArguments, &cobra.Command{
+		Use:   "prune",
+		Short: "remove the images that no container needs",
+		Long: `Remove every image that no container was made of, stopped ones included, and that is not pinned.
+A kubelet does this by itself when the disk is full.`,
+		Example: `  cribox image prune --dry-run
+  cribox image prune`,
+	})
+	c.Flags().BoolVar(&o.DryRun, "dry-run", false, "only print what would be removed")
 	return c
 }
 

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -24,7 +25,7 @@ import (
 
 // Commands returns the functions of the command line.
 func Commands() cli.ImageCommands {
-	return cli.ImageCommands{List: list, Inspect: inspect, Pull: pull, Load: load, Remove: remove, Pulls: pulls}
+	return cli.ImageCommands{List: list, Inspect: inspect, Pull: pull, Load: load, Save: save, Remove: remove, Prune: prune, Pulls: pulls}
 }
 
 func list(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
@@ -41,18 +42,21 @@ func list(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Write
 // printImages prints a line for each name, as an image may have several.
 func printImages(out io.Writer, all []admin.Image) error {
 	t := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(t, "IMAGE\tID\tSIZE\tPINNED")
+	fmt.Fprintln(t, "IMAGE\tID\tSIZE\tKEPT")
 	for _, i := range all {
 		names := i.Tags
 		if len(names) == 0 {
 			names = i.Digests
 		}
-		pinned := ""
+		var kept []string
+		if i.InUse {
+			kept = append(kept, "in use")
+		}
 		if i.Pinned {
-			pinned = "pinned"
+			kept = append(kept, "pinned")
 		}
 		for _, n := range names {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", n, shortID(i.ID), size(i.Size), pinned)
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", n, shortID(i.ID), size(i.Size), strings.Join(kept, ", "))
 		}
 	}
 	return t.Flush()
@@ -151,6 +155,61 @@ func load(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Write
 	images, err := newClient(c).follow(ctx, "/v1/load?"+url.Values{"name": {o.Name}}.Encode(), io.MultiReader(in), show.event)
 	show.end()
 	return errors.Join(result(out, o, "loaded", images), err)
+}
+
+// save writes to a temporary file beside the wanted one: a file of this name is a whole archive.
+func save(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
+	if o.Output != "" {
+		f, err := os.CreateTemp(filepath.Dir(o.Output), ".cribox-save-")
+		if err != nil {
+			return err
+		}
+		defer os.Remove(f.Name()) // which is gone if all went well
+		defer f.Close()
+		if err := saveTo(ctx, c, o, f); err != nil {
+			return err
+		}
+		if err := errors.Join(f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
+			return err
+		}
+		return os.Rename(f.Name(), o.Output)
+	}
+	if f, ok := out.(*os.File); ok && isTerminal(f) {
+		return errors.New("an archive is not for a terminal: name a file with -o, or send it on: cribox image save IMAGE | ssh NODE cribox image load")
+	}
+	return saveTo(ctx, c, o, out)
+}
+
+func saveTo(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
+	resp, err := newClient(c).do(ctx, http.MethodGet, "/v1/save?"+url.Values{"name": o.Args}.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(out, resp.Body); err != nil {
+		return fmt.Errorf("the archive is not complete: %w", err)
+	}
+	if why := resp.Trailer.Get(admin.ErrorTrailer); why != "" {
+		return fmt.Errorf("the archive is not complete: %s", why)
+	}
+	return nil
+}
+
+func prune(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
+	resp, err := newClient(c).do(ctx, http.MethodPost, fmt.Sprintf("/v1/prune?dry=%t", o.DryRun), nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	var all []admin.Image
+	if err := json.NewDecoder(resp.Body).Decode(&all); err != nil {
+		return err
+	}
+	done := "removed"
+	if o.DryRun {
+		done = "would remove"
+	}
+	return result(out, o, done, all)
 }
 
 // result prints the images that a command has brought.

@@ -9,6 +9,9 @@
 //	DELETE /v1/images/NAME             nothing
 //	POST   /v1/pull     PullRequest    Events, the last with the image
 //	POST   /v1/load?name=NAME          an archive; Events, the last with all images
+//	GET    /v1/save?name=NAME&...      an archive; after an error it is cut off, and the trailer
+//	                                   Cribox-Error says why
+//	POST   /v1/prune?dry=true          []Image
 //	GET    /v1/pulls                   []Pull
 //
 // NAME is escaped as one part of the path.

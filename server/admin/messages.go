@@ -15,6 +15,7 @@ type Image struct {
 	Digests []string       `json:"digests,omitempty"`
 	Size    int64          `json:"size"` // bytes of its blobs, compressed as they were pulled
 	Pinned  bool           `json:"pinned,omitempty"`
+	InUse   bool           `json:"inUse,omitempty"`  // a container was made of it
 	Config  *ocispec.Image `json:"config,omitempty"` // of one image that was asked for
 }
 
@@ -51,7 +52,7 @@ type Event struct {
 }
 
 func imageOf(i imageservice.Image) Image {
-	return Image{ID: i.ID, Tags: i.RepoTags, Digests: i.RepoDigests, Size: i.Size, Pinned: i.Pinned}
+	return Image{ID: i.ID, Tags: i.RepoTags, Digests: i.RepoDigests, Size: i.Size, Pinned: i.Pinned, InUse: i.InUse}
 }
 
 func pullOf(p imageservice.PullStatus) Pull {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +41,8 @@ func New() *Server {
 	mux.Handle("GET /v1/pulls", s.answer(s.pulls))
 	mux.Handle("POST /v1/pull", s.answer(s.pull))
 	mux.Handle("POST /v1/load", s.answer(s.load))
+	mux.Handle("GET /v1/save", s.answer(s.save))
+	mux.Handle("POST /v1/prune", s.answer(s.prune))
 	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: headerTime}
 	return s
 }
@@ -163,6 +166,35 @@ func (s *Server) load(images *imageservice.Images, w http.ResponseWriter, req *h
 			return images.Load(req.Context(), body, req.URL.Query().Get("name"))
 		})
 	return nil
+}
+
+// ErrorTrailer is the trailer of an archive that is not complete.
+const ErrorTrailer = "Cribox-Error"
+
+func (s *Server) save(images *imageservice.Images, w http.ResponseWriter, req *http.Request) error {
+	export, err := images.Export(req.URL.Query()["name"])
+	if err != nil {
+		return err
+	}
+	defer export.Close()
+	w.Header().Set("Content-Type", "application/x-tar")
+	w.Header().Set("Trailer", ErrorTrailer)
+	if err := export.Write(req.Context(), w); err != nil {
+		w.Header().Set(ErrorTrailer, strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	return nil
+}
+
+func (s *Server) prune(images *imageservice.Images, w http.ResponseWriter, req *http.Request) error {
+	removed, err := images.Prune(req.Context(), req.URL.Query().Get("dry") == "true")
+	if err != nil {
+		return err
+	}
+	all := []Image{}
+	for _, i := range removed {
+		all = append(all, imageOf(i))
+	}
+	return send(w, all)
 }
 
 type counted struct {
