@@ -77,6 +77,9 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 	log.G(ctx).WithField("took", time.Since(start).Round(time.Millisecond).String()).
 		Infof("cribox %s serves %s, root %s, state %s", versionString(), c.Listen, c.Root, c.State)
 	manager.ready(ctx)
+	importing, stopImports := context.WithCancel(ctx)
+	imported := importArchives(importing, c, images)
+	defer func() { stopImports(); <-imported }()
 	select {
 	case err = <-served:
 	case <-reloads(ctx, hangup, manager, &inEffect, pods, images):

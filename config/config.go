@@ -35,6 +35,7 @@ type Config struct {
 type Images struct {
 	RegistryConfig string   `toml:"registry_config" comment:"Folder of registries' hosts.toml files (mirrors, certificates), laid out as containerd's certs.d."`
 	Pinned         []string `toml:"pinned" comment:"Images that a kubelet's garbage collection leaves: names as in a pod, or fully qualified ones in which * stands for any characters."`
+	ImportDir      string   `toml:"import_dir" comment:"Folder whose archives of images are loaded at start and when they appear, as docker save writes them or in the OCI layout; relative to root. Empty: none."`
 	Downloads      int64    `toml:"downloads" comment:"Layers that one pull downloads at once."`
 	Unpacks        int64    `toml:"unpacks" comment:"Layers that all pulls together unpack at once. 0: as many as there are processors, at least 2."`
 	StallTime      Duration `toml:"stall_time" comment:"A pull that moves nearly nothing for so long ends, and a registry has so long to begin an answer: 30s, 2m."`
@@ -88,7 +89,7 @@ func Default() Config {
 		LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: DriverAuto, Pause: PauseRuntime,
 		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		Images: Images{
-			RegistryConfig: "/etc/cribox/certs.d", Pinned: []string{}, Downloads: 3, StallTime: Duration(5 * time.Minute),
+			RegistryConfig: "/etc/cribox/certs.d", Pinned: []string{}, ImportDir: "import", Downloads: 3, StallTime: Duration(5 * time.Minute),
 			LayerSizeMax: 64 << 30, ImageSizeMax: 256 << 30, DiskReserve: 15, LayerFilesMax: 5_000_000,
 		},
 		Network: Network{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, NoMasquerade: []string{}},

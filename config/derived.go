@@ -66,6 +66,14 @@ func (c *Config) CNI() (cni.Config, error) {
 	}, err
 }
 
+// ImportFolder returns the absolute path of images.import_dir, "" for none.
+func (c *Config) ImportFolder() string {
+	if dir := c.Images.ImportDir; dir == "" || filepath.IsAbs(dir) {
+		return dir
+	}
+	return filepath.Join(c.Root, c.Images.ImportDir)
+}
+
 // PinnedImages returns the images that the kubelet must not garbage-collect: those of images.pinned
 // and the pause image, without which no pod starts.
 func (c *Config) PinnedImages() (names []string) {

@@ -143,3 +143,74 @@ func spools(d *harness.Daemon) (n int) {
 	}
 	return n
 }
+
+// TestImageSave moves an image from one node to another, by a pipe and by a file.
+func TestImageSave(t *testing.T) {
+	t.Parallel()
+	from, to := harness.NewDaemon(t), harness.NewDaemon(t)
+	ref, id := from.Ref("app:1"), from.Pulled("app:1")
+	archive, errs, err := from.Said(nil, "image", "save", ref)
+	if err != nil {
+		t.Fatalf("save: %s, %v", errs, err)
+	}
+	if out, errs, err := to.Said(strings.NewReader(archive), "image", "load"); err != nil || !strings.HasPrefix(out, "loaded "+ref) {
+		t.Errorf("load: %q, %q, %v", out, errs, err)
+	}
+	if i := to.ImageStatus(ref); i == nil || i.Id != id {
+		t.Errorf("the other node has %v", i)
+	}
+	file := filepath.Join(t.TempDir(), "app.tar")
+	if _, errs, err := from.Said(nil, "image", "save", "-o", file, ref); err != nil {
+		t.Errorf("save -o: %s, %v", errs, err)
+	}
+	if b, err := os.ReadFile(file); err != nil || string(b) != archive {
+		t.Errorf("the file has %d bytes (%v), the pipe got %d", len(b), err, len(archive))
+	}
+	if _, errs, err := from.Said(nil, "image", "save", "-o", file+"2", "no-such:1"); err == nil || !strings.Contains(errs, "not found") {
+		t.Errorf("save of no image: %q, %v", errs, err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(file)); err != nil || len(left) != 1 {
+		t.Errorf("beside the archive are %v (%v)", left, err)
+	}
+	if out, _, err := to.Said(nil, "image", "prune", "--dry-run"); err != nil || !strings.HasPrefix(out, "would remove "+ref) {
+		t.Errorf("prune --dry-run: %q, %v", out, err)
+	}
+	if out, _, err := to.Said(nil, "image", "prune"); err != nil || !strings.HasPrefix(out, "removed "+ref) || to.ImageStatus(ref) != nil {
+		t.Errorf("prune: %q, %v", out, err)
+	}
+}
+
+// TestImportFolder puts archives into the folder before the daemon starts, and while it runs. A bad
+// one costs the others nothing; a start loads again what has been removed, and only that.
+func TestImportFolder(t *testing.T) {
+	t.Parallel()
+	d := harness.PrepareDaemon(t)
+	folder := filepath.Join(d.Root, "import")
+	d.Must(os.MkdirAll(folder, 0o700))
+	put := func(name string, b []byte) {
+		d.Must(os.WriteFile(filepath.Join(folder, name+".part"), b, 0o600))
+		d.Must(os.Rename(filepath.Join(folder, name+".part"), filepath.Join(folder, name)))
+	}
+	listed := func(ref string) {
+		t.Helper()
+		harness.Eventually(d, ref+" to be listed", func() error { return harness.Unless(d.ImageStatus(ref) != nil, "it is not") })
+	}
+	put("bad.tar", []byte("no archive"))
+	put("first.tar", archived(d, "app:1", "nowhere.test/first:1"))
+	d.Start()
+	listed("nowhere.test/first:1")
+	put("second.tar", archived(d, "busybox:1", "nowhere.test/second:1"))
+	listed("nowhere.test/second:1")
+	d.Must(d.RemoveImage("nowhere.test/first:1"))
+	d.Restart()
+	listed("nowhere.test/first:1")
+	log, err := os.ReadFile(d.LogFile())
+	d.Must(err)
+	for file, want := range map[string]int{"bad.tar": 2, "first.tar": 2, "second.tar": 1} {
+		if got := strings.Count(string(log), "/import/"+file); got != want {
+			t.Errorf("the log names %s %d times, want %d", file, got, want)
+		}
+	}
+	d.Must(d.RemoveImage("nowhere.test/first:1"))
+	d.Must(d.RemoveImage("nowhere.test/second:1"))
+}
