@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -46,6 +47,9 @@ type Images struct {
 	layers  *layers.Store
 	garbage *garbage.Collector
 	puller  *pull.Puller
+
+	pinning sync.Mutex // held while pins change, the write to the disk included
+	pins    []string
 }
 
 // Lookup finds an image by ID ("sha256:<hex>" or the hex alone), by tag or digest reference, or by

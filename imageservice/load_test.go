@@ -242,3 +242,38 @@ func TestPrune(t *testing.T) {
 		}
 	}
 }
+
+// TestPin: a pin is there after a restart, and is apart from those of the configuration.
+func TestPin(t *testing.T) {
+	r := imagetest.NewRegistry(t)
+	r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "x"))}, nil)
+	root, configured := filepath.Join(t.TempDir(), "root"), r.Ref("app:configured")
+	open := func() *Images {
+		return newImages(t, func(c *Config) { c.Root, c.Pinned = root, []string{configured} })
+	}
+	s := open()
+	imagetest.Must(t, s.Pin(r.Ref("app:1")))
+	imagetest.Must(t, s.Pin(r.Ref("app:1")))
+	id := s.mustPull(t, r.Ref("app:1")).ID
+	s.SetPinned([]string{configured})
+	if s = open(); !s.List()[0].Pinned {
+		t.Error("after a restart the image is not pinned")
+	}
+	imagetest.Must(t, s.Unpin(r.Ref("app:1")))
+	if i, err := s.Lookup(id); err != nil || i.Pinned {
+		t.Errorf("after unpin: %v, %v", i, err)
+	}
+	if err := s.Unpin(r.Ref("app:1")); !errdefs.IsNotFound(err) {
+		t.Errorf("unpin again: %v", err)
+	}
+	if err := s.Unpin(configured); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("unpin of what is configured: %v", err)
+	}
+	if err := s.Pin("a b"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("pin of what is no name: %v", err)
+	}
+	imagetest.Must(t, os.WriteFile(filepath.Join(root, pinsFile), []byte("{"), 0o600))
+	if s = open(); len(s.List()) != 1 {
+		t.Error("a damaged file of pins costs images")
+	}
+}

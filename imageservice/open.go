@@ -50,6 +50,7 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 	}
 	s := assemble(c, blobs)
 	s.SetPinned(c.Pinned)
+	s.readPins(ctx)
 	if err := s.recover(ctx); err != nil {
 		return nil, fmt.Errorf("open image service: %w", err)
 	}

@@ -7,10 +7,15 @@ import (
 	"sync/atomic"
 )
 
-// PinnedNames are the names of images that are reported as pinned; a * stands for any text.
+// PinnedNames are the names of images that are reported as pinned: those of the configuration, in
+// which a * stands for any text, and those that were added.
 type PinnedNames struct {
 	patterns atomic.Pointer[[]*regexp.Regexp]
+	added    atomic.Pointer[[]string]
 }
+
+// SetAdded replaces the names that were added.
+func (p *PinnedNames) SetAdded(names []string) { p.added.Store(&names) }
 
 // Set implements Images.SetPinned.
 func (p *PinnedNames) Set(names []string) {
@@ -24,5 +29,8 @@ func (p *PinnedNames) Set(names []string) {
 
 // Match reports whether a name is pinned. Set must have been called.
 func (p *PinnedNames) Match(name string) bool {
+	if added := p.added.Load(); added != nil && slices.Contains(*added, name) {
+		return true
+	}
 	return slices.ContainsFunc(*p.patterns.Load(), func(r *regexp.Regexp) bool { return r.MatchString(name) })
 }

@@ -27,7 +27,7 @@ type ImageOptions struct {
 type ImageRun func(context.Context, config.Config, ImageOptions, io.Writer) error
 
 // ImageCommands are what the commands about images do.
-type ImageCommands struct{ List, Inspect, Pull, Load, Save, Remove, Prune, Pulls ImageRun }
+type ImageCommands struct{ List, Inspect, Pull, Load, Save, Pin, Unpin, Remove, Prune, Pulls ImageRun }
 
 func imageCommand(run ImageCommands) *cobra.Command {
 	image := &cobra.Command{
@@ -42,7 +42,7 @@ through the daemon, which must run; only root may do it.`,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	image.AddCommand(imageList(run.List), imageInspect(run.Inspect), imagePull(run.Pull), imageLoad(run.Load),
-		imageSave(run.Save), imageRemove(run.Remove), imagePrune(run.Prune), imagePulls(run.Pulls))
+		imageSave(run.Save), imagePin(run.Pin), imageUnpin(run.Unpin), imageRemove(run.Remove), imagePrune(run.Prune), imagePulls(run.Pulls))
 	return image
 }
 
@@ -122,6 +122,27 @@ hashed again on the way; a damaged one is an error. An ID stands for all tags of
   cribox image save app:1 | ssh other-node cribox image load`,
 	})
 	c.Flags().StringVarP(&o.Output, "output", "o", "", "`FILE` for the archive, in the place of the standard output")
+	return c
+}
+
+func imagePin(run ImageRun) *cobra.Command {
+	c, _ := withImage(run, someImages, &cobra.Command{
+		Use:   "pin IMAGE...",
+		Short: "keep images when the disk is full",
+		Long: `Pin images by their names: a kubelet then does not remove them when the disk is full. The image
+need not be here yet, and the pin outlives the daemon. It is in addition to images.pinned of the
+configuration.`,
+		Example: `  cribox image pin registry.example/app:1`,
+	})
+	return c
+}
+
+func imageUnpin(run ImageRun) *cobra.Command {
+	c, _ := withImage(run, someImages, &cobra.Command{
+		Use:     "unpin IMAGE...",
+		Short:   "undo pin",
+		Example: `  cribox image unpin registry.example/app:1`,
+	})
 	return c
 }
 

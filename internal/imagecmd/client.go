@@ -93,6 +93,8 @@ func (c *client) follow(ctx context.Context, path string, body io.Reader, show f
 
 func imagePath(name string) string { return "/v1/images/" + url.PathEscape(name) }
 
+func pinPath(name string) string { return "/v1/pins/" + url.PathEscape(name) }
+
 func jsonBody(v any) (io.Reader, error) {
 	b, err := json.Marshal(v)
 	return bytes.NewReader(b), err

@@ -25,7 +25,7 @@ import (
 
 // Commands returns the functions of the command line.
 func Commands() cli.ImageCommands {
-	return cli.ImageCommands{List: list, Inspect: inspect, Pull: pull, Load: load, Save: save, Remove: remove, Prune: prune, Pulls: pulls}
+	return cli.ImageCommands{List: list, Inspect: inspect, Pull: pull, Load: load, Save: save, Pin: pin, Unpin: unpin, Remove: remove, Prune: prune, Pulls: pulls}
 }
 
 func list(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
@@ -76,16 +76,29 @@ func inspect(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Wr
 }
 
 func remove(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
+	return forEach(ctx, c, o, out, http.MethodDelete, imagePath, "removed")
+}
+
+func pin(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
+	return forEach(ctx, c, o, out, http.MethodPut, pinPath, "pinned")
+}
+
+func unpin(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
+	return forEach(ctx, c, o, out, http.MethodDelete, pinPath, "unpinned")
+}
+
+// forEach sends a request for each image, and prints the word for each that went well.
+func forEach(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer, method string, path func(string) string, word string) error {
 	var errs []error
 	for _, name := range o.Args {
-		resp, err := newClient(c).do(ctx, http.MethodDelete, imagePath(name), nil)
+		resp, err := newClient(c).do(ctx, method, path(name), nil)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		resp.Body.Close()
 		if !o.JSON {
-			fmt.Fprintln(out, "removed", name)
+			fmt.Fprintln(out, word, name)
 		}
 	}
 	return errors.Join(errs...)

@@ -11,6 +11,8 @@
 //	POST   /v1/load?name=NAME          an archive; Events, the last with all images
 //	GET    /v1/save?name=NAME&...      an archive; after an error it is cut off, and the trailer
 //	                                   Cribox-Error says why
+//	PUT    /v1/pins/NAME               nothing: the name is pinned
+//	DELETE /v1/pins/NAME               nothing: it is not any more
 //	POST   /v1/prune?dry=true          []Image
 //	GET    /v1/pulls                   []Pull
 //

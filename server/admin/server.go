@@ -42,6 +42,8 @@ func New() *Server {
 	mux.Handle("POST /v1/pull", s.answer(s.pull))
 	mux.Handle("POST /v1/load", s.answer(s.load))
 	mux.Handle("GET /v1/save", s.answer(s.save))
+	mux.Handle("PUT /v1/pins/{name}", s.answer(s.pin))
+	mux.Handle("DELETE /v1/pins/{name}", s.answer(s.unpin))
 	mux.Handle("POST /v1/prune", s.answer(s.prune))
 	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: headerTime}
 	return s
@@ -182,6 +184,22 @@ func (s *Server) save(images *imageservice.Images, w http.ResponseWriter, req *h
 	if err := export.Write(req.Context(), w); err != nil {
 		w.Header().Set(ErrorTrailer, strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
+	return nil
+}
+
+func (s *Server) pin(images *imageservice.Images, w http.ResponseWriter, req *http.Request) error {
+	if err := images.Pin(req.PathValue("name")); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) unpin(images *imageservice.Images, w http.ResponseWriter, req *http.Request) error {
+	if err := images.Unpin(req.PathValue("name")); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 
