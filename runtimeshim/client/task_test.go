@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -16,16 +17,22 @@ import (
 // earlier version, which does not know the verb, for all of them.
 func TestOneTask(t *testing.T) {
 	a, b := runtimeshim.Task{ID: "a", Pid: 1}, runtimeshim.Task{ID: "b", Pid: 2}
+	var mu sync.Mutex // guards asked: each call has a goroutine of the shim's
 	var asked []string
+	ask := func(verb string) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked = append(asked, verb)
+	}
 	old := map[string]wire.Handler{
 		"version": func(context.Context, *wire.Inbound) (any, error) { return wire.Version{Format: 1}, nil },
 		"tasks": func(context.Context, *wire.Inbound) (any, error) {
-			asked = append(asked, "tasks")
+			ask("tasks")
 			return []runtimeshim.Task{a, b}, nil
 		},
 	}
 	this := map[string]wire.Handler{"version": old["version"], "task": func(_ context.Context, in *wire.Inbound) (any, error) {
-		asked = append(asked, "task")
+		ask("task")
 		var id wire.Task
 		if err := in.Decode(&id); err != nil {
 			return nil, err
@@ -41,7 +48,9 @@ func TestOneTask(t *testing.T) {
 	}{"earlier": {old, "[tasks tasks]"}, "this": {this, "[task task]"}} {
 		t.Run(name, func(t *testing.T) {
 			k := fakeClient(t, c.handlers)
+			mu.Lock()
 			asked = nil
+			mu.Unlock()
 			if got, err := k.Task(t.Context(), "b"); err != nil || got.Pid != b.Pid {
 				t.Errorf("the task is %+v, %v", got, err)
 			}
@@ -54,6 +63,8 @@ func TestOneTask(t *testing.T) {
 			if err := k.Ping(t.Context()); err != nil {
 				t.Errorf("ping: %v", err)
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			if got := fmt.Sprint(asked); got != c.want {
 				t.Errorf("asked for %s, want %s", got, c.want)
 			}
