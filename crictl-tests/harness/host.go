@@ -68,8 +68,9 @@ var houseKeeping = map[string]*regexp.Regexp{
 	// The parent of pods that name none, and the scopes of shim and logger.
 	ledger.Cgroups: regexp.MustCompile(`^/sys/fs/cgroup(/[^/]+)?/cribox(-[0-9a-f]{6}|_[0-9a-f]{6}\.slice)$|/cribox-(shim|logger)-[0-9a-f]{6}\.scope$`),
 	ledger.Links:   regexp.MustCompile(`^bridge `),
-	ledger.Rules:   regexp.MustCompile(`^nft: table inet cribox_`), // masquerading for the whole subnet
-	ledger.Files:   regexp.MustCompile(`/(last_reserved_ip\.\d+|lock|pause/pause|cni/pod-cidr)$|\.torn(/|$)|leases/[^/]+$|/test-leases$`),
+	// Masquerading for the whole subnet, and the guard of the host's loopback.
+	ledger.Rules: regexp.MustCompile(`^nft: (table inet cribox_|iifname "cbr[0-9a-f]{6}" ip daddr 127\.0\.0\.0/8 drop$)`),
+	ledger.Files: regexp.MustCompile(`/(last_reserved_ip\.\d+|lock|pause/pause|cni/pod-cidr)$|\.torn(/|$)|leases/[^/]+$|/test-leases$|/(imported|pinned)\.json$`),
 	// A connection of a client comes and goes with the client, not with pods; so do the runtime's
 	// own poll descriptors. What a library forgets to close at the start is closed when memory is
 	// collected.

@@ -184,9 +184,9 @@ func TestImageSave(t *testing.T) {
 // one costs the others nothing; a start loads again what has been removed, and only that.
 func TestImportFolder(t *testing.T) {
 	t.Parallel()
-	d := harness.PrepareDaemon(t)
+	d := harness.NewDaemon(t)
+	d.Stop()
 	folder := filepath.Join(d.Root, "import")
-	d.Must(os.MkdirAll(folder, 0o700))
 	put := func(name string, b []byte) {
 		d.Must(os.WriteFile(filepath.Join(folder, name+".part"), b, 0o600))
 		d.Must(os.Rename(filepath.Join(folder, name+".part"), filepath.Join(folder, name)))
@@ -211,6 +211,7 @@ func TestImportFolder(t *testing.T) {
 			t.Errorf("the log names %s %d times, want %d", file, got, want)
 		}
 	}
-	d.Must(d.RemoveImage("nowhere.test/first:1"))
-	d.Must(d.RemoveImage("nowhere.test/second:1"))
+	for _, name := range []string{"bad.tar", "first.tar", "second.tar"} {
+		d.Must(os.Remove(filepath.Join(folder, name)))
+	}
 }
