@@ -200,7 +200,7 @@ func TestUnkillable(t *testing.T) {
 	d.RunPod(harness.OnHostNetwork).Run(harness.Idle()).Stop(0) // others are served
 	select {
 	case err := <-killed:
-		harness.WantCode(t, err, codes.DeadlineExceeded, c.ID, "killed")
+		harness.WantCode(t, err, codes.DeadlineExceeded, c.ID, "SIGKILL")
 	case <-time.After(2 * harness.Patience):
 		t.Error("a stop without a deadline waits for ever")
 	}
