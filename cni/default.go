@@ -168,7 +168,8 @@ func (b *bridgeNetwork) network(ctx context.Context, subnets []netip.Prefix) (*n
 // unnamed returns the reason why there is no subnet.
 func (b *bridgeNetwork) unnamed() error {
 	if busy, err := b.attached(); err == nil && busy > 0 {
-		return fmt.Errorf("%d pods still have addresses of an earlier range on %s; the kubelet's range can be used once they are removed", busy, b.bridge)
+		return fmt.Errorf("%d pods still have addresses of an earlier range on %s; the kubelet's range can be used once they are removed",
+			busy, b.bridge)
 	}
 	return errors.New("the kubelet has not set the pod CIDR of this node yet")
 }

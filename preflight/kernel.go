@@ -22,7 +22,8 @@ func lookKernel(context.Context, config.Config) []Finding {
 		}
 	}
 	if _, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail"); err != nil {
-		all = append(all, Finding{What: "no seccomp filters: containers with a seccomp profile will be refused", Remedy: "use a kernel with CONFIG_SECCOMP_FILTER"})
+		all = append(all, Finding{What: "no seccomp filters: containers with a seccomp profile will be refused",
+			Remedy: "use a kernel with CONFIG_SECCOMP_FILTER"})
 	} else {
 		all = append(all, Finding{What: "seccomp filters"})
 	}

@@ -88,7 +88,8 @@ func lookForwarding(path string) Finding {
 		return Finding{What: "cannot read whether the host forwards IPv4: " + err.Error(), Remedy: "mount /proc"}
 	}
 	if strings.TrimSpace(string(b)) != "1" {
-		return Finding{What: "the host does not forward IPv4: pods reach each other but nothing beyond the node", Remedy: "sysctl -w net.ipv4.ip_forward=1"}
+		return Finding{What: "the host does not forward IPv4: pods reach each other but nothing beyond the node",
+			Remedy: "sysctl -w net.ipv4.ip_forward=1"}
 	}
 	return Finding{What: "IPv4 forwarding"}
 }

@@ -101,7 +101,8 @@ func (j *journal) parse(ctx context.Context, data []byte) (debts []*Debt, replac
 		}
 		d := &Debt{line: &line{at: int64(start), length: int64(len(text)) + 1}}
 		if err := d.parse(string(pod), rest); err != nil {
-			log.G(ctx).WithError(err).WithField("pod", string(pod)).Warn("the record of a network attachment to release is damaged; the current network will release it")
+			log.G(ctx).WithError(err).WithField("pod", string(pod)).
+				Warn("the record of a network attachment to release is damaged; the current network will release it")
 			d.Record = Record{Pod: string(pod)}
 			j.gap = fmt.Errorf("the record of the network attachment to release of pod %s is damaged", pod)
 		}
@@ -112,7 +113,8 @@ func (j *journal) parse(ctx context.Context, data []byte) (debts []*Debt, replac
 	}
 	if garbage > 0 {
 		j.gap = fmt.Errorf("%d lines of %s do not name a pod", garbage, j.path)
-		log.G(ctx).WithField("file", j.path).Warnf("skipped %d lines of the list of network attachments to release: they do not name a pod", garbage)
+		log.G(ctx).WithField("file", j.path).
+			Warnf("skipped %d lines of the list of network attachments to release: they do not name a pod", garbage)
 	}
 	j.size = int64(len(data))
 	for _, d := range byPod {

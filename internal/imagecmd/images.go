@@ -25,7 +25,8 @@ import (
 
 // Commands returns the functions of the command line.
 func Commands() cli.ImageCommands {
-	return cli.ImageCommands{List: list, Inspect: inspect, Pull: pull, Load: load, Save: save, Pin: pin, Unpin: unpin, Remove: remove, Prune: prune, Pulls: pulls}
+	return cli.ImageCommands{List: list, Inspect: inspect, Pull: pull, Load: load, Save: save, Pin: pin,
+		Unpin: unpin, Remove: remove, Prune: prune, Pulls: pulls}
 }
 
 func list(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
@@ -88,7 +89,8 @@ func unpin(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writ
 }
 
 // forEach sends a request for each image, and prints the word for each that went well.
-func forEach(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer, method string, path func(string) string, word string) error {
+func forEach(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer,
+	method string, path func(string) string, word string) error {
 	var errs []error
 	for _, name := range o.Args {
 		resp, err := newClient(c).do(ctx, method, path(name), nil)
@@ -188,7 +190,8 @@ func save(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Write
 		return os.Rename(f.Name(), o.Output)
 	}
 	if f, ok := out.(*os.File); ok && isTerminal(f) {
-		return errors.New("an archive is not for a terminal: name a file with -o, or send it on: cribox image save IMAGE | ssh NODE cribox image load")
+		return errors.New("an archive is not for a terminal: name a file with -o, or send it on: " +
+			"cribox image save IMAGE | ssh NODE cribox image load")
 	}
 	return saveTo(ctx, c, o, out)
 }
