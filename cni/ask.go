@@ -140,7 +140,7 @@ func changed(before, now error) bool {
 
 // unknownQuestion reports whether err means that a plugin does not know the CNI_COMMAND.
 func unknownQuestion(err error) bool {
-	var said *program.Refusal
+	var said *program.RefusalError
 	return errors.As(err, &said) && said.Code == types.ErrInvalidEnvironmentVariables
 }
 
@@ -177,7 +177,7 @@ func (n *Networks) askStatus(ctx context.Context, w *network) error {
 		if err == nil {
 			continue
 		}
-		var said *program.Refusal
+		var said *program.RefusalError
 		if errors.As(err, &said) && (said.Code == codeUnavailable || said.Code == codeLimited) {
 			err = said // its exit code adds nothing
 		}

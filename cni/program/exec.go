@@ -226,7 +226,7 @@ func (r *run) failure(err error) error {
 		return errors.New("a child process that it left behind keeps its output open")
 	}
 	if told, ok := decodeError(r.stdout.bytes()); ok {
-		err = fmt.Errorf("%w: %w", err, &Refusal{Code: told.Code, text: toldError(r.stdout.bytes())})
+		err = fmt.Errorf("%w: %w", err, &RefusalError{Code: told.Code, text: toldError(r.stdout.bytes())})
 		if told.Code == types.ErrTryAgainLater {
 			err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}
@@ -238,13 +238,13 @@ func (r *run) failure(err error) error {
 	return err
 }
 
-// Refusal is an error that a plugin printed.
-type Refusal struct {
+// RefusalError is an error that a plugin printed.
+type RefusalError struct {
 	Code uint
 	text string
 }
 
-func (r *Refusal) Error() string { return r.text }
+func (r *RefusalError) Error() string { return r.text }
 
 func decodeError(stdout []byte) (types.Error, bool) {
 	var e types.Error
