@@ -13,7 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
-	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/catalog"
 	"github.com/cribox/cribox/imageservice/imageref"
 )
 
@@ -59,7 +59,7 @@ func (s *Images) changePins(name string, change func(pins []string, name string)
 		return err
 	}
 	if err := s.writePins(pins); err != nil {
-		return fmt.Errorf("record the pinned images: %w", fault.Disk(err))
+		return fmt.Errorf("record the pinned images: %w", err)
 	}
 	s.pins = pins
 	s.catalog.Pinned.SetAdded(pins)
@@ -72,23 +72,7 @@ func (s *Images) writePins(pins []string) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(s.cfg.Root, pinsFile)
-	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(raw)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(path+".tmp"))
-	}
-	if err := os.Rename(path+".tmp", path); err != nil {
-		return err
-	}
-	folder, err := os.Open(s.cfg.Root)
-	if err != nil {
-		return err
-	}
-	return errors.Join(folder.Sync(), folder.Close())
+	return catalog.ReplaceFile(filepath.Join(s.cfg.Root, pinsFile), raw, func() {})
 }
 
 // readPins reads the file. A damaged one costs the pins, and not the start.

@@ -209,7 +209,13 @@ func (c *Catalog) Write(r *Record) error {
 	if err != nil {
 		return err
 	}
-	path := c.path(r.ID)
+	return ReplaceFile(c.path(r.ID), b, func() { c.step.Pass("pull.record.written") })
+}
+
+// ReplaceFile replaces a file. written is called once the new content is on disk, under another
+// name. If ReplaceFile returns nil, the new content survives a power failure; if it returns an
+// error, the old one does, unless only the folder could not be synced.
+func ReplaceFile(path string, b []byte, written func()) error {
 	tmp := path + ".tmp"
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -221,14 +227,14 @@ func (c *Catalog) Write(r *Record) error {
 	}
 	err = errors.Join(err, f.Close())
 	if err == nil {
-		c.step.Pass("pull.record.written")
+		written()
 		err = os.Rename(tmp, path)
 	}
 	if err != nil {
 		os.Remove(tmp)
 		return fault.Disk(err)
 	}
-	return syncDir(c.dir)
+	return syncDir(filepath.Dir(path))
 }
 
 // Erase deletes the record of id from disk. After it returns nil, a power failure cannot bring the
