@@ -72,13 +72,15 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 	if err != nil {
 		return errors.Join(err, listener.Close(), commands.Close())
 	}
+	loadArchives := importArchives(ctx, c, images)
 	asked.Open(images)
 	s.Open(pods, images, func() any { return inEffect.Load().Values() })
 	log.G(ctx).WithField("took", time.Since(start).Round(time.Millisecond).String()).
 		Infof("cribox %s serves %s, root %s, state %s", versionString(), c.Listen, c.Root, c.State)
 	manager.ready(ctx)
 	importing, stopImports := context.WithCancel(ctx)
-	imported := importArchives(importing, c, images)
+	imported := make(chan struct{})
+	go func() { loadArchives(importing); close(imported) }()
 	defer func() { stopImports(); <-imported }()
 	select {
 	case err = <-served:

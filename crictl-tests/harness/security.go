@@ -2,7 +2,10 @@ package harness
 
 import (
 	"archive/tar"
-	"strings"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
 
 	"github.com/google/go-containerregistry/pkg/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -15,16 +18,21 @@ func SymlinkEntry(name, to string) fixture.Entry {
 	return fixture.Entry{Name: name, Type: tar.TypeSymlink, Link: to}
 }
 
-// PausePID is the process that holds the pod's namespaces.
-func (p *Pod) PausePID() int {
+// PausePID is the process that holds the pod's namespaces. It waits until that is the pause program
+// and has nothing left to do: runtimes return before.
+func (p *Pod) PausePID() (pid int) {
 	p.Helper()
-	for _, process := range p.ProcessesOf(p.ID) {
-		if len(process.Args) > 0 && strings.Contains(process.Args[0], "pause") {
-			return process.Pid
+	Eventually(p, "the pause process of "+p.ID, func() error {
+		for _, process := range p.ProcessesOf(p.ID) {
+			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", process.Pid))
+			if err == nil && bytes.HasPrefix(status, []byte("Name:\tpause\n")) {
+				pid = process.Pid
+				return Unless(bytes.Contains(status, []byte("\nState:\tS")), "it is at work")
+			}
 		}
-	}
-	p.Fatalf("pod %s has no pause process", p.ID)
-	return 0
+		return errors.New("there is none")
+	})
+	return pid
 }
 
 // MayFail runs a command that may exit with any code.

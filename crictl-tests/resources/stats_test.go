@@ -319,6 +319,10 @@ func TestPodStats(t *testing.T) {
 		n := figure("pids", "pids.current", "pids.current", "", 1)
 		return harness.Unless(n == 3, "the kernel counts %d", n)
 	})
+	harness.Eventually(t, "the resident set", func() error { // the kernel adds up a cgroup's memory every two seconds
+		rss := stats(p).Linux.Memory.GetRssBytes().GetValue()
+		return harness.Unless(rss >= 20000000, "it has %d bytes", rss)
+	})
 	before := figure("cpuacct", "cpuacct.usage", "cpu.stat", "usage_usec", 1000)
 	s := stats(p)
 	after := figure("cpuacct", "cpuacct.usage", "cpu.stat", "usage_usec", 1000)

@@ -124,7 +124,7 @@ func sortedKeys(a, b map[string]string) []string {
 // portrait is all that can be seen of a pod's pause process, without what differs between any two.
 func portrait(t *testing.T, p *harness.Pod) map[string]string {
 	t.Helper()
-	pid := pauseOf(t, p)
+	pid := p.PausePID()
 	seen := map[string]string{}
 	proc := fmt.Sprintf("/proc/%d/", pid)
 	shim := strconv.Itoa(p.Role("shim"))
@@ -176,21 +176,6 @@ func portrait(t *testing.T, p *harness.Pod) map[string]string {
 		seen["sysctl "+name] = plain(string(out)) + fmt.Sprint(err)
 	}
 	return seen
-}
-
-// pauseOf waits until the pause process is the program: runc returns before.
-func pauseOf(t *testing.T, p *harness.Pod) (pid int) {
-	t.Helper()
-	harness.Eventually(t, "the pause process", func() error {
-		for _, process := range p.ProcessesOf(p.ID) {
-			if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", process.Pid)); err == nil && string(name) == "pause\n" {
-				pid = process.Pid
-				return nil
-			}
-		}
-		return fmt.Errorf("there is none")
-	})
-	return pid
 }
 
 // ownedBy says whether a namespace belongs to a user namespace.

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Config is the configuration of Run.
+// Config is the configuration of Open.
 type Config struct {
 	Folder string // of the archives; it is made
 	Record string // file with what has been loaded
@@ -41,37 +41,59 @@ func (l loaded) is(info os.FileInfo) bool {
 	return l.Size == info.Size() && l.Time.Equal(info.ModTime())
 }
 
-// folder is a folder that is being watched.
-type folder struct {
+// Folder is a folder that is being watched.
+type Folder struct {
 	Config
+	events *os.File          // an inotify instance
 	record map[string]loaded // by name
 	failed map[string]loaded // tried again after a change, and at the next start
 }
 
-// Run loads archives until ctx ends. It returns an error if the folder cannot be watched; an
-// archive that cannot be loaded is only logged.
-func Run(ctx context.Context, c Config) error {
+// Open makes the folder and watches it: what appears from now on is seen by Run, which has to be
+// called. It returns an error if the folder cannot be watched.
+func Open(ctx context.Context, c Config) (*Folder, error) {
 	if err := os.MkdirAll(c.Folder, 0o700); err != nil {
-		return err
+		return nil, err
 	}
-	changes, err := watch(ctx, c.Folder)
+	events, err := watch(c.Folder)
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", c.Folder, err)
+		return nil, fmt.Errorf("watch %s: %w", c.Folder, err)
 	}
-	f := &folder{Config: c, record: map[string]loaded{}, failed: map[string]loaded{}}
+	f := &Folder{Config: c, events: events, record: map[string]loaded{}, failed: map[string]loaded{}}
 	if raw, err := os.ReadFile(c.Record); err == nil {
 		if err := json.Unmarshal(raw, &f.record); err != nil {
 			log.G(ctx).WithError(err).WithField("file", c.Record).Warn("the record of loaded archives is damaged; loading all of them again")
 		}
 	}
+	return f, nil
+}
+
+func watch(dir string) (*os.File, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_CLOSE_WRITE|unix.IN_MOVED_TO|unix.IN_ATTRIB); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), "inotify"), nil
+}
+
+// Run loads archives until ctx ends, and then watches no more. It returns an error if the kernel
+// reports no more changes; an archive that cannot be loaded is only logged.
+func (f *Folder) Run(ctx context.Context) error {
+	changes := make(chan struct{}, 1)
+	stop := context.AfterFunc(ctx, func() { f.events.Close() })
+	defer stop()
+	go f.read(changes)
 	for {
 		if err := f.scan(ctx); err != nil && ctx.Err() == nil {
-			log.G(ctx).WithError(err).WithField("folder", c.Folder).Warn("cannot read the folder of archives")
+			log.G(ctx).WithError(err).WithField("folder", f.Folder).Warn("cannot read the folder of archives")
 		}
 		select {
 		case _, ok := <-changes:
 			if !ok && ctx.Err() == nil {
-				return fmt.Errorf("watch %s: the kernel reports no more changes", c.Folder)
+				return fmt.Errorf("watch %s: the kernel reports no more changes", f.Folder)
 			}
 		case <-ctx.Done():
 		}
@@ -81,37 +103,23 @@ func Run(ctx context.Context, c Config) error {
 	}
 }
 
-// watch returns a channel that gets a value after files have changed. It is closed when ctx ends.
-func watch(ctx context.Context, dir string) (<-chan struct{}, error) {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return nil, err
-	}
-	events := os.NewFile(uintptr(fd), "inotify")
-	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_CLOSE_WRITE|unix.IN_MOVED_TO|unix.IN_ATTRIB); err != nil {
-		events.Close()
-		return nil, err
-	}
-	changes := make(chan struct{}, 1)
-	stop := context.AfterFunc(ctx, func() { events.Close() })
-	go func() {
-		defer close(changes)
-		defer stop()
-		for buf := make([]byte, 64<<10); ; {
-			if _, err := events.Read(buf); err != nil {
-				return
-			}
-			select {
-			case changes <- struct{}{}:
-			default: // a scan is due already
-			}
+// read puts a value into changes after files have changed. It closes changes when the kernel
+// reports no more, which is so once events is closed.
+func (f *Folder) read(changes chan<- struct{}) {
+	defer close(changes)
+	for buf := make([]byte, 64<<10); ; {
+		if _, err := f.events.Read(buf); err != nil {
+			return
 		}
-	}()
-	return changes, nil
+		select {
+		case changes <- struct{}{}:
+		default: // a scan is due already
+		}
+	}
 }
 
 // scan loads what is new.
-func (f *folder) scan(ctx context.Context) error {
+func (f *Folder) scan(ctx context.Context) error {
 	entries, err := os.ReadDir(f.Folder)
 	if err != nil {
 		return err
@@ -143,7 +151,7 @@ func unfinished(name string) bool {
 	return strings.HasPrefix(name, ".") || strings.HasSuffix(name, ".part") || strings.HasSuffix(name, ".tmp")
 }
 
-func (f *folder) hasAll(name string) bool {
+func (f *Folder) hasAll(name string) bool {
 	for _, id := range f.record[name].Images {
 		if !f.Has(id) {
 			return false
@@ -153,9 +161,9 @@ func (f *folder) hasAll(name string) bool {
 }
 
 // load loads one archive. It returns an error only when ctx has ended.
-func (f *folder) load(ctx context.Context, name string, info os.FileInfo) error {
+func (f *Folder) load(ctx context.Context, name string, info os.FileInfo) error {
 	began := time.Now()
-	ids, err := f.read(ctx, name)
+	ids, err := f.loadFile(ctx, name)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -175,7 +183,7 @@ func (f *folder) load(ctx context.Context, name string, info os.FileInfo) error 
 	return nil
 }
 
-func (f *folder) read(ctx context.Context, name string) ([]string, error) {
+func (f *Folder) loadFile(ctx context.Context, name string) ([]string, error) {
 	file, err := os.OpenFile(filepath.Join(f.Folder, name), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
@@ -185,7 +193,7 @@ func (f *folder) read(ctx context.Context, name string) ([]string, error) {
 }
 
 // save replaces the record.
-func (f *folder) save() error {
+func (f *Folder) save() error {
 	raw, err := json.Marshal(f.record)
 	if err != nil {
 		return err
