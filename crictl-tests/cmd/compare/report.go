@@ -58,7 +58,7 @@ func machine() string {
 	var memory unix.Sysinfo_t
 	_ = unix.Sysinfo(&memory)
 	return fmt.Sprintf("%d processors (%s), %d GiB of memory, Linux %s, %s", goruntime.NumCPU(), goruntime.GOARCH,
-		(uint64(memory.Totalram)*uint64(memory.Unit)+1<<29)>>30, unix.ByteSliceToString(kernel.Release[:]), cgroupVersion())
+		(memory.Totalram*uint64(memory.Unit)+1<<29)>>30, unix.ByteSliceToString(kernel.Release[:]), cgroupVersion())
 }
 
 func cgroupVersion() string {
