@@ -70,7 +70,8 @@ func lockFolder(kind string, path *string, mode os.FileMode) (*os.File, error) {
 		if readErr != nil || len(pid) == 0 {
 			return nil, fmt.Errorf("%s folder %s is in use by another process", kind, dir)
 		}
-		return nil, fmt.Errorf("%s folder %s is in use by the cribox process with pid %s", kind, dir, strings.TrimSpace(string(pid)))
+		return nil, fmt.Errorf("%s folder %s is in use by the cribox process with pid %s",
+			kind, dir, strings.TrimSpace(string(pid)))
 	}
 	if err := f.Truncate(0); err != nil {
 		return nil, fmt.Errorf("%s folder: %w", kind, err)
@@ -167,11 +168,13 @@ func claim(root, state string) error {
 	}
 	tasks, readErr := os.ReadDir(filepath.Join(state, "shim"))
 	if err == nil && readErr != nil && !errors.Is(readErr, os.ErrNotExist) {
-		return fmt.Errorf("state folder %s belongs to a root folder other than %s; cannot tell whether anything in it still runs: %w",
+		return fmt.Errorf("state folder %s belongs to a root folder other than %s; "+
+			"cannot tell whether anything in it still runs: %w",
 			state, root, readErr)
 	}
 	if err == nil && len(tasks) > 0 {
-		return fmt.Errorf("state folder %s holds %d tasks of a root folder other than %s: is this the right root folder, and is it mounted?",
+		return fmt.Errorf("state folder %s holds %d tasks of a root folder other than %s: is this the right root folder, "+
+			"and is it mounted?",
 			state, len(tasks), root)
 	}
 	if err := writeWhole(filepath.Join(state, ownerFile), id); err != nil {

@@ -40,8 +40,9 @@ func run(args []string, out io.Writer) error {
 		return runHelper(ctx, args[0], args[1:])
 	}
 	root := cli.New(versionString(), cli.Commands{
-		Serve: withLogLevel(serve), Check: withLogLevel(check), Config: withLogLevel(printConfig), Shutdown: withLogLevel(shutdown),
-		Image: imagecmd.Commands(),
+		Serve: withLogLevel(serve), Check: withLogLevel(check), Config: withLogLevel(printConfig),
+		Shutdown: withLogLevel(shutdown),
+		Image:    imagecmd.Commands(),
 	})
 	root.SetArgs(args)
 	root.SetOut(out)

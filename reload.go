@@ -46,7 +46,8 @@ func reload(ctx context.Context, old config.Config, pods *sandbox.Manager, image
 	}
 	now, late := config.Reload(old, next)
 	if err := log.SetLevel(now.LogLevel); err != nil {
-		log.G(ctx).WithError(err).Error("cannot change the log level; keeping the current one") // cannot happen: the level was checked
+		// cannot happen: the level was checked
+		log.G(ctx).WithError(err).Error("cannot change the log level; keeping the current one")
 	}
 	pods.SetHandlers(ctx, handlers(now), now.DefaultRuntime)
 	images.SetPinned(now.PinnedImages())

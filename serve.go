@@ -102,7 +102,8 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 func openPackages(ctx context.Context, c config.Config) (*sandbox.Manager, *imageservice.Images, error) {
 	images, err := imageservice.Open(ctx, imageservice.Config{
 		Root: c.Root, RegistryConfig: c.Images.RegistryConfig, Pinned: c.PinnedImages(), Step: steps,
-		MaxDownloads: int(c.Images.Downloads), MaxUnpacks: int(c.Images.Unpacks), StallTimeout: time.Duration(c.Images.StallTime),
+		MaxDownloads: int(c.Images.Downloads), MaxUnpacks: int(c.Images.Unpacks),
+		StallTimeout: time.Duration(c.Images.StallTime),
 		Limits: imageservice.Limits{
 			LayerBytes: int64(c.Images.LayerSizeMax), ImageBytes: int64(c.Images.ImageSizeMax), Entries: c.Images.LayerFilesMax,
 			Reserve: int(c.Images.DiskReserve),
@@ -121,7 +122,8 @@ func openPackages(ctx context.Context, c config.Config) (*sandbox.Manager, *imag
 	}
 	pods, err := sandbox.Open(ctx, sandbox.Config{
 		Root: c.Root, State: c.State, Instance: c.Instance(), Images: images, Network: network,
-		Connect:  connector(client.Config{State: c.State, LogLevel: c.LogLevel, Scope: c.Scopes(sandbox.SystemdRuns()), Step: steps}),
+		Connect: connector(client.Config{State: c.State, LogLevel: c.LogLevel, Scope: c.Scopes(sandbox.SystemdRuns()),
+			Step: steps}),
 		Features: oci.AskFeatures,
 		Handlers: handlers(c), Default: c.DefaultRuntime, Pause: c.PauseImage, SystemdCgroup: systemd, Step: steps,
 		CDISpecDirs: c.CDISpecDirs, SELinux: c.Containers.SELinux,

@@ -130,7 +130,8 @@ func (a *asker) question(ctx context.Context, cancel context.CancelFunc, w *netw
 		a.words, a.mute = err, nil
 	}
 	if changed(before[0], a.words) || changed(before[1], a.mute) {
-		log.G(ctx).WithField("network", w.name).WithError(errors.Join(a.words, a.mute)).Info("the network plugins changed their status")
+		log.G(ctx).WithField("network", w.name).WithError(errors.Join(a.words, a.mute)).
+			Info("the network plugins changed their status")
 	}
 }
 

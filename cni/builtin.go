@@ -240,7 +240,8 @@ func (c *call) result(br, host bridge.Link, p *bridge.Port) ([]byte, error) {
 		{Name: p.Inside, Mac: p.MAC().String(), Sandbox: c.netns},
 	}}
 	for i, a := range p.Addresses {
-		res.IPs = append(res.IPs, &types100.IPConfig{Interface: types100.Int(2), Address: *ipNet(a), Gateway: p.Gateways[i].AsSlice()})
+		res.IPs = append(res.IPs, &types100.IPConfig{Interface: types100.Int(2), Address: *ipNet(a),
+			Gateway: p.Gateways[i].AsSlice()})
 		res.Routes = append(res.Routes, &types.Route{Dst: *ipNet(p.Routes[i])})
 	}
 	as, err := res.GetAsVersion(c.conf.CNIVersion)

@@ -111,7 +111,8 @@ func (b *bridgeNetwork) hold() (release func(), err error) {
 	case b.changing:
 		return nil, fmt.Errorf("it is already being changed: %w", errdefs.ErrFailedPrecondition)
 	case b.joining > 0:
-		return nil, fmt.Errorf("%d pods are being attached to %s: %w", b.joining, joinPrefixes(b.subnet), errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("%d pods are being attached to %s: %w",
+			b.joining, joinPrefixes(b.subnet), errdefs.ErrFailedPrecondition)
 	}
 	b.changing = true
 	return func() {
@@ -168,7 +169,8 @@ func (b *bridgeNetwork) network(ctx context.Context, subnets []netip.Prefix) (*n
 // unnamed returns the reason why there is no subnet.
 func (b *bridgeNetwork) unnamed() error {
 	if busy, err := b.attached(); err == nil && busy > 0 {
-		return fmt.Errorf("%d pods still have addresses of an earlier range on %s; the kubelet's range can be used once they are removed",
+		return fmt.Errorf("%d pods still have addresses of an earlier range on %s; "+
+			"the kubelet's range can be used once they are removed",
 			busy, b.bridge)
 	}
 	return errors.New("the kubelet has not set the pod CIDR of this node yet")
@@ -182,7 +184,8 @@ func (b *bridgeNetwork) translate(ctx context.Context,
 	if len(subnets) == 0 {
 		return nil, b.unnamed()
 	}
-	w := &network{name: b.name, file: file, version: list.CNIVersion, ours: true, subnets: subnets, builtin: b.masq.works(ctx)}
+	w := &network{name: b.name, file: file, version: list.CNIVersion, ours: true, subnets: subnets,
+		builtin: b.masq.works(ctx)}
 	if n := count(list, ownType); n > 1 {
 		return nil, fmt.Errorf("plugin type %s occurs %d times", ownType, n)
 	}
@@ -313,18 +316,21 @@ func (b *bridgeNetwork) prepare(ctx context.Context, subnets []netip.Prefix) err
 // or has a debt. Idempotent.
 func (n *Networks) RemoveDefault(ctx context.Context) error {
 	if ids := n.debts.OfNetwork(n.own.name); len(ids) > 0 {
-		return fmt.Errorf("remove default network: %d pods are attached, for example %s: %w", len(ids), ids[0], errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("remove default network: %d pods are attached, for example %s: %w",
+			len(ids), ids[0], errdefs.ErrFailedPrecondition)
 	}
 	busy, err := n.own.attached()
 	if err != nil {
 		return fmt.Errorf("remove default network: %w", err)
 	}
 	if busy > 0 {
-		return fmt.Errorf("remove default network: %d links are attached to %s: %w", busy, n.own.bridge, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("remove default network: %d links are attached to %s: %w",
+			busy, n.own.bridge, errdefs.ErrFailedPrecondition)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.c.Timeout)
 	defer cancel()
-	if err := errors.Join(n.own.removeBridge(), n.own.removeMasquerade(ctx), n.own.removeFiles(n.c.cacheDir())); err != nil {
+	if err := errors.Join(n.own.removeBridge(), n.own.removeMasquerade(ctx),
+		n.own.removeFiles(n.c.cacheDir())); err != nil {
 		return fmt.Errorf("remove default network: %w", err)
 	}
 	return nil

@@ -120,7 +120,8 @@ func othersOn(folder, network string, ours []string) error {
 		if err != nil {
 			return fmt.Errorf("look for other runtimes that use it: %w", err)
 		}
-		if data == nil || json.Unmarshal(data, &result) == nil && (result.NetworkName != network || slices.Contains(ours, result.ContainerID)) {
+		if data == nil || json.Unmarshal(data, &result) == nil &&
+			(result.NetworkName != network || slices.Contains(ours, result.ContainerID)) {
 			continue
 		}
 		return fmt.Errorf("another runtime uses it, according to %s", path)

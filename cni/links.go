@@ -109,7 +109,8 @@ func (b *bridgeNetwork) survey(subnets []netip.Prefix) (serving bool, stale netl
 			return false, nil, err
 		}
 		if busy > 0 {
-			return false, nil, fmt.Errorf("bridge %s serves %d pods in %s, not in %s", b.bridge, busy, p.Masked(), joinPrefixes(subnets))
+			return false, nil, fmt.Errorf("bridge %s serves %d pods in %s, not in %s",
+				b.bridge, busy, p.Masked(), joinPrefixes(subnets))
 		}
 		return false, l, nil
 	}
@@ -144,7 +145,8 @@ func (b *bridgeNetwork) overlap(subnets []netip.Prefix) error {
 	}
 	for _, r := range routes {
 		p, ok := prefixOf(r.Dst)
-		if !ok || p.Bits() == 0 || r.LinkIndex == before || r.LinkIndex == after || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() {
+		if !ok || p.Bits() == 0 || r.LinkIndex == before || r.LinkIndex == after || p.Addr().IsLinkLocalUnicast() ||
+			p.Addr().IsMulticast() {
 			continue
 		}
 		for _, s := range subnets {

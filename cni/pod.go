@@ -66,7 +66,8 @@ func (p *Pod) args() ([][2]string, error) {
 	}
 	for _, kv := range args {
 		if !utf8.ValidString(kv[1]) || strings.ContainsFunc(kv[1], splitsArgs) {
-			return nil, fmt.Errorf("%s %q of pod %s cannot be passed to a plugin: %w", kv[0], kv[1], p.ID, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("%s %q of pod %s cannot be passed to a plugin: %w",
+				kv[0], kv[1], p.ID, errdefs.ErrInvalidArgument)
 		}
 	}
 	return args, nil

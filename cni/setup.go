@@ -103,7 +103,8 @@ func (n *Networks) clearEarlier(ctx context.Context, r ledger.Record, pod Pod) e
 			return fmt.Errorf("cannot undo the earlier attempt %s: %w: %w", id, err, errdefs.ErrUnavailable)
 		}
 		if err != nil {
-			log.G(ctx).WithError(err).WithField("pod", id).Warn("cannot undo an earlier attempt in a former network yet; will retry")
+			log.G(ctx).WithError(err).WithField("pod", id).
+				Warn("cannot undo an earlier attempt in a former network yet; will retry")
 		}
 	}
 	return nil
@@ -119,7 +120,9 @@ func (n *Networks) replaced(ctx context.Context, id string) bool {
 
 // prepare chooses the network and completes the record with it. The network's subnets cannot change
 // until arrived is called.
-func (n *Networks) prepare(ctx context.Context, r *ledger.Record) (list *libcni.NetworkConfigList, arrived func(), err error) {
+func (n *Networks) prepare(
+	ctx context.Context, r *ledger.Record,
+) (list *libcni.NetworkConfigList, arrived func(), err error) {
 	var has map[string]json.RawMessage
 	if err := json.Unmarshal(r.Capabilities, &has); err != nil {
 		return nil, nil, err

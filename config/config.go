@@ -89,10 +89,12 @@ func Default() Config {
 		LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: DriverAuto, Pause: PauseRuntime,
 		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		Images: Images{
-			RegistryConfig: "/etc/cribox/certs.d", Pinned: []string{}, ImportDir: "import", Downloads: 3, StallTime: Duration(5 * time.Minute),
+			RegistryConfig: "/etc/cribox/certs.d", Pinned: []string{}, ImportDir: "import", Downloads: 3,
+			StallTime:    Duration(5 * time.Minute),
 			LayerSizeMax: 64 << 30, ImageSizeMax: 256 << 30, DiskReserve: 15, LayerFilesMax: 5_000_000,
 		},
-		Network: Network{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, NoMasquerade: []string{}},
+		Network: Network{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"},
+			NoMasquerade: []string{}},
 		Containers: Containers{
 			Ulimits: []string{}, HostPathMissing: PathCreate, HostPathNever: []string{},
 			UnprivilegedPorts: true, UnprivilegedPing: true, SELinux: true, ShmSize: 64 << 20,

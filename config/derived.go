@@ -21,7 +21,8 @@ func (c *Config) SystemdCgroup(systemdRuns bool) (bool, error) {
 	switch c.CgroupDriver {
 	case DriverSystemd:
 		if !systemdRuns {
-			return false, errors.New("cgroup_driver is systemd, but systemd is not PID 1 on this machine: set it to cgroupfs or auto")
+			return false, errors.New("cgroup_driver is systemd, but systemd is not PID 1 on this machine: " +
+				"set it to cgroupfs or auto")
 		}
 		return true, nil
 	case DriverCgroupfs:

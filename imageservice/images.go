@@ -23,9 +23,10 @@ type Config struct {
 	Limits         layers.Limits // limits on what a registry can make us store
 	StallTimeout   time.Duration // a pull that moves no bytes for this long is cancelled; default 5 min
 	MaxDownloads   int           // parallel downloads of one pull; default 3
-	MaxUnpacks     int           // layers that all pulls unpack in parallel, and as many during download; default CPUs, at least 2
-	Pinned         []string      // names of pinned images, see SetPinned
-	Step           step.Hook
+	// layers that all pulls unpack in parallel, and as many during download; default CPUs, at least 2
+	MaxUnpacks int
+	Pinned     []string // names of pinned images, see SetPinned
+	Step       step.Hook
 
 	syncfs func(fd int) error // replaces the system call in tests
 }

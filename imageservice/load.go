@@ -51,13 +51,16 @@ func (s *Images) Load(ctx context.Context, r io.Reader, name string) ([]Image, e
 }
 
 // loadImage loads one image of the archive under all its names, or under the given one.
-func (s *Images) loadImage(ctx context.Context, a *archive.Archive, i archive.Image, name string) (image Image, err error) {
+func (s *Images) loadImage(
+	ctx context.Context, a *archive.Archive, i archive.Image, name string,
+) (image Image, err error) {
 	names := i.Names
 	if name != "" {
 		names = []string{name}
 	}
 	if len(names) == 0 {
-		return Image{}, fmt.Errorf("the archive has no name for image %s: give it one: %w", imageref.Short(i.Root), errdefs.ErrInvalidArgument)
+		return Image{}, fmt.Errorf("the archive has no name for image %s: give it one: %w",
+			imageref.Short(i.Root), errdefs.ErrInvalidArgument)
 	}
 	for _, n := range names {
 		t, err := imageref.Parse(n)

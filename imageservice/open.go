@@ -64,7 +64,8 @@ func assemble(c Config, blobs *content.Blobs) *Images {
 	catalog := catalog.New(filepath.Join(c.Root, "images"), c.Step, blobs, store, pins)
 	garbage := garbage.New(catalog, blobs, store, pins, c.Step)
 	puller := pull.New(pull.Config{
-		Root: c.Root, Client: registry.NewClient(c.RegistryConfig, c.StallTimeout), Limits: c.Limits, StallTimeout: c.StallTimeout,
+		Root: c.Root, Client: registry.NewClient(c.RegistryConfig, c.StallTimeout), Limits: c.Limits,
+		StallTimeout: c.StallTimeout,
 		MaxDownloads: c.MaxDownloads, MaxUnpacks: c.MaxUnpacks, Step: c.Step, Syncfs: c.syncfs,
 	}, garbage)
 	return &Images{cfg: c, catalog: catalog, blobs: blobs, layers: store, garbage: garbage, puller: puller}
@@ -78,7 +79,8 @@ func makeFolders(root string) error {
 			return err
 		}
 	}
-	for d, mode := range map[string]os.FileMode{"content": 0o700, "images": 0o700, "layers": 0o700, "layers/empty": 0o755, "layers/none": 0o755} {
+	for d, mode := range map[string]os.FileMode{"content": 0o700, "images": 0o700, "layers": 0o700, "layers/empty": 0o755,
+		"layers/none": 0o755} {
 		if err := os.Chmod(filepath.Join(root, d), mode); err != nil {
 			return err
 		}

@@ -41,7 +41,8 @@ func (s *Images) Unpin(name string) error {
 		case len(left) < len(pins):
 			return left, nil
 		case s.catalog.Pinned.Match(name):
-			return nil, fmt.Errorf("unpin %s: the configuration pins it (images.pinned, pause_image): %w", name, errdefs.ErrFailedPrecondition)
+			return nil, fmt.Errorf("unpin %s: the configuration pins it (images.pinned, pause_image): %w",
+				name, errdefs.ErrFailedPrecondition)
 		}
 		return nil, fmt.Errorf("unpin %s: it is not pinned: %w", name, errdefs.ErrNotFound)
 	})
@@ -86,7 +87,8 @@ func (s *Images) readPins(ctx context.Context) {
 		err = json.Unmarshal(raw, &s.pins)
 	}
 	if err != nil {
-		log.G(ctx).WithError(err).WithField("file", path).Error("cannot read which images were pinned; pin them again (cribox image pin)")
+		log.G(ctx).WithError(err).WithField("file", path).
+			Error("cannot read which images were pinned; pin them again (cribox image pin)")
 		return
 	}
 	s.catalog.Pinned.SetAdded(s.pins)

@@ -44,7 +44,8 @@ func (s *Images) Mount(ctx context.Context, r Rootfs) error {
 	if err != nil {
 		return fmt.Errorf("mount root filesystem: %w", err)
 	}
-	spec := overlay.Spec{Layers: s.layers.Root, Lower: image.Stack(), Dir: r.Dir, Target: r.Target, Label: r.Label, ReadOnly: r.ReadOnly, UserNS: r.UserNS}
+	spec := overlay.Spec{Layers: s.layers.Root, Lower: image.Stack(), Dir: r.Dir, Target: r.Target, Label: r.Label,
+		ReadOnly: r.ReadOnly, UserNS: r.UserNS}
 	if err := overlay.Mount(spec); err != nil {
 		return fmt.Errorf("mount root filesystem at %s: %w", r.Target, err)
 	}

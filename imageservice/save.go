@@ -105,8 +105,10 @@ func (s *Images) saved(image Image) (archive.Saved, error) {
 		}
 		doc, err := manifest.Decode(raw, "")
 		if err == nil && doc.Manifest != nil && doc.Manifest.Config.Digest.String() == image.ID {
-			return archive.Saved{Names: image.RepoTags, Manifest: doc.Manifest, Root: manifest.Describe(raw, cmp.Or(doc.Manifest.MediaType, ocispec.MediaTypeImageManifest))}, nil
+			return archive.Saved{Names: image.RepoTags, Manifest: doc.Manifest,
+				Root: manifest.Describe(raw, cmp.Or(doc.Manifest.MediaType, ocispec.MediaTypeImageManifest))}, nil
 		}
 	}
-	return archive.Saved{}, fmt.Errorf("the manifest of image %s is not on this node any more; pull the image again: %w", image.ID, errdefs.ErrDataLoss)
+	return archive.Saved{}, fmt.Errorf("the manifest of image %s is not on this node any more; pull the image again: %w",
+		image.ID, errdefs.ErrDataLoss)
 }

@@ -37,7 +37,8 @@ func lookControllers() []Finding {
 	if fs.Type == unix.CGROUP2_SUPER_MAGIC {
 		return []Finding{{What: "cgroup v2"}}
 	}
-	all := []Finding{{What: "cgroup v1", Remedy: "kubelet needs failCgroupV1: false; boot with systemd.unified_cgroup_hierarchy=1 for v2"}}
+	all := []Finding{{What: "cgroup v1", Remedy: "kubelet needs failCgroupV1: false; " +
+		"boot with systemd.unified_cgroup_hierarchy=1 for v2"}}
 	for _, controller := range []string{"memory", "cpu", "cpuacct", "cpuset", "devices", "freezer", "pids"} {
 		if _, err := os.Stat("/sys/fs/cgroup/" + controller); err != nil {
 			all = append(all, Finding{What: "no cgroup controller " + controller,

@@ -18,7 +18,8 @@ func lookKernel(context.Context, config.Config) []Finding {
 	all := []Finding{{What: "kernel " + unix.ByteSliceToString(u.Release[:])}}
 	for _, ns := range []string{"net", "pid", "ipc", "uts", "mnt"} {
 		if _, err := os.Stat("/proc/self/ns/" + ns); err != nil {
-			all = append(all, Finding{What: "no " + ns + " namespaces", Remedy: "use a kernel with CONFIG_NAMESPACES", Fatal: true})
+			all = append(all, Finding{What: "no " + ns + " namespaces", Remedy: "use a kernel with CONFIG_NAMESPACES",
+				Fatal: true})
 		}
 	}
 	if _, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail"); err != nil {
@@ -33,7 +34,8 @@ func lookKernel(context.Context, config.Config) []Finding {
 		unix.Close(fd)
 	}
 	if major, minor := release(unix.ByteSliceToString(u.Release[:])); major < 6 || major == 6 && minor < 15 {
-		all = append(all, Finding{What: "the kernel cannot report exit codes of processes that are not children (PIDFD_GET_INFO)",
+		all = append(all, Finding{What: "the kernel cannot report exit codes of processes that are not children " +
+			"(PIDFD_GET_INFO)",
 			Remedy: "use Linux 6.15 or newer to keep exit codes even when the shim is killed"})
 	}
 	return all

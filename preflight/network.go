@@ -97,7 +97,8 @@ func lookForwarding(path string) Finding {
 // ipv6Pods reports whether the host forwards IPv6, or will do so for the default network.
 func ipv6Pods(c config.Config) bool {
 	named, err := os.ReadFile(cni.PodCIDRFile(c.State))
-	return cni.ForwardsIPv6() || strings.Contains(c.Network.Subnet, ":") || err == nil && strings.Contains(string(named), ":")
+	return cni.ForwardsIPv6() || strings.Contains(c.Network.Subnet, ":") || err == nil &&
+		strings.Contains(string(named), ":")
 }
 
 // lookAdvertisements returns a finding for each uplink that loses its IPv6 router when the host
@@ -108,7 +109,8 @@ func lookAdvertisements(forwards bool, deaf func() ([]string, error)) []Finding 
 	}
 	links, err := deaf()
 	if err != nil {
-		return []Finding{{What: "cannot read how this host learns its IPv6 router: " + err.Error(), Remedy: "mount /proc, and run as root"}}
+		return []Finding{{What: "cannot read how this host learns its IPv6 router: " + err.Error(),
+			Remedy: "mount /proc, and run as root"}}
 	}
 	var all []Finding
 	for _, link := range links {
@@ -116,7 +118,8 @@ func lookAdvertisements(forwards bool, deaf func() ([]string, error)) []Finding 
 		all = append(all, Finding{
 			What: link + " learns its IPv6 router from advertisements; a host that forwards IPv6 for pods " +
 				"ignores them and loses its router some minutes later",
-			Remedy: "sysctl -w " + key + "=2, and set it in /etc/sysctl.d too; 0 is right if another program handles advertisements",
+			Remedy: "sysctl -w " + key + "=2, and set it in /etc/sysctl.d too; " +
+				"0 is right if another program handles advertisements",
 		})
 	}
 	return all

@@ -28,7 +28,8 @@ var pluginFloors = map[string]struct {
 	"ipvlan":  {[3]int{0, 8, 6}, "a pod can make itself the node's IPv6 router (CVE-2020-10749)"},
 	"macvlan": {[3]int{0, 8, 6}, "a pod can make itself the node's IPv6 router (CVE-2020-10749)"},
 	"ptp":     {[3]int{0, 8, 6}, "a pod can make itself the node's IPv6 router (CVE-2020-10749)"},
-	"portmap": {[3]int{1, 9, 0}, "with its nftables backend, a pod's host port intercepts connections to other destinations (CVE-2025-67499)"},
+	"portmap": {[3]int{1, 9, 0}, "with its nftables backend, a pod's host port intercepts connections to other " +
+		"destinations (CVE-2025-67499)"},
 }
 
 // lookPlugins returns a finding for each plugin with a known flaw. It ignores plugins that print no
@@ -69,7 +70,8 @@ func pluginFlaw(plugin string, says []byte) string {
 	if slices.Compare(have[:], floor.version[:]) >= 0 {
 		return ""
 	}
-	return fmt.Sprintf("%s; install the CNI plugins %d.%d.%d or newer", floor.flaw, floor.version[0], floor.version[1], floor.version[2])
+	return fmt.Sprintf("%s; install the CNI plugins %d.%d.%d or newer",
+		floor.flaw, floor.version[0], floor.version[1], floor.version[2])
 }
 
 func hasPlugin(dirs []string, name string) bool {

@@ -43,7 +43,8 @@ func lookFeatures(ctx context.Context, name, path string) Finding {
 		return Finding{What: fmt.Sprintf("runtime %s does not report its features: %v", name, err),
 			Remedy: "install runc 1.2 or newer for pods with user namespaces"}
 	case !can.UserNamespaces || !can.IDMappedMounts:
-		return Finding{What: "runtime " + name + ": no user namespaces with id-mapped mounts", Remedy: "install runc 1.2 or newer"}
+		return Finding{What: "runtime " + name + ": no user namespaces with id-mapped mounts",
+			Remedy: "install runc 1.2 or newer"}
 	}
 	return Finding{What: "runtime " + name + ": user namespaces, id-mapped mounts"}
 }

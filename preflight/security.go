@@ -32,7 +32,8 @@ func lookSELinux(_ context.Context, c config.Config) []Finding {
 	case !sandbox.HasSELinux():
 		return nil
 	case !c.Containers.SELinux:
-		return []Finding{{What: "SELinux is on, but cribox labels nothing", Remedy: "set selinux = true in [containers] unless this is intended"}}
+		return []Finding{{What: "SELinux is on, but cribox labels nothing",
+			Remedy: "set selinux = true in [containers] unless this is intended"}}
 	}
 	return []Finding{{What: "SELinux: pods are labelled"}}
 }
@@ -62,13 +63,17 @@ func ability(have bool, what, remedy string) Finding {
 }
 
 func lookUserNamespaces(_ context.Context, c config.Config) []Finding {
-	noTmpfs, err := sandbox.CheckUserNamespaces(func(userNS *os.File) error { return imageservice.CheckHostIDMap(c.Root, userNS) })
+	noTmpfs, err := sandbox.CheckUserNamespaces(func(userNS *os.File) error {
+		return imageservice.CheckHostIDMap(c.Root,
+			userNS)
+	})
 	if err != nil {
 		return []Finding{{What: "no user namespaces for pods: " + err.Error(),
 			Remedy: "use Linux 6.5 or newer, root on ext4, xfs or btrfs, and user.max_user_namespaces above 0"}}
 	}
 	if noTmpfs != nil {
-		return []Finding{{What: "user namespaces are not offered to the kubelet: " + noTmpfs.Error(), Remedy: "use Linux 6.3 or newer"}}
+		return []Finding{{What: "user namespaces are not offered to the kubelet: " + noTmpfs.Error(),
+			Remedy: "use Linux 6.3 or newer"}}
 	}
 	return []Finding{{What: "user namespaces, images and tmpfs with mapped ids"}}
 }

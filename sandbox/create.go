@@ -61,7 +61,9 @@ const createLimit = 3 * time.Minute
 // sandboxConfig says whether the container may be privileged: a kubelet adds such a container to a
 // pod that began without one (kubectl debug --profile=sysadmin). In all else the pod is what it was
 // made as.
-func (cs *containers) CreateContainer(ctx context.Context, podID string, config *runtimeapi.ContainerConfig, sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
+func (cs *containers) CreateContainer(
+	ctx context.Context, podID string, config *runtimeapi.ContainerConfig, sandboxConfig *runtimeapi.PodSandboxConfig,
+) (string, error) {
 	p, err := cs.table.FindPod(podID)
 	if err != nil {
 		return "", err
@@ -91,7 +93,8 @@ func (cs *containers) CreateContainer(ctx context.Context, podID string, config 
 	if err != nil {
 		return "", err
 	}
-	if c, err := cs.table.FindContainer(id); err == nil && !proto.Equal(c.Config, config) { // joined one that was under way
+	// joined one that was under way
+	if c, err := cs.table.FindContainer(id); err == nil && !proto.Equal(c.Config, config) {
 		return "", fmt.Errorf("%s is being made as %s with another configuration: %w", key, id, errdefs.ErrAlreadyExists)
 	}
 	return id, nil
@@ -101,7 +104,9 @@ func (cs *containers) CreateContainer(ctx context.Context, podID string, config 
 // is being removed, was never finished, or was made for another request and never started is taken
 // away first: whoever asked for it has given up, and must not poison what comes after.
 // ErrAlreadyExists when it was started with another configuration.
-func (cs *containers) reuseOrReplace(ctx context.Context, id string, config *runtimeapi.ContainerConfig) (same bool, err error) {
+func (cs *containers) reuseOrReplace(
+	ctx context.Context, id string, config *runtimeapi.ContainerConfig,
+) (same bool, err error) {
 	c, err := cs.table.FindContainer(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return false, nil
@@ -115,12 +120,15 @@ func (cs *containers) reuseOrReplace(ctx context.Context, id string, config *run
 	case proto.Equal(c.Config, config):
 		return true, nil
 	case r.State != store.ContainerCreated:
-		return false, fmt.Errorf("container %s has the same name and attempt but another configuration, and is %s: %w", id, r.State, errdefs.ErrAlreadyExists)
+		return false, fmt.Errorf("container %s has the same name and attempt but another configuration, and is %s: %w",
+			id, r.State, errdefs.ErrAlreadyExists)
 	}
 	return false, cs.removeContainer(ctx, c)
 }
 
-func (cs *containers) createContainer(ctx context.Context, p *table.PodEntry, config *runtimeapi.ContainerConfig, podConfig *runtimeapi.PodSandboxConfig) (string, error) {
+func (cs *containers) createContainer(
+	ctx context.Context, p *table.PodEntry, config *runtimeapi.ContainerConfig, podConfig *runtimeapi.PodSandboxConfig,
+) (string, error) {
 	c, err := cs.plan(ctx, p, config, podConfig)
 	if err != nil {
 		return "", err
@@ -244,10 +252,12 @@ func (cs *containers) spec(ctx context.Context, c *containerPlan, input spec.Con
 // specContainer gathers what needs the disk: the user's numbers from the image, host paths, a
 // seccomp profile.
 func (cs *containers) specContainer(ctx context.Context, c *containerPlan, root string) (spec.Container, error) {
-	in := spec.Container{ID: c.ID, Config: c.Config, Image: c.image.Config, ImageName: c.Config.GetImage().GetImage(), Rootfs: root,
+	in := spec.Container{ID: c.ID, Config: c.Config, Image: c.image.Config, ImageName: c.Config.GetImage().GetImage(),
+		Rootfs:       root,
 		ProcessLabel: c.labels.Process, MountLabel: c.labels.Mount}
 	var err error
-	if in.User, err = rootfs.LookupUser(in.Rootfs, c.image.Config.Config.User, c.Config.GetLinux().GetSecurityContext()); err != nil {
+	if in.User, err = rootfs.LookupUser(in.Rootfs, c.image.Config.Config.User,
+		c.Config.GetLinux().GetSecurityContext()); err != nil {
 		return in, fmt.Errorf("user of container %s: %w", c.Config.GetMetadata().GetName(), err)
 	}
 	profile, err := spec.ContainerSeccompPath(c.Config)

@@ -63,7 +63,8 @@ const closeLimit = 5 * time.Second
 
 func (m *Manager) waitForExits() error {
 	if !m.exits.Wait(closeLimit) {
-		return errors.New("the record of an exit cannot be written because the disk does not answer; the next start will record it")
+		return errors.New("the record of an exit cannot be written because the disk does not answer; " +
+			"the next start will record it")
 	}
 	return nil
 }
@@ -71,7 +72,8 @@ func (m *Manager) waitForExits() error {
 func (e *endings) exited(ctx context.Context, c *table.ContainerEntry, t runtimeshim.Task) {
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.ID))
 	word, message := reason(*t.Exit)
-	err := e.states.Exited(c, table.Ending{PID: t.Pid, Started: t.StartedAt, At: t.Exit.At, Code: t.Exit.Code, Reason: word, Message: message})
+	err := e.states.Exited(c, table.Ending{PID: t.Pid, Started: t.StartedAt, At: t.Exit.At, Code: t.Exit.Code,
+		Reason: word, Message: message})
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return
 	}
@@ -152,6 +154,7 @@ func (ps *pods) pauseExited(ctx context.Context, p *table.PodEntry) {
 // lost records a container that ended while nobody could see it.
 func (e *endings) lost(ctx context.Context, c *table.ContainerEntry) {
 	r, _ := e.states.Record(c)
-	t := runtimeshim.Task{ID: c.ID, StartedAt: time.Unix(0, max(r.Started, r.Created)), Exit: &runtimeshim.Exit{Code: 255, At: time.Now()}}
+	t := runtimeshim.Task{ID: c.ID, StartedAt: time.Unix(0, max(r.Started, r.Created)),
+		Exit: &runtimeshim.Exit{Code: 255, At: time.Now()}}
 	e.exited(ctx, c, t)
 }

@@ -116,8 +116,9 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	background, stopped := context.WithCancel(ctx)
 	m.stopped = stopped
 	n, err := node.New(background, node.Config{
-		State: c.State, Instance: c.Instance, CheckIDMap: c.Images.CheckIDMap, Features: c.Features, CDISpecDirs: c.CDISpecDirs,
-		SELinux: c.SELinux, SystemdCgroup: c.SystemdCgroup,
+		State: c.State, Instance: c.Instance, CheckIDMap: c.Images.CheckIDMap, Features: c.Features,
+		CDISpecDirs: c.CDISpecDirs,
+		SELinux:     c.SELinux, SystemdCgroup: c.SystemdCgroup,
 	})
 	if err != nil {
 		stopped()
@@ -174,14 +175,18 @@ func (m *Manager) assemble(c Config, background context.Context, trash *tree.Tra
 	m.Sessions = streams.New(l, m.table, m.shim, c.Network.Dial)
 	m.Figures = stats.New(l, m.table, m.node.Host())
 	m.recovery = &recovery{
-		layout: l, states: states, table: m.table, mounts: mounts, files: files, network: m.network, containers: m.containers, endings: m.endings, pods: m.pods,
+		layout: l, states: states, table: m.table, mounts: mounts, files: files, network: m.network, containers: m.containers,
+		endings: m.endings, pods: m.pods,
 		updates: m.updates, shim: m.shim, background: background,
 	}
 }
 
 // connect waits for a shim that is alive and silent: it is the parent of everything that runs, and
 // there can be no second one.
-func connect(ctx context.Context, find func(context.Context, func(runtimeshim.Task)) (Runtime, error), onExit func(runtimeshim.Task)) (Runtime, error) {
+func connect(
+	ctx context.Context, find func(context.Context, func(runtimeshim.Task)) (Runtime, error),
+	onExit func(runtimeshim.Task),
+) (Runtime, error) {
 	for {
 		found, err := find(ctx, onExit)
 		if !errors.Is(err, errdefs.ErrUnavailable) || ctx.Err() != nil {

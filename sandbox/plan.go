@@ -71,17 +71,21 @@ type containerPlan struct {
 
 // plan decides about a new container of a pod. ErrNotFound for its images, ErrInvalidArgument when
 // the pod's handler is gone.
-func (cs *containers) plan(ctx context.Context, pod *table.PodEntry, config *runtimeapi.ContainerConfig, request *runtimeapi.PodSandboxConfig) (*containerPlan, error) {
+func (cs *containers) plan(
+	ctx context.Context, pod *table.PodEntry, config *runtimeapi.ContainerConfig, request *runtimeapi.PodSandboxConfig,
+) (*containerPlan, error) {
 	c := &containerPlan{pod: pod, request: request}
 	var err error
 	if c.image, err = cs.mounts.Images.Lookup(config.GetImage().GetImage()); err != nil {
-		return nil, fmt.Errorf("image %q of container %s: %w", table.Short(config.GetImage().GetImage()), config.GetMetadata().GetName(), err)
+		return nil, fmt.Errorf("image %q of container %s: %w", table.Short(config.GetImage().GetImage()),
+			config.GetMetadata().GetName(), err)
 	}
 	volumes, err := cs.mounts.VolumeImages(config.GetMounts())
 	if err != nil {
 		return nil, err
 	}
-	c.ContainerEntry = table.NewContainerEntry(pod.ID, store.Container{ID: table.NewID(), ImageID: c.image.ID, MountImages: volumes}, config)
+	c.ContainerEntry = table.NewContainerEntry(pod.ID,
+		store.Container{ID: table.NewID(), ImageID: c.image.ID, MountImages: volumes}, config)
 	var known bool
 	if c.record, known = cs.states.Get(pod.ID); !known {
 		return nil, fmt.Errorf("pod %s: %w", pod.ID, errdefs.ErrNotFound)

@@ -119,7 +119,9 @@ func (rc *recovery) recoverPod(ctx context.Context, r *store.Pod, tasks map[stri
 	}
 }
 
-func (rc *recovery) recoverContainer(ctx context.Context, p *store.Pod, r store.Container, cid string, tasks map[string]runtimeshim.Task) {
+func (rc *recovery) recoverContainer(
+	ctx context.Context, p *store.Pod, r store.Container, cid string, tasks map[string]runtimeshim.Task,
+) {
 	_, c := rc.table.ByID(cid)
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", cid))
 	for _, id := range append([]string{r.ImageID}, r.MountImages...) {
@@ -155,7 +157,8 @@ func (rc *recovery) recoverContainer(ctx context.Context, p *store.Pod, r store.
 		case found && task.State == "starting":
 			go retryUntilDone(ctx, "adopting", func(ctx context.Context) error { return rc.recoverLater(ctx, p.ID, cid) })
 		case !running:
-			go retryUntilDone(ctx, "clearing", func(ctx context.Context) error { return rc.shim.Delete(ctx, cid) }) // should its cgroup hold somebody
+			// should its cgroup hold somebody
+			go retryUntilDone(ctx, "clearing", func(ctx context.Context) error { return rc.shim.Delete(ctx, cid) })
 			rc.endings.lost(ctx, c)
 		case r.State == store.ContainerStopping:
 			rc.containers.joinStop(ctx, c, table.StopBy(r))
@@ -284,13 +287,15 @@ func (rc *recovery) collectOrphans(ctx context.Context, tasks map[string]runtime
 	}{
 		{slices.Collect(maps.Keys(tasks)), rc.shim.Delete},
 		{namesIn(rc.layout.StatePath("pods")), func(_ context.Context, id string) error { return rc.files.Remove(id) }},
-		{slices.Concat(namesIn(rc.layout.StatePath("rootfs")), namesIn(rc.layout.StatePath("userns")), namesIn(rc.layout.StatePath("volumes"))), rc.mounts.Remove},
+		{slices.Concat(namesIn(rc.layout.StatePath("rootfs")), namesIn(rc.layout.StatePath("userns")),
+			namesIn(rc.layout.StatePath("volumes"))), rc.mounts.Remove},
 		{namesIn(rc.layout.RootPath("containers")), rc.mounts.Discard},
 		{namesIn(rc.layout.StatePath("locks")), func(ctx context.Context, id string) error {
 			return errors.Join(rc.network.Quiesce(ctx, id), rc.network.DropLock(id))
 		}},
 		{networks, func(ctx context.Context, id string) error {
-			return errors.Join(rc.network.Teardown(ctx, cni.Pod{ID: id, NetNS: rc.layout.NetNS(id)}), rc.network.RemoveNetNS(rc.layout.NetNS(id)))
+			return errors.Join(rc.network.Teardown(ctx, cni.Pod{ID: id, NetNS: rc.layout.NetNS(id)}),
+				rc.network.RemoveNetNS(rc.layout.NetNS(id)))
 		}},
 	} {
 		for _, id := range kind.ids {

@@ -100,7 +100,8 @@ func (ps *pods) reuseOrClear(ctx context.Context, id string) (up bool, err error
 	case table.IsReady(r):
 		return true, nil
 	}
-	return false, fmt.Errorf("pod %s has the same name and attempt and is no longer ready: %w", id, errdefs.ErrAlreadyExists)
+	return false, fmt.Errorf("pod %s has the same name and attempt and is no longer ready: %w",
+		id, errdefs.ErrAlreadyExists)
 }
 
 func (ps *pods) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
@@ -199,7 +200,8 @@ func (ps *pods) startPause(ctx context.Context, p *podPlan) (runtimeshim.Task, e
 		return runtimeshim.Task{}, err
 	}
 	var args []string
-	if input.Rootfs, args, err = ps.mounts.PauseRoot(ctx, p.PodEntry, p.record.PauseImage, p.record.MountLabel); err != nil {
+	if input.Rootfs, args, err = ps.mounts.PauseRoot(ctx, p.PodEntry, p.record.PauseImage,
+		p.record.MountLabel); err != nil {
 		return runtimeshim.Task{}, err
 	}
 	if err := ps.node.AwaitProfile(ctx); err != nil {
@@ -226,8 +228,10 @@ func (ps *pods) startPause(ctx context.Context, p *podPlan) (runtimeshim.Task, e
 	if err := ps.states.PodCgroup(p.ID, node.CgroupPath(s)); err != nil {
 		return runtimeshim.Task{}, err
 	}
-	task, err := ps.shim.Start(ctx, runtimeshim.Start{ID: p.ID, Runtime: p.handler.Path, Spec: b, LockFile: ps.layout.LockPath(p.ID), Keeper: true,
-		SystemdCgroup: node.MadeBySystemd(node.CgroupPath(s)), Native: args == nil && ps.node.PauseNatively(p.record.Handler)})
+	task, err := ps.shim.Start(ctx, runtimeshim.Start{ID: p.ID, Runtime: p.handler.Path, Spec: b,
+		LockFile: ps.layout.LockPath(p.ID), Keeper: true,
+		SystemdCgroup: node.MadeBySystemd(node.CgroupPath(s)), Native: args == nil &&
+			ps.node.PauseNatively(p.record.Handler)})
 	if err != nil {
 		return task, fmt.Errorf("start the pause process of pod %s: %w", p.ID, err)
 	}

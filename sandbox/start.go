@@ -80,7 +80,8 @@ const resolveLimit = 30 * time.Second
 func (cs *containers) startUnanswered(ctx context.Context, c *table.ContainerEntry, cause error) error {
 	err := clean(ctx, resolveLimit, func(ctx context.Context) error { return cs.resolve(ctx, c) })
 	if err != nil {
-		go retryUntilDone(cs.background, "starting", func(ctx context.Context) error { return cs.shim.Delete(ctx, c.ID) }) // the shim may still come to it
+		// the shim may still come to it
+		go retryUntilDone(cs.background, "starting", func(ctx context.Context) error { return cs.shim.Delete(ctx, c.ID) })
 		cs.startFailed(ctx, c, cause)
 		return fmt.Errorf("%v; cannot find out whether it was started: %v: %w", cause, err, errdefs.ErrInternal)
 	}
@@ -92,7 +93,8 @@ func (cs *containers) startUnanswered(ctx context.Context, c *table.ContainerEnt
 
 // exhausted says whether the machine had no more of something, and may have it later.
 func exhausted(err error) bool {
-	return slices.ContainsFunc([]error{errdefs.ErrResourceExhausted, unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM},
+	return slices.ContainsFunc([]error{errdefs.ErrResourceExhausted, unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE,
+		unix.ENOMEM},
 		func(lack error) bool { return errors.Is(err, lack) })
 }
 
@@ -124,9 +126,11 @@ func (cs *containers) launch(ctx context.Context, c *table.ContainerEntry) (runt
 		return runtimeshim.Task{}, fmt.Errorf("start container %s: %w", c.ID, err)
 	}
 	rec := p.Containers[c.ID]
-	start := runtimeshim.Start{ID: c.ID, Pod: c.PodID, Runtime: h.Path, Spec: spec, SpecFile: file, LogPath: rec.LogPath, LogLimit: h.LogLimit,
-		OOMFile: oomFile(rec.Cgroup, cs.node.Host().CgroupV2), SystemdCgroup: node.MadeBySystemd(rec.Cgroup),
-		Terminal: c.Config.GetTty(), Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(), LockFile: cs.layout.LockPath(c.PodID)}
+	start := runtimeshim.Start{ID: c.ID, Pod: c.PodID, Runtime: h.Path, Spec: spec, SpecFile: file, LogPath: rec.LogPath,
+		LogLimit: h.LogLimit,
+		OOMFile:  oomFile(rec.Cgroup, cs.node.Host().CgroupV2), SystemdCgroup: node.MadeBySystemd(rec.Cgroup),
+		Terminal: c.Config.GetTty(), Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(),
+		LockFile: cs.layout.LockPath(c.PodID)}
 	root := cs.table.RootIn(c.PodID)
 	start.OwnerUID, start.OwnerGID = root.UID, root.GID
 	task, err := cs.shim.Start(ctx, start)

@@ -171,7 +171,8 @@ func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
 	if err := ps.removeAll(ctx, p); err != nil {
 		return fmt.Errorf("remove pod %s: %w", p.ID, err)
 	}
-	if err := ps.files.Remove(p.ID); err != nil { // again: a container that was still being made, or updated, has written its spec there
+	// again: a container that was still being made, or updated, has written its spec there
+	if err := ps.files.Remove(p.ID); err != nil {
 		return err
 	}
 	var labels selinux.Labels

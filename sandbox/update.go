@@ -113,7 +113,9 @@ func (u *updates) mayUpdate(c *table.ContainerEntry) error {
 
 // updateContainer writes down what it is about to do, does it, and writes down that it is done, in
 // the container's turn.
-func (u *updates) updateContainer(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources) error {
+func (u *updates) updateContainer(
+	ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources,
+) error {
 	asked, err := proto.Marshal(r)
 	if err != nil {
 		return err
@@ -138,7 +140,9 @@ func (u *updates) updateContainer(ctx context.Context, c *table.ContainerEntry, 
 }
 
 // planUpdate returns the container's spec as it is, and as it will be.
-func (u *updates) planUpdate(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources) (was, now *specs.Spec, err error) {
+func (u *updates) planUpdate(
+	ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources,
+) (was, now *specs.Spec, err error) {
 	b, err := os.ReadFile(u.layout.SpecPath(c.PodID, c.ID))
 	if err == nil {
 		was = &specs.Spec{}
@@ -157,7 +161,9 @@ func (u *updates) planUpdate(ctx context.Context, c *table.ContainerEntry, r *ru
 
 // applyUpdate changes the cgroup, if there is one, and then the spec: what a later exec is given,
 // or the start. On error both are as before.
-func (u *updates) applyUpdate(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources, was, now *specs.Spec) error {
+func (u *updates) applyUpdate(
+	ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources, was, now *specs.Spec,
+) error {
 	rec, ok := u.states.Record(c)
 	if !ok {
 		return fmt.Errorf("container %s: %w", c.ID, errdefs.ErrNotFound)
@@ -196,7 +202,9 @@ func (u *updates) limitTask(ctx context.Context, c *table.ContainerEntry, was, n
 
 // declareUpdated makes the status say what holds now. A full disk does not undo it: what is on the
 // disk then says that the update was under way, and a restart does it again.
-func (u *updates) declareUpdated(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources) error {
+func (u *updates) declareUpdated(
+	ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources,
+) error {
 	err := u.states.Updated(c, func(before []byte) ([]byte, error) {
 		return proto.Marshal(limits.MergeRequests(table.RememberedOr(before, c.Config.GetLinux().GetResources()), r))
 	})
@@ -252,7 +260,9 @@ func (u *updates) completeUpdate(ctx context.Context, c *table.ContainerEntry) e
 
 // undoUpdate makes the cgroup of a container what its spec says, after an update that was
 // interrupted when the shim had done its part.
-func (u *updates) undoUpdate(ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources) error {
+func (u *updates) undoUpdate(
+	ctx context.Context, c *table.ContainerEntry, r *runtimeapi.LinuxContainerResources,
+) error {
 	defer u.forgetUpdate(ctx, c)
 	rec, ok := u.states.Record(c)
 	if !ok || table.Changeable(rec) != nil || rec.State == store.ContainerCreated {

@@ -10,9 +10,11 @@ import (
 
 // errNoCheckpoints says why, and what to do instead. The kubelet returns its text with status 500
 // to the client of its /checkpoint endpoint, and does nothing else.
-var errNoCheckpoints = fmt.Errorf("cribox does not support checkpoint and restore: it cannot freeze a process into files; "+
+var errNoCheckpoints = fmt.Errorf("cribox does not support checkpoint and restore: "+
+	"it cannot freeze a process into files; "+
 	"nothing was changed. "+
-	"Keep data that must outlive a container in a volume, or use a node whose runtime supports checkpoints: %w", errdefs.ErrNotImplemented)
+	"Keep data that must outlive a container in a volume, or use a node whose runtime supports checkpoints: %w",
+	errdefs.ErrNotImplemented)
 
 // CheckpointContainer returns ErrNotImplemented.
 func (s *runtimeService) CheckpointContainer(context.Context,

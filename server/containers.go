@@ -35,7 +35,8 @@ func (s *runtimeService) StartContainer(ctx context.Context,
 
 func (s *runtimeService) StopContainer(ctx context.Context,
 	req *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
-	return &runtimeapi.StopContainerResponse{}, s.pods().StopContainer(ctx, req.GetContainerId(), seconds(req.GetTimeout()))
+	return &runtimeapi.StopContainerResponse{},
+		s.pods().StopContainer(ctx, req.GetContainerId(), seconds(req.GetTimeout()))
 }
 
 func (s *runtimeService) RemoveContainer(ctx context.Context,
@@ -51,7 +52,8 @@ func (s *runtimeService) UpdateContainerResources(ctx context.Context,
 	if n := len(req.GetAnnotations()); n > 0 { // they are for experimental features, and cribox has none
 		log.G(ctx).Warnf("ignored %d annotations of an update", n)
 	}
-	return &runtimeapi.UpdateContainerResourcesResponse{}, s.pods().UpdateContainer(ctx, req.GetContainerId(), req.GetLinux())
+	return &runtimeapi.UpdateContainerResourcesResponse{}, s.pods().
+		UpdateContainer(ctx, req.GetContainerId(), req.GetLinux())
 }
 
 func (s *runtimeService) ReopenContainerLog(ctx context.Context,
@@ -81,9 +83,10 @@ func (s *runtimeService) ListContainers(_ context.Context,
 
 func (s *runtimeService) StreamContainers(req *runtimeapi.StreamContainersRequest,
 	to grpc.ServerStreamingServer[runtimeapi.StreamContainersResponse]) error {
-	return sendAll(s.Server, to, s.containerItems(req.GetFilter(), pieceSize), func(items []byte) *runtimeapi.StreamContainersResponse {
-		return withItems(&runtimeapi.StreamContainersResponse{}, items)
-	})
+	return sendAll(s.Server, to, s.containerItems(req.GetFilter(), pieceSize),
+		func(items []byte) *runtimeapi.StreamContainersResponse {
+			return withItems(&runtimeapi.StreamContainersResponse{}, items)
+		})
 }
 
 // containerItems returns the encoded containers that match the filter, in pieces of about size
@@ -99,14 +102,16 @@ func (s *runtimeService) containerItems(f *runtimeapi.ContainerFilter, size int)
 func appendContainer(b []byte, c sandbox.Container) []byte { return appendItem(b, containerItem(c)) }
 
 func containerItem(c sandbox.Container) *runtimeapi.Container {
-	return &runtimeapi.Container{Id: c.ID, PodSandboxId: c.PodID, Metadata: c.Config.GetMetadata(), Image: c.Config.GetImage(),
+	return &runtimeapi.Container{Id: c.ID, PodSandboxId: c.PodID, Metadata: c.Config.GetMetadata(),
+		Image:    c.Config.GetImage(),
 		ImageRef: c.ImageRef, ImageId: c.ImageID, State: c.CRIState(), CreatedAt: c.Created, Labels: c.Config.GetLabels(),
 		Annotations: c.Config.GetAnnotations()}
 }
 
 func containerMatches(f *runtimeapi.ContainerFilter, c sandbox.Container) bool {
 	return isID(f.GetId(), c.ID) && isID(f.GetPodSandboxId(), c.PodID) &&
-		(f.GetState() == nil || f.GetState().GetState() == c.CRIState()) && hasLabels(f.GetLabelSelector(), c.Config.GetLabels())
+		(f.GetState() == nil || f.GetState().GetState() == c.CRIState()) &&
+		hasLabels(f.GetLabelSelector(), c.Config.GetLabels())
 }
 
 func (s *runtimeService) ContainerStatus(_ context.Context,
@@ -121,7 +126,8 @@ func (s *runtimeService) ContainerStatus(_ context.Context,
 		if err != nil {
 			spec = []byte("null") // the file is gone once the container or its pod has ended
 		}
-		r.Info, err = info(map[string]any{"info": map[string]any{"pid": c.PID, "sandboxID": c.PodID, "cgroup": c.Cgroup, "state": c.State,
+		r.Info, err = info(map[string]any{"info": map[string]any{"pid": c.PID, "sandboxID": c.PodID, "cgroup": c.Cgroup,
+			"state":  c.State,
 			"config": asJSON{c.Config}, "runtimeSpec": json.RawMessage(spec)}})
 		if err != nil {
 			return nil, err
@@ -151,7 +157,8 @@ func (s *runtimeService) containerStatus(c sandbox.Container) *runtimeapi.Contai
 	case runtimeapi.ContainerState_CONTAINER_RUNNING:
 		st.StartedAt = c.Started
 	case runtimeapi.ContainerState_CONTAINER_EXITED:
-		st.StartedAt, st.FinishedAt, st.ExitCode, st.Reason, st.Message = c.Started, c.Finished, c.ExitCode, c.Reason, c.Message
+		st.StartedAt, st.FinishedAt, st.ExitCode, st.Reason, st.Message = c.Started, c.Finished, c.ExitCode, c.Reason,
+			c.Message
 	}
 	return st
 }

@@ -36,7 +36,8 @@ func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest,
 // eventMessage returns the CRI message of an event. It omits the containers if they would make the
 // message larger than a client accepts.
 func (s *runtimeService) eventMessage(e *sandbox.Event) *runtimeapi.ContainerEventResponse {
-	r := &runtimeapi.ContainerEventResponse{ContainerId: e.ID, ContainerEventType: e.Type, CreatedAt: e.At, PodSandboxStatus: podStatus(e.Pod),
+	r := &runtimeapi.ContainerEventResponse{ContainerId: e.ID, ContainerEventType: e.Type, CreatedAt: e.At,
+		PodSandboxStatus:   podStatus(e.Pod),
 		ContainersStatuses: s.containerStatuses(e.Containers)}
 	if proto.Size(r) > maxMessage {
 		r.ContainersStatuses = nil

@@ -52,9 +52,10 @@ func (s *runtimeService) PortForward(_ context.Context,
 	if err := pods.CheckPortForward(id, req.GetPort()); err != nil {
 		return nil, err
 	}
-	url, err := s.streams.PortForward(req.GetPort(), func(ctx context.Context, port int32, client io.ReadWriteCloser) error {
-		return pods.PortForward(ctx, id, port, client)
-	})
+	url, err := s.streams.PortForward(req.GetPort(),
+		func(ctx context.Context, port int32, client io.ReadWriteCloser) error {
+			return pods.PortForward(ctx, id, port, client)
+		})
 	return &runtimeapi.PortForwardResponse{Url: url}, err
 }
 
@@ -70,7 +71,8 @@ func wanted(r streamRequest) (streaming.Wanted, error) {
 	want := streaming.Wanted{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), TTY: r.GetTty()}
 	switch {
 	case want.TTY && want.Stderr:
-		return want, fmt.Errorf("stderr: cannot be requested with a tty, which has one output: %w", errdefs.ErrInvalidArgument)
+		return want, fmt.Errorf("stderr: cannot be requested with a tty, which has one output: %w",
+			errdefs.ErrInvalidArgument)
 	case !want.Stdin && !want.Stdout && !want.Stderr:
 		return want, fmt.Errorf("one of stdin, stdout and stderr must be requested: %w", errdefs.ErrInvalidArgument)
 	}

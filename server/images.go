@@ -21,7 +21,8 @@ func (s *imageService) PullImage(ctx context.Context,
 	}
 	var auth *imageservice.Auth
 	if a := req.GetAuth(); a != nil {
-		auth = &imageservice.Auth{Username: a.GetUsername(), Password: a.GetPassword(), Auth: a.GetAuth(), ServerAddress: a.GetServerAddress(),
+		auth = &imageservice.Auth{Username: a.GetUsername(), Password: a.GetPassword(), Auth: a.GetAuth(),
+			ServerAddress: a.GetServerAddress(),
 			IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken()}
 	}
 	img, err := s.images().Pull(ctx, req.GetImage().GetImage(), auth)
@@ -100,7 +101,8 @@ func (s *imageService) ImageFsInfo(ctx context.Context,
 	if err != nil {
 		return nil, err
 	}
-	fs := &runtimeapi.FilesystemUsage{Timestamp: u.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: u.Mountpoint},
+	fs := &runtimeapi.FilesystemUsage{Timestamp: u.At.UnixNano(),
+		FsId:      &runtimeapi.FilesystemIdentifier{Mountpoint: u.Mountpoint},
 		UsedBytes: number(&u.Bytes), InodesUsed: number(&u.Inodes)}
 	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: []*runtimeapi.FilesystemUsage{fs},
 		ContainerFilesystems: []*runtimeapi.FilesystemUsage{fs}}, nil
@@ -110,8 +112,9 @@ func (s *imageService) ImageFsInfo(ctx context.Context,
 // that the kubelet can check runAsNonRoot, any other into Username. The spec has no annotations:
 // those of an ImageSpec belong to one request, and several requests may have pulled the image.
 func imageMessage(img imageservice.Image) *runtimeapi.Image {
-	r := &runtimeapi.Image{Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: uint64(img.Size), Pinned: img.Pinned,
-		Spec: &runtimeapi.ImageSpec{Image: img.ID}}
+	r := &runtimeapi.Image{Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: uint64(img.Size),
+		Pinned: img.Pinned,
+		Spec:   &runtimeapi.ImageSpec{Image: img.ID}}
 	uid, name := sandbox.ImageUser(img.Config.Config.User)
 	if uid != nil {
 		r.Uid = &runtimeapi.Int64Value{Value: int64(*uid)}

@@ -32,7 +32,9 @@ func (s *runtimeService) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxM
 	if err != nil {
 		return err
 	}
-	return sendPieces(s.Server, to, all, func(items []*runtimeapi.PodSandboxMetrics) *runtimeapi.StreamPodSandboxMetricsResponse {
+	return sendPieces(s.Server, to, all, func(
+		items []*runtimeapi.PodSandboxMetrics,
+	) *runtimeapi.StreamPodSandboxMetricsResponse {
 		return &runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: items}
 	})
 }

@@ -33,7 +33,8 @@ func (s *runtimeService) RemovePodSandbox(ctx context.Context,
 
 func (s *runtimeService) UpdatePodSandboxResources(_ context.Context,
 	req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
-	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, s.pods().UpdatePod(req.GetPodSandboxId(), req.GetOverhead(), req.GetResources())
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, s.pods().
+		UpdatePod(req.GetPodSandboxId(), req.GetOverhead(), req.GetResources())
 }
 
 func (s *runtimeService) PodSandboxStatus(_ context.Context,
@@ -97,9 +98,10 @@ func (s *runtimeService) ListPodSandbox(_ context.Context,
 
 func (s *runtimeService) StreamPodSandboxes(req *runtimeapi.StreamPodSandboxesRequest,
 	to grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxesResponse]) error {
-	return sendAll(s.Server, to, s.podItems(req.GetFilter(), pieceSize), func(items []byte) *runtimeapi.StreamPodSandboxesResponse {
-		return withItems(&runtimeapi.StreamPodSandboxesResponse{}, items)
-	})
+	return sendAll(s.Server, to, s.podItems(req.GetFilter(), pieceSize),
+		func(items []byte) *runtimeapi.StreamPodSandboxesResponse {
+			return withItems(&runtimeapi.StreamPodSandboxesResponse{}, items)
+		})
 }
 
 // podItems returns the encoded pods that match the filter, in pieces of about size bytes.

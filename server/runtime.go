@@ -21,7 +21,8 @@ const noKnownFlaws = "RuntimeHasNoKnownFlaws"
 // Version returns the kubelet API version, which must be 0.1.0, and the name, version and CRI
 // version of cribox.
 func (s *runtimeService) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
-	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: runtimeName, RuntimeVersion: s.version, RuntimeApiVersion: "v1"}, nil
+	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: runtimeName, RuntimeVersion: s.version,
+		RuntimeApiVersion: "v1"}, nil
 }
 
 // Status reports whether containers can be started and pods can be connected now, and whether a
@@ -46,7 +47,8 @@ func (s *runtimeService) Status(ctx context.Context,
 		return nil, err
 	}
 	r.Info, err = info(map[string]any{
-		"config": s.parts.Load().config(), "host": s.pods().HostOf(""), "runtimes": s.pods().Features(), "network": s.pods().Network(ctx),
+		"config": s.parts.Load().config(), "host": s.pods().HostOf(""), "runtimes": s.pods().Features(),
+		"network":    s.pods().Network(ctx),
 		"goroutines": runtime.NumGoroutine(), "unknownFields": json.RawMessage(unknown), "notes": s.pods().Notes()})
 	return r, err
 }
@@ -75,8 +77,9 @@ func (m asJSON) MarshalJSON() ([]byte, error) { return protojson.Marshal(m.Messa
 func (s *runtimeService) features() *runtimeapi.RuntimeFeatures {
 	h := s.pods().HostOf("")
 	return &runtimeapi.RuntimeFeatures{
-		SupplementalGroupsPolicy:  true,
-		UserNamespacesHostNetwork: h.OffersUserNamespaces() && h.RecursiveReadOnly, // such a pod needs a read-only /sys, see spec.ValidatePod
+		SupplementalGroupsPolicy: true,
+		// such a pod needs a read-only /sys, see spec.ValidatePod
+		UserNamespacesHostNetwork: h.OffersUserNamespaces() && h.RecursiveReadOnly,
 		MountOptions:              true,
 	}
 }

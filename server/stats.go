@@ -41,7 +41,9 @@ func (s *runtimeService) StreamContainerStats(req *runtimeapi.StreamContainerSta
 	if err != nil {
 		return err
 	}
-	return sendPieces(s.Server, to, all, func(items []*runtimeapi.ContainerStats) *runtimeapi.StreamContainerStatsResponse {
+	return sendPieces(s.Server, to, all, func(
+		items []*runtimeapi.ContainerStats,
+	) *runtimeapi.StreamContainerStatsResponse {
 		return &runtimeapi.StreamContainerStatsResponse{ContainerStats: items}
 	})
 }
@@ -49,7 +51,8 @@ func (s *runtimeService) StreamContainerStats(req *runtimeapi.StreamContainerSta
 func (s *runtimeService) containerStatsItems(f *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
 	var asked []sandbox.Container
 	for _, c := range s.pods().Containers() {
-		if isID(f.GetId(), c.ID) && isID(f.GetPodSandboxId(), c.PodID) && hasLabels(f.GetLabelSelector(), c.Config.GetLabels()) {
+		if isID(f.GetId(), c.ID) && isID(f.GetPodSandboxId(), c.PodID) &&
+			hasLabels(f.GetLabelSelector(), c.Config.GetLabels()) {
 			asked = append(asked, c)
 		}
 	}
@@ -87,7 +90,9 @@ func (s *runtimeService) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxS
 	if err != nil {
 		return err
 	}
-	return sendPieces(s.Server, to, all, func(items []*runtimeapi.PodSandboxStats) *runtimeapi.StreamPodSandboxStatsResponse {
+	return sendPieces(s.Server, to, all, func(
+		items []*runtimeapi.PodSandboxStats,
+	) *runtimeapi.StreamPodSandboxStatsResponse {
 		return &runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: items}
 	})
 }
@@ -121,7 +126,8 @@ func (s *runtimeService) allContainerStats(all []sandbox.Stats) []*runtimeapi.Co
 func (s *runtimeService) containerStats(u sandbox.Stats) *runtimeapi.ContainerStats {
 	r := &runtimeapi.ContainerStats{
 		Attributes: containerAttributes(u.Container),
-		Cpu:        cpuUsage(u.Usage, u.NanoCores), Memory: memoryUsage(u.Usage), Swap: swapUsage(u.Usage), Io: ioUsage(u.Usage),
+		Cpu:        cpuUsage(u.Usage, u.NanoCores), Memory: memoryUsage(u.Usage), Swap: swapUsage(u.Usage),
+		Io: ioUsage(u.Usage),
 	}
 	if l := u.Layer; l.Bytes != nil {
 		r.WritableLayer = &runtimeapi.FilesystemUsage{Timestamp: l.At.UnixNano(),
@@ -146,17 +152,19 @@ func (s *runtimeService) podStats(p sandbox.PodStats) *runtimeapi.PodSandboxStat
 }
 
 func podAttributes(p sandbox.Pod) *runtimeapi.PodSandboxAttributes {
-	return withEncoded(&runtimeapi.PodSandboxAttributes{Id: p.ID}, &p.Encodings.Attributes, func() *runtimeapi.PodSandboxAttributes {
-		return &runtimeapi.PodSandboxAttributes{Metadata: p.Config.GetMetadata(), Labels: p.Config.GetLabels(),
-			Annotations: p.Config.GetAnnotations()}
-	})
+	return withEncoded(&runtimeapi.PodSandboxAttributes{Id: p.ID}, &p.Encodings.Attributes,
+		func() *runtimeapi.PodSandboxAttributes {
+			return &runtimeapi.PodSandboxAttributes{Metadata: p.Config.GetMetadata(), Labels: p.Config.GetLabels(),
+				Annotations: p.Config.GetAnnotations()}
+		})
 }
 
 func containerAttributes(c sandbox.Container) *runtimeapi.ContainerAttributes {
-	return withEncoded(&runtimeapi.ContainerAttributes{Id: c.ID}, &c.Encodings.Attributes, func() *runtimeapi.ContainerAttributes {
-		return &runtimeapi.ContainerAttributes{Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(),
-			Annotations: c.Config.GetAnnotations()}
-	})
+	return withEncoded(&runtimeapi.ContainerAttributes{Id: c.ID}, &c.Encodings.Attributes,
+		func() *runtimeapi.ContainerAttributes {
+			return &runtimeapi.ContainerAttributes{Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(),
+				Annotations: c.Config.GetAnnotations()}
+		})
 }
 
 // The functions below omit unknown values and messages, because a zero would look like a
@@ -175,9 +183,11 @@ func memoryUsage(u sandbox.Usage) *runtimeapi.MemoryUsage {
 	if m.Usage == nil {
 		return nil
 	}
-	return &runtimeapi.MemoryUsage{Timestamp: u.At.UnixNano(), WorkingSetBytes: number(m.WorkingSet), AvailableBytes: number(m.Available),
-		UsageBytes: number(m.Usage), RssBytes: number(m.RSS), PageFaults: number(m.Faults), MajorPageFaults: number(m.MajorFaults),
-		Psi: pressure(u.MemoryPressure)}
+	return &runtimeapi.MemoryUsage{Timestamp: u.At.UnixNano(), WorkingSetBytes: number(m.WorkingSet),
+		AvailableBytes: number(m.Available),
+		UsageBytes:     number(m.Usage), RssBytes: number(m.RSS), PageFaults: number(m.Faults),
+		MajorPageFaults: number(m.MajorFaults),
+		Psi:             pressure(u.MemoryPressure)}
 }
 
 func swapUsage(u sandbox.Usage) *runtimeapi.SwapUsage {

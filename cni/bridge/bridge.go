@@ -122,7 +122,8 @@ func addGateway(h *netlink.Handle, l netlink.Link, p netip.Prefix) error {
 		return nil
 	}
 	if errors.Is(err, unix.EACCES) && p.Addr().Is6() {
-		return fmt.Errorf("%w: IPv6 is disabled on this host; set net.ipv6.conf.default.disable_ipv6 to 0: %w", err, errdefs.ErrUnavailable)
+		return fmt.Errorf("%w: IPv6 is disabled on this host; set net.ipv6.conf.default.disable_ipv6 to 0: %w",
+			err, errdefs.ErrUnavailable)
 	}
 	return err
 }

@@ -39,7 +39,8 @@ func (f Folder) Take(ctx context.Context, o Owner, subnets []netip.Prefix) ([]ne
 		for i, s := range subnets {
 			a, err := f.next(ctx, o, s, i)
 			if err != nil {
-				return errors.Join(fmt.Errorf("lease of %s: %w", s, err), f.remove(func(text string) bool { return text == o.text() }))
+				return errors.Join(fmt.Errorf("lease of %s: %w", s, err),
+					f.remove(func(text string) bool { return text == o.text() }))
 			}
 			all = append(all, a)
 		}

@@ -64,8 +64,9 @@ type Ledger struct {
 	owed map[string]*Debt
 }
 
-// Open reads the debts: lines of file, and files in dir. An unreadable record does not affect others: as a file it counts as a
-// debt of the default network, as a line as a debt of the configured network.
+// Open reads the debts: lines of file, and files in dir. An unreadable record does not affect
+// others: as a file it counts as a debt of the default network, as a line as a debt of the
+// configured network.
 func Open(ctx context.Context, file, dir string) (*Ledger, error) {
 	l := &Ledger{dir: dir, owed: map[string]*Debt{}}
 	if err := l.readFiles(ctx); err != nil {
@@ -100,7 +101,8 @@ func (l *Ledger) readFiles(ctx context.Context) error {
 		}
 		d := &Debt{Record: Record{Pod: e.Name(), Default: true}}
 		if err := l.load(ctx, d); err != nil {
-			log.G(ctx).WithError(err).WithField("pod", d.Pod).Warn("cannot read a network record now; will read it again before its DEL")
+			log.G(ctx).WithError(err).WithField("pod", d.Pod).
+				Warn("cannot read a network record now; will read it again before its DEL")
 			d.unread = true
 			l.incomplete(err)
 		}
@@ -118,7 +120,8 @@ func (l *Ledger) load(ctx context.Context, d *Debt) error {
 	}
 	pod := d.Pod
 	if err := d.parse(pod, data); err != nil {
-		log.G(ctx).WithError(err).WithField("pod", pod).Warn("network record is damaged; treating it as one of the default network")
+		log.G(ctx).WithError(err).WithField("pod", pod).
+			Warn("network record is damaged; treating it as one of the default network")
 		d.Record = Record{Pod: pod, Default: true}
 		l.incomplete(fmt.Errorf("the network record of pod %s is damaged", pod))
 	}

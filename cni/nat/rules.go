@@ -38,7 +38,8 @@ func (b *batch) masquerade(m Masquerade) {
 // structure makes what the rules of all containers on the bridge have in common.
 func (b *batch) structure(bridge string) {
 	ports := b.c.AddChain(&nftables.Chain{Name: portsChain, Table: b.t})
-	for name, hook := range map[string]*nftables.ChainHook{"prerouting": nftables.ChainHookPrerouting, "output": nftables.ChainHookOutput} {
+	for name, hook := range map[string]*nftables.ChainHook{"prerouting": nftables.ChainHookPrerouting,
+		"output": nftables.ChainHookOutput} {
 		b.rule(b.hook(name, hook, nftables.ChainPriorityNATDest), "", []expr.Any{
 			&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
@@ -111,7 +112,9 @@ func (b *batch) hook(name string, hook *nftables.ChainHook, priority *nftables.C
 	return chain
 }
 
-func natChain(t *nftables.Table, name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) *nftables.Chain {
+func natChain(
+	t *nftables.Table, name string, hook *nftables.ChainHook, priority *nftables.ChainPriority,
+) *nftables.Chain {
 	return &nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: priority}
 }
 
@@ -154,7 +157,8 @@ func within(f field, p netip.Prefix, in bool) []expr.Any {
 	if !in {
 		op = expr.CmpOpNeq
 	}
-	match := []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(size)}}
+	match := []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset,
+		Len: uint32(size)}}
 	if p.Bits() < size*8 {
 		match = append(match, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(size),
 			Mask: net.CIDRMask(p.Bits(), size*8), Xor: make([]byte, size)})

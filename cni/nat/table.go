@@ -69,7 +69,8 @@ func Probe(ctx context.Context, t Table) error {
 	}
 	b := &batch{c: c, t: (t + "_probe").table()}
 	c.AddTable(b.t)
-	b.masquerade(Masquerade{Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/30"), netip.MustParsePrefix("fd00::/64")}})
+	b.masquerade(Masquerade{Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/30"),
+		netip.MustParsePrefix("fd00::/64")}})
 	b.structure("probe")
 	for _, to := range []string{"10.0.0.2", "fd00::2"} {
 		b.forward("probe", netip.MustParseAddr(to), []Port{{Protocol: TCP, Host: 1, Container: 1}})

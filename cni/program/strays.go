@@ -40,7 +40,8 @@ var strays = &straySearch{timeout: strayTimeout, environ: func(pid int) ([]byte,
 // search that hangs.
 func (s *straySearch) kill(mark string) {
 	if s.hung.Load() >= maxHung {
-		log.L.WithField("step", "cni").Warn("skipping the search for processes that a network plugin left behind: earlier searches still hang")
+		log.L.WithField("step", "cni").Warn("skipping the search for processes that a network plugin left behind: " +
+			"earlier searches still hang")
 		return
 	}
 	done := make(chan struct{})
@@ -55,7 +56,8 @@ func (s *straySearch) kill(mark string) {
 	if within(done, s.timeout) {
 		return
 	}
-	log.L.WithField("step", "cni").Warn("the search for processes that a network plugin left behind hangs while reading /proc")
+	log.L.WithField("step", "cni").
+		Warn("the search for processes that a network plugin left behind hangs while reading /proc")
 	s.hung.Add(1)
 	go func() {
 		<-done

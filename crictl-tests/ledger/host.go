@@ -15,7 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// mounts are those of the host, where the counting process lives, and, where it has its own mount namespace, of every process of ours.
+// mounts are those of the host, where the counting process lives, and, where it has its own mount
+// namespace, of every process of ours.
 func mounts(s Scope) ([]string, error) {
 	out, seen := []string{}, map[string]bool{}
 	pids, err := ourProcesses(s)

@@ -13,7 +13,8 @@ import (
 type Scope struct {
 	Root  string // the daemon's root folder
 	State string // the daemon's state folder; its hash marks netns, links and rules
-	// Marks are further strings that only this daemon's things carry: pod and container ids, a cgroup parent, a log folder.
+	// Marks are further strings that only this daemon's things carry: pod and container ids, a
+	// cgroup parent, a log folder.
 	Marks []string
 	// Daemon is the pid of `cribox serve`, 0 when it is not running.
 	Daemon int

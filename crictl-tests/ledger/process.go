@@ -146,7 +146,8 @@ func Role(p Process) string {
 	}
 }
 
-// fds are the open descriptors of daemon, shim and logger, by what they lead to; numbers that differ each time are left out.
+// fds are the open descriptors of daemon, shim and logger, by what they lead to; numbers that
+// differ each time are left out.
 func fds(s Scope) ([]string, error) {
 	ours, err := Belonging(s)
 	if err != nil {

@@ -105,7 +105,8 @@ func decompressed(r io.Reader) (io.ReadCloser, error) {
 }
 
 func notAnArchive(err error) error {
-	return fmt.Errorf("this is not an archive of images, as docker save writes it or in the OCI layout: %w: %w", err, errdefs.ErrInvalidArgument)
+	return fmt.Errorf("this is not an archive of images, as docker save writes it or in the OCI layout: %w: %w",
+		err, errdefs.ErrInvalidArgument)
 }
 
 // unnamed returns a new file that is in no folder.
@@ -236,7 +237,8 @@ func (a *Archive) document(name string) ([]byte, error) {
 	case !ok:
 		return nil, fmt.Errorf("%s: %w", name, errNoFile)
 	case s.size > manifest.MaxBytes:
-		return nil, fault.Refuse(errdefs.ErrResourceExhausted, "%s has more than %d bytes", fault.Clip(name), manifest.MaxBytes)
+		return nil, fault.Refuse(errdefs.ErrResourceExhausted, "%s has more than %d bytes",
+			fault.Clip(name), manifest.MaxBytes)
 	}
 	b := make([]byte, s.size)
 	_, err := io.ReadFull(a.reader(s), b)

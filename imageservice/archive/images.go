@@ -133,7 +133,8 @@ func (a *Archive) readDocker(ctx context.Context) error {
 		return notAnArchive(fmt.Errorf("manifest.json has %d images", len(all)))
 	}
 	for _, one := range all {
-		m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Layers: []ocispec.Descriptor{}}
+		m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+			Layers: []ocispec.Descriptor{}}
 		if m.Config, err = a.describe(ctx, one.Config); err != nil {
 			return err
 		}
@@ -149,7 +150,8 @@ func (a *Archive) readDocker(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		a.images = append(a.images, Image{Names: one.RepoTags, Root: digest.FromBytes(document), mediaType: m.MediaType, document: document})
+		a.images = append(a.images, Image{Names: one.RepoTags, Root: digest.FromBytes(document), mediaType: m.MediaType,
+			document: document})
 	}
 	return nil
 }

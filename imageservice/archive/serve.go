@@ -66,7 +66,8 @@ func reply(req *http.Request, code int, header http.Header, size int64, content 
 	if req.Method == http.MethodHead {
 		content = bytes.NewReader(nil)
 	}
-	return &http.Response{StatusCode: code, Status: fmt.Sprintf("%d %s", code, http.StatusText(code)), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	return &http.Response{StatusCode: code, Status: fmt.Sprintf("%d %s", code, http.StatusText(code)), Proto: "HTTP/1.1",
+		ProtoMajor: 1, ProtoMinor: 1,
 		Header: header, ContentLength: size, Body: io.NopCloser(content), Request: req}
 }
 

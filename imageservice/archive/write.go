@@ -27,7 +27,8 @@ type Saved struct {
 // blob. ErrDataLoss if a blob does not have its digest any more; the archive is then not complete.
 func Write(ctx context.Context, w io.Writer, images []Saved, path func(digest.Digest) string) error {
 	t := &writer{ctx: ctx, tar: tar.NewWriter(w), path: path, written: map[digest.Digest]bool{}}
-	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: []ocispec.Descriptor{}}
 	var list []dockerImage
 	for _, i := range images {
 		for _, d := range append([]ocispec.Descriptor{i.Manifest.Config, i.Root}, i.Manifest.Layers...) {
@@ -42,7 +43,8 @@ func Write(ctx context.Context, w io.Writer, images []Saved, path func(digest.Di
 		name string
 		v    any
 	}{
-		{ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}}, {"index.json", index}, {"manifest.json", list},
+		{ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}}, {"index.json", index},
+		{"manifest.json", list},
 	} {
 		if err := t.document(doc.name, doc.v); err != nil {
 			return err
@@ -102,7 +104,8 @@ func (t *writer) document(name string, v any) error {
 
 // header begins a file. Archives of the same images have the same bytes.
 func (t *writer) header(name string, size int64) error {
-	return t.tar.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: size, ModTime: time.Unix(0, 0), Format: tar.FormatPAX})
+	return t.tar.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: size,
+		ModTime: time.Unix(0, 0), Format: tar.FormatPAX})
 }
 
 // blob writes a blob unless it is in the archive, and hashes it meanwhile.
@@ -134,7 +137,8 @@ func (t *writer) blob(d ocispec.Descriptor) error {
 		rest -= int64(n)
 	}
 	if got := digest.NewDigest(digest.SHA256, hash); got != d.Digest {
-		return fmt.Errorf("blob %s has digest %s on this disk; remove the image and pull it again: %w", d.Digest, got, errdefs.ErrDataLoss)
+		return fmt.Errorf("blob %s has digest %s on this disk; remove the image and pull it again: %w",
+			d.Digest, got, errdefs.ErrDataLoss)
 	}
 	t.written[d.Digest] = true
 	return nil

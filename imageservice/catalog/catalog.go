@@ -41,7 +41,8 @@ type Catalog struct {
 func New(dir string, step step.Hook, b *content.Blobs, l *layers.Store, p *content.Pins) *Catalog {
 	return &Catalog{
 		dir: dir, step: step, blobs: b, layers: l, pins: p, Writer: semaphore.NewWeighted(1),
-		records: map[string]*Record{}, unread: map[string]bool{}, names: map[string]string{}, holds: map[string]map[string]bool{},
+		records: map[string]*Record{}, unread: map[string]bool{}, names: map[string]string{},
+		holds: map[string]map[string]bool{},
 	}
 }
 
@@ -284,7 +285,9 @@ func (c *Catalog) Relist(r *Record, garbage []string) {
 // old is the record of the image that loses the tag, without the tag; nil if there is none. changed
 // reports whether r differs from the existing record. garbage are blobs that the image no longer
 // needs. The caller holds Writer, so that records do not change meanwhile.
-func (c *Catalog) Merge(r *Record, t imageref.Target, root digest.Digest) (old *Record, changed bool, garbage []content.Blob) {
+func (c *Catalog) Merge(
+	r *Record, t imageref.Target, root digest.Digest,
+) (old *Record, changed bool, garbage []content.Blob) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	blobs := r.Blobs

@@ -50,7 +50,8 @@ func (c *Catalog) Load(ctx context.Context) error {
 		}
 		if err != nil && !damaged(err) {
 			log.G(ctx).WithError(err).WithField("image", e.Name()).
-				Error("cannot read an image record now; the image is not listed and no image data is deleted until it can be read; will try again")
+				Error("cannot read an image record now; " +
+					"the image is not listed and no image data is deleted until it can be read; will try again")
 			c.unread["sha256:"+e.Name()] = true
 			continue
 		}

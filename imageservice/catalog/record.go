@@ -152,7 +152,8 @@ func (r *Record) addDigest(reference string, byDigest bool) (changed bool) {
 // unexplained reports whether nothing says why the record has its digest references: an older
 // version wrote it.
 func (r *Record) unexplained() bool {
-	return len(r.Digests) > 0 && len(r.ByDigest) == 0 && !slices.ContainsFunc(r.Tags, func(t tag) bool { return t.Root != "" })
+	return len(r.Digests) > 0 && len(r.ByDigest) == 0 &&
+		!slices.ContainsFunc(r.Tags, func(t tag) bool { return t.Root != "" })
 }
 
 // setRoot sets the digest that a tag points to. It reports whether the record changed.
@@ -177,7 +178,8 @@ func repositoryOf(reference string) string {
 // pull needs.
 func (r *Record) forgetRoots(repository string, root digest.Digest, current []content.Blob) (garbage []content.Blob) {
 	stays := func(reference string) bool {
-		return repositoryOf(reference) != repository || slices.Contains(r.ByDigest, reference) || reference == repository+"@"+string(root) ||
+		return repositoryOf(reference) != repository || slices.Contains(r.ByDigest, reference) ||
+			reference == repository+"@"+string(root) ||
 			slices.ContainsFunc(r.Tags, func(t tag) bool {
 				return t.Root != "" && strings.HasPrefix(t.Name, repository+":") && reference == repository+"@"+string(t.Root)
 			})

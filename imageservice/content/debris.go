@@ -67,7 +67,8 @@ func (b *Blobs) DropBroken(ctx context.Context) {
 	for _, e := range entries {
 		ref, err := ReadCapped(filepath.Join(dir, e.Name(), "ref"), maxRef)
 		if err != nil && !Lasting(err) {
-			log.G(ctx).WithError(err).WithField("download", e.Name()).Warn("cannot read a partial download now; keeping it for a while")
+			log.G(ctx).WithError(err).WithField("download", e.Name()).
+				Warn("cannot read a partial download now; keeping it for a while")
 			continue
 		}
 		if err == nil && digest.FromBytes(ref).Encoded() == e.Name() {

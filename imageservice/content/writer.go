@@ -92,7 +92,8 @@ func (w *Writer) Restart() error {
 // one stays.
 func (w *Writer) Commit(desc ocispec.Descriptor) error {
 	if w.file == nil || w.size != desc.Size || w.Digest() != desc.Digest {
-		return fmt.Errorf("commit %d bytes with digest %s as blob %s of %d bytes: %w", w.size, w.Digest(), desc.Digest, desc.Size, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("commit %d bytes with digest %s as blob %s of %d bytes: %w",
+			w.size, w.Digest(), desc.Digest, desc.Size, errdefs.ErrFailedPrecondition)
 	}
 	if err := w.blobs.publish(w.file, desc.Digest); err != nil {
 		return err

@@ -21,7 +21,8 @@ const (
 
 // Why cribox refuses an input that containerd runs.
 const (
-	Ambiguous = "it means one thing to one reader and another to the next: a scanner may have seen another image (CVE-2021-41190)"
+	Ambiguous = "it means one thing to one reader and another to the next: " +
+		"a scanner may have seen another image (CVE-2021-41190)"
 	Amplifies = "a small image would take much of the node's memory or disk"
 	Wraps     = "the number would become another one"
 	NotYet    = "nobody was seen to use it; the store of blobs and the image's id are sha256"
@@ -79,7 +80,8 @@ func CheckRefusals(t *testing.T, rows []Refusal, sources map[string]*regexp.Rege
 	}
 	for at, text := range sources {
 		if !slices.ContainsFunc(slices.Concat(said, unreached), text.MatchString) {
-			t.Errorf("%s: no row has this refusal, %s. Does containerd run such an image? Then it should run, unless that is dangerous", at, text)
+			t.Errorf("%s: no row has this refusal, %s. Does containerd run such an image? Then it should run, "+
+				"unless that is dangerous", at, text)
 		}
 	}
 }

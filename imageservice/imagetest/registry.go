@@ -164,7 +164,9 @@ func Zstd(tarball []byte) Layer {
 
 // Build creates the manifest and the config of an image, and adds the image to the registry under
 // tag. edit may change them first.
-func (s *Registry) Build(tag string, layers []Layer, edit func(m *ocispec.Manifest, c *ocispec.Image)) (id string, desc ocispec.Descriptor) {
+func (s *Registry) Build(
+	tag string, layers []Layer, edit func(m *ocispec.Manifest, c *ocispec.Image),
+) (id string, desc ocispec.Descriptor) {
 	config := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}}
 	config.RootFS.Type = "layers"
 	config.Config.Env = []string{"TAG=" + tag}
@@ -176,14 +178,16 @@ func (s *Registry) Build(tag string, layers []Layer, edit func(m *ocispec.Manife
 			diff = digest.FromBytes(l.Tar)
 		}
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, diff)
-		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: l.MediaType, Digest: s.putBlob(l.Blob), Size: int64(len(l.Blob))})
+		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: l.MediaType, Digest: s.putBlob(l.Blob),
+			Size: int64(len(l.Blob))})
 	}
 	if edit != nil {
 		edit(&m, &config)
 	}
 	raw, _ := json.Marshal(config)
 	if m.Config.Digest == "" {
-		m.Config = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: s.putBlob(raw), Size: int64(len(raw)), URLs: m.Config.URLs}
+		m.Config = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: s.putBlob(raw), Size: int64(len(raw)),
+			URLs: m.Config.URLs}
 	}
 	return m.Config.Digest.String(), s.PutManifest(tag, m.MediaType, m)
 }

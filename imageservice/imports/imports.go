@@ -62,7 +62,8 @@ func Open(ctx context.Context, c Config) (*Folder, error) {
 	f := &Folder{Config: c, events: events, record: map[string]loaded{}, failed: map[string]loaded{}}
 	if raw, err := os.ReadFile(c.Record); err == nil {
 		if err := json.Unmarshal(raw, &f.record); err != nil {
-			log.G(ctx).WithError(err).WithField("file", c.Record).Warn("the record of loaded archives is damaged; loading all of them again")
+			log.G(ctx).WithError(err).WithField("file", c.Record).
+				Warn("the record of loaded archives is damaged; loading all of them again")
 		}
 	}
 	return f, nil
@@ -176,7 +177,8 @@ func (f *Folder) load(ctx context.Context, name string, info os.FileInfo) error 
 	}
 	delete(f.failed, name)
 	f.record[name] = now
-	logger.WithField("images", ids).WithField("took", time.Since(began).Round(time.Millisecond).String()).Info("loaded an archive of images")
+	logger.WithField("images", ids).WithField("took", time.Since(began).Round(time.Millisecond).String()).
+		Info("loaded an archive of images")
 	if err := f.save(); err != nil {
 		logger.WithError(err).Warn("cannot record that an archive was loaded; the next start loads it again")
 	}

@@ -115,7 +115,8 @@ func streamError(err error) error {
 
 func (x *extractor) count() error {
 	if x.entries++; x.entries > x.most.entries {
-		return fault.Refuse(errdefs.ErrResourceExhausted, "more than %d entries in one layer (layer_files_max)", x.most.entries)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "more than %d entries in one layer (layer_files_max)",
+			x.most.entries)
 	}
 	return x.most.files.entry()
 }
@@ -124,7 +125,8 @@ func (x *extractor) count() error {
 // each as long as a path may be.
 func (x *extractor) remember(name string) error {
 	if x.names += int64(len(name)) + bytesOfTimes; x.names > x.most.names {
-		return fault.Refuse(errdefs.ErrResourceExhausted, "more than %d bytes of directories' names and times in one layer", x.most.names)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "more than %d bytes of directories' names and times in one layer",
+			x.most.names)
 	}
 	return nil
 }

@@ -69,7 +69,8 @@ func (x *extractor) in(name string, flags uint64) (int, error) {
 }
 
 func openIn(root int, name string, flags, resolve uint64) (int, error) {
-	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV}
+	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC,
+		Resolve: resolve | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV}
 	for try := 0; ; try++ {
 		fd, err := unix.Openat2(root, name, &how)
 		// EAGAIN: something on this machine was renamed or mounted while the kernel resolved "..".
@@ -117,7 +118,8 @@ func (x *extractor) forget() {
 const maxLinks = 40
 
 func tooDeep() error {
-	return fault.Refuse(errdefs.ErrResourceExhausted, "directories are nested so deeply that their path is longer than %d bytes, the kernel's limit", maxName)
+	return fault.Refuse(errdefs.ErrResourceExhausted,
+		"directories are nested so deeply that their path is longer than %d bytes, the kernel's limit", maxName)
 }
 
 // openOrMake opens the directory dir and creates its missing parents, topmost first. It holds two

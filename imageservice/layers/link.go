@@ -105,7 +105,8 @@ func (u *Unpacker) lookLayer(ctx context.Context, l *Layer, names []string) (fou
 // look counts one lookup. It returns an error after too many, or when ctx has ended.
 func (u *Unpacker) look(ctx context.Context) error {
 	if u.looks++; u.looks > maxLooks {
-		return fault.Refuse(errdefs.ErrResourceExhausted, "too many directories that the layers do not list, over too many layers")
+		return fault.Refuse(errdefs.ErrResourceExhausted,
+			"too many directories that the layers do not list, over too many layers")
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

@@ -28,7 +28,8 @@ type Layer struct {
 	Dir    string        `json:"dir"`             // name below layers/
 	Bytes  uint64        `json:"bytes"`           // disk usage as of du
 	Inodes uint64        `json:"inodes"`
-	Opaque bool          `json:"opaque,omitempty"` // its root hides all layers below, which overlayfs does not do for roots
+	// its root hides all layers below, which overlayfs does not do for roots
+	Opaque bool `json:"opaque,omitempty"`
 }
 
 func (l Layer) Key() string { return KeyOf(l.DiffID, l.Fixes) }
@@ -130,7 +131,8 @@ func (s *Store) Add(l *Layer) *Layer {
 	s.mu.Unlock()
 	if first != nil {
 		if err := s.Remove(l.Dir); err != nil {
-			log.L.WithError(err).WithField("layer", l.Dir).Warn("cannot delete the second copy of a layer that was unpacked twice")
+			log.L.WithError(err).WithField("layer", l.Dir).
+				Warn("cannot delete the second copy of a layer that was unpacked twice")
 		}
 		return first
 	}

@@ -62,7 +62,8 @@ func (m *meter) add(n int64) error {
 	m.n += n
 	switch {
 	case m.n > m.limits.LayerBytes:
-		return fault.Refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d bytes (layer_size_max)", m.limits.LayerBytes)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d bytes (layer_size_max)",
+			m.limits.LayerBytes)
 	case m.src.Arrived != nil && m.beyond(m.src.Arrived()):
 		return ErrAhead
 	}
@@ -90,7 +91,8 @@ func (m *meter) wrote(n int64, fd int) error {
 		return err
 	}
 	if fs.Bavail*100 < fs.Blocks*uint64(m.limits.Reserve) {
-		return fault.Refuse(errdefs.ErrResourceExhausted, "layer unpacks to more than %d times its %d bytes, and less than %d %% of the disk is free (disk_reserve)",
+		return fault.Refuse(errdefs.ErrResourceExhausted,
+			"layer unpacks to more than %d times its %d bytes, and less than %d %% of the disk is free (disk_reserve)",
 			m.limits.Ratio, m.src.Size, m.limits.Reserve)
 	}
 	return nil
@@ -102,7 +104,8 @@ func (m *meter) entry() error { return m.spend(4096) }
 func (m *meter) spend(n int64) error {
 	m.spent += n
 	if m.image.used.Add(n) > m.image.most {
-		return fault.Refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes (image_size_max)", m.image.most)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes (image_size_max)",
+			m.image.most)
 	}
 	return nil
 }
@@ -128,7 +131,9 @@ func NewUnpacker(store *Store, limits Limits, prog *progress.Clock) *Unpacker {
 
 // Unpack unpacks src into a new directory, verifies that its tar has the digest diffID, applies the
 // fixes, and returns the layer. After an error it deletes everything that it has written.
-func (u *Unpacker) Unpack(ctx context.Context, src Source, diffID digest.Digest, fixes []Fix, it *progress.Item) (l *Layer, err error) {
+func (u *Unpacker) Unpack(
+	ctx context.Context, src Source, diffID digest.Digest, fixes []Fix, it *progress.Item,
+) (l *Layer, err error) {
 	dir, err := u.store.make()
 	if err != nil {
 		return nil, fault.Disk(err)
@@ -154,10 +159,11 @@ func (u *Unpacker) Unpack(ctx context.Context, src Source, diffID digest.Digest,
 	}
 	defer unix.Close(root)
 	var implied []string
-	got, err := readTar(ctx, src, diffID, &counted{ctx: ctx, meter: read, item: it, prog: u.prog}, func(tarball io.Reader) error {
-		implied, err = extract(ctx, tarball, root, caps{u.limits.Entries, maxNames, written})
-		return err
-	})
+	got, err := readTar(ctx, src, diffID, &counted{ctx: ctx, meter: read, item: it, prog: u.prog},
+		func(tarball io.Reader) error {
+			implied, err = extract(ctx, tarball, root, caps{u.limits.Entries, maxNames, written})
+			return err
+		})
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +180,8 @@ func (u *Unpacker) Unpack(ctx context.Context, src Source, diffID digest.Digest,
 	if err != nil {
 		return nil, err
 	}
-	return &Layer{DiffID: diffID, Fixes: FixesKey(fixes), Dir: dir, Bytes: bytes, Inodes: inodes, Opaque: overlay.IsOpaque(root)}, nil
+	return &Layer{DiffID: diffID, Fixes: FixesKey(fixes), Dir: dir, Bytes: bytes, Inodes: inodes,
+		Opaque: overlay.IsOpaque(root)}, nil
 }
 
 // panicked returns a function that logs a panic of a decoder and makes an error of it.
@@ -197,7 +204,9 @@ func (u *Unpacker) Hash(ctx context.Context, src Source, blob digest.Digest, it 
 
 // readTar decompresses src, calls use with the result, and reads on to the end. It returns the
 // digest of every byte.
-func readTar(ctx context.Context, src Source, name digest.Digest, tarball *counted, use func(io.Reader) error) (digest.Digest, error) {
+func readTar(
+	ctx context.Context, src Source, name digest.Digest, tarball *counted, use func(io.Reader) error,
+) (digest.Digest, error) {
 	plain, closer, err := decompress(src)
 	if err != nil {
 		return "", err
@@ -234,10 +243,12 @@ func decompress(src Source) (io.Reader, func(), error) {
 			return nil, nil, tracked.blame(err)
 		}
 		return decoder{z, tracked}, func() { z.Close() }, nil
-	case len(magic) == 4 && (bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) || magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18})):
+	case len(magic) == 4 && (bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) || magic[0]&0xf0 == 0x50 &&
+		bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18})):
 		// With concurrency 1 the decoder starts no goroutines that could hang or leak after an
 		// error.
-		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow),
+			zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, nil, tracked.blame(err)
 		}

@@ -35,7 +35,8 @@ const (
 	maxUnsaid  = 64      // entries without a platform whose configs are read, per index
 )
 
-var Accept = strings.Join([]string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, DockerList, DockerManifest}, ", ")
+var Accept = strings.Join([]string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, DockerList,
+	DockerManifest}, ", ")
 
 // document is a decoded manifest or index.
 type document struct {
@@ -69,16 +70,20 @@ func Decode(raw []byte, declared string) (document, error) {
 	}
 	// Docker and OCI have different names for the same types.
 	if own != "" && own != kind && (!IsManifest(own) || IsIndex(own) != IsIndex(kind)) {
-		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "manifest is served as %q but its mediaType is %q", fault.Clip(declared), fault.Clip(own))
+		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "manifest is served as %q but its mediaType is %q",
+			fault.Clip(declared), fault.Clip(own))
 	}
 	if strings.HasPrefix(kind, "application/vnd.docker.distribution.manifest.v1+") || has("fsLayers") {
-		return document{}, fault.Refuse(errdefs.ErrNotImplemented, "manifest schema 1 is not supported, push the image again in a newer format")
+		return document{}, fault.Refuse(errdefs.ErrNotImplemented,
+			"manifest schema 1 is not supported, push the image again in a newer format")
 	}
 	if has("manifests") && (has("layers") || has("config")) {
-		return document{}, fault.Refuse(errdefs.ErrInvalidArgument, "ambiguous document: it has both manifests and layers or a config")
+		return document{}, fault.Refuse(errdefs.ErrInvalidArgument,
+			"ambiguous document: it has both manifests and layers or a config")
 	}
 	if bytes.Equal(bytes.TrimSpace(keys["schemaVersion"]), []byte("1")) {
-		return document{}, fault.Refuse(errdefs.ErrNotImplemented, "manifest schema 1 is not supported, push the image again in a newer format")
+		return document{}, fault.Refuse(errdefs.ErrNotImplemented,
+			"manifest schema 1 is not supported, push the image again in a newer format")
 	}
 	d := document{mediaType: kind}
 	switch kind {
@@ -191,7 +196,8 @@ func topLevelKeys(raw []byte) (map[string]json.RawMessage, error) {
 		if _, twice := keys[k]; twice {
 			return nil, fmt.Errorf("key %q appears twice", fault.Clip(k))
 		}
-		if i := slices.IndexFunc(knownKeys, func(known string) bool { return strings.EqualFold(known, k) }); i >= 0 && knownKeys[i] != k {
+		if i := slices.IndexFunc(knownKeys, func(known string) bool { return strings.EqualFold(known, k) }); i >= 0 &&
+			knownKeys[i] != k {
 			return nil, fmt.Errorf("key %q is not %q", k, knownKeys[i])
 		}
 		var v json.RawMessage
@@ -214,7 +220,8 @@ func topLevelKeys(raw []byte) (map[string]json.RawMessage, error) {
 // lists the available platforms.
 func Choose(index *ocispec.Index, want platforms.MatchComparer) ([]ocispec.Descriptor, error) {
 	if len(index.Manifests) > MaxEntries {
-		return nil, fault.Refuse(errdefs.ErrResourceExhausted, "index with %d entries, the limit is %d", len(index.Manifests), MaxEntries)
+		return nil, fault.Refuse(errdefs.ErrResourceExhausted, "index with %d entries, the limit is %d",
+			len(index.Manifests), MaxEntries)
 	}
 	var best *ocispec.Descriptor
 	var unsaid []ocispec.Descriptor
@@ -234,7 +241,8 @@ func Choose(index *ocispec.Index, want platforms.MatchComparer) ([]ocispec.Descr
 		unsaid = []ocispec.Descriptor{*best}
 	}
 	if len(unsaid) == 0 {
-		return nil, fault.Refuse(errdefs.ErrNotFound, "no image for %s, available: %s", platforms.DefaultString(), offered(index))
+		return nil, fault.Refuse(errdefs.ErrNotFound, "no image for %s, available: %s",
+			platforms.DefaultString(), offered(index))
 	}
 	for _, d := range unsaid {
 		if err := checkDescriptor(d, MaxBytes); err != nil {
@@ -269,7 +277,8 @@ func checkDescriptor(d ocispec.Descriptor, most int64) error {
 		return fault.Refuse(errdefs.ErrInvalidArgument, "descriptor %s has size %d", d.Digest, d.Size)
 	}
 	if d.Size > most {
-		return fault.Refuse(errdefs.ErrResourceExhausted, "descriptor %s has size %d, the limit is %d", d.Digest, d.Size, most)
+		return fault.Refuse(errdefs.ErrResourceExhausted, "descriptor %s has size %d, the limit is %d",
+			d.Digest, d.Size, most)
 	}
 	return nil
 }
@@ -297,7 +306,8 @@ func Check(m *ocispec.Manifest, maxLayers int, maxBytes int64) error {
 			return err
 		}
 		if total += d.Size; total > maxBytes {
-			return fault.Refuse(errdefs.ErrResourceExhausted, "image with more than %d compressed bytes (image_size_max)", maxBytes)
+			return fault.Refuse(errdefs.ErrResourceExhausted, "image with more than %d compressed bytes (image_size_max)",
+				maxBytes)
 		}
 	}
 	return nil
@@ -311,7 +321,8 @@ func checkLayerType(t string) error {
 	}
 	base, _, _ := strings.Cut(t, "+")
 	switch base {
-	case DockerLayer, DockerLayer + ".gzip", DockerLayer + ".zstd", dockerForeign, dockerForeign + ".gzip", dockerForeign + ".zstd":
+	case DockerLayer, DockerLayer + ".gzip", DockerLayer + ".zstd", dockerForeign, dockerForeign + ".gzip",
+		dockerForeign + ".zstd":
 		return nil
 	}
 	if strings.HasPrefix(base, "application/vnd.oci.image.layer.") && strings.HasSuffix(base, ".tar") {
@@ -335,7 +346,8 @@ func DecodeConfig(raw []byte, m *ocispec.Manifest) (ocispec.Image, error) {
 		return img, fault.Refuse(errdefs.ErrInvalidArgument, "cannot decode the image config: %v", err)
 	}
 	if len(img.RootFS.DiffIDs) != len(m.Layers) {
-		return img, fault.Refuse(errdefs.ErrInvalidArgument, "image config lists %d diff ids, but its manifest lists %d layers", len(img.RootFS.DiffIDs), len(m.Layers))
+		return img, fault.Refuse(errdefs.ErrInvalidArgument,
+			"image config lists %d diff ids, but its manifest lists %d layers", len(img.RootFS.DiffIDs), len(m.Layers))
 	}
 	for _, d := range img.RootFS.DiffIDs {
 		if err := imageref.CheckDigest(d); err != nil {

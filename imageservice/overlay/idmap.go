@@ -56,7 +56,8 @@ func idMapped(dir string, userNS *os.File) (*os.File, error) {
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Propagation: unix.MS_PRIVATE, Userns_fd: uint64(userNS.Fd())}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		tree.Close()
-		return nil, fmt.Errorf("the file system of %s has no id-mapped mounts: %w: %w", dir, err, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("the file system of %s has no id-mapped mounts: %w: %w",
+			dir, err, errdefs.ErrFailedPrecondition)
 	}
 	return tree, nil
 }

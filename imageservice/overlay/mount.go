@@ -92,7 +92,8 @@ func (o *overlay) prepare(s Spec) error {
 	}
 	o.upper, o.work = filepath.Join(s.Dir, "upper"), filepath.Join(s.Dir, "work")
 	if _, err := os.Lstat(filepath.Join(o.work, "work", "incompat", "volatile")); err == nil {
-		return fmt.Errorf("the writable layer %s was mounted before, and a volatile layer can be mounted only once: %w", s.Dir, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the writable layer %s was mounted before, and a volatile layer can be mounted only once: %w",
+			s.Dir, errdefs.ErrFailedPrecondition)
 	}
 	if err := os.MkdirAll(o.upper, 0o755); err != nil {
 		return err
@@ -280,7 +281,8 @@ func (o *overlay) mountHere() error {
 		opts += fmt.Sprintf(",context=%q", o.label) // quoted, because there is a comma between categories
 	}
 	if len(opts) >= os.Getpagesize() {
-		return fmt.Errorf("%d layers do not fit into the options of mount(2) on this kernel: %w", len(o.lower), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%d layers do not fit into the options of mount(2) on this kernel: %w",
+			len(o.lower), errdefs.ErrFailedPrecondition)
 	}
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("unshare the working directory: %w", err)

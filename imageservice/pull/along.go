@@ -52,14 +52,16 @@ func (ft *fetcher) unpackAlong(ctx context.Context, desc ocispec.Descriptor, dif
 		release()
 		return nil
 	}
-	a := &alongside{ft: ft, blob: desc.Digest, result: make(chan error, 1), finish: func() { ft.by.alongs.Release(1); release() }}
+	a := &alongside{ft: ft, blob: desc.Digest, result: make(chan error, 1),
+		finish: func() { ft.by.alongs.Release(1); release() }}
 	a.more = sync.NewCond(&a.mu)
 	go func() {
 		stop := context.AfterFunc(ctx, func() { a.close(context.Cause(ctx)) })
 		defer stop()
 		it := &progress.Item{}
 		a.result <- guard.Call(ctx, "unpacking during the download", func() (err error) {
-			a.layer, err = ft.unpacker.Unpack(ctx, layers.Source{Reader: &growing{a, desc}, Size: desc.Size, Arrived: a.arrived}, diffID, nil, it)
+			a.layer, err = ft.unpacker.Unpack(ctx, layers.Source{Reader: &growing{a, desc}, Size: desc.Size, Arrived: a.arrived},
+				diffID, nil, it)
 			return err
 		})
 	}()

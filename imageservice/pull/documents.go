@@ -26,7 +26,8 @@ import (
 // still matches. That is cheap, still proves that the caller may pull the image, and does not count
 // against Docker Hub's rate limit.
 func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error) {
-	q := registry.Request{Method: http.MethodGet, Kind: "manifests", Object: r.ref.Object(), Accept: manifest.Accept, Resolve: r.ref.Digest == ""}
+	q := registry.Request{Method: http.MethodGet, Kind: "manifests", Object: r.ref.Object(), Accept: manifest.Accept,
+		Resolve: r.ref.Digest == ""}
 	if r.by.catalog.Knows(r.ref) {
 		head := q
 		head.Method = http.MethodHead
@@ -65,7 +66,8 @@ func (r *resolver) root(ctx context.Context) ([]byte, ocispec.Descriptor, error)
 // Then root tries GET.
 func noHead(err error) bool {
 	var status *registry.StatusError
-	return errors.As(err, &status) && !registry.Busy(status.Code) && status.Code != http.StatusUnauthorized && status.Code != http.StatusForbidden
+	return errors.As(err, &status) && !registry.Busy(status.Code) && status.Code != http.StatusUnauthorized &&
+		status.Code != http.StatusForbidden
 }
 
 // unchanged returns the local root document if its digest is the one in the response.
@@ -74,7 +76,8 @@ func (r *resolver) unchanged(ctx context.Context, header http.Header) ([]byte, b
 	if d == "" {
 		d = digest.Digest(header.Get("Docker-Content-Digest"))
 	}
-	if imageref.CheckDigest(d) != nil || !r.by.catalog.Knows(imageref.Target{Domain: r.ref.Domain, Path: r.ref.Path, Digest: d}) || r.held.pin(ctx, content.BlobKey(d)) != nil {
+	if imageref.CheckDigest(d) != nil || !r.by.catalog.Knows(imageref.Target{Domain: r.ref.Domain, Path: r.ref.Path,
+		Digest: d}) || r.held.pin(ctx, content.BlobKey(d)) != nil {
 		return nil, false
 	}
 	raw, err := r.by.blobs.ReadDocument(d)
@@ -91,7 +94,9 @@ func contentType(h http.Header) string {
 
 // get reads a small response and verifies it. It retries after a broken connection, and without a
 // mirror that has sent wrong content.
-func (r *resolver) get(ctx context.Context, q registry.Request, most int64, verify func([]byte, http.Header) error) ([]byte, error) {
+func (r *resolver) get(
+	ctx context.Context, q registry.Request, most int64, verify func([]byte, http.Header) error,
+) ([]byte, error) {
 	for attempt := 1; ; attempt++ {
 		resp, err := r.reg.Do(ctx, q)
 		if err != nil {
@@ -162,10 +167,13 @@ func (r *resolver) document(ctx context.Context, desc ocispec.Descriptor, kind s
 	q := registry.Request{Method: http.MethodGet, Kind: kind, Object: desc.Digest.String(), Accept: accept}
 	raw, err := r.get(ctx, q, manifest.MaxBytes, func(raw []byte, header http.Header) error {
 		if got := digest.FromBytes(raw); got != desc.Digest || int64(len(raw)) != desc.Size {
-			return fault.Refuse(errdefs.ErrDataLoss, "%s has %d bytes and digest %s, its descriptor says %d bytes", desc.Digest, len(raw), got, desc.Size)
+			return fault.Refuse(errdefs.ErrDataLoss, "%s has %d bytes and digest %s, its descriptor says %d bytes",
+				desc.Digest, len(raw), got, desc.Size)
 		}
-		if t := contentType(header); kind == "manifests" && manifest.IsManifest(t) && manifest.IsIndex(t) != manifest.IsIndex(desc.MediaType) {
-			return fault.Refuse(errdefs.ErrInvalidArgument, "manifest %s is served as %q, but its descriptor says %q", desc.Digest, t, fault.Clip(desc.MediaType))
+		if t := contentType(header); kind == "manifests" && manifest.IsManifest(t) &&
+			manifest.IsIndex(t) != manifest.IsIndex(desc.MediaType) {
+			return fault.Refuse(errdefs.ErrInvalidArgument, "manifest %s is served as %q, but its descriptor says %q",
+				desc.Digest, t, fault.Clip(desc.MediaType))
 		}
 		return nil
 	})

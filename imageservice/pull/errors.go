@@ -14,7 +14,8 @@ import (
 // classes are the error classes that a pull returns. If several match, the first one is used.
 var classes = []error{
 	errdefs.ErrInvalidArgument, errdefs.ErrNotImplemented, errdefs.ErrDataLoss, errdefs.ErrResourceExhausted,
-	errdefs.ErrUnauthenticated, errdefs.ErrPermissionDenied, errdefs.ErrNotFound, errdefs.ErrFailedPrecondition, errdefs.ErrAborted,
+	errdefs.ErrUnauthenticated, errdefs.ErrPermissionDenied, errdefs.ErrNotFound, errdefs.ErrFailedPrecondition,
+	errdefs.ErrAborted,
 	errdefs.ErrUnavailable,
 }
 
@@ -23,8 +24,10 @@ var classes = []error{
 // code Unknown, so that error has no class.
 func pullError(ref string, err error) error {
 	text := registry.Redact(err.Error())
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) { // this process is out of descriptors; also if that prevented a connection
-		return &classed{text: "pull " + ref + ": " + text + ": " + errdefs.ErrResourceExhausted.Error(), class: errdefs.ErrResourceExhausted}
+	// this process is out of descriptors; also if that prevented a connection
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		return &classed{text: "pull " + ref + ": " + text + ": " + errdefs.ErrResourceExhausted.Error(),
+			class: errdefs.ErrResourceExhausted}
 	}
 	if fault.IsUnavailable(err) {
 		return errors.New("RegistryUnavailable: pull " + ref + ": " + text)

@@ -37,13 +37,17 @@ type fetcher struct {
 
 func newFetcher(p *pull, proved bool) *fetcher {
 	return &fetcher{by: p.by, ref: p.ref, reg: p.reg, prog: p.prog, held: p.held, proved: proved,
-		downloads: semaphore.NewWeighted(int64(p.by.cfg.MaxDownloads)), unpacker: layers.NewUnpacker(p.by.layers, p.by.cfg.Limits, p.prog)}
+		downloads: semaphore.NewWeighted(int64(p.by.cfg.MaxDownloads)),
+		unpacker:  layers.NewUnpacker(p.by.layers, p.by.cfg.Limits, p.prog)}
 }
 
 // layer downloads the blob of a layer to content/ and unpacks it to layers/, both at the same time
 // if an unpacker is free.
-func (ft *fetcher) layer(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string) (*layers.Layer, error) {
-	for _, key := range []string{content.BlobKey(desc.Digest), content.PartialPrefix + ft.ref.IngestRef(desc.Digest), content.LayerPrefix + string(diffID)} {
+func (ft *fetcher) layer(
+	ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, name string,
+) (*layers.Layer, error) {
+	for _, key := range []string{content.BlobKey(desc.Digest), content.PartialPrefix + ft.ref.IngestRef(desc.Digest),
+		content.LayerPrefix + string(diffID)} {
 		if err := ft.held.pin(ctx, key); err != nil {
 			return nil, err
 		}
@@ -130,7 +134,8 @@ func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool,
 		}
 	} else if known {
 		// The blob was verified, so the descriptor is wrong.
-		return false, fault.Refuse(errdefs.ErrDataLoss, "%s has %d bytes, but its descriptor says %d", desc.Digest, info.Size(), desc.Size)
+		return false, fault.Refuse(errdefs.ErrDataLoss, "%s has %d bytes, but its descriptor says %d",
+			desc.Digest, info.Size(), desc.Size)
 	}
 	return false, ft.by.blobs.Delete(desc.Digest)
 }
@@ -153,7 +158,9 @@ func (n *noticed) Read(b []byte) (int, error) {
 
 // unpackBlob unpacks a layer whose blob is in content/. If another pull is unpacking it, it waits
 // for that one.
-func (ft *fetcher) unpackBlob(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, fixes []layers.Fix) (*layers.Layer, error) {
+func (ft *fetcher) unpackBlob(
+	ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, fixes []layers.Fix,
+) (*layers.Layer, error) {
 	key := content.LayerPrefix + layers.KeyOf(diffID, layers.FixesKey(fixes))
 	if err := ft.held.pin(ctx, key); err != nil {
 		return nil, err
@@ -233,7 +240,8 @@ func (ft *fetcher) fixLayers(ctx context.Context, got *contents) error {
 	var below []*layers.Layer // topmost first
 	for i, l := range got.layers {
 		if total += l.Bytes; total > uint64(ft.by.cfg.Limits.ImageBytes) {
-			return fault.Refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes (image_size_max)", ft.by.cfg.Limits.ImageBytes)
+			return fault.Refuse(errdefs.ErrResourceExhausted, "image unpacks to more than %d bytes (image_size_max)",
+				ft.by.cfg.Limits.ImageBytes)
 		}
 		fixes, err := ft.unpacker.FixesOf(ctx, l, below)
 		if err != nil {

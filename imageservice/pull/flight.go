@@ -66,7 +66,9 @@ var errNobodyWaits = errors.New("nobody waits for this pull any more")
 
 // do runs work for ref and key, or joins the run in progress, and returns its result. If ctx ends, it
 // returns the error of ctx; work is cancelled when no caller is left.
-func (fs *flights) do(ctx context.Context, ref imageref.Target, key string, work func(context.Context, *flight)) (catalog.Image, error) {
+func (fs *flights) do(
+	ctx context.Context, ref imageref.Target, key string, work func(context.Context, *flight),
+) (catalog.Image, error) {
 	key = ref.String() + " " + key
 	for {
 		f, old := fs.join(ctx, ref, key, work)
@@ -82,7 +84,9 @@ func (fs *flights) do(ctx context.Context, ref imageref.Target, key string, work
 }
 
 // join returns the flight to wait for, or a cancelled flight that must end first.
-func (fs *flights) join(ctx context.Context, ref imageref.Target, key string, work func(context.Context, *flight)) (f, leaving *flight) {
+func (fs *flights) join(
+	ctx context.Context, ref imageref.Target, key string, work func(context.Context, *flight),
+) (f, leaving *flight) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if f := fs.all[key]; f != nil {
@@ -94,7 +98,8 @@ func (fs *flights) join(ctx context.Context, ref imageref.Target, key string, wo
 	}
 	// The work does not end with this caller's context, because others may join it.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	f = &flight{ref: ref, began: time.Now(), waiters: 1, cancel: cancel, stalled: make(chan struct{}), done: make(chan struct{})}
+	f = &flight{ref: ref, began: time.Now(), waiters: 1, cancel: cancel, stalled: make(chan struct{}),
+		done: make(chan struct{})}
 	if fs.all == nil {
 		fs.all = map[string]*flight{}
 	}

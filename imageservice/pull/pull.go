@@ -79,9 +79,10 @@ func (u *Puller) Pull(ctx context.Context, ref string, auth *registry.Auth) (cat
 	if err != nil {
 		return catalog.Image{}, fmt.Errorf("pull %s: %w", t, err)
 	}
-	return u.pull(ctx, t, creds, creds.Key(), func(ctx context.Context, prog *progress.Clock) (*registry.Repository, error) {
-		return u.cfg.Client.Open(ctx, t, creds, prog)
-	})
+	return u.pull(ctx, t, creds, creds.Key(),
+		func(ctx context.Context, prog *progress.Clock) (*registry.Repository, error) {
+			return u.cfg.Client.Open(ctx, t, creds, prog)
+		})
 }
 
 // loads tells the pulls from archives apart: no two of them are the same.
@@ -89,18 +90,23 @@ var loads atomic.Int64
 
 // Load pulls t from a repository in this process, for example an archive. name is what errors call
 // it.
-func (u *Puller) Load(ctx context.Context, t imageref.Target, name string, from http.RoundTripper) (catalog.Image, error) {
+func (u *Puller) Load(
+	ctx context.Context, t imageref.Target, name string, from http.RoundTripper,
+) (catalog.Image, error) {
 	key := fmt.Sprintf("%s %d", name, loads.Add(1))
-	return u.pull(ctx, t, registry.Credentials{}, key, func(_ context.Context, prog *progress.Clock) (*registry.Repository, error) {
-		return registry.Local(t, name, from, prog), nil
-	})
+	return u.pull(ctx, t, registry.Credentials{}, key,
+		func(_ context.Context, prog *progress.Clock) (*registry.Repository, error) {
+			return registry.Local(t, name, from, prog), nil
+		})
 }
 
 // opener connects a pull to its repository.
 type opener func(context.Context, *progress.Clock) (*registry.Repository, error)
 
 // pull joins the pull of t with this key, or begins it.
-func (u *Puller) pull(ctx context.Context, t imageref.Target, creds registry.Credentials, key string, open opener) (catalog.Image, error) {
+func (u *Puller) pull(
+	ctx context.Context, t imageref.Target, creds registry.Credentials, key string, open opener,
+) (catalog.Image, error) {
 	img, err := u.flights.do(ctx, t, key, func(ctx context.Context, f *flight) { u.fly(ctx, f, creds, open) })
 	if err != nil && err == ctx.Err() {
 		err = fmt.Errorf("pull %s: %w", t, err)
@@ -250,7 +256,8 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk, fai
 		return catalog.Image{}, fmt.Errorf("sync image data: %w", fault.Disk(unsynced))
 	}
 	if !proven && p.by.garbage.Failures() != failures {
-		return catalog.Image{}, fmt.Errorf("the sync of another pull failed, and its data was deleted; pull again: %w", errdefs.ErrAborted)
+		return catalog.Image{}, fmt.Errorf("the sync of another pull failed, and its data was deleted; pull again: %w",
+			errdefs.ErrAborted)
 	}
 	r := p.newRecord(got)
 	old, changed, garbage := c.Merge(r, p.ref, got.root.Digest)
@@ -288,7 +295,8 @@ func (p *pull) proven(got contents) bool {
 
 // newRecord returns a record with what this pull knows about the image.
 func (p *pull) newRecord(got contents) *catalog.Record {
-	r := &catalog.Record{ID: string(got.doc.Config.Digest), Config: got.config, Size: got.manifest.Size + got.doc.Config.Size}
+	r := &catalog.Record{ID: string(got.doc.Config.Digest), Config: got.config,
+		Size: got.manifest.Size + got.doc.Config.Size}
 	counted := map[digest.Digest]bool{}
 	for _, d := range got.doc.Layers {
 		if !counted[d.Digest] {

@@ -29,7 +29,8 @@ type resolver struct {
 }
 
 func newResolver(p *pull) *resolver {
-	return &resolver{by: p.by, ref: p.ref, reg: p.reg, prog: p.prog, held: p.held, want: platforms.Only(platforms.DefaultSpec())}
+	return &resolver{by: p.by, ref: p.ref, reg: p.reg, prog: p.prog, held: p.held,
+		want: platforms.Only(platforms.DefaultSpec())}
 }
 
 // documents resolves the reference to one manifest and its config.
@@ -54,7 +55,9 @@ type otherPlatformError struct{ platform string }
 
 func (e otherPlatformError) Error() string { return "the image is for " + e.platform }
 
-func (r *resolver) resolve(ctx context.Context, got contents, raw []byte, desc ocispec.Descriptor, depth int) (contents, error) {
+func (r *resolver) resolve(
+	ctx context.Context, got contents, raw []byte, desc ocispec.Descriptor, depth int,
+) (contents, error) {
 	doc, err := manifest.Decode(raw, desc.MediaType)
 	if err != nil {
 		return got, err
@@ -79,7 +82,9 @@ func (r *resolver) resolve(ctx context.Context, got contents, raw []byte, desc o
 
 // firstThatFits resolves the entries of an index until one matches the platform. Blobs of entries
 // that do not match are not recorded for the image.
-func (r *resolver) firstThatFits(ctx context.Context, got contents, entries []ocispec.Descriptor, depth int) (contents, error) {
+func (r *resolver) firstThatFits(
+	ctx context.Context, got contents, entries []ocispec.Descriptor, depth int,
+) (contents, error) {
 	var others []string
 	for _, entry := range entries {
 		before := r.held.noted()
@@ -100,7 +105,8 @@ func (r *resolver) firstThatFits(ctx context.Context, got contents, entries []oc
 	if depth > 1 {
 		return got, otherPlatformError{strings.Join(others, ", ")}
 	}
-	return got, fault.Refuse(errdefs.ErrNotFound, "no image for %s, available: %s", platforms.DefaultString(), fault.Clip(strings.Join(others, ", ")))
+	return got, fault.Refuse(errdefs.ErrNotFound, "no image for %s, available: %s",
+		platforms.DefaultString(), fault.Clip(strings.Join(others, ", ")))
 }
 
 // config downloads and checks the config of a manifest.

@@ -105,7 +105,8 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 	if t.offset == t.desc.Size {
 		return true, nil
 	}
-	resp, err := t.ft.reg.Do(ctx, registry.Request{Method: http.MethodGet, Kind: "blobs", Object: t.desc.Digest.String(), Accept: "*/*", Offset: t.offset})
+	resp, err := t.ft.reg.Do(ctx, registry.Request{Method: http.MethodGet, Kind: "blobs", Object: t.desc.Digest.String(),
+		Accept: "*/*", Offset: t.offset})
 	if err != nil {
 		var status *registry.StatusError
 		if t.offset > 0 && errors.As(err, &status) && status.Code == http.StatusRequestedRangeNotSatisfiable {
@@ -128,7 +129,8 @@ func (t *transfer) piece(ctx context.Context) (answered bool, err error) {
 		return true, errNoRange
 	case t.offset == 0:
 		if resp.ContentLength >= 0 && resp.ContentLength != t.desc.Size {
-			return true, t.wrong(resp.Host, "%s is announced with %d bytes, but its descriptor says %d", t.desc.Digest, resp.ContentLength, t.desc.Size)
+			return true, t.wrong(resp.Host, "%s is announced with %d bytes, but its descriptor says %d",
+				t.desc.Digest, resp.ContentLength, t.desc.Size)
 		}
 	case t.offset > 0 && resp.StatusCode == http.StatusPartialContent:
 		if !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", t.offset)) {
@@ -186,7 +188,8 @@ func (t *transfer) copy(from *registry.Reply) error {
 			t.along.advance(t.offset)
 		}
 		switch {
-		case err == io.EOF && t.offset < t.desc.Size && (!from.Host.Own || t.coded && !t.decode): // a complete response that is too short
+		// a complete response that is too short
+		case err == io.EOF && t.offset < t.desc.Size && (!from.Host.Own || t.coded && !t.decode):
 			return t.wrong(from.Host, "%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size)
 		case err == io.EOF && t.offset < t.desc.Size:
 			return fault.Unavailable(fmt.Errorf("%s ends after %d of %d bytes", t.desc.Digest, t.offset, t.desc.Size))

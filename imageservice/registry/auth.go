@@ -85,7 +85,8 @@ func NewCredentials(a *Auth, t imageref.Target) (Credentials, error) {
 		return Credentials{}, nil
 	}
 	encoded := strings.Join(strings.Fields(a.Auth), "") // base64(1) breaks lines
-	fields := map[string]string{"username": a.Username, "password": a.Password, "auth": encoded, "server_address": a.ServerAddress,
+	fields := map[string]string{"username": a.Username, "password": a.Password, "auth": encoded,
+		"server_address": a.ServerAddress,
 		"identity_token": a.IdentityToken, "registry_token": a.RegistryToken}
 	for name, v := range fields {
 		if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {
@@ -173,8 +174,11 @@ type authorizer struct {
 	withheld string // the token server that did not receive the credentials
 }
 
-func newAuthorizer(server, scope string, creds Credentials, client *http.Client, given http.Header, settings registrySettings) *authorizer {
-	a := &authorizer{server: server, scope: scope, creds: creds, settings: settings, given: given, turn: semaphore.NewWeighted(1)}
+func newAuthorizer(
+	server, scope string, creds Credentials, client *http.Client, given http.Header, settings registrySettings,
+) *authorizer {
+	a := &authorizer{server: server, scope: scope, creds: creds, settings: settings, given: given,
+		turn: semaphore.NewWeighted(1)}
 	c := *client
 	c.Transport = cappedReplies{client.Transport}
 	c.CheckRedirect = func(req *http.Request, via []*http.Request) error {
@@ -205,7 +209,8 @@ func (a *authorizer) hint() string {
 	if a.withheld == "" {
 		return ""
 	}
-	return fmt.Sprintf("token server %s is on another domain than the registry and was not sent the credentials; if it belongs to the registry, "+
+	return fmt.Sprintf("token server %s is on another domain than the registry and was not sent the credentials; "+
+		"if it belongs to the registry, "+
 		"add it to token_servers in %s", a.withheld, a.settings.file)
 }
 
@@ -290,13 +295,15 @@ func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error
 		return "", fmt.Errorf("%s names a token server that is not a URL: %w", a.server, errdefs.ErrUnauthenticated)
 	}
 	server, _ := url.Parse(a.server)
-	if realm.Scheme == "http" && server.Scheme == "https" && strings.EqualFold(realm.Hostname(), server.Hostname()) && !docker.IsLocalhost(realm.Host) && !named(realm, a.settings.TokenServers) {
+	if realm.Scheme == "http" && server.Scheme == "https" && strings.EqualFold(realm.Hostname(), server.Hostname()) &&
+		!docker.IsLocalhost(realm.Host) && !named(realm, a.settings.TokenServers) {
 		// The registry is behind a TLS proxy and does not know it.
 		realm.Scheme, realm.Host = "https", withoutPort("http", realm.Host)
 	}
 	related, err := trustRealm(server, realm, a.settings.TokenServers)
 	if err != nil {
-		return "", fmt.Errorf("%s names token server %s: %v (if it belongs to the registry, add it to token_servers in %s): %w", a.server,
+		return "", fmt.Errorf("%s names token server %s: %v (if it belongs to the registry, "+
+			"add it to token_servers in %s): %w", a.server,
 			Redact(origin(realm), a.creds.secrets()...), err, a.settings.file, errdefs.ErrUnauthenticated)
 	}
 	if !related && a.creds.secret != "" {
@@ -349,7 +356,8 @@ func noOAuth(err error) bool {
 func (a *authorizer) tokenError(realm *url.URL, err error) error {
 	var status remoteerrors.ErrUnexpectedStatus
 	if errors.As(err, &status) {
-		se := &StatusError{Code: status.StatusCode, server: origin(realm), what: "a token", detail: Redact(errorDetail(status.Body), a.secrets()...)}
+		se := &StatusError{Code: status.StatusCode, server: origin(realm), what: "a token",
+			detail: Redact(errorDetail(status.Body), a.secrets()...)}
 		if status.StatusCode == http.StatusBadRequest {
 			// ACR and others respond like this to invalid credentials.
 			return fmt.Errorf("%w: %w", se, errdefs.ErrUnauthenticated)
@@ -363,7 +371,8 @@ func (a *authorizer) tokenError(realm *url.URL, err error) error {
 	if errors.As(err, &netErr) || errors.Is(err, io.EOF) {
 		return fault.Unavailable(heard{"ask " + origin(realm) + " for a token: " + Redact(err.Error(), a.secrets()...), err})
 	}
-	return fmt.Errorf("ask %s for a token: %v: %w", origin(realm), Redact(err.Error(), a.secrets()...), errdefs.ErrUnauthenticated)
+	return fmt.Errorf("ask %s for a token: %v: %w", origin(realm), Redact(err.Error(), a.secrets()...),
+		errdefs.ErrUnauthenticated)
 }
 
 // trustRealm decides whether a token server may be asked. related reports whether it may receive
@@ -396,7 +405,11 @@ func trustRealm(registry, realm *url.URL, allowed []string) (related bool, err e
 
 // named reports whether a token server is in a list of token_servers.
 func named(realm *url.URL, servers []string) bool {
-	return slices.ContainsFunc(servers, func(name string) bool { u := parseTokenServer(name); return u != nil && origin(u) == origin(realm) })
+	return slices.ContainsFunc(servers, func(name string) bool {
+		u := parseTokenServer(name)
+		return u != nil &&
+			origin(u) == origin(realm)
+	})
 }
 
 func sameDomain(a, b string) bool {

@@ -209,14 +209,17 @@ func parseTokenServer(name string) *url.URL {
 		name = "https://" + name
 	}
 	u, err := url.Parse(name)
-	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
+	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" ||
+		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
 		return nil
 	}
 	return u
 }
 
 // Open reads the configuration for t's registry. It does not connect yet.
-func (c *Client) Open(ctx context.Context, t imageref.Target, creds Credentials, prog *progress.Clock) (*Repository, error) {
+func (c *Client) Open(
+	ctx context.Context, t imageref.Target, creds Credentials, prog *progress.Clock,
+) (*Repository, error) {
 	r := &Repository{repo: t, prog: prog, creds: creds, troubled: &c.troubled,
 		stall: c.stall, idle: max(c.stall/3, time.Millisecond)}
 	opts := config.HostOptions{

@@ -20,7 +20,8 @@ func Local(t imageref.Target, name string, transport http.RoundTripper, prog *pr
 		Client: &http.Client{Transport: transport}, Scheme: "http", Host: name, Path: "/v2", Header: http.Header{},
 		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
 	}}
-	r := &Repository{repo: t, hosts: []*Host{h}, prog: prog, troubled: &troubledHosts{}, stall: localPatience, idle: localPatience}
+	r := &Repository{repo: t, hosts: []*Host{h}, prog: prog, troubled: &troubledHosts{}, stall: localPatience,
+		idle: localPatience}
 	h.name = h.origin()
 	h.auth = newAuthorizer(h.origin(), r.scope(), Credentials{}, h.Client, h.Header, r.settings)
 	return r

@@ -215,7 +215,8 @@ func (r *Repository) join(q Request, fails failures) error {
 		}
 	}
 	if best == nil {
-		best = &hostError{nil, fmt.Errorf("no host is configured to serve %s of %s: %w", q, r.repo.Repository(), errdefs.ErrNotFound)}
+		best = &hostError{nil, fmt.Errorf("no host is configured to serve %s of %s: %w",
+			q, r.repo.Repository(), errdefs.ErrNotFound)}
 	}
 	var asides []string
 	for _, h := range r.hosts {
@@ -325,7 +326,8 @@ func (h *Host) explain(err error) error {
 func (r *Repository) failure(h *Host, q Request, resp *Reply, wait time.Duration) (error, time.Duration) {
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
-	se := &StatusError{Code: resp.StatusCode, server: h.origin(), what: q.String(), detail: Redact(errorDetail(body), h.auth.secrets()...)}
+	se := &StatusError{Code: resp.StatusCode, server: h.origin(), what: q.String(),
+		detail: Redact(errorDetail(body), h.auth.secrets()...)}
 	if !Busy(resp.StatusCode) {
 		return se, wait
 	}
@@ -417,7 +419,8 @@ func (s *strangers) at(r *Repository, h *Host, u *url.URL) *authorizer {
 		s.known = map[string]*authorizer{}
 	}
 	if s.known[origin(u)] == nil {
-		s.known[origin(u)] = newAuthorizer(origin(u), r.scope(), Credentials{}, h.Client, nil, registrySettings{file: r.settings.file})
+		s.known[origin(u)] = newAuthorizer(origin(u), r.scope(), Credentials{}, h.Client, nil,
+			registrySettings{file: r.settings.file})
 	}
 	return s.known[origin(u)]
 }
@@ -479,7 +482,8 @@ func (r *Repository) follow(ctx context.Context, h *Host, q Request, patience ti
 				return nil, fmt.Errorf("%s redirects %s from https to plain http at %s", origin(u), q, next.Host)
 			}
 			if !r.settings.RedirectToHTTP {
-				return nil, fmt.Errorf("%s redirects %s from https to plain http at %s; to allow it, set redirect_to_http = true in %s",
+				return nil, fmt.Errorf("%s redirects %s from https to plain http at %s; "+
+					"to allow it, set redirect_to_http = true in %s",
 					origin(u), q, next.Host, r.settings.file)
 			}
 		}
@@ -491,7 +495,8 @@ func (r *Repository) follow(ctx context.Context, h *Host, q Request, patience ti
 
 func redirects(code int) bool {
 	switch code {
-	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect,
+		http.StatusPermanentRedirect:
 		return true
 	}
 	return false
@@ -505,11 +510,14 @@ var (
 
 // send does one round trip. It cancels the request if the server sends no headers within patience,
 // or pauses too long in the body. The time until the headers does not count as stall time.
-func (r *Repository) send(ctx context.Context, h *Host, method string, u *url.URL, header http.Header, patience time.Duration) (*http.Response, error) {
+func (r *Repository) send(
+	ctx context.Context, h *Host, method string, u *url.URL, header http.Header, patience time.Duration,
+) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(patience, func() { cancel(errSilent) })
 	var connected atomic.Bool
-	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
+	traced := httptrace.WithClientTrace(ctx,
+		&httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
 	req, err := http.NewRequestWithContext(traced, method, u.String(), nil)
 	if err != nil {
 		timer.Stop()
@@ -528,11 +536,13 @@ func (r *Repository) send(ctx context.Context, h *Host, method string, u *url.UR
 		cause := context.Cause(ctx)
 		cancel(nil)
 		if cause == errSilent && !connected.Load() {
-			return nil, fault.Unavailable(fmt.Errorf("%s: %w for %s: %w", origin(u), errNoConnection, patience.Round(time.Second), errSilent))
+			return nil, fault.Unavailable(fmt.Errorf("%s: %w for %s: %w", origin(u), errNoConnection,
+				patience.Round(time.Second), errSilent))
 		}
 		return nil, r.transportError(h, u, err, cause)
 	}
-	resp.Body = &body{ReadCloser: resp.Body, reg: r, host: h, idle: r.silence(), timer: timer, ctx: ctx, cancel: cancel, from: u}
+	resp.Body = &body{ReadCloser: resp.Body, reg: r, host: h, idle: r.silence(), timer: timer, ctx: ctx, cancel: cancel,
+		from: u}
 	return resp, nil
 }
 
@@ -597,7 +607,8 @@ func hopeless(err error) bool {
 	var cert x509.UnknownAuthorityError
 	var name x509.HostnameError
 	var invalid x509.CertificateInvalidError
-	return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &cert) || errors.As(err, &name) || errors.As(err, &invalid)
+	return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &cert) || errors.As(err, &name) ||
+		errors.As(err, &invalid)
 }
 
 // Backoff returns the time to wait after an attempt: it grows from 100 ms to 5 s, and half of it is
@@ -644,7 +655,8 @@ func errorDetail(b []byte) string {
 	} else {
 		text = string(b)
 	}
-	text = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(text, "?"), func(r rune) bool { return r <= ' ' || r == 0x7f }), " ")
+	text = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(text, "?"),
+		func(r rune) bool { return r <= ' ' || r == 0x7f }), " ")
 	if len(text) > 300 {
 		text = strings.ToValidUTF8(text[:300], "") + "..."
 	}

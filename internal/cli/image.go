@@ -42,7 +42,8 @@ through the daemon, which must run; only root may do it.`,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	image.AddCommand(imageList(run.List), imageInspect(run.Inspect), imagePull(run.Pull), imageLoad(run.Load),
-		imageSave(run.Save), imagePin(run.Pin), imageUnpin(run.Unpin), imageRemove(run.Remove), imagePrune(run.Prune), imagePulls(run.Pulls))
+		imageSave(run.Save), imagePin(run.Pin), imageUnpin(run.Unpin), imageRemove(run.Remove), imagePrune(run.Prune),
+		imagePulls(run.Pulls))
 	return image
 }
 
@@ -92,7 +93,8 @@ the OCI layout. It may be compressed with gzip or zstd. Without a file, or with 
 from the standard input. The images are verified like those of a registry.`,
 		Example: `  cribox image load app.tar.zst
   docker save app:1 | ssh node cribox image load
-  skopeo copy docker://registry.example/app:1 oci-archive:app.tar && cribox image load --name registry.example/app:1 app.tar`,
+  skopeo copy docker://registry.example/app:1 oci-archive:app.tar &&
+    cribox image load --name registry.example/app:1 app.tar`,
 	})
 	c.Flags().StringVar(&o.Name, "name", "", "`NAME` for the image, in the place of those in the archive")
 	c.ValidArgsFunction = nil // files

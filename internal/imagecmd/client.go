@@ -40,7 +40,8 @@ func (c *client) do(ctx context.Context, method, path string, body io.Reader) (*
 	resp, err := c.http.Do(req)
 	var dial *net.OpError
 	if errors.As(err, &dial) && dial.Op == "dial" {
-		return nil, fmt.Errorf("the daemon does not answer on %s: %w; is `cribox serve` running, with the same flags?", c.socket, dial.Err)
+		return nil, fmt.Errorf("the daemon does not answer on %s: %w; is `cribox serve` running, with the same flags?",
+			c.socket, dial.Err)
 	}
 	if err != nil {
 		return nil, err
@@ -67,7 +68,9 @@ func (c *client) get(ctx context.Context, path string, v any) error {
 }
 
 // follow calls show for every line of a long answer but the last, and returns the images of that.
-func (c *client) follow(ctx context.Context, path string, body io.Reader, show func(admin.Event)) ([]admin.Image, error) {
+func (c *client) follow(
+	ctx context.Context, path string, body io.Reader, show func(admin.Event),
+) ([]admin.Image, error) {
 	resp, err := c.do(ctx, http.MethodPost, path, body)
 	if err != nil {
 		return nil, err

@@ -167,7 +167,8 @@ func load(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Write
 	}
 	show := newDisplay(o)
 	// The reader hides what kind it is: the client must not close the standard input.
-	images, err := newClient(c).follow(ctx, "/v1/load?"+url.Values{"name": {o.Name}}.Encode(), io.MultiReader(in), show.event)
+	images, err := newClient(c).follow(ctx, "/v1/load?"+url.Values{"name": {o.Name}}.Encode(), io.MultiReader(in),
+		show.event)
 	show.end()
 	return errors.Join(result(out, o, "loaded", images), err)
 }

@@ -41,7 +41,8 @@ func NewCounterWatch(parse func([]byte) uint64) (*CounterWatch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch cgroup counters: %w", err)
 	}
-	return &CounterWatch{parse: parse, ReadFile: os.ReadFile, wake: wake, ledger: newLedger(), files: map[string]*os.File{}, last: map[string]uint64{}}, nil
+	return &CounterWatch{parse: parse, ReadFile: os.ReadFile, wake: wake, ledger: newLedger(),
+		files: map[string]*os.File{}, last: map[string]uint64{}}, nil
 }
 
 // Run records changes until ctx ends.

@@ -25,7 +25,8 @@ type limit struct {
 // LimitNames returns the names of the files, of both versions, that an update to r may change.
 func LimitNames(r specs.LinuxResources) []string {
 	names := []string{
-		"cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "cpuset.cpus", "cpuset.mems", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes",
+		"cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "cpuset.cpus", "cpuset.mems", "memory.limit_in_bytes",
+		"memory.memsw.limit_in_bytes",
 		"cpu.weight", "cpu.max", "memory.max", "memory.swap.max",
 	}
 	for _, l := range r.HugepageLimits {
@@ -110,7 +111,8 @@ func writeLines(path, text string) error {
 // that always exists comes first, then the one for reservations, which older kernels lack.
 func hugepageFiles(size string) []string {
 	return []string{
-		"hugetlb." + size + ".limit_in_bytes", "hugetlb." + size + ".rsvd.limit_in_bytes", "hugetlb." + size + ".max", "hugetlb." + size + ".rsvd.max",
+		"hugetlb." + size + ".limit_in_bytes", "hugetlb." + size + ".rsvd.limit_in_bytes",
+		"hugetlb." + size + ".max", "hugetlb." + size + ".rsvd.max",
 	}
 }
 
@@ -131,7 +133,8 @@ func SetHugepages(dirs []string, limits []specs.LinuxHugepageLimit) error {
 			}
 		}
 		if !written {
-			return fmt.Errorf("limit huge pages of %s: this machine has no controller for them: %w", l.Pagesize, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("limit huge pages of %s: this machine has no controller for them: %w",
+				l.Pagesize, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil

@@ -87,7 +87,8 @@ type Client struct {
 // replaced: Connect then returns ErrUnavailable.
 func Connect(ctx context.Context, c Config) (*Client, error) {
 	if !filepath.IsAbs(c.State) || len(c.State) > 90 {
-		return nil, fmt.Errorf("state folder %q is not an absolute path of at most 90 bytes: %w", c.State, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("state folder %q is not an absolute path of at most 90 bytes: %w",
+			c.State, errdefs.ErrInvalidArgument)
 	}
 	if c.Executable == "" {
 		exe, err := os.Executable()
@@ -177,7 +178,8 @@ func (k *Client) Start(ctx context.Context, st runtimeshim.Start) (runtimeshim.T
 		return runtimeshim.Task{}, fmt.Errorf("start task %s: it already has a record: %w", st.ID, errdefs.ErrAlreadyExists)
 	}
 	if st.LogLimit != 0 && st.LogLimit < runtimeshim.MinLogLimit {
-		return runtimeshim.Task{}, fmt.Errorf("start task %s: log limit %d is below %d: %w", st.ID, st.LogLimit, runtimeshim.MinLogLimit, errdefs.ErrInvalidArgument)
+		return runtimeshim.Task{}, fmt.Errorf("start task %s: log limit %d is below %d: %w",
+			st.ID, st.LogLimit, runtimeshim.MinLogLimit, errdefs.ErrInvalidArgument)
 	}
 	k.c.Step.Pass("client.start.intent")
 	if err := prepare(d, st); err != nil {
@@ -235,7 +237,8 @@ func prepare(d statedir.Task, st runtimeshim.Start) error {
 			return fmt.Errorf("label FIFO %s: %w", name, err)
 		}
 	}
-	return statedir.WriteJSON(d.Log(), statedir.LogRecord{Format: statedir.Format, Path: st.LogPath, Limit: st.LogLimit, Terminal: st.Terminal, Start: time.Now().UnixNano()})
+	return statedir.WriteJSON(d.Log(), statedir.LogRecord{Format: statedir.Format, Path: st.LogPath, Limit: st.LogLimit,
+		Terminal: st.Terminal, Start: time.Now().UnixNano()})
 }
 
 // placeSpec creates the bundle's config.json. It removes an existing one first: that may be a link
@@ -343,7 +346,8 @@ func (k *Client) Update(ctx context.Context, u runtimeshim.Update) error {
 		return err
 	}
 	k.c.Step.Pass("client.update")
-	b := wire.Update{ID: u.ID, Resources: u.Resources, Previous: u.Previous, OOMScoreAdj: u.OOMScoreAdj, LockFile: u.LockFile}
+	b := wire.Update{ID: u.ID, Resources: u.Resources, Previous: u.Previous, OOMScoreAdj: u.OOMScoreAdj,
+		LockFile: u.LockFile}
 	return k.askShim(context.WithoutCancel(ctx), updateLimit, "update", b, nil)
 }
 

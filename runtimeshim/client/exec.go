@@ -33,7 +33,8 @@ func (k *Client) Exec(ctx context.Context, e runtimeshim.Exec) (int32, error) {
 		return 0, fmt.Errorf("execute in task %s: read process: %v: %w", e.ID, err, errdefs.ErrInvalidArgument)
 	}
 	if p.Terminal != (e.OnTerminal != nil) {
-		return 0, fmt.Errorf("execute in task %s: terminal and OnTerminal must come together: %w", e.ID, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("execute in task %s: terminal and OnTerminal must come together: %w",
+			e.ID, errdefs.ErrInvalidArgument)
 	}
 	if e.Runtime == "" {
 		var rec statedir.Record
@@ -44,7 +45,8 @@ func (k *Client) Exec(ctx context.Context, e runtimeshim.Exec) (int32, error) {
 		}
 		e.Runtime = rec.Runtime
 	}
-	body := wire.Exec{ID: e.ID, Runtime: e.Runtime, Process: e.Process, LockFile: e.LockFile, Terminal: p.Terminal, Session: e.Session}
+	body := wire.Exec{ID: e.ID, Runtime: e.Runtime, Process: e.Process, LockFile: e.LockFile, Terminal: p.Terminal,
+		Session: e.Session}
 	var files []*os.File
 	for i, f := range []*os.File{e.Stdin, e.Stdout, e.Stderr} {
 		if body.Have[i] = f != nil; f != nil {
@@ -132,14 +134,15 @@ func (k *Client) Attach(ctx, leave context.Context, id string, out, errs *os.Fil
 			return fmt.Errorf("attach to task %s: %w", id, err)
 		}
 		defer conn.Close()
-		_, err = wire.Converse(ctx, conn, k.logger.format(), "attach", body, files, nil, func(_ json.RawMessage, got []*os.File) error {
-			unixfd.CloseAll(got)
-			attached()
-			if leave != nil {
-				context.AfterFunc(leave, func() { hangUp(conn) })
-			}
-			return nil
-		})
+		_, err = wire.Converse(ctx, conn, k.logger.format(), "attach", body, files, nil,
+			func(_ json.RawMessage, got []*os.File) error {
+				unixfd.CloseAll(got)
+				attached()
+				if leave != nil {
+					context.AfterFunc(leave, func() { hangUp(conn) })
+				}
+				return nil
+			})
 		if err != nil && ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}

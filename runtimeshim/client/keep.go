@@ -149,7 +149,8 @@ func (p *peer) ensure(ctx context.Context) (*os.File, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("the %s does not answer: %v (its log: %s): %w", p.name, err, logText(p.log), errdefs.ErrUnavailable)
+			return nil, fmt.Errorf("the %s does not answer: %v (its log: %s): %w",
+				p.name, err, logText(p.log), errdefs.ErrUnavailable)
 		case <-time.After(pause):
 		}
 	}
@@ -173,9 +174,11 @@ func (p *peer) greet(ctx context.Context) (*os.File, wire.Version, error) {
 	}
 	// It answers after the pidfd was opened, and reports the same pid: so it was alive when the
 	// pidfd was opened, and the pid was its own.
-	_, err = wire.Converse(ctx, conn, 1, "version", struct{}{}, nil, &v, func(json.RawMessage, []*os.File) error { return nil })
+	_, err = wire.Converse(ctx, conn, 1, "version", struct{}{}, nil, &v,
+		func(json.RawMessage, []*os.File) error { return nil })
 	if err == nil && v.Pid != int(cred.Pid) {
-		err = fmt.Errorf("the %s reports pid %d, but the kernel reports %d: %w", p.name, v.Pid, cred.Pid, errdefs.ErrUnavailable)
+		err = fmt.Errorf("the %s reports pid %d, but the kernel reports %d: %w",
+			p.name, v.Pid, cred.Pid, errdefs.ErrUnavailable)
 	}
 	if err != nil {
 		pidfd.Close()

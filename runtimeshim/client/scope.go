@@ -84,7 +84,8 @@ func (p *peer) setApart(ctx context.Context, pidfd *os.File) {
 func (p *peer) notPlaced(ctx context.Context, scope string, err error) {
 	if !p.outside {
 		p.outside = true
-		log.G(ctx).WithError(err).Warnf("the %s stays in the daemon's cgroup for now instead of %s: stopping or limiting the daemon's unit affects it too", p.name, scope)
+		log.G(ctx).WithError(err).Warnf("the %s stays in the daemon's cgroup for now instead of %s: "+
+			"stopping or limiting the daemon's unit affects it too", p.name, scope)
 	}
 }
 
@@ -133,7 +134,8 @@ func askSystemd(ctx context.Context, call ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, scopeCall)
 	defer cancel()
 	const manager = "org.freedesktop.systemd1"
-	cmd := exec.CommandContext(ctx, "busctl", append([]string{"call", manager, "/org/freedesktop/systemd1", manager + ".Manager"}, call...)...)
+	cmd := exec.CommandContext(ctx, "busctl",
+		append([]string{"call", manager, "/org/freedesktop/systemd1", manager + ".Manager"}, call...)...)
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	if err == nil {

@@ -29,7 +29,8 @@ func (p *peer) endStale(ctx context.Context, pidfd *os.File) {
 	ctx, cancel := context.WithTimeout(ctx, staleWait)
 	defer cancel()
 	log.G(ctx).Infof("replacing the %s, which is of another build", p.name)
-	_, err := wire.StreamIn(ctx, 1, p.sock, "quit", struct{}{}, nil, nil, func(json.RawMessage, []*os.File) error { return nil })
+	_, err := wire.StreamIn(ctx, 1, p.sock, "quit", struct{}{}, nil, nil,
+		func(json.RawMessage, []*os.File) error { return nil })
 	if err == nil {
 		err = procfd.WaitDead(ctx, pidfd)
 	}

@@ -238,7 +238,8 @@ func (w *Writer) again(in intent) ([]byte, error) {
 	prefix := newPrefix(in.stream, in.time())
 	out, used := appendLines(make([]byte, 0, in.length), &prefix, raw, true)
 	if used != len(raw) || int64(len(out)) != in.length {
-		return nil, fmt.Errorf("bytes %d..%d of the spool do not match the recorded write: %w", s.off, in.to, errdefs.ErrDataLoss)
+		return nil, fmt.Errorf("bytes %d..%d of the spool do not match the recorded write: %w",
+			s.off, in.to, errdefs.ErrDataLoss)
 	}
 	return out, nil
 }

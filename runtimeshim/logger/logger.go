@@ -64,7 +64,8 @@ func lockLogger(dir statedir.Root) (release func(), err error) {
 	}
 	if release == nil {
 		pid, _ := os.ReadFile(dir.LoggerLock())
-		return nil, fmt.Errorf("a logger (pid %s) already serves %s: %w", strings.TrimSpace(string(pid)), dir, errdefs.ErrAlreadyExists)
+		return nil, fmt.Errorf("a logger (pid %s) already serves %s: %w",
+			strings.TrimSpace(string(pid)), dir, errdefs.ErrAlreadyExists)
 	}
 	return release, nil
 }

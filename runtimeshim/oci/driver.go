@@ -98,7 +98,9 @@ func (d *Driver) spawn(argv []string, files []*os.File) (procfd.Child, error) {
 // RunProgram executes a program of ours that is no runtime, with these descriptors, and waits for
 // its end as Run does. It keeps our oom_score_adj. Where argv has the words of Mark, the program
 // counts as a runtime of our tasks.
-func (d *Driver) RunProgram(ctx context.Context, argv []string, files []*os.File, wait time.Duration) (unix.WaitStatus, error) {
+func (d *Driver) RunProgram(
+	ctx context.Context, argv []string, files []*os.File, wait time.Duration,
+) (unix.WaitStatus, error) {
 	proc, err := d.spawn(argv, files)
 	if err != nil {
 		return 0, startError(argv[0], err)
@@ -211,7 +213,8 @@ func classOfMessage(msg string) error {
 	switch {
 	case strings.Contains(msg, "executable file not found"), about && strings.Contains(msg, "no such file or directory"):
 		return errdefs.ErrNotFound
-	case strings.Contains(msg, "exec format error"), about && (strings.Contains(msg, "permission denied") || strings.Contains(msg, "is a directory")):
+	case strings.Contains(msg, "exec format error"), about &&
+		(strings.Contains(msg, "permission denied") || strings.Contains(msg, "is a directory")):
 		return errdefs.ErrPermissionDenied
 	case strings.Contains(msg, "stopped container"), strings.Contains(msg, "container not running"):
 		return errdefs.ErrFailedPrecondition
@@ -225,7 +228,8 @@ func classOfMessage(msg string) error {
 }
 
 // lacks are messages which mean that the node has too little of some resource now.
-var lacks = []string{"no space left on device", "resource temporarily unavailable", "disk quota exceeded", "cannot allocate memory",
+var lacks = []string{"no space left on device", "resource temporarily unavailable", "disk quota exceeded",
+	"cannot allocate memory",
 	"too many open files", "cannot fork"}
 
 // lastLogError returns the last message of level error or worse in the last 64 KiB of a runtime's

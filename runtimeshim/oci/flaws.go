@@ -13,8 +13,10 @@ var runcFlaws = []struct {
 	what  string
 	fixed [][3]int
 }{
-	{"containers can escape it (CVE-2025-31133, CVE-2025-52565, CVE-2025-52881)", [][3]int{{1, 2, 8}, {1, 3, 3}, {1, 4, 0}}},
-	{"an image with a linked /dev can change names on the host (CVE-2026-41579)", [][3]int{{1, 3, 6}, {1, 4, 3}, {1, 5, 0}}},
+	{"containers can escape it (CVE-2025-31133, CVE-2025-52565, CVE-2025-52881)",
+		[][3]int{{1, 2, 8}, {1, 3, 3}, {1, 4, 0}}},
+	{"an image with a linked /dev can change names on the host (CVE-2026-41579)",
+		[][3]int{{1, 3, 6}, {1, 4, 3}, {1, 5, 0}}},
 }
 
 var versionNumbers = regexp.MustCompile(`^v?(\d+)\.(\d+)\.(\d+)`)

@@ -20,7 +20,8 @@ import (
 // required are the controllers of cgroup version 1 in which runc makes a cgroup, and optional those
 // where it ignores that it cannot. "" is version 2 beside them.
 var (
-	required = []string{"cpuset", "devices", "memory", "cpu", "cpuacct", "pids", "blkio", "hugetlb", "net_cls", "net_prio", "perf_event", "freezer", "rdma"}
+	required = []string{"cpuset", "devices", "memory", "cpu", "cpuacct", "pids", "blkio", "hugetlb", "net_cls", "net_prio",
+		"perf_event", "freezer", "rdma"}
 	optional = []string{"name=systemd", "misc", ""}
 )
 
@@ -28,7 +29,8 @@ const cgroupRoot = "/sys/fs/cgroup"
 
 // everybodysDevices is what runc allows to every container: to make any device node, and to use
 // null, zero, full, tty, random, urandom, terminals and tun.
-var everybodysDevices = []string{"c *:* m", "b *:* m", "c 1:3 rwm", "c 1:8 rwm", "c 1:7 rwm", "c 5:0 rwm", "c 1:5 rwm", "c 1:9 rwm",
+var everybodysDevices = []string{"c *:* m", "b *:* m", "c 1:3 rwm", "c 1:8 rwm", "c 1:7 rwm", "c 5:0 rwm", "c 1:5 rwm",
+	"c 1:9 rwm",
 	"c 136:* rwm", "c 5:2 rwm", "c 10:200 rwm"}
 
 // UnableHere returns why no process of this host can be started by this package; "" if there is no
@@ -82,7 +84,10 @@ func wanted(h cgroup.Hierarchy) bool {
 	if h.Names == nil {
 		return h.Mount == cgroupRoot+"/unified"
 	}
-	return slices.ContainsFunc(h.Names, func(n string) bool { return slices.Contains(required, n) || slices.Contains(optional, n) })
+	return slices.ContainsFunc(h.Names, func(n string) bool {
+		return slices.Contains(required, n) ||
+			slices.Contains(optional, n)
+	})
 }
 
 func makeCgroup(h cgroup.Hierarchy, dir string, s *specs.Spec) (*os.File, error) {

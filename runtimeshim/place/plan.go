@@ -74,11 +74,16 @@ const modeStart, modeTake = 1, 2
 
 // stepNames are the names of the steps in place.c, of which the first is 1.
 var stepNames = []string{
-	"read the plan", "set oom_score_adj", "set a resource limit", "join the cgroup", "join the user namespace", "join the network namespace",
-	"create the process", "join a session keyring", "stop mount propagation", "bind the root filesystem", "mount", "make device", "make link in /dev",
-	"set sysctl", "set the host name", "change the root filesystem", "open /dev/null", "make the root filesystem read-only",
-	"forbid new privileges", "empty the bounding set", "set the groups", "set the user", "drop the capabilities", "check the working folder",
-	"close descriptors", "load the seccomp filter", "execute", "write the pid file", "trace the process", "read the seccomp filter",
+	"read the plan", "set oom_score_adj", "set a resource limit", "join the cgroup", "join the user namespace",
+	"join the network namespace",
+	"create the process", "join a session keyring", "stop mount propagation", "bind the root filesystem",
+	"mount", "make device", "make link in /dev",
+	"set sysctl", "set the host name", "change the root filesystem",
+	"open /dev/null", "make the root filesystem read-only",
+	"forbid new privileges", "empty the bounding set", "set the groups", "set the user", "drop the capabilities",
+	"check the working folder",
+	"close descriptors", "load the seccomp filter", "execute", "write the pid file", "trace the process",
+	"read the seccomp filter",
 }
 
 var cloneFlags = map[specs.LinuxNamespaceType]uint64{
@@ -95,8 +100,9 @@ var limitNumbers = map[string]uint32{
 
 // newPlan returns the plan for a spec of which Unable said nothing, without descriptors.
 func newPlan(id string, s *specs.Spec, filter []uint64) (*plan, error) {
-	p := &plan{Size: uint32(unsafe.Sizeof(plan{})), Mode: modeStart, UserNS: -1, NetNS: -1, SetOOMScore: 1, RootReadonly: 1,
-		UID: s.Process.User.UID, GID: s.Process.User.GID, FilterFlags: unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+	p := &plan{Size: uint32(unsafe.Sizeof(plan{})), Mode: modeStart, UserNS: -1, NetNS: -1, SetOOMScore: 1,
+		RootReadonly: 1,
+		UID:          s.Process.User.UID, GID: s.Process.User.GID, FilterFlags: unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
 		HostnameLength: uint32(len(s.Hostname))}
 	for _, n := range s.Linux.Namespaces {
 		p.Namespaces |= cloneFlags[n.Type]
@@ -178,7 +184,8 @@ func mountOf(m specs.Mount) (planMount, error) {
 		case o == "ro" && m.Type == "proc":
 			p.Attributes |= unix.MOUNT_ATTR_RDONLY
 			p.Readonly = 1
-		case valued && m.Type == "tmpfs" && (key == "mode" || key == "size") && int(p.Options) < len(p.Option) && len(value) < 32:
+		case valued && m.Type == "tmpfs" && (key == "mode" || key == "size") && int(p.Options) < len(p.Option) &&
+			len(value) < 32:
 			copy(p.Option[p.Options].Key[:], key)
 			copy(p.Option[p.Options].Value[:], value)
 			p.Options++

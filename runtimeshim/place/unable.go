@@ -35,7 +35,8 @@ func Unable(s *specs.Spec) string {
 	rest.Process, rest.Root, rest.Linux = &process, &root, &linux
 	rest.Version, rest.Annotations = "", nil
 	for _, check := range []func(s, rest *specs.Spec) string{
-		checkProcess, checkRlimits, checkRoot, checkHostname, checkNamespaces, checkMounts, checkSysctls, checkResources, checkSeccomp,
+		checkProcess, checkRlimits, checkRoot, checkHostname, checkNamespaces, checkMounts, checkSysctls, checkResources,
+		checkSeccomp,
 	} {
 		if why := check(s, &rest); why != "" {
 			return why
@@ -58,7 +59,8 @@ func checkProcess(s, rest *specs.Spec) string {
 		return "process.args"
 	case len(text)+maxWords > maxText || strings.ContainsRune(text, 0):
 		return "process.args or process.env is too long"
-	case len(p.Env) > maxWords || !slices.Contains(names, "HOME") || len(slices.Compact(slices.Sorted(slices.Values(names)))) != len(p.Env):
+	case len(p.Env) > maxWords || !slices.Contains(names, "HOME") ||
+		len(slices.Compact(slices.Sorted(slices.Values(names)))) != len(p.Env):
 		return "process.env" // the runtime adds HOME, and removes what is there twice
 	case len(p.User.AdditionalGids) > maxGroups:
 		return "process.user.additionalGids is too long"
@@ -162,7 +164,8 @@ func checkMounts(s, rest *specs.Spec) string {
 }
 
 // ipcSysctls belong to the IPC namespace, beside those that begin with fs.mqueue.
-var ipcSysctls = []string{"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced"}
+var ipcSysctls = []string{"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall",
+	"kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced"}
 
 // checkSysctls takes those of a namespace that is not the host's.
 func checkSysctls(s, rest *specs.Spec) string {
@@ -215,7 +218,8 @@ func checkSeccomp(s, rest *specs.Spec) string {
 	if p == nil {
 		return ""
 	}
-	notify := p.DefaultAction == specs.ActNotify || slices.ContainsFunc(p.Syscalls, func(c specs.LinuxSyscall) bool { return c.Action == specs.ActNotify })
+	notify := p.DefaultAction == specs.ActNotify ||
+		slices.ContainsFunc(p.Syscalls, func(c specs.LinuxSyscall) bool { return c.Action == specs.ActNotify })
 	switch {
 	case p.Flags != nil:
 		return "linux.seccomp.flags"

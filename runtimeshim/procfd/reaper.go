@@ -46,7 +46,8 @@ const claimWait = 3 * time.Minute
 
 // NewReaper returns a Reaper, which begins to reap once Run is called.
 func NewReaper() *Reaper {
-	return &Reaper{claimed: map[int]chan unix.WaitStatus{}, early: map[int]earlyEnd{}, prune: fewEarly, reaped: make(chan struct{})}
+	return &Reaper{claimed: map[int]chan unix.WaitStatus{}, early: map[int]earlyEnd{}, prune: fewEarly,
+		reaped: make(chan struct{})}
 }
 
 // Run reaps until ctx ends.

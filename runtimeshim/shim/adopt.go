@@ -197,7 +197,8 @@ func (a *adopter) adoptTask(ctx context.Context, t *task, saved *kept) {
 		}()
 		return
 	}
-	log.L.WithError(err).WithField("container", t.rec.ID).Error("cannot take over a task of an earlier shim now; will try again")
+	log.L.WithError(err).WithField("container", t.rec.ID).
+		Error("cannot take over a task of an earlier shim now; will try again")
 	a.table.setUnknown(t, true)
 	go a.adoptLater(ctx, t, saved)
 }
@@ -367,7 +368,8 @@ func (a *adopter) adoptStart(ctx context.Context, t *task, saved *kept) {
 		}
 		if !said {
 			said = true
-			log.L.WithError(err).WithField("container", t.rec.ID).Error("cannot take over an interrupted start now; will try again")
+			log.L.WithError(err).WithField("container", t.rec.ID).
+				Error("cannot take over an interrupted start now; will try again")
 		}
 	}
 }

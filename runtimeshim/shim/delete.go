@@ -75,7 +75,8 @@ func (r *remover) removeFolder(d statedir.Task) error {
 // deleteFolder removes what has no entry in the table: a folder that never became a task or whose
 // record is unreadable, or a runtime's state without a folder. It returns nil if there is nothing.
 func (r *remover) deleteFolder(ctx context.Context, id string) error {
-	t, err := r.table.insert(statedir.Record{Format: statedir.Format, Params: statedir.Params{ID: id}, State: runtimeshim.StateCreated})
+	t, err := r.table.insert(statedir.Record{Format: statedir.Format, Params: statedir.Params{ID: id},
+		State: runtimeshim.StateCreated})
 	if errdefs.IsAlreadyExists(err) {
 		return r.delete(ctx, id)
 	}
@@ -216,8 +217,9 @@ func (r *remover) clear(ctx context.Context, t *task) error {
 // caller is gone: to end it, the shim stops it first, and a shim that is killed at that moment, as
 // the daemon was, would leave it stopped for ever.
 func (r *remover) runDelete(ctx context.Context, t *task) error {
-	c := oci.Command{Runtime: t.rec.Runtime, Systemd: t.rec.Systemd, Log: t.dir.RuntimeLog(), Wait: wire.DeleteWait, Grace: wire.DeleteWait,
-		Args: []string{"delete", t.rec.ID}}
+	c := oci.Command{Runtime: t.rec.Runtime, Systemd: t.rec.Systemd, Log: t.dir.RuntimeLog(), Wait: wire.DeleteWait,
+		Grace: wire.DeleteWait,
+		Args:  []string{"delete", t.rec.ID}}
 	r.table.mu.Lock()
 	ended := t.exit != nil
 	r.table.mu.Unlock()

@@ -94,7 +94,8 @@ func (tab *table) enterSession(t *task) (leave func(), err error) {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
 	if t.sessions >= mostSessions {
-		return nil, fmt.Errorf("execute in task %s: %d sessions are already open, close some of them: %w", t.rec.ID, t.sessions, errdefs.ErrResourceExhausted)
+		return nil, fmt.Errorf("execute in task %s: %d sessions are already open, close some of them: %w",
+			t.rec.ID, t.sessions, errdefs.ErrResourceExhausted)
 	}
 	t.sessions++
 	return func() {
@@ -150,7 +151,8 @@ func (e *execution) begin(ctx context.Context, in *wire.Inbound) (procfd.Child, 
 	if err := os.WriteFile(e.processFile(), e.body.Process, 0o600); err != nil {
 		return procfd.Child{}, nil, err
 	}
-	c := oci.Command{Runtime: e.body.Runtime, Systemd: e.t.rec.Systemd, Log: e.logFile(), Wait: wire.StartWait, Grace: execGrace, Extra: []*os.File{lock},
+	c := oci.Command{Runtime: e.body.Runtime, Systemd: e.t.rec.Systemd, Log: e.logFile(), Wait: wire.StartWait,
+		Grace: execGrace, Extra: []*os.File{lock},
 		Args: []string{"exec", "--detach", "--process", e.processFile(), "--pid-file", e.pidFile(), e.t.rec.ID}}
 	files := in.Files
 	for i, have := range e.body.Have {

@@ -159,7 +159,8 @@ func (h *holder) finishTerminal(t *task) {
 	pump := t.pump
 	h.table.mu.Unlock()
 	if pump != nil && !pump.finish(lastOutput) {
-		log.L.WithField("container", t.dir.ID()).Error("the end of a terminal's output was lost: the logger did not read what came before")
+		log.L.WithField("container", t.dir.ID()).
+			Error("the end of a terminal's output was lost: the logger did not read what came before")
 	}
 }
 
@@ -189,7 +190,8 @@ func (h *holder) refreshKeeper(pod string) {
 	}
 	h.table.mu.Unlock()
 	if err := keeper.keep(items); err != nil {
-		log.L.WithError(err).WithField("pod", pod).Warn("cannot store descriptors outside the shim; they would be lost with it")
+		log.L.WithError(err).WithField("pod", pod).
+			Warn("cannot store descriptors outside the shim; they would be lost with it")
 	}
 }
 

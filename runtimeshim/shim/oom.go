@@ -33,13 +33,15 @@ func (p *reporter) markOOM(t *task) {
 	p.table.mu.Unlock()
 	kills, err := cgroup.OOMKills(file)
 	if err != nil {
-		log.L.WithError(err).WithField("container", t.dir.ID()).Warn("cannot read the OOM counter; a kill by cribox may be reported as OOMKilled")
+		log.L.WithError(err).WithField("container", t.dir.ID()).
+			Warn("cannot read the OOM counter; a kill by cribox may be reported as OOMKilled")
 	}
 	if err != nil || done || kills <= base || pid == 0 || dying(pid) {
 		return
 	}
 	if err := statedir.WriteJSON(t.dir.Oom(), oomMark{kills}); err != nil {
-		log.L.WithError(err).WithField("container", t.dir.ID()).Warn("cannot save the OOM counter; if the shim dies now, a kill by cribox may be reported as OOMKilled")
+		log.L.WithError(err).WithField("container", t.dir.ID()).
+			Warn("cannot save the OOM counter; if the shim dies now, a kill by cribox may be reported as OOMKilled")
 	}
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()

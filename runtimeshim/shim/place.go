@@ -120,7 +120,8 @@ func (s *starter) learn(ctx context.Context, t *task) {
 		defer f.Close()
 		filter, err := s.takeFilter(ctx, lockFile, f)
 		if err != nil {
-			log.L.WithError(err).Info("cannot read the seccomp filter of a pod; pods with its profile are started by the runtime")
+			log.L.WithError(err).Info("cannot read the seccomp filter of a pod; " +
+				"pods with its profile are started by the runtime")
 		}
 		s.filters.Taken(key, filter, err)
 		s.step.Pass("shim.place.filter")

@@ -146,8 +146,9 @@ func assemble(e env, g *cgroup.Finder, d *oci.Driver, kills *cgroup.CounterWatch
 	r := &remover{env: e, table: tab, holder: h, reporter: p, driver: d, cgroups: g}
 	return &shim{
 		env: e, driver: d, cgroups: g, table: tab, holder: h, reporter: p, remover: r,
-		starter: &starter{env: e, table: tab, holder: h, reporter: p, remover: r, driver: d, reaper: d.Reaper, noPreserveFDs: map[string]bool{},
-			filters: place.NewFilters(), cgroups: g},
+		starter: &starter{env: e, table: tab, holder: h, reporter: p, remover: r, driver: d, reaper: d.Reaper,
+			noPreserveFDs: map[string]bool{},
+			filters:       place.NewFilters(), cgroups: g},
 		updater: &updater{env: e, table: tab, driver: d, cgroups: g},
 		execs:   &execs{env: e, table: tab, driver: d, reaper: d.Reaper},
 		adopter: &adopter{env: e, table: tab, holder: h, reporter: p, remover: r, driver: d, cgroups: g},
@@ -203,7 +204,8 @@ func fixLimits() error {
 	if os.Getenv(limitsEnv) != "" {
 		return nil
 	}
-	for what, soft := range map[int]uint64{unix.RLIMIT_NOFILE: 1024, unix.RLIMIT_NPROC: unix.RLIM_INFINITY, unix.RLIMIT_CORE: unix.RLIM_INFINITY} {
+	for what, soft := range map[int]uint64{unix.RLIMIT_NOFILE: 1024, unix.RLIMIT_NPROC: unix.RLIM_INFINITY,
+		unix.RLIMIT_CORE: unix.RLIM_INFINITY} {
 		var l syscall.Rlimit
 		if err := syscall.Getrlimit(what, &l); err != nil {
 			return fmt.Errorf("read resource limit %d: %w", what, err)
@@ -275,7 +277,8 @@ func (s *shim) quitVerb(context.Context, *wire.Inbound) (any, error) {
 		return nil, err
 	}
 	if len(left) > 0 {
-		return nil, fmt.Errorf("%d tasks are left, %s is %s: %w", len(left), left[0].ID, left[0].State, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("%d tasks are left, %s is %s: %w", len(left), left[0].ID, left[0].State,
+			errdefs.ErrFailedPrecondition)
 	}
 	time.AfterFunc(50*time.Millisecond, s.quit) // so that the reply is sent first
 	return nil, nil

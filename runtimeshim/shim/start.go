@@ -170,7 +170,9 @@ func (s *starter) runTask(ctx context.Context, t *task) error {
 	keeper := t.rec.Keeper && !s.lacksPreserveFDs(t.rec.Runtime)
 	err = s.runTaskOnce(ctx, t, lock, keeper)
 	if keeper && errors.Is(err, errNoPreserveFDs) {
-		log.L.WithField("runtime", t.rec.Runtime).Warn("the runtime lacks run --preserve-fds: output and exit codes are lost if all cribox processes are killed at once")
+		log.L.WithField("runtime", t.rec.Runtime).
+			Warn("the runtime lacks run --preserve-fds: " +
+				"output and exit codes are lost if all cribox processes are killed at once")
 		s.table.mu.Lock()
 		s.noPreserveFDs[t.rec.Runtime] = true
 		s.table.mu.Unlock()
@@ -181,7 +183,8 @@ func (s *starter) runTask(ctx context.Context, t *task) error {
 	if err != nil && !t.shareKeyring && strings.Contains(err.Error(), "session key") && errdefs.IsResourceExhausted(err) {
 		// Root's keys count against a quota of the whole node, which any container without a user
 		// namespace can use up.
-		log.L.WithError(err).WithField("container", t.rec.ID).Warn("no session keyring is available; starting the task without one of its own")
+		log.L.WithError(err).WithField("container", t.rec.ID).
+			Warn("no session keyring is available; starting the task without one of its own")
 		t.shareKeyring = true
 		s.holder.dropStreams(t)
 		err = s.runTaskOnce(ctx, t, lock, keeper)

@@ -125,6 +125,7 @@ func (u *updater) runUpdate(ctx context.Context, t *task, resources []byte, lock
 		return err
 	}
 	defer os.Remove(t.dir.Resources())
-	return oci.ClassOfRefusal(u.driver.RunQuietly(ctx, oci.Command{Runtime: t.rec.Runtime, Systemd: t.rec.Systemd, Log: t.dir.RuntimeLog(), Wait: wire.UpdateWait,
-		Extra: []*os.File{lock}, Args: []string{"update", "--resources", t.dir.Resources(), t.rec.ID}}))
+	return oci.ClassOfRefusal(u.driver.RunQuietly(ctx,
+		oci.Command{Runtime: t.rec.Runtime, Systemd: t.rec.Systemd, Log: t.dir.RuntimeLog(), Wait: wire.UpdateWait,
+			Extra: []*os.File{lock}, Args: []string{"update", "--resources", t.dir.Resources(), t.rec.ID}}))
 }

@@ -154,7 +154,8 @@ func watchFile(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_ATTRIB|unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_DONT_FOLLOW); err != nil {
+	if _, err := unix.InotifyAddWatch(fd, path,
+		unix.IN_ATTRIB|unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_DONT_FOLLOW); err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
@@ -231,7 +232,8 @@ func dispatch(ctx context.Context, req request, in *Inbound, handlers map[string
 		}
 	}()
 	if req.Format < 1 || req.Format > Format {
-		return nil, fmt.Errorf("%s uses wire format %d, this build knows up to %d: %w", req.Verb, req.Format, Format, errdefs.ErrNotImplemented)
+		return nil, fmt.Errorf("%s uses wire format %d, this build knows up to %d: %w",
+			req.Verb, req.Format, Format, errdefs.ErrNotImplemented)
 	}
 	h, ok := handlers[req.Verb]
 	if !ok {

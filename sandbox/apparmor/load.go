@@ -75,7 +75,8 @@ func Parser() (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("there is no apparmor_parser: install the package apparmor and restart cribox: %w", errdefs.ErrFailedPrecondition)
+	return "", fmt.Errorf("there is no apparmor_parser: install the package apparmor and restart cribox: %w",
+		errdefs.ErrFailedPrecondition)
 }
 
 // Load gives the kernel the default profile, in place of one that it may have: containers in it are
@@ -90,7 +91,8 @@ func Load(ctx context.Context) error {
 	defer cancel()
 	var said tail
 	cmd := exec.CommandContext(ctx, parser, "-Kr") // replace, and leave the distribution's cache alone
-	cmd.Env, cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}, "/", strings.NewReader(Text(own())), &said, &said
+	cmd.Env, cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}, "/",
+		strings.NewReader(Text(own())), &said, &said
 	cmd.SysProcAttr, cmd.WaitDelay = &syscall.SysProcAttr{Setpgid: true}, time.Second
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	err = cmd.Run()
@@ -98,7 +100,8 @@ func Load(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("load AppArmor profile %s: %w", Default, ctx.Err())
 	case err != nil:
-		return fmt.Errorf("load AppArmor profile %s: %s: %w: %q: %w", Default, parser, err, said, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("load AppArmor profile %s: %s: %w: %q: %w",
+			Default, parser, err, said, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }

@@ -64,11 +64,12 @@ type Stall struct {
 // their own, and no metric tells it.
 type Detail struct {
 	Usage
-	User, System                              *uint64 // nanoseconds
-	Periods, Throttled, ThrottledTime         *uint64 // of the CPU quota: number, number, nanoseconds
-	PeakMemory                                *uint64 // bytes
-	LimitHits                                 *uint64 // how often memory was at its limit
-	Slowdowns                                 *uint64 // how often it was at the mark above which processes are slowed down; 0 with version 1, which has none
+	User, System                      *uint64 // nanoseconds
+	Periods, Throttled, ThrottledTime *uint64 // of the CPU quota: number, number, nanoseconds
+	PeakMemory                        *uint64 // bytes
+	LimitHits                         *uint64 // how often memory was at its limit
+	// how often it was at the mark above which processes are slowed down; 0 with version 1, which has none
+	Slowdowns                                 *uint64
 	OOMKills                                  *uint64
 	OwnFaults, OwnMajorFaults                 *uint64 // of the cgroup without those below it
 	Threads, MaxThreads                       *uint64 // MaxThreads: 0 without a limit

@@ -35,7 +35,8 @@ func (r *reader) memoryV1(root, path string, w wanted) (u Usage, own [2]*uint64)
 	if !w.swap {
 		return u, own
 	}
-	if both := r.number(filepath.Join(memory, "memory.memsw.limit_in_bytes")); both != nil && limit != nil && u.Swap.Usage != nil && *both < unlimited {
+	if both := r.number(filepath.Join(memory, "memory.memsw.limit_in_bytes")); both != nil && limit != nil &&
+		u.Swap.Usage != nil && *both < unlimited {
 		u.Swap.Available = left(new(*both-min(*limit, *both)), *u.Swap.Usage)
 	}
 	return u, own
@@ -63,7 +64,8 @@ func (r *reader) detailV1(root, path string, hugePages []string) Detail {
 	d.Devices = r.devicesV1(filepath.Join(root, "blkio", path))
 	for _, size := range hugePages {
 		file := filepath.Join(root, "hugetlb", path, "hugetlb."+size)
-		d.HugePages = append(d.HugePages, HugePages{size, r.number(file + ".usage_in_bytes"), r.number(file + ".max_usage_in_bytes")})
+		d.HugePages = append(d.HugePages, HugePages{size, r.number(file + ".usage_in_bytes"),
+			r.number(file + ".max_usage_in_bytes")})
 	}
 	pids, leave := r.enter(filepath.Join(root, "pids", path))
 	defer leave()

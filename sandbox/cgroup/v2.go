@@ -21,7 +21,8 @@ const crunInner = "container"
 // enterV2 is enter, and looks for the child.
 func (r *reader) enterV2(dir string) (c cgroupV2, leave func()) {
 	c.dir, leave = r.enter(dir)
-	if inner := filepath.Join(c.dir, crunInner); strings.HasSuffix(dir, ".scope") && unix.Faccessat(r.at, inner, unix.F_OK, 0) == nil {
+	if inner := filepath.Join(c.dir, crunInner); strings.HasSuffix(dir, ".scope") &&
+		unix.Faccessat(r.at, inner, unix.F_OK, 0) == nil {
 		c.inner = inner
 	}
 	return c, leave
@@ -86,17 +87,21 @@ func (r *reader) detailV2(dir string, hugePages []string) Detail {
 	dir = c.dir
 	var d Detail
 	d.Usage = r.statV2(c, wanted{swap: true}, map[string]**uint64{
-		"user_usec": &d.User, "system_usec": &d.System, "nr_periods": &d.Periods, "nr_throttled": &d.Throttled, "throttled_usec": &d.ThrottledTime,
+		"user_usec": &d.User, "system_usec": &d.System, "nr_periods": &d.Periods, "nr_throttled": &d.Throttled,
+		"throttled_usec": &d.ThrottledTime,
 	})
 	if c.inner != "" { // throttling is counted where the limit is
 		var periods, throttled, time *uint64
-		r.keys(filepath.Join(c.inner, "cpu.stat"), map[string]**uint64{"nr_periods": &periods, "nr_throttled": &throttled, "throttled_usec": &time})
-		d.Periods, d.Throttled, d.ThrottledTime = SumOf(d.Periods, periods), SumOf(d.Throttled, throttled), SumOf(d.ThrottledTime, time)
+		r.keys(filepath.Join(c.inner, "cpu.stat"),
+			map[string]**uint64{"nr_periods": &periods, "nr_throttled": &throttled, "throttled_usec": &time})
+		d.Periods, d.Throttled, d.ThrottledTime = SumOf(d.Periods, periods), SumOf(d.Throttled, throttled),
+			SumOf(d.ThrottledTime, time)
 	}
 	d.User, d.System, d.ThrottledTime = scale(d.User, 1000), scale(d.System, 1000), scale(d.ThrottledTime, 1000)
 	d.OwnFaults, d.OwnMajorFaults = d.Memory.Faults, d.Memory.MajorFaults // there is no other count
 	d.PeakMemory = r.number(filepath.Join(dir, "memory.peak"))
-	r.keys(filepath.Join(dir, "memory.events"), map[string]**uint64{"high": &d.Slowdowns, "max": &d.LimitHits, "oom_kill": &d.OOMKills})
+	r.keys(filepath.Join(dir, "memory.events"),
+		map[string]**uint64{"high": &d.Slowdowns, "max": &d.LimitHits, "oom_kill": &d.OOMKills})
 	d.Threads = r.number(filepath.Join(dir, "pids.current"))
 	d.MaxThreads = maxThreads(r.limit(c, "pids.max"))
 	eachLine(r.read(filepath.Join(dir, "io.stat")), func(line []byte) {
@@ -105,7 +110,8 @@ func (r *reader) detailV2(dir string, hugePages []string) Detail {
 		}
 	})
 	for _, size := range hugePages {
-		d.HugePages = append(d.HugePages, HugePages{Size: size, Usage: r.number(filepath.Join(dir, "hugetlb."+size+".current"))})
+		d.HugePages = append(d.HugePages, HugePages{Size: size,
+			Usage: r.number(filepath.Join(dir, "hugetlb."+size+".current"))})
 	}
 	files := []string{filepath.Join(dir, "cgroup.procs")}
 	if c.inner != "" {

@@ -26,7 +26,8 @@ func (l Layout) StatePath(parts ...string) string {
 
 // Make makes the folders that everything else lies in.
 func (l Layout) Make() error {
-	for _, dir := range []string{l.StatePath("pods"), l.StatePath("rootfs"), l.StatePath("volumes"), l.StatePath("locks"), l.RootPath("containers")} {
+	for _, dir := range []string{l.StatePath("pods"), l.StatePath("rootfs"), l.StatePath("volumes"), l.StatePath("locks"),
+		l.RootPath("containers")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}

@@ -24,7 +24,8 @@ func (c *Connector) CollectUnused(ctx context.Context) {
 		}
 		if err.Error() != said {
 			said = err.Error()
-			log.G(ctx).WithField("step", "cni").WithError(err).Info("cannot tell the network plugins yet which pods exist (GC); will retry")
+			log.G(ctx).WithField("step", "cni").WithError(err).
+				Info("cannot tell the network plugins yet which pods exist (GC); will retry")
 		}
 		if !errors.Is(err, errdefs.ErrUnavailable) {
 			return

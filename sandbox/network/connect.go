@@ -55,7 +55,8 @@ func (c *Connector) networkOf(p *table.PodEntry) cni.Pod {
 		}
 	}
 	if dns := p.Config.GetDnsConfig(); dns != nil {
-		n.DNS = cni.DNS{Servers: spec.DNSWords(dns.GetServers()), Searches: spec.DNSWords(dns.GetSearches()), Options: spec.DNSWords(dns.GetOptions())}
+		n.DNS = cni.DNS{Servers: spec.DNSWords(dns.GetServers()), Searches: spec.DNSWords(dns.GetSearches()),
+			Options: spec.DNSWords(dns.GetOptions())}
 	}
 	return n
 }

@@ -99,7 +99,8 @@ func (c *Connector) DropLock(id string) error {
 func (c *Connector) killHolders(ctx context.Context, id string) {
 	ours, err := c.ourProcesses(ctx)
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("cannot look for plugin and runtime processes that outlived their request; leaving them alone for now")
+		log.G(ctx).WithError(err).Warn("cannot look for plugin and runtime processes that outlived their request; " +
+			"leaving them alone for now")
 		return
 	}
 	lock, err := os.Stat(c.layout.LockPath(id))
@@ -111,7 +112,8 @@ func (c *Connector) killHolders(ctx context.Context, id string) {
 		if ctx.Err() != nil {
 			return
 		}
-		if err := endHolder(ctx, pid, c.layout.LockPath(id), lock, ours); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) {
+		if err := endHolder(ctx, pid, c.layout.LockPath(id), lock, ours); err != nil && !errors.Is(err, unix.ESRCH) &&
+			!errors.Is(err, os.ErrNotExist) {
 			log.G(ctx).WithField("pid", pid).WithError(err).Warn("cannot end a process that holds the lock of the pod")
 		}
 	}
@@ -144,7 +146,8 @@ func (c *Connector) ourProcesses(ctx context.Context) (f family, err error) {
 }
 
 func (f family) has(pid int, program os.FileInfo) bool {
-	return slices.Contains(f.pids, pid) || slices.ContainsFunc(f.programs, func(own os.FileInfo) bool { return os.SameFile(own, program) })
+	return slices.Contains(f.pids, pid) || slices.ContainsFunc(f.programs,
+		func(own os.FileInfo) bool { return os.SameFile(own, program) })
 }
 
 // endHolder kills the process if it has the file open and is none of ours. The handle comes first:

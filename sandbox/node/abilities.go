@@ -84,7 +84,8 @@ func (n *Node) ask(ctx context.Context, byName map[string]Handler, before *abili
 		}
 		all.Go(func() {
 			var f runtimeshim.Features
-			err := guard.Call(ctx, "features of a runtime", func() (err error) { f, err = n.conf.Features(ctx, h.Path); return err })
+			err := guard.Call(ctx, "features of a runtime",
+				func() (err error) { f, err = n.conf.Features(ctx, h.Path); return err })
 			mu.Lock()
 			defer mu.Unlock()
 			next.byName[name] = ability{f, err}
@@ -129,9 +130,11 @@ func (a *abilities) tell(ctx context.Context, byName map[string]Handler, before 
 			}
 		case text(can.err) == text(was):
 		case errors.Is(can.err, errdefs.ErrNotImplemented):
-			l.WithError(can.err).Info("its runtime does not report its features: no user namespaces, no recursive read-only mounts")
+			l.WithError(can.err).Info("its runtime does not report its features: no user namespaces, " +
+				"no recursive read-only mounts")
 		default:
-			l.WithError(can.err).Warn("cannot read the features of its runtime now; until then, no user namespaces and no recursive read-only mounts")
+			l.WithError(can.err).Warn("cannot read the features of its runtime now; " +
+				"until then, no user namespaces and no recursive read-only mounts")
 		}
 	}
 }

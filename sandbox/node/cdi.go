@@ -83,7 +83,8 @@ func unknownDevices(names, dirs []string, broken map[string][]error) error {
 		fmt.Fprintf(&why, "; %s cannot be used: %v", file, broken[file][0])
 	}
 	where := cmp.Or(strings.Join(dirs, ", "), "no folder, as cdi_spec_dirs is empty")
-	return fmt.Errorf("CDI devices %s are not described by any file in %s%s: %w", strings.Join(names, ", "), where, why.String(), errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("CDI devices %s are not described by any file in %s%s: %w",
+		strings.Join(names, ", "), where, why.String(), errdefs.ErrFailedPrecondition)
 }
 
 // boundNodes takes the device nodes out of the edits, for a user namespace, where none can be made:
@@ -118,7 +119,8 @@ func ownEnvironment(h *specs.Hooks) {
 		return
 	}
 	before := h.Prestart //nolint:staticcheck // CDI still has it
-	for _, list := range [][]specs.Hook{before, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop} {
+	for _, list := range [][]specs.Hook{before, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart,
+		h.Poststop} {
 		for i := range list {
 			if len(list[i].Env) == 0 {
 				list[i].Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}

@@ -50,7 +50,8 @@ func (n *Node) loadProfile(ctx context.Context) {
 			return
 		}
 		n.profile.missing = err
-		log.G(ctx).WithError(err).Warn("cannot load the default AppArmor profile; containers without a profile run unconfined")
+		log.G(ctx).WithError(err).Warn("cannot load the default AppArmor profile; " +
+			"containers without a profile run unconfined")
 	}()
 }
 
@@ -89,10 +90,12 @@ func (n *Node) HasProfile(ctx context.Context, s *specs.Spec) error {
 		return err
 	}
 	if name == apparmor.Default {
-		_, err := n.flights.Do(ctx, "loading the AppArmor profile", profileLimit, func(ctx context.Context) (string, error) { return "", apparmor.Load(ctx) })
+		_, err := n.flights.Do(ctx, "loading the AppArmor profile",
+			profileLimit, func(ctx context.Context) (string, error) { return "", apparmor.Load(ctx) })
 		return err
 	}
-	return fmt.Errorf("security_context.apparmor: the profile %q is not loaded on this node: %w", table.Short(name), errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("security_context.apparmor: the profile %q is not loaded on this node: %w",
+		table.Short(name), errdefs.ErrFailedPrecondition)
 }
 
 // ReadSeccomp reads the seccomp profile at a path of this machine; "" is none.
@@ -105,7 +108,8 @@ func ReadSeccomp(path string) ([]byte, error) {
 		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %w", BlameHost(err))
 	}
 	if !info.Mode().IsRegular() || info.Size() > seccomp.MaxFile {
-		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %s is not a regular file of at most %d bytes: %w", path, seccomp.MaxFile, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("security_context.seccomp.localhost_ref: %s is not a regular file of at most %d bytes: %w",
+			path, seccomp.MaxFile, errdefs.ErrInvalidArgument)
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {

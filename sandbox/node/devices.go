@@ -81,12 +81,14 @@ func device(info fs.FileInfo, host, inside, permissions string) (d spec.Device, 
 	if info.Mode()&fs.ModeCharDevice != 0 {
 		kind = "c"
 	}
-	return spec.Device{HostPath: host, ContainerPath: inside, Type: kind, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
-		Mode: info.Mode().Perm(), UID: st.Uid, GID: st.Gid, Permissions: permissions}, true
+	return spec.Device{HostPath: host, ContainerPath: inside, Type: kind, Major: int64(unix.Major(st.Rdev)),
+		Minor: int64(unix.Minor(st.Rdev)),
+		Mode:  info.Mode().Perm(), UID: st.Uid, GID: st.Gid, Permissions: permissions}, true
 }
 
 // notShared are the folders of /dev that every container has of its own.
-var notShared = map[string]bool{"pts": true, "shm": true, "fd": true, "mqueue": true, ".lxc": true, ".lxd-mounts": true, ".udev": true}
+var notShared = map[string]bool{"pts": true, "shm": true, "fd": true, "mqueue": true, ".lxc": true, ".lxd-mounts": true,
+	".udev": true}
 
 func hostDevices() ([]spec.Device, error) {
 	entries, err := os.ReadDir("/dev")

@@ -110,7 +110,8 @@ func limitHost(h *spec.Host) error {
 
 // rlimits are the limits of a process that an OCI spec can set, by number (sys/resource.h).
 var rlimits = map[string]int{
-	"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_DATA": unix.RLIMIT_DATA,
+	"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU,
+	"RLIMIT_DATA":  unix.RLIMIT_DATA,
 	"RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK,
 	"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE,
 	"RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_RSS": unix.RLIMIT_RSS, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO,
@@ -144,7 +145,8 @@ func cgroupOptions() ([]string, error) {
 // hugePageSizes returns the sizes that the hugetlb controller limits, as the OCI runtime names
 // them.
 func hugePageSizes() []string {
-	if !present(cgroup.Mount+"/hugetlb") && !(cgroup.Unified() && strings.Contains(readString(cgroup.Mount+"/cgroup.controllers"), "hugetlb")) {
+	if !present(cgroup.Mount+"/hugetlb") &&
+		!(cgroup.Unified() && strings.Contains(readString(cgroup.Mount+"/cgroup.controllers"), "hugetlb")) {
 		return nil
 	}
 	dirs, err := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*kB")

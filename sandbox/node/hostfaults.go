@@ -12,7 +12,8 @@ import (
 // system that does not answer (a dead FUSE or NFS server), ErrInvalidArgument for what is the
 // path's own fault.
 func BlameHost(err error) error {
-	for _, down := range []error{unix.ENOTCONN, unix.ESTALE, unix.EIO, unix.ETIMEDOUT, unix.EHOSTDOWN, unix.EHOSTUNREACH, unix.ECONNABORTED, unix.ENOMEM} {
+	for _, down := range []error{unix.ENOTCONN, unix.ESTALE, unix.EIO, unix.ETIMEDOUT, unix.EHOSTDOWN, unix.EHOSTUNREACH,
+		unix.ECONNABORTED, unix.ENOMEM} {
 		if errors.Is(err, down) {
 			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}

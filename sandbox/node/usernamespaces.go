@@ -47,7 +47,8 @@ func reachable(dir string) error {
 			return err
 		}
 		if info.Mode().Perm()&0o001 == 0 {
-			return fmt.Errorf("users other than root cannot enter the folder %s, which has mode %s; chmod o+x lets them", dir, info.Mode().Perm())
+			return fmt.Errorf("users other than root cannot enter the folder %s, which has mode %s; chmod o+x lets them",
+				dir, info.Mode().Perm())
 		}
 		if dir == "/" {
 			return nil

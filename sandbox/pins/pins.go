@@ -121,10 +121,12 @@ func (p *Pins) Target(c *table.ContainerEntry) (*table.Container, error) {
 		return nil, fmt.Errorf("namespace_options.target_id: %w", err)
 	}
 	if target.PodID != c.PodID {
-		return nil, fmt.Errorf("namespace_options.target_id: container %s is in another pod: %w", target.ID, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("namespace_options.target_id: container %s is in another pod: %w",
+			target.ID, errdefs.ErrInvalidArgument)
 	}
 	if !target.Running() {
-		return nil, fmt.Errorf("namespace_options.target_id: container %s is %s: %w", target.ID, target.State, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("namespace_options.target_id: container %s is %s: %w",
+			target.ID, target.State, errdefs.ErrFailedPrecondition)
 	}
 	return &target, nil
 }
@@ -134,7 +136,9 @@ var numbered = regexp.MustCompile(`"path":"/proc/\d+/ns/(ipc|uts|pid)"`)
 
 // WithoutNumbers returns a spec that names no process. A spec that an earlier version has written may
 // name one, whose number may be another process's by now.
-func (p *Pins) WithoutNumbers(ctx context.Context, pod *store.Pod, c *table.ContainerEntry, spec []byte) ([]byte, error) {
+func (p *Pins) WithoutNumbers(
+	ctx context.Context, pod *store.Pod, c *table.ContainerEntry, spec []byte,
+) ([]byte, error) {
 	if !numbered.Match(spec) {
 		return spec, nil
 	}

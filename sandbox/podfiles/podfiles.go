@@ -199,7 +199,8 @@ func (f Files) ForSpec(p *table.PodEntry, r *store.Pod) (spec.Pod, error) {
 	}
 	s := spec.Pod{ID: p.ID, Config: p.Config, RuntimeHandler: r.Handler, NetNS: r.NetNS,
 		Hostname: name, ShmPath: f.Layout.PodFile(p.ID, "shm"), HostsPath: f.etcFile(p.ID, "hosts"),
-		HostnamePath: f.etcFile(p.ID, "hostname"), ResolvConfPath: f.etcFile(p.ID, "resolv.conf"), ProcessLabel: r.ProcessLabel, MountLabel: r.MountLabel}
+		HostnamePath: f.etcFile(p.ID, "hostname"), ResolvConfPath: f.etcFile(p.ID, "resolv.conf"),
+		ProcessLabel: r.ProcessLabel, MountLabel: r.MountLabel}
 	if hostIPC(p.Config) {
 		s.ShmPath = ""
 	}

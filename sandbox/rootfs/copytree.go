@@ -142,7 +142,8 @@ func (t *treeCopy) remember(to string, st *unix.Stat_t) error {
 		}
 		t.links = t.to + ".links"
 	}
-	if err := os.Link(to, filepath.Join(t.links, linkName(st))); err != nil && !errors.Is(err, unix.EMLINK) && !errors.Is(err, os.ErrExist) {
+	if err := os.Link(to, filepath.Join(t.links, linkName(st))); err != nil && !errors.Is(err, unix.EMLINK) &&
+		!errors.Is(err, os.ErrExist) {
 		return err
 	}
 	return nil

@@ -39,7 +39,8 @@ func (m *Mounts) hostPath(ctx context.Context, missing node.MissingPaths, path s
 	}
 	real, err = makeHostPath(path)
 	if err != nil {
-		return "", fmt.Errorf("%s does not exist and cannot be made: %w", path, node.Classify(err, errdefs.ErrFailedPrecondition))
+		return "", fmt.Errorf("%s does not exist and cannot be made: %w",
+			path, node.Classify(err, errdefs.ErrFailedPrecondition))
 	}
 	log.G(ctx).Infof("made the folder %s: it is mounted into a container and did not exist", path)
 	m.Step.Pass("container.hostpath")

@@ -74,7 +74,8 @@ func (m *Mounts) MountVolumes(ctx context.Context, p *table.PodEntry, c *table.C
 		if id == "" || slices.Index(c.MountImages, id) < i {
 			continue
 		}
-		if err := m.mountVolume(ctx, p, imageservice.Rootfs{ImageID: id, Target: m.Layout.VolumePlace(c.ID, c.MountImages, i), ReadOnly: true, Label: label}); err != nil {
+		if err := m.mountVolume(ctx, p, imageservice.Rootfs{ImageID: id, Target: m.Layout.VolumePlace(c.ID, c.MountImages, i),
+			ReadOnly: true, Label: label}); err != nil {
 			return volumeFailed(c.Config.GetMounts()[i], err)
 		}
 		m.Step.Pass("container.volume")
@@ -126,7 +127,8 @@ func resolveInVolume(root, sub string) (string, error) {
 		return "", err
 	}
 	if !utf8.ValidString(path) {
-		return "", fmt.Errorf("leads to a name that is not UTF-8, which an OCI spec cannot contain: %w", errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("leads to a name that is not UTF-8, which an OCI spec cannot contain: %w",
+			errdefs.ErrInvalidArgument)
 	}
 	return path, nil
 }

@@ -19,7 +19,9 @@ import (
 // Resolve finds, for each mount of a request, what is really bound: a part of a mounted
 // image, or the host path with its links resolved, and how the mount it lies on propagates. A host
 // path that does not exist is made, see hostPath.
-func (m *Mounts) Resolve(ctx context.Context, missing node.MissingPaths, c *table.ContainerEntry) ([]spec.Mount, error) {
+func (m *Mounts) Resolve(
+	ctx context.Context, missing node.MissingPaths, c *table.ContainerEntry,
+) ([]spec.Mount, error) {
 	var table []*mountinfo.Info
 	resolved := make([]spec.Mount, 0, len(c.Config.GetMounts()))
 	for i, asked := range c.Config.GetMounts() {
@@ -44,7 +46,9 @@ func (m *Mounts) Resolve(ctx context.Context, missing node.MissingPaths, c *tabl
 	return resolved, nil
 }
 
-func (m *Mounts) mountSource(ctx context.Context, missing node.MissingPaths, c *table.ContainerEntry, i int) (string, error) {
+func (m *Mounts) mountSource(
+	ctx context.Context, missing node.MissingPaths, c *table.ContainerEntry, i int,
+) (string, error) {
 	asked := c.Config.GetMounts()[i]
 	if asked.GetImage() != nil {
 		return m.volumeSource(c, i)

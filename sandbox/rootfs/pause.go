@@ -19,7 +19,9 @@ import (
 
 // PauseRoot returns the root of the pause container: the built-in program in a folder that all pods
 // share read-only; or the configured image's, and the arguments that start it.
-func (m *Mounts) PauseRoot(ctx context.Context, p *table.PodEntry, image, label string) (root string, args []string, err error) {
+func (m *Mounts) PauseRoot(
+	ctx context.Context, p *table.PodEntry, image, label string,
+) (root string, args []string, err error) {
 	if image == "" {
 		root, err := m.builtinPause()
 		if err == nil {
@@ -54,7 +56,8 @@ func (m *Mounts) executable(ctx context.Context, p *table.PodEntry, root string)
 		return root, nil
 	}
 	target := m.place(p, p.ID)
-	if err := errors.Join(m.Images.Unmount(ctx, target), m.makePassage(p, filepath.Dir(target)), os.MkdirAll(target, 0o700)); err != nil {
+	if err := errors.Join(m.Images.Unmount(ctx, target), m.makePassage(p, filepath.Dir(target)),
+		os.MkdirAll(target, 0o700)); err != nil {
 		return "", err
 	}
 	fd, err := unix.OpenTree(unix.AT_FDCWD, root, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -62,7 +65,8 @@ func (m *Mounts) executable(ctx context.Context, p *table.PodEntry, root string)
 		return "", fmt.Errorf("clone mount of %s: %w", root, err)
 	}
 	defer unix.Close(fd)
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Attr_clr: unix.MOUNT_ATTR_NOEXEC, Propagation: unix.MS_PRIVATE}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Attr_clr: unix.MOUNT_ATTR_NOEXEC,
+		Propagation: unix.MS_PRIVATE}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return "", fmt.Errorf("mount %s without noexec: %w", root, err)
 	}

@@ -81,7 +81,8 @@ func (m *Mounts) Remove(ctx context.Context, id string) error {
 	for _, target := range append(m.Layout.RootPlaces(id), m.volumePlaces(id)...) {
 		errs = append(errs, removeDir(target))
 	}
-	return errors.Join(append(errs, removeDir(m.Layout.StatePath("userns", id)), removeDir(m.Layout.StatePath("volumes", id)))...)
+	return errors.Join(append(errs, removeDir(m.Layout.StatePath("userns", id)),
+		removeDir(m.Layout.StatePath("volumes", id)))...)
 }
 
 // Mounted says whether the root filesystem is there. An error means that it cannot be told now.

@@ -47,7 +47,8 @@ func readInRoot(root, name string) ([]byte, error) {
 		return nil, fmt.Errorf("%s of the image is not a regular file: %w", name, errdefs.ErrInvalidArgument)
 	}
 	if info.Size() > users.MaxFile {
-		return nil, fmt.Errorf("%s of the image has %d bytes; the limit is %d: %w", name, info.Size(), users.MaxFile, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%s of the image has %d bytes; the limit is %d: %w",
+			name, info.Size(), users.MaxFile, errdefs.ErrInvalidArgument)
 	}
 	f, err := os.Open(handlePath(handle))
 	if err != nil {

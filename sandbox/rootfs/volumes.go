@@ -26,10 +26,13 @@ const maxVolumes = 128
 // the container's writable layer, filled with what the image has there: it can be written even when
 // the root filesystem cannot. It ends with the container. A copy that takes longer than ctx lasts
 // is given up. ErrInvalidArgument when there are too many.
-func (m *Mounts) MakeVolumes(ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, root string, img imageservice.Image) ([]spec.Volume, error) {
+func (m *Mounts) MakeVolumes(
+	ctx context.Context, p *table.PodEntry, c *table.ContainerEntry, root string, img imageservice.Image,
+) ([]spec.Volume, error) {
 	asked := spec.ImageVolumes(img.Config, c.Config)
 	if len(asked) > maxVolumes {
-		return nil, fmt.Errorf("the image has %d volumes that nothing is mounted on; the limit is %d: %w", len(asked), maxVolumes, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("the image has %d volumes that nothing is mounted on; the limit is %d: %w",
+			len(asked), maxVolumes, errdefs.ErrInvalidArgument)
 	}
 	var all []spec.Volume
 	for i, inside := range asked {

@@ -36,7 +36,8 @@ func NewPod(asked Options) (Labels, error) {
 	}
 	if l.Process == "" {
 		if asked != (Options{}) {
-			return Labels{}, fmt.Errorf("selinux_options: the policy has no contexts for containers; install container-selinux: %w", errdefs.ErrFailedPrecondition)
+			return Labels{}, fmt.Errorf("selinux_options: the policy has no contexts for containers; "+
+				"install container-selinux: %w", errdefs.ErrFailedPrecondition)
 		}
 		return Labels{}, nil
 	}
@@ -97,7 +98,8 @@ func (l Labels) Container(asked Options) (Labels, error) {
 func (l Labels) check() error {
 	for _, context := range []string{l.Process, l.Mount} {
 		if err := library.SecurityCheckContext(context); err != nil {
-			return fmt.Errorf("selinux_options: the policy does not know the context %q: %w: %w", context, err, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("selinux_options: the policy does not know the context %q: %w: %w",
+				context, err, errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil

@@ -80,7 +80,8 @@ func ForContainer(h Host, p Pod, c Container) (*specs.Spec, []check.Note, error)
 		return nil, nil, err
 	}
 	if len(c.Mounts) != len(c.Config.GetMounts()) {
-		return nil, nil, fmt.Errorf("spec of container %s: %d mounts asked for, %d resolved", c.ID, len(c.Config.GetMounts()), len(c.Mounts))
+		return nil, nil, fmt.Errorf("spec of container %s: %d mounts asked for, %d resolved",
+			c.ID, len(c.Config.GetMounts()), len(c.Mounts))
 	}
 	return build(&draft{host: h, pod: p, c: c}, containerSteps)
 }

@@ -72,7 +72,8 @@ func (d *draft) addNamed(s capability.Set, field string, names []string) error {
 			continue
 		}
 		if !slices.Contains(d.host.grantable(), n) {
-			return fmt.Errorf("%s: cribox cannot grant %s because the daemon itself does not have it: %w", field, n, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("%s: cribox cannot grant %s because the daemon itself does not have it: %w",
+				field, n, errdefs.ErrFailedPrecondition)
 		}
 		s[n] = true
 	}

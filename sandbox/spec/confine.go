@@ -28,7 +28,8 @@ func apparmorProfile(p *runtimeapi.SecurityProfile, deprecated string) (*runtime
 		return nil, err
 	}
 	if p.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
-		name := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/") // critest and older clients send it, and containerd takes it off
+		// critest and older clients send it, and containerd takes it off
+		name := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
 		if err := check.Text(field+".localhost_ref", name, check.MaxName); err != nil {
 			return nil, err
 		}
@@ -43,7 +44,8 @@ func (d *draft) podAppArmor() error {
 
 func (d *draft) appArmor() error {
 	sc := d.security()
-	return d.applyAppArmor(sc.GetApparmor(), sc.GetApparmorProfile(), sc.GetPrivileged()) //nolint:staticcheck // older kubelets
+	old := sc.GetApparmorProfile() //nolint:staticcheck // of older kubelets
+	return d.applyAppArmor(sc.GetApparmor(), old, sc.GetPrivileged())
 }
 
 // applyAppArmor: nothing asked for means the runtime's profile, where there is one.
@@ -73,7 +75,8 @@ func (d *draft) applyAppArmor(asked *runtimeapi.SecurityProfile, deprecated stri
 		return nil
 	}
 	if d.host.AppArmorProfile == "" && p != nil {
-		return fmt.Errorf("security_context.apparmor: the default profile is not loaded: %s: %w", d.host.NoAppArmorProfile, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("security_context.apparmor: the default profile is not loaded: %s: %w",
+			d.host.NoAppArmorProfile, errdefs.ErrFailedPrecondition)
 	}
 	d.spec.Process.ApparmorProfile = d.host.AppArmorProfile
 	return nil
@@ -120,10 +123,12 @@ func (d *draft) seLinux() error {
 func (d *draft) applySELinux(o *runtimeapi.SELinuxOption, process, mount string) error {
 	asked := o.GetUser() != "" || o.GetRole() != "" || o.GetType() != "" || o.GetLevel() != ""
 	if asked && d.host.SELinuxOff {
-		return fmt.Errorf("security_context.selinux_options: SELinux is off in the configuration: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("security_context.selinux_options: SELinux is off in the configuration: %w",
+			errdefs.ErrFailedPrecondition)
 	}
 	if asked && d.host.SELinux && process == "" {
-		return fmt.Errorf("security_context.selinux_options: the pod has no SELinux labels: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("security_context.selinux_options: the pod has no SELinux labels: %w",
+			errdefs.ErrFailedPrecondition)
 	}
 	if d.host.SELinux {
 		d.spec.Process.SelinuxLabel = process

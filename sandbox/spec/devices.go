@@ -72,7 +72,8 @@ func (d *draft) boundDevices() []specs.Mount {
 
 // runtimeDevices are those that every OCI runtime adds itself, and cannot where there is one
 // already.
-var runtimeDevices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/console"}
+var runtimeDevices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty",
+	"/dev/ptmx", "/dev/console"}
 
 func bindDevice(dev Device) specs.Mount {
 	return bind(dev.HostPath, path.Clean(dev.ContainerPath), "rprivate", "nosuid", "noexec")
@@ -90,7 +91,8 @@ func BindDevices(s *specs.Spec, devices []Device) {
 }
 
 func allow(dev Device) specs.LinuxDeviceCgroup {
-	return specs.LinuxDeviceCgroup{Allow: true, Type: dev.Type, Major: new(dev.Major), Minor: new(dev.Minor), Access: dev.Permissions}
+	return specs.LinuxDeviceCgroup{Allow: true, Type: dev.Type, Major: new(dev.Major), Minor: new(dev.Minor),
+		Access: dev.Permissions}
 }
 
 func denyAll() specs.LinuxDeviceCgroup { return specs.LinuxDeviceCgroup{Allow: false, Access: "rwm"} }

@@ -25,7 +25,8 @@ func (d *draft) mounts() error {
 	taken := places(d.c.Config)
 	var all []specs.Mount
 	for _, m := range d.ownMounts() {
-		hidden := taken["/dev"] && below(m.Destination, "/dev") && m.Destination != "/dev/shm" // the host's would be everybody's
+		// the host's would be everybody's
+		hidden := taken["/dev"] && below(m.Destination, "/dev") && m.Destination != "/dev/shm"
 		if !taken[m.Destination] && !hidden {
 			all = append(all, m)
 		}
@@ -53,7 +54,8 @@ func (d *draft) ownMounts() []specs.Mount {
 	}
 	own := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs",
+			Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: pts},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		d.sys(access),
@@ -91,7 +93,8 @@ func (d *draft) sys(access string) specs.Mount {
 	if d.inUserNamespace() && d.hostNetwork() {
 		return bind("/sys", "/sys", "rprivate", "nosuid", "noexec", "nodev", "rro")
 	}
-	return specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}}
+	return specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs",
+		Options: []string{"nosuid", "noexec", "nodev", access}}
 }
 
 // cgroup is /sys/fs/cgroup. Without a cgroup namespace it is the host's file system, which this
@@ -118,7 +121,8 @@ func (d *draft) askedMounts() ([]specs.Mount, error) {
 		resolved := d.c.Mounts[i]
 		place := PlaceOf(m)
 		if !path.IsAbs(m.GetContainerPath()) {
-			d.note("mounts.container_path", "%q is not an absolute path; mounted at %s", check.Truncate(m.GetContainerPath()), check.Truncate(place))
+			d.note("mounts.container_path", "%q is not an absolute path; mounted at %s",
+				check.Truncate(m.GetContainerPath()), check.Truncate(place))
 		}
 		if last[place] != i {
 			d.note("mounts.container_path", "%s occurs more than once: only the last mount was made, %s was not",
@@ -126,7 +130,8 @@ func (d *draft) askedMounts() ([]specs.Mount, error) {
 			continue
 		}
 		if place == "/proc" && !resolved.Proc {
-			return nil, check.Invalid("mounts.container_path", "only a proc file system, such as the host's /proc, can be mounted at /proc")
+			return nil, check.Invalid("mounts.container_path",
+				"only a proc file system, such as the host's /proc, can be mounted at /proc")
 		}
 		propagation, err := propagationOf(m, resolved)
 		if err != nil {
@@ -136,7 +141,8 @@ func (d *draft) askedMounts() ([]specs.Mount, error) {
 			d.spec.Linux.RootfsPropagation = "rshared"
 		}
 		if m.GetSelinuxRelabel() && d.host.SELinux && d.c.MountLabel == "" && !d.privileged() {
-			return nil, fmt.Errorf("mount %s: cannot relabel because the pod has no SELinux label: %w", m.GetContainerPath(), errdefs.ErrFailedPrecondition)
+			return nil, fmt.Errorf("mount %s: cannot relabel because the pod has no SELinux label: %w",
+				m.GetContainerPath(), errdefs.ErrFailedPrecondition)
 		}
 		access := "rw"
 		switch {
@@ -160,12 +166,15 @@ func propagationOf(m *runtimeapi.Mount, r Mount) (string, error) {
 	switch m.GetPropagation() {
 	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
 		if !r.Shared && !r.Slave {
-			return "", fmt.Errorf("mount %s: %s is on a private mount; propagation from host to container needs a shared or slave one: %w", m.GetContainerPath(), m.GetHostPath(), errdefs.ErrFailedPrecondition)
+			return "", fmt.Errorf("mount %s: %s is on a private mount; "+
+				"propagation from host to container needs a shared or slave one: %w",
+				m.GetContainerPath(), m.GetHostPath(), errdefs.ErrFailedPrecondition)
 		}
 		return "rslave", nil
 	case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
 		if !r.Shared {
-			return "", fmt.Errorf("mount %s: %s is not on a shared mount, which bidirectional propagation needs: %w", m.GetContainerPath(), m.GetHostPath(), errdefs.ErrFailedPrecondition)
+			return "", fmt.Errorf("mount %s: %s is not on a shared mount, which bidirectional propagation needs: %w",
+				m.GetContainerPath(), m.GetHostPath(), errdefs.ErrFailedPrecondition)
 		}
 		return "rshared", nil
 	}
@@ -173,7 +182,8 @@ func propagationOf(m *runtimeapi.Mount, r Mount) (string, error) {
 }
 
 func bind(source, place, propagation string, options ...string) specs.Mount {
-	return specs.Mount{Source: source, Destination: place, Type: "bind", Options: append([]string{"rbind", propagation}, options...)}
+	return specs.Mount{Source: source, Destination: place, Type: "bind",
+		Options: append([]string{"rbind", propagation}, options...)}
 }
 
 // ImageVolumes returns the places of the image's volumes, clean and sorted,
@@ -234,5 +244,7 @@ func (d *draft) maskedPaths() error {
 
 // errNoRecursiveReadOnly begins with the word that kubelet looks for.
 func errNoRecursiveReadOnly(m *runtimeapi.Mount) error {
-	return fmt.Errorf("RROUnsupported: mount %s: the kernel or the OCI runtime does not support recursive read-only mounts: %w", check.Truncate(m.GetContainerPath()), errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("RROUnsupported: mount %s: "+
+		"the kernel or the OCI runtime does not support recursive read-only mounts: %w",
+		check.Truncate(m.GetContainerPath()), errdefs.ErrFailedPrecondition)
 }

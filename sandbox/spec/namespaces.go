@@ -80,7 +80,8 @@ func (d *draft) pidNamespace(pod runtimeapi.NamespaceMode) error {
 // checkPaths: an empty path would be the host's namespace, or a new one.
 func (d *draft) checkPaths() error {
 	if d.hostNetwork() != (d.pod.NetNS == "") {
-		return fmt.Errorf("spec of pod %s: network mode %s with network namespace %q", d.pod.ID, podNamespace(d.pod.Config).GetNetwork(), d.pod.NetNS)
+		return fmt.Errorf("spec of pod %s: network mode %s with network namespace %q",
+			d.pod.ID, podNamespace(d.pod.Config).GetNetwork(), d.pod.NetNS)
 	}
 	if d.inUserNamespace() != (d.pod.UserNS != "") {
 		return fmt.Errorf("spec of pod %s: user namespace %q, asked for: %v", d.pod.ID, d.pod.UserNS, d.inUserNamespace())
@@ -127,9 +128,12 @@ func checkContainerNamespaces(p *runtimeapi.PodSandboxConfig, c *runtimeapi.Cont
 		mode, pod runtimeapi.NamespaceMode
 		allowed   []runtimeapi.NamespaceMode
 	}{
-		{"network", o.GetNetwork(), pod.GetNetwork(), []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE}},
-		{"ipc", o.GetIpc(), pod.GetIpc(), []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE}},
-		{"pid", o.GetPid(), pod.GetPid(), []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_TARGET}},
+		{"network", o.GetNetwork(), pod.GetNetwork(),
+			[]runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE}},
+		{"ipc", o.GetIpc(), pod.GetIpc(), []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD,
+			runtimeapi.NamespaceMode_NODE}},
+		{"pid", o.GetPid(), pod.GetPid(), []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD,
+			runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_TARGET}},
 	} {
 		if !slices.Contains(k.allowed, k.mode) {
 			return check.Invalid(field+"."+k.kind, "mode %s is not possible for a container", k.mode)
@@ -140,7 +144,8 @@ func checkContainerNamespaces(p *runtimeapi.PodSandboxConfig, c *runtimeapi.Cont
 	}
 	target := o.GetPid() == runtimeapi.NamespaceMode_TARGET
 	if target != (o.GetTargetId() != "") {
-		return check.Invalid(field+".target_id", "%q cannot be combined with pid mode %s", check.Truncate(o.GetTargetId()), o.GetPid())
+		return check.Invalid(field+".target_id", "%q cannot be combined with pid mode %s",
+			check.Truncate(o.GetTargetId()), o.GetPid())
 	}
 	if err := checkUserNamespace(field+".userns_options", o.GetUsernsOptions()); err != nil {
 		return err

@@ -173,12 +173,14 @@ func execLimit(limits []specs.POSIXRlimit, stack uint64) int {
 func checkExecSize(field string, limit, used int, list []string) error {
 	for _, v := range list {
 		if len(v) > maxExecString {
-			return check.Invalid(field, "%q is %d bytes long; the kernel's limit is %d", check.Truncate(v), len(v), maxExecString)
+			return check.Invalid(field, "%q is %d bytes long; the kernel's limit is %d",
+				check.Truncate(v), len(v), maxExecString)
 		}
 	}
 	total := used + execSize(list)
 	if total > limit {
-		return check.Invalid(field, "are %d bytes together; the kernel's limit is %d, a quarter of the limit \"stack\" (see ulimits)", total, limit)
+		return check.Invalid(field, "are %d bytes together; the kernel's limit is %d, "+
+			"a quarter of the limit \"stack\" (see ulimits)", total, limit)
 	}
 	return nil
 }
@@ -255,7 +257,8 @@ func ClampRlimits(wanted []specs.POSIXRlimit, hard map[string]uint64) ([]specs.P
 	}
 	for _, l := range wanted {
 		if most, ok := hard[l.Type]; ok && l.Hard > most {
-			notes = append(notes, check.Notef("rlimits", "%s %s was lowered to %s, the highest value that can be set here", l.Type, limitText(l.Hard), limitText(most)))
+			notes = append(notes, check.Notef("rlimits", "%s %s was lowered to %s, the highest value that can be set here",
+				l.Type, limitText(l.Hard), limitText(most)))
 			l.Hard = most
 		}
 		l.Soft = min(l.Soft, l.Hard)

@@ -52,7 +52,8 @@ func seccompProfile(p *runtimeapi.SecurityProfile, deprecated string) (*runtimea
 			return nil, err
 		}
 		if path.Clean(p.GetLocalhostRef()) != p.GetLocalhostRef() {
-			return nil, check.Invalid(field+".localhost_ref", "%q is not a clean path: remove \"//\", \"/./\" and the slash at the end", check.Truncate(p.GetLocalhostRef()))
+			return nil, check.Invalid(field+".localhost_ref",
+				"%q is not a clean path: remove \"//\", \"/./\" and the slash at the end", check.Truncate(p.GetLocalhostRef()))
 		}
 	}
 	if p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined {
@@ -76,7 +77,8 @@ func deprecatedProfile(field, s string, unset *runtimeapi.SecurityProfile) (*run
 			LocalhostRef: strings.TrimPrefix(s, "localhost/"),
 		}, nil
 	}
-	return nil, check.Invalid(field, "unknown profile %q; use runtime/default, unconfined or localhost/NAME", check.Truncate(s))
+	return nil, check.Invalid(field, "unknown profile %q; use runtime/default, unconfined or localhost/NAME",
+		check.Truncate(s))
 }
 
 // checkProfile: a type we know; a name with Localhost and only there.
@@ -128,7 +130,8 @@ func (d *draft) applySeccomp(p *runtimeapi.SecurityProfile, file []byte) error {
 	}
 	profile, unknown, err := seccomp.Parse(p.GetLocalhostRef(), file, d.host.Machine, d.spec.Process.Capabilities.Bounding)
 	if unknown != "" {
-		d.note("security_context.seccomp", "ignored the unknown field %[2]s of the profile %[1]s", p.GetLocalhostRef(), unknown)
+		d.note("security_context.seccomp", "ignored the unknown field %[2]s of the profile %[1]s",
+			p.GetLocalhostRef(), unknown)
 	}
 	d.spec.Linux.Seccomp = profile
 	return err

@@ -108,10 +108,13 @@ func checkUserNamespacePod(p *runtimeapi.PodSandboxConfig, h Host) error {
 		return check.Invalid(field+"namespace_options.ipc", "a pod in the host's IPC namespace cannot have a user namespace")
 	}
 	if h.NoUserNamespaces != "" {
-		return fmt.Errorf("%snamespace_options.userns_options: this machine cannot make user namespaces: %s: %w", field, h.NoUserNamespaces, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%snamespace_options.userns_options: this machine cannot make user namespaces: %s: %w",
+			field, h.NoUserNamespaces, errdefs.ErrFailedPrecondition)
 	}
 	if o.GetNetwork() == runtimeapi.NamespaceMode_NODE && !h.RecursiveReadOnly {
-		return fmt.Errorf("%snamespace_options.userns_options: a pod in the host's network needs recursive read-only mounts for /sys, so Linux 5.12 and an OCI runtime that supports them: %w",
+		return fmt.Errorf("%snamespace_options.userns_options: "+
+			"a pod in the host's network needs recursive read-only mounts for /sys, "+
+			"so Linux 5.12 and an OCI runtime that supports them: %w",
 			field, errdefs.ErrFailedPrecondition)
 	}
 	return nil
@@ -141,7 +144,8 @@ func checkHostIDs(field string, list []*runtimeapi.IDMapping) error {
 		if m.GetHostId() == 0 {
 			return check.Invalid(field, "mapping %d gives the pod root of the host", i)
 		}
-		if uint64(m.GetHostId())+uint64(m.GetLength()) > math.MaxUint32 || uint64(m.GetContainerId())+uint64(m.GetLength()) > math.MaxUint32 {
+		if uint64(m.GetHostId())+uint64(m.GetLength()) > math.MaxUint32 ||
+			uint64(m.GetContainerId())+uint64(m.GetLength()) > math.MaxUint32 {
 			return check.Invalid(field, "mapping %d includes %d, which is not an id", i, uint32(math.MaxUint32))
 		}
 	}

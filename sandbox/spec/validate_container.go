@@ -158,7 +158,8 @@ func checkMountPlace(m *runtimeapi.Mount) error {
 	case clean == "/":
 		return check.Invalid(field, "nothing can be mounted at the root of the container")
 	case strings.HasPrefix(clean, "/proc/") && !slices.Contains(procPlaces, clean):
-		return check.Invalid(field, "nothing can be mounted at %q; below /proc only at %s", check.Truncate(clean), strings.Join(procPlaces, ", "))
+		return check.Invalid(field, "nothing can be mounted at %q; below /proc only at %s",
+			check.Truncate(clean), strings.Join(procPlaces, ", "))
 	}
 	return nil
 }
@@ -212,12 +213,14 @@ func checkMountAccess(m *runtimeapi.Mount, h Host) error {
 
 // mountOptions take away, or choose how times are kept; none gives anything
 // or says where something is mounted.
-var mountOptions = []string{"noexec", "nodev", "nosuid", "noatime", "nodiratime", "relatime", "strictatime", "nosymfollow"}
+var mountOptions = []string{"noexec", "nodev", "nosuid", "noatime", "nodiratime", "relatime", "strictatime",
+	"nosymfollow"}
 
 func checkMountOptions(m *runtimeapi.Mount, _ Host) error {
 	for _, o := range m.GetMountOptions() {
 		if !slices.Contains(mountOptions, o) {
-			return check.Invalid("mounts.mount_options", "%q is not one of %s", check.Truncate(o), strings.Join(mountOptions, ", "))
+			return check.Invalid("mounts.mount_options", "%q is not one of %s",
+				check.Truncate(o), strings.Join(mountOptions, ", "))
 		}
 	}
 	return nil
@@ -262,7 +265,8 @@ func checkStopSignal(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConf
 
 func checkPrivileged(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
 	if c.GetLinux().GetSecurityContext().GetPrivileged() && !pod.GetLinux().GetSecurityContext().GetPrivileged() {
-		return check.Invalid("linux.security_context.privileged", "is set, but the sandbox_config of the request is not privileged")
+		return check.Invalid("linux.security_context.privileged",
+			"is set, but the sandbox_config of the request is not privileged")
 	}
 	return nil
 }
@@ -273,7 +277,8 @@ func checkContainerUser(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerC
 
 func checkProtectedPaths(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, _ Host) error {
 	sc := c.GetLinux().GetSecurityContext()
-	for field, list := range map[string][]string{"masked_paths": sc.GetMaskedPaths(), "readonly_paths": sc.GetReadonlyPaths()} {
+	for field, list := range map[string][]string{"masked_paths": sc.GetMaskedPaths(),
+		"readonly_paths": sc.GetReadonlyPaths()} {
 		for _, p := range list {
 			if err := check.Absolute("linux.security_context."+field, p); err != nil {
 				return err
@@ -288,7 +293,8 @@ func checkContainerProfiles(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.Contai
 		return err
 	}
 	sc := c.GetLinux().GetSecurityContext()
-	if _, err := apparmorProfile(sc.GetApparmor(), sc.GetApparmorProfile()); err != nil { //nolint:staticcheck // older kubelets
+	old := sc.GetApparmorProfile() //nolint:staticcheck // of older kubelets
+	if _, err := apparmorProfile(sc.GetApparmor(), old); err != nil {
 		return err
 	}
 	return checkSELinux(sc.GetSelinuxOptions())

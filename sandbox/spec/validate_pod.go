@@ -54,7 +54,8 @@ func checkPodMetadata(p *runtimeapi.PodSandboxConfig, _ Host) error {
 	if err := check.Name("metadata.name", m.GetName()); err != nil {
 		return err
 	}
-	for _, f := range []struct{ field, value string }{{"metadata.namespace", m.GetNamespace()}, {"metadata.uid", m.GetUid()}} {
+	for _, f := range []struct{ field, value string }{{"metadata.namespace", m.GetNamespace()},
+		{"metadata.uid", m.GetUid()}} {
 		if f.value == "" {
 			continue // a person with crictl writes what is needed
 		}
@@ -128,7 +129,8 @@ func DNSWords(list []string) []string {
 // podDNS notes what of dns_config no resolver can use.
 func (d *draft) podDNS() error {
 	dns := d.pod.Config.GetDnsConfig()
-	for field, list := range map[string][]string{"servers": dns.GetServers(), "searches": dns.GetSearches(), "options": dns.GetOptions()} {
+	for field, list := range map[string][]string{"servers": dns.GetServers(), "searches": dns.GetSearches(),
+		"options": dns.GetOptions()} {
 		if n := len(list) - len(DNSWords(list)); n > 0 {
 			d.note("dns_config."+field, "has empty entries or parts of a comment, which were left out")
 		}
@@ -236,7 +238,8 @@ func checkPodProfiles(p *runtimeapi.PodSandboxConfig, h Host) error {
 
 // checkPodResources: the pod's own cgroup is kubelet's; its figures are only remembered.
 func checkPodResources(p *runtimeapi.PodSandboxConfig, _ Host) error {
-	return errors.Join(checkFigures("linux.overhead", p.GetLinux().GetOverhead()), checkFigures("linux.resources", p.GetLinux().GetResources()))
+	return errors.Join(checkFigures("linux.overhead", p.GetLinux().GetOverhead()),
+		checkFigures("linux.resources", p.GetLinux().GetResources()))
 }
 
 // ValidatePodResources is ValidatePod for what an update says (CRI UpdatePodSandboxResources).
@@ -245,7 +248,8 @@ func ValidatePodResources(overhead, resources *runtimeapi.LinuxContainerResource
 }
 
 func checkFigures(field string, r *runtimeapi.LinuxContainerResources) error {
-	if r.GetCpuShares() < 0 || r.GetCpuPeriod() < 0 || r.GetCpuQuota() < -1 || r.GetMemoryLimitInBytes() < -1 || r.GetMemorySwapLimitInBytes() < -1 {
+	if r.GetCpuShares() < 0 || r.GetCpuPeriod() < 0 || r.GetCpuQuota() < -1 || r.GetMemoryLimitInBytes() < -1 ||
+		r.GetMemorySwapLimitInBytes() < -1 {
 		return check.Invalid(field, "contains a negative number")
 	}
 	return nil

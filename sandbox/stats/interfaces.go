@@ -72,7 +72,8 @@ func readNetDev(pid int, path string) ([]byte, bool) {
 	}
 	defer unix.Close(dir)
 	var theirs, ours unix.Stat_t
-	if unix.Fstatat(dir, "ns/net", &theirs, 0) != nil || unix.Stat(path, &ours) != nil || theirs.Dev != ours.Dev || theirs.Ino != ours.Ino {
+	if unix.Fstatat(dir, "ns/net", &theirs, 0) != nil || unix.Stat(path, &ours) != nil || theirs.Dev != ours.Dev ||
+		theirs.Ino != ours.Ino {
 		return nil, false
 	}
 	b, err := readUpTo(fmt.Sprintf("/proc/self/fd/%d/net/dev", dir), maxNetDev)

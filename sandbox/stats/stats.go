@@ -304,10 +304,12 @@ func (r *rates) nanoCores(id string, at time.Time, cpu *uint64) *uint64 {
 }
 
 func (r *rate) add(now sample) *uint64 {
-	if now.cpu < r.last.cpu && now.at.Sub(r.last.at) < rateWindow { // taken before the last one, by somebody who came to add it later
+	// taken before the last one, by somebody who came to add it later
+	if now.cpu < r.last.cpu && now.at.Sub(r.last.at) < rateWindow {
 		now = r.last
 	}
-	if now.cpu < r.last.cpu || now.at.Sub(r.last.at) > forgetAfter { // a cgroup that was made anew, or nobody has asked for long
+	// a cgroup that was made anew, or nobody has asked for long
+	if now.cpu < r.last.cpu || now.at.Sub(r.last.at) > forgetAfter {
 		*r = rate{last: now}
 		return nil
 	}

@@ -84,8 +84,9 @@ type Container struct {
 	UID        uint32   `json:"uid,omitempty"`
 	GID        uint32   `json:"gid,omitempty"`
 	Groups     []uint32 `json:"groups,omitempty"`
-	Limits     []byte   `json:"limits,omitempty"`   // resources as updates left them, a CRI message; nil: as the request has them
-	Updating   []byte   `json:"updating,omitempty"` // an update under way, a CRI message: how much of it is done is not known
+	// resources as updates left them, a CRI message; nil: as the request has them
+	Limits   []byte `json:"limits,omitempty"`
+	Updating []byte `json:"updating,omitempty"` // an update under way, a CRI message: how much of it is done is not known
 
 	// MountImages are the ids of the images that the request's mounts name, by the index of the
 	// mount, "" for a host path; nil: none does.

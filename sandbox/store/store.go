@@ -165,7 +165,8 @@ func (s *Store) read(dir, id string) (*Pod, error) {
 		return nil, fmt.Errorf("record of pod %s: %w: %w", id, err, errdefs.ErrDataLoss)
 	}
 	if p.Format > Format {
-		return nil, fmt.Errorf("record of pod %s has format %d; this version reads formats up to %d: %w", id, p.Format, Format, errNewer)
+		return nil, fmt.Errorf("record of pod %s has format %d; this version reads formats up to %d: %w",
+			id, p.Format, Format, errNewer)
 	}
 	if p.Format < 1 || p.ID != id {
 		return nil, fmt.Errorf("record of pod %s says it is pod %q in format %d: %w", id, p.ID, p.Format, errdefs.ErrDataLoss)
@@ -308,7 +309,8 @@ func (s *Store) Remove(id string) error {
 	// The record goes first: what a crash leaves of the folder then is no record, and Open removes
 	// it.
 	folder := filepath.Join(s.dir, id)
-	if err := errors.Join(removeIfThere(filepath.Join(folder, stateFile)), os.RemoveAll(folder), s.removeCopy(id)); err != nil {
+	if err := errors.Join(removeIfThere(filepath.Join(folder, stateFile)), os.RemoveAll(folder),
+		s.removeCopy(id)); err != nil {
 		return fmt.Errorf("forget pod %s: %w", id, err)
 	}
 	s.mu.Lock()

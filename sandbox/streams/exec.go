@@ -37,7 +37,10 @@ type Runtime interface {
 }
 
 // New returns the sessions with what a table holds.
-func New(l layout.Layout, t *table.Table, shim Runtime, dial func(ctx context.Context, netns string, port uint16) (*net.TCPConn, error)) *Sessions {
+func New(
+	l layout.Layout, t *table.Table, shim Runtime,
+	dial func(ctx context.Context, netns string, port uint16) (*net.TCPConn, error),
+) *Sessions {
 	return &Sessions{layout: l, states: t.States, table: t, shim: shim, dial: dial}
 }
 
@@ -96,7 +99,8 @@ func (ss *Sessions) ExecSync(ctx context.Context, id string, cmd []string, timeo
 		ctx, cancel = context.WithCancelCause(ctx)
 		defer cancel(nil)
 		over := time.AfterFunc(max(timeout, timeout+execStartGrace), func() {
-			cancel(fmt.Errorf("command %q in container %s timed out after %v: %w", cmd[0], c.ID, timeout, context.DeadlineExceeded))
+			cancel(fmt.Errorf("command %q in container %s timed out after %v: %w",
+				cmd[0], c.ID, timeout, context.DeadlineExceeded))
 		})
 		defer over.Stop()
 		request.OnStarted = func() { over.Reset(timeout) }
@@ -127,7 +131,8 @@ func (ss *Sessions) execRequest(c *table.ContainerEntry, cmd []string, tty bool)
 	if err != nil {
 		return command{}, err
 	}
-	return command{runtimeshim.Exec{ID: c.ID, Process: process, LockFile: ss.layout.LockPath(c.PodID)}, ss.table.RootIn(c.PodID)}, nil
+	return command{runtimeshim.Exec{ID: c.ID, Process: process, LockFile: ss.layout.LockPath(c.PodID)},
+		ss.table.RootIn(c.PodID)}, nil
 }
 
 // execOf returns what commands in the container share. It is read from the spec once, and again

@@ -298,7 +298,8 @@ func (ss *Sessions) CheckAttach(id string, tty bool) error {
 		return err
 	}
 	if tty != c.Config.GetTty() {
-		return fmt.Errorf("tty is %t, but that of container %s is %t: %w", tty, c.ID, c.Config.GetTty(), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("tty is %t, but that of container %s is %t: %w",
+			tty, c.ID, c.Config.GetTty(), errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
@@ -322,7 +323,8 @@ func (ss *Sessions) follow(ctx, leave context.Context, c *table.ContainerEntry, 
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case leave.Err() != nil && !errors.Is(err, errdefs.ErrAborted): // also when the logger did not live to hand over the last words
+		// also when the logger did not live to hand over the last words
+		case leave.Err() != nil && !errors.Is(err, errdefs.ErrAborted):
 			out.finish()
 			return nil
 		case errors.Is(err, errdefs.ErrUnavailable) && ss.mustRun(c) == nil:
@@ -365,7 +367,8 @@ func (ss *Sessions) talk(ctx context.Context, c *table.ContainerEntry, client St
 	}
 	if client.Stdin != nil && to != nil {
 		go func() {
-			err := guard.Call(context.Background(), "input of a client", func() error { _, err := io.Copy(to, client.Stdin); return err })
+			err := guard.Call(context.Background(), "input of a client",
+				func() error { _, err := io.Copy(to, client.Stdin); return err })
 			if to == ends.Terminal {
 				return
 			}

@@ -41,7 +41,8 @@ func (t *Table) view(c *ContainerEntry) (Container, error) {
 	return Container{Container: r, PodID: c.PodID, Config: c.Config, Encodings: &c.encodings}, nil
 }
 
-// ContainersOf returns the containers of one pod that are more than an attempt, the newest first, as they were when p was looked up.
+// ContainersOf returns the containers of one pod that are more than an attempt, the newest first,
+// as they were when p was looked up.
 func (t *Table) ContainersOf(p Pod) []Container {
 	t.mu.RLock()
 	defer t.mu.RUnlock()

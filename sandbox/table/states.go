@@ -34,9 +34,11 @@ var (
 		store.ContainerStarting: {store.ContainerCreated},
 		store.ContainerRunning:  {store.ContainerStarting},
 		store.ContainerStopping: {store.ContainerRunning},
-		store.ContainerExited: {store.ContainerCreating, store.ContainerCreated, store.ContainerStarting, store.ContainerRunning,
+		store.ContainerExited: {store.ContainerCreating, store.ContainerCreated, store.ContainerStarting,
+			store.ContainerRunning,
 			store.ContainerStopping},
-		store.ContainerRemoving: {store.ContainerCreating, store.ContainerCreated, store.ContainerStarting, store.ContainerRunning,
+		store.ContainerRemoving: {store.ContainerCreating, store.ContainerCreated, store.ContainerStarting,
+			store.ContainerRunning,
 			store.ContainerStopping, store.ContainerExited, store.ContainerRemoving},
 	}
 )
@@ -86,7 +88,9 @@ func (s *States) Record(c *ContainerEntry) (store.Container, bool) {
 
 // rewrite changes a container's record by one of the store's writers; act may refuse. A container
 // that is gone is ErrNotFound.
-func rewrite(write func(string, func(*store.Pod) error) (*store.Pod, error), c *ContainerEntry, act func(*store.Container) error) error {
+func rewrite(
+	write func(string, func(*store.Pod) error) (*store.Pod, error), c *ContainerEntry, act func(*store.Container) error,
+) error {
 	_, err := write(c.PodID, func(p *store.Pod) error {
 		r, ok := p.Containers[c.ID]
 		if !ok {
@@ -245,7 +249,8 @@ func (s *States) Starting(c *ContainerEntry) error {
 		}
 		was := r.State
 		if !moveContainer(&r, store.ContainerStarting) {
-			return fmt.Errorf("container %s is %s; only a created container can be started: %w", c.ID, was, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("container %s is %s; only a created container can be started: %w",
+				c.ID, was, errdefs.ErrFailedPrecondition)
 		}
 		if !IsReady(p) {
 			return fmt.Errorf("pod %s is not ready: %w", p.ID, errdefs.ErrFailedPrecondition)
@@ -338,7 +343,11 @@ func (s *States) Stopping(c *ContainerEntry, by time.Time) (signal syscall.Signa
 
 // Removing begins the removal of a container.
 func (s *States) Removing(c *ContainerEntry) error {
-	return rewrite(s.store.ForceUpdate, c, func(r *store.Container) error { moveContainer(r, store.ContainerRemoving); return nil })
+	return rewrite(s.store.ForceUpdate, c, func(r *store.Container) error {
+		moveContainer(r,
+			store.ContainerRemoving)
+		return nil
+	})
 }
 
 // Forgotten takes a container out of its pod's record.
@@ -375,7 +384,8 @@ func Changeable(r store.Container) error {
 	case store.ContainerCreated, store.ContainerStarting, store.ContainerRunning, store.ContainerStopping:
 		return nil
 	}
-	return fmt.Errorf("container %s is %s; its resources cannot be changed: %w", r.ID, r.State, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("container %s is %s; its resources cannot be changed: %w",
+		r.ID, r.State, errdefs.ErrFailedPrecondition)
 }
 
 // sinceBoot is the time since the machine's boot in nanoseconds, suspends included.

@@ -37,7 +37,8 @@ type Table struct {
 func New(l layout.Layout) *Table {
 	t := &Table{
 		States: &States{}, Layout: l,
-		pods: map[string]*PodEntry{}, containers: map[string]*ContainerEntry{}, names: map[string]string{}, unread: map[string]error{},
+		pods: map[string]*PodEntry{}, containers: map[string]*ContainerEntry{}, names: map[string]string{},
+		unread: map[string]error{},
 	}
 	t.lists = &lists{table: t}
 	return t
@@ -81,7 +82,8 @@ type Exec struct {
 }
 
 func NewContainerEntry(podID string, r store.Container, c *runtimeapi.ContainerConfig) *ContainerEntry {
-	return &ContainerEntry{ID: r.ID, PodID: podID, ImageID: r.ImageID, MountImages: r.MountImages, Config: c, Exited: make(chan struct{}), once: &sync.Once{}}
+	return &ContainerEntry{ID: r.ID, PodID: podID, ImageID: r.ImageID, MountImages: r.MountImages, Config: c,
+		Exited: make(chan struct{}), once: &sync.Once{}}
 }
 
 func (c *ContainerEntry) MarkExited() { c.once.Do(func() { close(c.Exited) }) }

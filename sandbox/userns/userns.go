@@ -48,10 +48,11 @@ func New(program []byte, uids, gids IDs, net bool) (s Set, err error) {
 	defer runtime.UnlockOSThread()
 	// The program is the child's descriptor 0: of all other numbers, what starts it may make
 	// something else before it executes.
-	helper := exec.Cmd{Path: "/proc/self/fd/0", Stdin: file, Args: []string{"cribox-userns"}, Dir: "/", Env: []string{}, SysProcAttr: &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWUSER, UidMappings: uids.mapping(), GidMappings: gids.mapping(), Pdeathsig: syscall.SIGKILL,
-		GidMappingsEnableSetgroups: true, // else no process in the namespace could ever choose its groups
-	}}
+	helper := exec.Cmd{Path: "/proc/self/fd/0", Stdin: file, Args: []string{"cribox-userns"}, Dir: "/", Env: []string{},
+		SysProcAttr: &syscall.SysProcAttr{
+			Cloneflags: unix.CLONE_NEWUSER, UidMappings: uids.mapping(), GidMappings: gids.mapping(), Pdeathsig: syscall.SIGKILL,
+			GidMappingsEnableSetgroups: true, // else no process in the namespace could ever choose its groups
+		}}
 	if net {
 		helper.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
 	}
@@ -105,7 +106,8 @@ func CanMap(path string, ns *os.File) error {
 	defer unix.Close(fd)
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		return fmt.Errorf("the file system of %s does not support id-mapped mounts: %w: %w", path, err, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the file system of %s does not support id-mapped mounts: %w: %w",
+			path, err, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }

@@ -227,7 +227,9 @@ func (c *counted) Read(b []byte) (int, error) {
 }
 
 // follow sends what progress returns from time to time while work runs, and then its result.
-func follow(w http.ResponseWriter, req *http.Request, progress func() Event, work func() ([]imageservice.Image, error)) {
+func follow(
+	w http.ResponseWriter, req *http.Request, progress func() Event, work func() ([]imageservice.Image, error),
+) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	lines, control := json.NewEncoder(w), http.NewResponseController(w)
 	_ = control.EnableFullDuplex() // the body of an archive is read meanwhile

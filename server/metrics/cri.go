@@ -12,7 +12,8 @@ import (
 func Descriptors() []*runtimeapi.MetricDescriptor {
 	all := make([]*runtimeapi.MetricDescriptor, 0, len(table))
 	for _, m := range table {
-		all = append(all, &runtimeapi.MetricDescriptor{Name: m.name, Help: m.help, LabelKeys: slices.Concat(baseLabels, m.labels)})
+		all = append(all, &runtimeapi.MetricDescriptor{Name: m.name, Help: m.help,
+			LabelKeys: slices.Concat(baseLabels, m.labels)})
 	}
 	return all
 }

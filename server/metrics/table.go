@@ -50,7 +50,8 @@ type containerMetrics struct {
 	spec *runtimeapi.LinuxContainerResources
 }
 
-var table = slices.Concat(lifeMetrics, cpuMetrics, memoryMetrics, diskMetrics, processMetrics, specMetrics, pressureMetrics, networkMetrics)
+var table = slices.Concat(lifeMetrics, cpuMetrics, memoryMetrics, diskMetrics, processMetrics, specMetrics,
+	pressureMetrics, networkMetrics)
 
 var lifeMetrics = []metric{
 	{name: "container_last_seen", kind: gauge, help: "Last time a container was seen by the exporter",
@@ -112,13 +113,15 @@ var memoryMetrics = []metric{
 		}},
 	{name: "container_oom_events_total", help: "Count of out of memory events observed for the container",
 		one: func(c *containerMetrics) *uint64 { return c.OOMKills }},
-	{name: "container_hugetlb_usage_bytes", kind: gauge, help: "Current hugepage usage in bytes", labels: []string{"pagesize"},
+	{name: "container_hugetlb_usage_bytes", kind: gauge, help: "Current hugepage usage in bytes",
+		labels: []string{"pagesize"},
 		many: func(c *containerMetrics, r report) {
 			for _, h := range c.HugePages {
 				r(h.Usage, h.Size)
 			}
 		}},
-	{name: "container_hugetlb_max_usage_bytes", kind: gauge, help: "Maximum hugepage usage recorded in bytes", labels: []string{"pagesize"},
+	{name: "container_hugetlb_max_usage_bytes", kind: gauge, help: "Maximum hugepage usage recorded in bytes",
+		labels: []string{"pagesize"},
 		many: func(c *containerMetrics, r report) {
 			for _, h := range c.HugePages {
 				r(h.Max, h.Size)
@@ -130,10 +133,12 @@ var deviceLabel = []string{"device"}
 
 // The values of the first four are cached, and carry the time at which they were measured.
 var diskMetrics = []metric{
-	{name: fsUsage, kind: gauge, help: "Number of bytes that are consumed by the container on this filesystem.", labels: deviceLabel,
-		many: func(c *containerMetrics, r report) { r(c.Layer.Bytes, c.Device) }},
-	{name: fsLimit, kind: gauge, help: "Number of bytes that can be consumed by the container on this filesystem.", labels: deviceLabel,
-		many: func(c *containerMetrics, r report) { r(c.Layer.Capacity, c.Device) }},
+	{name: fsUsage, kind: gauge, help: "Number of bytes that are consumed by the container on this filesystem.",
+		labels: deviceLabel,
+		many:   func(c *containerMetrics, r report) { r(c.Layer.Bytes, c.Device) }},
+	{name: fsLimit, kind: gauge, help: "Number of bytes that can be consumed by the container on this filesystem.",
+		labels: deviceLabel,
+		many:   func(c *containerMetrics, r report) { r(c.Layer.Capacity, c.Device) }},
 	{name: fsInodes, kind: gauge, help: "Number of Inodes", labels: deviceLabel,
 		many: func(c *containerMetrics, r report) { r(c.Layer.InodesTotal, c.Device) }},
 	{name: fsInodesFree, kind: gauge, help: "Number of available Inodes", labels: deviceLabel,
@@ -146,7 +151,8 @@ var diskMetrics = []metric{
 		many: byDevice(func(c *containerMetrics, i int) *uint64 { return &c.Devices[i].WriteBytes })},
 	{name: "container_fs_writes_total", help: "Cumulative count of writes completed", labels: deviceLabel,
 		many: byDevice(func(c *containerMetrics, i int) *uint64 { return &c.Devices[i].Writes })},
-	{name: "container_blkio_device_usage_total", help: "Blkio Device bytes usage", labels: []string{"device", "major", "minor", "operation"},
+	{name: "container_blkio_device_usage_total", help: "Blkio Device bytes usage",
+		labels: []string{"device", "major", "minor", "operation"},
 		many: func(c *containerMetrics, r report) {
 			for i := range c.Devices {
 				d := &c.Devices[i]
@@ -169,8 +175,9 @@ var processMetrics = []metric{
 		one: func(c *containerMetrics) *uint64 { return c.Processes }},
 	{name: "container_threads", kind: gauge, help: "Number of threads running inside the container",
 		one: func(c *containerMetrics) *uint64 { return c.Threads }},
-	{name: "container_threads_max", kind: gauge, help: "Maximum number of threads allowed inside the container, infinity if value is zero",
-		one: func(c *containerMetrics) *uint64 { return c.MaxThreads }},
+	{name: "container_threads_max", kind: gauge,
+		help: "Maximum number of threads allowed inside the container, infinity if value is zero",
+		one:  func(c *containerMetrics) *uint64 { return c.MaxThreads }},
 	{name: "container_file_descriptors", kind: gauge, help: "Number of open file descriptors for the container.",
 		one: func(c *containerMetrics) *uint64 { return c.Descriptors }},
 	{name: "container_sockets", kind: gauge, help: "Number of open sockets for the container.",
@@ -200,7 +207,8 @@ var specMetrics = []metric{
 		one: func(c *containerMetrics) *uint64 { return limit(c.spec.GetMemoryLimitInBytes()) }},
 	{name: "container_spec_memory_swap_limit_bytes", kind: gauge, help: "Memory swap limit for the container.",
 		one: func(c *containerMetrics) *uint64 { return limit(c.spec.GetMemorySwapLimitInBytes()) }},
-	{name: "container_spec_memory_reservation_limit_bytes", kind: gauge, help: "Memory reservation limit for the container.",
+	{name: "container_spec_memory_reservation_limit_bytes", kind: gauge,
+		help: "Memory reservation limit for the container.",
 		one: func(c *containerMetrics) *uint64 {
 			n, err := strconv.ParseInt(c.spec.GetUnified()["memory.low"], 10, 64)
 			if err != nil {
@@ -225,8 +233,9 @@ var pressureMetrics = []metric{
 	{name: "container_pressure_memory_stalled_seconds_total",
 		help: "Total time duration no tasks in the container could make progress due to memory congestion.",
 		one:  func(c *containerMetrics) *uint64 { return allWaited(c.MemoryPressure) }},
-	{name: "container_pressure_io_waiting_seconds_total", help: "Total time duration tasks in the container have waited due to IO congestion.",
-		one: func(c *containerMetrics) *uint64 { return someWaited(c.IOPressure) }},
+	{name: "container_pressure_io_waiting_seconds_total",
+		help: "Total time duration tasks in the container have waited due to IO congestion.",
+		one:  func(c *containerMetrics) *uint64 { return someWaited(c.IOPressure) }},
 	{name: "container_pressure_io_stalled_seconds_total",
 		help: "Total time duration no tasks in the container could make progress due to IO congestion.",
 		one:  func(c *containerMetrics) *uint64 { return allWaited(c.IOPressure) }},
@@ -243,11 +252,13 @@ var networkMetrics = []metric{
 	{name: "container_network_receive_packets_dropped_total",
 		help: "Cumulative count of packets dropped while receiving", labels: interfaceLabel,
 		byNetwork: func(i *sandbox.Interface) uint64 { return i.Rx.Dropped }},
-	{name: "container_network_receive_errors_total", help: "Cumulative count of errors encountered while receiving", labels: interfaceLabel,
+	{name: "container_network_receive_errors_total", help: "Cumulative count of errors encountered while receiving",
+		labels:    interfaceLabel,
 		byNetwork: func(i *sandbox.Interface) uint64 { return i.Rx.Errors }},
 	{name: "container_network_transmit_bytes_total", help: "Cumulative count of bytes transmitted", labels: interfaceLabel,
 		byNetwork: func(i *sandbox.Interface) uint64 { return i.Tx.Bytes }},
-	{name: "container_network_transmit_packets_total", help: "Cumulative count of packets transmitted", labels: interfaceLabel,
+	{name: "container_network_transmit_packets_total", help: "Cumulative count of packets transmitted",
+		labels:    interfaceLabel,
 		byNetwork: func(i *sandbox.Interface) uint64 { return i.Tx.Packets }},
 	{name: "container_network_transmit_packets_dropped_total",
 		help: "Cumulative count of packets dropped while transmitting", labels: interfaceLabel,

@@ -220,6 +220,7 @@ func statusOf(err error) streamStatus {
 			Details: &statusDetails{[]statusCause{{"ExitCode", strconv.Itoa(exit.ExitStatus())}}},
 		}
 	default:
-		return streamStatus{Status: "Failure", Message: err.Error(), Reason: "InternalError", Code: http.StatusInternalServerError}
+		return streamStatus{Status: "Failure", Message: err.Error(), Reason: "InternalError",
+			Code: http.StatusInternalServerError}
 	}
 }

@@ -37,7 +37,8 @@ func (s *Server) Exec(want Wanted, run Run) (string, error) {
 			serveV5(w, r, c.serveChannels)
 			return
 		}
-		remotecommand.ServeExec(w, r, c, "", "", "", nil, c.options(), streamIdle, streamBegin, remotecommand.SupportedStreamingProtocols)
+		remotecommand.ServeExec(w, r, c, "", "", "", nil, c.options(), streamIdle, streamBegin,
+			remotecommand.SupportedStreamingProtocols)
 	})
 }
 
@@ -49,7 +50,8 @@ func (s *Server) Attach(want Wanted, run Run) (string, error) {
 			serveV5(w, r, c.serveChannels)
 			return
 		}
-		remotecommand.ServeAttach(w, r, c, "", "", "", c.options(), streamIdle, streamBegin, remotecommand.SupportedStreamingProtocols)
+		remotecommand.ServeAttach(w, r, c, "", "", "", c.options(), streamIdle, streamBegin,
+			remotecommand.SupportedStreamingProtocols)
 	})
 }
 
@@ -82,13 +84,16 @@ func (c command) options() *remotecommand.Options {
 	return &remotecommand.Options{Stdin: c.want.Stdin, Stdout: c.want.Stdout, Stderr: c.want.Stderr, TTY: c.want.TTY}
 }
 
-func (c command) ExecInContainer(ctx context.Context, _, _, _ string, _ []string, in io.Reader, out, errs io.WriteCloser, _ bool,
-	sizes <-chan Size, _ time.Duration) error {
+func (c command) ExecInContainer(
+	ctx context.Context, _, _, _ string, _ []string, in io.Reader, out, errs io.WriteCloser, _ bool,
+	sizes <-chan Size, _ time.Duration,
+) error {
 	return c.do(ctx, in, out, errs, sizes)
 }
 
-func (c command) AttachContainer(ctx context.Context, _, _, _ string, in io.Reader, out, errs io.WriteCloser, _ bool,
-	sizes <-chan Size) error {
+func (c command) AttachContainer(
+	ctx context.Context, _, _, _ string, in io.Reader, out, errs io.WriteCloser, _ bool, sizes <-chan Size,
+) error {
 	return c.do(ctx, in, out, errs, sizes)
 }
 

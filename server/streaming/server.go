@@ -57,7 +57,10 @@ func New(l net.Listener) *Server {
 		MaxHeaderBytes:    16 << 10,
 		Handler:           s.routes(),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, lineKey{}, c) },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, lineKey{},
+				c)
+		},
 		ConnState: func(c net.Conn, now http.ConnState) {
 			if l, ok := c.(*line); ok && now == http.StateHijacked {
 				l.taken.Store(true)
@@ -161,5 +164,6 @@ func (s *Server) url(kind string, serve http.HandlerFunc) (string, error) {
 // The streaming libraries log what clients do wrong. The clients get these errors, so the daemon
 // logs them only at level debug.
 func init() {
-	klog.SetLogger(funcr.New(func(prefix, args string) { log.L.Debugf("streaming: %s %s", prefix, args) }, funcr.Options{}))
+	klog.SetLogger(funcr.New(func(prefix, args string) { log.L.Debugf("streaming: %s %s", prefix, args) },
+		funcr.Options{}))
 }

@@ -100,7 +100,8 @@ func (t *tunnel) Write(p []byte) (int, error) {
 
 // Close waits at most a second for a client that does not read.
 func (t *tunnel) Close() error {
-	_ = t.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(time.Second))
+	_ = t.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""),
+		time.Now().Add(time.Second))
 	return t.Conn.Close()
 }
 

@@ -23,7 +23,8 @@ func offers(r *http.Request, protocol string) bool {
 func openWebSocket(ctx context.Context, w http.ResponseWriter, r *http.Request, protocol string) *websocket.Conn {
 	up := websocket.Upgrader{
 		Subprotocols: []string{protocol},
-		CheckOrigin:  func(*http.Request) bool { return true }, // the ticket authorises the client, and a proxy may pass on the browser's Origin
+		// the ticket authorises the client, and a proxy may pass on the browser's Origin
+		CheckOrigin: func(*http.Request) bool { return true },
 	}
 	conn, err := up.Upgrade(w, r, nil)
 	if err != nil {
@@ -48,7 +49,8 @@ func answerPings(ctx context.Context, conn *websocket.Conn) {
 		for {
 			select {
 			case text := <-newest:
-				_ = conn.WriteControl(websocket.PongMessage, []byte(text), time.Time{}) // an error means that the client has disconnected
+				// an error means that the client has disconnected
+				_ = conn.WriteControl(websocket.PongMessage, []byte(text), time.Time{})
 			case <-ctx.Done():
 				return
 			}

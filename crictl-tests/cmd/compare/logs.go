@@ -26,7 +26,8 @@ func (r *runtime) measureLogs(ctx context.Context) error {
 	gigabytes := float64(logBulk*logLine) / 1e9
 	r.figures.add(logBulkTime, took.Seconds()/gigabytes)
 	r.figures.add(logBulkCPU, cpu.Seconds()/gigabytes)
-	_, cpu, err = r.printed(ctx, logQuick, fmt.Sprintf("for i in $(seq %d); do echo a line of a container; usleep 4000; done", logQuick))
+	_, cpu, err = r.printed(ctx, logQuick,
+		fmt.Sprintf("for i in $(seq %d); do echo a line of a container; usleep 4000; done", logQuick))
 	if err != nil {
 		return err
 	}

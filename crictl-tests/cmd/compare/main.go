@@ -35,7 +35,8 @@ func main() {
 	flag.StringVar(&o.work, "work", "", "empty folder for everything that is written to a disk")
 	flag.StringVar(&o.cgroup, "cgroup", "", "name of a new cgroup, below which all runs")
 	flag.StringVar(&o.pause, "pause", "", "the pause program, for containerd's pause image; cribox has it built in")
-	flag.BoolVar(&o.plugins, "plugins", false, "run the same network plugins for both, instead of cribox's default network")
+	flag.BoolVar(&o.plugins, "plugins", false,
+		"run the same network plugins for both, instead of cribox's default network")
 	flag.StringVar(&o.out, "out", "", "folder for a page with the table and a picture; none without it")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each runtime is measured")
 	flag.IntVar(&o.pods, "pods", 40, "pods that run together")

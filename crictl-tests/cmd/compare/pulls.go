@@ -66,7 +66,7 @@ type text struct {
 }
 
 func newText(round uint64, name string) text {
-	t := text{random: rand.New(rand.NewPCG(round, uint64(len(name)))), words: make([]string, 4096)} //nolint:gosec // no secret
+	t := text{random: rand.New(rand.NewPCG(round, uint64(len(name)))), words: make([]string, 4096)}
 	for i := range t.words {
 		var b strings.Builder
 		for range 3 + t.random.IntN(8) {

@@ -28,10 +28,10 @@ Written by `+"`make compare`"+` on %s. [measurements.md](measurements.md) says h
 `, time.Now().UTC().Format("2 January 2006"), runtimes[0].name, pictureName)
 	report(&page, runtimes, o)
 	draw(&picture, runtimes)
-	if err := os.WriteFile(filepath.Join(folder, pictureName), []byte(picture.String()), 0o644); err != nil { //nolint:gosec // for all to read
+	if err := os.WriteFile(filepath.Join(folder, pictureName), []byte(picture.String()), 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(folder, "performance.md"), []byte(page.String()), 0o644) //nolint:gosec // for all to read
+	return os.WriteFile(filepath.Join(folder, "performance.md"), []byte(page.String()), 0o644)
 }
 
 // report prints the medians, as a table in Markdown. The last column is the second runtime's share of

@@ -141,7 +141,8 @@ func HostPath(field, s string) error {
 	switch {
 	case len(parts) >= 2 && parts[0] == "proc" && (parts[1] == "self" || parts[1] == "thread-self"),
 		len(parts) >= 3 && parts[0] == "proc" && IsNumber(parts[1]) && slices.Contains(magicLinks, parts[2]),
-		len(parts) >= 2 && parts[0] == "dev" && (parts[1] == "fd" || parts[1] == "stdin" || parts[1] == "stdout" || parts[1] == "stderr"):
+		len(parts) >= 2 && parts[0] == "dev" &&
+			(parts[1] == "fd" || parts[1] == "stdin" || parts[1] == "stdout" || parts[1] == "stderr"):
 		return Invalid(field, "%q belongs to a process and means something else to every process", Truncate(s))
 	}
 	return nil

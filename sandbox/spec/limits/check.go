@@ -40,13 +40,15 @@ func checkCPU(r *runtimeapi.LinuxContainerResources, _ Controllers) error {
 func checkMemory(r *runtimeapi.LinuxContainerResources, _ Controllers) error {
 	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
 	if limit < -1 || (limit >= 0 && limit < minMemory && limit != 0) {
-		return check.Invalid("resources.memory_limit_in_bytes", "%d is too small: no process starts with less than %d bytes", limit, minMemory)
+		return check.Invalid("resources.memory_limit_in_bytes", "%d is too small: no process starts with less than %d bytes",
+			limit, minMemory)
 	}
 	if swap < -1 {
 		return check.Invalid("resources.memory_swap_limit_in_bytes", "%d is negative", swap)
 	}
 	if swap > 0 && limit > 0 && swap < limit {
-		return check.Invalid("resources.memory_swap_limit_in_bytes", "%d is below the memory limit %d, which it includes", swap, limit)
+		return check.Invalid("resources.memory_swap_limit_in_bytes", "%d is below the memory limit %d, which it includes",
+			swap, limit)
 	}
 	return nil
 }
@@ -93,7 +95,8 @@ var unifiedKey = regexp.MustCompile(`^(pids\.max|(cpu|cpuset|dmem|hugetlb|io|mem
 func checkUnified(r *runtimeapi.LinuxContainerResources, _ Controllers) error {
 	for key, value := range r.GetUnified() {
 		if len(key) > check.MaxName || !unifiedKey.MatchString(key) {
-			return check.Invalid("resources.unified", "%q is not a limit of cpu, cpuset, dmem, hugetlb, io, memory, misc, pids or rdma", check.Truncate(key))
+			return check.Invalid("resources.unified",
+				"%q is not a limit of cpu, cpuset, dmem, hugetlb, io, memory, misc, pids or rdma", check.Truncate(key))
 		}
 		if len(value) > check.MaxPath || strings.ContainsFunc(value, check.IsControl) {
 			return check.Invalid("resources.unified", "the value of %s contains a control character or is too long", key)

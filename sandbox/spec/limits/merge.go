@@ -43,7 +43,9 @@ const (
 // Merge returns current with what r sets changed in it; zero and empty fields of r mean "leave
 // unchanged". It does not change current, and shares with it what r cannot set. The notes tell what
 // this machine cannot enforce. The oom score adjustment is no limit of a cgroup; Merge ignores it.
-func Merge(c Controllers, current *specs.LinuxResources, r *runtimeapi.LinuxContainerResources) (*specs.LinuxResources, []check.Note, error) {
+func Merge(
+	c Controllers, current *specs.LinuxResources, r *runtimeapi.LinuxContainerResources,
+) (*specs.LinuxResources, []check.Note, error) {
 	if err := Check(r, c); err != nil {
 		return nil, nil, err
 	}
@@ -85,7 +87,8 @@ func (m *merge) note(field, format string, args ...any) {
 
 func (m *merge) cpu() error {
 	r := m.in
-	if r.GetCpuShares() == 0 && r.GetCpuQuota() == 0 && r.GetCpuPeriod() == 0 && r.GetCpusetCpus() == "" && r.GetCpusetMems() == "" {
+	if r.GetCpuShares() == 0 && r.GetCpuQuota() == 0 && r.GetCpuPeriod() == 0 && r.GetCpusetCpus() == "" &&
+		r.GetCpusetMems() == "" {
 		return nil
 	}
 	if m.out.CPU == nil {
@@ -142,7 +145,8 @@ func (m *merge) memory() error {
 		return nil
 	}
 	if swap > 0 && *out.Limit > 0 && swap < *out.Limit {
-		return check.Invalid("resources.memory_swap_limit_in_bytes", "%d is below the memory limit %d, which it includes", swap, *out.Limit)
+		return check.Invalid("resources.memory_swap_limit_in_bytes", "%d is below the memory limit %d, which it includes",
+			swap, *out.Limit)
 	}
 	out.Swap = new(swap)
 	m.noSwap(was)
@@ -196,7 +200,8 @@ func (m *merge) hugepages() error {
 		size := l.GetPageSize()
 		if !slices.Contains(m.host.HugePageSizes, size) {
 			if l.GetLimit() != 0 {
-				m.note("hugepage_limits", "%s: %d is not enforced: this machine has no hugetlb controller for it", size, l.GetLimit())
+				m.note("hugepage_limits", "%s: %d is not enforced: this machine has no hugetlb controller for it",
+					size, l.GetLimit())
 			}
 			continue
 		}

@@ -26,7 +26,8 @@ func MergeRequests(current, r *runtimeapi.LinuxContainerResources) *runtimeapi.L
 	}
 	out.HugepageLimits = pages
 	// A memory limit above the limit of memory and swap together raises that too.
-	if memory, swap := out.GetMemoryLimitInBytes(), out.GetMemorySwapLimitInBytes(); swap > 0 && (memory < 0 || memory > swap) {
+	if memory, swap := out.GetMemoryLimitInBytes(), out.GetMemorySwapLimitInBytes(); swap > 0 &&
+		(memory < 0 || memory > swap) {
 		out.MemorySwapLimitInBytes = memory
 	}
 	return out

@@ -54,9 +54,11 @@ var archNames = map[string]struct {
 	profile specs.Arch
 	filter  string
 }{
-	"386": {specs.ArchX86, "x86"}, "amd64": {specs.ArchX86_64, "amd64"}, "arm": {specs.ArchARM, "arm"}, "arm64": {specs.ArchAARCH64, "arm64"},
-	"loong64": {specs.ArchLOONGARCH64, "loong64"}, "ppc64le": {specs.ArchPPC64LE, "ppc64le"}, "riscv64": {specs.ArchRISCV64, "riscv64"},
-	"s390x": {specs.ArchS390X, "s390x"},
+	"386": {specs.ArchX86, "x86"}, "amd64": {specs.ArchX86_64, "amd64"}, "arm": {specs.ArchARM, "arm"},
+	"arm64":   {specs.ArchAARCH64, "arm64"},
+	"loong64": {specs.ArchLOONGARCH64, "loong64"}, "ppc64le": {specs.ArchPPC64LE, "ppc64le"},
+	"riscv64": {specs.ArchRISCV64, "riscv64"},
+	"s390x":   {specs.ArchS390X, "s390x"},
 }
 
 // decode reads a file; unknown is the first field in it that has no meaning here, "" for

@@ -45,7 +45,9 @@ func Default(s *specs.Spec, m Machine) *specs.LinuxSeccomp {
 // Parse returns the profile in a file, for a process with the capabilities caps; unknown is a field
 // of the file that was not read. An empty file, or one of another format, is an error: a profile
 // without rules would allow every system call.
-func Parse(name string, file []byte, m Machine, caps []string) (profile *specs.LinuxSeccomp, unknown string, err error) {
+func Parse(
+	name string, file []byte, m Machine, caps []string,
+) (profile *specs.LinuxSeccomp, unknown string, err error) {
 	const field = "security_context.seccomp.localhost_ref"
 	if len(file) == 0 {
 		return nil, "", check.Invalid(field, "%s is empty", name)
@@ -61,7 +63,8 @@ func Parse(name string, file []byte, m Machine, caps []string) (profile *specs.L
 		return nil, "", check.Invalid(field, "%s %v", name, err)
 	}
 	if !slices.Contains(actions, profile.DefaultAction) {
-		return nil, "", check.Invalid(field, "%s has the unknown default action %q", name, check.Truncate(string(profile.DefaultAction)))
+		return nil, "", check.Invalid(field, "%s has the unknown default action %q",
+			name, check.Truncate(string(profile.DefaultAction)))
 	}
 	for _, s := range read.Syscalls {
 		if !slices.Contains(actions, s.Action) {

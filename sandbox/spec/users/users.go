@@ -116,7 +116,8 @@ func withGroups(u User, sc *runtimeapi.LinuxContainerSecurityContext, group []by
 			}
 			gid, err := parseID("", string(f[2]))
 			if err != nil { // it names no group that somebody could be in
-				u.note("image group", "%q has no valid number in the image's group file and was left out", check.Truncate(string(f[0])))
+				u.note("image group", "%q has no valid number in the image's group file and was left out",
+					check.Truncate(string(f[0])))
 				continue
 			}
 			if err := add(gid); err != nil {
@@ -180,7 +181,8 @@ func fromPasswd(f [][]byte) (User, error) {
 		return User{}, err
 	}
 	// What an image writes there ends up in an environment.
-	if len(f) > 5 && len(f[5]) <= check.MaxPath && bytes.HasPrefix(f[5], []byte("/")) && !bytes.ContainsFunc(f[5], check.IsControl) {
+	if len(f) > 5 && len(f[5]) <= check.MaxPath && bytes.HasPrefix(f[5], []byte("/")) &&
+		!bytes.ContainsFunc(f[5], check.IsControl) {
 		u.Home = string(f[5])
 	}
 	return u, nil
@@ -258,7 +260,8 @@ func CheckGroups(groups []int64, policy runtimeapi.SupplementalGroupsPolicy) err
 			return err
 		}
 	}
-	known := []runtimeapi.SupplementalGroupsPolicy{runtimeapi.SupplementalGroupsPolicy_Merge, runtimeapi.SupplementalGroupsPolicy_Strict}
+	known := []runtimeapi.SupplementalGroupsPolicy{runtimeapi.SupplementalGroupsPolicy_Merge,
+		runtimeapi.SupplementalGroupsPolicy_Strict}
 	if !slices.Contains(known, policy) {
 		return check.Invalid(field+"_policy", "%d is unknown", policy)
 	}
