@@ -190,62 +190,83 @@ func (o *overlay) mountNew() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fsopen overlay: %w", err)
 	}
-	defer unix.Close(fs)
-	var open []int
-	defer func() {
-		for _, fd := range open {
-			unix.Close(fd)
-		}
-	}()
-	set := func(key, dir string) error {
-		if len(dir) > 255 || strings.Contains(dir, `\`) {
-			// fsconfig accepts strings of up to 255 bytes, and overlayfs treats a backslash as an
-			// escape. The path of a descriptor has neither problem.
-			fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return err
-			}
-			open, dir = append(open, fd), fmt.Sprintf("/proc/self/fd/%d", fd)
-		}
-		if err := unix.FsconfigSetString(fs, key, dir); err != nil {
-			return fsError(fs, key+" "+dir, err)
-		}
-		return nil
-	}
-	if err := unix.FsconfigSetString(fs, "source", "overlay"); err != nil {
-		return nil, fsError(fs, "source", err)
-	}
-	for i, l := range o.lower {
-		if err := set("lowerdir+", filepath.Join(o.layers, l)); err != nil {
-			if i == 0 && errors.Is(err, unix.EINVAL) {
-				return nil, errOldKernel
-			}
-			return nil, err
-		}
-	}
-	attr := unix.MOUNT_ATTR_RDONLY
-	if o.upper != "" {
-		attr = 0
-		if err := errors.Join(set("upperdir", o.upper), set("workdir", o.work)); err != nil {
-			return nil, err
-		}
-		if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil {
-			return nil, fsError(fs, "volatile", err)
-		}
-	}
-	if o.label != "" {
-		if err := unix.FsconfigSetString(fs, "context", o.label); err != nil {
-			return nil, fsError(fs, "context "+o.label, err)
-		}
+	c := &fsContext{fd: fs}
+	defer c.close()
+	if err := o.configure(c); err != nil {
+		return nil, err
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return nil, fsError(fs, "create", err)
+	}
+	attr := 0
+	if o.upper == "" {
+		attr = unix.MOUNT_ATTR_RDONLY
 	}
 	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attr)
 	if err != nil {
 		return nil, fmt.Errorf("fsmount: %w", err)
 	}
 	return os.NewFile(uintptr(mnt), o.target), nil
+}
+
+// configure sets all options of the filesystem.
+func (o *overlay) configure(c *fsContext) error {
+	if err := c.set("source", "overlay"); err != nil {
+		return err
+	}
+	for i, l := range o.lower {
+		if err := c.setDir("lowerdir+", filepath.Join(o.layers, l)); err != nil {
+			if i == 0 && errors.Is(err, unix.EINVAL) {
+				return errOldKernel
+			}
+			return err
+		}
+	}
+	if o.upper != "" {
+		if err := errors.Join(c.setDir("upperdir", o.upper), c.setDir("workdir", o.work)); err != nil {
+			return err
+		}
+		if err := unix.FsconfigSetFlag(c.fd, "volatile"); err != nil {
+			return fsError(c.fd, "volatile", err)
+		}
+	}
+	if o.label != "" {
+		return c.set("context", o.label)
+	}
+	return nil
+}
+
+// fsContext is a filesystem that is being configured, see fsopen(2).
+type fsContext struct {
+	fd   int
+	dirs []int // descriptors that options refer to
+}
+
+func (c *fsContext) close() {
+	for _, fd := range append(c.dirs, c.fd) {
+		unix.Close(fd)
+	}
+}
+
+func (c *fsContext) set(key, value string) error {
+	if err := unix.FsconfigSetString(c.fd, key, value); err != nil {
+		return fsError(c.fd, key+" "+value, err)
+	}
+	return nil
+}
+
+// setDir sets an option to a directory.
+func (c *fsContext) setDir(key, dir string) error {
+	if len(dir) > 255 || strings.Contains(dir, `\`) {
+		// fsconfig accepts strings of up to 255 bytes, and overlayfs treats a backslash as an
+		// escape. The path of a descriptor has neither problem.
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		c.dirs, dir = append(c.dirs, fd), fmt.Sprintf("/proc/self/fd/%d", fd)
+	}
+	return c.set(key, dir)
 }
 
 // fsError adds the kernel's messages, which it writes to the log of the filesystem context.
