@@ -39,6 +39,13 @@
 // Images share blobs and layers. But a digest in a document does not entitle a pull to use local
 // data with that digest: see pull/proof.go.
 //
+// # Repair
+//
+// A damaged blob keeps its name until an undamaged one replaces it in one rename (content/writer.go):
+// a record whose blob is missing would be lost at the next start. A damaged layer is never changed,
+// because containers may have it mounted. It is unpacked again into another folder, which the records
+// then list; the damaged folder is deleted when no mount shows it (repair.go).
+//
 // # Slow registries
 //
 // A pull never waits for a registry other than its own. Two downloads of one blob wait for each
@@ -61,6 +68,8 @@
 //	remove.unrecorded    the record is deleted and cannot come back, all data still exists
 //	remove.layer.gone    one layer is deleted
 //	remove.blob.gone     one blob is deleted
+//	verify.unpacked      a layer is unpacked a second time and compared
+//	verify.recorded      the first record lists the repaired layer in the place of the damaged one
 //	sweep.done           debris older than its retention is deleted
 //	mount.mounted
 //	mount.unmounted

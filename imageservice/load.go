@@ -11,11 +11,15 @@ import (
 
 	"github.com/cribox/cribox/imageservice/archive"
 	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/progress"
 	"github.com/cribox/cribox/imageservice/pull"
 )
 
 // PullStatus is how far a pull in progress is.
 type PullStatus = pull.Status
+
+// Progress is how far a part of a pull or of a verification is.
+type Progress = progress.Step
 
 // Pulls returns the pulls in progress, the oldest first.
 func (s *Images) Pulls() []PullStatus { return s.puller.Pulls() }

@@ -215,3 +215,108 @@ func TestImportFolder(t *testing.T) {
 		d.Must(os.Remove(filepath.Join(folder, name)))
 	}
 }
+
+// layersOf returns the folders of unpacked layers that a container made of the image has.
+func layersOf(d *harness.Daemon) (dirs []string) {
+	d.Helper()
+	all, err := filepath.Glob(filepath.Join(d.Root, "layers", "[0-9]*", "fs"))
+	d.Must(err)
+	return all
+}
+
+// damage changes the file in every unpacked layer that has it, and says how many those are.
+func damage(d *harness.Daemon, file string) (n int) {
+	d.Helper()
+	for _, dir := range layersOf(d) {
+		path := filepath.Join(dir, file)
+		if _, err := os.Lstat(path); err == nil {
+			d.Must(os.WriteFile(path, []byte("damaged"), 0o755))
+			n++
+		}
+	}
+	return n
+}
+
+// TestImageVerify damages a layer under a running container. It is found, on a terminal and in a
+// pipe, and repaired; the container runs on, and a new one has the whole image.
+func TestImageVerify(t *testing.T) {
+	t.Parallel()
+	d := harness.NewDaemon(t)
+	ref, id := d.Ref("app:1"), d.Pulled("app:1")
+	if out, errs, err := d.Said(nil, "image", "verify"); err != nil || !strings.Contains(out, "ok        "+ref) || errs != "" {
+		t.Fatalf("an undamaged node: %q, %q, %v", out, errs, err)
+	}
+	image := harness.OfImage(id)
+	pod := d.RunPod()
+	running := pod.Run(harness.Shell("while :; do sleep 1; done"), image)
+	if damage(d, "etc/group") == 0 {
+		t.Fatal("no layer has /etc/group")
+	}
+	out, errs, err := d.Said(nil, "image", "verify", ref)
+	if err == nil || !strings.Contains(out, "DAMAGED   "+ref) || !strings.Contains(out, `"/etc/group" has another size`) ||
+		!strings.Contains(out, running.ID) || !strings.Contains(errs, "1 of 1 images are damaged") {
+		t.Errorf("a damaged layer: %q, %q, %v", out, errs, err)
+	}
+	if drawn := d.OnTerminal("image", "verify", "--repair", ref); !strings.Contains(drawn, "repaired  "+ref) {
+		t.Errorf("a repair on a terminal draws %q", drawn)
+	}
+	var found []struct {
+		Sound bool `json:"sound"`
+	}
+	out, errs, err = d.Said(nil, "image", "verify", "--json")
+	d.Must(json.Unmarshal([]byte(out), &found))
+	if err != nil || errs != "" || len(found) == 0 || !found[0].Sound {
+		t.Errorf("after the repair: %s, %q, %v", out, errs, err)
+	}
+	if got := running.Status(); got.State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the container that has the damaged layer is %v", got.State)
+	}
+	c := pod.Run(harness.Shell("cat /etc/group"), image, harness.Called("second"))
+	c.WaitExit()
+	if got := harness.TextOf(c.FinalLog(), "stdout"); strings.Contains(got, "damaged") || got == "" {
+		t.Errorf("a new container has the file %q", got)
+	}
+	pod.Remove()
+	d.Restart() // which deletes the damaged layer
+	if _, errs, err := d.Said(nil, "image", "verify", "--state", t.TempDir()); err == nil || !strings.Contains(errs, "is `cribox serve` running") {
+		t.Errorf("without a daemon: %q, %v", errs, err)
+	}
+}
+
+// TestImageVerifyKilled ends the daemon at each step of a repair. The image is listed after each
+// start, and the next repair sets it right.
+func TestImageVerifyKilled(t *testing.T) {
+	t.Parallel()
+	d := harness.NewDaemon(t, func(s *harness.Settings) { s.Binary = harness.Steps })
+	ref := d.Ref("app:1")
+	d.Pulled("app:1")
+	for _, step := range []string{"pull.blob.written", "verify.unpacked", "pull.record.written", "verify.recorded"} {
+		if damage(d, "etc/group") == 0 {
+			t.Fatalf("before %s, no layer has /etc/group", step)
+		}
+		blobs, err := filepath.Glob(filepath.Join(d.Root, "content", "blobs", "sha256", "*"))
+		d.Must(err)
+		for _, b := range blobs {
+			if info, err := os.Stat(b); err == nil && info.Size() > 10<<10 {
+				d.Must(os.WriteFile(b, make([]byte, info.Size()), 0o444))
+			}
+		}
+		d.Stop()
+		d.Env = append(d.Env, "CRIBOX_STEP_KILL="+step)
+		d.Start()
+		if _, _, err := d.Said(nil, "image", "verify", "--repair"); err == nil {
+			t.Errorf("with the daemon killed at %s, the command ends well", step)
+		}
+		d.Heal()
+		if d.ImageStatus(ref) == nil {
+			t.Fatalf("killed at %s, the image is lost", step)
+		}
+		if out, errs, err := d.Said(nil, "image", "verify", "--repair"); err != nil {
+			t.Errorf("after a kill at %s: %s, %s, %v", step, out, errs, err)
+		}
+		if out, errs, err := d.Said(nil, "image", "verify"); err != nil || strings.Contains(out, "DAMAGED") {
+			t.Errorf("after a kill at %s and a repair: %s, %s, %v", step, out, errs, err)
+		}
+	}
+	d.Restart() // which deletes the damaged layers
+}

@@ -73,7 +73,7 @@ func (c *Catalog) find(ref string) (*Record, error) {
 		}
 	}
 	if imageref.IsIDPrefix(hex) {
-		r, ambiguous := c.byPrefix("sha256:" + hex)
+		r, ambiguous := byPrefix(c.records, "sha256:"+hex)
 		if ambiguous {
 			return nil, fmt.Errorf("image id prefix %q matches more than one image: %w", ref, errdefs.ErrInvalidArgument)
 		}
@@ -99,8 +99,8 @@ func (c *Catalog) named(t imageref.Target) *Record {
 	return nil
 }
 
-func (c *Catalog) byPrefix(prefix string) (found *Record, ambiguous bool) {
-	for id, r := range c.records {
+func byPrefix(records map[string]*Record, prefix string) (found *Record, ambiguous bool) {
+	for id, r := range records {
 		if strings.HasPrefix(id, prefix) {
 			if found != nil {
 				return nil, true
@@ -323,4 +323,18 @@ func (c *Catalog) Merge(
 		changed = true
 	}
 	return old, changed, garbage
+}
+
+// OfLayer returns the records that list the folder of a layer, and who holds their images, sorted.
+func (c *Catalog) OfLayer(dir string) (records []*Record, holders []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := map[string]bool{}
+	for id, r := range c.records {
+		if slices.ContainsFunc(r.Layers, func(l layers.Layer) bool { return l.Dir == dir }) {
+			records = append(records, r)
+			maps.Copy(all, c.holds[id])
+		}
+	}
+	return records, slices.Sorted(maps.Keys(all))
 }

@@ -238,6 +238,18 @@ func (r *Record) Stack() (names []string) {
 	return names
 }
 
+// WithLayer returns a copy of the record that lists fresh in the place of the layer in the folder dir.
+func (r *Record) WithLayer(dir string, fresh layers.Layer) *Record {
+	c := *r
+	c.Layers = slices.Clone(r.Layers)
+	for i := range c.Layers {
+		if c.Layers[i].Dir == dir {
+			c.Layers[i] = fresh
+		}
+	}
+	return &c
+}
+
 func (r *Record) hasTag(name string) bool {
 	return slices.ContainsFunc(r.Tags, func(t tag) bool { return t.Name == name })
 }

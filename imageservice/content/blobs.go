@@ -22,11 +22,12 @@ type Blobs struct {
 
 	mu      sync.Mutex
 	diffIDs map[digest.Digest]digest.Digest // of each blob that was unpacked, the digest of its content
+	doubts  map[digest.Digest]bool          // blobs that were found damaged, see Doubt
 }
 
 // OpenBlobs opens content/ and creates its folders if they do not exist.
 func OpenBlobs(dir string) (*Blobs, error) {
-	b := &Blobs{Dir: dir, diffIDs: map[digest.Digest]digest.Digest{}}
+	b := &Blobs{Dir: dir, diffIDs: map[digest.Digest]digest.Digest{}, doubts: map[digest.Digest]bool{}}
 	for _, folder := range []string{b.folder(), b.ingest()} {
 		if err := os.MkdirAll(folder, 0o755); err != nil {
 			return nil, err
@@ -87,6 +88,29 @@ func (b *Blobs) Forget(d digest.Digest) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.diffIDs, d)
+	delete(b.doubts, d)
+}
+
+// Doubt remembers that a blob is damaged. Until it is replaced, a pull that needs it downloads it
+// again. The damaged file stays until then: a record whose blob is missing is lost at the next
+// start.
+func (b *Blobs) Doubt(d digest.Digest) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.doubts[d] = true
+}
+
+// Doubted reports whether a blob was found damaged, and was not replaced since.
+func (b *Blobs) Doubted(d digest.Digest) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.doubts[d]
+}
+
+func (b *Blobs) trust(d digest.Digest) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.doubts, d)
 }
 
 // SenderAttribute is the extended attribute in which a blob's file lists the repositories that sent

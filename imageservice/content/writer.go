@@ -117,9 +117,7 @@ func (w *Writer) Close() error {
 // WriteDocument writes a verified document. It replaces a blob under this digest that does not
 // verify.
 func (b *Blobs) WriteDocument(raw []byte, desc ocispec.Descriptor) error {
-	if err := b.Delete(desc.Digest); err != nil {
-		return err
-	}
+	b.Doubt(desc.Digest)
 	if err := b.writeDocument(raw, desc.Digest); err != nil {
 		return fmt.Errorf("write blob %s: %w", desc.Digest, fault.Disk(err))
 	}
@@ -142,8 +140,8 @@ func (b *Blobs) writeDocument(raw []byte, d digest.Digest) error {
 	return err
 }
 
-// publish moves a complete file to blobs/, unless the blob is there. The file gets the time of now,
-// because Debris deletes blobs of an earlier time that no image needs.
+// publish moves a complete file to blobs/, unless the blob is there and undamaged. The file gets the
+// time of now, because Debris deletes blobs of an earlier time that no image needs.
 func (b *Blobs) publish(f *os.File, d digest.Digest) error {
 	if err := f.Chmod(0o444); err != nil {
 		return err
@@ -151,6 +149,13 @@ func (b *Blobs) publish(f *os.File, d digest.Digest) error {
 	now := time.Now()
 	if err := os.Chtimes(f.Name(), now, now); err != nil {
 		return err
+	}
+	if b.Doubted(d) {
+		if err := os.Rename(f.Name(), b.Path(d)); err != nil {
+			return err
+		}
+		b.trust(d)
+		return nil
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, b.Path(d), unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) { // this file system cannot: the same bytes replace each other

@@ -4,6 +4,7 @@ package garbage
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,6 +42,7 @@ type Collector struct {
 
 	mu       sync.Mutex
 	sweeping *time.Timer
+	replaced map[string]string // folders of layers that were repaired, with their keys, see Replaced
 }
 
 func New(c *catalog.Catalog, b *content.Blobs, l *layers.Store, p *content.Pins, step step.Hook) *Collector {
@@ -186,8 +188,72 @@ func (g *Collector) Sweep(t time.Time) (more bool) {
 	}
 	debris, more := g.Blobs.Debris(t, listed)
 	g.Collect(append(keys, debris...))
+	more = g.dropReplaced(ctx) || more
 	g.step.Pass("sweep.done")
 	return more
+}
+
+// Replaced has the folder of a damaged layer deleted once no container shows it. key is the layer's.
+func (g *Collector) Replaced(dir, key string) {
+	g.mu.Lock()
+	if g.replaced == nil {
+		g.replaced = map[string]string{}
+	}
+	g.replaced[dir] = key
+	g.mu.Unlock()
+	g.SweepLater(DebrisRetention)
+}
+
+// ReplacedLayers returns the folders of damaged layers that wait for their containers to end.
+func (g *Collector) ReplacedLayers() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Sorted(maps.Keys(g.replaced))
+}
+
+// dropReplaced deletes the folders of damaged layers that no record lists, no container shows and no
+// pull may have found before they were replaced. It reports whether some are left.
+func (g *Collector) dropReplaced(ctx context.Context) (left bool) {
+	g.mu.Lock()
+	waiting := maps.Clone(g.replaced)
+	g.mu.Unlock()
+	if len(waiting) == 0 {
+		return false
+	}
+	mounted, err := g.mountedLayers()
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("cannot find out which layers are mounted; the damaged ones stay for now")
+		return true
+	}
+	listed := g.Catalog.LayerDirs()
+	for dir, key := range waiting {
+		if users, _ := g.Pins.State(content.LayerPrefix + key); users > 0 || listed[dir] || mounted(dir) {
+			left = true
+			continue
+		}
+		if err := g.Layers.Remove(dir); err != nil {
+			log.G(ctx).WithError(err).WithField("layer", dir).Warn("cannot delete a damaged layer")
+			left = true
+			continue
+		}
+		g.mu.Lock()
+		delete(g.replaced, dir)
+		g.mu.Unlock()
+	}
+	return left
+}
+
+// mountedLayers returns a function that reports whether a mount shows the folder of a layer.
+func (g *Collector) mountedLayers() (func(dir string) bool, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
+	if err != nil {
+		return nil, err
+	}
+	return func(dir string) bool {
+		return slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool {
+			return ShowsLayer(m.VFSOptions, g.Layers.Files(dir))
+		})
+	}, nil
 }
 
 // DropOrphanLayers deletes the folders in layers/ that no record lists, because they may be
@@ -200,14 +266,9 @@ func (g *Collector) DropOrphanLayers(ctx context.Context) error {
 	}
 	known := g.Catalog.LayerDirs()
 	known["empty"], known["none"] = true, true
-	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
+	mounted, err := g.mountedLayers()
 	if err != nil {
 		return err
-	}
-	mounted := func(dir string) bool {
-		return slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool {
-			return ShowsLayer(m.VFSOptions, g.Layers.Files(dir))
-		})
 	}
 	for _, e := range entries {
 		if n, err := strconv.ParseUint(e.Name(), 10, 64); err == nil {

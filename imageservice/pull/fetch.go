@@ -107,6 +107,9 @@ func (ft *fetcher) haveBlob(ctx context.Context, desc ocispec.Descriptor) (bool,
 		return false, err
 	}
 	defer release()
+	if ft.by.blobs.Doubted(desc.Digest) {
+		return false, nil
+	}
 	f, err := os.Open(ft.by.blobs.Path(desc.Digest))
 	if os.IsNotExist(err) {
 		return false, nil

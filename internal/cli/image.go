@@ -17,6 +17,7 @@ type ImageOptions struct {
 	Name          string // of a loaded image
 	Output        string // file for an archive
 	DryRun        bool
+	Repair        bool
 	Username      string // at the registry
 	PasswordStdin bool   // the password is the first line of the input
 	In            io.Reader
@@ -27,7 +28,7 @@ type ImageOptions struct {
 type ImageRun func(context.Context, config.Config, ImageOptions, io.Writer) error
 
 // ImageCommands are what the commands about images do.
-type ImageCommands struct{ List, Inspect, Pull, Load, Save, Pin, Unpin, Remove, Prune, Pulls ImageRun }
+type ImageCommands struct{ List, Inspect, Pull, Load, Save, Pin, Unpin, Remove, Prune, Pulls, Verify ImageRun }
 
 func imageCommand(run ImageCommands) *cobra.Command {
 	image := &cobra.Command{
@@ -43,7 +44,7 @@ through the daemon, which must run; only root may do it.`,
 	}
 	image.AddCommand(imageList(run.List), imageInspect(run.Inspect), imagePull(run.Pull), imageLoad(run.Load),
 		imageSave(run.Save), imagePin(run.Pin), imageUnpin(run.Unpin), imageRemove(run.Remove), imagePrune(run.Prune),
-		imagePulls(run.Pulls))
+		imagePulls(run.Pulls), imageVerify(run.Verify))
 	return image
 }
 
@@ -79,9 +80,13 @@ continues where it was.`,
 		Example: `  cribox image pull docker.io/library/nginx:1.29
   pass registry | cribox image pull --username me --password-stdin registry.example/app:1`,
 	})
+	withCredentials(c, o)
+	return c
+}
+
+func withCredentials(c *cobra.Command, o *ImageOptions) {
 	c.Flags().StringVar(&o.Username, "username", "", "`NAME` of a user of the registry")
 	c.Flags().BoolVar(&o.PasswordStdin, "password-stdin", false, "read the user's password from the standard input")
-	return c
 }
 
 func imageLoad(run ImageRun) *cobra.Command {
@@ -167,6 +172,27 @@ func imagePulls(run ImageRun) *cobra.Command {
 		Short:   "list the pulls in progress, with what each is doing",
 		Example: `  cribox image pulls`,
 	})
+	return c
+}
+
+func imageVerify(run ImageRun) *cobra.Command {
+	c, o := withImage(run, cobra.ArbitraryArgs, &cobra.Command{
+		Use:   "verify [IMAGE...]",
+		Short: "look for damaged images, and repair them",
+		Long: `Read all data of these images, or of all, from the disk: hash each blob again, and compare each
+unpacked layer with what its blob unpacks to. Print what is damaged; the exit code is then 1.
+A layer is unpacked a second time for this, so the disk needs room for the largest one.
+
+With --repair, damaged blobs are pulled again and damaged layers are replaced; the exit code is
+0 if nothing damaged is left. Containers go on meanwhile. Those that have a damaged layer keep
+it until they are made again; they are listed.
+
+It reads everything that the images have on the disk: expect some time, and slow disks.`,
+		Example: `  cribox image verify
+  cribox image verify --repair docker.io/library/nginx:1.29`,
+	})
+	c.Flags().BoolVar(&o.Repair, "repair", false, "set right what is damaged")
+	withCredentials(c, o)
 	return c
 }
 

@@ -67,13 +67,11 @@ func (c *client) get(ctx context.Context, path string, v any) error {
 	return json.NewDecoder(resp.Body).Decode(v)
 }
 
-// follow calls show for every line of a long answer but the last, and returns the images of that.
-func (c *client) follow(
-	ctx context.Context, path string, body io.Reader, show func(admin.Event),
-) ([]admin.Image, error) {
+// follow calls show for every line of a long answer but the last, and returns that.
+func (c *client) follow(ctx context.Context, path string, body io.Reader, show func(admin.Event)) (admin.Event, error) {
 	resp, err := c.do(ctx, http.MethodPost, path, body)
 	if err != nil {
-		return nil, err
+		return admin.Event{}, err
 	}
 	defer resp.Body.Close()
 	for lines := json.NewDecoder(resp.Body); ; {
@@ -81,15 +79,15 @@ func (c *client) follow(
 		err := lines.Decode(&e)
 		switch {
 		case err != nil && ctx.Err() != nil:
-			return nil, ctx.Err()
+			return e, ctx.Err()
 		case err != nil:
-			return nil, fmt.Errorf("the daemon has ended before it was done (%w)", err)
+			return e, fmt.Errorf("the daemon has ended before it was done (%w)", err)
 		case !e.Done:
 			show(e)
 		case e.Error != "":
-			return e.Images, errors.New(e.Error)
+			return e, errors.New(e.Error)
 		default:
-			return e.Images, nil
+			return e, nil
 		}
 	}
 }

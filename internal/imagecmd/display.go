@@ -55,7 +55,7 @@ func terminalWidth(f *os.File) int {
 
 // event shows one line of the daemon's answer.
 func (d *display) event(e admin.Event) {
-	var steps []admin.Step
+	steps := e.Steps
 	for _, p := range e.Pulls {
 		steps = append(steps, p.Steps...)
 	}
@@ -136,6 +136,14 @@ func (d *display) perSecond(s admin.Step) float64 {
 
 // end leaves the last picture.
 func (d *display) end() { d.drawn = 0 }
+
+// clear takes the last picture away.
+func (d *display) clear() {
+	if d.drawn > 0 {
+		_, _ = fmt.Fprintf(d.to, "\x1b[%dA\r\x1b[J", d.drawn) // a terminal that is gone
+	}
+	d.drawn = 0
+}
 
 func clip(text string, width int) string {
 	if len(text) <= width {

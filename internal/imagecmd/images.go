@@ -26,7 +26,7 @@ import (
 // Commands returns the functions of the command line.
 func Commands() cli.ImageCommands {
 	return cli.ImageCommands{List: list, Inspect: inspect, Pull: pull, Load: load, Save: save, Pin: pin,
-		Unpin: unpin, Remove: remove, Prune: prune, Pulls: pulls}
+		Unpin: unpin, Remove: remove, Prune: prune, Pulls: pulls, Verify: verify}
 }
 
 func list(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
@@ -132,24 +132,33 @@ func pulls(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writ
 
 func pull(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
 	ask := admin.PullRequest{Image: o.Args[0], Username: o.Username}
-	if o.PasswordStdin {
-		line, err := bufio.NewReader(o.In).ReadString('\n')
-		if err != nil && err != io.EOF {
-			return fmt.Errorf("read the password: %w", err)
-		}
-		ask.Password = strings.TrimRight(line, "\r\n")
+	var err error
+	if ask.Password, err = password(o); err != nil {
+		return err
 	}
 	body, err := jsonBody(ask)
 	if err != nil {
 		return err
 	}
 	show := newDisplay(o)
-	images, err := newClient(c).follow(ctx, "/v1/pull", body, show.event)
+	last, err := newClient(c).follow(ctx, "/v1/pull", body, show.event)
 	show.end()
 	if err != nil {
 		return err
 	}
-	return result(out, o, "pulled", images)
+	return result(out, o, "pulled", last.Images)
+}
+
+// password reads the first line of the input, if that is asked for.
+func password(o cli.ImageOptions) (string, error) {
+	if !o.PasswordStdin {
+		return "", nil
+	}
+	line, err := bufio.NewReader(o.In).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return "", fmt.Errorf("read the password: %w", err)
+	}
+	return strings.TrimRight(line, "\r\n"), nil
 }
 
 func load(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
@@ -167,10 +176,10 @@ func load(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Write
 	}
 	show := newDisplay(o)
 	// The reader hides what kind it is: the client must not close the standard input.
-	images, err := newClient(c).follow(ctx, "/v1/load?"+url.Values{"name": {o.Name}}.Encode(), io.MultiReader(in),
-		show.event)
+	path := "/v1/load?" + url.Values{"name": {o.Name}}.Encode()
+	last, err := newClient(c).follow(ctx, path, io.MultiReader(in), show.event)
 	show.end()
-	return errors.Join(result(out, o, "loaded", images), err)
+	return errors.Join(result(out, o, "loaded", last.Images), err)
 }
 
 // save writes to a temporary file beside the wanted one: a file of this name is a whole archive.

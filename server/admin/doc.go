@@ -14,6 +14,7 @@
 //	PUT    /v1/pins/NAME               nothing: the name is pinned
 //	DELETE /v1/pins/NAME               nothing: it is not any more
 //	POST   /v1/prune?dry=true          []Image
+//	POST   /v1/verify   VerifyRequest  Events, the images of each since the line before
 //	GET    /v1/pulls                   []Pull
 //
 // NAME is escaped as one part of the path.

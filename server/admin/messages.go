@@ -26,6 +26,31 @@ type PullRequest struct {
 	Password string `json:"password,omitempty"`
 }
 
+// VerifyRequest asks to verify images, all without names. Username and Password are for the registry
+// from which damaged blobs are pulled again.
+type VerifyRequest struct {
+	Images   []string `json:"images,omitempty"`
+	Repair   bool     `json:"repair,omitempty"`
+	Username string   `json:"username,omitempty"`
+	Password string   `json:"password,omitempty"`
+}
+
+// Verified is what was found out about an image.
+type Verified struct {
+	Image   Image    `json:"image"`
+	Sound   bool     `json:"sound"` // nothing is damaged, or not any more
+	Damages []Damage `json:"damages,omitempty"`
+	Error   string   `json:"error,omitempty"` // why a part was not verified or repaired
+}
+
+// Damage is a blob or an unpacked layer that is not what it was when it was pulled.
+type Damage struct {
+	Data       string   `json:"data"` // "blob sha256:..." or "layer sha256:..."
+	What       []string `json:"what"` // at most ten differences
+	Repaired   bool     `json:"repaired,omitempty"`
+	Containers []string `json:"containers,omitempty"` // they keep the damaged layer
+}
+
 // Pull is a pull in progress.
 type Pull struct {
 	Image   string    `json:"image"`
@@ -47,8 +72,13 @@ type Event struct {
 	Pulls    []Pull  `json:"pulls,omitempty"`    // how far it is
 	Received int64   `json:"received,omitempty"` // bytes of an archive so far
 	Images   []Image `json:"images,omitempty"`   // the result
-	Error    string  `json:"error,omitempty"`
-	Done     bool    `json:"done,omitempty"` // this is the last line
+	Image    string  `json:"image,omitempty"`    // the image that is being verified
+	Steps    []Step  `json:"steps,omitempty"`    // how far that is
+
+	Verified []Verified `json:"verified,omitempty"` // images that were verified since the last line
+
+	Error string `json:"error,omitempty"`
+	Done  bool   `json:"done,omitempty"` // this is the last line
 }
 
 func imageOf(i imageservice.Image) Image {
@@ -57,8 +87,24 @@ func imageOf(i imageservice.Image) Image {
 
 func pullOf(p imageservice.PullStatus) Pull {
 	pull := Pull{Image: p.Ref, Began: p.Began, Waiting: p.Waiting}
-	for _, s := range p.Items {
-		pull.Steps = append(pull.Steps, Step{Name: s.Name, Done: s.Done, Total: s.Total, Finished: s.Finished})
-	}
+	pull.Steps = stepsOf(p.Items)
 	return pull
+}
+
+func stepsOf(all []imageservice.Progress) (steps []Step) {
+	for _, s := range all {
+		steps = append(steps, Step{Name: s.Name, Done: s.Done, Total: s.Total, Finished: s.Finished})
+	}
+	return steps
+}
+
+func verifiedOf(v imageservice.Verified) Verified {
+	one := Verified{Image: imageOf(v.Image), Sound: v.Sound()}
+	for _, d := range v.Damages {
+		one.Damages = append(one.Damages, Damage{Data: d.Data, What: d.What, Repaired: d.Repaired, Containers: d.Users})
+	}
+	if v.Err != nil {
+		one.Error = v.Err.Error()
+	}
+	return one
 }

@@ -45,6 +45,7 @@ func New() *Server {
 	mux.Handle("PUT /v1/pins/{name}", s.answer(s.pin))
 	mux.Handle("DELETE /v1/pins/{name}", s.answer(s.unpin))
 	mux.Handle("POST /v1/prune", s.answer(s.prune))
+	mux.Handle("POST /v1/verify", s.answer(s.verify))
 	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: headerTime}
 	return s
 }
@@ -142,30 +143,52 @@ func pullsOf(images *imageservice.Images, match func(ref string) bool) []Pull {
 
 func (s *Server) pull(images *imageservice.Images, w http.ResponseWriter, req *http.Request) error {
 	var ask PullRequest
-	if err := json.NewDecoder(io.LimitReader(req.Body, maxRequest)).Decode(&ask); err != nil {
-		return fmt.Errorf("request: %w: %w", err, errdefs.ErrInvalidArgument)
+	if err := decode(req, &ask); err != nil {
+		return err
 	}
 	ref, err := imageservice.FullName(ask.Image)
 	if err != nil {
 		return err
 	}
-	var auth *imageservice.Auth
-	if ask.Username != "" || ask.Password != "" {
-		auth = &imageservice.Auth{Username: ask.Username, Password: ask.Password}
-	}
+	auth := authOf(ask.Username, ask.Password)
 	follow(w, req, func() Event { return Event{Pulls: pullsOf(images, func(r string) bool { return r == ref })} },
-		func() ([]imageservice.Image, error) {
+		func() (Event, error) {
 			image, err := images.Pull(req.Context(), ref, auth)
-			return []imageservice.Image{image}, err
+			return result(err, image)
 		})
 	return nil
+}
+
+func decode(req *http.Request, v any) error {
+	if err := json.NewDecoder(io.LimitReader(req.Body, maxRequest)).Decode(v); err != nil {
+		return fmt.Errorf("request: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func authOf(username, password string) *imageservice.Auth {
+	if username == "" && password == "" {
+		return nil
+	}
+	return &imageservice.Auth{Username: username, Password: password}
+}
+
+// result is the last line about images.
+func result(err error, images ...imageservice.Image) (last Event, _ error) {
+	for _, i := range images {
+		if i.ID != "" {
+			last.Images = append(last.Images, imageOf(i))
+		}
+	}
+	return last, err
 }
 
 func (s *Server) load(images *imageservice.Images, w http.ResponseWriter, req *http.Request) error {
 	body := &counted{r: req.Body}
 	follow(w, req, func() Event { return Event{Received: body.n.Load()} },
-		func() ([]imageservice.Image, error) {
-			return images.Load(req.Context(), body, req.URL.Query().Get("name"))
+		func() (Event, error) {
+			loaded, err := images.Load(req.Context(), body, req.URL.Query().Get("name"))
+			return result(err, loaded...)
 		})
 	return nil
 }
@@ -226,18 +249,17 @@ func (c *counted) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// follow sends what progress returns from time to time while work runs, and then its result.
-func follow(
-	w http.ResponseWriter, req *http.Request, progress func() Event, work func() ([]imageservice.Image, error),
-) {
+// follow sends what progress returns from time to time while work runs, and then the last line, which
+// work returns.
+func follow(w http.ResponseWriter, req *http.Request, progress func() Event, work func() (Event, error)) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	lines, control := json.NewEncoder(w), http.NewResponseController(w)
 	_ = control.EnableFullDuplex() // the body of an archive is read meanwhile
-	var images []imageservice.Image
+	var last Event
 	ended := make(chan error, 1)
 	go func() {
 		ended <- guard.Call(req.Context(), req.URL.Path, func() (err error) {
-			images, err = work()
+			last, err = work()
 			return err
 		})
 	}()
@@ -246,12 +268,7 @@ func follow(
 	for {
 		select {
 		case err := <-ended:
-			last := Event{Done: true}
-			for _, i := range images {
-				if i.ID != "" {
-					last.Images = append(last.Images, imageOf(i))
-				}
-			}
+			last.Done = true
 			if err != nil {
 				last.Error = err.Error()
 			}
