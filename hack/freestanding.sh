@@ -42,7 +42,8 @@ compiler() { # architecture: the compiler's command, or nothing
 
 # One read-only, executable segment that holds the headers too; aligned for
 # kernels with 64 KiB pages. No unwind tables, no compiler's name, no build id.
-build() { # compiler, output
+build() { # compiler, output, flags
+	# shellcheck disable=SC2086 # flags are several words
 	"$1" -std=c11 -Wall -Wextra -Werror -Os -ffreestanding -fno-builtin -fno-ident \
 		-fno-asynchronous-unwind-tables -fno-stack-protector $extra \
 		-fno-pic -fno-pie -mgeneral-regs-only $3 \
@@ -61,7 +62,7 @@ for pair in amd64:x86_64:-fcf-protection=none arm64:aarch64:-mbranch-protection=
 	flags=${rest#*:}
 	cc=$(compiler "$machine")
 	if [ -z "$cc" ]; then
-		echo "${name}_$goarch: skipped: no compiler for $machine (Debian: gcc-$(echo $machine | tr _ -)-linux-gnu)"
+		echo "${name}_$goarch: skipped: no compiler for $machine (Debian: gcc-$(echo "$machine" | tr _ -)-linux-gnu)"
 		[ $all = no ] || status=1
 		[ $check = yes ] || status=1
 		continue
