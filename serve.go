@@ -62,8 +62,13 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 	if err != nil {
 		return errors.Join(err, listener.Close(), commands.Close())
 	}
+	ctx, observed, err := observe(ctx, c)
+	if err != nil {
+		return errors.Join(err, listener.Close(), commands.Close(), streams.Close())
+	}
+	defer observed.close()
 	start := time.Now()
-	s, asked := server.New(versionString(), streams), admin.New()
+	s, asked := server.New(versionString(), streams, observed.requests()), admin.New()
 	served := make(chan error, 2)
 	go func() { served <- s.Serve(listener) }()
 	go func() { served <- asked.Serve(commands) }()
@@ -75,6 +80,7 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 	loadArchives := importArchives(ctx, c, images)
 	asked.Open(images)
 	s.Open(pods, images, func() any { return inEffect.Load().Values() })
+	observed.open(ctx, s, pods)
 	log.G(ctx).WithField("took", time.Since(start).Round(time.Millisecond).String()).
 		Infof("cribox %s serves %s, root %s, state %s", versionString(), c.Listen, c.Root, c.State)
 	manager.ready(ctx)

@@ -27,16 +27,7 @@ type check struct {
 var handlerName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)
 
 var checks = []check{
-	{"listen", func(c *Config) error {
-		path, ok := strings.CutPrefix(c.Listen, "unix://")
-		if !ok || !filepath.IsAbs(path) {
-			return fmt.Errorf("%q is not a unix:///PATH address", c.Listen)
-		}
-		if len(path) > 107 {
-			return fmt.Errorf("%q is longer than 107 bytes, the limit for socket paths", path)
-		}
-		return nil
-	}},
+	{"listen", func(c *Config) error { return socketAddress(c.Listen) }},
 	{"root", func(c *Config) error { return absolute(c.Root) }},
 	{"state", func(c *Config) error {
 		if filepath.Clean(c.State) == filepath.Clean(c.Root) {
@@ -143,6 +134,7 @@ var checks = []check{
 		}
 		return atLeast(c.Containers.LogSizeMax, runtimeshim.MinLogLimit)
 	}},
+	{"metrics.listen", func(c *Config) error { _, _, err := c.MetricsAddress(); return err }},
 	{"runtimes", func(c *Config) error {
 		for name, r := range c.Runtimes {
 			if !handlerName.MatchString(name) || len(name) > 63 {
@@ -160,6 +152,18 @@ var checks = []check{
 		}
 		return nil
 	}},
+}
+
+// socketAddress tests an address of the form unix:///PATH.
+func socketAddress(address string) error {
+	path, ok := strings.CutPrefix(address, "unix://")
+	if !ok || !filepath.IsAbs(path) {
+		return fmt.Errorf("%q is not a unix:///PATH address", address)
+	}
+	if len(path) > 107 {
+		return fmt.Errorf("%q is longer than 107 bytes, the limit for socket paths", path)
+	}
+	return nil
 }
 
 const leastImage = 1 << 20 // a smaller value is probably a wrong unit

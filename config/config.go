@@ -25,6 +25,7 @@ type Config struct {
 	Images         Images             `toml:"images"`
 	Network        Network            `toml:"network"`
 	Containers     Containers         `toml:"containers"`
+	Metrics        Metrics            `toml:"metrics"`
 	Runtimes       map[string]Runtime `toml:"runtimes" comment:"OCI runtimes by the name of the runtime handler that a RuntimeClass asks for."`
 
 	files []string // the files it was read from, in this order
@@ -65,6 +66,11 @@ type Containers struct {
 	UnprivilegedPing  bool     `toml:"unprivileged_ping" comment:"Let every group of such a pod ping without CAP_NET_RAW; not in a pod with a user namespace."`
 	SELinux           bool     `toml:"selinux" comment:"Label pods and what they may touch, on a host with SELinux. Off: nothing is labelled, and requests for a label are refused."`
 	ShmSize           Size     `toml:"shm_size" comment:"What the /dev/shm of a pod holds: bytes, Ki, Mi or Gi. It counts as memory of the containers that write there."`
+}
+
+// Metrics is the table [metrics].
+type Metrics struct {
+	Listen string `toml:"listen" comment:"Where Prometheus finds what the daemon counts: unix:///PATH, or an address of the loopback such as 127.0.0.1:9421. Empty: nowhere."`
 }
 
 // Runtime is one table [runtimes.NAME].

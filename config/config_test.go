@@ -58,6 +58,9 @@ func TestConfigErrorsNameKeyAndLine(t *testing.T) {
 		{"missing paths", "[containers]\nhost_path_missing = 'mkdir'\n", `line 2: key "containers.host_path_missing": "mkdir" is neither create nor refuse`},
 		{"relative path", "[containers]\nhost_path_never_created = ['/a', 'b']\n", `line 2: key "containers.host_path_never_created"`},
 		{"log too small", "[containers]\nlog_size_max = '1Ki'\n", `line 2: key "containers.log_size_max"`},
+		{"metrics for everybody", "[metrics]\nlisten = '0.0.0.0:9421'\n", `line 2: key "metrics.listen": 0.0.0.0 is not on the loopback`},
+		{"metrics at a name", "[metrics]\nlisten = 'localhost:9421'\n", `line 2: key "metrics.listen": "localhost:9421" is neither`},
+		{"metrics at a relative path", "[metrics]\nlisten = 'unix://run/m.sock'\n", `line 2: key "metrics.listen": "unix://run/m.sock" is not`},
 		{"negative pids", "[containers]\npids_limit = -1\n", `line 2: key "containers.pids_limit"`},
 		{"state too long for sockets", "state = '/run/" + strings.Repeat("long", 30) + "'\n", `key "state"`},
 	} {

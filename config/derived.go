@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
@@ -56,6 +57,28 @@ func (c *Config) Socket() string { return strings.TrimPrefix(c.Listen, "unix://"
 
 // AdminSocket returns the path of the socket that cribox's own commands use.
 func (c *Config) AdminSocket() string { return filepath.Join(c.State, "admin.sock") }
+
+// MetricsAddress returns the network and the address of metrics.listen, as net.Listen takes them;
+// both are empty if there is to be no listener. It returns an error for an address that other
+// machines reach: the metrics name every pod and image, and nobody has to log in to read them.
+func (c *Config) MetricsAddress() (network, address string, err error) {
+	listen := c.Metrics.Listen
+	if listen == "" {
+		return "", "", nil
+	}
+	if path, ok := strings.CutPrefix(listen, "unix://"); ok {
+		return "unix", path, socketAddress(listen)
+	}
+	at, err := netip.ParseAddrPort(listen)
+	if err != nil {
+		return "", "", fmt.Errorf("%q is neither unix:///PATH nor an address with a port, such as 127.0.0.1:9421", listen)
+	}
+	if !at.Addr().Unmap().IsLoopback() {
+		return "", "", fmt.Errorf("%s is not on the loopback: use 127.0.0.1:%d, and a proxy for other machines",
+			at.Addr(), at.Port())
+	}
+	return "tcp", at.String(), nil
+}
 
 // CNI returns the configuration for cni.Open. The caller sets its Step.
 func (c *Config) CNI() (cni.Config, error) {

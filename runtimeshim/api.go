@@ -49,6 +49,13 @@ type Start struct {
 	Native bool
 }
 
+// Helper is the shim or the logger, as a process.
+type Helper struct {
+	Name       string // shim or logger
+	Pid        int
+	Goroutines int // 0 when it is of an earlier version, which does not say
+}
+
 // MinLogLimit is the smallest LogLimit allowed, in bytes: a few lines of the maximum length.
 const MinLogLimit = 64 << 10
 
@@ -69,6 +76,11 @@ type Task struct {
 	StartedAt time.Time // when the runtime returned
 	Exit      *Exit     // nil until the task has exited
 	State     string    // one of the State constants
+
+	// RuntimeBegan and RuntimeTook are of the OCI runtime that started the task, in the reply to its
+	// start only. Shims of earlier versions leave them out.
+	RuntimeBegan time.Time     `json:",omitzero"`
+	RuntimeTook  time.Duration `json:",omitempty"`
 }
 
 // States of a task, as in Task.State.

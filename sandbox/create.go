@@ -17,6 +17,7 @@ import (
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/internal/step"
+	"github.com/cribox/cribox/internal/telemetry"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/node"
 	"github.com/cribox/cribox/sandbox/pins"
@@ -204,7 +205,11 @@ func (cs *containers) prepare(ctx context.Context, c *containerPlan) error {
 	if err := rootfs.MakeLogFolder(c.pod, c.ContainerEntry); err != nil {
 		return err
 	}
-	root, err := cs.mounts.Mount(ctx, c.pod, c.ID, imageservice.Rootfs{ImageID: c.image.ID, Label: c.labels.Mount})
+	var root string
+	err := telemetry.Part(ctx, "container.mount", func(ctx context.Context) (err error) {
+		root, err = cs.mounts.Mount(ctx, c.pod, c.ID, imageservice.Rootfs{ImageID: c.image.ID, Label: c.labels.Mount})
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("root filesystem of container %s: %w", c.ID, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/internal/step"
+	"github.com/cribox/cribox/internal/telemetry"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/rootfs"
 	"github.com/cribox/cribox/sandbox/store"
@@ -79,6 +80,9 @@ func (e *endings) exited(ctx context.Context, c *table.ContainerEntry, t runtime
 	}
 	if err != nil && !errors.Is(err, errdefs.ErrAlreadyExists) {
 		log.G(ctx).WithError(err).Warn("cannot record an exit; it is lost if the daemon restarts")
+	}
+	if !errors.Is(err, errdefs.ErrAlreadyExists) {
+		telemetry.Add(ctx, telemetry.Exits, word, 1)
 	}
 	e.step.Pass("container.exited")
 	c.MarkExited()

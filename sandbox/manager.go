@@ -231,6 +231,12 @@ func (m *Manager) Ready(ctx context.Context) error {
 // NetworkReady says why no pod can be connected now, or nil (CRI condition NetworkReady).
 func (m *Manager) NetworkReady() error { return m.network.Ready() }
 
+// Owed returns the pods without processes whose network is not released yet.
+func (m *Manager) Owed() []string { return m.network.Owed() }
+
+// Helpers returns the processes of the runtime that answer now.
+func (m *Manager) Helpers(ctx context.Context) []runtimeshim.Helper { return m.shim.Helpers(ctx) }
+
 // Network returns what is known of the network that pods are connected to now.
 func (m *Manager) Network(ctx context.Context) cni.Status { return m.network.Status(ctx) }
 

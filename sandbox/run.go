@@ -17,6 +17,7 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/internal/step"
+	"github.com/cribox/cribox/internal/telemetry"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/network"
@@ -134,11 +135,17 @@ func (ps *pods) undo(ctx context.Context, p *table.PodEntry) {
 }
 
 func (ps *pods) bringUp(ctx context.Context, p *podPlan) error {
-	if err := ps.files.Make(p.PodEntry, p.handler.ShmSize, p.record.MountLabel); err != nil {
+	err := telemetry.Part(ctx, "pod.files", func(context.Context) error {
+		return ps.files.Make(p.PodEntry, p.handler.ShmSize, p.record.MountLabel)
+	})
+	if err != nil {
 		return fmt.Errorf("prepare pod %s: %w", p.ID, err)
 	}
 	ps.step.Pass("pod.files")
-	if err := ps.network.MakeNamespaces(p.PodEntry); err != nil {
+	err = telemetry.Part(ctx, "pod.namespaces", func(context.Context) error {
+		return ps.network.MakeNamespaces(p.PodEntry)
+	})
+	if err != nil {
 		return fmt.Errorf("namespaces of pod %s: %w", p.ID, err)
 	}
 	ips, task, err := ps.connectAndStart(ctx, p)

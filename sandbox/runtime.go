@@ -31,5 +31,6 @@ type Runtime interface {
 
 	Namespaces(id string, kinds ...string) ([]*os.File, error)
 	Peers(ctx context.Context) ([]int, error) // the processes of the runtime itself, which must not be ended
+	Helpers(ctx context.Context) []runtimeshim.Helper
 	Close() error
 }

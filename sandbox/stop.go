@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/internal/guard"
+	"github.com/cribox/cribox/internal/telemetry"
 	"github.com/cribox/cribox/sandbox/store"
 	"github.com/cribox/cribox/sandbox/table"
 )
@@ -195,9 +196,14 @@ func (cs *containers) signal(ctx context.Context, c *table.ContainerEntry, sig s
 	}
 	ctx, cancel := context.WithTimeout(ctx, killLimit)
 	defer cancel()
-	if err := cs.shim.Kill(ctx, c.ID, sig, all); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+	err := cs.shim.Kill(ctx, c.ID, sig, all)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("send %s to container %s: %w", unix.SignalName(sig), c.ID, err)
 	}
+	telemetry.Add(ctx, telemetry.Signals, unix.SignalName(sig), 1)
 	return nil
 }
 

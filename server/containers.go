@@ -163,7 +163,7 @@ func (s *runtimeService) containerStatus(c sandbox.Container) *runtimeapi.Contai
 	return st
 }
 
-func (s *runtimeService) imageOf(c sandbox.Container) *runtimeapi.ImageSpec {
+func (s *Server) imageOf(c sandbox.Container) *runtimeapi.ImageSpec {
 	img, _ := s.images().Lookup(c.ImageID) // no tags if the image was removed
 	return named(c.Config.GetImage(), img.RepoTags)
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 
+	dto "github.com/prometheus/client_model/go"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -44,10 +45,24 @@ func (s *runtimeService) metricsItems() ([]*runtimeapi.PodSandboxMetrics, error)
 	if err != nil {
 		return nil, err
 	}
-	image := func(c sandbox.Container) string { return s.imageOf(c).GetImage() }
 	items := make([]*runtimeapi.PodSandboxMetrics, 0, len(all))
 	for _, p := range all {
-		items = append(items, metrics.OfPod(p, image))
+		items = append(items, metrics.OfPod(p, s.imageName))
 	}
 	return items, nil
+}
+
+func (s *Server) imageName(c sandbox.Container) string { return s.imageOf(c).GetImage() }
+
+// ContainerMetrics returns the metrics of ListPodSandboxMetrics for Prometheus. Before Open there
+// are none.
+func (s *Server) ContainerMetrics() ([]*dto.MetricFamily, error) {
+	if s.parts.Load() == nil {
+		return nil, errStarting
+	}
+	all, err := s.pods().Metrics()
+	if err != nil {
+		return nil, err
+	}
+	return metrics.Families(all, s.imageName), nil
 }

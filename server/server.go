@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/internal/telemetry"
 	"github.com/cribox/cribox/sandbox"
 	"github.com/cribox/cribox/server/streaming"
 )
@@ -39,6 +40,7 @@ type Server struct {
 	streams *streaming.Server
 	parts   atomic.Pointer[parts] // nil until Open
 	unknown unknownFields
+	monitor Monitor
 	calls   atomic.Int64  // number of calls in progress
 	ending  chan struct{} // closed by Stop
 	stop    sync.Once
@@ -61,10 +63,19 @@ type imageService struct {
 	*Server
 }
 
+// Monitor learns of requests.
+type Monitor interface {
+	telemetry.Sink
+	// Request is called after a request was answered. took of a stream is as long as its client
+	// wanted.
+	Request(method, code string, took time.Duration, stream bool)
+}
+
 // New returns a Server that answers every request with Unavailable until Open is called. It serves
 // exec, attach and port-forward on the listener streams (see streaming.Listen); Stop closes it.
-func New(version string, streams net.Listener) *Server {
-	s := &Server{version: version, streams: streaming.New(streams), ending: make(chan struct{})}
+// monitor may be nil.
+func New(version string, streams net.Listener, monitor Monitor) *Server {
+	s := &Server{version: version, streams: streaming.New(streams), monitor: monitor, ending: make(chan struct{})}
 	go s.streams.Serve(streams) // returns after Stop
 	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(greeting),
@@ -127,7 +138,7 @@ var (
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	next grpc.UnaryHandler) (reply any, err error) {
-	err = s.pass(ctx, info.FullMethod, func(ctx context.Context) error {
+	err = s.pass(ctx, info.FullMethod, false, func(ctx context.Context) error {
 		var err error
 		s.unknown.see(ctx, req)
 		if reply, err = next(ctx, req); err != nil {
@@ -142,12 +153,15 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	return s.pass(ss.Context(), info.FullMethod, func(context.Context) error { return next(srv, seeing{ss, &s.unknown}) })
+	return s.pass(ss.Context(), info.FullMethod, true, func(context.Context) error {
+		return next(srv, seeing{ss, &s.unknown})
+	})
 }
 
 // pass handles what all requests need: it returns Unavailable until Open was called, turns a panic
-// into an error of this request, gives an error its gRPC code, and writes one line to the log.
-func (s *Server) pass(ctx context.Context, method string, next func(context.Context) error) (err error) {
+// into an error of this request, gives an error its gRPC code, writes one line to the log, and tells
+// the monitor.
+func (s *Server) pass(ctx context.Context, method string, stream bool, next func(context.Context) error) (err error) {
 	if s.parts.Load() == nil {
 		return errStarting
 	}
@@ -156,13 +170,20 @@ func (s *Server) pass(ctx context.Context, method string, next func(context.Cont
 	start := time.Now()
 	call := path.Base(method)
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("call", call))
+	if s.monitor != nil {
+		ctx = telemetry.With(ctx, s.monitor)
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			log.G(ctx).Errorf("panic: %v\n%s", p, debug.Stack())
 			err = fmt.Errorf("%s: %w: %v", call, errdefs.ErrInternal, p)
 		}
 		err = withCode(call, err)
-		logCall(ctx, call, time.Since(start), err)
+		took := time.Since(start)
+		logCall(ctx, call, took, err)
+		if s.monitor != nil {
+			s.monitor.Request(call, status.Code(err).String(), took, stream)
+		}
 	}()
 	return next(ctx)
 }

@@ -94,7 +94,7 @@ func TestGateAndPanic(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New("test", streams)
+	s := New("test", streams, nil)
 	defer s.Stop(t.Context())
 	call := func(next grpc.UnaryHandler) error {
 		reply, err := s.unary(context.Background(), nil, &grpc.UnaryServerInfo{FullMethod: "/runtime.v1.RuntimeService/Version"}, next)

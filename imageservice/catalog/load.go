@@ -18,6 +18,7 @@ import (
 	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/manifest"
+	"github.com/cribox/cribox/internal/telemetry"
 )
 
 // A record may be unreadable for a temporary reason, such as a failing disk or a lack of
@@ -58,6 +59,7 @@ func (c *Catalog) Load(ctx context.Context) error {
 		if err != nil {
 			log.G(ctx).WithError(err).WithField("image", e.Name()).
 				Error("image record is damaged and is set aside as *.torn; pull the image again")
+			telemetry.Add(ctx, telemetry.SetAside, "image", 1)
 			if err := os.Rename(path, path+".torn"); err != nil {
 				log.G(ctx).WithError(err).WithField("image", e.Name()).Warn("cannot rename a damaged image record")
 			}

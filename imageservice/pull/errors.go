@@ -53,3 +53,31 @@ type classed struct {
 
 func (c *classed) Error() string { return c.text }
 func (c *classed) Unwrap() error { return c.class }
+
+// results are the names of error classes in telemetry.Pulls.
+var results = []struct {
+	class error
+	name  string
+}{
+	{errdefs.ErrInvalidArgument, "invalid"}, {errdefs.ErrNotImplemented, "unsupported"},
+	{errdefs.ErrDataLoss, "wrong_content"},
+	{errdefs.ErrResourceExhausted, "no_space"}, {errdefs.ErrUnauthenticated, "unauthenticated"},
+	{errdefs.ErrPermissionDenied, "denied"}, {errdefs.ErrNotFound, "not_found"}, {errdefs.ErrAborted, "aborted"},
+	{errNobodyWaits, "canceled"}, {context.Canceled, "canceled"},
+}
+
+// resultOf returns the name of a pull's result, from its error before pullError.
+func resultOf(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	if fault.IsUnavailable(err) {
+		return "registry_unavailable"
+	}
+	for _, r := range results {
+		if errors.Is(err, r.class) {
+			return r.name
+		}
+	}
+	return "other"
+}

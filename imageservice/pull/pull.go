@@ -29,6 +29,7 @@ import (
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/internal/step"
+	"github.com/cribox/cribox/internal/telemetry"
 )
 
 // Config is the configuration of a Puller.
@@ -137,11 +138,16 @@ func (u *Puller) fly(ctx context.Context, f *flight, creds registry.Credentials,
 		err := fault.Unavailable(fmt.Errorf("no progress for %s at %s", u.cfg.StallTimeout, p.prog.Where()))
 		u.flights.giveUp(f, pullError(t.String(), err), err)
 	})
-	img, err := p.run(ctx)
+	var img catalog.Image
+	err := telemetry.Part(ctx, "image.pull", func(ctx context.Context) (err error) {
+		img, err = p.run(ctx)
+		return err
+	})
+	if cause := context.Cause(ctx); cause != nil && err != nil {
+		err = cause
+	}
+	telemetry.Add(ctx, telemetry.Pulls, resultOf(err), 1)
 	if err != nil {
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
 		if errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) {
 			err = fmt.Errorf("%w (%s)", err, creds.Describe())
 		}

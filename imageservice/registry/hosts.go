@@ -45,6 +45,7 @@ func NewClient(folder string, stall time.Duration) *Client {
 // Host is one server of a repository: a mirror or the registry itself.
 type Host struct {
 	docker.RegistryHost
+	local    bool          // it is an archive in this process
 	Own      bool          // it is the registry, and receives the credentials of the pull
 	proxies  bool          // its name is not that of the registry, so requests must name the registry
 	name     string        // key in troubledHosts; two entries may have the same address
@@ -53,6 +54,17 @@ type Host struct {
 	Failures atomic.Int32          // failed connections during this pull
 	others   strangers             // the servers to which it redirects
 	lie      atomic.Pointer[error] // set after it sent wrong content; it is not asked again during the pull
+}
+
+// source returns what telemetry.PulledBytes calls the host.
+func (h *Host) source() string {
+	switch {
+	case h.local:
+		return "archive"
+	case h.Own:
+		return "registry"
+	}
+	return "mirror"
 }
 
 func (h *Host) origin() string { return origin(&url.URL{Scheme: h.Scheme, Host: h.Host}) }

@@ -16,7 +16,7 @@ const localPatience = 5 * time.Minute
 // Local returns a repository that is in this process: transport answers its requests. The name is
 // what errors call it, in the place of a host.
 func Local(t imageref.Target, name string, transport http.RoundTripper, prog *progress.Clock) *Repository {
-	h := &Host{Own: true, RegistryHost: docker.RegistryHost{
+	h := &Host{Own: true, local: true, RegistryHost: docker.RegistryHost{
 		Client: &http.Client{Transport: transport}, Scheme: "http", Host: name, Path: "/v2", Header: http.Header{},
 		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
 	}}

@@ -44,6 +44,7 @@ import (
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/progress"
+	"github.com/cribox/cribox/internal/telemetry"
 )
 
 const (
@@ -557,6 +558,7 @@ type body struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	from   *url.URL
+	read   atomic.Int64
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -564,6 +566,7 @@ func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.timer.Stop()
 	b.reg.prog.Moved.Add(int64(n))
+	b.read.Add(int64(n))
 	if err != nil && err != io.EOF {
 		err = b.reg.transportError(b.host, b.from, err, context.Cause(b.ctx))
 	}
@@ -573,6 +576,9 @@ func (b *body) Read(p []byte) (int, error) {
 func (b *body) Close() error {
 	b.timer.Stop()
 	err := b.ReadCloser.Close()
+	if n := b.read.Swap(0); n > 0 {
+		telemetry.Add(b.ctx, telemetry.PulledBytes, b.host.source(), float64(n))
+	}
 	b.cancel(nil)
 	return err
 }

@@ -23,6 +23,7 @@ import (
 
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/step"
+	"github.com/cribox/cribox/internal/telemetry"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/runtimeshim/helper"
 	"github.com/cribox/cribox/runtimeshim/statedir"
@@ -279,6 +280,9 @@ func (k *Client) startTask(ctx context.Context, st runtimeshim.Start) (t runtime
 		StdinOnce: st.StdinOnce, OOMFile: st.OOMFile, LockFile: st.LockFile, Keeper: st.Keeper,
 		OwnerUID: st.OwnerUID, OwnerGID: st.OwnerGID, Systemd: st.SystemdCgroup, Native: st.Native}
 	err = k.ask(ctx, k.shim, "start", p, &t, false)
+	if t.RuntimeTook > 0 {
+		telemetry.Took(ctx, "runtime.run", t.RuntimeBegan, t.RuntimeTook)
+	}
 	if !errors.Is(err, wire.ErrBroken) {
 		return t, false, err
 	}
@@ -429,15 +433,17 @@ func (k *Client) askLogger(ctx context.Context, limit time.Duration, verb string
 // ask sends one request without descriptors. While nobody listens it waits until keep has restarted
 // the peer. If the connection breaks, it repeats the request only if repeat is set.
 func (k *Client) ask(ctx context.Context, p *peer, verb string, body, out any, repeat bool) error {
-	for {
-		err := k.whileNobody(ctx, p, verb, func() error {
-			_, err := p.call(ctx, verb, body, out)
-			return err
-		})
-		if !repeat || !errors.Is(err, wire.ErrBroken) || ctx.Err() != nil {
-			return slow(ctx, p, verb, err)
+	return telemetry.Part(ctx, p.name+"."+verb, func(ctx context.Context) error {
+		for {
+			err := k.whileNobody(ctx, p, verb, func() error {
+				_, err := p.call(ctx, verb, body, out)
+				return err
+			})
+			if !repeat || !errors.Is(err, wire.ErrBroken) || ctx.Err() != nil {
+				return slow(ctx, p, verb, err)
+			}
 		}
-	}
+	})
 }
 
 // whileNobody repeats a call while nobody listens, which is safe because the call has had no

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/cribox/cribox/internal/guard"
+	"github.com/cribox/cribox/internal/telemetry"
 	"github.com/cribox/cribox/runtimeshim/helper"
 	"github.com/cribox/cribox/runtimeshim/procfd"
 	"github.com/cribox/cribox/runtimeshim/wire"
@@ -143,6 +144,7 @@ func (p *peer) ensure(ctx context.Context) (*os.File, error) {
 				if ours, err = p.start(); err != nil {
 					return nil, err
 				}
+				telemetry.Add(ctx, telemetry.Starts, p.name, 1)
 				// Do not restart at once a peer that ends at once.
 				pause = min(2*pause, 500*time.Millisecond)
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/runtimeshim/helper"
 	"github.com/cribox/cribox/runtimeshim/procfd"
 	"github.com/cribox/cribox/runtimeshim/wire"
@@ -28,6 +29,18 @@ func (k *Client) Peers(ctx context.Context) ([]int, error) {
 		}
 	}
 	return pids, nil
+}
+
+// Helpers returns the shim and the logger, without one that does not answer before ctx ends.
+func (k *Client) Helpers(ctx context.Context) []runtimeshim.Helper {
+	var all []runtimeshim.Helper
+	for _, p := range []*peer{k.shim, k.logger} {
+		var v wire.Version
+		if _, err := p.call(ctx, "version", struct{}{}, &v); err == nil {
+			all = append(all, runtimeshim.Helper{Name: p.name, Pid: v.Pid, Goroutines: v.Goroutines})
+		}
+	}
+	return all
 }
 
 // pid returns the pid of the living peer, 0 when it is dead. It does not wait for a reply, so it

@@ -211,7 +211,7 @@ func (l *logger) handlers(quit func()) map[string]wire.Handler {
 	}
 	return map[string]wire.Handler{
 		"version": func(context.Context, *wire.Inbound) (any, error) {
-			return wire.Version{Format: wire.Format, Pid: os.Getpid(), Build: l.build}, nil
+			return wire.Version{Format: wire.Format, Pid: os.Getpid(), Build: l.build, Goroutines: runtime.NumGoroutine()}, nil
 		},
 		"open":   verb(l.asked((*logTask).open)),
 		"reopen": verb(l.asked((*logTask).reopen)),

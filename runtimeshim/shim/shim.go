@@ -87,7 +87,11 @@ type task struct {
 	// keptBy is the pod whose keeper socket has descriptors of this task, while its record is not
 	// read.
 	keptBy string
-	saved  *kept // those descriptors; owned by the goroutine that loads the task
+
+	runtimeBegan time.Time // of the process that started the task; held with op
+	runtimeTook  time.Duration
+
+	saved *kept // those descriptors; owned by the goroutine that loads the task
 
 	sessions int // client execs in progress; under table.mu
 
@@ -225,7 +229,7 @@ func fixLimits() error {
 func (s *shim) handlers() map[string]wire.Handler {
 	return map[string]wire.Handler{
 		"version": func(context.Context, *wire.Inbound) (any, error) {
-			return wire.Version{Format: wire.Format, Pid: os.Getpid()}, nil
+			return wire.Version{Format: wire.Format, Pid: os.Getpid(), Goroutines: runtime.NumGoroutine()}, nil
 		},
 		"start": func(ctx context.Context, in *wire.Inbound) (any, error) {
 			var p statedir.Params

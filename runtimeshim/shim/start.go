@@ -59,7 +59,9 @@ func (s *starter) start(ctx context.Context, p statedir.Params) (runtimeshim.Tas
 	s.step.Pass("shim.start.started")
 	s.table.mu.Lock()
 	defer s.table.mu.Unlock()
-	return t.view(), nil
+	started := t.view()
+	started.RuntimeBegan, started.RuntimeTook = t.runtimeBegan, t.runtimeTook
+	return started, nil
 }
 
 func (s *starter) checkParams(p statedir.Params) error {
@@ -97,9 +99,11 @@ func (s *starter) launch(ctx context.Context, t *task) error {
 	s.step.Pass("shim.start.intent")
 	release := s.reaper.Hold()
 	defer release()
+	t.runtimeBegan = time.Now()
 	if err := s.runTask(ctx, t); err != nil {
 		return err
 	}
+	t.runtimeTook = time.Since(t.runtimeBegan)
 	s.step.Pass("shim.start.runc")
 	pid, err := oci.ReadPid(t.dir.Pid())
 	if err != nil {

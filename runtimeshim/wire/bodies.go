@@ -11,6 +11,8 @@ type Version struct {
 	Format int    `json:"format"`
 	Pid    int    `json:"pid"`
 	Build  string `json:"build,omitempty"` // of the program; the shim and old loggers leave it out
+	// Goroutines is how many the process has. Earlier versions leave it out.
+	Goroutines int `json:"goroutines,omitempty"`
 }
 
 // Task is the request of verbs that need only the id of a task.

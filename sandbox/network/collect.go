@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -89,14 +90,20 @@ func (c *Connector) LookAgain() {
 // collectOnce makes one round and says whether nothing is left to do.
 func (c *Connector) collectOnce(ctx context.Context) bool {
 	done := true
-	for _, id := range c.Network.Debts() {
-		if r, ok := c.table.States.Get(id); ok && r.State != store.PodNotReady || c.table.RecordUnread(id) != nil {
-			continue // its processes may still use the address
-		}
+	for _, id := range c.Owed() {
 		if err := c.Network.Teardown(ctx, cni.Pod{ID: id, NetNS: c.layout.NetNS(id)}); err != nil {
 			log.G(ctx).WithField("pod", id).WithError(err).Warn("the network plugin still fails to release an address")
 			done = false
 		}
 	}
 	return done
+}
+
+// Owed returns the pods whose network is to be released. A pod whose processes may still use its
+// addresses is not among them.
+func (c *Connector) Owed() []string {
+	return slices.DeleteFunc(c.Network.Debts(), func(id string) bool {
+		r, ok := c.table.States.Get(id)
+		return ok && r.State != store.PodNotReady || c.table.RecordUnread(id) != nil
+	})
 }

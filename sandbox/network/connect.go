@@ -14,6 +14,7 @@ import (
 
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/internal/step"
+	"github.com/cribox/cribox/internal/telemetry"
 	"github.com/cribox/cribox/sandbox/layout"
 	"github.com/cribox/cribox/sandbox/pause"
 	"github.com/cribox/cribox/sandbox/spec"
@@ -32,7 +33,11 @@ func (c *Connector) Connect(ctx context.Context, p *table.PodEntry) ([]netip.Add
 	defer lock.Close()
 	network := c.networkOf(p)
 	network.Lock = lock
-	result, err := c.Network.Setup(ctx, network)
+	var result cni.Result
+	err = telemetry.Part(ctx, "cni.setup", func(ctx context.Context) (err error) {
+		result, err = c.Network.Setup(ctx, network)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("connect pod %s: %w", p.ID, err)
 	}
@@ -83,7 +88,8 @@ func (c *Connector) Disconnect(ctx context.Context, p *table.PodEntry) error {
 	defer lock.Close()
 	network := c.networkOf(p)
 	network.Lock = lock
-	if err := c.Network.Teardown(ctx, network); err != nil {
+	err = telemetry.Part(ctx, "cni.teardown", func(ctx context.Context) error { return c.Network.Teardown(ctx, network) })
+	if err != nil {
 		log.G(ctx).WithError(err).WithField("step", "cni").Warn("cannot release the network of the pod yet; will retry")
 		c.LookAgain()
 	}

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cribox/cribox/internal/telemetry"
 	"github.com/cribox/cribox/sandbox/store"
 )
 
@@ -35,6 +36,7 @@ func (t *Table) Load(ctx context.Context) error {
 			entry.Error("the record of a pod cannot be read; the pod is left alone, and its record will be read again")
 		default:
 			entry.Error("the record of a pod is damaged; it was set aside and the pod is lost")
+			telemetry.Add(ctx, telemetry.SetAside, "pod", 1)
 		}
 	}
 	for _, r := range t.States.List() {

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"slices"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -32,48 +33,73 @@ func OfPod(p sandbox.PodMetrics, image func(sandbox.Container) string) *runtimea
 }
 
 func ofNetwork(p sandbox.PodMetrics) []*runtimeapi.Metric {
-	d := p.Config.GetMetadata()
-	base := []string{p.ID, "", d.GetNamespace(), d.GetName(), ""}
 	var all []*runtimeapi.Metric
-	for i := range p.Interfaces {
-		if p.Interfaces[i].Loopback() { // the kubelet's metrics omit it, and sums over a pod would count it
-			continue
-		}
-		labels := slices.Concat(base, []string{p.Interfaces[i].Name})
+	eachInterface(p, func(i *sandbox.Interface, base []string) {
+		labels := slices.Concat(base, []string{i.Name})
 		for _, m := range networkMetrics {
 			all = append(all, &runtimeapi.Metric{Name: m.name, MetricType: m.kind, LabelValues: labels,
-				Value: &runtimeapi.UInt64Value{Value: m.byNetwork(&p.Interfaces[i])}})
+				Value: &runtimeapi.UInt64Value{Value: m.byNetwork(i)}})
 		}
-	}
+	})
 	return all
 }
 
-func ofContainer(c *sandbox.Metrics, p sandbox.Pod, image string) []*runtimeapi.Metric {
+// eachInterface calls add with every interface whose traffic is reported, and with the values of
+// baseLabels for its pod.
+func eachInterface(p sandbox.PodMetrics, add func(i *sandbox.Interface, base []string)) {
 	d := p.Config.GetMetadata()
-	base := []string{c.ID, image, d.GetNamespace(), d.GetName(), c.Config.GetMetadata().GetName()}
-	from := &containerMetrics{c, c.Container.Resources()}
+	base := []string{p.ID, "", d.GetNamespace(), d.GetName(), ""}
+	for i := range p.Interfaces {
+		if !p.Interfaces[i].Loopback() { // the kubelet's metrics omit it, and sums over a pod would count it
+			add(&p.Interfaces[i], base)
+		}
+	}
+}
+
+func ofContainer(c *sandbox.Metrics, p sandbox.Pod, image string) []*runtimeapi.Metric {
+	base := labelsOf(c, p, image)
 	all := make([]*runtimeapi.Metric, 0, len(table))
 	var free measurements
-	add := func(m *metric, n *uint64, labels []string) {
-		if n == nil {
-			return
-		}
+	each(c, func(m *metric, n uint64, labels []string) {
 		one := free.next()
-		one.value.Value = *n
+		one.value.Value = n
+		if m.nanoseconds {
+			one.value.Value = n / uint64(time.Second)
+		}
 		one.metric.Name, one.metric.MetricType, one.metric.Timestamp = m.name, m.kind, measuredAt(m, c)
-		one.metric.LabelValues, one.metric.Value = labels, &one.value
+		one.metric.LabelValues, one.metric.Value = base, &one.value
+		if len(labels) > 0 {
+			one.metric.LabelValues = slices.Concat(base, labels)
+		}
 		all = append(all, &one.metric)
-	}
+	})
+	return all
+}
+
+// labelsOf returns the values of baseLabels for a container.
+func labelsOf(c *sandbox.Metrics, p sandbox.Pod, image string) []string {
+	d := p.Config.GetMetadata()
+	return []string{c.ID, image, d.GetNamespace(), d.GetName(), c.Config.GetMetadata().GetName()}
+}
+
+// each calls add with every value of a container, and with the values of its metric's own labels.
+func each(c *sandbox.Metrics, add func(m *metric, n uint64, labels []string)) {
+	from := &containerMetrics{c, c.Container.Resources()}
 	for i := range table {
 		m := &table[i]
 		switch {
 		case m.one != nil:
-			add(m, m.one(from), base)
+			if n := m.one(from); n != nil {
+				add(m, *n, nil)
+			}
 		case m.many != nil:
-			m.many(from, func(n *uint64, labels ...string) { add(m, n, slices.Concat(base, labels)) })
+			m.many(from, func(n *uint64, labels ...string) {
+				if n != nil {
+					add(m, *n, labels)
+				}
+			})
 		}
 	}
-	return all
 }
 
 // measurements allocates measurements in batches, because a list has more than ten thousand of

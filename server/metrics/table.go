@@ -1,10 +1,11 @@
-// Package metrics translates resource usage of containers into cAdvisor's metrics, as CRI messages.
+// Package metrics translates resource usage of containers into cAdvisor's metrics: CRI messages, and
+// what Prometheus reads.
 //
 // A table has every metric with its name, type, help text and the function that returns its value.
 // The package reads no files and keeps no state. Names, units and types are those of cAdvisor, so
 // that dashboards and alerts for the kubelet's /metrics/cadvisor keep working. The CRI has only
-// whole numbers, so durations are truncated to whole seconds. A missing value is not sent. A value
-// that was read for this response has no timestamp.
+// whole numbers, so its durations are truncated to whole seconds. A missing value is not sent. In
+// the CRI, a value that was read for this response has no timestamp.
 package metrics
 
 import (
@@ -36,6 +37,8 @@ type metric struct {
 	help   string
 	labels []string // in addition to baseLabels
 
+	nanoseconds bool // what the functions return; the metric is in seconds
+
 	one       func(*containerMetrics) *uint64 // returns a single value
 	many      func(*containerMetrics, report) // reports several values with labels
 	byNetwork func(*sandbox.Interface) uint64
@@ -61,18 +64,21 @@ var lifeMetrics = []metric{
 }
 
 var cpuMetrics = []metric{
-	{name: "container_cpu_user_seconds_total", help: "Cumulative user cpu time consumed in seconds.",
-		one: func(c *containerMetrics) *uint64 { return inSeconds(c.User) }},
-	{name: "container_cpu_system_seconds_total", help: "Cumulative system cpu time consumed in seconds.",
-		one: func(c *containerMetrics) *uint64 { return inSeconds(c.System) }},
-	{name: "container_cpu_usage_seconds_total", help: "Cumulative cpu time consumed in seconds.", labels: []string{"cpu"},
-		many: func(c *containerMetrics, r report) { r(inSeconds(c.CPU), "total") }},
+	{name: "container_cpu_user_seconds_total", nanoseconds: true, help: "Cumulative user cpu time consumed in seconds.",
+		one: func(c *containerMetrics) *uint64 { return c.User }},
+	{name: "container_cpu_system_seconds_total", nanoseconds: true,
+		help: "Cumulative system cpu time consumed in seconds.",
+		one:  func(c *containerMetrics) *uint64 { return c.System }},
+	{name: "container_cpu_usage_seconds_total", nanoseconds: true, help: "Cumulative cpu time consumed in seconds.",
+		labels: []string{"cpu"},
+		many:   func(c *containerMetrics, r report) { r(c.CPU, "total") }},
 	{name: "container_cpu_cfs_periods_total", help: "Number of elapsed enforcement period intervals.",
 		one: withQuota(func(c *containerMetrics) *uint64 { return c.Periods })},
 	{name: "container_cpu_cfs_throttled_periods_total", help: "Number of throttled period intervals.",
 		one: withQuota(func(c *containerMetrics) *uint64 { return c.Throttled })},
-	{name: "container_cpu_cfs_throttled_seconds_total", help: "Total time duration the container has been throttled.",
-		one: withQuota(func(c *containerMetrics) *uint64 { return inSeconds(c.ThrottledTime) })},
+	{name: "container_cpu_cfs_throttled_seconds_total", nanoseconds: true,
+		help: "Total time duration the container has been throttled.",
+		one:  withQuota(func(c *containerMetrics) *uint64 { return c.ThrottledTime })},
 }
 
 var memoryMetrics = []metric{
@@ -221,22 +227,22 @@ var specMetrics = []metric{
 // pressureMetrics need cgroup v2. "waiting" is the time in which some tasks waited, "stalled" the
 // time in which all did.
 var pressureMetrics = []metric{
-	{name: "container_pressure_cpu_waiting_seconds_total",
+	{name: "container_pressure_cpu_waiting_seconds_total", nanoseconds: true,
 		help: "Total time duration tasks in the container have waited due to CPU congestion.",
 		one:  func(c *containerMetrics) *uint64 { return someWaited(c.CPUPressure) }},
-	{name: "container_pressure_cpu_stalled_seconds_total",
+	{name: "container_pressure_cpu_stalled_seconds_total", nanoseconds: true,
 		help: "Total time duration no tasks in the container could make progress due to CPU congestion.",
 		one:  func(c *containerMetrics) *uint64 { return allWaited(c.CPUPressure) }},
-	{name: "container_pressure_memory_waiting_seconds_total",
+	{name: "container_pressure_memory_waiting_seconds_total", nanoseconds: true,
 		help: "Total time duration tasks in the container have waited due to memory congestion.",
 		one:  func(c *containerMetrics) *uint64 { return someWaited(c.MemoryPressure) }},
-	{name: "container_pressure_memory_stalled_seconds_total",
+	{name: "container_pressure_memory_stalled_seconds_total", nanoseconds: true,
 		help: "Total time duration no tasks in the container could make progress due to memory congestion.",
 		one:  func(c *containerMetrics) *uint64 { return allWaited(c.MemoryPressure) }},
-	{name: "container_pressure_io_waiting_seconds_total",
+	{name: "container_pressure_io_waiting_seconds_total", nanoseconds: true,
 		help: "Total time duration tasks in the container have waited due to IO congestion.",
 		one:  func(c *containerMetrics) *uint64 { return someWaited(c.IOPressure) }},
-	{name: "container_pressure_io_stalled_seconds_total",
+	{name: "container_pressure_io_stalled_seconds_total", nanoseconds: true,
 		help: "Total time duration no tasks in the container could make progress due to IO congestion.",
 		one:  func(c *containerMetrics) *uint64 { return allWaited(c.IOPressure) }},
 }

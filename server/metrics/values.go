@@ -1,10 +1,6 @@
 package metrics
 
-import (
-	"time"
-
-	"github.com/cribox/cribox/sandbox"
-)
+import "github.com/cribox/cribox/sandbox"
 
 func byDevice(of func(*containerMetrics, int) *uint64) func(*containerMetrics, report) {
 	return func(c *containerMetrics, r report) {
@@ -24,13 +20,6 @@ func withQuota(of func(*containerMetrics) *uint64) func(*containerMetrics) *uint
 	}
 }
 
-func inSeconds(nanoseconds *uint64) *uint64 {
-	if nanoseconds == nil {
-		return nil
-	}
-	return new(*nanoseconds / uint64(time.Second))
-}
-
 // positive returns nil for a value that is not set, so that the metric is omitted.
 func positive(n int64) *uint64 {
 	if n <= 0 {
@@ -45,12 +34,12 @@ func someWaited(p *sandbox.Pressure) *uint64 {
 	if p == nil || p.Some == nil {
 		return nil
 	}
-	return inSeconds(&p.Some.Total)
+	return &p.Some.Total
 }
 
 func allWaited(p *sandbox.Pressure) *uint64 {
 	if p == nil || p.Full == nil {
 		return nil
 	}
-	return inSeconds(&p.Full.Total)
+	return &p.Full.Total
 }
