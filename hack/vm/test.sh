@@ -25,7 +25,7 @@ tests() { (cd "$top/vm-tests" && go test -count 1 -timeout "$limit" -v . "$@" 2>
 
 versions() {
 	vm '. /etc/os-release; echo "| $PRETTY_NAME | Linux $(uname -r) | $(systemctl --version | sed -n "1s/ (.*//p") |"
-		echo "| $(cribox --version) | $(runc --version | head -n 1) | $(crun --version | head -n 1), $(critest --version) |"'
+		echo "| $(cribox --version) | $(runc --version | head -n 1) | $(crun --version | head -n 1), $(critest --version | head -n 1) |"'
 }
 
 # results prints the page: what ran on what, and how it ended. Specs of critest are counted, and named when they failed.
@@ -48,11 +48,12 @@ results() {
 			n = split($3, part, "/")
 			result = tolower($2); sub(":", "", result)
 			if (part[1] == "TestCritest" && n > 2) { specs[part[1] "/" part[2] " " result]++; if (result == "fail") failed[++f] = $3; next }
-			if (n == 1 && (part[1] != "TestReboot")) next
+			if (n > 1) parent[part[1]] = 1
 			gsub(/[()]/, "", $4); rows[++r] = $3; how[r] = result; took[r] = $4
 		}
 		END {
 			for (i = 1; i <= r; i++) {
+				if (rows[i] in parent) continue
 				more = ""
 				if (rows[i] ~ /^TestCritest/)
 					more = sprintf(": %d passed, %d failed, %d left out", specs[rows[i] " pass"], specs[rows[i] " fail"], specs[rows[i] " skip"])
