@@ -151,6 +151,19 @@ build_containerd() {
 	CGO_ENABLED=0 go_build -tags "$tags no_grpc" -ldflags "$version" -o "$1/out/containerd/" ./cmd/containerd-shim-runc-v2
 }
 
+# build_prometheus takes Prometheus and promtool out of Debian's package, which would start a service if
+# it were installed.
+build_prometheus() {
+	cd "$1"
+	quietly apt-get -q -o Acquire::Retries=3 download prometheus || {
+		quietly apt-get -q -o Acquire::Retries=3 update
+		quietly apt-get -q -o Acquire::Retries=3 download prometheus
+	}
+	dpkg-deb -x prometheus_*.deb unpacked
+	mkdir -p out/prometheus
+	mv unpacked/usr/bin/prometheus unpacked/usr/bin/promtool out/prometheus/
+}
+
 build_golangci-lint() {
 	source_of "$LINT_MODULE" "$LINT_VERSION" "$LINT_SUM" "$1"
 	cd "$1"
@@ -164,7 +177,7 @@ ensure() {
 	if [ -e "$bin/$name" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then return 0; fi
 	dir=$work/$name
 	mkdir -p "$dir/out" "$bin/.stamps"
-	timed "building bin/$name ($want) from its Go module" in_subshell "build_$name" "$dir"
+	timed "making bin/$name ($want)" in_subshell "build_$name" "$dir"
 	rm -rf "${bin:?}/$name" "$stamp"
 	mv "$dir/out/$name" "$bin/$name"
 	echo "$want" >"$stamp"
@@ -198,6 +211,7 @@ ensure cni "$CNI_VERSION $CNI_PLUGINS"
 ensure crictl "$CRICTL_VERSION"
 ensure critest "$CRICTL_VERSION"
 ensure ginkgo "of critest $CRICTL_VERSION"
+! command -v apt-get >/dev/null || ensure prometheus "of Debian"
 if [ "${1:-}" = kube ]; then
 	ensure kube "$KUBE_VERSION"
 	ensure flannel "$FLANNEL_VERSION"

@@ -20,14 +20,25 @@ type Monitor struct {
 	parts    *prometheus.HistogramVec
 }
 
-// counters are name, label and help text of each telemetry.Counter.
-var counters = [telemetry.Counters]struct{ name, label, help string }{
-	telemetry.Exits:       {"container_exits_total", "reason", "Containers that ended, by the reason that the kubelet is told."},
-	telemetry.Signals:     {"container_signals_total", "signal", "Signals sent to containers to stop them."},
-	telemetry.Pulls:       {"pulls_total", "result", "Pulls of images that ended: ok, or why they failed."},
-	telemetry.PulledBytes: {"pull_bytes_total", "source", "Bytes of images received: from a registry, a mirror, an archive."},
-	telemetry.Starts:      {"helper_starts_total", "process", "Starts of the shim and the logger by this daemon."},
-	telemetry.SetAside:    {"records_set_aside_total", "kind", "Damaged records of pods and images that were renamed to *.torn."},
+// counters are name, label and help text of each telemetry.Counter. The counters of its values
+// begin at 0; without that, increase() in Prometheus does not see the first event.
+var counters = [telemetry.Counters]struct {
+	name, label, help string
+	values            []string
+}{
+	telemetry.Exits: {"container_exits_total", "reason", "Containers that ended, by the reason that the kubelet is told.",
+		[]string{"Completed", "Error", "OOMKilled", "Unknown"}},
+	telemetry.Signals: {"container_signals_total", "signal", "Signals sent to containers to stop them.",
+		[]string{"SIGTERM", "SIGKILL"}},
+	telemetry.Pulls: {"pulls_total", "result", "Pulls of images that ended: ok, or why they failed.",
+		[]string{"ok", "registry_unavailable", "no_space", "wrong_content", "not_found", "unauthenticated", "denied",
+			"other"}},
+	telemetry.PulledBytes: {"pull_bytes_total", "source", "Bytes of images received, by where from.",
+		[]string{"registry", "mirror", "archive"}},
+	telemetry.Starts: {"helper_starts_total", "process", "Starts of the shim and the logger by this daemon.",
+		[]string{"shim", "logger"}},
+	telemetry.SetAside: {"records_set_aside_total", "kind", "Damaged records that were renamed to *.torn.",
+		[]string{"pod", "image"}},
 }
 
 // buckets are in seconds. One set for all keeps the number of series small.
@@ -49,6 +60,9 @@ func New(version string) *Monitor {
 	for i, c := range counters {
 		opts := prometheus.CounterOpts{Namespace: namespace, Name: c.name, Help: c.help}
 		m.counters[i] = prometheus.NewCounterVec(opts, []string{c.label})
+		for _, value := range c.values {
+			m.counters[i].WithLabelValues(value)
+		}
 		m.registry.MustRegister(m.counters[i])
 	}
 	m.Gauge("build_info", "Version of the daemon; always 1.", "version", func(context.Context) map[string]float64 {
