@@ -2,13 +2,19 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/containerd/log"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/propagation"
+	"google.golang.org/grpc"
 
 	"github.com/cribox/cribox/config"
 	"github.com/cribox/cribox/internal/monitor"
@@ -25,22 +31,47 @@ type observation struct {
 	server   *monitor.Server
 }
 
-// observe listens at metrics.listen, if that is set. The returned context reports to the monitor.
+// observe listens at metrics.listen and connects to tracing.endpoint, if they are set. The returned
+// context reports to the monitor.
 func observe(ctx context.Context, c config.Config) (context.Context, *observation, error) {
 	network, address, err := c.MetricsAddress()
-	if err != nil || network == "" {
-		return ctx, &observation{}, err
-	}
-	o := &observation{monitor: monitor.New(versionString())}
-	if network == "unix" {
-		o.listener, err = listen(address)
-	} else {
-		o.listener, err = net.Listen(network, address)
-	}
 	if err != nil {
 		return ctx, nil, err
 	}
+	collector, err := c.TraceURL()
+	if err != nil {
+		return ctx, nil, err
+	}
+	if network == "" && collector == "" {
+		return ctx, &observation{}, nil
+	}
+	o := &observation{monitor: monitor.New(versionString())}
+	if collector != "" {
+		if err := o.monitor.Trace(ctx, collector, c.Tracing.SamplingRatio, versionString()); err != nil {
+			return ctx, nil, err
+		}
+	}
+	switch network {
+	case "":
+	case "unix":
+		o.listener, err = listen(address)
+	default:
+		o.listener, err = net.Listen(network, address)
+	}
+	if err != nil {
+		return ctx, nil, errors.Join(err, o.monitor.Close(ctx))
+	}
 	return telemetry.With(ctx, o.monitor), o, nil
+}
+
+// options let the gRPC server take the trace of a request from its headers.
+func (o *observation) options() []grpc.ServerOption {
+	if o.monitor == nil || o.monitor.Tracing() == nil {
+		return nil
+	}
+	return []grpc.ServerOption{grpc.StatsHandler(otelgrpc.NewServerHandler(
+		otelgrpc.WithTracerProvider(o.monitor.Tracing()), otelgrpc.WithMeterProvider(noop.NewMeterProvider()),
+		otelgrpc.WithPropagators(propagation.TraceContext{})))}
 }
 
 // requests returns who is told of requests, nil for nobody.
@@ -53,7 +84,7 @@ func (o *observation) requests() server.Monitor {
 
 // open begins to answer scrapes.
 func (o *observation) open(ctx context.Context, s *server.Server, pods *sandbox.Manager) {
-	if o.monitor == nil {
+	if o.listener == nil {
 		return
 	}
 	type numbers = map[string]float64
@@ -77,13 +108,24 @@ func (o *observation) open(ctx context.Context, s *server.Server, pods *sandbox.
 	}()
 }
 
+// lastSpans is how long the collector has to take the last spans.
+const lastSpans = 2 * time.Second
+
 // close ends what observe has begun.
-func (o *observation) close() {
+func (o *observation) close(ctx context.Context) {
 	if o.server != nil {
 		o.server.Stop()
 	}
 	if o.listener != nil {
 		_ = o.listener.Close() // closed already by a server
+	}
+	if o.monitor == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastSpans)
+	defer cancel()
+	if err := o.monitor.Close(ctx); err != nil {
+		log.G(ctx).WithError(err).Debug("the last traces are lost")
 	}
 }
 

@@ -66,9 +66,9 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 	if err != nil {
 		return errors.Join(err, listener.Close(), commands.Close(), streams.Close())
 	}
-	defer observed.close()
+	defer observed.close(ctx)
 	start := time.Now()
-	s, asked := server.New(versionString(), streams, observed.requests()), admin.New()
+	s, asked := server.New(versionString(), streams, observed.requests(), observed.options()...), admin.New()
 	served := make(chan error, 2)
 	go func() { served <- s.Serve(listener) }()
 	go func() { served <- asked.Serve(commands) }()

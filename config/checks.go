@@ -135,6 +135,13 @@ var checks = []check{
 		return atLeast(c.Containers.LogSizeMax, runtimeshim.MinLogLimit)
 	}},
 	{"metrics.listen", func(c *Config) error { _, _, err := c.MetricsAddress(); return err }},
+	{"tracing.endpoint", func(c *Config) error { _, err := c.TraceURL(); return err }},
+	{"tracing.sampling_ratio", func(c *Config) error {
+		if r := c.Tracing.SamplingRatio; !(r >= 0 && r <= 1) {
+			return fmt.Errorf("%v is not between 0 and 1", r)
+		}
+		return nil
+	}},
 	{"runtimes", func(c *Config) error {
 		for name, r := range c.Runtimes {
 			if !handlerName.MatchString(name) || len(name) > 63 {

@@ -26,6 +26,7 @@ type Config struct {
 	Network        Network            `toml:"network"`
 	Containers     Containers         `toml:"containers"`
 	Metrics        Metrics            `toml:"metrics"`
+	Tracing        Tracing            `toml:"tracing"`
 	Runtimes       map[string]Runtime `toml:"runtimes" comment:"OCI runtimes by the name of the runtime handler that a RuntimeClass asks for."`
 
 	files []string // the files it was read from, in this order
@@ -71,6 +72,12 @@ type Containers struct {
 // Metrics is the table [metrics].
 type Metrics struct {
 	Listen string `toml:"listen" comment:"Where Prometheus finds what the daemon counts: unix:///PATH, or an address of the loopback such as 127.0.0.1:9421. Empty: nowhere."`
+}
+
+// Tracing is the table [tracing].
+type Tracing struct {
+	Endpoint      string  `toml:"endpoint" comment:"Collector of traces (OTLP over gRPC): HOST:PORT or http://HOST:PORT, https:// with TLS. Empty: there are no traces."`
+	SamplingRatio float64 `toml:"sampling_ratio" comment:"Share of the requests whose client does not say whether they are traced: 0 to 1. A kubelet with tracing says it."`
 }
 
 // Runtime is one table [runtimes.NAME].

@@ -61,6 +61,9 @@ func TestConfigErrorsNameKeyAndLine(t *testing.T) {
 		{"metrics for everybody", "[metrics]\nlisten = '0.0.0.0:9421'\n", `line 2: key "metrics.listen": 0.0.0.0 is not on the loopback`},
 		{"metrics at a name", "[metrics]\nlisten = 'localhost:9421'\n", `line 2: key "metrics.listen": "localhost:9421" is neither`},
 		{"metrics at a relative path", "[metrics]\nlisten = 'unix://run/m.sock'\n", `line 2: key "metrics.listen": "unix://run/m.sock" is not`},
+		{"traces to nowhere", "[tracing]\nendpoint = 'collector'\n", `line 2: key "tracing.endpoint": "collector" is not`},
+		{"traces to a path", "[tracing]\nendpoint = 'http://c:4317/v1'\n", `line 2: key "tracing.endpoint"`},
+		{"more than all", "[tracing]\nsampling_ratio = 1.5\n", `line 2: key "tracing.sampling_ratio": 1.5 is not`},
 		{"negative pids", "[containers]\npids_limit = -1\n", `line 2: key "containers.pids_limit"`},
 		{"state too long for sockets", "state = '/run/" + strings.Repeat("long", 30) + "'\n", `key "state"`},
 	} {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -78,6 +79,22 @@ func (c *Config) MetricsAddress() (network, address string, err error) {
 			at.Addr(), at.Port())
 	}
 	return "tcp", at.String(), nil
+}
+
+// TraceURL returns the URL of the collector in tracing.endpoint, "" for none.
+func (c *Config) TraceURL() (string, error) {
+	endpoint := c.Tracing.Endpoint
+	if endpoint == "" {
+		return "", nil
+	}
+	if !strings.Contains(endpoint, "://") {
+		endpoint = "http://" + endpoint
+	}
+	u, err := url.Parse(endpoint)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" || u.Path != "" {
+		return "", fmt.Errorf("%q is not HOST:PORT, http://HOST:PORT or https://HOST:PORT", c.Tracing.Endpoint)
+	}
+	return endpoint, nil
 }
 
 // CNI returns the configuration for cni.Open. The caller sets its Step.

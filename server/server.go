@@ -73,13 +73,13 @@ type Monitor interface {
 
 // New returns a Server that answers every request with Unavailable until Open is called. It serves
 // exec, attach and port-forward on the listener streams (see streaming.Listen); Stop closes it.
-// monitor may be nil.
-func New(version string, streams net.Listener, monitor Monitor) *Server {
+// monitor may be nil. options are added to those of the gRPC server.
+func New(version string, streams net.Listener, monitor Monitor, options ...grpc.ServerOption) *Server {
 	s := &Server{version: version, streams: streaming.New(streams), monitor: monitor, ending: make(chan struct{})}
 	go s.streams.Serve(streams) // returns after Stop
-	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+	s.grpc = grpc.NewServer(append(options, grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(greeting),
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))
+		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))...)
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{Server: s})
 	runtimeapi.RegisterImageServiceServer(s.grpc, &imageService{Server: s})
 	return s

@@ -1,4 +1,4 @@
-// Package monitoring tests what the daemon tells of itself: metrics, as Prometheus reads them.
+// Package monitoring tests what the daemon tells of itself: metrics, as Prometheus reads them, and traces.
 package monitoring
 
 import (

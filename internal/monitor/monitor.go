@@ -1,5 +1,5 @@
-// Package monitor counts what the other packages report, and serves the numbers to Prometheus. It
-// knows none of these packages.
+// Package monitor counts what the other packages report, serves the numbers to Prometheus, and sends
+// traces to a collector. It knows none of these packages.
 package monitor
 
 import (
@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cribox/cribox/internal/telemetry"
 )
@@ -18,6 +20,9 @@ type Monitor struct {
 	requests *prometheus.CounterVec
 	times    *prometheus.HistogramVec // of requests
 	parts    *prometheus.HistogramVec
+
+	provider *sdktrace.TracerProvider // nil without Trace
+	tracer   trace.Tracer             // nil without Trace
 }
 
 // counters are name, label and help text of each telemetry.Counter. The counters of its values
@@ -84,12 +89,19 @@ func (m *Monitor) Add(c telemetry.Counter, label string, n float64) {
 // Begin implements telemetry.Sink.
 func (m *Monitor) Begin(ctx context.Context, part string) (context.Context, func(error)) {
 	start := time.Now()
-	return ctx, func(error) { m.parts.WithLabelValues(part).Observe(time.Since(start).Seconds()) }
+	ctx, span := m.span(ctx, part, start)
+	return ctx, func(err error) {
+		now := time.Now()
+		m.parts.WithLabelValues(part).Observe(now.Sub(start).Seconds())
+		endSpan(span, now, err)
+	}
 }
 
 // Took implements telemetry.Sink.
-func (m *Monitor) Took(_ context.Context, part string, _ time.Time, took time.Duration) {
+func (m *Monitor) Took(ctx context.Context, part string, began time.Time, took time.Duration) {
 	m.parts.WithLabelValues(part).Observe(took.Seconds())
+	_, span := m.span(ctx, part, began)
+	endSpan(span, began.Add(took), nil)
 }
 
 // Request counts a request that was answered. Streams have no duration: they last as long as their
