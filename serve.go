@@ -167,7 +167,8 @@ func handlers(c config.Config) map[string]sandbox.Handler {
 				Refuse: c.Containers.HostPathMissing == config.PathRefuse, Never: c.Containers.HostPathNever,
 			},
 			NoHostDevices: r.PrivilegedWithoutHostDevices,
-			NativePause:   c.Pause == config.PauseNative,
+			NativePause:   c.Pause == config.Native,
+			NativeExec:    c.Exec == config.Native,
 		}
 	}
 	return all

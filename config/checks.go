@@ -50,12 +50,8 @@ var checks = []check{
 		}
 		return nil
 	}},
-	{"pause", func(c *Config) error {
-		if c.Pause != PauseRuntime && c.Pause != PauseNative {
-			return fmt.Errorf("%q is neither %s nor %s", c.Pause, PauseRuntime, PauseNative)
-		}
-		return nil
-	}},
+	{"pause", func(c *Config) error { return checkNative(c.Pause) }},
+	{"exec", func(c *Config) error { return checkNative(c.Exec) }},
 	{"cgroup_driver", func(c *Config) error {
 		if drivers := []string{DriverAuto, DriverSystemd, DriverCgroupfs}; !slices.Contains(drivers, c.CgroupDriver) {
 			return fmt.Errorf("%q is not one of %s", c.CgroupDriver, strings.Join(drivers, ", "))
@@ -255,4 +251,12 @@ func lineOf(file, key string) string {
 		}
 	}
 	return ""
+}
+
+// checkNative checks a key that says who starts processes.
+func checkNative(value string) error {
+	if value != ByRuntime && value != Native {
+		return fmt.Errorf("%q is neither %s nor %s", value, ByRuntime, Native)
+	}
+	return nil
 }

@@ -21,6 +21,7 @@ type Config struct {
 	CgroupDriver   string             `toml:"cgroup_driver" comment:"Who makes cgroups: systemd, cgroupfs (cribox itself), or auto, which is systemd where that is the first process. The kubelet is told, and must use the same."`
 	PauseImage     string             `toml:"pause_image" comment:"Image of the pause container, which must have been pulled. Empty: the program that is part of cribox, with nothing to pull or lose."`
 	Pause          string             `toml:"pause" comment:"Who starts the pause process of a pod: runtime, which is the pod's OCI runtime; or native, which is cribox itself where it can do exactly what runc would do, in a tenth of the processor time."`
+	Exec           string             `toml:"exec" comment:"Who executes commands in containers (probes, hooks, kubectl exec): runtime, which is the pod's OCI runtime; or native, which is cribox itself where it can do exactly what runc would do, in a tenth of the processor time."`
 	CDISpecDirs    []string           `toml:"cdi_spec_dirs" comment:"Folders of the files that describe CDI devices, read whenever a container asks for one; a later folder wins. Empty: there are no such devices."`
 	Images         Images             `toml:"images"`
 	Network        Network            `toml:"network"`
@@ -88,18 +89,18 @@ type Runtime struct {
 	PrivilegedWithoutHostDevices bool     `toml:"privileged_without_host_devices" comment:"Give a privileged container the devices that it asks for, and not all of the host's."`
 }
 
-// Values of host_path_missing, cgroup_driver and pause.
+// Values of host_path_missing and cgroup_driver; of pause and exec.
 const (
 	PathCreate, PathRefuse                    = "create", "refuse"
 	DriverAuto, DriverSystemd, DriverCgroupfs = "auto", "systemd", "cgroupfs"
-	PauseRuntime, PauseNative                 = "runtime", "native"
+	ByRuntime, Native                         = "runtime", "native"
 )
 
 // Default returns the configuration with every key at its default.
 func Default() Config {
 	return Config{
 		Listen: "unix:///run/cribox/cribox.sock", Root: "/var/lib/cribox", State: "/run/cribox",
-		LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: DriverAuto, Pause: PauseRuntime,
+		LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: DriverAuto, Pause: ByRuntime, Exec: ByRuntime,
 		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		Images: Images{
 			RegistryConfig: "/etc/cribox/certs.d", Pinned: []string{}, ImportDir: "import", Downloads: 3,

@@ -47,6 +47,8 @@ type Start struct {
 	// Native: start the process without the runtime where package place can do exactly what Runtime
 	// would do, which must be runc.
 	Native bool
+	// NativeExec: commands will be executed in it with Native.
+	NativeExec bool
 }
 
 // Helper is the shim or the logger, as a process.
@@ -99,6 +101,9 @@ type Exec struct {
 	// Session: a client opened this exec and may leave it open. Above the limit of sessions per
 	// task, Exec returns ErrResourceExhausted.
 	Session bool
+	// Native: execute it without the runtime where package place can do exactly what the runtime
+	// would do, which must be runc.
+	Native bool
 
 	// Stdin, Stdout and Stderr become the process's standard streams; nil = /dev/null. The caller
 	// still closes its own copies. Ignored when the process has a terminal.

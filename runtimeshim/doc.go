@@ -42,7 +42,8 @@
 // shim.place.filter (the seccomp filter of an earlier process is known),
 // shim.start.runc (runtime succeeded), shim.start.kept (the pod's keeper socket has
 // the descriptors), shim.start.started, shim.exit.seen,
-// shim.exit.written, shim.exec.intent, shim.exec.runc, shim.update.intent (old
+// shim.exit.written, shim.exec.place (a command is about to be
+// executed without a runtime), shim.exec.placed, shim.exec.intent, shim.exec.runc, shim.update.intent (old
 // limits written), shim.update.runc, shim.delete.kill, shim.delete
 // (before the runtime's delete), shim.delete.cleared.
 //

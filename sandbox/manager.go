@@ -172,7 +172,7 @@ func (m *Manager) assemble(c Config, background context.Context, trash *tree.Tra
 		layout: l, states: states, table: m.table, node: m.node, files: files, containers: m.containers,
 		shim: m.shim, step: c.Step, background: background,
 	}
-	m.Sessions = streams.New(l, m.table, m.shim, c.Network.Dial)
+	m.Sessions = streams.New(l, m.table, m.shim, m.node.ExecNatively, c.Network.Dial)
 	m.Figures = stats.New(l, m.table, m.node.Host())
 	m.recovery = &recovery{
 		layout: l, states: states, table: m.table, mounts: mounts, files: files, network: m.network, containers: m.containers,

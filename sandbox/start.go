@@ -130,7 +130,7 @@ func (cs *containers) launch(ctx context.Context, c *table.ContainerEntry) (runt
 		LogLimit: h.LogLimit,
 		OOMFile:  oomFile(rec.Cgroup, cs.node.Host().CgroupV2), SystemdCgroup: node.MadeBySystemd(rec.Cgroup),
 		Terminal: c.Config.GetTty(), Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(),
-		LockFile: cs.layout.LockPath(c.PodID)}
+		LockFile: cs.layout.LockPath(c.PodID), NativeExec: cs.node.ExecNatively(p.Handler)}
 	root := cs.table.RootIn(c.PodID)
 	start.OwnerUID, start.OwnerGID = root.UID, root.GID
 	task, err := cs.shim.Start(ctx, start)

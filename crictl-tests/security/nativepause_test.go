@@ -125,12 +125,28 @@ func sortedKeys(a, b map[string]string) []string {
 func portrait(t *testing.T, p *harness.Pod) map[string]string {
 	t.Helper()
 	pid := p.PausePID()
+	seen := processPortrait(t, p, pid)
+	treeOf(t, fmt.Sprintf("/proc/%d/root", pid), seen)
+	for _, name := range []string{"kernel/hostname", "kernel/shm_rmid_forced", "kernel/msgmax", "kernel/shmmax", "fs/mqueue/msg_max",
+		"net/ipv4/ip_local_port_range", "net/ipv4/tcp_syncookies", "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range"} {
+		out, err := exec.Command("nsenter", "-t", strconv.Itoa(pid), "-i", "-n", "-u", "cat", "/proc/sys/"+name).CombinedOutput()
+		seen["sysctl "+name] = strings.ReplaceAll(string(out), p.Config.Metadata.Name, "NAME") + fmt.Sprint(err)
+	}
+	return seen
+}
+
+// processPortrait is what can be seen of a process in a pod. The words are in its own texts, and are left out there.
+func processPortrait(t *testing.T, p *harness.Pod, pid int, words ...string) map[string]string {
+	t.Helper()
 	seen := map[string]string{}
 	proc := fmt.Sprintf("/proc/%d/", pid)
 	shim := strconv.Itoa(p.Role("shim"))
 	plain := func(text string) string {
 		text = strings.ReplaceAll(text, p.ID, "POD")
 		text = strings.ReplaceAll(text, p.Dir, "DIR")
+		for i, word := range words {
+			text = strings.ReplaceAll(text, word, fmt.Sprintf("WORD%d", i))
+		}
 		text = strings.ReplaceAll(text, p.Instance(), "INSTANCE")
 		return strings.ReplaceAll(text, p.Config.Metadata.Name, "NAME")
 	}
@@ -139,7 +155,7 @@ func portrait(t *testing.T, p *harness.Pod) map[string]string {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 		value = strings.TrimSpace(value)
 		if key == "PPid" || strings.HasPrefix(key, "NS") {
-			value = strings.NewReplacer(shim, "SHIM", strconv.Itoa(pid), "PID").Replace(value)
+			value = numbersOf(value, shim, strconv.Itoa(pid))
 		}
 		if !volatile.MatchString(key) {
 			seen["status "+key] = value
@@ -168,14 +184,24 @@ func portrait(t *testing.T, p *harness.Pod) map[string]string {
 	seen["mountinfo"] = plain(mountsOf(harness.HostFile(t, proc+"mountinfo")))
 	descriptorsOf(t, p, proc, plain, seen)
 	cgroupsOf(t, proc, seen)
-	treeOf(t, proc+"root", seen)
 	filterOf(t, pid, seen)
-	for _, name := range []string{"kernel/hostname", "kernel/shm_rmid_forced", "kernel/msgmax", "kernel/shmmax", "fs/mqueue/msg_max",
-		"net/ipv4/ip_local_port_range", "net/ipv4/tcp_syncookies", "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range"} {
-		out, err := exec.Command("nsenter", "-t", strconv.Itoa(pid), "-i", "-n", "-u", "cat", "/proc/sys/"+name).CombinedOutput()
-		seen["sysctl "+name] = plain(string(out)) + fmt.Sprint(err)
-	}
 	return seen
+}
+
+// numbersOf is a line of pids, without those that differ between any two processes: the shim's, its own, and its own in the pod.
+func numbersOf(value, shim, pid string) string {
+	fields := strings.Fields(value)
+	for i, f := range fields {
+		switch {
+		case f == shim:
+			fields[i] = "SHIM"
+		case f == pid:
+			fields[i] = "PID"
+		case i > 0 && f != "1":
+			fields[i] = "INNER"
+		}
+	}
+	return strings.Join(fields, " ")
 }
 
 // ownedBy says whether a namespace belongs to a user namespace.

@@ -278,7 +278,8 @@ func (k *Client) startTask(ctx context.Context, st runtimeshim.Start) (t runtime
 	defer cancel()
 	p := statedir.Params{ID: st.ID, Pod: st.Pod, Runtime: st.Runtime, Terminal: st.Terminal, Stdin: st.Stdin,
 		StdinOnce: st.StdinOnce, OOMFile: st.OOMFile, LockFile: st.LockFile, Keeper: st.Keeper,
-		OwnerUID: st.OwnerUID, OwnerGID: st.OwnerGID, Systemd: st.SystemdCgroup, Native: st.Native}
+		OwnerUID: st.OwnerUID, OwnerGID: st.OwnerGID, Systemd: st.SystemdCgroup, Native: st.Native,
+		NativeExec: st.NativeExec}
 	err = k.ask(ctx, k.shim, "start", p, &t, false)
 	if t.RuntimeTook > 0 {
 		telemetry.Took(ctx, "runtime.run", t.RuntimeBegan, t.RuntimeTook)

@@ -46,7 +46,7 @@ func (k *Client) Exec(ctx context.Context, e runtimeshim.Exec) (int32, error) {
 		e.Runtime = rec.Runtime
 	}
 	body := wire.Exec{ID: e.ID, Runtime: e.Runtime, Process: e.Process, LockFile: e.LockFile, Terminal: p.Terminal,
-		Session: e.Session}
+		Session: e.Session, Native: e.Native}
 	var files []*os.File
 	for i, f := range []*os.File{e.Stdin, e.Stdout, e.Stderr} {
 		if body.Have[i] = f != nil; f != nil {

@@ -96,10 +96,10 @@ func (d *Driver) spawn(argv []string, files []*os.File) (procfd.Child, error) {
 }
 
 // RunProgram executes a program of ours that is no runtime, with these descriptors, and waits for
-// its end as Run does. It keeps our oom_score_adj. Where argv has the words of Mark, the program
-// counts as a runtime of our tasks.
+// its end as Run does, with the times of c. It keeps our oom_score_adj. Where argv has the words of
+// Mark, the program counts as a runtime of our tasks.
 func (d *Driver) RunProgram(
-	ctx context.Context, argv []string, files []*os.File, wait time.Duration,
+	ctx context.Context, argv []string, files []*os.File, c Command,
 ) (unix.WaitStatus, error) {
 	proc, err := d.spawn(argv, files)
 	if err != nil {
@@ -108,7 +108,7 @@ func (d *Driver) RunProgram(
 	if proc.Pidfd != nil {
 		defer proc.Pidfd.Close()
 	}
-	return d.awaitCommand(ctx, proc, Command{Wait: wait})
+	return d.awaitCommand(ctx, proc, c)
 }
 
 // Mark returns the words by which the command line of a runtime of our tasks is recognised, also by

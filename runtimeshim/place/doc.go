@@ -2,6 +2,9 @@
 // runc would do: the pause process of a pod, which has no privilege, no device and no mount of the
 // host. Unable says what it cannot do, and everything that it does not know is in that list.
 //
+// It also executes commands in a container that a runc has started, exactly as that runc would:
+// NewContainer and UnableCommand say what it cannot do.
+//
 // It knows nothing of tasks, runs nothing itself and opens no file outside /proc, /sys and the
 // namespaces that a spec names. The caller executes a Job, and removes the cgroups.
 //

@@ -11,10 +11,15 @@
 // every privilege and executes the program. The outer one sleeps meanwhile
 // (CLONE_VFORK), then writes the pid.
 //
+// To add a process to a container that runs, the outer one joins the namespaces of the
+// container's first process, and the inner one, which is in the container from its
+// birth, joins its cgroups and takes the user, capabilities and filter of the command.
+//
 // Contract
 //   - It is not dumpable from its first instruction on: no process of a namespace that
 //     it has joined can trace it or open its descriptors.
-//   - No descriptor crosses the execution but 0 to 3.
+//   - No descriptor crosses the execution but 0 to 3; into a running container, but 0 to 2.
+//   - Nothing is read from or written to a file of a container that runs.
 //   - The pid file has a pid only if the program was executed.
 
 // Numbers of the kernel's ABI, written out so that the bytes depend on no header.
@@ -28,6 +33,7 @@ enum { PLAN = 4, STATE = 5, FIRST_PRIVATE = 4 };
 
 #define MODE_START 1
 #define MODE_TAKE 2
+#define MODE_JOIN 3
 
 // The steps, in the order of a start. plan.go has their names.
 enum step {
@@ -61,6 +67,9 @@ enum step {
 	STEP_PID_FILE,
 	STEP_TRACE,
 	STEP_TAKE,
+	STEP_STRINGS,
+	STEP_NAMESPACES,
+	STEP_STDIO,
 };
 
 struct limit {
@@ -103,6 +112,19 @@ struct plan {
 	u32 arg[8], env[8]; // offsets into text, 0 ends
 	char text[1024];
 	s32 take, out; // MODE_TAKE: from which process, to which descriptor
+	// MODE_JOIN: the container's first process, of which the namespaces are joined; others; and a
+	// file with the strings of a command, each of which ends with 0: arguments, environment, and
+	// the files that the command may be.
+	s32 pidfd, strings;
+	u32 others, pad2;
+	struct {
+		s32 fd;
+		u32 kind;
+	} other[8];
+	u64 strings_size;
+	u32 args, envs, files, no_new_privileges;
+	u64 bounding, effective, permitted, inheritable, ambient;
+	char folder[4096];
 	u32 filter_flags, instructions;
 	u64 filter[4096]; // struct sock_filter
 };
@@ -110,14 +132,14 @@ struct plan {
 // What the two processes tell each other and the caller: the step that they are in, and
 // its error.
 struct state {
-	s32 step, error, index;
+	s32 step, error, index, pid;
 };
 
 #if defined(__x86_64__)
 enum {
 	sys_write = 1, sys_close = 3, sys_mmap = 9, sys_rt_sigaction = 13, sys_rt_sigprocmask = 14, sys_execve = 59,
 	sys_wait4 = 61, sys_getcwd = 79, sys_chdir = 80, sys_fchdir = 81, sys_umask = 95, sys_ptrace = 101, sys_setsid = 112,
-	sys_setgroups = 116, sys_setresuid = 117, sys_setresgid = 119, sys_capset = 126, sys_fstatfs = 138, sys_pivot_root = 155,
+	sys_setuid = 105, sys_setgid = 106, sys_fchown = 93, sys_setgroups = 116, sys_setresuid = 117, sys_setresgid = 119, sys_capset = 126, sys_fstatfs = 138, sys_pivot_root = 155,
 	sys_prctl = 157, sys_mount = 165, sys_umount2 = 166, sys_sethostname = 170, sys_sched_setaffinity = 203,
 	sys_exit_group = 231, sys_keyctl = 250, sys_openat = 257, sys_mknodat = 259, sys_symlinkat = 266, sys_faccessat = 269,
 	sys_dup3 = 292, sys_prlimit64 = 302, sys_setns = 308, sys_seccomp = 317, sys_statx = 332,
@@ -142,7 +164,7 @@ enum {
 	sys_pivot_root = 41, sys_fstatfs = 44, sys_faccessat = 48, sys_chdir = 49, sys_fchdir = 50, sys_openat = 56,
 	sys_close = 57, sys_write = 64, sys_capset = 91, sys_exit_group = 94, sys_ptrace = 117, sys_sched_setaffinity = 122,
 	sys_rt_sigaction = 134, sys_rt_sigprocmask = 135, sys_setresuid = 147, sys_setresgid = 149, sys_setsid = 157,
-	sys_setgroups = 159, sys_sethostname = 161, sys_umask = 166, sys_prctl = 167, sys_keyctl = 219, sys_execve = 221,
+	sys_setuid = 146, sys_setgid = 144, sys_fchown = 55, sys_setgroups = 159, sys_sethostname = 161, sys_umask = 166, sys_prctl = 167, sys_keyctl = 219, sys_execve = 221,
 	sys_mmap = 222, sys_wait4 = 260, sys_prlimit64 = 261, sys_setns = 268, sys_seccomp = 277, sys_statx = 291,
 	O_DIRECTORY = 0x4000, O_NOFOLLOW = 0x8000,
 };
@@ -174,14 +196,14 @@ enum {
 
 enum {
 	AT_FDCWD = -100, AT_EMPTY_PATH = 0x1000,
-	EINVAL = 22, ENOSYS = 38, ENOTDIR = 20, EBADMSG = 74, EDQUOT = 122, ENOKEY = 126,
+	EPERM = 1, EACCES = 13, EINVAL = 22, EROFS = 30, ENOSYS = 38, ENOTDIR = 20, EBADMSG = 74, EDQUOT = 122, ENOKEY = 126,
 	O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, O_CREAT = 0x40, O_CLOEXEC = 0x80000, O_PATH = 0x200000,
 	RESOLVE_NO_XDEV = 1, RESOLVE_NO_MAGICLINKS = 2, RESOLVE_NO_SYMLINKS = 4, RESOLVE_BENEATH = 8, RESOLVE_IN_ROOT = 16,
 	PROT_READ = 1, PROT_WRITE = 2, MAP_SHARED = 1, MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20,
 	SIG_SETMASK = 2,
-	CLONE_VFORK = 0x4000, CLONE_PARENT = 0x8000, CLONE_NEWUSER = 0x10000000, CLONE_NEWNET = 0x40000000,
-	PR_SET_PDEATHSIG = 1, PR_SET_DUMPABLE = 4, PR_CAPBSET_DROP = 24, PR_SET_NO_NEW_PRIVS = 38, PR_CAP_AMBIENT = 47,
-	PR_CAP_AMBIENT_CLEAR_ALL = 4,
+	CLONE_VFORK = 0x4000, CLONE_PARENT = 0x8000, CLONE_PARENT_SETTID = 0x100000, CLONE_NEWUSER = 0x10000000, CLONE_NEWNET = 0x40000000,
+	PR_SET_PDEATHSIG = 1, PR_SET_DUMPABLE = 4, PR_SET_KEEPCAPS = 8, PR_CAPBSET_DROP = 24, PR_SET_NO_NEW_PRIVS = 38, PR_CAP_AMBIENT = 47,
+	PR_CAP_AMBIENT_RAISE = 2, PR_CAP_AMBIENT_CLEAR_ALL = 4,
 	KEYCTL_JOIN_SESSION_KEYRING = 1, KEYCTL_SETPERM = 5,
 	MS_BIND = 4096, MS_REC = 16384, MS_PRIVATE = 1 << 18, MS_SLAVE = 1 << 19, MNT_DETACH = 2,
 	FSOPEN_CLOEXEC = 1, FSMOUNT_CLOEXEC = 1, FSCONFIG_SET_FLAG = 0, FSCONFIG_SET_STRING = 1, FSCONFIG_CMD_CREATE = 6,
@@ -293,17 +315,18 @@ static void set_oom_score(volatile struct state *s, const struct plan *p)
 	call(sys_close, fd, 0, 0, 0, 0, 0);
 }
 
-// join takes this process into everything that exists already.
-static void join(volatile struct state *s, const struct plan *p)
+static void set_limits(volatile struct state *s, const struct plan *p)
 {
-	u64 all[128];
-	if (p->set_oom_score)
-		set_oom_score(s, p);
 	s->step = STEP_LIMIT;
 	for (s32 i = 0; i < p->limits; i++) {
 		s->index = i;
 		must(s, call(sys_prlimit64, 0, p->limit[i].what, (long)&p->limit[i].soft, 0, 0, 0));
 	}
+}
+
+static void join_cgroups(volatile struct state *s, const struct plan *p)
+{
+	u64 all[128];
 	s->step = STEP_CGROUP;
 	for (s32 i = 0; i < p->cgroups; i++) {
 		s->index = i;
@@ -313,6 +336,15 @@ static void join(volatile struct state *s, const struct plan *p)
 	for (int i = 0; i < 128; i++)
 		((volatile u64 *)all)[i] = ~0UL;
 	call(sys_sched_setaffinity, 0, sizeof all, (long)all, 0, 0, 0);
+}
+
+// join takes this process into everything that exists already.
+static void join(volatile struct state *s, const struct plan *p)
+{
+	if (p->set_oom_score)
+		set_oom_score(s, p);
+	set_limits(s, p);
+	join_cgroups(s, p);
 	s->step = STEP_USER_NAMESPACE;
 	if (p->userns >= 0) { // first: the namespaces that are made later belong to it
 		must(s, call(sys_setns, p->userns, CLONE_NEWUSER, 0, 0, 0, 0));
@@ -332,10 +364,11 @@ static void join_keyring(volatile struct state *s, const struct plan *p)
 	if (!p->ring[0])
 		return;
 	long ring = call(sys_keyctl, KEYCTL_JOIN_SESSION_KEYRING, (long)p->ring, 0, 0, 0, 0);
-	if (ring == -ENOSYS || ring == -EDQUOT) // no keyrings; or the host's quota is used up
+	if (ring == -ENOSYS || (ring == -EDQUOT && p->mode == MODE_START)) // no keyrings; or the host's quota is used up
 		return;
 	must(s, ring);
-	must(s, call(sys_keyctl, KEYCTL_SETPERM, ring, p->ring_permissions, 0, 0, 0));
+	if (p->mode == MODE_START)
+		must(s, call(sys_keyctl, KEYCTL_SETPERM, ring, p->ring_permissions, 0, 0, 0));
 }
 
 // bind_root mounts the root filesystem onto itself, where nothing propagates to or from.
@@ -518,15 +551,22 @@ static void drop(volatile struct state *s, const struct plan *p)
 	must(s, call(sys_capset, (long)head, (long)none, 0, 0, 0, 0));
 }
 
+static void load_filter(volatile struct state *s, const struct plan *p)
+{
+	struct {
+		u16 n, pad[3];
+		const u64 *filter;
+	} program = {(u16)p->instructions, {0, 0, 0}, p->filter};
+	s->step = STEP_FILTER;
+	if (p->instructions)
+		must(s, call(sys_seccomp, SECCOMP_SET_MODE_FILTER, p->filter_flags, (long)&program, 0, 0, 0));
+}
+
 // execute starts the program, from inside its root filesystem and with descriptors 0 to 3.
 static void execute(volatile struct state *s, const struct plan *p)
 {
 	char folder[4096];
 	const char *argv[9], *envp[9];
-	struct {
-		u16 n, pad[3];
-		const u64 *filter;
-	} program = {(u16)p->instructions, {0, 0, 0}, p->filter};
 	int n = 0;
 	for (; n < 8 && p->arg[n]; n++)
 		((const char *volatile *)argv)[n] = p->text + p->arg[n];
@@ -540,9 +580,7 @@ static void execute(volatile struct state *s, const struct plan *p)
 		fail(s, -ENOTDIR);
 	s->step = STEP_CLOSE;
 	must(s, call(sys_close_range, FIRST_PRIVATE, ~0U, CLOSE_RANGE_CLOEXEC, 0, 0, 0));
-	s->step = STEP_FILTER;
-	if (p->instructions)
-		must(s, call(sys_seccomp, SECCOMP_SET_MODE_FILTER, p->filter_flags, (long)&program, 0, 0, 0));
+	load_filter(s, p);
 	s->step = STEP_EXECUTE;
 	fail(s, call(sys_execve, (long)argv[0], (long)argv, (long)envp, 0, 0, 0));
 }
@@ -571,14 +609,149 @@ static void inner(volatile struct state *s, const struct plan *p)
 	execute(s, p);
 }
 
+// own_stdio gives the standard streams to the user of the command, who may then open /dev/stdout.
+static void own_stdio(volatile struct state *s, const struct plan *p)
+{
+	u32 st[64]; // struct statx: the user is word 5
+	s->step = STEP_STDIO;
+	for (int fd = 0; fd < 3; fd++) {
+		s->index = fd;
+		must(s, call(sys_statx, fd, (long)"", AT_EMPTY_PATH, STATX_BASIC_STATS, (long)st, 0));
+		if (st[5] == p->uid || is_null(fd))
+			continue;
+		long r = call(sys_fchown, fd, p->uid, -1, 0, 0, 0);
+		if (r != -EPERM && r != -EROFS)
+			must(s, r);
+	}
+}
+
+// enter goes to the working folder, as the user if root may not go there; it has to be in the container.
+static void enter(volatile struct state *s, const struct plan *p, long as_root)
+{
+	char folder[4096];
+	s->step = STEP_FOLDER;
+	if (as_root)
+		must(s, call(sys_chdir, (long)p->folder, 0, 0, 0, 0, 0));
+	must(s, call(sys_getcwd, (long)folder, sizeof folder, 0, 0, 0, 0));
+	if (folder[0] != '/')
+		fail(s, -ENOTDIR);
+}
+
+// become takes the user, the groups and the capabilities of the command, and its working folder.
+static void become(volatile struct state *s, const struct plan *p)
+{
+	u32 head[2] = {CAPABILITY_VERSION_3, 0};
+	u32 caps[6] = {(u32)p->effective, (u32)p->permitted, (u32)p->inheritable,
+		       (u32)(p->effective >> 32), (u32)(p->permitted >> 32), (u32)(p->inheritable >> 32)};
+	s->step = STEP_FOLDER;
+	long moved = call(sys_chdir, (long)p->folder, 0, 0, 0, 0, 0);
+	if (moved != -EPERM && moved != -EACCES)
+		must(s, moved);
+	s->step = STEP_BOUNDING;
+	for (int cap = 0; cap < 64; cap++) {
+		if (p->bounding >> cap & 1)
+			continue;
+		long r = call(sys_prctl, PR_CAPBSET_DROP, cap, 0, 0, 0, 0);
+		if (r == -EINVAL && cap > 0)
+			break;
+		must(s, r);
+	}
+	must(s, call(sys_prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0, 0));
+	s->step = STEP_GROUPS;
+	must(s, call(sys_setgroups, p->groups, (long)p->group, 0, 0, 0, 0));
+	s->step = STEP_USER;
+	must(s, call(sys_setgid, p->gid, 0, 0, 0, 0, 0));
+	must(s, call(sys_setuid, p->uid, 0, 0, 0, 0, 0));
+	call(sys_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0, 0); // a change of user may have reset it
+	enter(s, p, moved);
+	s->step = STEP_CAPABILITIES;
+	must(s, call(sys_prctl, PR_SET_KEEPCAPS, 0, 0, 0, 0, 0));
+	must(s, call(sys_capset, (long)head, (long)caps, 0, 0, 0, 0));
+	must(s, call(sys_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0));
+	for (int cap = 0; cap < 64; cap++)
+		if (p->ambient >> cap & 1) // it stays off where it cannot be raised
+			call(sys_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0, 0);
+}
+
+// lay writes where n strings begin, and 0, to at, and returns where the next one begins.
+static const char *lay(const char *text, u32 n, const char *volatile *at)
+{
+	for (u32 i = 0; i < n; i++) {
+		at[i] = text;
+		text += length(text) + 1;
+	}
+	at[n] = 0;
+	return text;
+}
+
+// command is the inner process of a running container. pointers has room for all strings.
+static void command(volatile struct state *s, const struct plan *p, const char *text, const char *volatile *pointers)
+{
+	const char *volatile *argv = pointers, *volatile *envp = argv + p->args + 1, *volatile *files = envp + p->envs + 1;
+	long last = -ENOENT;
+	join_cgroups(s, p);
+	s->step = STEP_CLOSE; // really, and before a file of the container is opened: nothing is left to go back to
+	must(s, call(sys_close_range, 3, ~0U, 0, 0, 0, 0));
+	call(sys_setsid, 0, 0, 0, 0, 0, 0);
+	join_keyring(s, p);
+	set_limits(s, p);
+	own_stdio(s, p);
+	s->step = STEP_NO_NEW_PRIVILEGES;
+	if (p->no_new_privileges)
+		must(s, call(sys_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0));
+	else
+		load_filter(s, p); // needs a privilege
+	become(s, p);
+	lay(lay(lay(text, p->args, argv), p->envs, envp), p->files, files);
+	if (p->no_new_privileges)
+		load_filter(s, p);
+	s->step = STEP_EXECUTE;
+	for (u32 i = 0; i < p->files; i++) {
+		long r = call(sys_execve, (long)files[i], (long)argv, (long)envp, 0, 0, 0);
+		if (r != -ENOENT && r != -EACCES && r != -ENOTDIR)
+			fail(s, r);
+		last = r;
+	}
+	fail(s, last);
+}
+
+// prepare_command maps the strings of a command and makes room for pointers to them.
+static const char *prepare_command(volatile struct state *s, const struct plan *p, const char *volatile **pointers)
+{
+	s->step = STEP_STRINGS;
+	u64 room = ((u64)p->args + p->envs + p->files + 3) * sizeof(char *);
+	*pointers = (const char *volatile *)must(s, call(sys_mmap, 0, (long)room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	return (const char *)must(s, call(sys_mmap, 0, (long)p->strings_size, PROT_READ, MAP_PRIVATE, p->strings, 0));
+}
+
+static void join_namespaces(volatile struct state *s, const struct plan *p)
+{
+	s->step = STEP_NAMESPACES;
+	for (u32 i = 0; i < p->others; i++) {
+		s->index = (s32)i;
+		must(s, call(sys_setns, p->other[i].fd, p->other[i].kind, 0, 0, 0, 0));
+	}
+	must(s, call(sys_setns, p->pidfd, (long)p->namespaces, 0, 0, 0, 0));
+}
+
 // start returns 0 when the program was executed.
 static int start(volatile struct state *s, const struct plan *p)
 {
-	u64 args[8] = {p->namespaces | CLONE_PARENT | CLONE_VFORK, 0, 0, 0, 0, 0, 0, 0};
+	u64 args[8] = {CLONE_PARENT | CLONE_VFORK | CLONE_PARENT_SETTID, 0, 0, (u64)&s->pid, 0, 0, 0, 0};
 	char buf[12];
-	join(s, p);
+	const char *strings = 0, *volatile *pointers = 0;
+	if (p->mode == MODE_JOIN) {
+		strings = prepare_command(s, p, &pointers);
+		set_oom_score(s, p);
+		join_namespaces(s, p);
+	} else {
+		join(s, p);
+		args[0] |= p->namespaces;
+	}
 	s->step = STEP_CLONE;
 	long pid = must(s, call(sys_clone3, (long)args, sizeof args, 0, 0, 0, 0));
+	if (pid == 0 && p->mode == MODE_JOIN)
+		command(s, p, strings, pointers);
 	if (pid == 0)
 		inner(s, p);
 	if (s->error || s->step != STEP_EXECUTE)

@@ -235,6 +235,20 @@ func (l *lab) start(change func(*specs.Spec), through ...string) (int, error) {
 	job, err := Prepare(Start{ID: fmt.Sprintf("place-test-%d", l.n), Spec: s, Stdio: [3]*os.File{null, out, out}, Keeper: null, Lock: null, PidFile: pidFile, Filter: l.filter})
 	l.must(err)
 	defer job.Close()
+	return l.run(job, pidFile, through...)
+}
+
+// run executes a job and returns the pid that it has written.
+func (l *lab) run(job *Job, pidFile string, through ...string) (int, error) {
+	l.Helper()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	l.must(err)
+	defer null.Close()
+	for i, f := range job.Files {
+		if f == nil {
+			job.Files[i] = null
+		}
+	}
 	cmd := &exec.Cmd{Path: job.Argv[0], Args: []string{job.Argv[0]}, Stdin: job.Files[0], Stdout: job.Files[1], Stderr: job.Files[2], ExtraFiles: job.Files[3:]}
 	if len(through) > 0 {
 		// The program's file is for its own execution only; others execute a copy.

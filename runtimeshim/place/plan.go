@@ -34,8 +34,18 @@ type plan struct {
 	Arg, Env                               [maxWords]uint32
 	Text                                   [maxText]byte
 	Take, Out                              int32
-	FilterFlags, Instructions              uint32
-	Filter                                 [maxInstructions]uint64
+	Pidfd, Strings                         int32
+	Others, _                              uint32
+	Other                                  [maxJoins]struct {
+		FD   int32
+		Kind uint32
+	}
+	StringsSize                                          uint64
+	Args, Envs, Names, NoNewPrivileges                   uint32
+	Bounding, Effective, Permitted, Inheritable, Ambient uint64
+	Folder                                               [maxRoot + 1]byte
+	FilterFlags, Instructions                            uint32
+	Filter                                               [maxInstructions]uint64
 }
 
 type planLimit struct {
@@ -59,7 +69,7 @@ type planSysctl struct {
 	Value [maxSysctlValue + 1]byte
 }
 
-type state struct{ Step, Error, Index int32 }
+type state struct{ Step, Error, Index, Pid int32 }
 
 // The sizes of what a plan holds.
 const (
@@ -67,10 +77,10 @@ const (
 	maxHostname, maxRoot             = 64, 4095
 	maxWords, maxText                = 8, 1024
 	maxSysctlName, maxSysctlValue    = 150, 351
-	maxInstructions                  = 4096
+	maxInstructions, maxJoins        = 4096, 8
 )
 
-const modeStart, modeTake = 1, 2
+const modeStart, modeTake, modeJoin = 1, 2, 3
 
 // stepNames are the names of the steps in place.c, of which the first is 1.
 var stepNames = []string{
@@ -81,9 +91,9 @@ var stepNames = []string{
 	"set sysctl", "set the host name", "change the root filesystem",
 	"open /dev/null", "make the root filesystem read-only",
 	"forbid new privileges", "empty the bounding set", "set the groups", "set the user", "drop the capabilities",
-	"check the working folder",
+	"go to the working folder",
 	"close descriptors", "load the seccomp filter", "execute", "write the pid file", "trace the process",
-	"read the seccomp filter",
+	"read the seccomp filter", "map the strings", "join the namespaces", "give the streams to the user",
 }
 
 var cloneFlags = map[specs.LinuxNamespaceType]uint64{
@@ -203,12 +213,8 @@ func (p *plan) bytes() []byte {
 
 // failure says where the program came to its end; nil when it came to no end before the last step.
 func failure(f *os.File, s *specs.Spec) error {
-	var raw [unsafe.Sizeof(state{})]byte
-	if _, err := f.ReadAt(raw[:], 0); err != nil {
-		return err
-	}
-	var st state
-	if _, err := binary.Decode(raw[:], binary.NativeEndian, &st); err != nil {
+	st, err := readState(f)
+	if err != nil {
 		return err
 	}
 	name := "start"
@@ -222,6 +228,14 @@ func failure(f *os.File, s *specs.Spec) error {
 		return fmt.Errorf("%s: the process was killed", name)
 	}
 	return fmt.Errorf("%s: %w", name, unix.Errno(st.Error))
+}
+
+func readState(f *os.File) (st state, err error) {
+	var raw [unsafe.Sizeof(state{})]byte
+	if _, err = f.ReadAt(raw[:], 0); err == nil {
+		_, err = binary.Decode(raw[:], binary.NativeEndian, &st)
+	}
+	return st, err
 }
 
 // subject says which of several things a step was about.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/runtimeshim/oci"
+	"github.com/cribox/cribox/runtimeshim/place"
 	"github.com/cribox/cribox/runtimeshim/procfd"
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 	"github.com/cribox/cribox/runtimeshim/wire"
@@ -29,6 +30,7 @@ type execs struct {
 	driver *oci.Driver
 	reaper *procfd.Reaper
 
+	filters *place.Filters
 	counter atomic.Uint64
 }
 
@@ -148,18 +150,16 @@ func (e *execution) begin(ctx context.Context, in *wire.Inbound) (procfd.Child, 
 		return procfd.Child{}, nil, err
 	}
 	defer lock.Close()
+	if proc, placed, err := e.place(ctx, in, lock); placed || err != nil {
+		return proc, nil, err
+	}
 	if err := os.WriteFile(e.processFile(), e.body.Process, 0o600); err != nil {
 		return procfd.Child{}, nil, err
 	}
 	c := oci.Command{Runtime: e.body.Runtime, Systemd: e.t.rec.Systemd, Log: e.logFile(), Wait: wire.StartWait,
 		Grace: execGrace, Extra: []*os.File{lock},
 		Args: []string{"exec", "--detach", "--process", e.processFile(), "--pid-file", e.pidFile(), e.t.rec.ID}}
-	files := in.Files
-	for i, have := range e.body.Have {
-		if have && len(files) > 0 {
-			c.Stdio[i], files = files[0], files[1:]
-		}
-	}
+	c.Stdio = e.stdio(in)
 	e.x.step.Pass("shim.exec.intent")
 	var tty []*os.File
 	if e.body.Terminal {
@@ -180,6 +180,17 @@ func (e *execution) begin(ctx context.Context, in *wire.Inbound) (procfd.Child, 
 		unixfd.CloseAll(tty)
 	}
 	return proc, tty, err
+}
+
+// stdio returns the caller's ends of the streams, nil for those that it does not have.
+func (e *execution) stdio(in *wire.Inbound) (files [3]*os.File) {
+	got := in.Files
+	for i, have := range e.body.Have {
+		if have && len(got) > 0 {
+			files[i], got = got[0], got[1:]
+		}
+	}
+	return files
 }
 
 // undo kills the process of a failed exec, if there is one: the runtime may have started it before

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cribox/cribox/runtimeshim/cgroup"
 	"github.com/cribox/cribox/runtimeshim/helper"
+	"github.com/cribox/cribox/runtimeshim/oci"
 	"github.com/cribox/cribox/runtimeshim/place"
 	"github.com/cribox/cribox/runtimeshim/procfd"
 	"github.com/cribox/cribox/runtimeshim/unixfd"
@@ -81,7 +82,7 @@ func (s *starter) runPlace(ctx context.Context, t *task, start place.Start) erro
 	}
 	defer job.Close()
 	s.step.Pass("shim.place.cgroups")
-	ws, err := s.driver.RunProgram(ctx, job.Argv, job.Files, wire.StartWait)
+	ws, err := s.driver.RunProgram(ctx, job.Argv, job.Files, oci.Command{Wait: wire.StartWait})
 	if err == nil && !(ws.Exited() && ws.ExitStatus() == 0) {
 		err = job.Failure()
 	}
@@ -103,8 +104,24 @@ func (s *starter) unplace(ctx context.Context, t *task) error {
 	return cgroup.Remove(ctx, dirs)
 }
 
-// learn takes the seccomp filter of a pod's process that the runtime has started, for later pods.
-// Nobody waits for it.
+// wantFilter notes the seccomp profile of a container in which commands will be executed.
+func (s *starter) wantFilter(t *task) {
+	if !t.rec.NativeExec || t.rec.Keeper || place.UnableHere() != "" {
+		return
+	}
+	raw, err := os.ReadFile(t.dir.Config())
+	if err != nil {
+		return
+	}
+	if spec, err := place.Parse(raw); err == nil {
+		if key, filtered := place.KeyOf(t.rec.Runtime, spec); filtered && s.filters.Wants(key) {
+			t.unfiltered = &key
+		}
+	}
+}
+
+// learn takes the seccomp filter of a process that the runtime has started, for later pods or for
+// commands. Nobody waits for it.
 func (s *starter) learn(ctx context.Context, t *task) {
 	if t.unfiltered == nil || t.pidfd == nil || !s.filters.Wants(*t.unfiltered) {
 		return
@@ -120,10 +137,12 @@ func (s *starter) learn(ctx context.Context, t *task) {
 		defer f.Close()
 		filter, err := s.takeFilter(ctx, lockFile, f)
 		if err != nil {
-			log.L.WithError(err).Info("cannot read the seccomp filter of a pod; " +
-				"pods with its profile are started by the runtime")
+			log.L.WithError(err).Info("cannot read the seccomp filter of a process; " +
+				"what has its profile is started by the runtime")
 		}
-		s.filters.Taken(key, filter, err)
+		if err == nil || procfd.Signal(f, 0) == nil { // that it has ended says nothing of the profile
+			s.filters.Taken(key, filter, err)
+		}
 		s.step.Pass("shim.place.filter")
 	}()
 }
@@ -145,7 +164,7 @@ func (s *starter) takeFilter(ctx context.Context, lockFile string, pidfd *os.Fil
 		return nil, err
 	}
 	defer job.Close()
-	ws, err := s.driver.RunProgram(ctx, job.Argv, job.Files, wire.RequestWait)
+	ws, err := s.driver.RunProgram(ctx, job.Argv, job.Files, oci.Command{Wait: wire.RequestWait})
 	if err != nil {
 		return nil, err
 	}

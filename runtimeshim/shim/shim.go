@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -93,6 +94,8 @@ type task struct {
 
 	saved *kept // those descriptors; owned by the goroutine that loads the task
 
+	commands atomic.Pointer[commands] // see execution.container
+
 	sessions int // client execs in progress; under table.mu
 
 	exit *statedir.ExitRecord // written once, under table.mu, before exited is closed
@@ -144,6 +147,7 @@ func newShim(state string, step step.Hook) (*shim, error) {
 
 // assemble creates the parts of a shim.
 func assemble(e env, g *cgroup.Finder, d *oci.Driver, kills *cgroup.CounterWatch) *shim {
+	filters := place.NewFilters()
 	tab := &table{env: e, tasks: map[string]*task{}, watchers: map[*watcher]bool{}}
 	h := &holder{env: e, table: tab}
 	p := &reporter{env: e, table: tab, holder: h, cgroups: g, kills: kills}
@@ -152,9 +156,9 @@ func assemble(e env, g *cgroup.Finder, d *oci.Driver, kills *cgroup.CounterWatch
 		env: e, driver: d, cgroups: g, table: tab, holder: h, reporter: p, remover: r,
 		starter: &starter{env: e, table: tab, holder: h, reporter: p, remover: r, driver: d, reaper: d.Reaper,
 			noPreserveFDs: map[string]bool{},
-			filters:       place.NewFilters(), cgroups: g},
+			filters:       filters, cgroups: g},
 		updater: &updater{env: e, table: tab, driver: d, cgroups: g},
-		execs:   &execs{env: e, table: tab, driver: d, reaper: d.Reaper},
+		execs:   &execs{env: e, table: tab, driver: d, reaper: d.Reaper, filters: filters},
 		adopter: &adopter{env: e, table: tab, holder: h, reporter: p, remover: r, driver: d, cgroups: g},
 	}
 }

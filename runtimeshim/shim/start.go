@@ -116,6 +116,7 @@ func (s *starter) launch(ctx context.Context, t *task) error {
 	if err := s.running(t, proc); err != nil {
 		return err
 	}
+	s.wantFilter(t)
 	s.learn(ctx, t)
 	return nil
 }

@@ -31,6 +31,8 @@ type Params struct {
 	// this asks the runtime. Afterwards the runtime has a state of the task, or it does not: that
 	// tells how the task is ended.
 	Native bool `json:"native,omitempty"`
+	// NativeExec: place will be asked to execute commands in it, and so needs its seccomp filter.
+	NativeExec bool `json:"native_exec,omitempty"`
 }
 
 // Record is the content of task.json: everything that a new shim needs to take the task over,

@@ -37,6 +37,7 @@ type Exec struct {
 	LockFile string          `json:"lock_file,omitempty"`
 	Terminal bool            `json:"terminal,omitempty"`
 	Session  bool            `json:"session,omitempty"`
+	Native   bool            `json:"native,omitempty"`
 }
 
 // ExecStarted is the first reply of exec. It carries the terminal's master, if there is one.

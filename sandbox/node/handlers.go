@@ -32,6 +32,7 @@ type Handler struct {
 	MissingPaths  MissingPaths        // what happens to mounts of such host paths
 	Ports, Ping   bool                // low ports and ping are for every user in a pod with a network of its own
 	NativePause   bool                // pods are started without the runtime where that makes no difference
+	NativeExec    bool                // and so are commands executed in containers
 	NoHostDevices bool                // a privileged container has the devices that it asks for, and not all of the host's
 }
 
@@ -143,6 +144,13 @@ func (n *Node) PauseNatively(handler string) bool {
 	now := n.handlers.Load()
 	handler = cmp.Or(handler, now.byDefault)
 	return now.byName[handler].NativePause && now.can.byName[handler].Runc
+}
+
+// ExecNatively is PauseNatively for commands in containers.
+func (n *Node) ExecNatively(handler string) bool {
+	now := n.handlers.Load()
+	handler = cmp.Or(handler, now.byDefault)
+	return now.byName[handler].NativeExec && now.can.byName[handler].Runc
 }
 
 // CheckHandler returns ErrInvalidArgument for a handler that is not configured; "" is the default

@@ -26,6 +26,7 @@ type Sessions struct {
 	states *table.States
 	table  *table.Table
 	shim   Runtime
+	native func(handler string) bool
 	dial   func(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) // to the loopback in a netns
 }
 
@@ -36,12 +37,13 @@ type Runtime interface {
 	Streams(ctx context.Context, id string) (runtimeshim.Streams, error)
 }
 
-// New returns the sessions with what a table holds.
+// New returns the sessions with what a table holds. native reports whether commands of a handler are
+// executed without its runtime where that makes no difference.
 func New(
-	l layout.Layout, t *table.Table, shim Runtime,
+	l layout.Layout, t *table.Table, shim Runtime, native func(handler string) bool,
 	dial func(ctx context.Context, netns string, port uint16) (*net.TCPConn, error),
 ) *Sessions {
-	return &Sessions{layout: l, states: t.States, table: t, shim: shim, dial: dial}
+	return &Sessions{layout: l, states: t.States, table: t, shim: shim, native: native, dial: dial}
 }
 
 // maxExecOutput bounds what one stream of an ExecSync returns, so that both fit into the 16 MiB
@@ -131,7 +133,9 @@ func (ss *Sessions) execRequest(c *table.ContainerEntry, cmd []string, tty bool)
 	if err != nil {
 		return command{}, err
 	}
-	return command{runtimeshim.Exec{ID: c.ID, Process: process, LockFile: ss.layout.LockPath(c.PodID)},
+	p, ok := ss.states.Get(c.PodID)
+	return command{runtimeshim.Exec{ID: c.ID, Process: process, LockFile: ss.layout.LockPath(c.PodID),
+		Native: ok && ss.native(p.Handler)},
 		ss.table.RootIn(c.PodID)}, nil
 }
 
