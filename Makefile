@@ -43,6 +43,10 @@ vm-shell: tools build vm ## a prompt in it, with cribox installed
 test-vm: tools build vm ## what only such a machine shows, critest with two setups among it; writes docs/vm-results.md
 	@VERSION=$(VERSION) hack/vm/test.sh
 
+test-vm-kube: tools build vm ## that machine as a node of a Kubernetes cluster, whose control plane runs here
+	@hack/tools.sh kube
+	@VERSION=$(VERSION) hack/vm/test.sh -kube
+
 vm-smoke: tools build vm ## the shortest of it: package, unit, ten specs of critest, a kill
 	@VERSION=$(VERSION) hack/vm/test.sh -smoke
 
@@ -122,4 +126,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop kube-up kube-down vm vm-shell test-vm vm-smoke tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help
+.PHONY: run stop kube-up kube-down vm vm-shell test-vm test-vm-kube vm-smoke tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help

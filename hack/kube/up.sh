@@ -2,13 +2,16 @@
 # Starts a Kubernetes cluster whose nodes run on cribox: etcd, the control plane,
 # and on each of NODES nodes a kubelet, a kube-proxy and a cribox of its own. What
 # runs already is kept. BARE names further nodes by their numbers ("3 4"): they come
-# up without a network. `make kube-up` has built everything in bin/ before.
+# up without a network. GUESTS names nodes that somebody else starts, on machines that
+# join the bridge: they get a certificate and a kubeconfig, and NODES may be 0.
+# `make kube-up` has built everything in bin/ before.
 set -euo pipefail
 # shellcheck source=hack/kube/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 nodes=${NODES:-1}
-bare=${BARE:-} # numbers of further nodes, which come up without a network
+bare=${BARE:-}     # numbers of further nodes, which come up without a network
+guests=${GUESTS:-} # numbers of nodes that are started elsewhere
 
 # start NAME COMMAND... starts a daemon unless it runs, its log and pid under its name.
 start() {
@@ -118,7 +121,9 @@ accept_forwarding() {
 
 start_control_plane() {
 	local pki=$kube/pki
-	start registry "$bin/fixture" serve --addr "$registry" --mirror "docker.io,registry.k8s.io,$registry" --certs-d "$kube/certs.d" --ready-file "$run/registry.ready" --image "flannel:1=$kube/flannel"
+	local images=()
+	! has_nodes || images=(--image "flannel:1=$kube/flannel")
+	start registry "$bin/fixture" serve --addr "$registry" --mirror "docker.io,registry.k8s.io,$registry" --certs-d "$kube/certs.d" --ready-file "$run/registry.ready" "${images[@]}"
 	start etcd "$bin/kube/etcd" --data-dir "$kube/etcd" --unsafe-no-fsync --logger zap --log-level warn \
 		--listen-client-urls "https://127.0.0.1:$etcd_port" --advertise-client-urls "https://127.0.0.1:$etcd_port" \
 		--client-cert-auth --trusted-ca-file "$pki/ca.crt" --cert-file "$pki/apiserver.crt" --key-file "$pki/apiserver.key" \
@@ -176,12 +181,17 @@ join_network() {
 	in_node "$n" sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'
 }
 
+# identify_node N: what its kubelet shows to the API server, and the other way round.
+identify_node() {
+	(umask 077 && issue "node$1" "/O=system:nodes/CN=system:node:node$1" "IP:$(node_ip "$1"),DNS:node$1")
+	write_kubeconfig "node$1"
+}
+
 write_node_files() {
 	local n=$1 dir ip
 	dir=$(node_dir "$n") ip=$(node_ip "$n")
 	mkdir -p "$dir"/{net.d,manifests,logs,kubelet} "$(node_state "$n")"
-	(umask 077 && issue "node$n" "/O=system:nodes/CN=system:node:node$n" "IP:$ip,DNS:node$n")
-	write_kubeconfig "node$n"
+	identify_node "$n"
 	cat >"$dir/cribox.toml" <<END
 listen = "unix://$(node_state "$n")/cribox.sock"
 root = "$dir/root"
@@ -338,24 +348,32 @@ start_nodes() {
 	for n in $(seq "$nodes"); do await "kubelet$n" 120 node_ready "$n"; done
 	route_pods
 	for n in $bare; do start_node "$n"; done
+	for n in $guests; do identify_node "$n"; done
 }
 
+has_nodes() { [ "$nodes" -gt 0 ]; }
+
 need_root "make kube-up"
-[[ $nodes =~ ^[1-9]$ ]] || die "NODES=$nodes: want 1 to 9"
-for n in $bare; do
-	[[ $n =~ ^[1-9]$ ]] && [ "$n" -gt "$nodes" ] || die "BARE=$bare: want numbers above NODES=$nodes, up to 9"
+least=1
+[ -z "$guests" ] || least=0
+[[ $nodes =~ ^[$least-9]$ ]] || die "NODES=$nodes: want $least to 9"
+for n in $bare $guests; do
+	[[ $n =~ ^[1-9]$ ]] && [ "$n" -gt "$nodes" ] || die "BARE=$bare GUESTS=$guests: want numbers above NODES=$nodes, up to 9"
 done
-for tool in cribox fixture crictl runc kube/kubelet kube/etcd flannel/flannel; do
+tools=(cribox fixture crictl runc kube/kubelet kube/etcd)
+! has_nodes || tools+=(flannel/flannel)
+for tool in "${tools[@]}"; do
 	[ -x "$bin/$tool" ] || die "bin/$tool is missing: start this with \`make kube-up\`"
 done
 mkdir -p "$kube/log" "$run"
 exec 9>"$kube/.lock"
 flock -n 9 || die "another make kube-up or make kube-down is at work"
 timed "making certificates" make_pki
-[ -d "$kube/flannel" ] || timed "collecting flannel's image" make_flannel
+! has_nodes || [ -d "$kube/flannel" ] || timed "collecting flannel's image" make_flannel
 make_network
 timed "starting the control plane" start_control_plane
 timed "starting $nodes node(s) on cribox" start_nodes
+has_nodes || exit 0
 kubectl get nodes -o wide
 cat <<END
 ==> go on by hand:

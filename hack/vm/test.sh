@@ -2,14 +2,21 @@
 # Boots a machine, installs cribox on it, runs vm-tests against it, and ends it. When tests have
 # failed, the machine's journal and console stay in bin/vm-run.
 #
-#   test.sh         all tests; writes docs/vm-results.md
+#   test.sh         all tests but those of a cluster; writes docs/vm-results.md
 #   test.sh -smoke  what takes 8 minutes at most
+#   test.sh -kube   the tests that begin with TestKube: the machine is a node of a cluster whose
+#                   control plane runs here
 set -euo pipefail
 # shellcheck source=hack/vm/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+mode=${1:-}
 limit=180m
-[ "${1:-}" != -smoke ] || limit=25m
+which=(-skip '^TestKube')
+case $mode in
+-smoke) limit=25m which+=(-smoke) ;;
+-kube) which=(-run '^TestKube' -kube) && export LINK=ckube9 ;; # for hack/vm/kube.sh
+esac
 log=$run/tests.log
 
 finish() {
@@ -19,9 +26,10 @@ finish() {
 		note "logs: $run/journal.log, $run/console.log"
 	fi
 	"$top/hack/vm/down.sh"
+	[ "$mode" != -kube ] || "$top/hack/kube/down.sh"
 }
 
-tests() { (cd "$top/vm-tests" && go test -count 1 -timeout "$limit" -v . "$@" 2>&1 | tee "$log"); }
+tests() { (cd "$top/vm-tests" && go test -count 1 -timeout "$limit" -v . "${which[@]}" 2>&1 | tee "$log"); }
 
 versions() {
 	vm '. /etc/os-release; echo "| $PRETTY_NAME | Linux $(uname -r) | $(systemctl --version | sed -n "1s/ (.*//p") |"
@@ -69,8 +77,9 @@ trap 'finish $?' EXIT
 "$top/hack/vm/down.sh" # of a run that was cut off
 "$top/hack/vm/up.sh"
 "$top/hack/vm/install.sh"
+[ "$mode" != -kube ] || "$top/hack/vm/kube.sh"
 what=$(versions)
 status=0
-timed "vm-tests" tests "$@" || status=$?
-[ "${1:-}" = -smoke ] || results "$what" >"$top/docs/vm-results.md"
+timed "vm-tests" tests || status=$?
+[ -n "$mode" ] || results "$what" >"$top/docs/vm-results.md"
 exit "$status"

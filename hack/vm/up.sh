@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Boots the image of image.sh on a throw-away disk, and returns when one can log in. KVM=1 uses the
 # processor's own virtualization; without it everything is emulated, and about ten times slower.
+# LINK=NAME gives the machine a second network card, eth1; its other end is the link NAME here.
 set -euo pipefail
 # shellcheck source=hack/vm/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -28,13 +29,14 @@ free_port() {
 
 # start runs qemu on its own: up.sh ends, and the machine stays until down.sh.
 start() {
-	local port=$1 accel
+	local port=$1 accel link=()
+	[ -z "${LINK:-}" ] || link=(-netdev "tap,id=link,ifname=$LINK,script=no,downscript=no" -device "virtio-net-pci,netdev=link")
 	mapfile -t accel < <(accelerator)
 	quietly qemu-img create -q -f qcow2 -F raw -b "$image/disk.img" "$run/disk.qcow2"
 	setsid nice -n 10 "$qemu" "${accel[@]}" -smp 2 -m 3072 -nodefaults -display none -serial "file:$run/console.log" \
 		-kernel "$image/vmlinuz" -initrd "$image/initrd" -append "$kernel_line" \
 		-drive "file=$run/disk.qcow2,if=virtio,format=qcow2,cache=unsafe" -device virtio-rng-pci \
-		-netdev "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:$port-:22" -device virtio-net-pci,netdev=net \
+		-netdev "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:$port-:22" -device virtio-net-pci,netdev=net "${link[@]}" \
 		-pidfile "$run/pid" </dev/null >"$run/qemu.log" 2>&1 9>&- &
 	echo "$port" >"$run/port"
 }
