@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -128,7 +127,7 @@ func newShim(state string, step step.Hook) (*shim, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := fixLimits(); err != nil {
+	if err := fixInheritance(); err != nil {
 		return nil, err
 	}
 	if held, err := helper.HoldLock(e.state.ShimLock(), e.state.ShimHome()); err != nil || held == nil {
@@ -200,34 +199,6 @@ func leaveWithTheMachine(terminate <-chan os.Signal) {
 			os.Exit(0)
 		}
 	}
-}
-
-// limitsEnv is set in a process that already has the limits that children shall inherit.
-const limitsEnv = "CRIBOX_SHIM_LIMITS"
-
-// fixLimits executes the program again with fixed resource limits and environment. Go raises its
-// own soft limit of open files at startup and gives children the original one, so only exec can set
-// the limits of children.
-func fixLimits() error {
-	if os.Getenv(limitsEnv) != "" {
-		return nil
-	}
-	for what, soft := range map[int]uint64{unix.RLIMIT_NOFILE: 1024, unix.RLIMIT_NPROC: unix.RLIM_INFINITY,
-		unix.RLIMIT_CORE: unix.RLIM_INFINITY} {
-		var l syscall.Rlimit
-		if err := syscall.Getrlimit(what, &l); err != nil {
-			return fmt.Errorf("read resource limit %d: %w", what, err)
-		}
-		l.Cur = min(soft, l.Max)
-		if err := syscall.Setrlimit(what, &l); err != nil {
-			return fmt.Errorf("set resource limit %d: %w", what, err)
-		}
-	}
-	exe, err := os.Executable()
-	if err != nil || strings.HasSuffix(exe, " (deleted)") {
-		exe = "/proc/self/exe"
-	}
-	return fmt.Errorf("re-execute the shim: %w", syscall.Exec(exe, os.Args, append(helper.Env(), limitsEnv+"=1")))
 }
 
 func (s *shim) handlers() map[string]wire.Handler {

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -205,5 +206,30 @@ func TestTooManySessions(t *testing.T) {
 	leave()
 	if _, err := s.table.enterSession(full); err != nil {
 		t.Errorf("when one has ended: %v", err)
+	}
+}
+
+// TestHeedSignals: containers do not inherit that a signal is ignored.
+func TestHeedSignals(t *testing.T) {
+	ignored := func() string {
+		raw, err := os.ReadFile("/proc/self/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, after, _ := strings.Cut(string(raw), "\nSigIgn:\t")
+		mask, _, _ := strings.Cut(after, "\n")
+		return mask
+	}
+	ignore := sigaction{handler: sigIgnore}
+	const cancel = 32 // which the C library keeps for itself, and Go does not handle
+	if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, cancel, uintptr(unsafe.Pointer(&ignore)), 0, 8, 0, 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	if mask := ignored(); len(mask) != 16 || mask[8] != '8' {
+		t.Fatalf("signal 32 is not ignored before: %s", mask)
+	}
+	heedSignals()
+	if mask := ignored(); mask != "0000000000000000" {
+		t.Errorf("signals %s are ignored", mask)
 	}
 }
