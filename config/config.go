@@ -100,7 +100,7 @@ const (
 func Default() Config {
 	return Config{
 		Listen: "unix:///run/cribox/cribox.sock", Root: "/var/lib/cribox", State: "/run/cribox",
-		LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: DriverAuto, Pause: ByRuntime, Exec: ByRuntime,
+		LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: DriverAuto, Pause: Native, Exec: ByRuntime,
 		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		Images: Images{
 			RegistryConfig: "/etc/cribox/certs.d", Pinned: []string{}, ImportDir: "import", Downloads: 3,

@@ -31,7 +31,8 @@ func TestStepKills(t *testing.T) {
 	}{
 		{"RunPodSandbox", runsAPod(withHostPort), nobodyElse, nil},
 		{"RunPodSandbox, shim too", runsAPod(), shimToo, nil},
-		{"RunPodSandbox, native, shim too", runsAPod(unconfined), shimToo, []harness.Option{harness.WithTop(`pause = "native"`)}},
+		{"RunPodSandbox, native, shim too", runsAPod(unconfined), shimToo, nil},
+		{"RunPodSandbox, by runc, shim too", runsAPod(), shimToo, []harness.Option{harness.WithTop(`pause = "runtime"`)}},
 		{"CreateContainer", createsAContainer(nil), nobodyElse, nil},
 		{"StartContainer", startsAContainer, nobodyElse, nil},
 		{"StartContainer, shim too", startsAContainer, shimToo, nil},

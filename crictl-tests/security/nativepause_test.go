@@ -67,7 +67,7 @@ func TestSEC80NativePauseIsRuncs(t *testing.T) {
 	if harness.OnUnified() {
 		t.Skip("pause is started natively with cgroups of version 1 only")
 	}
-	byRunc, native := harness.NewDaemon(t), harness.NewDaemon(t, harness.WithTop(`pause = "native"`))
+	byRunc, native := harness.NewDaemon(t, harness.WithTop(`pause = "runtime"`)), harness.NewDaemon(t)
 	file := filepath.Join(native.Dir, "profile.json")
 	native.Must(os.WriteFile(file, []byte(`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}`), 0o600))
 	kinds := append(slices.Clone(podKinds), struct {
