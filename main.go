@@ -16,6 +16,7 @@ import (
 	"github.com/cribox/cribox/config"
 	"github.com/cribox/cribox/internal/cli"
 	"github.com/cribox/cribox/internal/imagecmd"
+	"github.com/cribox/cribox/internal/podcmd"
 	"github.com/cribox/cribox/internal/step"
 )
 
@@ -43,6 +44,7 @@ func run(args []string, out io.Writer) error {
 		Serve: withLogLevel(serve), Check: withLogLevel(check), Config: withLogLevel(printConfig),
 		Shutdown: withLogLevel(shutdown),
 		Image:    imagecmd.Commands(),
+		Why:      podcmd.Why,
 	})
 	root.SetArgs(args)
 	root.SetOut(out)

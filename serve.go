@@ -19,6 +19,7 @@ import (
 	"github.com/cribox/cribox/cni"
 	"github.com/cribox/cribox/config"
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/internal/activity"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/runtimeshim/client"
 	"github.com/cribox/cribox/runtimeshim/oci"
@@ -78,7 +79,7 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 		return errors.Join(err, listener.Close(), commands.Close())
 	}
 	loadArchives := importArchives(ctx, c, images)
-	asked.Open(images)
+	asked.Open(images, pods)
 	s.Open(pods, images, func() any { return inEffect.Load().Values() })
 	observed.open(ctx, s, pods)
 	log.G(ctx).WithField("took", time.Since(start).Round(time.Millisecond).String()).
@@ -106,8 +107,10 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 // openPackages opens the image store, the network and the pods, each with its part of the
 // configuration.
 func openPackages(ctx context.Context, c config.Config) (*sandbox.Manager, *imageservice.Images, error) {
+	doing := activity.New()
 	images, err := imageservice.Open(ctx, imageservice.Config{
-		Root: c.Root, RegistryConfig: c.Images.RegistryConfig, Pinned: c.PinnedImages(), Step: steps,
+		Activity: doing,
+		Root:     c.Root, RegistryConfig: c.Images.RegistryConfig, Pinned: c.PinnedImages(), Step: steps,
 		MaxDownloads: int(c.Images.Downloads), MaxUnpacks: int(c.Images.Unpacks),
 		StallTimeout: time.Duration(c.Images.StallTime),
 		Limits: imageservice.Limits{
@@ -127,7 +130,8 @@ func openPackages(ctx context.Context, c config.Config) (*sandbox.Manager, *imag
 		return nil, nil, err
 	}
 	pods, err := sandbox.Open(ctx, sandbox.Config{
-		Root: c.Root, State: c.State, Instance: c.Instance(), Images: images, Network: network,
+		Activity: doing,
+		Root:     c.Root, State: c.State, Instance: c.Instance(), Images: images, Network: network,
 		Connect: connector(client.Config{State: c.State, LogLevel: c.LogLevel, Scope: c.Scopes(sandbox.SystemdRuns()),
 			Step: steps}),
 		Features: oci.AskFeatures,

@@ -13,6 +13,7 @@ import (
 	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/pull"
 	"github.com/cribox/cribox/imageservice/registry"
+	"github.com/cribox/cribox/internal/activity"
 	"github.com/cribox/cribox/internal/step"
 )
 
@@ -27,6 +28,8 @@ type Config struct {
 	MaxUnpacks int
 	Pinned     []string // names of pinned images, see SetPinned
 	Step       step.Hook
+
+	Activity *activity.Table // what pulls are doing; nil: not remembered
 
 	syncfs func(fd int) error // replaces the system call in tests
 }

@@ -66,7 +66,7 @@ func assemble(c Config, blobs *content.Blobs) *Images {
 	puller := pull.New(pull.Config{
 		Root: c.Root, Client: registry.NewClient(c.RegistryConfig, c.StallTimeout), Limits: c.Limits,
 		StallTimeout: c.StallTimeout,
-		MaxDownloads: c.MaxDownloads, MaxUnpacks: c.MaxUnpacks, Step: c.Step, Syncfs: c.syncfs,
+		MaxDownloads: c.MaxDownloads, MaxUnpacks: c.MaxUnpacks, Step: c.Step, Syncfs: c.syncfs, Activity: c.Activity,
 	}, garbage)
 	return &Images{cfg: c, catalog: catalog, blobs: blobs, layers: store, garbage: garbage, puller: puller}
 }

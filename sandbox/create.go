@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/imageservice"
+	"github.com/cribox/cribox/internal/activity"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/internal/step"
 	"github.com/cribox/cribox/internal/telemetry"
@@ -42,6 +43,7 @@ type containers struct {
 	shim       Runtime
 	step       step.Hook
 	background context.Context // ends with Close; for what nobody waits for
+	activity   *activity.Table
 
 	endings *endings
 
@@ -89,7 +91,7 @@ func (cs *containers) CreateContainer(
 				return id, err
 			}
 		}
-		return cs.createContainer(withPod(ctx, p.ID), p, config, podConfig)
+		return cs.createContainer(ctx, p, config, podConfig)
 	})
 	if err != nil {
 		return "", err
@@ -134,16 +136,16 @@ func (cs *containers) createContainer(
 	if err != nil {
 		return "", err
 	}
-	done, err := cs.turns.Take(ctx, c.ID)
+	ctx = cs.about(ctx, c.ContainerEntry)
+	done, err := cs.turn(ctx, c.ContainerEntry)
 	if err != nil {
 		return "", err
 	}
 	defer done()
-	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", c.ID))
 	if err := cs.mounts.Hold(c.ContainerEntry); err != nil {
 		return "", err
 	}
-	err = cs.recordContainer(c)
+	err = do(ctx, "record", func() error { return cs.recordContainer(c) })
 	if err == nil {
 		err = cs.prepare(ctx, c)
 	}
@@ -186,7 +188,8 @@ func (cs *containers) recordContainer(c *containerPlan) error {
 func (cs *containers) undoContainer(ctx context.Context, c *table.ContainerEntry) {
 	if err := clean(ctx, teardownLimit, func(ctx context.Context) error { return cs.discard(ctx, c) }); err != nil {
 		log.G(ctx).WithError(err).Warn("cannot remove a container that failed to be created yet; will retry")
-		go retryUntilDone(cs.background, "removing", func(ctx context.Context) error { return cs.removeContainer(ctx, c) })
+		go retryUntilDone(cs.about(cs.background, c), "removing",
+			func(ctx context.Context) error { return cs.removeContainer(ctx, c) })
 	}
 }
 
@@ -206,22 +209,30 @@ func (cs *containers) prepare(ctx context.Context, c *containerPlan) error {
 		return err
 	}
 	var root string
-	err := telemetry.Part(ctx, "container.mount", func(ctx context.Context) (err error) {
-		root, err = cs.mounts.Mount(ctx, c.pod, c.ID, imageservice.Rootfs{ImageID: c.image.ID, Label: c.labels.Mount})
-		return err
+	err := telemetry.Part(ctx, "container.mount", func(ctx context.Context) error {
+		return activity.Do(ctx, "root filesystem", func(ctx context.Context) (err error) {
+			root, err = cs.mounts.Mount(ctx, c.pod, c.ID, imageservice.Rootfs{ImageID: c.image.ID, Label: c.labels.Mount})
+			return err
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("root filesystem of container %s: %w", c.ID, err)
 	}
 	cs.step.Pass("container.mounted")
-	if err := cs.mounts.MountVolumes(ctx, c.pod, c.ContainerEntry, c.labels.Mount); err != nil {
-		return err
-	}
-	input, err := cs.specContainer(ctx, c, root)
+	err = activity.Do(ctx, "image volumes", func(ctx context.Context) error {
+		return cs.mounts.MountVolumes(ctx, c.pod, c.ContainerEntry, c.labels.Mount)
+	})
 	if err != nil {
 		return err
 	}
-	s, err := cs.spec(ctx, c, input)
+	var s *specs.Spec
+	var input spec.Container
+	err = activity.Do(ctx, "mounts, users, devices, OCI spec", func(ctx context.Context) (err error) {
+		if input, err = cs.specContainer(ctx, c, root); err == nil {
+			s, err = cs.spec(ctx, c, input)
+		}
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/cribox/cribox/cni"
+	"github.com/cribox/cribox/internal/activity"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/internal/step"
@@ -47,9 +48,11 @@ type Config struct {
 	// say.
 	Features func(ctx context.Context, path string) (runtimeshim.Features, error)
 
-	CDISpecDirs   []string // folders of the files that describe CDI devices; a later one counts more
-	SELinux       bool     // pods and what they may touch are labelled, where the kernel labels at all
-	SystemdCgroup bool     // systemd makes the cgroups of pods that are made from now on; otherwise the OCI runtime does
+	CDISpecDirs []string        // folders of the files that describe CDI devices; a later one counts more
+	Activity    *activity.Table // what pods and containers are doing; nil: not remembered
+
+	SELinux       bool // pods and what they may touch are labelled, where the kernel labels at all
+	SystemdCgroup bool // systemd makes the cgroups of pods that are made from now on; otherwise the OCI runtime does
 }
 
 // Manager holds every pod and container of this daemon. It is the parts that it consists of, and
@@ -162,11 +165,12 @@ func (m *Manager) assemble(c Config, background context.Context, trash *tree.Tra
 	m.containers = &containers{
 		endings: m.endings, turns: turns,
 		layout: l, states: states, table: m.table, node: m.node, mounts: mounts, files: files, labels: labels, pins: pinned,
-		shim: m.shim, step: c.Step, background: background, stops: map[string]*stop{},
+		shim: m.shim, step: c.Step, background: background, activity: c.Activity, stops: map[string]*stop{},
 	}
 	m.pods = &pods{
 		layout: l, states: states, table: m.table, node: m.node, mounts: mounts, files: files, labels: labels, pins: pinned,
 		network: m.network, containers: m.containers, shim: m.shim, step: c.Step, background: background,
+		activity: c.Activity,
 	}
 	m.updates = &updates{
 		layout: l, states: states, table: m.table, node: m.node, files: files, containers: m.containers,
@@ -277,12 +281,16 @@ const retryAtMost = 5 * time.Minute // between two tries of retryUntilDone
 
 // retryUntilDone repeats an act until it succeeds or ctx ends, each time with more patience.
 func retryUntilDone(ctx context.Context, what string, act func(context.Context) error) {
+	debt := activity.Owe(ctx, what)
+	defer debt.Paid()
 	for wait := time.Second; ; wait = min(2*wait, retryAtMost) {
+		debt.Again()
 		err := guard.Call(ctx, what, func() error { return clean(ctx, teardownLimit, act) })
 		if err == nil || ctx.Err() != nil {
 			return
 		}
 		log.G(ctx).WithField("step", what).WithError(err).Warn("interrupted operations are not finished yet")
+		debt.Failed(err, time.Now().Add(wait))
 		select {
 		case <-ctx.Done():
 			return

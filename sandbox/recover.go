@@ -101,7 +101,7 @@ func (rc *recovery) tasks(ctx context.Context) (map[string]runtimeshim.Task, err
 
 func (rc *recovery) recoverPod(ctx context.Context, r *store.Pod, tasks map[string]runtimeshim.Task) {
 	p, _ := rc.table.ByID(r.ID)
-	ctx = withPod(ctx, p.ID)
+	ctx = rc.pods.about(ctx, p)
 	for cid, c := range r.Containers {
 		rc.recoverContainer(ctx, r, c, cid, tasks)
 	}
@@ -123,7 +123,7 @@ func (rc *recovery) recoverContainer(
 	ctx context.Context, p *store.Pod, r store.Container, cid string, tasks map[string]runtimeshim.Task,
 ) {
 	_, c := rc.table.ByID(cid)
-	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container", cid))
+	ctx = rc.containers.about(ctx, c)
 	for _, id := range append([]string{r.ImageID}, r.MountImages...) {
 		if id == "" {
 			continue

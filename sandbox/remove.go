@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/cribox/cribox/internal/activity"
 	"github.com/cribox/cribox/sandbox/table"
 	"github.com/cribox/cribox/sandbox/userns"
 )
@@ -24,21 +25,22 @@ func (cs *containers) RemoveContainer(ctx context.Context, id string) error {
 		return err
 	}
 	_, err = cs.flights.Do(ctx, "removal of container "+c.ID, teardownLimit, func(ctx context.Context) (string, error) {
-		return "", cs.removeContainer(log.WithLogger(ctx, log.G(ctx).WithField("container", c.ID)), c)
+		return "", cs.removeContainer(cs.about(ctx, c), c)
 	})
 	return err
 }
 
 func (cs *containers) removeContainer(ctx context.Context, c *table.ContainerEntry) error {
+	ctx = cs.about(ctx, c)
 	if err := cs.stopContainer(ctx, c, 0); err != nil {
 		return err
 	}
-	done, err := cs.turns.Take(ctx, c.ID)
+	done, err := cs.turn(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer done()
-	return cs.discard(ctx, c)
+	return activity.Do(ctx, "removal", func(ctx context.Context) error { return cs.discard(ctx, c) })
 }
 
 // discard takes everything of a container away, its record last, in the container's turn. It may be
@@ -72,5 +74,6 @@ func (cs *containers) discard(ctx context.Context, c *table.ContainerEntry) erro
 	cs.mounts.Release(c)
 	c.MarkExited()
 	cs.table.ForgetContainer(c)
+	cs.activity.Forget(containerKind, c.ID)
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cribox/cribox/internal/activity"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/internal/step"
@@ -45,6 +46,7 @@ type pods struct {
 	shim       Runtime
 	step       step.Hook
 	background context.Context // ends with Close; for what nobody waits for
+	activity   *activity.Table
 
 	flights keyed.Flights
 	turns   keyed.Turns // by pod
@@ -110,8 +112,8 @@ func (ps *pods) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig,
 	if err != nil {
 		return "", err
 	}
-	ctx = withPod(ctx, p.ID)
-	if err := ps.states.PodCreating(p.record, p.asked); err != nil {
+	ctx = ps.about(ctx, p.PodEntry)
+	if err := do(ctx, "record", func() error { return ps.states.PodCreating(p.record, p.asked) }); err != nil {
 		ps.labels.drop(labelsOf(&p.record))
 		return "", err
 	}
@@ -127,23 +129,25 @@ func (ps *pods) runPod(ctx context.Context, config *runtimeapi.PodSandboxConfig,
 // undo takes a pod that did not come up away. One that cannot be taken away now is listed as a pod
 // that is not ready until it is gone.
 func (ps *pods) undo(ctx context.Context, p *table.PodEntry) {
-	remove := func(ctx context.Context) error { return ps.removePod(withPod(ctx, p.ID), p) }
+	remove := func(ctx context.Context) error { return ps.removePod(ps.about(ctx, p), p) }
 	if err := clean(ctx, teardownLimit, remove); err != nil {
 		log.G(ctx).WithError(err).Warn("cannot remove a pod that failed to start yet; will retry")
-		go retryUntilDone(ps.background, "removing", remove)
+		go retryUntilDone(ps.about(ps.background, p), "removing", remove)
 	}
 }
 
 func (ps *pods) bringUp(ctx context.Context, p *podPlan) error {
-	err := telemetry.Part(ctx, "pod.files", func(context.Context) error {
-		return ps.files.Make(p.PodEntry, p.handler.ShmSize, p.record.MountLabel)
+	err := telemetry.Part(ctx, "pod.files", func(ctx context.Context) error {
+		return do(ctx, "files", func() error {
+			return ps.files.Make(p.PodEntry, p.handler.ShmSize, p.record.MountLabel)
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("prepare pod %s: %w", p.ID, err)
 	}
 	ps.step.Pass("pod.files")
-	err = telemetry.Part(ctx, "pod.namespaces", func(context.Context) error {
-		return ps.network.MakeNamespaces(p.PodEntry)
+	err = telemetry.Part(ctx, "pod.namespaces", func(ctx context.Context) error {
+		return do(ctx, "namespaces", func() error { return ps.network.MakeNamespaces(p.PodEntry) })
 	})
 	if err != nil {
 		return fmt.Errorf("namespaces of pod %s: %w", p.ID, err)
@@ -152,13 +156,14 @@ func (ps *pods) bringUp(ctx context.Context, p *podPlan) error {
 	if err != nil {
 		return err
 	}
-	if err := ps.files.WriteHosts(p.PodEntry, p.record.MountLabel, ips); err != nil {
+	hosts := func() error { return ps.files.WriteHosts(p.PodEntry, p.record.MountLabel, ips) }
+	if err := do(ctx, "hosts file", hosts); err != nil {
 		return fmt.Errorf("prepare pod %s: %w", p.ID, err)
 	}
 	if err := ps.pins.PinPause(ctx, p.ID); err != nil {
 		return err
 	}
-	if err := ps.states.PodReady(p.PodEntry, ips, task.Pid); err != nil {
+	if err := do(ctx, "ready", func() error { return ps.states.PodReady(p.PodEntry, ips, task.Pid) }); err != nil {
 		return err
 	}
 	ps.step.Pass("pod.ready")
@@ -169,14 +174,16 @@ func (ps *pods) bringUp(ctx context.Context, p *podPlan) error {
 // the other, except for a sysctl of an interface that a plugin has yet to make.
 func (ps *pods) connectAndStart(ctx context.Context, p *podPlan) (ips []netip.Addr, task runtimeshim.Task, err error) {
 	connect := func(ctx context.Context) error {
-		var err error
-		ips, err = ps.network.Connect(ctx, p.PodEntry)
-		return err
+		return activity.Do(ctx, "network", func(ctx context.Context) (err error) {
+			ips, err = ps.network.Connect(ctx, p.PodEntry)
+			return err
+		})
 	}
 	start := func(ctx context.Context) error {
-		var err error
-		task, err = ps.startPause(ctx, p)
-		return err
+		return activity.Do(ctx, "pause process", func(ctx context.Context) (err error) {
+			task, err = ps.startPause(ctx, p)
+			return err
+		})
 	}
 	if networkSysctls(p.Config) {
 		if err := connect(ctx); err != nil {

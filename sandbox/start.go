@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/internal/activity"
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/sandbox/cgroup"
 	"github.com/cribox/cribox/sandbox/node"
@@ -34,13 +35,13 @@ func (cs *containers) StartContainer(ctx context.Context, id string) error {
 		return err
 	}
 	_, err = cs.flights.Do(ctx, "start of container "+c.ID, startLimit, func(ctx context.Context) (string, error) {
-		return "", cs.startContainer(log.WithLogger(ctx, log.G(ctx).WithField("container", c.ID)), c)
+		return "", cs.startContainer(cs.about(ctx, c), c)
 	})
 	return err
 }
 
 func (cs *containers) startContainer(ctx context.Context, c *table.ContainerEntry) error {
-	done, err := cs.turns.Take(ctx, c.ID)
+	done, err := cs.turn(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -55,11 +56,15 @@ func (cs *containers) startContainer(ctx context.Context, c *table.ContainerEntr
 	if err := rootfs.MakeLogFolder(p, c); err != nil { // made at its creation, and taken away since
 		return fmt.Errorf("start container %s: %w", c.ID, err)
 	}
-	if err := cs.states.Starting(c); err != nil {
+	if err := do(ctx, "record of the start", func() error { return cs.states.Starting(c) }); err != nil {
 		return err
 	}
 	cs.step.Pass("container.starting")
-	task, err := cs.launch(ctx, c)
+	var task runtimeshim.Task
+	err = activity.Do(ctx, "start", func(ctx context.Context) (err error) {
+		task, err = cs.launch(ctx, c)
+		return err
+	})
 	switch {
 	case err == nil:
 		cs.step.Pass("container.started")
@@ -81,7 +86,8 @@ func (cs *containers) startUnanswered(ctx context.Context, c *table.ContainerEnt
 	err := clean(ctx, resolveLimit, func(ctx context.Context) error { return cs.resolve(ctx, c) })
 	if err != nil {
 		// the shim may still come to it
-		go retryUntilDone(cs.background, "starting", func(ctx context.Context) error { return cs.shim.Delete(ctx, c.ID) })
+		go retryUntilDone(cs.about(cs.background, c), "starting",
+			func(ctx context.Context) error { return cs.shim.Delete(ctx, c.ID) })
 		cs.startFailed(ctx, c, cause)
 		return fmt.Errorf("%v; cannot find out whether it was started: %v: %w", cause, err, errdefs.ErrInternal)
 	}

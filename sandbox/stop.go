@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/internal/activity"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/telemetry"
 	"github.com/cribox/cribox/sandbox/store"
@@ -106,8 +107,10 @@ func (cs *containers) joinStop(ctx context.Context, c *table.ContainerEntry, by 
 		return s
 	}
 	go func() {
-		ctx := log.WithLogger(context.WithoutCancel(ctx), log.G(ctx).WithField("container", c.ID))
-		s.err = guard.Call(ctx, "stop of a container", func() error { return cs.runStop(ctx, c, s) })
+		ctx := cs.about(context.WithoutCancel(ctx), c)
+		s.err = guard.Call(ctx, "stop of a container", func() error {
+			return activity.Wait(ctx, "stop", func(ctx context.Context) error { return cs.runStop(ctx, c, s) })
+		})
 		cs.mu.Lock()
 		delete(cs.stops, c.ID)
 		cs.mu.Unlock()
@@ -168,6 +171,7 @@ func (cs *containers) runStop(ctx context.Context, c *table.ContainerEntry, s *s
 
 // kill ends every process of the container and waits until its exit is recorded.
 func (cs *containers) kill(ctx context.Context, c *table.ContainerEntry) error {
+	activity.Note(ctx, "SIGKILL")
 	limit := time.NewTimer(killLimit)
 	defer limit.Stop()
 	again := time.NewTicker(time.Second)

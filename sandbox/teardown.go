@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cribox/cribox/internal/activity"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/sandbox/selinux"
 	"github.com/cribox/cribox/sandbox/store"
@@ -27,13 +28,9 @@ func (ps *pods) StopPod(ctx context.Context, id string) error {
 		return err
 	}
 	_, err = ps.flights.Do(ctx, "stop of pod "+p.ID, teardownLimit, func(ctx context.Context) (string, error) {
-		return "", ps.stopPod(withPod(ctx, p.ID), p)
+		return "", ps.stopPod(ps.about(ctx, p), p)
 	})
 	return err
-}
-
-func withPod(ctx context.Context, id string) context.Context {
-	return log.WithLogger(ctx, log.G(ctx).WithField("pod", id))
 }
 
 func (ps *pods) stopPod(ctx context.Context, p *table.PodEntry) error {
@@ -74,10 +71,12 @@ func (ps *pods) declareStopped(ctx context.Context, p *table.PodEntry) {
 // second would take the first one's plugin for one that nobody waits for. was is the pod's state
 // before its stop or removal was recorded.
 func (ps *pods) teardown(ctx context.Context, p *table.PodEntry, was string) error {
-	if err := ps.stopAll(ctx, p); err != nil {
+	err := activity.Wait(ctx, "stop of the containers", func(ctx context.Context) error { return ps.stopAll(ctx, p) })
+	if err != nil {
 		return fmt.Errorf("stop the containers of pod %s: %w", p.ID, err)
 	}
-	if err := ps.endPause(ctx, p, was); err != nil {
+	err = activity.Do(ctx, "teardown", func(ctx context.Context) error { return ps.endPause(ctx, p, was) })
+	if err != nil {
 		return err
 	}
 	ps.step.Pass("pod.unplugged")
@@ -85,10 +84,12 @@ func (ps *pods) teardown(ctx context.Context, p *table.PodEntry, was string) err
 	if r, ok := ps.states.Get(p.ID); ok {
 		image = r.PauseImage
 	}
-	if err := ps.mounts.DropPauseRoot(ctx, p.ID, image); err != nil {
-		return err
-	}
-	return ps.files.Remove(p.ID)
+	return do(ctx, "removal of files", func() error {
+		if err := ps.mounts.DropPauseRoot(ctx, p.ID, image); err != nil {
+			return err
+		}
+		return ps.files.Remove(p.ID)
+	})
 }
 
 // endPause ends the pause process and disconnects the pod. Of a pod that was ready, no network plugin
@@ -96,16 +97,20 @@ func (ps *pods) teardown(ctx context.Context, p *table.PodEntry, was string) err
 // what it took. So both are done side by side.
 func (ps *pods) endPause(ctx context.Context, p *table.PodEntry, was string) error {
 	end := func() error {
-		if err := ps.shim.Delete(ctx, p.ID); err != nil {
-			return fmt.Errorf("stop the pause process of pod %s: %w", p.ID, err)
-		}
-		return nil
+		return activity.Do(ctx, "end of the pause process", func(ctx context.Context) error {
+			if err := ps.shim.Delete(ctx, p.ID); err != nil {
+				return fmt.Errorf("stop the pause process of pod %s: %w", p.ID, err)
+			}
+			return nil
+		})
 	}
 	disconnect := func() error {
-		if err := ps.network.Disconnect(ctx, p); err != nil {
-			return fmt.Errorf("disconnect pod %s: %w", p.ID, err)
-		}
-		return nil
+		return activity.Do(ctx, "release of the network", func(ctx context.Context) error {
+			if err := ps.network.Disconnect(ctx, p); err != nil {
+				return fmt.Errorf("disconnect pod %s: %w", p.ID, err)
+			}
+			return nil
+		})
 	}
 	if was != store.PodReady {
 		if err := end(); err != nil {
@@ -146,7 +151,7 @@ func (ps *pods) RemovePod(ctx context.Context, id string) error {
 		return err
 	}
 	_, err = ps.flights.Do(ctx, "removal of pod "+p.ID, teardownLimit, func(ctx context.Context) (string, error) {
-		return "", ps.removePod(withPod(ctx, p.ID), p)
+		return "", ps.removePod(ps.about(ctx, p), p)
 	})
 	return err
 }
@@ -168,7 +173,8 @@ func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
 		}
 		ps.declareStopped(ctx, p)
 	}
-	if err := ps.removeAll(ctx, p); err != nil {
+	err = activity.Do(ctx, "removal of the containers", func(ctx context.Context) error { return ps.removeAll(ctx, p) })
+	if err != nil {
 		return fmt.Errorf("remove pod %s: %w", p.ID, err)
 	}
 	// again: a container that was still being made, or updated, has written its spec there
@@ -185,6 +191,7 @@ func (ps *pods) removePod(ctx context.Context, p *table.PodEntry) error {
 	ps.step.Pass("pod.forgotten")
 	ps.labels.drop(labels)
 	ps.table.ForgetPod(p)
+	ps.activity.Forget(podKind, p.ID)
 	return nil
 }
 

@@ -84,7 +84,7 @@ func (u *updates) completeLater(c *table.ContainerEntry) {
 	if !c.Completing.CompareAndSwap(false, true) {
 		return
 	}
-	ctx := log.WithLogger(u.background, log.G(u.background).WithField("container", c.ID))
+	ctx := u.containers.about(u.background, c)
 	go func() {
 		defer c.Completing.Store(false)
 		retryUntilDone(ctx, "updating", func(ctx context.Context) error { return u.resolveUpdate(ctx, c) })

@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"runtime"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cribox/cribox/sandbox"
 )
 
 // runtimeName is the scheme of every container ID in Kubernetes (cribox://<id>). It must never
@@ -49,8 +52,29 @@ func (s *runtimeService) Status(ctx context.Context,
 	r.Info, err = info(map[string]any{
 		"config": s.parts.Load().config(), "host": s.pods().HostOf(""), "runtimes": s.pods().Features(),
 		"network":    s.pods().Network(ctx),
+		"running":    runningOf(s.pods().Running()),
 		"goroutines": runtime.NumGoroutine(), "unknownFields": json.RawMessage(unknown), "notes": s.pods().Notes()})
 	return r, err
+}
+
+// runningStep is a step that has not ended, for people.
+type runningStep struct {
+	Of   string `json:"of"` // a kind and an ID
+	Name string `json:"name,omitempty"`
+	Step string `json:"step"`
+	For  string `json:"for"`
+}
+
+// runningOf returns every step that runs now.
+func runningOf(stories []sandbox.Story) []runningStep {
+	all := []runningStep{}
+	for _, s := range stories {
+		for _, step := range s.Running {
+			took := step.Took.Round(time.Millisecond).String()
+			all = append(all, runningStep{Of: s.Kind + " " + s.ID, Name: s.Name, Step: step.Name, For: took})
+		}
+	}
+	return all
 }
 
 // info returns the extra information of a verbose response. Each value is JSON, as the CRI

@@ -21,6 +21,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/internal/activity"
 )
 
 const (
@@ -91,7 +93,11 @@ func (e *Executor) ExecPlugin(ctx context.Context, path string, stdin []byte, en
 	if e.Lock != nil {
 		r.files = []*os.File{e.Lock}
 	}
-	stdout, err := r.do(ctx)
+	var stdout []byte
+	err := activity.Do(ctx, r.name(), func(ctx context.Context) (err error) {
+		stdout, err = r.do(ctx)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -126,6 +132,17 @@ type run struct {
 	mark   string // in the environment of all processes of this run
 	stdout capped
 	stderr tail
+}
+
+// name is what people call the run of a plugin, such as "plugin bridge ADD".
+func (r *run) name() string {
+	words := []string{"plugin", filepath.Base(r.path)}
+	for _, kv := range r.env {
+		if command, ok := strings.CutPrefix(kv, "CNI_COMMAND="); ok {
+			words = append(words, command)
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 func (r *run) do(ctx context.Context) ([]byte, error) {

@@ -13,6 +13,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cribox/cribox/crictl-tests/fixture"
 	"github.com/cribox/cribox/crictl-tests/harness"
 )
 
@@ -319,4 +320,39 @@ func TestImageVerifyKilled(t *testing.T) {
 		}
 	}
 	d.Restart() // which deletes the damaged layers
+}
+
+// TestHungPull: a pull whose download hangs is logged with the name of the step, once, and shown
+// by `cribox image pulls` and `cribox why`.
+func TestHungPull(t *testing.T) {
+	t.Parallel()
+	d := harness.NewDaemon(t, harness.KeepsBlobs)
+	r := fixture.ForTest(t)
+	held := r.Inject(fixture.Fault{Match: "GET .*/blobs/", Stall: true, StallAfter: 100})
+	pulled := make(chan error, 1)
+	go func() { _, err := d.TryPull(r.Ref("app:1"), nil); pulled <- err }()
+	lines := func() (all []string) {
+		log, err := os.ReadFile(d.LogFile())
+		d.Must(err)
+		for line := range strings.Lines(string(log)) {
+			if strings.Contains(line, "a step takes long") && strings.Contains(line, " image=") {
+				all = append(all, line)
+			}
+		}
+		return all
+	}
+	harness.Eventually(d, "a line about the pull that hangs", func() error { return harness.Unless(len(lines()) > 0, "there is none") })
+	if out, errs, err := d.Said(nil, "image", "pulls"); err != nil || !strings.Contains(out, r.Ref("app:1")) || strings.Contains(out, "asking the registry") {
+		t.Errorf("pulls: %s, %s, %v", out, errs, err)
+	}
+	if out, errs, err := d.Said(nil, "why", r.Ref("app:1")); err != nil || !strings.Contains(out, "IS AT IT") {
+		t.Errorf("why: %s, %s, %v", out, errs, err)
+	}
+	held.Remove()
+	d.Must(<-pulled)
+	for i, line := range lines() {
+		if !strings.Contains(line, "level=warning") || !strings.Contains(line, "step=") {
+			t.Errorf("line %d is %s", i, line)
+		}
+	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/cribox/cribox/imageservice/manifest"
 	"github.com/cribox/cribox/imageservice/progress"
 	"github.com/cribox/cribox/imageservice/registry"
+	"github.com/cribox/cribox/internal/activity"
 )
 
 // fetcher downloads and unpacks the layers of one pull.
@@ -85,17 +86,23 @@ func (ft *fetcher) fetch(ctx context.Context, desc ocispec.Descriptor, diffID di
 	if ok, err := ft.present(ctx, desc); ok || err != nil {
 		return err
 	}
-	if err := ft.prog.Waiting(func() error { return ft.downloads.Acquire(ctx, 1) }); err != nil {
+	err = activity.Wait(ctx, name+": waiting for other downloads of this pull", func(ctx context.Context) error {
+		return ft.prog.Waiting(func() error { return ft.downloads.Acquire(ctx, 1) })
+	})
+	if err != nil {
 		return err
 	}
 	defer ft.downloads.Release(1)
 	it := ft.prog.Item(name, desc.Size)
 	defer ft.prog.Finish(name)
 	along := ft.unpackAlong(ctx, desc, diffID)
-	if err = ft.download(ctx, desc, it, along); err == nil {
+	err = activity.Do(ctx, name+": downloading", func(ctx context.Context) error {
+		return ft.download(ctx, desc, it, along)
+	})
+	if err == nil {
 		err = ft.noteSender(ctx, desc.Digest)
 	}
-	return along.end(err)
+	return activity.Do(ctx, name+": unpacking", func(context.Context) error { return along.end(err) })
 }
 
 // haveBlob reports whether content/ has the blob. It hashes a blob that no record lists, and
@@ -176,7 +183,10 @@ func (ft *fetcher) unpackBlob(
 	if l := ft.by.layers.ByKey(strings.TrimPrefix(key, content.LayerPrefix)); l != nil {
 		return l, nil
 	}
-	if err := ft.prog.Waiting(func() error { return ft.by.unpacks.Acquire(ctx, 1) }); err != nil {
+	err = activity.Wait(ctx, "waiting for other layers to be unpacked", func(ctx context.Context) error {
+		return ft.prog.Waiting(func() error { return ft.by.unpacks.Acquire(ctx, 1) })
+	})
+	if err != nil {
 		return nil, err
 	}
 	defer ft.by.unpacks.Release(1)
@@ -188,7 +198,11 @@ func (ft *fetcher) unpackBlob(
 	name := "unpacking " + imageref.Short(diffID)
 	it := ft.prog.Item(name, 0)
 	defer ft.prog.Finish(name)
-	l, err := ft.unpacker.Unpack(ctx, layers.Source{Reader: f, Size: desc.Size}, diffID, fixes, it)
+	var l *layers.Layer
+	err = activity.Do(ctx, name, func(ctx context.Context) (err error) {
+		l, err = ft.unpacker.Unpack(ctx, layers.Source{Reader: f, Size: desc.Size}, diffID, fixes, it)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/cribox/cribox/imageservice/catalog"
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/progress"
+	"github.com/cribox/cribox/internal/activity"
 )
 
 // flights are the pulls in progress, by reference and credentials. Unlike in keyed.Flights, the
@@ -26,6 +27,7 @@ type Status struct {
 	Began   time.Time
 	Waiting int // callers
 	Items   []progress.Step
+	Doing   []activity.Step // what it is doing now
 }
 
 // list returns the flights, the oldest first.

@@ -26,6 +26,7 @@ import (
 	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/progress"
 	"github.com/cribox/cribox/imageservice/registry"
+	"github.com/cribox/cribox/internal/activity"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
 	"github.com/cribox/cribox/internal/step"
@@ -41,6 +42,7 @@ type Config struct {
 	MaxDownloads int           // parallel downloads of one pull
 	MaxUnpacks   int           // layers that all pulls unpack in parallel, and as many during download
 	Step         step.Hook
+	Activity     *activity.Table
 	Syncfs       func(fd int) error
 }
 
@@ -119,12 +121,25 @@ func (u *Puller) pull(
 func (u *Puller) Waiting() []int { return u.flights.waiting() }
 
 // Pulls returns the pulls in progress, those that began first before the others.
-func (u *Puller) Pulls() []Status { return u.flights.list() }
+func (u *Puller) Pulls() []Status {
+	all := u.flights.list()
+	for _, s := range u.cfg.Activity.Running() {
+		for i := range all {
+			if s.Kind == "image" && s.ID == all[i].Ref {
+				all[i].Doing = s.Running
+			}
+		}
+	}
+	return all
+}
 
 // fly runs a pull, and sets the flight's result.
 func (u *Puller) fly(ctx context.Context, f *flight, creds registry.Credentials, open opener) {
 	t := f.ref
 	f.err = errdefs.ErrAborted // stays if the goroutine ends early (runtime.Goexit)
+	ctx = u.cfg.Activity.About(ctx, activity.Subject{Kind: "image", ID: t.String(), Name: t.String()})
+	defer u.cfg.Activity.Forget("image", t.String())
+	ctx = activity.Moving(ctx, f.prog.Moved.Load)
 	watch, unwatch := context.WithCancel(ctx)
 	defer func() {
 		if p := recover(); p != nil {
@@ -158,9 +173,14 @@ func (u *Puller) fly(ctx context.Context, f *flight, creds registry.Credentials,
 
 // claim takes the claim on key. The wait does not count as stall time.
 func (u *Puller) claim(ctx context.Context, prog *progress.Clock, key string) (release func(), err error) {
-	err = prog.Waiting(func() (err error) {
-		release, err = u.claims.Take(ctx, key)
-		return err
+	if release, ok := u.claims.Try(key); ok {
+		return release, nil
+	}
+	err = activity.Wait(ctx, "waiting for another pull of "+key, func(ctx context.Context) error {
+		return prog.Waiting(func() (err error) {
+			release, err = u.claims.Take(ctx, key)
+			return err
+		})
 	})
 	return release, err
 }
@@ -204,9 +224,11 @@ func (p *pull) run(ctx context.Context) (img catalog.Image, err error) {
 	}
 	defer p.reg.Close()
 	var got contents
-	err = p.prog.Working(func() (err error) {
-		got, err = newResolver(p).documents(ctx)
-		return err
+	err = activity.Do(ctx, "asking "+p.ref.Domain+" for the manifest", func(ctx context.Context) error {
+		return p.prog.Working(func() (err error) {
+			got, err = newResolver(p).documents(ctx)
+			return err
+		})
 	})
 	if err != nil {
 		return catalog.Image{}, err
@@ -216,7 +238,11 @@ func (p *pull) run(ctx context.Context) (img catalog.Image, err error) {
 		return catalog.Image{}, err
 	}
 	p.moved()
-	return p.commit(ctx, got, disk, failures)
+	err = activity.Do(ctx, "writing the record", func(ctx context.Context) error {
+		img, err = p.commit(ctx, got, disk, failures)
+		return err
+	})
+	return img, err
 }
 
 // fetchLayers downloads and unpacks the layers, several in parallel.
@@ -245,7 +271,8 @@ func (p *pull) commit(ctx context.Context, got contents, disk *content.Disk, fai
 	var unsynced error
 	proven := p.proven(got)
 	if !proven {
-		if unsynced = disk.Sync(p.by.cfg.Syncfs); unsynced == nil {
+		sync := func(context.Context) error { return disk.Sync(p.by.cfg.Syncfs) }
+		if unsynced = activity.Do(ctx, "waiting for the disk (sync)", sync); unsynced == nil {
 			p.by.cfg.Step.Pass("pull.synced")
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/cribox/cribox/config"
+	"github.com/cribox/cribox/internal/adminclient"
 	"github.com/cribox/cribox/internal/cli"
 	"github.com/cribox/cribox/server/admin"
 )
@@ -31,7 +32,7 @@ func Commands() cli.ImageCommands {
 
 func list(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
 	var all []admin.Image
-	if err := newClient(c).get(ctx, "/v1/images", &all); err != nil {
+	if err := adminclient.New(c).Get(ctx, "/v1/images", &all); err != nil {
 		return err
 	}
 	if o.JSON {
@@ -70,7 +71,7 @@ func shortID(id string) string {
 
 func inspect(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
 	var image admin.Image
-	if err := newClient(c).get(ctx, imagePath(o.Args[0]), &image); err != nil {
+	if err := adminclient.New(c).Get(ctx, imagePath(o.Args[0]), &image); err != nil {
 		return err
 	}
 	return printJSON(out, image)
@@ -93,7 +94,7 @@ func forEach(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Wr
 	method string, path func(string) string, word string) error {
 	var errs []error
 	for _, name := range o.Args {
-		resp, err := newClient(c).do(ctx, method, path(name), nil)
+		resp, err := adminclient.New(c).Do(ctx, method, path(name), nil)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -108,7 +109,7 @@ func forEach(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Wr
 
 func pulls(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
 	var all []admin.Pull
-	if err := newClient(c).get(ctx, "/v1/pulls", &all); err != nil {
+	if err := adminclient.New(c).Get(ctx, "/v1/pulls", &all); err != nil {
 		return err
 	}
 	if o.JSON {
@@ -120,9 +121,9 @@ func pulls(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writ
 		done, doing := int64(0), []string{}
 		for _, s := range p.Steps {
 			done += s.Done
-			if !s.Finished {
-				doing = append(doing, s.Name)
-			}
+		}
+		for _, d := range p.Doing {
+			doing = append(doing, fmt.Sprintf("%s (%s)", d.Step, time.Since(d.Since).Round(time.Second)))
 		}
 		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", p.Image, time.Since(p.Began).Round(time.Second), p.Waiting, size(done),
 			cmp.Or(strings.Join(doing, ", "), "asking the registry"))
@@ -136,12 +137,12 @@ func pull(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Write
 	if ask.Password, err = password(o); err != nil {
 		return err
 	}
-	body, err := jsonBody(ask)
+	body, err := adminclient.JSONBody(ask)
 	if err != nil {
 		return err
 	}
 	show := newDisplay(o)
-	last, err := newClient(c).follow(ctx, "/v1/pull", body, show.event)
+	last, err := adminclient.New(c).Follow(ctx, "/v1/pull", body, show.event)
 	show.end()
 	if err != nil {
 		return err
@@ -177,7 +178,7 @@ func load(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Write
 	show := newDisplay(o)
 	// The reader hides what kind it is: the client must not close the standard input.
 	path := "/v1/load?" + url.Values{"name": {o.Name}}.Encode()
-	last, err := newClient(c).follow(ctx, path, io.MultiReader(in), show.event)
+	last, err := adminclient.New(c).Follow(ctx, path, io.MultiReader(in), show.event)
 	show.end()
 	return errors.Join(result(out, o, "loaded", last.Images), err)
 }
@@ -207,7 +208,7 @@ func save(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Write
 }
 
 func saveTo(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
-	resp, err := newClient(c).do(ctx, http.MethodGet, "/v1/save?"+url.Values{"name": o.Args}.Encode(), nil)
+	resp, err := adminclient.New(c).Do(ctx, http.MethodGet, "/v1/save?"+url.Values{"name": o.Args}.Encode(), nil)
 	if err != nil {
 		return err
 	}
@@ -222,7 +223,7 @@ func saveTo(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Wri
 }
 
 func prune(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Writer) error {
-	resp, err := newClient(c).do(ctx, http.MethodPost, fmt.Sprintf("/v1/prune?dry=%t", o.DryRun), nil)
+	resp, err := adminclient.New(c).Do(ctx, http.MethodPost, fmt.Sprintf("/v1/prune?dry=%t", o.DryRun), nil)
 	if err != nil {
 		return err
 	}
@@ -272,3 +273,7 @@ func size(n int64) string {
 	}
 	return fmt.Sprintf("%.1f %s", x, units[u])
 }
+
+func imagePath(name string) string { return "/v1/images/" + url.PathEscape(name) }
+
+func pinPath(name string) string { return "/v1/pins/" + url.PathEscape(name) }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/cribox/cribox/config"
+	"github.com/cribox/cribox/internal/adminclient"
 	"github.com/cribox/cribox/internal/cli"
 	"github.com/cribox/cribox/server/admin"
 )
@@ -20,7 +21,7 @@ func verify(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Wri
 	if ask.Password, err = password(o); err != nil {
 		return err
 	}
-	body, err := jsonBody(ask)
+	body, err := adminclient.JSONBody(ask)
 	if err != nil {
 		return err
 	}
@@ -38,7 +39,7 @@ func verify(ctx context.Context, c config.Config, o cli.ImageOptions, out io.Wri
 			show.event(e)
 		}
 	}
-	last, err := newClient(c).follow(ctx, "/v1/verify", body, note)
+	last, err := adminclient.New(c).Follow(ctx, "/v1/verify", body, note)
 	show.clear()
 	note(last)
 	if o.JSON {

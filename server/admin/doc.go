@@ -16,6 +16,7 @@
 //	POST   /v1/prune?dry=true          []Image
 //	POST   /v1/verify   VerifyRequest  Events, the images of each since the line before
 //	GET    /v1/pulls                   []Pull
+//	GET    /v1/why/NAME                []Story
 //
 // NAME is escaped as one part of the path.
 package admin

@@ -57,6 +57,13 @@ type Pull struct {
 	Began   time.Time `json:"began"`
 	Waiting int       `json:"waiting"` // requests that wait for it
 	Steps   []Step    `json:"steps,omitempty"`
+	Doing   []Now     `json:"doing,omitempty"`
+}
+
+// Now is a step that runs.
+type Now struct {
+	Step  string    `json:"step"`
+	Since time.Time `json:"since"`
 }
 
 // Step is a part of a pull: the download of a layer, or unpacking it.
@@ -88,6 +95,9 @@ func imageOf(i imageservice.Image) Image {
 func pullOf(p imageservice.PullStatus) Pull {
 	pull := Pull{Image: p.Ref, Began: p.Began, Waiting: p.Waiting}
 	pull.Steps = stepsOf(p.Items)
+	for _, d := range p.Doing {
+		pull.Doing = append(pull.Doing, Now{d.Name, d.Began})
+	}
 	return pull
 }
 

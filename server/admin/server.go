@@ -17,6 +17,7 @@ import (
 
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/internal/guard"
+	"github.com/cribox/cribox/sandbox"
 )
 
 const (
@@ -27,8 +28,8 @@ const (
 
 // Server serves the socket.
 type Server struct {
-	http   *http.Server
-	images atomic.Pointer[imageservice.Images] // nil until Open
+	http  *http.Server
+	parts atomic.Pointer[parts] // nil until Open
 }
 
 // New returns a Server that answers every request with 503 until Open is called.
@@ -46,12 +47,21 @@ func New() *Server {
 	mux.Handle("DELETE /v1/pins/{name}", s.answer(s.unpin))
 	mux.Handle("POST /v1/prune", s.answer(s.prune))
 	mux.Handle("POST /v1/verify", s.answer(s.verify))
+	mux.Handle("GET /v1/why/{name}", s.answerPods(s.why))
 	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: headerTime}
 	return s
 }
 
 // Open lets the Server answer requests.
-func (s *Server) Open(images *imageservice.Images) { s.images.Store(images) }
+func (s *Server) Open(images *imageservice.Images, pods *sandbox.Manager) {
+	s.parts.Store(&parts{images, pods})
+}
+
+// parts are what the Server asks.
+type parts struct {
+	images *imageservice.Images
+	pods   *sandbox.Manager
+}
 
 // Serve answers requests on l until Stop.
 func (s *Server) Serve(l net.Listener) error {
@@ -72,13 +82,22 @@ func (s *Server) Stop(ctx context.Context) {
 type handler func(images *imageservice.Images, w http.ResponseWriter, req *http.Request) error
 
 func (s *Server) answer(h handler) http.Handler {
+	return s.with(func(p *parts, w http.ResponseWriter, req *http.Request) error { return h(p.images, w, req) })
+}
+
+// answerPods is answer for a question about pods.
+func (s *Server) answerPods(h func(*sandbox.Manager, http.ResponseWriter, *http.Request) error) http.Handler {
+	return s.with(func(p *parts, w http.ResponseWriter, req *http.Request) error { return h(p.pods, w, req) })
+}
+
+func (s *Server) with(h func(*parts, http.ResponseWriter, *http.Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		images := s.images.Load()
-		if images == nil {
+		p := s.parts.Load()
+		if p == nil {
 			refuse(w, fmt.Errorf("cribox is starting: %w", errdefs.ErrUnavailable))
 			return
 		}
-		err := guard.Call(req.Context(), req.Method+" "+req.URL.Path, func() error { return h(images, w, req) })
+		err := guard.Call(req.Context(), req.Method+" "+req.URL.Path, func() error { return h(p, w, req) })
 		if err != nil {
 			refuse(w, err)
 		}

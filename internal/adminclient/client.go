@@ -1,4 +1,5 @@
-package imagecmd
+// Package adminclient asks the daemon over its admin socket, for cribox's own commands.
+package adminclient
 
 import (
 	"bytes"
@@ -9,7 +10,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"time"
 
 	"github.com/cribox/cribox/config"
@@ -18,21 +18,22 @@ import (
 
 const dialTime = 5 * time.Second
 
-// client asks the daemon over its admin socket.
-type client struct {
+// Client asks the daemon over its admin socket.
+type Client struct {
 	http   *http.Client
 	socket string
 }
 
-func newClient(c config.Config) *client {
+// New returns a Client for the daemon with this configuration.
+func New(c config.Config) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{Timeout: dialTime}).DialContext(ctx, "unix", c.AdminSocket())
 	}
-	return &client{http: &http.Client{Transport: &http.Transport{DialContext: dial}}, socket: c.AdminSocket()}
+	return &Client{http: &http.Client{Transport: &http.Transport{DialContext: dial}}, socket: c.AdminSocket()}
 }
 
-// do sends a request, and returns the answer unless it is an error.
-func (c *client) do(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+// Do sends a request, and returns the answer unless it is an error.
+func (c *Client) Do(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://cribox"+path, body)
 	if err != nil {
 		return nil, err
@@ -57,9 +58,9 @@ func (c *client) do(ctx context.Context, method, path string, body io.Reader) (*
 	return nil, errors.New(e.Error)
 }
 
-// get decodes the answer to a GET request into v.
-func (c *client) get(ctx context.Context, path string, v any) error {
-	resp, err := c.do(ctx, http.MethodGet, path, nil)
+// Get decodes the answer to a GET request into v.
+func (c *Client) Get(ctx context.Context, path string, v any) error {
+	resp, err := c.Do(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return err
 	}
@@ -67,9 +68,9 @@ func (c *client) get(ctx context.Context, path string, v any) error {
 	return json.NewDecoder(resp.Body).Decode(v)
 }
 
-// follow calls show for every line of a long answer but the last, and returns that.
-func (c *client) follow(ctx context.Context, path string, body io.Reader, show func(admin.Event)) (admin.Event, error) {
-	resp, err := c.do(ctx, http.MethodPost, path, body)
+// Follow calls show for every line of a long answer but the last, and returns that.
+func (c *Client) Follow(ctx context.Context, path string, body io.Reader, show func(admin.Event)) (admin.Event, error) {
+	resp, err := c.Do(ctx, http.MethodPost, path, body)
 	if err != nil {
 		return admin.Event{}, err
 	}
@@ -92,11 +93,8 @@ func (c *client) follow(ctx context.Context, path string, body io.Reader, show f
 	}
 }
 
-func imagePath(name string) string { return "/v1/images/" + url.PathEscape(name) }
-
-func pinPath(name string) string { return "/v1/pins/" + url.PathEscape(name) }
-
-func jsonBody(v any) (io.Reader, error) {
+// JSONBody returns a body for a request.
+func JSONBody(v any) (io.Reader, error) {
 	b, err := json.Marshal(v)
 	return bytes.NewReader(b), err
 }

@@ -1,0 +1,64 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cribox/cribox/config"
+)
+
+// PodOptions are the flags and arguments of the commands about pods.
+type PodOptions struct {
+	Args []string
+	JSON bool // print JSON instead of text for people
+	Once bool // print once, and do not wait for keys
+	In   io.Reader
+}
+
+// PodRun is what a command about pods does.
+type PodRun func(context.Context, config.Config, PodOptions, io.Writer) error
+
+func whyCommand(run PodRun) *cobra.Command {
+	c, _ := withPods(run, oneName, &cobra.Command{
+		Use:   "why NAME",
+		Short: "tell what a pod, a container or a pull has done, and what it waits for",
+		Long: `Tell the story of a pod, a container or a pull: each step with its time and its error, and the
+step that it is in. NAME is an ID or its beginning, the name of a pod with or without its
+namespace, or an image. What was removed of late is told of, too: a pod that failed to start is
+removed at once, and its successor has another ID.
+
+The daemon remembers steps in memory. After a restart it knows what the records say: when
+something was made, started and ended, and how.`,
+		Example: `  cribox why default/web
+  cribox why 3f2a5c8e0b1d
+  cribox why docker.io/library/nginx:1.29`,
+	})
+	return c
+}
+
+// withPods gives the command the flags of the configuration and --json, and makes it call run.
+func withPods(run PodRun, args cobra.PositionalArgs, c *cobra.Command) (*cobra.Command, *PodOptions) {
+	o := &PodOptions{}
+	withConfig(func(ctx context.Context, read config.Config, out io.Writer) error {
+		o.In = c.InOrStdin()
+		return run(ctx, read, *o, out)
+	}, c)
+	inner := c.RunE
+	c.RunE = func(c *cobra.Command, args []string) error {
+		o.Args = args
+		return inner(c, args)
+	}
+	c.Args = args
+	c.Flags().BoolVar(&o.JSON, "json", false, "print JSON")
+	return c, o
+}
+
+func oneName(c *cobra.Command, args []string) error {
+	if len(args) == 1 {
+		return nil
+	}
+	return fmt.Errorf("%s takes one name, not %d; `%s --help` has examples", c.Name(), len(args), c.CommandPath())
+}
