@@ -44,7 +44,7 @@ func run(args []string, out io.Writer) error {
 		Serve: withLogLevel(serve), Check: withLogLevel(check), Config: withLogLevel(printConfig),
 		Shutdown: withLogLevel(shutdown),
 		Image:    imagecmd.Commands(),
-		Why:      podcmd.Why,
+		Why:      podcmd.Why, Debt: podcmd.Debt, Top: podcmd.Top,
 	})
 	root.SetArgs(args)
 	root.SetOut(out)

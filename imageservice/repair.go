@@ -62,6 +62,17 @@ func (v *Verification) checkAgain(ctx context.Context, one *Verified, blobs []co
 	return left, nil
 }
 
+// Debts says what image data is to be read or deleted yet, for people.
+func (s *Images) Debts() (all []string) {
+	for _, dir := range s.garbage.ReplacedLayers() {
+		all = append(all, "delete damaged layer "+dir+", which was repaired, once no container has it")
+	}
+	if !s.catalog.IsRead() {
+		all = append(all, "read image records that cannot be read now; their images are not listed")
+	}
+	return all
+}
+
 // verifyLayers compares the layers of an image with what their blobs unpack to, the lowest first: the
 // metadata of some directories comes from the layers below.
 func (v *Verification) verifyLayers(ctx context.Context, one *Verified, r *catalog.Record) error {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -26,7 +27,10 @@ func (d *Daemon) Said(in io.Reader, args ...string) (out, errs string, err error
 }
 
 // OnTerminal runs the command on a terminal of 100 columns, and returns what it drew.
-func (d *Daemon) OnTerminal(args ...string) string {
+func (d *Daemon) OnTerminal(args ...string) string { return d.Pressing("", "", args...) }
+
+// Pressing is OnTerminal, and presses keys once the command has drawn a text.
+func (d *Daemon) Pressing(keys, after string, args ...string) string {
 	d.Helper()
 	master, slave := d.terminal()
 	defer master.Close()
@@ -36,7 +40,18 @@ func (d *Daemon) OnTerminal(args ...string) string {
 	d.Must(cmd.Start())
 	slave.Close()
 	var drawn bytes.Buffer
-	_, _ = io.Copy(&drawn, master) // ends with EIO when nobody has the terminal any more
+	for b, pressed := make([]byte, 4096), keys == ""; ; {
+		n, err := master.Read(b) // ends with EIO when nobody has the terminal any more
+		drawn.Write(b[:n])
+		if err != nil {
+			break
+		}
+		if !pressed && strings.Contains(drawn.String(), after) {
+			pressed = true
+			_, err := io.WriteString(master, keys)
+			d.Must(err)
+		}
+	}
 	if err := cmd.Wait(); err != nil {
 		d.Fatalf("%v: %v\n%s", cmd.Args, err, drawn.String())
 	}

@@ -24,7 +24,7 @@ type Run func(context.Context, config.Config, io.Writer) error
 type Commands struct {
 	Serve, Check, Config, Shutdown Run
 	Image                          ImageCommands
-	Why                            PodRun
+	Why, Debt, Top                 PodRun
 }
 
 // New returns the command line of cribox.
@@ -51,7 +51,7 @@ outlive it, and so do all containers.`,
 	root.SetFlagErrorFunc(explainFlag)
 	root.CompletionOptions.HiddenDefaultCmd = true // packages install the completions
 	root.AddCommand(serveCommand(run.Serve), checkCommand(run.Check), configCommand(run.Config), imageCommand(run.Image),
-		whyCommand(run.Why), shutdownCommand(run.Shutdown), versionCommand(version))
+		topCommand(run.Top), whyCommand(run.Why), debtCommand(run.Debt), shutdownCommand(run.Shutdown), versionCommand(version))
 	return root
 }
 

@@ -39,6 +39,37 @@ something was made, started and ended, and how.`,
 	return c
 }
 
+func debtCommand(run PodRun) *cobra.Command {
+	c, _ := withPods(run, noArguments, &cobra.Command{
+		Use:   "debt",
+		Short: "list what the daemon has to do yet, and tries again",
+		Long: `List what is still owed: networks of pods that are gone, removals and starts that failed and are
+tried again, processes that do not end, records that cannot be read, and what was removed but
+still takes space. On a healthy node, nothing is owed for long.`,
+		Example: `  cribox debt
+  cribox debt --json | jq length`,
+	})
+	return c
+}
+
+func topCommand(run PodRun) *cobra.Command {
+	c, o := withPods(run, noArguments, &cobra.Command{
+		Use:   "top",
+		Short: "show what pods and containers use: CPU, memory, disks, and how long they are stalled",
+		Long: `Show what pods and containers use now, those that use most first: processors, memory that cannot
+be reclaimed at once, bytes read from and written to disks, and the percentage of the last ten
+seconds in which some process waited for a processor, for memory or for a disk (PSI; "-" where
+the kernel does not tell, as with cgroup v1).
+
+On a terminal it is drawn each second until q is pressed; c, m and i sort by CPU, memory and
+disks. Elsewhere, and with --once, it is printed once.`,
+		Example: `  cribox top
+  cribox top --once | head`,
+	})
+	c.Flags().BoolVar(&o.Once, "once", false, "print once")
+	return c
+}
+
 // withPods gives the command the flags of the configuration and --json, and makes it call run.
 func withPods(run PodRun, args cobra.PositionalArgs, c *cobra.Command) (*cobra.Command, *PodOptions) {
 	o := &PodOptions{}

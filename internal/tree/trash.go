@@ -56,6 +56,12 @@ func (t *Trash) Put(ctx context.Context, path string) error {
 	return Remove(ctx, path)
 }
 
+// Waiting returns how many things are to be deleted yet.
+func (t *Trash) Waiting() (int, error) {
+	entries, err := os.ReadDir(t.dir)
+	return len(entries), err
+}
+
 func (t *Trash) look() {
 	select {
 	case t.wake <- struct{}{}:

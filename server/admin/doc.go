@@ -17,6 +17,8 @@
 //	POST   /v1/verify   VerifyRequest  Events, the images of each since the line before
 //	GET    /v1/pulls                   []Pull
 //	GET    /v1/why/NAME                []Story
+//	GET    /v1/top                     []Use
+//	GET    /v1/debts                   []Debt
 //
 // NAME is escaped as one part of the path.
 package admin

@@ -48,6 +48,8 @@ func New() *Server {
 	mux.Handle("POST /v1/prune", s.answer(s.prune))
 	mux.Handle("POST /v1/verify", s.answer(s.verify))
 	mux.Handle("GET /v1/why/{name}", s.answerPods(s.why))
+	mux.Handle("GET /v1/top", s.answerPods(s.top))
+	mux.Handle("GET /v1/debts", s.with(s.debts))
 	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: headerTime}
 	return s
 }
