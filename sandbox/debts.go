@@ -60,7 +60,8 @@ func (m *Manager) unread() (all []Owed) {
 	}
 	pods, containers := m.table.Lacking()
 	for _, p := range pods {
-		all = append(all, Owed{Subject: Subject{Kind: podKind, ID: p.ID}, What: "read its request again", Err: p.Lacks.Error()})
+		who := Subject{Kind: podKind, ID: p.ID}
+		all = append(all, Owed{Subject: who, What: "read its request again", Err: p.Lacks.Error()})
 	}
 	for _, c := range containers {
 		who := Subject{Kind: containerKind, ID: c.ID}

@@ -146,7 +146,8 @@ func sorted(all []rates, by byte) []rates {
 		return r.CPUShare
 	}
 	slices.SortFunc(all, func(a, b rates) int {
-		return cmp.Or(cmp.Compare(weight(b), weight(a)), cmp.Compare(a.Pod+a.Container, b.Pod+b.Container), cmp.Compare(a.ID, b.ID))
+		return cmp.Or(cmp.Compare(weight(b), weight(a)), cmp.Compare(a.Pod+a.Container, b.Pod+b.Container),
+			cmp.Compare(a.ID, b.ID))
 	})
 	return all
 }
