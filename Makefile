@@ -55,8 +55,8 @@ vm-smoke: tools build vm ## the shortest of it: package, unit, ten specs of crit
 tools: ## install missing Debian packages; build runc, CNI plugins, crictl and critest into bin/
 	@hack/tools.sh
 
-build: ## build bin/cribox and bin/fixture
-	@hack/timed.sh "building bin/cribox" $(GO_BUILD) -o $(BIN)/cribox .
+build: ## build bin/cribox, bin/cribox-helper and bin/fixture
+	@hack/timed.sh "building bin/cribox" $(GO_BUILD) -o $(BIN)/ . ./cribox-helper
 	@cd crictl-tests && ../hack/timed.sh "building bin/fixture" $(GO_BUILD) -o $(BIN)/fixture ./cmd/fixture
 
 build-steps: ## build bin/cribox-steps, which a crash test can end at a named step
@@ -115,7 +115,9 @@ test-packages: ## build the Debian package twice, compare, then install, upgrade
 	@hack/packages/test.sh
 
 release: packages ## the packages, static binaries for ARCHITECTURES, and SHA256SUMS, in bin/packages
-	@for arch in $(ARCHITECTURES); do GOOS=linux GOARCH=$$arch $(GO_BUILD) -o $(BIN)/packages/cribox-linux-$$arch .; done
+	@for arch in $(ARCHITECTURES); do \
+		GOOS=linux GOARCH=$$arch $(GO_BUILD) -o $(BIN)/packages/cribox-linux-$$arch .; \
+		GOOS=linux GOARCH=$$arch $(GO_BUILD) -o $(BIN)/packages/cribox-helper-linux-$$arch ./cribox-helper; done
 	@cd $(BIN)/packages && sha256sum * >../SHA256SUMS && mv ../SHA256SUMS .
 
 ##@ Clean

@@ -2,53 +2,53 @@ package main
 
 import (
 	"context"
-	"flag"
-	"fmt"
-	"io"
+	"errors"
+	"io/fs"
 	"os"
-	"os/signal"
-	"syscall"
+	"os/exec"
+	"strings"
+	"time"
 
 	"github.com/containerd/log"
 
-	"github.com/cribox/cribox/config"
-	"github.com/cribox/cribox/runtimeshim/logger"
-	"github.com/cribox/cribox/runtimeshim/shim"
+	"github.com/cribox/cribox/runtimeshim/client"
 )
 
-// helpers are the processes that the daemon starts. They do not go through the command line of
-// package cli, because they must start fast and stay small.
-var helpers = map[string]func(ctx context.Context, state string) error{"shim": runShim, "logger": runLogger}
+// helperWait is how long a program may take to say its version.
+const helperWait = 10 * time.Second
 
-// runHelper runs a helper. It reads no configuration file, because helpers must start even if the
-// files are now invalid.
-func runHelper(ctx context.Context, name string, args []string) error {
-	flags := flag.NewFlagSet("cribox "+name, flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	var f config.Flags
-	flags.StringVar(&f.State, "state", "", "")
-	if err := flags.Parse(args); err != nil {
-		return fmt.Errorf("%s is started by `cribox serve` with --state DIR: %w", name, err)
-	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("%s takes no argument %q", name, flags.Arg(0))
-	}
-	c, err := config.Read(f)
+// connect connects to the shim and the logger, and starts them if needed.
+func connect(ctx context.Context, c client.Config) (*client.Client, error) {
+	program, err := helperProgram(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := log.SetLevel(c.LogLevel); err != nil {
-		return err
-	}
-	return helpers[name](ctx, c.State)
+	c.Executable = program
+	return client.Connect(ctx, c)
 }
 
-// runShim runs the shim, the parent process of every container.
-func runShim(ctx context.Context, state string) error { return shim.Main(ctx, state, nil) }
-
-// runLogger runs the logger, which writes the containers' logs. It ignores SIGHUP: someone who
-// sends the signal to every process named cribox means the daemon.
-func runLogger(ctx context.Context, state string) error {
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
-	return logger.Main(ctx, state, nil)
+// helperProgram returns the program that is started as shim and as logger: the one whose name is this
+// program's with "-helper", if it lies beside it and has its version, or else this program, which can
+// do the same with more memory.
+func helperProgram(ctx context.Context) (string, error) {
+	own, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	beside := own + "-helper"
+	ctx, cancel := context.WithTimeout(ctx, helperWait)
+	defer cancel()
+	said, err := exec.CommandContext(ctx, beside, "version").Output()
+	want := "cribox-helper " + versionString()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return own, nil
+	case err != nil:
+		log.G(ctx).WithError(err).Warnf("%s cannot be executed; shim and logger are started from %s", beside, own)
+		return own, nil
+	case strings.TrimSpace(string(said)) != want:
+		log.G(ctx).Warnf("%s is %q, not %q; shim and logger are started from %s", beside, strings.TrimSpace(string(said)), want, own)
+		return own, nil
+	}
+	return beside, nil
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/containerd/log"
@@ -18,6 +17,9 @@ import (
 	"github.com/cribox/cribox/internal/imagecmd"
 	"github.com/cribox/cribox/internal/podcmd"
 	"github.com/cribox/cribox/internal/step"
+	release "github.com/cribox/cribox/internal/version"
+	"github.com/cribox/cribox/runtimeshim/roles"
+	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
 // version is set by the build.
@@ -27,7 +29,7 @@ var version = ""
 var steps = step.FromEnv()
 
 func main() {
-	closeInherited()
+	unixfd.CloseInherited()
 	if err := run(os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "cribox:", err)
 		os.Exit(1)
@@ -37,8 +39,8 @@ func main() {
 func run(args []string, out io.Writer) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if len(args) > 0 && helpers[args[0]] != nil {
-		return runHelper(ctx, args[0], args[1:])
+	if roles.Asked(args) { // they must start fast and stay small, so not by way of package cli
+		return roles.Run(ctx, args, nil)
 	}
 	root := cli.New(versionString(), cli.Commands{
 		Serve: withLogLevel(serve), Check: withLogLevel(check), Config: withLogLevel(printConfig),
@@ -61,14 +63,5 @@ func withLogLevel(command cli.Run) cli.Run {
 	}
 }
 
-// versionString returns the version that the build set, or else the version of the Go module.
-func versionString() string {
-	if version != "" {
-		return version
-	}
-	info, ok := debug.ReadBuildInfo()
-	if ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
-		return info.Main.Version
-	}
-	return "0.1.0-dev"
-}
+// versionString returns the version of this program.
+func versionString() string { return release.Of(version) }

@@ -6,6 +6,7 @@ import (
 	"go/token"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -225,5 +226,26 @@ func TestSandboxInterfaces(t *testing.T) {
 	}
 	if seen < 50 {
 		t.Fatalf("only %d uses of the packages behind the interfaces were seen", seen)
+	}
+}
+
+// TestHelperIsSmall: cribox-helper links nothing that only the daemon needs. Whatever a package
+// prepares when its program starts costs memory twice, in the shim and in the logger.
+func TestHelperIsSmall(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "./cribox-helper").Output()
+	if err != nil {
+		t.Fatal("go list: ", err)
+	}
+	linked := strings.Fields(string(out))
+	for _, p := range linked {
+		for _, large := range []string{"google.golang.org/", "k8s.io/", "net/http", "github.com/prometheus/", "go.opentelemetry.io/",
+			"github.com/spf13/", "github.com/containerd/containerd/", "github.com/pelletier/"} {
+			if strings.HasPrefix(p, large) {
+				t.Errorf("cribox-helper links %s", p)
+			}
+		}
+	}
+	if !slices.Contains(linked, module+"/runtimeshim/shim") {
+		t.Error("cribox-helper does not link the shim")
 	}
 }

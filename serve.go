@@ -145,7 +145,7 @@ func openPackages(ctx context.Context, c config.Config) (*sandbox.Manager, *imag
 func connector(c client.Config) func(context.Context, func(runtimeshim.Task)) (sandbox.Runtime, error) {
 	return func(ctx context.Context, onExit func(runtimeshim.Task)) (sandbox.Runtime, error) {
 		c.OnExit = onExit
-		return client.Connect(ctx, c)
+		return connect(ctx, c)
 	}
 }
 

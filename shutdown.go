@@ -19,11 +19,11 @@ func shutdown(ctx context.Context, c config.Config, out io.Writer) error {
 		return fmt.Errorf("stop the daemon first: %w", err)
 	}
 	defer unlock()
-	client, err := client.Connect(ctx, client.Config{State: c.State, LogLevel: c.LogLevel})
+	helpers, err := connect(ctx, client.Config{State: c.State, LogLevel: c.LogLevel})
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(client.Shutdown(ctx), client.Close()); err != nil {
+	if err := errors.Join(helpers.Shutdown(ctx), helpers.Close()); err != nil {
 		return err
 	}
 	network, err := openNetwork(ctx, c)

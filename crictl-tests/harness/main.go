@@ -51,7 +51,7 @@ func cannotRunHere() string {
 	if os.Getuid() != 0 {
 		return "not root"
 	}
-	for _, name := range []string{"cribox", "cribox-steps", "runc", "crictl", "critest", "ginkgo", "cni/bridge"} {
+	for _, name := range []string{"cribox", "cribox-helper", "cribox-steps", "runc", "crictl", "critest", "ginkgo", "cni/bridge"} {
 		if _, err := os.Stat(Binary(name)); err != nil {
 			return fmt.Sprintf("%v (set CRIBOX_BIN, or build with make)", err)
 		}
@@ -59,8 +59,13 @@ func cannotRunHere() string {
 	return ""
 }
 
-// Binary is the path of one of the binaries under test, or of its tools.
-func Binary(name string) string { return filepath.Join(BinFolder, name) }
+// Binary is the path of one of the binaries under test, or of its tools. A path stays what it is.
+func Binary(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(BinFolder, name)
+}
 
 // Command is one of the binaries under test with its arguments.
 func Command(name string, args ...string) *exec.Cmd { return exec.Command(Binary(name), args...) }

@@ -63,7 +63,7 @@ one() {
 	local ARCH=$1 format
 	export ARCH
 	(cd "$top" && CGO_ENABLED=0 GOOS=linux GOARCH=$ARCH go build -trimpath -buildvcs=false \
-		-ldflags "-s -w -X main.version=$VERSION" -o "$STAGE/cribox" .)
+		-ldflags "-s -w -X main.version=$VERSION" -o "$STAGE/" . ./cribox-helper)
 	for format in $FORMATS; do
 		(cd "$here" && quietly "$bin/nfpm" package --config nfpm.yaml --packager "$format" --target "$out")
 	done

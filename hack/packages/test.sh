@@ -36,11 +36,12 @@ before=$(list)
 
 package -i "$work"/first/*.deb
 chroot "$root" /usr/bin/cribox version | grep -q 'v0\.1\.0' || die "the installed program is not of version 0.1.0"
+[ "$(chroot "$root" /usr/bin/cribox-helper version)" = 'cribox-helper v0.1.0' ] || die "cribox and cribox-helper are of different versions"
 echo '# a change' >>"$root/etc/cribox/config.toml"
 package -i "$work"/second/*.deb
 grep -q '# a change' "$root/etc/cribox/config.toml" || die "an upgrade has replaced a changed configuration"
 package -r cribox
-[ -e "$root/etc/cribox/config.toml" ] && [ ! -e "$root/usr/bin/cribox" ] || die "a removal left the program, or took the configuration"
+[ -e "$root/etc/cribox/config.toml" ] && [ ! -e "$root/usr/bin/cribox" ] && [ ! -e "$root/usr/bin/cribox-helper" ] || die "a removal left the program, or took the configuration"
 mkdir -p "$root/run/cribox/shim/task" "$root/var/lib/cribox/images"
 if package -P cribox 2>"$work/said"; then die "a purge deletes the files of running pods"; fi
 grep -q 'pods still run' "$work/said" || die "a purge that is refused does not say why: $(cat "$work/said")"

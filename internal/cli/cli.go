@@ -1,7 +1,7 @@
 // Package cli is the command line that people and systemd use: the commands, their flags and their
 // help. It runs none of them itself, and decides nothing about pods.
 //
-// The helper processes `cribox shim` and `cribox logger` are not part of it: the daemon starts them,
+// The commands `shim` and `logger` are not part of it: the daemon starts both,
 // and they must start fast and stay small.
 package cli
 
@@ -35,8 +35,8 @@ func New(version string, run Commands) *cobra.Command {
 		Long: `cribox runs the containers of a Kubernetes node: it serves the Container Runtime
 Interface (CRI v1) on a Unix socket, for a kubelet or crictl.
 
-"cribox serve" is the daemon. It starts "cribox shim" and "cribox logger" by itself; they
-outlive it, and so do all containers.`,
+"cribox serve" is the daemon. It starts a shim and a logger by itself, from the program
+"cribox-helper" beside it; they outlive it, and so do all containers.`,
 		Example: `  cribox check      what this machine lacks to run pods
   cribox config     every key of the configuration, as it is now
   cribox serve      the daemon, which systemd usually starts`,

@@ -20,7 +20,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
 
-// Main is the body of `cribox logger --state DIR`: it reads what containers print from the FIFOs
+// Main is the body of `cribox-helper logger --state DIR`: it reads what containers print from the FIFOs
 // below state and writes it to their CRI logs, until ctx ends or it receives the verb quit. It may
 // be killed at any instruction and restarted; no line is lost or written twice.
 //

@@ -100,7 +100,7 @@ type task struct {
 	exit *statedir.ExitRecord // written once, under table.mu, before exited is closed
 }
 
-// Main is the body of `cribox shim --state DIR`. It returns when it receives the verb quit, or
+// Main is the body of `cribox-helper shim --state DIR`. It returns when it receives the verb quit, or
 // immediately with nil when another shim serves the folder. It does not return when ctx ends,
 // because a signal to all processes must not end the shim (but see leaveWithTheMachine). It may
 // execute its own program again, to start with fixed limits and environment.

@@ -1,4 +1,4 @@
-package main
+package unixfd
 
 import (
 	"os"
@@ -7,11 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// closeInherited closes all descriptors above 2 that this process inherited without the
+// CloseInherited closes all descriptors above 2 that this process inherited without the
 // close-on-exec flag. The shim and the logger outlive the daemon: if they inherited the write end
 // of a pipe, the script that reads from it would wait forever. Descriptors that systemd passes
 // (sd_listen_fds(3)) stay open here, but child processes do not inherit them.
-func closeInherited() {
+func CloseInherited() {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return
