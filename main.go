@@ -15,6 +15,7 @@ import (
 	"github.com/cribox/cribox/config"
 	"github.com/cribox/cribox/internal/cli"
 	"github.com/cribox/cribox/internal/imagecmd"
+	"github.com/cribox/cribox/internal/migratecmd"
 	"github.com/cribox/cribox/internal/podcmd"
 	"github.com/cribox/cribox/internal/step"
 	release "github.com/cribox/cribox/internal/version"
@@ -47,6 +48,7 @@ func run(args []string, out io.Writer) error {
 		Shutdown: withLogLevel(shutdown),
 		Image:    imagecmd.Commands(),
 		Why:      podcmd.Why, Debt: podcmd.Debt, Top: podcmd.Top,
+		Migrate: migratecmd.Command(steps),
 	})
 	root.SetArgs(args)
 	root.SetOut(out)

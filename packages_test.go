@@ -38,8 +38,9 @@ var onlyIn = []struct {
 	{"github.com/gorilla/websocket", []string{"server/streaming"}},
 	{"github.com/containernetworking/cni", []string{"cni", "cni/program"}},
 	{"github.com/google/nftables", []string{"cni/nat"}},
+	{"go.etcd.io/bbolt", []string{"internal/migrate"}},
 	{"github.com/mdlayher/netlink", []string{"cni/nat"}},
-	{"github.com/containerd/containerd/v2/core", []string{"imageservice/registry"}},
+	{"github.com/containerd/containerd/v2/core", []string{"imageservice/registry", "internal/migrate/store_test.go"}},
 	{"github.com/containerd/containerd/v2/pkg/archive", []string{"imageservice"}},
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/cribox/cribox/imageservice/archive"
 	"github.com/cribox/cribox/imageservice/imageref"
@@ -72,6 +73,37 @@ func (s *Images) loadImage(
 			return Image{}, err
 		}
 		if image, err = s.puller.Load(ctx, t, "archive", a.Transport(i)); err != nil {
+			return Image{}, err
+		}
+	}
+	return image, nil
+}
+
+// Stored is an image whose blobs are in a folder of this machine, such as that of containerd.
+type Stored struct {
+	Folder    string // with blobs below ALGORITHM/HEX
+	Names     []string
+	Digest    digest.Digest // of its manifest or index
+	MediaType string
+}
+
+// TakeOver lists an image under all its names. It is verified and limited like one that is pulled,
+// its blobs are copied, and nothing is asked of a registry. Errors are those of Pull; ErrNotFound for
+// an image some blob of which is not in the folder.
+func (s *Images) TakeOver(ctx context.Context, i Stored) (image Image, err error) {
+	if len(i.Names) == 0 {
+		return Image{}, fmt.Errorf("image %s has no name: %w", i.Digest, errdefs.ErrInvalidArgument)
+	}
+	from, err := archive.Folder(i.Folder).Transport(i.Digest, i.MediaType)
+	if err != nil {
+		return Image{}, err
+	}
+	for _, n := range i.Names {
+		t, err := imageref.Parse(n)
+		if err != nil {
+			return Image{}, err
+		}
+		if image, err = s.puller.Load(ctx, t, "archive", from); err != nil {
 			return Image{}, err
 		}
 	}

@@ -25,6 +25,7 @@ type Commands struct {
 	Serve, Check, Config, Shutdown Run
 	Image                          ImageCommands
 	Why, Debt, Top                 PodRun
+	Migrate                        MigrateRun
 }
 
 // New returns the command line of cribox.
@@ -51,7 +52,8 @@ Interface (CRI v1) on a Unix socket, for a kubelet or crictl.
 	root.SetFlagErrorFunc(explainFlag)
 	root.CompletionOptions.HiddenDefaultCmd = true // packages install the completions
 	root.AddCommand(serveCommand(run.Serve), checkCommand(run.Check), configCommand(run.Config), imageCommand(run.Image),
-		topCommand(run.Top), whyCommand(run.Why), debtCommand(run.Debt), shutdownCommand(run.Shutdown), versionCommand(version))
+		topCommand(run.Top), whyCommand(run.Why), debtCommand(run.Debt), migrateCommand(run.Migrate),
+		shutdownCommand(run.Shutdown), versionCommand(version))
 	return root
 }
 

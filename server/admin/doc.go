@@ -9,6 +9,7 @@
 //	DELETE /v1/images/NAME             nothing
 //	POST   /v1/pull     PullRequest    Events, the last with the image
 //	POST   /v1/load?name=NAME          an archive; Events, the last with all images
+//	POST   /v1/take     TakeRequest    Events
 //	GET    /v1/save?name=NAME&...      an archive; after an error it is cut off, and the trailer
 //	                                   Cribox-Error says why
 //	PUT    /v1/pins/NAME               nothing: the name is pinned

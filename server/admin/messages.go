@@ -51,6 +51,14 @@ type Damage struct {
 	Containers []string `json:"containers,omitempty"` // they keep the damaged layer
 }
 
+// TakeRequest asks to copy an image whose blobs are on this machine, such as one of containerd.
+type TakeRequest struct {
+	Folder    string   `json:"folder"` // with blobs below ALGORITHM/HEX
+	Names     []string `json:"names"`
+	Digest    string   `json:"digest"` // of the manifest or index
+	MediaType string   `json:"mediaType"`
+}
+
 // Pull is a pull in progress.
 type Pull struct {
 	Image   string    `json:"image"`

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errhttp"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/cribox/cribox/imageservice"
 	"github.com/cribox/cribox/internal/guard"
@@ -42,6 +43,7 @@ func New() *Server {
 	mux.Handle("GET /v1/pulls", s.answer(s.pulls))
 	mux.Handle("POST /v1/pull", s.answer(s.pull))
 	mux.Handle("POST /v1/load", s.answer(s.load))
+	mux.Handle("POST /v1/take", s.answer(s.take))
 	mux.Handle("GET /v1/save", s.answer(s.save))
 	mux.Handle("PUT /v1/pins/{name}", s.answer(s.pin))
 	mux.Handle("DELETE /v1/pins/{name}", s.answer(s.unpin))
@@ -210,6 +212,27 @@ func (s *Server) load(images *imageservice.Images, w http.ResponseWriter, req *h
 		func() (Event, error) {
 			loaded, err := images.Load(req.Context(), body, req.URL.Query().Get("name"))
 			return result(err, loaded...)
+		})
+	return nil
+}
+
+// take copies an image that is on this machine. The client is root, and may read what the daemon may.
+func (s *Server) take(images *imageservice.Images, w http.ResponseWriter, req *http.Request) error {
+	var ask TakeRequest
+	if err := decode(req, &ask); err != nil {
+		return err
+	}
+	names := map[string]bool{}
+	for _, name := range ask.Names {
+		if full, err := imageservice.FullName(name); err == nil {
+			names[full] = true
+		}
+	}
+	follow(w, req, func() Event { return Event{Pulls: pullsOf(images, func(r string) bool { return names[r] })} },
+		func() (Event, error) {
+			image, err := images.TakeOver(req.Context(), imageservice.Stored{Folder: ask.Folder, Names: ask.Names,
+				Digest: digest.Digest(ask.Digest), MediaType: ask.MediaType})
+			return result(err, image)
 		})
 	return nil
 }

@@ -1,0 +1,289 @@
+package migrate
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+const crioFile = "/etc/crio/crio.conf"
+
+// FromCRIO makes the plan for a node that CRI-O runs.
+func FromCRIO(o Options) (*Plan, error) {
+	p := &Plan{Source: CRIO}
+	c, err := readCRIO(p, o, cmp.Or(o.ConfigFile, o.path(crioFile)))
+	if err != nil {
+		return nil, err
+	}
+	crio, _ := c["crio"].(map[string]any)
+	runtimes := map[string]*handler{}
+	rules := slices.Concat(crioRules, crioHandlers(runtimes), crioStreams)
+	r := newRegistries(p, o)
+	for _, s := range settingsOf(crio) {
+		if s.path[len(s.path)-1] == "insecure_registries" {
+			for _, host := range s.list() {
+				r.insecure(host)
+				p.add(Taken, "insecure_registries: "+host, "registry "+host, "")
+			}
+			continue
+		}
+		p.apply(rules, s)
+	}
+	p.takeHandlers(o, runtimes, cribox(CRIO))
+	if err := r.containers(); err != nil {
+		return nil, err
+	}
+	if err := r.finish(); err != nil {
+		return nil, err
+	}
+	if err := p.crioHost(o, crio); err != nil {
+		return nil, err
+	}
+	return p, p.finish(o)
+}
+
+// readCRIO reads the file and those of its folder, of which a later one wins.
+func readCRIO(p *Plan, o Options, file string) (map[string]any, error) {
+	merged := map[string]any{}
+	dropIns, err := filesIn(file + ".d")
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range append([]string{file}, dropIns...) {
+		one, err := readTOML(path)
+		if errors.Is(err, fs.ErrNotExist) && path == file && o.ConfigFile == "" {
+			continue // its package may have files in the folder only
+		}
+		if err != nil {
+			return nil, fmt.Errorf("CRI-O's configuration: %w", err)
+		}
+		p.Read = append(p.Read, path)
+		merge(merged, one, false)
+	}
+	if len(p.Read) == 0 {
+		p.add(Same, file, "", "there is no such file: CRI-O has its defaults")
+	}
+	return merged, nil
+}
+
+func crioHandlers(all map[string]*handler) []rule {
+	of := func(act func(h *handler, s setting)) func(*Plan, setting, string) {
+		return func(_ *Plan, s setting, name string) {
+			if all[name] == nil {
+				all[name] = &handler{}
+			}
+			if !s.unset() {
+				all[name].from = append(all[name].from, s.String())
+				act(all[name], s)
+			}
+		}
+	}
+	lacks := func(note string) func(*handler, setting) {
+		return func(h *handler, s setting) { h.lacks = append(h.lacks, s.String()+": "+note) }
+	}
+	const at = "runtime.runtimes.*."
+	return []rule{
+		{"runtime.default_runtime", takesHandler},
+		{at + "runtime_path", of(func(h *handler, s setting) { h.program = s.text() })},
+		{at + "runtime_type", of(func(h *handler, s setting) { h.kind = s.text() })},
+		{at + "privileged_without_host_devices", of(func(h *handler, s setting) {
+			h.set("privileged_without_host_devices", s.yes())
+		})},
+		{at + "runtime_root", of(func(*handler, setting) {})},
+		{at + "monitor_path", of(func(*handler, setting) {})},
+		{at + "monitor_cgroup", of(func(*handler, setting) {})},
+		{at + "monitor_exec_cgroup", of(func(*handler, setting) {})},
+		{at + "monitor_env", of(func(*handler, setting) {})},
+		{at + "allowed_annotations", of(lacks("annotations of CRI-O do nothing"))},
+		{at + "container_min_memory", of(lacks("the OCI runtime says what is too little"))},
+		{at + "default_annotations", of(lacks("annotations of CRI-O do nothing"))},
+	}
+}
+
+var crioRules = []rule{
+	{"runtime.cgroup_manager", func(p *Plan, s setting, _ string) {
+		if s.text() != "" {
+			p.takeDriver(s, s.text() == "systemd")
+		}
+	}},
+	{"runtime.conmon_cgroup", same("there is no process for each container")},
+	{"runtime.conmon", same("one logger serves all containers")},
+	{"runtime.conmon_env", same("one logger serves all containers")},
+	{"runtime.pids_limit", func(p *Plan, s setting, _ string) {
+		if s.number() > 0 {
+			p.take(s.String(), "containers.pids_limit", s.number())
+		}
+	}},
+	{"runtime.log_size_max", func(p *Plan, s setting, _ string) {
+		if s.number() > 0 {
+			p.take(s.String(), "containers.log_size_max", fmt.Sprint(s.number()))
+		}
+	}},
+	{"runtime.default_ulimits", takes("containers.ulimits")},
+	{"runtime.selinux", takesBool("containers.selinux")},
+	{"runtime.cdi_spec_dirs", func(p *Plan, s setting, _ string) { p.takeNew(s, "cdi_spec_dirs", s.list()) }},
+	{"runtime.log_level", func(p *Plan, s setting, _ string) {
+		levels := map[string]string{"trace": "debug", "fatal": "error", "panic": "error"}
+		if level := cmp.Or(levels[s.text()], s.text()); level != "info" {
+			p.take(s.String(), "log_level", level)
+		}
+	}},
+	{"runtime.absent_mount_sources_to_reject", takes("containers.host_path_never_created")},
+	{"runtime.drop_infra_ctr", same("the pause process is 640 bytes of program")},
+	{"runtime.no_pivot", missing("for a root in an initramfs; the OCI runtime pivots")},
+	{"runtime.seccomp_profile", missing("a pod names a profile of the node: seccompProfile.localhostProfile")},
+	{"runtime.seccomp_use_default_when_empty",
+		missing("a kubelet with seccompDefault asks for the profile of the runtime")},
+	{"runtime.apparmor_profile", missing("a pod names a profile of the node: appArmorProfile")},
+	{"runtime.default_capabilities", missing("the default capabilities are those of containerd; a pod adds others")},
+	{"runtime.default_sysctls", missing("sysctls are set by a pod; unprivileged_ports and unprivileged_ping are keys")},
+	{"runtime.hooks_dir", missing("OCI hooks of the node are not executed")},
+	{"runtime.default_mounts_file", missing("mounts come from pods and CDI files")},
+	{"runtime.default_env", missing("variables come from pods, images and CDI files")},
+	{"runtime.allowed_devices", missing("a device plugin or CDI gives devices")},
+	{"runtime.additional_devices", missing("a device plugin or CDI gives devices")},
+	{"runtime.device_ownership_from_security_context",
+		missing("devices belong to root: use supplementalGroups of the device's group")},
+	{"runtime.add_inheritable_capabilities", missing("inheritable capabilities are empty")},
+	{"runtime.read_only", missing("readOnlyRootFilesystem of a pod")},
+	{"runtime.disable_hostport_mapping", missing("ports of the host are mapped when a pod asks for them")},
+	{"runtime.infra_ctr_cpuset", missing("the pause process takes no processor time")},
+	{"runtime.shared_cpuset", missing("annotations of CRI-O do nothing")},
+	{"runtime.enable_criu_support", missing("checkpoints are not supported")},
+	{"runtime.timezone", missing("a pod's variable TZ")},
+	{"runtime.log_to_journald", missing("logs of containers are files")},
+	{"runtime.namespaces_dir", same("they are in the state folder")},
+	{"runtime.pinns_path", same("namespaces are pinned without a program")},
+	{"runtime.container_exits_dir", same("exit codes are in the state folder")},
+	{"runtime.container_attach_socket_dir", same("they are in the state folder")},
+	{"runtime.hostnetwork_disable_selinux", same("the label is what the pod asks for")},
+	{"runtime.ctr_stop_timeout", same("the kubelet says how long a stop may take")},
+	{"runtime.decryption_keys_path", missing("encrypted layers cannot be pulled")},
+	{"image.pause_image", same("the pause program is part of cribox: there is nothing to pull")},
+	{"image.pause_command", same("the pause program is part of cribox")},
+	{"image.pause_image_auth_file", same("the pause program is part of cribox: there is nothing to pull")},
+	{"image.pinned_images", func(p *Plan, s setting, _ string) {
+		for _, name := range s.list() {
+			p.append("pinned_images: "+name, "images.pinned", name)
+		}
+	}},
+	{"image.default_transport",
+		sameIf("docker://", "images are pulled from registries", "images are pulled from registries")},
+	{"image.global_auth_file", missing("give credentials to pods (imagePullSecrets) or to the kubelet")},
+	{"image.signature_policy", same("the file that is read; see policy.json")},
+	{"image.signature_policy_dir", missing("signatures are not verified per namespace")},
+	{"image.image_volumes", sameIf("mkdir", "volumes of an image are made", "volumes of an image are made")},
+	{"image.big_files_temporary_dir", same("a download is written where it stays")},
+	{"image.auto_reload_registries", same("folders of registries are read at each pull")},
+	{"image.pull_progress_timeout", takesDuration("images.stall_time")},
+	{"image.oci_artifact_mount_support", missing("OCI artifacts cannot be mounted")},
+	{"image.short_name_mode", missing("a name without a registry is docker.io's")},
+	{"network.network_dir", func(p *Plan, s setting, _ string) { p.takeNew(s, "network.conf_dir", s.text()) }},
+	{"network.plugin_dirs", func(p *Plan, s setting, _ string) { p.takeNew(s, "network.bin_dirs", trimmed(s.list())) }},
+	{"network.plugin_dir", func(p *Plan, s setting, _ string) {
+		p.takeNew(s, "network.bin_dirs", trimmed([]string{s.text()}))
+	}},
+	{"network.cni_default_network", missing("the first network of the folder is used: rename its file")},
+}
+
+func trimmed(folders []string) (all []string) {
+	for _, f := range folders {
+		if f != "" {
+			all = append(all, filepath.Clean(f))
+		}
+	}
+	return all
+}
+
+var crioStreams = []rule{
+	{"metrics.enable_metrics", missing("[metrics] listen; the series have other names, see docs/monitoring.md")},
+	{"metrics.*", same("concerns the metrics of CRI-O")},
+	{"tracing.enable_tracing", same("traces are sent when there is an endpoint")},
+	{"tracing.tracing_endpoint", takes("tracing.endpoint")},
+	{"tracing.tracing_sampling_rate_per_million", func(p *Plan, s setting, _ string) {
+		if n := s.number(); n > 0 {
+			p.take(s.String(), "tracing.sampling_ratio", float64(n)/1e6)
+		}
+	}},
+	{"stats.*", same("usage is counted when it is asked for")},
+	{"nri.enable_nri", missing("NRI plugins are not executed")},
+	{"nri.*", same("there is no NRI")},
+	{"api.*", same("cribox has sockets of its own")},
+	{"root", same("cribox has a folder of its own")},
+	{"runroot", same("cribox has a folder of its own")},
+	{"imagestore", same("cribox has a folder of its own")},
+	{"storage_driver", sameIf("overlay", "layers are on overlayfs", "layers are on overlayfs")},
+	{"storage_option", missing("layers are on overlayfs, in the folder root")},
+	{"log_dir", same("the kubelet says where logs are")},
+	{"version_file", same("concerns CRI-O alone")},
+	{"version_file_persist", same("concerns CRI-O alone")},
+	{"clean_shutdown_file", same("the daemon may be killed at any time")},
+	{"internal_wipe", same("what does not belong to this boot is removed")},
+	{"internal_repair", same("`cribox image verify --repair`")},
+}
+
+// crioHost says what becomes of CRI-O's images, and of what the host has for it beside its file.
+func (p *Plan) crioHost(o Options, crio map[string]any) error {
+	p.policy(o)
+	p.unit(o, "crio")
+	root, _ := crio["root"].(string)
+	images := filepath.Join(o.path(cmp.Or(root, "/var/lib/containers/storage")), "overlay-images", "images.json")
+	b, err := readFile(images)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var all []struct{ Names []string }
+	if err == nil {
+		err = json.Unmarshal(b, &all)
+	}
+	if err != nil {
+		return fmt.Errorf("images of CRI-O: %s: %w", images, err)
+	}
+	p.Read = append(p.Read, images)
+	for _, image := range all {
+		several := len(image.Names) > 1
+		tags := slices.DeleteFunc(image.Names, func(n string) bool { return several && strings.Contains(n, "@") })
+		if len(tags) > 0 {
+			p.Pulls = append(p.Pulls, tags[0])
+		}
+	}
+	slices.Sort(p.Pulls)
+	return nil
+}
+
+// policy says what becomes of the policy about signatures.
+func (p *Plan) policy(o Options) {
+	const file = "/etc/containers/policy.json"
+	b, err := readFile(o.path(file))
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var policy struct {
+		Default    []struct{ Type string }
+		Transports map[string]map[string][]struct{ Type string }
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &policy)
+	}
+	if err != nil {
+		p.add(Missing, file, "", "%v", err)
+		return
+	}
+	p.Read = append(p.Read, o.path(file))
+	kinds := policy.Default
+	for _, one := range policy.Transports["docker"] {
+		kinds = append(kinds, one...)
+	}
+	for _, kind := range kinds {
+		if kind.Type != "insecureAcceptAnything" {
+			p.add(Missing, file+": "+kind.Type, "", "it is not taken: cribox accepts every image whose digest is right")
+			return
+		}
+	}
+	p.add(Same, file, "", "every image is accepted")
+}
