@@ -39,8 +39,8 @@ func aboutPod(ctx context.Context, t *activity.Table, p *table.PodEntry) context
 	return t.About(ctx, activity.Subject{Kind: podKind, ID: p.ID, Name: d.GetNamespace() + "/" + d.GetName()})
 }
 
-// about returns a context for work on the container.
-func (cs *containers) about(ctx context.Context, c *table.ContainerEntry) context.Context {
+// aboutContainer returns a context for work on the container.
+func aboutContainer(ctx context.Context, cs *containers, c *table.ContainerEntry) context.Context {
 	ctx = log.WithLogger(ctx, log.G(ctx).WithFields(log.Fields{podKind: c.PodID, containerKind: c.ID}))
 	if cs.activity == nil {
 		return ctx
@@ -58,8 +58,8 @@ func do(ctx context.Context, name string, act func() error) error {
 	return activity.Do(ctx, name, func(context.Context) error { return act() })
 }
 
-// turn waits for the turn of the caller among the operations on the container.
-func (cs *containers) turn(ctx context.Context, c *table.ContainerEntry) (done func(), err error) {
+// turnOf waits for the turn of the caller among the operations on the container.
+func turnOf(ctx context.Context, cs *containers, c *table.ContainerEntry) (done func(), err error) {
 	if done, ok := cs.turns.Try(c.ID); ok {
 		return done, nil
 	}

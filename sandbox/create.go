@@ -136,8 +136,8 @@ func (cs *containers) createContainer(
 	if err != nil {
 		return "", err
 	}
-	ctx = cs.about(ctx, c.ContainerEntry)
-	done, err := cs.turn(ctx, c.ContainerEntry)
+	ctx = aboutContainer(ctx, cs, c.ContainerEntry)
+	done, err := turnOf(ctx, cs, c.ContainerEntry)
 	if err != nil {
 		return "", err
 	}
@@ -188,7 +188,7 @@ func (cs *containers) recordContainer(c *containerPlan) error {
 func (cs *containers) undoContainer(ctx context.Context, c *table.ContainerEntry) {
 	if err := clean(ctx, teardownLimit, func(ctx context.Context) error { return cs.discard(ctx, c) }); err != nil {
 		log.G(ctx).WithError(err).Warn("cannot remove a container that failed to be created yet; will retry")
-		go retryUntilDone(cs.about(cs.background, c), "removing",
+		go retryUntilDone(aboutContainer(cs.background, cs, c), "removing",
 			func(ctx context.Context) error { return cs.removeContainer(ctx, c) })
 	}
 }

@@ -123,7 +123,7 @@ func (rc *recovery) recoverContainer(
 	ctx context.Context, p *store.Pod, r store.Container, cid string, tasks map[string]runtimeshim.Task,
 ) {
 	_, c := rc.table.ByID(cid)
-	ctx = rc.containers.about(ctx, c)
+	ctx = aboutContainer(ctx, rc.containers, c)
 	for _, id := range append([]string{r.ImageID}, r.MountImages...) {
 		if id == "" {
 			continue

@@ -25,17 +25,17 @@ func (cs *containers) RemoveContainer(ctx context.Context, id string) error {
 		return err
 	}
 	_, err = cs.flights.Do(ctx, "removal of container "+c.ID, teardownLimit, func(ctx context.Context) (string, error) {
-		return "", cs.removeContainer(cs.about(ctx, c), c)
+		return "", cs.removeContainer(aboutContainer(ctx, cs, c), c)
 	})
 	return err
 }
 
 func (cs *containers) removeContainer(ctx context.Context, c *table.ContainerEntry) error {
-	ctx = cs.about(ctx, c)
+	ctx = aboutContainer(ctx, cs, c)
 	if err := cs.stopContainer(ctx, c, 0); err != nil {
 		return err
 	}
-	done, err := cs.turn(ctx, c)
+	done, err := turnOf(ctx, cs, c)
 	if err != nil {
 		return err
 	}

@@ -35,13 +35,13 @@ func (cs *containers) StartContainer(ctx context.Context, id string) error {
 		return err
 	}
 	_, err = cs.flights.Do(ctx, "start of container "+c.ID, startLimit, func(ctx context.Context) (string, error) {
-		return "", cs.startContainer(cs.about(ctx, c), c)
+		return "", cs.startContainer(aboutContainer(ctx, cs, c), c)
 	})
 	return err
 }
 
 func (cs *containers) startContainer(ctx context.Context, c *table.ContainerEntry) error {
-	done, err := cs.turn(ctx, c)
+	done, err := turnOf(ctx, cs, c)
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func (cs *containers) startUnanswered(ctx context.Context, c *table.ContainerEnt
 	err := clean(ctx, resolveLimit, func(ctx context.Context) error { return cs.resolve(ctx, c) })
 	if err != nil {
 		// the shim may still come to it
-		go retryUntilDone(cs.about(cs.background, c), "starting",
+		go retryUntilDone(aboutContainer(cs.background, cs, c), "starting",
 			func(ctx context.Context) error { return cs.shim.Delete(ctx, c.ID) })
 		cs.startFailed(ctx, c, cause)
 		return fmt.Errorf("%v; cannot find out whether it was started: %v: %w", cause, err, errdefs.ErrInternal)

@@ -107,7 +107,7 @@ func (cs *containers) joinStop(ctx context.Context, c *table.ContainerEntry, by 
 		return s
 	}
 	go func() {
-		ctx := cs.about(context.WithoutCancel(ctx), c)
+		ctx := aboutContainer(context.WithoutCancel(ctx), cs, c)
 		s.err = guard.Call(ctx, "stop of a container", func() error {
 			return activity.Wait(ctx, "stop", func(ctx context.Context) error { return cs.runStop(ctx, c, s) })
 		})

@@ -84,7 +84,7 @@ func (u *updates) completeLater(c *table.ContainerEntry) {
 	if !c.Completing.CompareAndSwap(false, true) {
 		return
 	}
-	ctx := u.containers.about(u.background, c)
+	ctx := aboutContainer(u.background, u.containers, c)
 	go func() {
 		defer c.Completing.Store(false)
 		retryUntilDone(ctx, "updating", func(ctx context.Context) error { return u.resolveUpdate(ctx, c) })
