@@ -34,6 +34,9 @@ func lookSELinux(_ context.Context, c config.Config) []Finding {
 	case !c.Containers.SELinux:
 		return []Finding{{What: "SELinux is on, but cribox labels nothing",
 			Remedy: "set selinux = true in [containers] unless this is intended"}}
+	case !sandbox.SELinuxKnowsContainers():
+		return []Finding{{What: "SELinux is on, but its policy knows no containers: pods are not labelled",
+			Remedy: "install container-selinux, or on Debian the module container of selinux-policy-src"}}
 	}
 	return []Finding{{What: "SELinux: pods are labelled"}}
 }

@@ -64,6 +64,10 @@ func HasAppArmor() bool { return node.HasAppArmor() }
 
 func HasSELinux() bool { return selinux.Enabled() }
 
+// SELinuxKnowsContainers says whether the policy of SELinux has contexts for containers. Pods are not
+// labelled where it has none.
+func SELinuxKnowsContainers() bool { return selinux.KnowsContainers() }
+
 // AppArmorParser returns the path of the program that loads the default profile;
 // ErrFailedPrecondition when it is not installed.
 func AppArmorParser() (string, error) { return node.AppArmorParser() }

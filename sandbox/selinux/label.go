@@ -20,36 +20,68 @@ type Options struct{ User, Role, Type, Level string }
 func Enabled() bool { return library.GetEnabled() }
 
 // NewPod returns the labels of a pod. Their level is reserved until Release: one that no pod has,
-// or the one that is asked for, which other pods may have too. ErrFailedPrecondition when something
-// is asked for and the policy has no contexts for containers, ErrInvalidArgument when it does not
-// know what is asked for.
+// or the one that is asked for, which other pods may have too. There are none where the policy has
+// no contexts for containers: ErrFailedPrecondition when something is asked for there.
+// ErrInvalidArgument when the policy does not know what is asked for.
 func NewPod(asked Options) (Labels, error) {
-	var l Labels
-	var err error
-	if asked.Level == "" {
-		l.Process, l.Mount, err = label.InitLabels(nil)
-	} else {
-		l.Process, l.Mount, err = label.InitLabels([]string{"level:" + asked.Level})
-	}
+	own, err := newLabels()
 	if err != nil {
-		return Labels{}, fmt.Errorf("SELinux labels: %w", err)
+		return Labels{}, err
 	}
-	if l.Process == "" {
+	if own == (Labels{}) {
 		if asked != (Options{}) {
 			return Labels{}, fmt.Errorf("selinux_options: the policy has no contexts for containers; "+
 				"install container-selinux: %w", errdefs.ErrFailedPrecondition)
 		}
 		return Labels{}, nil
 	}
-	l, err = l.With(asked)
+	l, err := own.With(asked)
 	if err == nil {
 		err = l.check()
 	}
 	if err != nil {
-		Release(l)
+		Release(own)
 		return Labels{}, err
 	}
+	if asked.Level != "" {
+		Release(own)
+		Reserve(l)
+	}
 	return l, nil
+}
+
+// newLabels returns the labels of containers with a level of their own. There are none when the
+// policy does not know them: Debian's names container_t and has no such type.
+func newLabels() (Labels, error) {
+	var l Labels
+	var err error
+	if l.Process, l.Mount, err = label.InitLabels(nil); err != nil {
+		return Labels{}, fmt.Errorf("SELinux labels: %w", err)
+	}
+	if l.Process == "" {
+		return Labels{}, nil
+	}
+	if l.check() != nil {
+		Release(l)
+		return Labels{}, nil
+	}
+	return l, nil
+}
+
+// Layers returns the label of files that every pod may read and none may write, "" where the policy
+// has none.
+func Layers() string {
+	if !KnowsContainers() || library.SecurityCheckContext(library.ROFileLabel()) != nil {
+		return ""
+	}
+	return library.ROFileLabel()
+}
+
+// KnowsContainers says whether the policy of this kernel has contexts for containers.
+func KnowsContainers() bool {
+	l, err := newLabels()
+	Release(l)
+	return err == nil && l != (Labels{})
 }
 
 // With returns the labels with parts replaced. Role and type are those of processes alone: files

@@ -140,10 +140,6 @@ func (d *draft) askedMounts() ([]specs.Mount, error) {
 		if propagation == "rshared" {
 			d.spec.Linux.RootfsPropagation = "rshared"
 		}
-		if m.GetSelinuxRelabel() && d.host.SELinux && d.c.MountLabel == "" && !d.privileged() {
-			return nil, fmt.Errorf("mount %s: cannot relabel because the pod has no SELinux label: %w",
-				m.GetContainerPath(), errdefs.ErrFailedPrecondition)
-		}
 		access := "rw"
 		switch {
 		case m.GetRecursiveReadOnly():

@@ -317,6 +317,14 @@ func TestLabelsWithoutSELinux(t *testing.T) {
 			t.Errorf("%s: %q, %q", what, s.Process.SelinuxLabel, s.Linux.MountLabel)
 		}
 	}
+
+	// The kubelet wants every volume relabelled, also where the policy has no labels for containers.
+	h, p, c = aHost(), aPod(), aContainer()
+	h.SELinux = true
+	ofMount(&runtimeapi.Mount{HostPath: "/a", SelinuxRelabel: true})(&h, &p, &c)
+	if s := mustContainer(t, h, p, c); s.Process.SelinuxLabel != "" || s.Linux.MountLabel != "" {
+		t.Errorf("in a pod without a label: %q, %q", s.Process.SelinuxLabel, s.Linux.MountLabel)
+	}
 }
 
 // TestPrimaryGroupStays (SEC-02): whatever the caller hands over.

@@ -245,10 +245,6 @@ var containerRefusals = []refusal{
 	{name: "mount option", want: "mounts.mount_options", peer: blind, why: "an option that is not known here would be left out, or give devices and setuid files", change: ofMount(&runtimeapi.Mount{HostPath: "/a", MountOptions: []string{"dev"}})},
 	{name: "a private mount as slave", want: "is on a private mount", peer: same, machine: true, change: ofMount(&runtimeapi.Mount{HostPath: "/a", Propagation: 1})},
 	{name: "a private mount as shared", want: "is not on a shared mount", peer: same, machine: true, change: ofMount(&runtimeapi.Mount{HostPath: "/a", Propagation: 2})},
-	{name: "relabelling without a label", want: "cannot relabel", peer: blind, why: lessThanAsked, machine: true, change: func(h *Host, p *Pod, c *Container) {
-		h.SELinux = true
-		ofMount(&runtimeapi.Mount{HostPath: "/a", SelinuxRelabel: true})(h, p, c)
-	}},
 	{name: "ids of users alone", want: "must be set together", peer: late, change: ofMount(&runtimeapi.Mount{HostPath: "/a", UidMappings: aUserNamespace().Uids})},
 	{name: "ids without a user namespace", want: "no user namespace", peer: runs, why: noMeaning, change: ofMount(&runtimeapi.Mount{HostPath: "/a", UidMappings: aUserNamespace().Uids, GidMappings: aUserNamespace().Gids})},
 	{name: "other ids of an image", want: "are not those of the pod", peer: runs, why: ambiguous, change: func(h *Host, p *Pod, c *Container) {
