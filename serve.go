@@ -136,7 +136,7 @@ func openPackages(ctx context.Context, c config.Config) (*sandbox.Manager, *imag
 			Step: steps}),
 		Features: oci.AskFeatures,
 		Handlers: handlers(c), Default: c.DefaultRuntime, Pause: c.PauseImage, SystemdCgroup: systemd, Step: steps,
-		CDISpecDirs: c.CDISpecDirs, SELinux: c.Containers.SELinux,
+		CDISpecDirs: c.CDISpecDirs, SELinux: c.Containers.SELinux, Layers: imageservice.LayersFolder(c.Root),
 	})
 	return pods, images, err
 }

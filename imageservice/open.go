@@ -60,7 +60,7 @@ func Open(ctx context.Context, c Config) (*Images, error) {
 
 // assemble connects the parts. c has all defaults set.
 func assemble(c Config, blobs *content.Blobs) *Images {
-	pins, store := content.NewPins(), layers.NewStore(filepath.Join(c.Root, "layers"), c.Step)
+	pins, store := content.NewPins(), layers.NewStore(LayersFolder(c.Root), c.Step)
 	catalog := catalog.New(filepath.Join(c.Root, "images"), c.Step, blobs, store, pins)
 	garbage := garbage.New(catalog, blobs, store, pins, c.Step)
 	puller := pull.New(pull.Config{
@@ -70,6 +70,9 @@ func assemble(c Config, blobs *content.Blobs) *Images {
 	}, garbage)
 	return &Images{cfg: c, catalog: catalog, blobs: blobs, layers: store, garbage: garbage, puller: puller}
 }
+
+// LayersFolder is where the layers of images are unpacked.
+func LayersFolder(root string) string { return filepath.Join(root, "layers") }
 
 // makeFolders creates missing folders. Mode 0700 keeps users of the node away from setuid files of
 // images.

@@ -1,6 +1,9 @@
 package sandbox
 
 import (
+	"context"
+
+	"github.com/containerd/log"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cribox/cribox/sandbox/selinux"
@@ -10,6 +13,15 @@ import (
 
 func seLinuxOptions(o *runtimeapi.SELinuxOption) selinux.Options {
 	return selinux.Options{User: o.GetUser(), Role: o.GetRole(), Type: o.GetType(), Level: o.GetLevel()}
+}
+
+// labelLayers gives the folder of unpacked layers a label that containers may read. The kernel maps
+// the file of a layer itself into a process, and SELinux then looks at this one's label, not at
+// the label that the mount has.
+func labelLayers(ctx context.Context, dir string) {
+	if err := selinux.Relabel(ctx, dir, selinux.Layers()); err != nil {
+		log.G(ctx).WithError(err).Warn("programs of images may be denied to containers by SELinux")
+	}
 }
 
 // labels are the SELinux labels of pods and containers, as their records have them.

@@ -35,6 +35,7 @@ type Config struct {
 	State    string // does not need to
 	Instance string // marks what this daemon makes on the host
 	Images   rootfs.Images
+	Layers   string // the folder that unpacked layers lie in
 	Network  network.Network
 	Handlers map[string]Handler // those to begin with, see SetHandlers
 	Default  string             // handler of a pod that names none
@@ -128,6 +129,9 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 		return nil, err
 	}
 	m.node, m.machine = n, n
+	if n.Host().SELinux {
+		labelLayers(background, c.Layers)
+	}
 	m.SetHandlers(ctx, c.Handlers, c.Default)
 	if err := m.table.Load(ctx); err != nil {
 		stopped()
