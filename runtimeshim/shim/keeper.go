@@ -101,7 +101,11 @@ func (k *kept) close() {
 
 // newKeeper creates the socket of a pod task.
 func newKeeper(d statedir.Task) (*keeper, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	label, err := processLabel(d.Config())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	fd, err := labelledSocket(label)
 	if err != nil {
 		return nil, fmt.Errorf("make the socket that keeps the descriptors of pod %s: %w", d.ID(), err)
 	}
