@@ -32,7 +32,7 @@ kube-up: build ## start a Kubernetes cluster of NODES nodes (1) on cribox
 kube-down: ## take away what `make kube-up` made
 	@hack/kube/down.sh
 
-##@ A virtual machine with Debian 12, systemd and AppArmor (as root; KVM=1 where there is /dev/kvm, KERNEL=backports for 6.12)
+##@ A virtual machine with Debian 12, systemd and AppArmor (as root; KVM=1 where there is /dev/kvm)
 
 vm: ## make its image in bin/vm, once
 	@hack/vm/image.sh
@@ -46,6 +46,14 @@ test-vm: tools build vm ## what only such a machine shows, critest with two setu
 test-vm-kube: tools build vm ## that machine as a node of a Kubernetes cluster, whose control plane runs here
 	@hack/tools.sh kube
 	@VERSION=$(VERSION) hack/vm/test.sh -kube
+
+test-vm-kernel: tools build ## the tests that depend on the kernel, on the one of Debian's backports
+	@KERNEL=backports hack/vm/image.sh
+	@KERNEL=backports VERSION=$(VERSION) hack/vm/test.sh -kernel
+
+test-vm-selinux: tools build ## a machine with SELinux in place of AppArmor: labels, and what is denied
+	@LSM=selinux hack/vm/image.sh
+	@LSM=selinux VERSION=$(VERSION) hack/vm/test.sh -selinux
 
 vm-smoke: tools build vm ## the shortest of it: package, unit, ten specs of critest, a kill
 	@VERSION=$(VERSION) hack/vm/test.sh -smoke
@@ -128,4 +136,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop kube-up kube-down vm vm-shell test-vm test-vm-kube vm-smoke tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help
+.PHONY: run stop kube-up kube-down vm vm-shell test-vm test-vm-kube test-vm-kernel test-vm-selinux vm-smoke tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help

@@ -24,7 +24,7 @@ const leftOut = "benchmark|public image with digest should be pulled"
 func TestCritest(t *testing.T) {
 	forEachSetup(t, func(t *testing.T, s setup) {
 		args, least, most := "", critestLeast, 80*time.Minute
-		if *smoke {
+		if *smoke || *few {
 			args, least, most = "-ginkgo.focus '"+smokeFocus+"'", 10, 15*time.Minute
 		}
 		specs := critest(t, args, most)

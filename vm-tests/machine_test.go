@@ -12,7 +12,10 @@ import (
 	"time"
 )
 
-var smoke = flag.Bool("smoke", false, "only what takes some minutes")
+var (
+	smoke = flag.Bool("smoke", false, "only what takes some minutes")
+	few   = flag.Bool("few", false, "of critest only ten specs")
+)
 
 // setup is who makes cgroups, and which program makes containers.
 type setup struct{ driver, runtime string }

@@ -7,7 +7,8 @@
 . "$top/hack/process.sh"
 
 kernel=${KERNEL:-}                   # backports, or Debian's own
-image=$bin/vm${kernel:+-$kernel}     # what image.sh makes
+lsm=${LSM:-}                         # selinux, or AppArmor
+image=$bin/vm${kernel:+-$kernel}${lsm:+-$lsm} # what image.sh makes
 run=${VM_RUN:-$bin/vm-run}           # of the machine that runs: pid, port, disk, console
 qemu=/usr/bin/qemu-system-x86_64
 

@@ -2,7 +2,8 @@
 # Makes bin/vm: a Debian 12 that boots in a virtual machine, with systemd, cgroup v2 and AppArmor.
 # It is made once, and again when this file changes. Everything a test adds goes into an overlay
 # that is thrown away, so the image itself is never written to. With KERNEL=backports it makes
-# bin/vm-backports, which has the kernel of Debian's backports (6.12 or newer) in place of 6.1.
+# bin/vm-backports, which has the kernel of Debian's backports (6.12 or newer) in place of 6.1. With
+# LSM=selinux it makes bin/vm-selinux, which has SELinux in place of AppArmor (selinux.sh).
 set -euo pipefail
 # shellcheck source=hack/vm/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -19,11 +20,17 @@ host_packages=(
 )
 guest_packages=(
 	initramfs-tools systemd-sysv libpam-systemd dbus openssh-server
-	apparmor crun libseccomp2           # what a node has for containers
+	crun libseccomp2                    # what a node has for containers
 	iproute2 iptables nftables kmod     # what network plugins execute
 	conntrack                           # what kube-proxy executes
 	procps util-linux busybox-static ca-certificates
 )
+
+case $lsm in
+selinux) guest_packages+=(selinux-policy-default selinux-utils policycoreutils auditd
+	checkpolicy semodule-utils gawk m4 make zstd) ;; # to build a module of the policy
+*) guest_packages+=(apparmor) ;;
+esac
 
 missing_packages() {
 	local p
@@ -61,6 +68,8 @@ bootstrap() {
 		die "debootstrap could not install Debian $suite from $from"
 	[ "$kernel" != backports ] || quietly unshare --mount --propagation private "$0" --backports "$1" "$from" ||
 		die "the kernel of $suite-backports could not be installed from $from"
+	[ "$lsm" != selinux ] || quietly unshare --mount --propagation private "$top/hack/vm/selinux.sh" "$1" ||
+		die "the module of SELinux's policy that knows containers could not be made"
 }
 
 # install_backports TREE MIRROR runs in a mount namespace of its own.
@@ -108,6 +117,7 @@ build() {
 	timed "installing Debian $suite into a folder" bootstrap "$tree"
 	configure "$tree"
 	keys "$tree" "$out"
+	[ "$lsm" != selinux ] || quietly unshare --mount --propagation private "$top/hack/vm/selinux.sh" --label "$tree"
 	cp "$(echo "$tree"/boot/vmlinuz-*)" "$out/vmlinuz"
 	cp "$(echo "$tree"/boot/initrd.img-*)" "$out/initrd"
 	timed "making a file system of it" quietly mke2fs -q -t ext4 -d "$tree" "$out/disk.img" "$size"
@@ -123,9 +133,12 @@ if [ "${1:-}" = --backports ]; then
 fi
 need_root "make vm"
 [[ $kernel =~ ^(|backports)$ ]] || die "KERNEL=$kernel: want backports, or nothing for Debian's own"
+[[ $lsm =~ ^(|selinux)$ ]] || die "LSM=$lsm: want selinux, or nothing for AppArmor"
 ensure_packages
 stamp=$bin/.stamps/${image##*/}
-want=$(sha256sum <"${BASH_SOURCE[0]}")
+recipe=("$top/hack/vm/image.sh")
+[ "$lsm" != selinux ] || recipe+=("$top/hack/vm/selinux.sh" "$top"/dist/selinux/cribox.*)
+want=$(cat "${recipe[@]}" | sha256sum)
 if [ -e "$image/disk.img" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then exit 0; fi
 mkdir -p "$bin"
 work=$(mktemp -d "$bin/.vm.XXXXXX")

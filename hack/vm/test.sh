@@ -2,20 +2,25 @@
 # Boots a machine, installs cribox on it, runs vm-tests against it, and ends it. When tests have
 # failed, the machine's journal and console stay in bin/vm-run.
 #
-#   test.sh         all tests but those of a cluster; writes docs/vm-results.md
-#   test.sh -smoke  what takes 8 minutes at most
-#   test.sh -kube   the tests that begin with TestKube: the machine is a node of a cluster whose
-#                   control plane runs here
+#   test.sh           all tests but those that follow; writes docs/vm-results.md
+#   test.sh -smoke    what takes 8 minutes at most
+#   test.sh -kube     the tests that begin with TestKube: the machine is a node of a cluster whose
+#                     control plane runs here
+#   test.sh -kernel   what depends on the kernel, for KERNEL=backports; writes its section of the page
+#   test.sh -selinux  the tests that begin with TestSELinux, for LSM=selinux; writes its section of the page
 set -euo pipefail
 # shellcheck source=hack/vm/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 mode=${1:-}
 limit=180m
-which=(-skip '^TestKube')
+which=(-skip '^Test(Kube|SELinux)')
+title=
 case $mode in
 -smoke) limit=25m which+=(-smoke) ;;
 -kube) which=(-run '^TestKube' -kube) && export LINK=ckube9 ;; # for hack/vm/kube.sh
+-kernel) title="A newer kernel" which=(-few -skip '^Test(Kube|SELinux|Upgrade|Purge|OOMKilled)') ;;
+-selinux) title="SELinux" which=(-run '^TestSELinux' -selinux) ;;
 esac
 log=$run/tests.log
 
@@ -36,21 +41,26 @@ versions() {
 		echo "| $(cribox --version) | $(runc --version | head -n 1) | $(crun --version | head -n 1), $(critest --version | head -n 1) |"'
 }
 
-# results prints the page: what ran on what, and how it ended. Specs of critest are counted, and named when they failed.
-results() {
+# heading HOW prints the begin of the page, or of a section of it.
+heading() {
+	if [ -n "$title" ]; then
+		printf '## %s\n\nWritten by `make test-vm%s` on %s. %s\n' "$title" "$mode" "$(date -u +%F)" "$1"
+		return
+	fi
 	cat <<-END
 		# Results on a virtual machine
 
 		Written by \`make test-vm\` on $(date -u +%F): a Debian 12 with systemd as its first process, cgroup v2 and AppArmor.
-		$([ "${KVM:-}" = 1 ] && echo "The processor's own virtualization was used." || echo "The processor was emulated, so times are no measure.")
-
-		| | | |
-		|---|---|---|
 		$1
-
-		| test | result | time |
-		|---|---|---|
 	END
+}
+
+# results prints the page or a section: what ran on what, and how it ended. Specs of critest are counted, and named when they failed.
+results() {
+	local emulated="The processor was emulated, so times are no measure."
+	[ "${KVM:-}" != 1 ] || emulated="The processor's own virtualization was used."
+	heading "$emulated"
+	printf '\n| | | |\n|---|---|---|\n%s\n\n| test | result | time |\n|---|---|---|\n' "$1"
 	awk '
 		/^ *--- (PASS|FAIL|SKIP): / {
 			n = split($3, part, "/")
@@ -73,6 +83,18 @@ results() {
 	' "$log"
 }
 
+# publish puts what results prints in the place of the page, or of its section there.
+publish() {
+	local page=$top/docs/vm-results.md new
+	new=$(results "$1")
+	if [ -n "$title" ]; then
+		{ awk -v title="## $title" '/^## / { skip = $0 == title } !skip' "$page" && printf '\n%s\n' "$new"; } | cat -s >"$page.new"
+	else
+		{ printf '%s\n\n' "$new" && sed -n '/^## /,$p' "$page"; } >"$page.new"
+	fi
+	mv "$page.new" "$page"
+}
+
 trap 'finish $?' EXIT
 "$top/hack/vm/down.sh" # of a run that was cut off
 "$top/hack/vm/up.sh"
@@ -81,5 +103,7 @@ trap 'finish $?' EXIT
 what=$(versions)
 status=0
 timed "vm-tests" tests || status=$?
-[ -n "$mode" ] || results "$what" >"$top/docs/vm-results.md"
+case $mode in
+"" | -kernel | -selinux) publish "$what" ;;
+esac
 exit "$status"

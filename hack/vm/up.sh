@@ -8,14 +8,19 @@ set -euo pipefail
 
 # tsc=reliable: without it the guest reads its time from an emulated chip, and all is several times slower.
 # no_timer_check: without it a kernel that gets no processor for a moment panics, "IO-APIC + timer doesn't work".
-kernel_line="root=/dev/vda rw console=ttyS0 tsc=reliable no_timer_check mitigations=off no5lvl nowatchdog audit=0 net.ifnames=0"
+kernel_line="root=/dev/vda rw console=ttyS0 tsc=reliable no_timer_check mitigations=off no5lvl nowatchdog net.ifnames=0"
+case $lsm in
+selinux) kernel_line+=" security=selinux selinux=1 audit=1" ;;
+*) kernel_line+=" audit=0" ;;
+esac
 
 accelerator() {
 	if [ "${KVM:-}" = 1 ]; then
 		[ -w /dev/kvm ] || die "KVM=1, and /dev/kvm cannot be used here"
 		printf '%s\n' -accel kvm -cpu host
 	else
-		printf '%s\n' -accel tcg,thread=multi -cpu max,la57=off
+		# cx16=off: where a newer kernel uses that instruction, the emulation of it spoils the flags, and the kernel panics.
+		printf '%s\n' -accel tcg,thread=multi -cpu "max,la57=off${kernel:+,cx16=off}"
 	fi
 }
 
