@@ -156,7 +156,8 @@ type Features struct {
 	Version           string `json:"version,omitempty"`    // of the runtime, if reported
 	OCIVersion        string `json:"ociVersion,omitempty"` // the newest that it supports
 	Flaw              string `json:"flaw,omitempty"`       // the worst known bug of this version
-	Runc              bool   `json:"runc,omitempty"`       // it is runc
+	// Native: it is a runc, and one of which cribox can do the same natively.
+	Native bool `json:"native,omitempty"`
 }
 
 // RuncAdvice tells the administrator how to get rid of a known bug of runc.

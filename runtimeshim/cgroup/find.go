@@ -31,7 +31,7 @@ func NewFinder(state statedir.Root) (*Finder, error) {
 // that its spec names and its process is in. Everything in the list may be killed, so it never has
 // the roots or the shim's own cgroups. An error means that the cgroups cannot be determined now.
 func (g *Finder) Of(d statedir.Task, pid int) ([]string, error) {
-	dirs, err := runtimeCgroups(filepath.Join(g.state.RuncRoot(), d.ID(), "state.json"))
+	dirs, err := runtimeCgroups(g.state.RuncState(d.ID()))
 	if err == nil {
 		dirs, err = g.foreign(dirs)
 	}

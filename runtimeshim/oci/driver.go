@@ -97,19 +97,22 @@ func (d *Driver) spawn(argv []string, files []*os.File) (procfd.Child, error) {
 
 // RunProgram executes a program of ours that is no runtime, with these descriptors, and waits for
 // its end as Run does, with the times of c. It keeps our oom_score_adj. Where argv has the words of
-// Mark, the program counts as a runtime of our tasks.
+// Mark, the program counts as a runtime of our tasks. ErrNotStarted: there was never a process.
 func (d *Driver) RunProgram(
 	ctx context.Context, argv []string, files []*os.File, c Command,
 ) (unix.WaitStatus, error) {
 	proc, err := d.spawn(argv, files)
 	if err != nil {
-		return 0, startError(argv[0], err)
+		return 0, fmt.Errorf("%w: %w", ErrNotStarted, err)
 	}
 	if proc.Pidfd != nil {
 		defer proc.Pidfd.Close()
 	}
 	return d.awaitCommand(ctx, proc, c)
 }
+
+// ErrNotStarted: the node has no memory for a process, or forbids to execute the program.
+var ErrNotStarted = errors.New("the program was not started")
 
 // Mark returns the words by which the command line of a runtime of our tasks is recognised, also by
 // shims of other versions.

@@ -69,7 +69,7 @@ func readFeatures(said features.Features) runtimeshim.Features {
 		if strings.HasSuffix(key, ".version") && !strings.Contains(key, "seccomp") {
 			f.Version = value
 			if key == "org.opencontainers.runc.version" {
-				f.Flaw, f.Runc = RuncFlaw(value), true
+				f.Flaw, f.Native = RuncFlaw(value), runcSince(value, firstNative)
 			}
 		}
 	}

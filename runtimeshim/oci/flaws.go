@@ -21,16 +21,34 @@ var runcFlaws = []struct {
 
 var versionNumbers = regexp.MustCompile(`^v?(\d+)\.(\d+)\.(\d+)`)
 
+// firstNative is the oldest runc of which package place does exactly the same. Older ones pass their
+// own CPU affinity on.
+var firstNative = [3]int{1, 3, 1}
+
+// runcSince reports whether a version of runc is not older than another.
+func runcSince(version string, first [3]int) bool {
+	have, ok := numbersOf(version)
+	return ok && slices.Compare(have[:], first[:]) >= 0
+}
+
+// numbersOf reads a version.
+func numbersOf(version string) (have [3]int, ok bool) {
+	m := versionNumbers.FindStringSubmatch(version)
+	if m == nil {
+		return have, false
+	}
+	for i := range have {
+		have[i], _ = strconv.Atoi(m[i+1]) // only digits
+	}
+	return have, true
+}
+
 // RuncFlaw returns the worst known bug of a version of runc; "" when there is none, or version is
 // not a version.
 func RuncFlaw(version string) string {
-	m := versionNumbers.FindStringSubmatch(version)
-	if m == nil {
+	have, ok := numbersOf(version)
+	if !ok {
 		return ""
-	}
-	var have [3]int
-	for i := range have {
-		have[i], _ = strconv.Atoi(m[i+1]) // only digits
 	}
 	for _, flaw := range runcFlaws {
 		if !hasFix(have, flaw.fixed) {

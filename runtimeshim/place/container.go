@@ -2,6 +2,7 @@ package place
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,8 +28,8 @@ type Container struct {
 	oomScore   int
 	keyring    bool
 
-	filtered bool
-	filter   Key
+	profile Profile // nil = none
+	flags   uint32  // of its filter
 }
 
 // otherNamespace is joined by a path that the spec has.
@@ -51,6 +52,8 @@ type runcState struct {
 		RootlessEUID    bool   `json:"rootless_euid"`
 		AppArmorProfile string `json:"apparmor_profile"`
 		ProcessLabel    string `json:"process_label"`
+
+		Seccomp *runcSeccomp `json:"seccomp"`
 	} `json:"config"`
 }
 
@@ -60,9 +63,9 @@ var joinable = map[string]uint64{
 	"NEWNET": unix.CLONE_NEWNET, "NEWCGROUP": unix.CLONE_NEWCGROUP,
 }
 
-// NewContainer returns the container that a runc at this path has started, from its spec and from
-// runc's state of it. why says why its commands must be executed by runc.
-func NewContainer(id, runtime string, config, state []byte) (c *Container, why string) {
+// NewContainer returns the container that a runc has started, from its spec and from runc's state of
+// it. why says why its commands must be executed by runc.
+func NewContainer(id string, config, state []byte) (c *Container, why string) {
 	s, err := Parse(config)
 	if err != nil {
 		return nil, err.Error()
@@ -91,7 +94,14 @@ func NewContainer(id, runtime string, config, state []byte) (c *Container, why s
 	if c.namespaces&unix.CLONE_NEWNS == 0 || len(c.others) > maxJoins {
 		return nil, "namespaces"
 	}
-	c.filter, c.filtered = KeyOf(runtime, s)
+	if s.Linux.Seccomp != nil {
+		if c.profile, err = ProfileOf(s); err != nil {
+			return nil, err.Error()
+		}
+		if c.flags, why = st.Config.Seccomp.flags(); why != "" {
+			return nil, why
+		}
+	}
 	return c, ""
 }
 
@@ -106,6 +116,8 @@ func unableContainer(s *specs.Spec, st *runcState) string {
 		return "the runtime is not root"
 	case cfg.AppArmorProfile != "" || cfg.ProcessLabel != "":
 		return "the process has a profile of AppArmor or a label of SELinux"
+	case (cfg.Seccomp != nil) != (s.Linux.Seccomp != nil):
+		return "the runtime's state has another seccomp profile"
 	case len(st.CgroupPaths) > 32:
 		return "cgroups"
 	}
@@ -128,8 +140,8 @@ func unableContainer(s *specs.Spec, st *runcState) string {
 	return leftover(reflect.ValueOf(rest), "linux")
 }
 
-// Filter returns the name of the container's seccomp profile. ok is false if it has none.
-func (c *Container) Filter() (k Key, ok bool) { return c.filter, c.filtered }
+// Profile returns the container's seccomp profile, nil if it has none.
+func (c *Container) Profile() Profile { return c.profile }
 
 // Paused reports whether processes of the container are not running now, or may not be.
 func (c *Container) Paused() bool {
@@ -144,7 +156,7 @@ func (c *Container) Paused() bool {
 type Command struct {
 	Process *specs.Process // UnableCommand has said nothing about it
 	Pidfd   *os.File       // the container's first process
-	Filter  []uint64       // of the container's seccomp profile
+	Filter  *Filter        // of the container's seccomp profile; nil if it has none
 	Stdio   [3]*os.File
 	Lock    *os.File // held until the command runs
 	PidFile string   // gets the pid of the process in decimal digits
@@ -283,6 +295,9 @@ func filesOf(p *specs.Process) []string {
 // Prepare returns the job that executes a command in the container. The job changes nothing if it
 // fails.
 func (c *Container) Prepare(cmd Command) (job *Job, err error) {
+	if (c.profile != nil) != (cmd.Filter != nil) || cmd.Filter != nil && (!cmd.Filter.Valid() || cmd.Filter.Flags != c.flags) {
+		return nil, errors.New("it needs another seccomp filter")
+	}
 	plan := c.plan(cmd.Process)
 	j := &Job{}
 	defer func() {
@@ -295,7 +310,7 @@ func (c *Container) Prepare(cmd Command) (job *Job, err error) {
 	}
 	j.Files = []*os.File{cmd.Stdio[0], cmd.Stdio[1], cmd.Stdio[2], nil, nil, j.state, cmd.Lock, cmd.Pidfd}
 	plan.Pidfd = int32(len(j.Files) - 1)
-	plan.Instructions = uint32(copy(plan.Filter[:], cmd.Filter))
+	plan.load(cmd.Filter)
 	pidFile, err := os.OpenFile(cmd.PidFile, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -337,7 +352,7 @@ func (j *Job) strings(plan *plan, p *specs.Process) []byte {
 func (c *Container) plan(p *specs.Process) *plan {
 	plan := &plan{Size: uint32(unsafe.Sizeof(plan{})), Mode: modeJoin, Namespaces: c.namespaces, UserNS: -1, NetNS: -1,
 		SetOOMScore: 1, OOMScore: int32(c.oomScore), Others: uint32(len(c.others)), Cgroups: int32(len(c.cgroups)),
-		UID: p.User.UID, GID: p.User.GID, FilterFlags: unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+		UID: p.User.UID, GID: p.User.GID,
 		Bounding: setOf(p.Capabilities.Bounding), Effective: setOf(p.Capabilities.Effective),
 		Permitted: setOf(p.Capabilities.Permitted), Inheritable: setOf(p.Capabilities.Inheritable),
 		Ambient: setOf(p.Capabilities.Ambient)}
@@ -367,9 +382,13 @@ func (j *Job) Executed() bool {
 
 // Pid returns the process that a job has made, whether or not it executed the program.
 func (j *Job) Pid() (int, error) {
-	st, err := readState(j.state)
-	if err == nil && st.Pid <= 0 {
-		err = ErrNoProcess
+	var raw [4]byte
+	if _, err := j.state.ReadAt(raw[:], pidAt); err != nil {
+		return 0, err
 	}
-	return int(st.Pid), err
+	pid := int32(binary.NativeEndian.Uint32(raw[:]))
+	if pid <= 0 {
+		return 0, ErrNoProcess
+	}
+	return int(pid), nil
 }

@@ -83,6 +83,11 @@ func TestUnableCommand(t *testing.T) {
 const aState = `{"cgroup_paths": {"memory": "/sys/fs/cgroup/memory/x", "freezer": "/sys/fs/cgroup/freezer/x"},
 	"config": {"oom_score_adj": 5, "namespaces": [{"type": "NEWNS"}, {"type": "NEWNET", "path": "/run/netns/x"}]}}`
 
+// aFiltered has loaded a seccomp filter.
+var aFiltered = strings.Replace(aState, `"oom`, `"seccomp": {"flags": ["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]}, "oom`, 1)
+
+func seccomp(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno} }
+
 // TestUnableContainer: every part of a container that matters to its commands, and that this package does not do, is a reason to leave
 // them to the runtime.
 func TestUnableContainer(t *testing.T) {
@@ -92,8 +97,13 @@ func TestUnableContainer(t *testing.T) {
 		change func(*specs.Spec)
 	}{
 		{"", aState, func(*specs.Spec) {}},
+		{"", aFiltered, seccomp},
+		{"", strings.Replace(aFiltered, `["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]`, "null", 1), seccomp}, // runc before 1.2
+		{"config.seccomp.flags", strings.Replace(aFiltered, "SPEC_ALLOW", "LOG", 1), seccomp},
+		{"config.seccomp.flags", strings.Replace(aFiltered, `["`, `["SECCOMP_FILTER_FLAG_LOG", "`, 1), seccomp},
+		{"another seccomp profile", aState, seccomp},
+		{"another seccomp profile", aFiltered, func(*specs.Spec) {}},
 		{"", aState, func(s *specs.Spec) {
-			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
 			s.Linux.MaskedPaths, s.Linux.Sysctl = []string{"/proc/x"}, map[string]string{"kernel.sem": "1"}
 			s.Mounts, s.Linux.Devices = append(s.Mounts, s.Mounts[0]), []specs.LinuxDevice{{Path: "/dev/fuse"}}
 		}},
@@ -113,8 +123,8 @@ func TestUnableContainer(t *testing.T) {
 		{"UIDMappings", aState, func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} }},
 		{"TimeOffsets", aState, func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}} }},
 		{"IntelRdt", aState, func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "x"} }},
-		{"defaultAction", aState, func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{} }}, // runc loads no filter
-		{"flags", aState, func(s *specs.Spec) {
+		{"defaultAction", aFiltered, func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{} }}, // runc loads no filter
+		{"flags", aFiltered, func(s *specs.Spec) {
 			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog}}
 		}},
 	} {
@@ -124,9 +134,68 @@ func TestUnableContainer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, got := NewContainer("c", "runc", config, []byte(row.state)); (got == "") != (row.why == "") || !strings.Contains(got, row.why) {
+		if _, got := NewContainer("c", config, []byte(row.state)); (got == "") != (row.why == "") || !strings.Contains(got, row.why) {
 			t.Errorf("want %q, got %q", row.why, got)
 		}
+	}
+}
+
+// TestSEC82FilterFlags: a command gets the flags that runc has used for its container, and no filter is loaded with others.
+func TestSEC82FilterFlags(t *testing.T) {
+	const allow = unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+	for state, want := range map[string]int64{
+		aFiltered: allow,
+		strings.Replace(aFiltered, `["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]`, "[]", 1): 0,
+		strings.Replace(aFiltered, "SPEC_ALLOW", "LOG", 1):                        -1,
+		aState: -1,
+		"":     -1,
+	} {
+		if flags, err := FlagsIn([]byte(state)); (err == nil) != (want >= 0) || err == nil && int64(flags) != want {
+			t.Errorf("%s: %d, %v; want %d", state, flags, err, want)
+		}
+	}
+	for _, c := range []*Container{{profile: Profile("{}"), flags: allow}, {profile: Profile("{}"), flags: 0}, {}} {
+		for _, f := range []*Filter{{Flags: allow, Code: []uint64{6}}, {Code: []uint64{6}}, {Flags: c.flags}, {Flags: 2, Code: []uint64{6}}, nil} {
+			fits := f == nil && c.profile == nil || f.Valid() && c.profile != nil && f.Flags == c.flags
+			job, err := c.Prepare(Command{Process: aCommand(), Filter: f, PidFile: filepath.Join(t.TempDir(), "pid")})
+			if (err == nil) != fits {
+				t.Errorf("container %+v, filter %+v: %v", c, f, err)
+			}
+			if err == nil {
+				job.Close()
+			}
+		}
+	}
+}
+
+// TestKey: a profile has another key for another file of the runtime, even at the same path.
+func TestKey(t *testing.T) {
+	runtime := filepath.Join(t.TempDir(), "runc")
+	write := func(path, text string) {
+		if err := errors.Join(os.WriteFile(runtime+".new", []byte(text), 0o755), os.Rename(runtime+".new", path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	key := func(p Profile, path string) Key {
+		k, err := p.Key(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	write(runtime, "a")
+	write(runtime+"2", "a")
+	first := key(Profile("{}"), runtime)
+	if again := key(Profile("{}"), runtime); again != first {
+		t.Error("it changes")
+	}
+	others := []Key{key(Profile("{ }"), runtime), key(Profile("{}"), runtime+"2")}
+	write(runtime, "b")
+	if others = append(others, key(Profile("{}"), runtime)); slices.Contains(others, first) {
+		t.Errorf("%v is among %v", first, others)
+	}
+	if k, err := Profile("{}").Key(runtime + "3"); err == nil {
+		t.Errorf("without a file: %v", k)
 	}
 }
 
@@ -159,6 +228,9 @@ func (l *lab) execute(pid int, change func(*Container, *specs.Process), through 
 	defer w.Close()
 	l.n++
 	pidFile := filepath.Join(l.dir, fmt.Sprintf("pid%d", l.n))
+	if l.filter != nil {
+		c.profile, c.flags = Profile("{}"), l.filter.Flags
+	}
 	job, err := c.Prepare(Command{Process: p, Pidfd: pidfd, Stdio: [3]*os.File{nil, w, w}, Lock: lock, PidFile: pidFile, Filter: l.filter})
 	l.must(err)
 	defer job.Close()
@@ -198,7 +270,7 @@ func TestSEC82InsideACommand(t *testing.T) {
 		want   string
 		change func(*Container, *specs.Process)
 	}{
-		{"execute: no such file or directory", func(_ *Container, p *specs.Process) { p.Args[0] = "bash" }},
+		{"look for the command: no such file or directory", func(_ *Container, p *specs.Process) { p.Args[0] = "bash" }},
 		{"execute: no such file or directory", func(_ *Container, p *specs.Process) { p.Args[0] = "/bin/bash" }},
 		{"execute: permission denied", func(_ *Container, p *specs.Process) { p.Args[0] = "/dev" }},
 		{"go to the working folder: no such file or directory", func(_ *Container, p *specs.Process) { p.Cwd = "/tmp" }},
@@ -207,6 +279,40 @@ func TestSEC82InsideACommand(t *testing.T) {
 	} {
 		if said, err := l.execute(pid, row.change, through...); err == nil || err.Error() != row.want {
 			t.Errorf("want %q, got %q, %v", row.want, said, err)
+		}
+	}
+}
+
+// TestCommandInPath: the first file that may be executed is the command, as for runc, also if its interpreter is missing. What is no
+// such file is passed over.
+func TestCommandInPath(t *testing.T) {
+	l := newLab(t)
+	for name, mode := range map[string]os.FileMode{"plain/x": 0o644, "broken/x": 0o755, "whole/x": 0o755, "folders/x/x": 0o755} {
+		path := filepath.Join(l.dir, "root", name)
+		l.must(os.MkdirAll(filepath.Dir(path), 0o755))
+		text := "#!/busybox echo\n"
+		if name == "broken/x" {
+			text = "#!/nothing\n"
+		}
+		l.must(os.WriteFile(path, []byte(text), mode))
+	}
+	pid, err := l.start(nil)
+	l.must(err)
+	for path, want := range map[string]string{
+		"/none:/busybox:/folders:/plain:/whole:/broken": "/whole/x\n",
+		"/none:/busybox:/folders:/plain:/broken:/whole": "execute: no such file or directory",
+		"/none:/plain": "look for the command: no such file or directory",
+	} {
+		for _, user := range []uint32{0, 1000} {
+			said, err := l.execute(pid, func(_ *Container, p *specs.Process) {
+				p.Args, p.Env[0], p.User.UID = []string{"x"}, "PATH="+path, user
+			})
+			if err != nil {
+				said = err.Error()
+			}
+			if said != want {
+				t.Errorf("user %d, %s: %q, want %q", user, path, said, want)
+			}
 		}
 	}
 }

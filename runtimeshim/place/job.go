@@ -1,12 +1,9 @@
 package place
 
 import (
-	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"syscall"
 	"unsafe"
 
@@ -16,29 +13,11 @@ import (
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
-// Filters remembers the seccomp filters of profiles.
-type Filters struct {
-	mu      sync.Mutex
-	filters map[Key][]uint64
-	failed  map[Key]int // how often a filter could not be taken
-}
-
-// Key names a seccomp profile as a runtime reads it.
-type Key [sha256.Size]byte
-
-// Limits of what is remembered: pods have one of very few profiles.
-const maxFilters, maxFailures = 16, 3
-
-// NewFilters returns one that has no filter yet.
-func NewFilters() *Filters {
-	return &Filters{filters: map[Key][]uint64{}, failed: map[Key]int{}}
-}
-
 // Start describes a process to start.
 type Start struct {
 	ID           string
 	Spec         *specs.Spec // Unable has said nothing about it
-	Filter       []uint64    // of its seccomp profile
+	Filter       *Filter     // of its seccomp profile; nil if it has none
 	Stdio        [3]*os.File
 	Keeper, Lock *os.File // Keeper becomes descriptor 3; Lock is held until the program runs
 	PidFile      string   // gets the pid of the process in decimal digits
@@ -57,47 +36,12 @@ type Job struct {
 	spec  *specs.Spec
 }
 
-// KeyOf names the seccomp profile of a spec for a runtime. ok is false if it has none.
-func KeyOf(runtime string, s *specs.Spec) (k Key, ok bool) {
-	if s.Linux.Seccomp == nil {
-		return k, false
-	}
-	raw, err := json.Marshal(s.Linux.Seccomp)
-	if err != nil {
-		return k, false
-	}
-	return sha256.Sum256(append([]byte(runtime+"\x00"), raw...)), true
-}
-
-// Of returns the filter of a profile, nil if it is not known.
-func (f *Filters) Of(k Key) []uint64 {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.filters[k]
-}
-
-// Wants reports whether the filter of a profile is missing and can be taken.
-func (f *Filters) Wants(k Key) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.filters[k] == nil && f.failed[k] < maxFailures && len(f.filters)+len(f.failed) < maxFilters
-}
-
-// Taken remembers what a take found, or that it failed.
-func (f *Filters) Taken(k Key, filter []uint64, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err != nil {
-		f.failed[k]++
-		return
-	}
-	delete(f.failed, k)
-	f.filters[k] = filter
-}
-
 // Prepare makes the cgroups of a process and returns the job that starts it. After an error the
 // cgroups may exist.
 func Prepare(t Start) (job *Job, err error) {
+	if (t.Spec.Linux.Seccomp != nil) != (t.Filter != nil) || t.Filter != nil && !t.Filter.Valid() {
+		return nil, errors.New("it needs another seccomp filter")
+	}
 	plan, err := newPlan(t.ID, t.Spec, t.Filter)
 	if err != nil {
 		return nil, err
@@ -147,7 +91,7 @@ func Prepare(t Start) (job *Job, err error) {
 	return j, j.seal(plan)
 }
 
-// Take returns a job that reads the only seccomp filter of a process, which it stops for a moment.
+// Take returns a job that reads the oldest seccomp filter of a process, which it stops for a moment.
 // Afterwards Found has the filter.
 func Take(pid int, lock *os.File, mark []string) (job *Job, err error) {
 	j := &Job{}
@@ -182,10 +126,13 @@ func begin(j *Job, mark []string) error {
 		return err
 	}
 	j.own = append(j.own, os.NewFile(uintptr(fd), "cribox-place"))
-	if j.state, err = memory("cribox-place-state", make([]byte, unsafe.Sizeof(state{})), false); err != nil {
+	if j.state, err = memory("cribox-place-state", nil, false); err != nil {
 		return err
 	}
 	j.own = append(j.own, j.state)
+	if err := j.state.Truncate(pidAt + 4); err != nil {
+		return err
+	}
 	j.Argv = append([]string{fmt.Sprintf("/proc/self/fd/%d", fd)}, mark...)
 	return nil
 }
@@ -213,7 +160,7 @@ func (j *Job) seal(p *plan) error {
 // Failure returns at which step the program failed, and why.
 func (j *Job) Failure() error { return failure(j.state, j.spec) }
 
-// Found returns the filter that a job of Take has read.
+// Found returns the code of the filter that a job of Take has read.
 func (j *Job) Found() ([]uint64, error) {
 	st, err := j.out.Stat()
 	if err != nil {

@@ -70,6 +70,7 @@ enum step {
 	STEP_STRINGS,
 	STEP_NAMESPACES,
 	STEP_STDIO,
+	STEP_LOOK,
 };
 
 struct limit {
@@ -130,14 +131,17 @@ struct plan {
 };
 
 // What the two processes tell each other and the caller: the step that they are in, and
-// its error.
+// its error. The pid of the inner process stands at PID_AT of the same file, on a page that
+// the inner process never has.
 struct state {
-	s32 step, error, index, pid;
+	s32 step, error, index;
 };
+
+#define PID_AT 0x10000
 
 #if defined(__x86_64__)
 enum {
-	sys_write = 1, sys_close = 3, sys_mmap = 9, sys_rt_sigaction = 13, sys_rt_sigprocmask = 14, sys_execve = 59,
+	sys_write = 1, sys_close = 3, sys_mmap = 9, sys_madvise = 28, sys_rt_sigaction = 13, sys_rt_sigprocmask = 14, sys_execve = 59,
 	sys_wait4 = 61, sys_getcwd = 79, sys_chdir = 80, sys_fchdir = 81, sys_umask = 95, sys_ptrace = 101, sys_setsid = 112,
 	sys_setuid = 105, sys_setgid = 106, sys_fchown = 93, sys_setgroups = 116, sys_setresuid = 117, sys_setresgid = 119, sys_capset = 126, sys_fstatfs = 138, sys_pivot_root = 155,
 	sys_prctl = 157, sys_mount = 165, sys_umount2 = 166, sys_sethostname = 170, sys_sched_setaffinity = 203,
@@ -165,7 +169,7 @@ enum {
 	sys_close = 57, sys_write = 64, sys_capset = 91, sys_exit_group = 94, sys_ptrace = 117, sys_sched_setaffinity = 122,
 	sys_rt_sigaction = 134, sys_rt_sigprocmask = 135, sys_setresuid = 147, sys_setresgid = 149, sys_setsid = 157,
 	sys_setuid = 146, sys_setgid = 144, sys_fchown = 55, sys_setgroups = 159, sys_sethostname = 161, sys_umask = 166, sys_prctl = 167, sys_keyctl = 219, sys_execve = 221,
-	sys_mmap = 222, sys_wait4 = 260, sys_prlimit64 = 261, sys_setns = 268, sys_seccomp = 277, sys_statx = 291,
+	sys_mmap = 222, sys_madvise = 233, sys_wait4 = 260, sys_prlimit64 = 261, sys_setns = 268, sys_seccomp = 277, sys_statx = 291,
 	O_DIRECTORY = 0x4000, O_NOFOLLOW = 0x8000,
 };
 
@@ -191,25 +195,25 @@ static long call(long n, long a, long b, long c, long d, long e, long f)
 // The same on both.
 enum {
 	sys_open_tree = 428, sys_move_mount = 429, sys_fsopen = 430, sys_fsconfig = 431, sys_fsmount = 432, sys_clone3 = 435,
-	sys_close_range = 436, sys_openat2 = 437, sys_mount_setattr = 442,
+	sys_close_range = 436, sys_openat2 = 437, sys_faccessat2 = 439, sys_mount_setattr = 442,
 };
 
 enum {
-	AT_FDCWD = -100, AT_EMPTY_PATH = 0x1000,
+	AT_FDCWD = -100, AT_EACCESS = 0x200, AT_EMPTY_PATH = 0x1000, X_OK = 1,
 	EPERM = 1, EACCES = 13, EINVAL = 22, EROFS = 30, ENOSYS = 38, ENOTDIR = 20, EBADMSG = 74, EDQUOT = 122, ENOKEY = 126,
 	O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, O_CREAT = 0x40, O_CLOEXEC = 0x80000, O_PATH = 0x200000,
 	RESOLVE_NO_XDEV = 1, RESOLVE_NO_MAGICLINKS = 2, RESOLVE_NO_SYMLINKS = 4, RESOLVE_BENEATH = 8, RESOLVE_IN_ROOT = 16,
-	PROT_READ = 1, PROT_WRITE = 2, MAP_SHARED = 1, MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20,
+	PROT_READ = 1, PROT_WRITE = 2, MAP_SHARED = 1, MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20, MADV_DONTFORK = 10,
 	SIG_SETMASK = 2,
 	CLONE_VFORK = 0x4000, CLONE_PARENT = 0x8000, CLONE_PARENT_SETTID = 0x100000, CLONE_NEWUSER = 0x10000000, CLONE_NEWNET = 0x40000000,
-	PR_SET_PDEATHSIG = 1, PR_SET_DUMPABLE = 4, PR_SET_KEEPCAPS = 8, PR_CAPBSET_DROP = 24, PR_SET_NO_NEW_PRIVS = 38, PR_CAP_AMBIENT = 47,
+	PR_SET_PDEATHSIG = 1, PR_SET_DUMPABLE = 4, PR_GET_SECCOMP = 21, PR_SET_KEEPCAPS = 8, PR_CAPBSET_DROP = 24, PR_SET_NO_NEW_PRIVS = 38, PR_CAP_AMBIENT = 47,
 	PR_CAP_AMBIENT_RAISE = 2, PR_CAP_AMBIENT_CLEAR_ALL = 4,
 	KEYCTL_JOIN_SESSION_KEYRING = 1, KEYCTL_SETPERM = 5,
 	MS_BIND = 4096, MS_REC = 16384, MS_PRIVATE = 1 << 18, MS_SLAVE = 1 << 19, MNT_DETACH = 2,
 	FSOPEN_CLOEXEC = 1, FSMOUNT_CLOEXEC = 1, FSCONFIG_SET_FLAG = 0, FSCONFIG_SET_STRING = 1, FSCONFIG_CMD_CREATE = 6,
 	MOVE_MOUNT_F_EMPTY_PATH = 4, MOVE_MOUNT_T_EMPTY_PATH = 0x40, OPEN_TREE_CLONE = 1,
 	MOUNT_ATTR_RDONLY = 1, MOUNT_ATTR_NOSUID = 2, MOUNT_ATTR_NODEV = 4, MOUNT_ATTR_NOEXEC = 8,
-	S_IFMT = 0170000, S_IFCHR = 0020000, STATX_BASIC_STATS = 0x7ff, PROC_SUPER_MAGIC = 0x9fa0,
+	S_IFMT = 0170000, S_IFCHR = 0020000, S_IFDIR = 0040000, STATX_BASIC_STATS = 0x7ff, PROC_SUPER_MAGIC = 0x9fa0,
 	CLOSE_RANGE_CLOEXEC = 4, SECCOMP_SET_MODE_FILTER = 1, CAPABILITY_VERSION_3 = 0x20080522,
 	PTRACE_SEIZE = 0x4206, PTRACE_INTERRUPT = 0x4207, PTRACE_SECCOMP_GET_FILTER = 0x420c, PTRACE_DETACH = 17,
 	WALL = 0x40000000, ENOENT = 2,
@@ -684,11 +688,33 @@ static const char *lay(const char *text, u32 n, const char *volatile *at)
 	return text;
 }
 
+// look returns the file to execute as runc chooses it: the first that the command's user may
+// execute, and that is no folder. Without one, or if a call is filtered, the caller has the
+// runtime decide.
+static const char *look(volatile struct state *s, const char *const volatile *files)
+{
+	u32 st[64]; // struct statx: mode is the low half of word 7
+	s->step = STEP_LOOK;
+	if (!files[0] || !files[1])
+		return files[0];
+	for (; *files; files++) {
+		long r = call(sys_statx, AT_FDCWD, (long)*files, 0, STATX_BASIC_STATS, (long)st, 0);
+		if (r == 0 && (st[7] & S_IFMT) == S_IFDIR)
+			continue;
+		if (r == 0)
+			r = call(sys_faccessat2, AT_FDCWD, (long)*files, X_OK, AT_EACCESS, 0, 0);
+		if (r == 0)
+			return *files;
+		if (r != -ENOENT && r != -EACCES && r != -ENOTDIR)
+			fail(s, r);
+	}
+	fail(s, -ENOENT);
+}
+
 // command is the inner process of a running container. pointers has room for all strings.
 static void command(volatile struct state *s, const struct plan *p, const char *text, const char *volatile *pointers)
 {
 	const char *volatile *argv = pointers, *volatile *envp = argv + p->args + 1, *volatile *files = envp + p->envs + 1;
-	long last = -ENOENT;
 	join_cgroups(s, p);
 	s->step = STEP_CLOSE; // really, and before a file of the container is opened: nothing is left to go back to
 	must(s, call(sys_close_range, 3, ~0U, 0, 0, 0, 0));
@@ -703,16 +729,11 @@ static void command(volatile struct state *s, const struct plan *p, const char *
 		load_filter(s, p); // needs a privilege
 	become(s, p);
 	lay(lay(lay(text, p->args, argv), p->envs, envp), p->files, files);
+	const char *file = look(s, files);
 	if (p->no_new_privileges)
 		load_filter(s, p);
 	s->step = STEP_EXECUTE;
-	for (u32 i = 0; i < p->files; i++) {
-		long r = call(sys_execve, (long)files[i], (long)argv, (long)envp, 0, 0, 0);
-		if (r != -ENOENT && r != -EACCES && r != -ENOTDIR)
-			fail(s, r);
-		last = r;
-	}
-	fail(s, last);
+	fail(s, call(sys_execve, (long)file, (long)argv, (long)envp, 0, 0, 0));
 }
 
 // prepare_command maps the strings of a command and makes room for pointers to them.
@@ -734,10 +755,21 @@ static void join_namespaces(volatile struct state *s, const struct plan *p)
 	must(s, call(sys_setns, p->pidfd, (long)p->namespaces, 0, 0, 0, 0));
 }
 
+// private_pid maps where the pid of the inner process is written. The inner process, which
+// others may have in their hands, cannot write there: it has neither the page nor its file.
+static volatile s32 *private_pid(volatile struct state *s)
+{
+	long at = must(s, call(sys_mmap, 0, sizeof(s32), PROT_READ | PROT_WRITE, MAP_SHARED, STATE, PID_AT));
+	must(s, call(sys_madvise, at, sizeof(s32), MADV_DONTFORK, 0, 0, 0));
+	must(s, call(sys_close, STATE, 0, 0, 0, 0, 0));
+	return (volatile s32 *)at;
+}
+
 // start returns 0 when the program was executed.
 static int start(volatile struct state *s, const struct plan *p)
 {
-	u64 args[8] = {CLONE_PARENT | CLONE_VFORK | CLONE_PARENT_SETTID, 0, 0, (u64)&s->pid, 0, 0, 0, 0};
+	volatile s32 *own = private_pid(s);
+	u64 args[8] = {CLONE_PARENT | CLONE_VFORK | CLONE_PARENT_SETTID, 0, 0, (u64)own, 0, 0, 0, 0};
 	char buf[12];
 	const char *strings = 0, *volatile *pointers = 0;
 	if (p->mode == MODE_JOIN) {
@@ -762,26 +794,34 @@ static int start(volatile struct state *s, const struct plan *p)
 	return 0;
 }
 
-// take copies the only filter of a process, which must be stopped for that.
+// let_go lets a process run on, with the signal that it has stopped for; 0 for none.
+static void let_go(const struct plan *p, u32 status)
+{
+	call(sys_ptrace, PTRACE_DETACH, p->take, 0, status >> 16 ? 0 : status >> 8 & 0xff, 0, 0);
+}
+
+// take copies the oldest filter of a process, which must be stopped for that. If this process
+// has none itself, that is the runtime's: it was there before the container's program was.
 static void take(volatile struct state *s, const struct plan *p)
 {
 	u64 filter[4096];
 	u32 status = 0;
 	s->step = STEP_TRACE;
+	if (call(sys_prctl, PR_GET_SECCOMP, 0, 0, 0, 0, 0) != 0)
+		fail(s, -EINVAL);
 	must(s, call(sys_ptrace, PTRACE_SEIZE, p->take, 0, 0, 0, 0));
 	must(s, call(sys_ptrace, PTRACE_INTERRUPT, p->take, 0, 0, 0, 0));
 	must(s, call(sys_wait4, p->take, (long)&status, WALL, 0, 0, 0));
 	if ((status & 0xff) != 0x7f)
 		fail(s, -ENOENT);
 	s->step = STEP_TAKE;
-	long n = must(s, call(sys_ptrace, PTRACE_SECCOMP_GET_FILTER, p->take, 0, 0, 0, 0));
+	long n = call(sys_ptrace, PTRACE_SECCOMP_GET_FILTER, p->take, 0, 0, 0, 0);
 	if (n > 4096)
-		fail(s, -EINVAL);
-	must(s, call(sys_ptrace, PTRACE_SECCOMP_GET_FILTER, p->take, 0, (long)filter, 0, 0));
-	if (call(sys_ptrace, PTRACE_SECCOMP_GET_FILTER, p->take, 1, 0, 0, 0) != -ENOENT)
-		fail(s, -EINVAL); // a second one
-	call(sys_ptrace, PTRACE_DETACH, p->take, 0, 0, 0, 0);
-	write_all(s, p->out, (const char *)filter, (u32)n * 8);
+		n = -EINVAL;
+	if (n > 0)
+		n = call(sys_ptrace, PTRACE_SECCOMP_GET_FILTER, p->take, 0, (long)filter, 0, 0);
+	let_go(p, status);
+	write_all(s, p->out, (const char *)filter, (u32)must(s, n) * 8);
 }
 
 __attribute__((noreturn)) void _start(void)

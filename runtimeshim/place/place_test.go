@@ -1,6 +1,7 @@
 package place
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -10,9 +11,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -169,7 +173,7 @@ type lab struct {
 	dir, parent string
 	out         *os.File
 	n           int
-	filter      []uint64
+	filter      *Filter
 }
 
 func newLab(t *testing.T) *lab {
@@ -218,6 +222,9 @@ func (l *lab) start(change func(*specs.Spec), through ...string) (int, error) {
 	s := aSpec()
 	l.n++
 	s.Root.Path, s.Linux.CgroupsPath = filepath.Join(l.dir, "root"), fmt.Sprintf("%s/c%d", l.parent, l.n)
+	if l.filter != nil {
+		s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
+	}
 	if change != nil {
 		change(s)
 	}
@@ -372,42 +379,122 @@ func TestFailuresNameTheStep(t *testing.T) {
 	}
 }
 
+// take reads the filter of a process.
+func (l *lab) take(pid int, through ...string) ([]uint64, error) {
+	l.Helper()
+	j, err := Take(pid, nil, nil)
+	l.must(err)
+	defer j.Close()
+	cmd := &exec.Cmd{Path: j.Argv[0], Args: j.Argv, ExtraFiles: j.Files[3:]}
+	if len(through) > 0 {
+		copied := filepath.Join(l.dir, "program")
+		l.must(os.WriteFile(copied, []byte(program), 0o755))
+		cmd.Path, cmd.Args = through[0], append(through, copied)
+	}
+	null, err := os.Open(os.DevNull)
+	l.must(err)
+	defer null.Close()
+	for i, f := range cmd.ExtraFiles {
+		if f == nil {
+			cmd.ExtraFiles[i] = null
+		}
+	}
+	if err := cmd.Run(); err != nil {
+		return nil, j.Failure()
+	}
+	return j.Found()
+}
+
+// allowing is a filter that allows everything; it returns SECCOMP_RET_ALLOW.
+var allowing = &Filter{Code: []uint64{0x7fff0000_00000006}}
+
 // TestTake: the filter that a process has is the one that was loaded; a process without one is an error.
 func TestTake(t *testing.T) {
 	l := newLab(t)
-	filter := []uint64{0x7fff0000_00000006} // return SECCOMP_RET_ALLOW
-	take := func(pid int) ([]uint64, error) {
-		j, err := Take(pid, nil, nil)
-		l.must(err)
-		defer j.Close()
-		cmd := &exec.Cmd{Path: j.Argv[0], Args: j.Argv, ExtraFiles: j.Files[3:]}
-		null, err := os.Open(os.DevNull)
-		l.must(err)
-		defer null.Close()
-		for i, f := range cmd.ExtraFiles {
-			if f == nil {
-				cmd.ExtraFiles[i] = null
-			}
-		}
-		if err := cmd.Run(); err != nil {
-			return nil, j.Failure()
-		}
-		return j.Found()
-	}
 	bare, err := l.start(nil)
 	l.must(err)
-	if got, err := take(bare); err == nil || !strings.Contains(err.Error(), "read the seccomp filter") {
+	if got, err := l.take(bare); err == nil || !strings.Contains(err.Error(), "read the seccomp filter") {
 		t.Errorf("without a filter: %v, %v", got, err)
 	}
-	l.filter = filter
+	l.filter = allowing
 	filtered, err := l.start(nil)
 	l.must(err)
-	if got, err := take(filtered); err != nil || len(got) != 1 || got[0] != filter[0] {
+	if got, err := l.take(filtered); err != nil || !slices.Equal(got, allowing.Code) {
 		t.Errorf("%x, %v", got, err)
 	}
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", filtered))
 	l.must(err)
 	if !bytes.Contains(raw, []byte("TracerPid:\t0\n")) {
 		t.Errorf("it is still traced: %s", raw)
+	}
+}
+
+// looking is another filter that allows everything.
+var looking = &Filter{Code: []uint64{0x20, 0x7fff0000_00000006}} // it loads the number of the call first
+
+const filteredEnv = "CRIBOX_PLACE_TEST_FILTERED"
+
+// TestMain executes its arguments with the filter looking, if the environment says so.
+func TestMain(m *testing.M) {
+	if os.Getenv(filteredEnv) == "" {
+		os.Exit(m.Run())
+	}
+	runtime.LockOSThread()
+	program := unix.SockFprog{Len: uint16(len(looking.Code)), Filter: (*unix.SockFilter)(unsafe.Pointer(&looking.Code[0]))}
+	err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	if err == nil {
+		err = unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
+	}
+	if err == nil {
+		err = unix.Exec(os.Args[1], os.Args[1:], nil)
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+// TestSEC82OldestFilter: filters that a container's process has loaded itself do not change which one is read. And where the reader
+// has a filter, so that the oldest is not the runtime's, nothing is read.
+func TestSEC82OldestFilter(t *testing.T) {
+	l := newLab(t)
+	l.filter = allowing
+	t.Setenv(filteredEnv, "1")
+	pid, err := l.start(nil, os.Args[0])
+	l.must(err)
+	if got, err := l.take(pid, os.Args[0]); err == nil || err.Error() != "trace the process: invalid argument" {
+		t.Errorf("by a reader with a filter: %x, %v", got, err)
+	}
+	l.must(os.Unsetenv(filteredEnv))
+	if got, err := l.take(pid); err != nil || !slices.Equal(got, looking.Code) {
+		t.Errorf("%x, %v", got, err)
+	}
+}
+
+// TestTakeGivesSignalsBack: a process whose filter is read loses no signal, whether or not it has a filter.
+func TestTakeGivesSignalsBack(t *testing.T) {
+	l := newLab(t)
+	for _, filter := range []*Filter{nil, allowing} {
+		l.filter = filter
+		r, w, err := os.Pipe()
+		l.must(err)
+		l.out = w
+		// It sends itself signals as fast as it can, and says so every hundred times.
+		pid, err := l.start(func(s *specs.Spec) {
+			s.Process.Args = []string{"/busybox", "sh", "-c", "trap 'got=$((got+1))' USR1; sent=0 got=0; " +
+				"while :; do sent=$((sent+1)); kill -USR1 $$; [ $((sent%100)) != 0 ] || echo $sent $got; done"}
+		})
+		w.Close()
+		l.out = nil
+		l.must(err)
+		lines := bufio.NewScanner(r)
+		for range 60 {
+			_, _ = l.take(pid)
+			if !lines.Scan() {
+				t.Fatalf("it has ended: %v", lines.Err())
+			}
+			if sent, got, _ := strings.Cut(lines.Text(), " "); sent != got {
+				t.Fatalf("filter %v: sent %s signals, got %s", filter, sent, got)
+			}
+		}
+		r.Close()
 	}
 }

@@ -69,7 +69,10 @@ type planSysctl struct {
 	Value [maxSysctlValue + 1]byte
 }
 
-type state struct{ Step, Error, Index, Pid int32 }
+type state struct{ Step, Error, Index int32 }
+
+// pidAt is where the pid of the process stands in the file of the state.
+const pidAt = 0x10000
 
 // The sizes of what a plan holds.
 const (
@@ -94,6 +97,7 @@ var stepNames = []string{
 	"go to the working folder",
 	"close descriptors", "load the seccomp filter", "execute", "write the pid file", "trace the process",
 	"read the seccomp filter", "map the strings", "join the namespaces", "give the streams to the user",
+	"look for the command",
 }
 
 var cloneFlags = map[specs.LinuxNamespaceType]uint64{
@@ -109,10 +113,10 @@ var limitNumbers = map[string]uint32{
 }
 
 // newPlan returns the plan for a spec of which Unable said nothing, without descriptors.
-func newPlan(id string, s *specs.Spec, filter []uint64) (*plan, error) {
+func newPlan(id string, s *specs.Spec, filter *Filter) (*plan, error) {
 	p := &plan{Size: uint32(unsafe.Sizeof(plan{})), Mode: modeStart, UserNS: -1, NetNS: -1, SetOOMScore: 1,
 		RootReadonly: 1,
-		UID:          s.Process.User.UID, GID: s.Process.User.GID, FilterFlags: unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+		UID:          s.Process.User.UID, GID: s.Process.User.GID,
 		HostnameLength: uint32(len(s.Hostname))}
 	for _, n := range s.Linux.Namespaces {
 		p.Namespaces |= cloneFlags[n.Type]
@@ -150,8 +154,15 @@ func newPlan(id string, s *specs.Spec, filter []uint64) (*plan, error) {
 		}
 	}
 	p.keyring(id, hasNamespace(s, specs.UserNamespace))
-	p.Instructions = uint32(copy(p.Filter[:], filter))
+	p.load(filter)
 	return p, nil
+}
+
+// load has the process load a filter, if there is one.
+func (p *plan) load(f *Filter) {
+	if f != nil {
+		p.FilterFlags, p.Instructions = f.Flags, uint32(copy(p.Filter[:], f.Code))
+	}
 }
 
 // keyring gives the process a session keyring of its own, with the permissions that runc sets: its

@@ -3,6 +3,7 @@ package procfd
 import (
 	"bufio"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"strconv"
@@ -116,6 +117,24 @@ func TestClaimOfGrandchild(t *testing.T) {
 	}
 	defer child.Pidfd.Close()
 	must(t, unix.Kill(pid, unix.SIGKILL))
+	if ws := <-child.Done; ws.Signal() != unix.SIGKILL {
+		t.Errorf("it ended with %v", ws)
+	}
+}
+
+// TestClaimedOnce: nobody takes a process away from whoever has claimed it.
+func TestClaimedOnce(t *testing.T) {
+	r := NewReaper()
+	child, err := r.Start([]string{"/bin/sleep", "1000000"}, &syscall.ProcAttr{Files: []uintptr{0, 1, 2}})
+	must(t, err)
+	defer child.Pidfd.Close()
+	if _, err := r.Claim(child.Pid); !errors.Is(err, unix.EBUSY) || Gone(err) {
+		t.Errorf("claimed again: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go r.Run(ctx)
+	must(t, unix.Kill(child.Pid, unix.SIGKILL))
 	if ws := <-child.Done; ws.Signal() != unix.SIGKILL {
 		t.Errorf("it ended with %v", ws)
 	}

@@ -122,7 +122,8 @@ type Child struct {
 }
 
 // Claim requests the status of a child process. The caller must have a Hold that began before the
-// process could exist. unix.ESRCH when neither the process nor its status exists.
+// process could exist. unix.ESRCH when neither the process nor its status exists, unix.EBUSY when
+// somebody has claimed the process, who would never learn its status.
 //
 // The process of a container need not be our child yet: crun run --detach ends a moment before its
 // own child does, which is the parent until then. Claim waits for that.
@@ -156,6 +157,9 @@ func (r *Reaper) tryClaim(pid int) (Child, <-chan struct{}, error) {
 		reaped = r.reaped
 	}
 	switch end, early := r.early[pid]; {
+	case err == nil && r.claimed[pid] != nil:
+		pidfd.Close()
+		return Child{}, nil, fmt.Errorf("process %d: %w", pid, unix.EBUSY)
 	case err == nil:
 		// It is not reaped, so an early status for this pid is that of an older process.
 		delete(r.early, pid)

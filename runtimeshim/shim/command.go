@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
@@ -49,8 +48,8 @@ func (e *execution) place(ctx context.Context, in *wire.Inbound, lock *os.File) 
 	}
 	e.x.step.Pass("shim.exec.place")
 	why, err = e.runPlace(ctx, c, cmd)
-	if err != nil {
-		return p, false, errors.Join(err, e.undo())
+	if err != nil { // what it has made was killed; the pid file may be empty
+		return p, false, errors.Join(err, e.removePid())
 	}
 	if why != "" {
 		log.L.WithField("container", e.body.ID).Debugf("executing a command with the runtime after an attempt: %s", why)
@@ -74,8 +73,12 @@ func (e *execution) placeable() (*place.Container, place.Command, string) {
 	if why != "" {
 		return nil, cmd, why
 	}
-	if key, filtered := c.Filter(); filtered {
-		if cmd.Filter = e.x.filters.Of(key); cmd.Filter == nil {
+	if p := c.Profile(); p != nil {
+		key, err := p.Key(e.body.Runtime)
+		if err != nil {
+			return nil, cmd, err.Error()
+		}
+		if cmd.Filter = e.x.filters.of(key); cmd.Filter == nil {
 			return nil, cmd, "the seccomp filter is not known"
 		}
 	}
@@ -91,7 +94,7 @@ func (e *execution) placeable() (*place.Container, place.Command, string) {
 
 // container reads the spec and the runtime's state of the task, if that has changed since.
 func (e *execution) container() (*place.Container, string) {
-	path := filepath.Join(e.x.state.RuncRoot(), e.body.ID, "state.json")
+	path := e.x.state.RuncState(e.body.ID)
 	now, err := os.Stat(path)
 	if err != nil {
 		return nil, err.Error()
@@ -108,7 +111,7 @@ func (e *execution) container() (*place.Container, string) {
 		return nil, err.Error()
 	}
 	got := &commands{state: now}
-	got.container, got.why = place.NewContainer(e.body.ID, e.t.rec.Runtime, config, state)
+	got.container, got.why = place.NewContainer(e.body.ID, config, state)
 	e.t.commands.Store(got)
 	return got.container, got.why
 }
@@ -127,17 +130,25 @@ func (e *execution) pidfd() (*os.File, string) {
 	return procfd.FromFD(fd), ""
 }
 
-// runPlace runs the job of a command. why says why the command was not executed, when nothing of it
-// is left; after an error something may be.
+// runPlace executes a command. why says why it was not executed, when nothing of it is left; after
+// an error something may be.
 func (e *execution) runPlace(ctx context.Context, c *place.Container, cmd place.Command) (why string, err error) {
 	job, err := c.Prepare(cmd)
 	if err != nil {
-		return err.Error(), e.removePid()
+		return err.Error(), nil
 	}
 	defer job.Close()
+	return e.runJob(ctx, job)
+}
+
+// runJob runs the job of a command, see runPlace.
+func (e *execution) runJob(ctx context.Context, job *place.Job) (why string, err error) {
 	ws, err := e.x.driver.RunProgram(ctx, job.Argv, job.Files, oci.Command{Wait: wire.StartWait, Grace: execGrace})
 	if err == nil && ws.Exited() && ws.ExitStatus() == 0 {
 		return "", nil
+	}
+	if errors.Is(err, oci.ErrNotStarted) {
+		return err.Error(), nil
 	}
 	// It was killed perhaps, and what it has made lives on.
 	pid, noPid := job.Pid()

@@ -13,7 +13,6 @@ import (
 
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/runtimeshim/oci"
-	"github.com/cribox/cribox/runtimeshim/place"
 	"github.com/cribox/cribox/runtimeshim/procfd"
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 	"github.com/cribox/cribox/runtimeshim/wire"
@@ -30,7 +29,7 @@ type execs struct {
 	driver *oci.Driver
 	reaper *procfd.Reaper
 
-	filters *place.Filters
+	filters *filters
 	counter atomic.Uint64
 }
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/containerd/errdefs"
 
@@ -54,7 +53,7 @@ func (a *adopter) startOf(t *task, pid int) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	noted, err := oci.InitOf(filepath.Join(a.state.RuncRoot(), t.rec.ID, "state.json"))
+	noted, err := oci.InitOf(a.state.RuncState(t.rec.ID))
 	if err != nil {
 		return 0, err
 	}

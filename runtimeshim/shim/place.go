@@ -32,9 +32,13 @@ func (s *starter) place(ctx context.Context, t *task, lock *os.File) (placed boo
 		return false, nil
 	}
 	start := place.Start{ID: t.rec.ID, Spec: spec, Lock: lock, PidFile: t.dir.Pid(), Mark: s.driver.Mark()}
-	if key, filtered := place.KeyOf(t.rec.Runtime, spec); filtered {
-		if start.Filter = s.filters.Of(key); start.Filter == nil {
-			t.unfiltered = &key
+	key, err := s.keyOf(t, spec)
+	if err != nil {
+		return false, nil
+	}
+	if key != nil {
+		if start.Filter = s.filters.of(*key); start.Filter == nil {
+			t.unfiltered = key
 			return false, nil
 		}
 	}
@@ -113,20 +117,32 @@ func (s *starter) wantFilter(t *task) {
 	if err != nil {
 		return
 	}
-	if spec, err := place.Parse(raw); err == nil {
-		if key, filtered := place.KeyOf(t.rec.Runtime, spec); filtered && s.filters.Wants(key) {
-			t.unfiltered = &key
-		}
+	spec, err := place.Parse(raw)
+	if err != nil {
+		return
 	}
+	if key, err := s.keyOf(t, spec); err == nil && key != nil {
+		t.unfiltered = key
+	}
+}
+
+// keyOf returns the key of a task's seccomp profile, nil if it has none.
+func (s *starter) keyOf(t *task, spec *specs.Spec) (*place.Key, error) {
+	profile, err := place.ProfileOf(spec)
+	if err != nil || profile == nil {
+		return nil, err
+	}
+	key, err := profile.Key(t.rec.Runtime)
+	return &key, err
 }
 
 // learn takes the seccomp filter of a process that the runtime has started, for later pods or for
 // commands. Nobody waits for it.
 func (s *starter) learn(ctx context.Context, t *task) {
-	if t.unfiltered == nil || t.pidfd == nil || !s.filters.Wants(*t.unfiltered) {
+	if t.unfiltered == nil || t.pidfd == nil || !s.filters.wants(*t.unfiltered) {
 		return
 	}
-	key, lockFile := *t.unfiltered, t.lockFile()
+	key, lockFile, id := *t.unfiltered, t.lockFile(), t.rec.ID
 	pidfd, err := unix.FcntlInt(uintptr(unixfd.Of(t.pidfd)), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return
@@ -135,13 +151,14 @@ func (s *starter) learn(ctx context.Context, t *task) {
 		defer helper.Survive()
 		f := procfd.FromFD(pidfd)
 		defer f.Close()
-		filter, err := s.takeFilter(ctx, lockFile, f)
-		if err != nil {
+		filter, err := s.takeFilter(ctx, id, lockFile, f)
+		switch {
+		case err == nil:
+			s.filters.taken(key, filter)
+		case !unixfd.Readable(unixfd.Of(f)): // that it has ended says nothing of the profile
 			log.L.WithError(err).Info("cannot read the seccomp filter of a process; " +
 				"what has its profile is started by the runtime")
-		}
-		if err == nil || procfd.Signal(f, 0) == nil { // that it has ended says nothing of the profile
-			s.filters.Taken(key, filter, err)
+			s.filters.failure(key)
 		}
 		s.step.Pass("shim.place.filter")
 	}()
@@ -149,7 +166,15 @@ func (s *starter) learn(ctx context.Context, t *task) {
 
 // takeFilter reads the seccomp filter of a process. It is a child of ours, but a program of its own
 // traces it: the reaper would take the stop of a process that this one traces for an exit.
-func (s *starter) takeFilter(ctx context.Context, lockFile string, pidfd *os.File) ([]uint64, error) {
+func (s *starter) takeFilter(ctx context.Context, id, lockFile string, pidfd *os.File) (*place.Filter, error) {
+	state, err := os.ReadFile(s.state.RuncState(id))
+	if err != nil {
+		return nil, err
+	}
+	flags, err := place.FlagsIn(state)
+	if err != nil {
+		return nil, err
+	}
 	lock, err := s.driver.LockShared(ctx, lockFile)
 	if err != nil {
 		return nil, err
@@ -175,5 +200,6 @@ func (s *starter) takeFilter(ctx context.Context, lockFile string, pidfd *os.Fil
 	if err := procfd.StillHas(pidfd, pid); err != nil {
 		return nil, fmt.Errorf("the pod has ended: %w", err)
 	}
-	return job.Found()
+	code, err := job.Found()
+	return &place.Filter{Flags: flags, Code: code}, err
 }

@@ -146,7 +146,7 @@ func newShim(state string, step step.Hook) (*shim, error) {
 
 // assemble creates the parts of a shim.
 func assemble(e env, g *cgroup.Finder, d *oci.Driver, kills *cgroup.CounterWatch) *shim {
-	filters := place.NewFilters()
+	filters := newFilters(e)
 	tab := &table{env: e, tasks: map[string]*task{}, watchers: map[*watcher]bool{}}
 	h := &holder{env: e, table: tab}
 	p := &reporter{env: e, table: tab, holder: h, cgroups: g, kills: kills}

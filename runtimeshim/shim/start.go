@@ -15,7 +15,6 @@ import (
 	"github.com/cribox/cribox/runtimeshim"
 	"github.com/cribox/cribox/runtimeshim/cgroup"
 	"github.com/cribox/cribox/runtimeshim/oci"
-	"github.com/cribox/cribox/runtimeshim/place"
 	"github.com/cribox/cribox/runtimeshim/procfd"
 	"github.com/cribox/cribox/runtimeshim/statedir"
 	"github.com/cribox/cribox/runtimeshim/unixfd"
@@ -31,7 +30,7 @@ type starter struct {
 	remover  *remover
 	driver   *oci.Driver
 	reaper   *procfd.Reaper
-	filters  *place.Filters
+	filters  *filters
 	cgroups  *cgroup.Finder
 
 	noPreserveFDs map[string]bool // runtimes whose run has no --preserve-fds; under table.mu

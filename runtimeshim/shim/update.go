@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 
 	"github.com/containerd/errdefs"
@@ -99,7 +98,7 @@ func (u *updater) setLimits(ctx context.Context, t *task, dirs []string, b wire.
 	if b.OOMScoreAdj == nil {
 		return nil
 	}
-	state := filepath.Join(u.state.RuncRoot(), t.rec.ID, "state.json")
+	state := u.state.RuncState(t.rec.ID)
 	was, err := oci.SetOOMScore(state, []byte(strconv.Itoa(*b.OOMScoreAdj)))
 	if err != nil {
 		return err

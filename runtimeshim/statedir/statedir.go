@@ -21,11 +21,18 @@ func (d Root) LoggerSock() string    { return d.At("logger.sock") }
 func (d Root) LoggerLock() string    { return d.At("logger.lock") }
 func (d Root) LoggerLog() string     { return d.At("logger.log") }
 func (d Root) RuncRoot() string      { return d.At("runc") }
-func (d Root) Tasks() string         { return d.At("shim") }
-func (d Root) ShimHome() string      { return string(d) }    // locked by the shim: see HoldLock
-func (d Root) LoggerHome() string    { return d.Tasks() }    // locked by the logger
-func (d Root) Gone() string          { return d.At("gone") } // task folders that are being removed
-func (d Root) Task(id string) Task   { return Task(filepath.Join(d.Tasks(), id)) }
+func (d Root) RuncState(id string) string {
+	return filepath.Join(d.RuncRoot(), id, "state.json")
+}
+func (d Root) Tasks() string      { return d.At("shim") }
+func (d Root) ShimHome() string   { return string(d) }       // locked by the shim: see HoldLock
+func (d Root) LoggerHome() string { return d.Tasks() }       // locked by the logger
+func (d Root) Gone() string       { return d.At("gone") }    // task folders that are being removed
+func (d Root) Filters() string    { return d.At("filters") } // by the shim: seccomp filters
+func (d Root) Filter(key string) string {
+	return filepath.Join(d.Filters(), key+".json")
+}
+func (d Root) Task(id string) Task { return Task(filepath.Join(d.Tasks(), id)) }
 
 // Task is the path of the folder of one task: STATE/shim/ID.
 type Task string

@@ -138,19 +138,19 @@ func (n *Node) hostBy(now *handlers, handler string) spec.Host {
 	return h
 }
 
-// PauseNatively reports whether pods of a handler are started without its runtime, if it is runc:
-// what others would do is not known here.
+// PauseNatively reports whether pods of a handler are started without its runtime, if it is a runc
+// of which that is known to make no difference.
 func (n *Node) PauseNatively(handler string) bool {
 	now := n.handlers.Load()
 	handler = cmp.Or(handler, now.byDefault)
-	return now.byName[handler].NativePause && now.can.byName[handler].Runc
+	return now.byName[handler].NativePause && now.can.byName[handler].Native
 }
 
 // ExecNatively is PauseNatively for commands in containers.
 func (n *Node) ExecNatively(handler string) bool {
 	now := n.handlers.Load()
 	handler = cmp.Or(handler, now.byDefault)
-	return now.byName[handler].NativeExec && now.can.byName[handler].Runc
+	return now.byName[handler].NativeExec && now.can.byName[handler].Native
 }
 
 // CheckHandler returns ErrInvalidArgument for a handler that is not configured; "" is the default
