@@ -451,7 +451,10 @@ func (a *adopter) endStaleExecs(ctx context.Context, t *task, names []string) {
 // own process.
 func (a *adopter) killStale(e execution) error {
 	pid, err := oci.ReadPid(e.pidFile())
-	if procfd.Gone(err) || errdefs.IsDataLoss(err) || err == nil && pid == e.t.rec.Pid {
+	if errdefs.IsDataLoss(err) {
+		return a.killUnborn(e)
+	}
+	if procfd.Gone(err) || err == nil && pid == e.t.rec.Pid {
 		return nil
 	}
 	if err != nil {
@@ -473,6 +476,33 @@ func (a *adopter) killStale(e execution) error {
 	}
 	if unix.PidfdSendSignal(unixfd.Of(f), unix.SIGKILL, nil, unix.PIDFD_SIGNAL_PROCESS_GROUP) != nil {
 		_ = procfd.Signal(f, unix.SIGKILL)
+	}
+	return nil
+}
+
+// killUnborn kills what an earlier shim's place has made for commands of a task, without executing
+// them. Their pid files are written after that, which never comes where a file system of the
+// container hangs.
+func (a *adopter) killUnborn(e execution) error {
+	dirs, err := a.cgroups.Of(e.t.dir, 0)
+	if err != nil {
+		return err
+	}
+	own, err := procfd.ReadStat(os.Getpid())
+	if err != nil {
+		return err
+	}
+	for _, pid := range cgroup.AllProcs(dirs) {
+		f, err := procfd.Open(pid)
+		if err != nil {
+			continue // it has ended
+		}
+		st, err := procfd.ReadStat(pid)
+		older := err == nil && st.StartTicks <= own.StartTicks // than this shim, whose own commands go on
+		if older && pid != e.t.rec.Pid && a.driver.IsRuntime(pid) && procfd.StillHas(f, pid) == nil {
+			_ = procfd.Signal(f, unix.SIGKILL)
+		}
+		f.Close()
 	}
 	return nil
 }
