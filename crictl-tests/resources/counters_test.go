@@ -68,6 +68,38 @@ func wantCost(d *harness.Daemon, mostSyncs int) {
 	}
 }
 
+// TestProgramsOfANativeExec: nothing of a runtime is executed for a command.
+func TestProgramsOfANativeExec(t *testing.T) {
+	if harness.OnUnified() {
+		t.Skip("commands are executed natively with cgroups of version 1 only")
+	}
+	d := harness.NewDaemon(t, harness.WithTop(`exec = "native"`))
+	trace := newTracer(d.TB)
+	c := d.RunPod().Run(harness.Idle())
+	harness.Eventually(t, "a command that is executed without the runtime", func() error {
+		log := filepath.Join(d.State, "shim.log")
+		before := strings.Count(harness.HostFile(t, log), "executing a command with the runtime")
+		c.Exec("true")
+		after := strings.Count(harness.HostFile(t, log), "executing a command with the runtime")
+		return harness.Unless(after == before, "the runtime has executed it")
+	})
+	trace.follow(d.Process.PID(), d.WaitRole("shim", 0), d.WaitRole("logger", 0))
+	c.Exec("true")
+	own := 0
+	for _, p := range trace.result().programs {
+		t.Logf("executed %s", p.path)
+		if strings.HasPrefix(p.path, "/proc/self/") { // place does it once, runc to start itself again
+			own++
+		}
+		if filepath.Base(p.path) == "runc" || own > 1 {
+			t.Errorf("a command has executed %s", p.path)
+		}
+	}
+	if own == 0 {
+		t.Error("no program was seen at all: the tracer does not see the shim")
+	}
+}
+
 func isFirewall(name string) bool {
 	for _, prefix := range []string{"iptables", "ip6tables", "xtables", "nft", "sysctl", "modprobe"} {
 		if strings.HasPrefix(name, prefix) {

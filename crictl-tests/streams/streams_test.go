@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -62,6 +64,37 @@ func TestExec(t *testing.T) {
 			t.Errorf("a program that is missing: %v, stderr %q", err, missing.Stderr.String())
 		}
 	})
+}
+
+// TestExecNatively: a command without a terminal that the runtime does not execute has its input, both outputs and its exit code.
+func TestExecNatively(t *testing.T) {
+	t.Parallel()
+	if harness.OnUnified() {
+		t.Skip("commands are executed natively with cgroups of version 1 only")
+	}
+	d := harness.NewDaemon(t, harness.WithTop(`exec = "native"`))
+	c := d.RunPod().Run(harness.Idle())
+	byRuntime := func() int {
+		raw, err := os.ReadFile(filepath.Join(d.State, "shim.log"))
+		d.Must(err)
+		return strings.Count(string(raw), "executing a command with the runtime")
+	}
+	harness.Eventually(t, "a command that is executed without the runtime", func() error {
+		before := byRuntime()
+		c.Exec("true")
+		return harness.Unless(byRuntime() == before, "the runtime has executed it")
+	})
+	before := byRuntime()
+	for _, protocol := range endingInput {
+		s := &harness.Session{Stdin: strings.NewReader("typed")}
+		err := s.Stream(t.Context(), protocol, c.ExecURL(s, "sh", "-c", "cat; echo err >&2; exit 42"))
+		if harness.ExitCode(err) != 42 || s.Stdout.String() != "typed" || s.Stderr.String() != "err\n" {
+			t.Errorf("%s: %v, stdout %q, stderr %q", protocol, err, s.Stdout.String(), s.Stderr.String())
+		}
+	}
+	if after := byRuntime(); after != before {
+		t.Errorf("the runtime has executed %d commands", after-before)
+	}
 }
 
 // TestExecManyBytes: what a command prints and takes arrives whole, however much it is.
