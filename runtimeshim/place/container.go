@@ -292,10 +292,18 @@ func filesOf(p *specs.Process) []string {
 	return files
 }
 
+// takes reports whether a filter, or none, is what the container's processes have.
+func (c *Container) takes(f *Filter) bool {
+	if c.profile == nil || f == nil {
+		return c.profile == nil && f == nil
+	}
+	return f.Valid() && f.Flags == c.flags
+}
+
 // Prepare returns the job that executes a command in the container. The job changes nothing if it
 // fails.
 func (c *Container) Prepare(cmd Command) (job *Job, err error) {
-	if (c.profile != nil) != (cmd.Filter != nil) || cmd.Filter != nil && (!cmd.Filter.Valid() || cmd.Filter.Flags != c.flags) {
+	if !c.takes(cmd.Filter) {
 		return nil, errors.New("it needs another seccomp filter")
 	}
 	plan := c.plan(cmd.Process)
