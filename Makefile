@@ -119,7 +119,7 @@ image: ## build a container image that carries bin/cribox, with docker
 packages: ## Debian and RPM packages for ARCHITECTURES (amd64 arm64), in bin/packages
 	@VERSION=$(VERSION) ARCHITECTURES="$(ARCHITECTURES)" hack/packages/build.sh
 
-test-packages: ## build the Debian package twice, compare, then install, upgrade, remove and purge it in a folder (as root)
+test-packages: ## build the packages twice, compare them, then install, upgrade, remove and purge the Debian one in a folder (as root)
 	@hack/packages/test.sh
 
 release: packages ## the packages, static binaries for ARCHITECTURES, and SHA256SUMS, in bin/packages

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the Debian package twice and compares the bytes, then installs, upgrades, removes and
-# purges it in a root folder of its own, without systemd. As root.
+# Builds the packages twice and compares the bytes, and what is in the RPM package with what is in
+# the Debian one. Then installs, upgrades, removes and purges the latter in a root folder of its own,
+# without systemd. As root.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=hack/lib.sh
@@ -11,11 +12,29 @@ for script in "$here"/scripts/*; do sh -n "$script"; done
 mkdir -p "$bin"
 work=$(mktemp -d "$bin/.packages-test.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-build() { OUT=$work/$1 VERSION=$2 ARCHITECTURES=amd64 FORMATS=deb quietly "$here/build.sh"; }
-build first v0.1.0
-build again v0.1.0
+build() { OUT=$work/$1 VERSION=$2 ARCHITECTURES=amd64 FORMATS=${3:-deb} quietly "$here/build.sh"; }
+build first v0.1.0 "deb rpm"
+build again v0.1.0 "deb rpm"
 build second v0.2.0
-cmp "$work"/first/*.deb "$work"/again/*.deb || die "two builds of one commit differ"
+for format in deb rpm; do
+	cmp "$work"/first/*.$format "$work"/again/*.$format || die "two builds of one commit differ"
+done
+
+# Both packages have the same files, but for those that belong to one format, and zsh's completions,
+# which lie in another folder.
+files_of_deb() {
+	local mode sum name
+	mkdir "$work/deb" && dpkg-deb -x "$1" "$work/deb" && cd "$work/deb" &&
+		find . -type f -printf '%m %P\n' | while read -r mode name; do
+			read -r sum _ < <(sha256sum "$name")
+			echo "$mode $sum /$name"
+		done
+}
+common() { sed 's#/zsh/[a-z-]*/#/zsh/#' | grep -v -e /changelog.Debian.gz -e /lintian/ | sort -k 3; }
+deb=$(files_of_deb "$work"/first/*.deb | common)
+rpm=$(cd "$here" && go run ./rpmfiles "$work"/first/*.rpm | common)
+[ "$(wc -l <<<"$deb")" -gt 10 ] || die "the Debian package has no files"
+[ "$deb" = "$rpm" ] || die "the packages have other files: $(diff <(echo "$deb") <(echo "$rpm"))"
 
 # The root has what the scripts of the package execute, and nothing else.
 root=$work/root
