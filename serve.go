@@ -110,7 +110,8 @@ func openPackages(ctx context.Context, c config.Config) (*sandbox.Manager, *imag
 	doing := activity.New()
 	images, err := imageservice.Open(ctx, imageservice.Config{
 		Activity: doing,
-		Root:     c.Root, RegistryConfig: c.Images.RegistryConfig, Pinned: c.PinnedImages(), Step: steps,
+		Root:     c.Root, RegistryConfig: c.Images.RegistryConfig,
+		Credentials: c.Images.Credentials, HelpersDir: c.Images.HelpersDir, Pinned: c.PinnedImages(), Step: steps,
 		MaxDownloads: int(c.Images.Downloads), MaxUnpacks: int(c.Images.Unpacks),
 		StallTimeout: time.Duration(c.Images.StallTime),
 		Limits: imageservice.Limits{

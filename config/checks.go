@@ -67,11 +67,10 @@ var checks = []check{
 	}},
 	{"cdi_spec_dirs", func(c *Config) error { return allAbsolute(c.CDISpecDirs) }},
 	{"images.registry_config", func(c *Config) error {
-		if c.Images.RegistryConfig == "" {
-			return nil
-		}
-		return absolute(c.Images.RegistryConfig)
+		return allAbsolute(filepath.SplitList(c.Images.RegistryConfig))
 	}},
+	{"images.credentials", func(c *Config) error { return absoluteOrNone(c.Images.Credentials) }},
+	{"images.credential_helpers_dir", func(c *Config) error { return absoluteOrNone(c.Images.HelpersDir) }},
 	{"images.pinned", func(c *Config) error {
 		for _, name := range c.Images.Pinned {
 			if _, err := reference.ParseDockerRef(strings.ReplaceAll(name, "*", "x")); err != nil {
@@ -192,6 +191,13 @@ func absolute(path string) error {
 		return fmt.Errorf("%q is not an absolute path", path)
 	}
 	return nil
+}
+
+func absoluteOrNone(path string) error {
+	if path == "" {
+		return nil
+	}
+	return absolute(path)
 }
 
 func allAbsolute(paths []string) error {

@@ -36,7 +36,9 @@ type Config struct {
 
 // Images is the table [images].
 type Images struct {
-	RegistryConfig string   `toml:"registry_config" comment:"Folder of registries' hosts.toml files (mirrors, certificates), laid out as containerd's certs.d."`
+	RegistryConfig string   `toml:"registry_config" comment:"Folder of registries' hosts.toml files (mirrors, certificates), laid out as containerd's certs.d. Several folders with a colon between; the first that has the registry is used."`
+	Credentials    string   `toml:"credentials" comment:"File of the node's credentials for registries and mirrors, in the format of docker's config.json, for pulls that bring none. It may be missing, and is read when a registry asks. Empty: none."`
+	HelpersDir     string   `toml:"credential_helpers_dir" comment:"Folder of the credential helpers (docker-credential-NAME) that the file of credentials names. Empty: the daemon's PATH."`
 	Pinned         []string `toml:"pinned" comment:"Images that a kubelet's garbage collection leaves: names as in a pod, or fully qualified ones in which * stands for any characters."`
 	ImportDir      string   `toml:"import_dir" comment:"Folder whose archives of images are loaded at start and when they appear, as docker save writes them or in the OCI layout; relative to root. Empty: none."`
 	Downloads      int64    `toml:"downloads" comment:"Layers that one pull downloads at once."`
@@ -103,7 +105,7 @@ func Default() Config {
 		LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: DriverAuto, Pause: Native, Exec: ByRuntime,
 		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		Images: Images{
-			RegistryConfig: "/etc/cribox/certs.d", Pinned: []string{}, ImportDir: "import", Downloads: 3,
+			RegistryConfig: "/etc/cribox/certs.d", Credentials: "/etc/cribox/credentials.json", Pinned: []string{}, ImportDir: "import", Downloads: 3,
 			StallTime:    Duration(5 * time.Minute),
 			LayerSizeMax: 64 << 30, ImageSizeMax: 256 << 30, DiskReserve: 15, LayerFilesMax: 5_000_000,
 		},

@@ -20,7 +20,9 @@ import (
 // Config is the configuration for Open.
 type Config struct {
 	Root           string        // the daemon's root folder; the package owns content/, images/ and layers/ in it
-	RegistryConfig string        // folder like containerd's certs.d (<host>/hosts.toml), read at every pull; "" = none
+	RegistryConfig string        // folders like containerd's certs.d, with a colon between; read at every pull; "" = none
+	Credentials    string        // file of the node's credentials, see package keyring; "" = none
+	HelpersDir     string        // folder of its credential helpers; "" = PATH
 	Limits         layers.Limits // limits on what a registry can make us store
 	StallTimeout   time.Duration // a pull that moves no bytes for this long is cancelled; default 5 min
 	MaxDownloads   int           // parallel downloads of one pull; default 3

@@ -12,6 +12,7 @@ import (
 	"github.com/cribox/cribox/imageservice/catalog"
 	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/garbage"
+	"github.com/cribox/cribox/imageservice/keyring"
 	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/pull"
 	"github.com/cribox/cribox/imageservice/registry"
@@ -63,8 +64,10 @@ func assemble(c Config, blobs *content.Blobs) *Images {
 	pins, store := content.NewPins(), layers.NewStore(LayersFolder(c.Root), c.Step)
 	catalog := catalog.New(filepath.Join(c.Root, "images"), c.Step, blobs, store, pins)
 	garbage := garbage.New(catalog, blobs, store, pins, c.Step)
+	client := registry.NewClient(filepath.SplitList(c.RegistryConfig), c.StallTimeout,
+		keyring.New(c.Credentials, c.HelpersDir))
 	puller := pull.New(pull.Config{
-		Root: c.Root, Client: registry.NewClient(c.RegistryConfig, c.StallTimeout), Limits: c.Limits,
+		Root: c.Root, Client: client, Limits: c.Limits,
 		StallTimeout: c.StallTimeout,
 		MaxDownloads: c.MaxDownloads, MaxUnpacks: c.MaxUnpacks, Step: c.Step, Syncfs: c.syncfs, Activity: c.Activity,
 	}, garbage)

@@ -162,17 +162,25 @@ func serverOf(address string) string {
 type authorizer struct {
 	server   string // origin that may receive the credentials: scheme://host
 	scope    string
-	creds    Credentials
 	settings registrySettings
 	given    http.Header  // headers from hosts.toml, which may include an Authorization
 	client   *http.Client // for the token server; has the TLS configuration of the host
 
 	turn *semaphore.Weighted // one challenge at a time, so that parallel downloads request one token
 
+	// lookup asks the node for credentials, at the first challenge; nil if the pull has its own. It
+	// belongs to the holder of turn.
+	lookup lookup
+
 	mu       sync.Mutex
+	creds    Credentials
+	node     string // where the node's credentials are from, or why there are none
 	header   string
 	withheld string // the token server that did not receive the credentials
 }
+
+// lookup returns credentials and where they are from, "" if there are none.
+type lookup func(context.Context) (creds Credentials, from string, err error)
 
 func newAuthorizer(
 	server, scope string, creds Credentials, client *http.Client, given http.Header, settings registrySettings,
@@ -199,15 +207,23 @@ func newAuthorizer(
 // secrets returns all secrets sent to, or received from, the host and its token server.
 func (a *authorizer) secrets() []string {
 	_, token, _ := strings.Cut(a.current(), " ")
-	return append(a.creds.secrets(), token)
+	return append(a.credentials().secrets(), token)
 }
 
-// hint explains, for an error, that a token server did not receive the credentials; "" if it did.
+// credentials returns what the host may receive, as far as it is known.
+func (a *authorizer) credentials() Credentials {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.creds
+}
+
+// hint explains, for an error, that a token server did not receive the credentials, and what the
+// node had for the host; "" if there is nothing to explain.
 func (a *authorizer) hint() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.withheld == "" {
-		return ""
+		return a.node
 	}
 	return fmt.Sprintf("token server %s is on another domain than the registry and was not sent the credentials; "+
 		"if it belongs to the registry, "+
@@ -219,6 +235,32 @@ func (a *authorizer) current() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.header
+}
+
+// prepare asks the node for credentials for the host, once. An error there is not the end of the
+// pull, because the host may be content without: hint has it.
+func (a *authorizer) prepare(ctx context.Context) error {
+	if err := a.turn.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer a.turn.Release(1)
+	if a.lookup == nil {
+		return nil
+	}
+	creds, from, err := a.lookup(ctx)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	a.lookup = nil
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case err != nil:
+		a.node = "the node's credentials could not be used: " + err.Error()
+	case from != "":
+		a.creds, a.node = creds, "the node's credentials of "+from+" were used"
+	}
+	return nil
 }
 
 // challenge handles a 401 response to a request whose Authorization header was used. If it returns
@@ -244,7 +286,11 @@ func (a *authorizer) challenge(ctx context.Context, resp http.Header, used strin
 // answer returns the Authorization header for the best challenge of the response. It returns "" if
 // the request should be sent again without the header.
 func (a *authorizer) answer(ctx context.Context, resp http.Header, used string) (string, error) {
-	if a.creds.registryToken != "" {
+	creds := a.credentials()
+	if creds.registryToken != "" {
+		if header := "Bearer " + creds.registryToken; header != used {
+			return header, nil
+		}
 		return "", fmt.Errorf("%s rejects the registry token: %w", a.server, errdefs.ErrUnauthenticated)
 	}
 	var refused error                              // error of the first challenge; there may be a second one
@@ -277,10 +323,11 @@ func (a *authorizer) answer(ctx context.Context, resp http.Header, used string) 
 
 // basic returns the header for basic authentication.
 func (a *authorizer) basic(used string) (string, error) {
-	if a.creds.username == "" || a.creds.secret == "" {
+	creds := a.credentials()
+	if creds.username == "" || creds.secret == "" {
 		return "", fmt.Errorf("%s requires a user name and password: %w", a.server, errdefs.ErrUnauthenticated)
 	}
-	header := "Basic " + base64.StdEncoding.EncodeToString([]byte(a.creds.username+":"+a.creds.secret))
+	header := "Basic " + base64.StdEncoding.EncodeToString([]byte(creds.username+":"+creds.secret))
 	if header == used {
 		return "", fmt.Errorf("%s rejects the user name or password: %w", a.server, errdefs.ErrUnauthenticated)
 	}
@@ -290,6 +337,7 @@ func (a *authorizer) basic(used string) (string, error) {
 // token requests a token from the token server of a challenge, and returns the header with it. The
 // registry chooses the realm, so trustRealm decides whether to use it.
 func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error) {
+	creds := a.credentials()
 	realm, err := url.Parse(c.Parameters["realm"])
 	if err != nil {
 		return "", fmt.Errorf("%s names a token server that is not a URL: %w", a.server, errdefs.ErrUnauthenticated)
@@ -304,11 +352,11 @@ func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error
 	if err != nil {
 		return "", fmt.Errorf("%s names token server %s: %v (if it belongs to the registry, "+
 			"add it to token_servers in %s): %w", a.server,
-			Redact(origin(realm), a.creds.secrets()...), err, a.settings.file, errdefs.ErrUnauthenticated)
+			Redact(origin(realm), creds.secrets()...), err, a.settings.file, errdefs.ErrUnauthenticated)
 	}
-	if !related && a.creds.secret != "" {
+	if !related && creds.secret != "" {
 		a.mu.Lock()
-		a.withheld = Redact(origin(realm), a.creds.secrets()...)
+		a.withheld = Redact(origin(realm), creds.secrets()...)
 		a.mu.Unlock()
 	}
 	opts := auth.TokenOptions{Realm: realm.String(), Service: c.Parameters["service"], Scopes: []string{a.scope}}
@@ -317,7 +365,7 @@ func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error
 	}
 	var given http.Header
 	if related {
-		opts.Username, opts.Secret = a.creds.username, a.creds.secret
+		opts.Username, opts.Secret = creds.username, creds.secret
 		given = a.given
 	}
 	var refused error

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -24,22 +25,35 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/keyring"
 	"github.com/cribox/cribox/imageservice/progress"
 )
 
 // Client opens the repositories of references, and remembers for a while which hosts were
 // unreachable or slow.
 type Client struct {
-	folder   string // like containerd's certs.d (<host>/hosts.toml), read at every pull; "" = none
+	folders  []string // like containerd's certs.d (<host>/hosts.toml), read at every pull
 	stall    time.Duration
+	node     *keyring.Keyring // the node's own credentials; nil for none
 	troubled troubledHosts
+	warned   warnings
 }
 
-// NewClient returns a client that reads its configuration from a folder like containerd's certs.d
-// (<host>/hosts.toml), each time a repository is opened; "" means none. It waits at most stall for
-// a response.
-func NewClient(folder string, stall time.Duration) *Client {
-	return &Client{folder: folder, stall: stall}
+// NewClient returns a client that reads its configuration from folders like containerd's certs.d
+// (<host>/hosts.toml), each time a repository is opened. The first folder that has one for the
+// registry is used. It waits at most stall for a response.
+func NewClient(folders []string, stall time.Duration, node *keyring.Keyring) *Client {
+	return &Client{folders: folders, stall: stall, node: node}
+}
+
+// folderOf returns the folder of a registry, ErrNotFound if there is none.
+func (c *Client) folderOf(domain string) (string, error) {
+	for _, root := range c.folders {
+		if dir, err := config.HostDirFromRoot(root)(domain); err == nil || !errdefs.IsNotFound(err) {
+			return dir, err
+		}
+	}
+	return "", errdefs.ErrNotFound
 }
 
 // Host is one server of a repository: a mirror or the registry itself.
@@ -130,14 +144,16 @@ type registrySettings struct {
 	file string // its path, whether or not it exists
 }
 
-// hostsEntry has the keys of an entry of hosts.toml that this package uses; the library reads all
-// keys.
+// hostsEntry has the keys of an entry of hosts.toml. The library reads them, and ignores all others;
+// this package needs the values of some, and the names of all.
 type hostsEntry struct {
-	CA          any            `toml:"ca"`
-	Client      any            `toml:"client"`
-	SkipVerify  *bool          `toml:"skip_verify"`
-	Header      map[string]any `toml:"header"`
-	DialTimeout string         `toml:"dial_timeout"`
+	Capabilities any            `toml:"capabilities"`
+	OverridePath any            `toml:"override_path"`
+	CA           any            `toml:"ca"`
+	Client       any            `toml:"client"`
+	SkipVerify   *bool          `toml:"skip_verify"`
+	Header       map[string]any `toml:"header"`
+	DialTimeout  string         `toml:"dial_timeout"`
 }
 
 // bare reports whether the entry does not configure how to connect.
@@ -153,7 +169,10 @@ func (e hostsEntry) timeout() time.Duration {
 
 type hostsFile struct {
 	hostsEntry
-	Host map[string]hostsEntry `toml:"host"`
+	Server any                   `toml:"server"`
+	Host   map[string]hostsEntry `toml:"host"`
+
+	unknown []string // keys that nobody reads
 }
 
 // entry returns the [host] entry of an address.
@@ -169,15 +188,29 @@ func (f hostsFile) entry(host string) hostsEntry {
 	return hostsEntry{}
 }
 
+// parseHosts decodes a hosts.toml.
+func parseHosts(b []byte) (hosts hostsFile, err error) {
+	err = toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields().Decode(&hosts)
+	var unknown *toml.StrictMissingError
+	if !errors.As(err, &unknown) {
+		return hosts, err
+	}
+	for _, e := range unknown.Errors {
+		row, _ := e.Position()
+		hosts.unknown = append(hosts.unknown, fmt.Sprintf("%q (line %d)", strings.Join(e.Key(), "."), row))
+	}
+	return hosts, nil
+}
+
 // readFolder reads hosts.toml and cribox.toml from the folder of a registry. Both may be missing.
 func (c *Client) readFolder(domain string) (hosts hostsFile, settings registrySettings, err error) {
-	if c.folder == "" {
+	if len(c.folders) == 0 {
 		settings.file = settingsName + " in the registry's folder below registry_config"
 		return hosts, settings, nil
 	}
-	dir, err := config.HostDirFromRoot(c.folder)(domain)
+	dir, err := c.folderOf(domain)
 	if err != nil {
-		settings.file = filepath.Join(c.folder, domain, settingsName)
+		settings.file = filepath.Join(c.folders[0], domain, settingsName)
 		if errdefs.IsNotFound(err) {
 			err = nil
 		}
@@ -186,7 +219,7 @@ func (c *Client) readFolder(domain string) (hosts hostsFile, settings registrySe
 	settings.file = filepath.Join(dir, settingsName)
 	b, err := os.ReadFile(filepath.Join(dir, "hosts.toml"))
 	if err == nil {
-		err = toml.Unmarshal(b, &hosts)
+		hosts, err = parseHosts(b)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return hosts, settings, err
@@ -232,7 +265,7 @@ func parseTokenServer(name string) *url.URL {
 func (c *Client) Open(
 	ctx context.Context, t imageref.Target, creds Credentials, prog *progress.Clock,
 ) (*Repository, error) {
-	r := &Repository{repo: t, prog: prog, creds: creds, troubled: &c.troubled,
+	r := &Repository{repo: t, prog: prog, creds: creds, node: c.node, troubled: &c.troubled,
 		stall: c.stall, idle: max(c.stall/3, time.Millisecond)}
 	opts := config.HostOptions{
 		UpdateClient: func(client *http.Client) error {
@@ -244,8 +277,8 @@ func (c *Client) Open(
 			return nil
 		},
 	}
-	if c.folder != "" {
-		opts.HostDir = config.HostDirFromRoot(c.folder)
+	if len(c.folders) > 0 {
+		opts.HostDir = c.folderOf
 	}
 	logger, complaint := listener()
 	hosts, err := config.ConfigureHosts(log.WithLogger(ctx, logger), opts)(t.Domain)
@@ -258,6 +291,9 @@ func (c *Client) Open(
 	}
 	if err != nil {
 		return nil, fmt.Errorf("registry configuration of %s: %v: %w", t.Domain, err, errdefs.ErrFailedPrecondition)
+	}
+	if len(file.unknown) > 0 && c.warned.first(t.Domain+fmt.Sprint(file.unknown)) {
+		log.G(ctx).Warnf("the hosts.toml of %s has keys that have no effect: %s", t.Domain, strings.Join(file.unknown, ", "))
 	}
 	r.addHosts(hosts, file)
 	return r, nil
@@ -280,9 +316,12 @@ func (r *Repository) addHosts(hosts []docker.RegistryHost, file hostsFile) {
 	}
 	r.foldOwn(file.bare())
 	for _, h := range r.hosts {
-		own := Credentials{}
+		own, find := Credentials{}, r.lookupFor(h)
 		if h.Own {
 			own = r.creds
+		}
+		if own != (Credentials{}) {
+			find = nil
 		}
 		given := http.Header{}
 		for k, v := range h.Header {
@@ -290,6 +329,33 @@ func (r *Repository) addHosts(hosts []docker.RegistryHost, file hostsFile) {
 		}
 		h.Header = given
 		h.auth = newAuthorizer(h.origin(), r.scope(), own, h.Client, h.Header, r.settings)
+		h.auth.lookup = find
+	}
+}
+
+// lookupFor returns how to ask the node for credentials for a host: those for the registry if it is
+// the registry, whatever its address, else those for the host alone.
+func (r *Repository) lookupFor(h *Host) lookup {
+	if r.node == nil {
+		return nil
+	}
+	name, repository := r.repo.Domain, r.repo.Path
+	if !h.Own {
+		name = withoutPort(h.Scheme, h.Host)
+		below := strings.Trim(strings.TrimSuffix("/"+strings.Trim(h.Path, "/"), "/v2"), "/")
+		repository = path.Join(strings.TrimPrefix(below, "v2/"), repository)
+	}
+	return func(ctx context.Context) (Credentials, string, error) {
+		e, err := r.node.Find(ctx, name, repository)
+		if e == nil || err != nil {
+			return Credentials{}, "", err
+		}
+		creds, err := NewCredentials(&Auth{Username: e.Username, Password: e.Password, Auth: e.Auth,
+			IdentityToken: e.IdentityToken, RegistryToken: e.RegistryToken}, r.repo)
+		if err != nil {
+			return Credentials{}, "", fmt.Errorf("%s: %w", e.From, err)
+		}
+		return creds, e.From, nil
 	}
 }
 
@@ -364,4 +430,25 @@ func (d *troubledHosts) of(name string) trouble {
 		return t.trouble
 	}
 	return noTrouble
+}
+
+// warnings remembers what was logged, so that not every pull logs it again.
+type warnings struct {
+	mu    sync.Mutex
+	given map[string]bool
+}
+
+// first reports whether a text was not logged before. It forgets all when there are many: the
+// domain of a text comes from a reference.
+func (w *warnings) first(text string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.given[text] {
+		return false
+	}
+	if len(w.given) >= 100 || w.given == nil {
+		w.given = map[string]bool{}
+	}
+	w.given[text] = true
+	return true
 }

@@ -102,7 +102,7 @@ func TestCredentialsOfHosts(t *testing.T) {
 		certs := t.TempDir()
 		dir := filepath.Join(certs, strings.Replace(row.domain, ":443", "_443_", 1))
 		imagetest.Must(t, errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(row.hosts), 0o644)))
-		r, err := NewClient(certs, time.Minute).Open(t.Context(), imageref.Target{Domain: row.domain, Path: "app"}, Credentials{username: "user", secret: "secret"}, &progress.Clock{})
+		r, err := NewClient([]string{certs}, time.Minute, nil).Open(t.Context(), imageref.Target{Domain: row.domain, Path: "app"}, Credentials{username: "user", secret: "secret"}, &progress.Clock{})
 		imagetest.Must(t, err)
 		var got []bool
 		for _, h := range r.hosts {

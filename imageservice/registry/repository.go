@@ -6,11 +6,15 @@
 // The credentials of a pull are sent to the registry of the reference (or what hosts.toml
 // configures as its server) and to the registry's token server, and nowhere else:
 //
-//   - not to mirrors; a mirror that needs credentials gets them as a header in hosts.toml
+//   - not to mirrors; a mirror that needs credentials gets those that the node has for it, or a
+//     header in hosts.toml
 //   - not to another origin after a redirect
 //   - not to a token server that shares neither host nor registrable domain with the registry,
 //     unless cribox.toml in the registry's folder names it
 //   - not if server_address names another registry
+//
+// If a pull has no credentials, the registry gets those that the node has for it (package keyring),
+// with the same limits. The node is asked at the first challenge of a host only.
 //
 // A foreign token server over https is asked without credentials, because public registries with
 // vanity names need that.
@@ -43,6 +47,7 @@ import (
 
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/imageref"
+	"github.com/cribox/cribox/imageservice/keyring"
 	"github.com/cribox/cribox/imageservice/progress"
 	"github.com/cribox/cribox/internal/telemetry"
 )
@@ -63,6 +68,7 @@ type Repository struct {
 	repo     imageref.Target
 	settings registrySettings
 	creds    Credentials // never sent to mirrors; redacted in errors
+	node     *keyring.Keyring
 	hosts    []*Host
 	conns    []*http.Transport
 	prog     *progress.Clock
@@ -368,6 +374,9 @@ func (r *Repository) authorized(ctx context.Context, h *Host, q Request, patienc
 		who, used := h.auth, resp.used
 		if resp.foreign {
 			who = h.others.at(r, h, resp.Request.URL)
+		}
+		if err := r.prog.Waiting(func() error { return who.prepare(ctx) }); err != nil {
+			return nil, err
 		}
 		asking, cancel := context.WithTimeoutCause(ctx, patience, errSilent)
 		err = who.challenge(asking, resp.Header, used)
