@@ -111,7 +111,8 @@ func openPackages(ctx context.Context, c config.Config) (*sandbox.Manager, *imag
 	images, err := imageservice.Open(ctx, imageservice.Config{
 		Activity: doing,
 		Root:     c.Root, RegistryConfig: c.Images.RegistryConfig,
-		Credentials: c.Images.Credentials, HelpersDir: c.Images.HelpersDir, Pinned: c.PinnedImages(), Step: steps,
+		Credentials: c.Images.Credentials, HelpersDir: c.Images.HelpersDir,
+		SignaturePolicy: c.Images.SignaturePolicy, Pinned: c.PinnedImages(), Step: steps,
 		MaxDownloads: int(c.Images.Downloads), MaxUnpacks: int(c.Images.Unpacks),
 		StallTimeout: time.Duration(c.Images.StallTime),
 		Limits: imageservice.Limits{

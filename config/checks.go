@@ -70,6 +70,7 @@ var checks = []check{
 		return allAbsolute(filepath.SplitList(c.Images.RegistryConfig))
 	}},
 	{"images.credentials", func(c *Config) error { return absoluteOrNone(c.Images.Credentials) }},
+	{"images.signature_policy", func(c *Config) error { return absoluteOrNone(c.Images.SignaturePolicy) }},
 	{"images.credential_helpers_dir", func(c *Config) error { return absoluteOrNone(c.Images.HelpersDir) }},
 	{"images.pinned", func(c *Config) error {
 		for _, name := range c.Images.Pinned {

@@ -36,18 +36,19 @@ type Config struct {
 
 // Images is the table [images].
 type Images struct {
-	RegistryConfig string   `toml:"registry_config" comment:"Folder of registries' hosts.toml files (mirrors, certificates), laid out as containerd's certs.d. Several folders with a colon between; the first that has the registry is used."`
-	Credentials    string   `toml:"credentials" comment:"File of the node's credentials for registries and mirrors, in the format of docker's config.json, for pulls that bring none. It may be missing, and is read when a registry asks. Empty: none."`
-	HelpersDir     string   `toml:"credential_helpers_dir" comment:"Folder of the credential helpers (docker-credential-NAME) that the file of credentials names. Empty: the daemon's PATH."`
-	Pinned         []string `toml:"pinned" comment:"Images that a kubelet's garbage collection leaves: names as in a pod, or fully qualified ones in which * stands for any characters."`
-	ImportDir      string   `toml:"import_dir" comment:"Folder whose archives of images are loaded at start and when they appear, as docker save writes them or in the OCI layout; relative to root. Empty: none."`
-	Downloads      int64    `toml:"downloads" comment:"Layers that one pull downloads at once."`
-	Unpacks        int64    `toml:"unpacks" comment:"Layers that all pulls together unpack at once. 0: as many as there are processors, at least 2."`
-	StallTime      Duration `toml:"stall_time" comment:"A pull that moves nearly nothing for so long ends, and a registry has so long to begin an answer: 30s, 2m."`
-	LayerSizeMax   Size     `toml:"layer_size_max" comment:"Most bytes that one layer unpacks to; a larger one is refused."`
-	ImageSizeMax   Size     `toml:"image_size_max" comment:"Most bytes that the layers of an image have together, packed and unpacked; a larger one is refused."`
-	DiskReserve    int64    `toml:"disk_reserve" comment:"Percent of the disk that stay free while a layer is unpacked to more than 200 times its packed size, and more than 256Mi; zeros take no space. 0: any layer may fill the disk."`
-	LayerFilesMax  int64    `toml:"layer_files_max" comment:"Most files and folders of one layer; a layer with more is refused."`
+	RegistryConfig  string   `toml:"registry_config" comment:"Folder of registries' hosts.toml files (mirrors, certificates), laid out as containerd's certs.d. Several folders with a colon between; the first that has the registry is used."`
+	Credentials     string   `toml:"credentials" comment:"File of the node's credentials for registries and mirrors, in the format of docker's config.json, for pulls that bring none. It may be missing, and is read when a registry asks. Empty: none."`
+	HelpersDir      string   `toml:"credential_helpers_dir" comment:"Folder of the credential helpers (docker-credential-NAME) that the file of credentials names. Empty: the daemon's PATH."`
+	SignaturePolicy string   `toml:"signature_policy" comment:"File that says which images are pulled only with a signature of cosign, by registry or repository. It is read at each pull; what is here already, or comes from an archive, is not checked. Empty: all are pulled."`
+	Pinned          []string `toml:"pinned" comment:"Images that a kubelet's garbage collection leaves: names as in a pod, or fully qualified ones in which * stands for any characters."`
+	ImportDir       string   `toml:"import_dir" comment:"Folder whose archives of images are loaded at start and when they appear, as docker save writes them or in the OCI layout; relative to root. Empty: none."`
+	Downloads       int64    `toml:"downloads" comment:"Layers that one pull downloads at once."`
+	Unpacks         int64    `toml:"unpacks" comment:"Layers that all pulls together unpack at once. 0: as many as there are processors, at least 2."`
+	StallTime       Duration `toml:"stall_time" comment:"A pull that moves nearly nothing for so long ends, and a registry has so long to begin an answer: 30s, 2m."`
+	LayerSizeMax    Size     `toml:"layer_size_max" comment:"Most bytes that one layer unpacks to; a larger one is refused."`
+	ImageSizeMax    Size     `toml:"image_size_max" comment:"Most bytes that the layers of an image have together, packed and unpacked; a larger one is refused."`
+	DiskReserve     int64    `toml:"disk_reserve" comment:"Percent of the disk that stay free while a layer is unpacked to more than 200 times its packed size, and more than 256Mi; zeros take no space. 0: any layer may fill the disk."`
+	LayerFilesMax   int64    `toml:"layer_files_max" comment:"Most files and folders of one layer; a layer with more is refused."`
 }
 
 // Network is the table [network].
@@ -105,7 +106,8 @@ func Default() Config {
 		LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: DriverAuto, Pause: Native, Exec: ByRuntime,
 		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		Images: Images{
-			RegistryConfig: "/etc/cribox/certs.d", Credentials: "/etc/cribox/credentials.json", Pinned: []string{}, ImportDir: "import", Downloads: 3,
+			RegistryConfig: "/etc/cribox/certs.d", Credentials: "/etc/cribox/credentials.json",
+			Pinned: []string{}, ImportDir: "import", Downloads: 3,
 			StallTime:    Duration(5 * time.Minute),
 			LayerSizeMax: 64 << 30, ImageSizeMax: 256 << 30, DiskReserve: 15, LayerFilesMax: 5_000_000,
 		},

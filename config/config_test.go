@@ -40,6 +40,7 @@ func TestConfigErrorsNameKeyAndLine(t *testing.T) {
 		{"relative registries", "[images]\nregistry_config = '/etc/a:b'\n", `line 2: key "images.registry_config": "b" is not`},
 		{"relative credentials", "[images]\ncredentials = 'c.json'\n", `line 2: key "images.credentials": "c.json" is not`},
 		{"relative helpers", "[images]\ncredential_helpers_dir = 'bin'\n", `line 2: key "images.credential_helpers_dir"`},
+		{"relative policy", "[images]\nsignature_policy = 's.toml'\n", `line 2: key "images.signature_policy"`},
 		{"no downloads", "[images]\ndownloads = 0\n", `line 2: key "images.downloads": 0 is not between 1 and 64`},
 		{"unpacks below nothing", "[images]\nunpacks = -1\n", `line 2: key "images.unpacks"`},
 		{"no time", "[images]\nstall_time = '30'\n", `line 2`},

@@ -19,13 +19,14 @@ import (
 
 // Config is the configuration for Open.
 type Config struct {
-	Root           string        // the daemon's root folder; the package owns content/, images/ and layers/ in it
-	RegistryConfig string        // folders like containerd's certs.d, with a colon between; read at every pull; "" = none
-	Credentials    string        // file of the node's credentials, see package keyring; "" = none
-	HelpersDir     string        // folder of its credential helpers; "" = PATH
-	Limits         layers.Limits // limits on what a registry can make us store
-	StallTimeout   time.Duration // a pull that moves no bytes for this long is cancelled; default 5 min
-	MaxDownloads   int           // parallel downloads of one pull; default 3
+	Root            string        // the daemon's root folder; the package owns content/, images/ and layers/ in it
+	RegistryConfig  string        // folders like containerd's certs.d, with a colon between; read at every pull; "" = none
+	Credentials     string        // file of the node's credentials, see package keyring; "" = none
+	HelpersDir      string        // folder of its credential helpers; "" = PATH
+	SignaturePolicy string        // file, see package signature; read at every pull; "" = none
+	Limits          layers.Limits // limits on what a registry can make us store
+	StallTimeout    time.Duration // a pull that moves no bytes for this long is cancelled; default 5 min
+	MaxDownloads    int           // parallel downloads of one pull; default 3
 	// layers that all pulls unpack in parallel, and as many during download; default CPUs, at least 2
 	MaxUnpacks int
 	Pinned     []string // names of pinned images, see SetPinned

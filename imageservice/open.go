@@ -16,6 +16,7 @@ import (
 	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/pull"
 	"github.com/cribox/cribox/imageservice/registry"
+	"github.com/cribox/cribox/imageservice/signature"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -67,7 +68,7 @@ func assemble(c Config, blobs *content.Blobs) *Images {
 	client := registry.NewClient(filepath.SplitList(c.RegistryConfig), c.StallTimeout,
 		keyring.New(c.Credentials, c.HelpersDir))
 	puller := pull.New(pull.Config{
-		Root: c.Root, Client: client, Limits: c.Limits,
+		Root: c.Root, Client: client, Policy: signature.Open(c.SignaturePolicy), Limits: c.Limits,
 		StallTimeout: c.StallTimeout,
 		MaxDownloads: c.MaxDownloads, MaxUnpacks: c.MaxUnpacks, Step: c.Step, Syncfs: c.syncfs, Activity: c.Activity,
 	}, garbage)

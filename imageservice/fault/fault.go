@@ -38,7 +38,12 @@ func IsRefused(err error) bool {
 	return ok
 }
 
-// Refuse returns an error for content that cribox does not accept. class is one of package errdefs.
+// ErrSignature is the class of an image that the signature policy does not accept. Its text is how
+// the kubelet knows it (k8s.io/cri-api/pkg/errors).
+var ErrSignature = errors.New("SignatureValidationFailed")
+
+// Refuse returns an error for content that cribox does not accept. class is one of package errdefs,
+// or ErrSignature.
 func Refuse(class error, format string, args ...any) error {
 	return refusedError{fmt.Errorf(format+": %w", append(args, class)...)}
 }

@@ -122,6 +122,11 @@ func (s *Registry) putBlob(b []byte) digest.Digest {
 	return d
 }
 
+// PutBlob adds a blob, and returns its descriptor with these annotations.
+func (s *Registry) PutBlob(mediaType string, b []byte, annotations map[string]string) ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: mediaType, Digest: s.putBlob(b), Size: int64(len(b)), Annotations: annotations}
+}
+
 func (s *Registry) PutManifest(tag, mediaType string, doc any) ocispec.Descriptor {
 	body, ok := doc.([]byte)
 	if !ok {

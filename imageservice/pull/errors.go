@@ -3,6 +3,7 @@ package pull
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -20,8 +21,8 @@ var classes = []error{
 }
 
 // pullError returns the error for the caller of Pull: without secrets, and with exactly one class.
-// The kubelet recognises an unavailable registry by the first word of the text, and only with gRPC
-// code Unknown, so that error has no class.
+// The kubelet recognises an unavailable registry and a refused signature by the first word of the
+// text, and only with gRPC code Unknown, so these errors have no class.
 func pullError(ref string, err error) error {
 	text := registry.Redact(err.Error())
 	// this process is out of descriptors; also if that prevented a connection
@@ -31,6 +32,10 @@ func pullError(ref string, err error) error {
 	}
 	if fault.IsUnavailable(err) {
 		return errors.New("RegistryUnavailable: pull " + ref + ": " + text)
+	}
+	if errors.Is(err, fault.ErrSignature) {
+		name := fault.ErrSignature.Error()
+		return errors.New(name + ": pull " + ref + ": " + strings.TrimSuffix(text, ": "+name))
 	}
 	for _, class := range classes {
 		if errors.Is(err, class) {
@@ -60,6 +65,7 @@ var results = []struct {
 	name  string
 }{
 	{errdefs.ErrInvalidArgument, "invalid"}, {errdefs.ErrNotImplemented, "unsupported"},
+	{fault.ErrSignature, "signature"},
 	{errdefs.ErrDataLoss, "wrong_content"},
 	{errdefs.ErrResourceExhausted, "no_space"}, {errdefs.ErrUnauthenticated, "unauthenticated"},
 	{errdefs.ErrPermissionDenied, "denied"}, {errdefs.ErrNotFound, "not_found"}, {errdefs.ErrAborted, "aborted"},

@@ -26,6 +26,7 @@ import (
 	"github.com/cribox/cribox/imageservice/layers"
 	"github.com/cribox/cribox/imageservice/progress"
 	"github.com/cribox/cribox/imageservice/registry"
+	"github.com/cribox/cribox/imageservice/signature"
 	"github.com/cribox/cribox/internal/activity"
 	"github.com/cribox/cribox/internal/guard"
 	"github.com/cribox/cribox/internal/keyed"
@@ -37,6 +38,7 @@ import (
 type Config struct {
 	Root         string // the folder of content/ and layers/
 	Client       *registry.Client
+	Policy       *signature.Policy // which images must be signed; archives need not be
 	Limits       layers.Limits
 	StallTimeout time.Duration // a pull that moves no bytes for this long is cancelled
 	MaxDownloads int           // parallel downloads of one pull

@@ -45,6 +45,11 @@ func (r *resolver) documents(ctx context.Context) (contents, error) {
 		return contents{}, err
 	}
 	r.by.cfg.Step.Pass("pull.resolved")
+	if !r.reg.IsLocal() {
+		if err := r.checkSignatures(ctx, desc); err != nil {
+			return contents{}, err
+		}
+	}
 	return r.resolve(ctx, contents{root: desc}, raw, desc, 0)
 }
 

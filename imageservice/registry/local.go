@@ -20,9 +20,12 @@ func Local(t imageref.Target, name string, transport http.RoundTripper, prog *pr
 		Client: &http.Client{Transport: transport}, Scheme: "http", Host: name, Path: "/v2", Header: http.Header{},
 		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
 	}}
-	r := &Repository{repo: t, hosts: []*Host{h}, prog: prog, troubled: &troubledHosts{}, stall: localPatience,
+	r := &Repository{local: true, repo: t, hosts: []*Host{h}, prog: prog, troubled: &troubledHosts{}, stall: localPatience,
 		idle: localPatience}
 	h.name = h.origin()
 	h.auth = newAuthorizer(h.origin(), r.scope(), Credentials{}, h.Client, h.Header, r.settings)
 	return r
 }
+
+// IsLocal reports whether the repository is in this process.
+func (r *Repository) IsLocal() bool { return r.local }

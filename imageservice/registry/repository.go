@@ -69,6 +69,7 @@ type Repository struct {
 	settings registrySettings
 	creds    Credentials // never sent to mirrors; redacted in errors
 	node     *keyring.Keyring
+	local    bool // it is in this process
 	hosts    []*Host
 	conns    []*http.Transport
 	prog     *progress.Clock
