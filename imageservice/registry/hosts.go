@@ -37,6 +37,7 @@ type Client struct {
 	node     *keyring.Keyring // the node's own credentials; nil for none
 	troubled troubledHosts
 	warned   warnings
+	limits   throttles
 }
 
 // NewClient returns a client that reads its configuration from folders like containerd's certs.d
@@ -65,6 +66,7 @@ type Host struct {
 	name     string        // key in troubledHosts; two entries may have the same address
 	dial     time.Duration // dial_timeout of its entry, 0 for none
 	auth     *authorizer
+	throttle *throttle             // nil for none
 	Failures atomic.Int32          // failed connections during this pull
 	others   strangers             // the servers to which it redirects
 	lie      atomic.Pointer[error] // set after it sent wrong content; it is not asked again during the pull
@@ -140,6 +142,9 @@ type registrySettings struct {
 	// RedirectToHTTP lets the registry redirect blobs from https to plain http. Their digests are
 	// checked anyway.
 	RedirectToHTTP bool `toml:"redirect_to_http"`
+	// Limits of the registry itself, and of mirrors by their address (scheme://host).
+	hostLimits
+	Host map[string]hostLimits `toml:"host"`
 
 	file string // its path, whether or not it exists
 }
@@ -245,7 +250,10 @@ func (s registrySettings) check() error {
 			return fmt.Errorf("token_servers: %q is neither https://HOST nor HOST", name)
 		}
 	}
-	return nil
+	if err := s.hostLimits.check(); err != nil {
+		return err
+	}
+	return checkHosts(s.Host)
 }
 
 // parseTokenServer parses an entry of token_servers; it returns nil if the entry is invalid.
@@ -296,6 +304,10 @@ func (c *Client) Open(
 		log.G(ctx).Warnf("the hosts.toml of %s has keys that have no effect: %s", t.Domain, strings.Join(file.unknown, ", "))
 	}
 	r.addHosts(hosts, file)
+	for i, h := range r.hosts {
+		throttle, giveBack := c.limits.of(h.origin(), r.settings.limitsOf(h, i == len(r.hosts)-1))
+		h.throttle, r.giveBack = throttle, append(r.giveBack, giveBack)
+	}
 	return r, nil
 }
 
@@ -380,8 +392,12 @@ func (r *Repository) foldOwn(bare bool) {
 	}
 }
 
-// Close closes the idle connections of the pull.
+// Close closes the idle connections of the pull, and gives back what it shares with others.
 func (r *Repository) Close() {
+	for _, giveBack := range r.giveBack {
+		giveBack()
+	}
+	r.giveBack = nil
 	for _, tr := range r.conns {
 		tr.CloseIdleConnections()
 	}

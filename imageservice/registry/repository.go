@@ -72,6 +72,7 @@ type Repository struct {
 	local    bool // it is in this process
 	hosts    []*Host
 	conns    []*http.Transport
+	giveBack []func() // for Close
 	prog     *progress.Clock
 	stall    time.Duration // longest time until the first byte of a response
 	idle     time.Duration // a connection without traffic for this long is closed, and the request retried
@@ -256,6 +257,20 @@ func (r *Repository) Has(ctx context.Context, d digest.Digest) (bool, error) {
 // ask sends the request to one host, with retries. If patient is false, it gives up at the first
 // sign of trouble.
 func (r *Repository) ask(ctx context.Context, h *Host, q Request, patient bool) (*Reply, error) {
+	leave, err := r.enter(ctx, h, q)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := r.tryOften(ctx, h, q, patient)
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	resp.Body = leaving{resp.Body, leave}
+	return resp, nil
+}
+
+func (r *Repository) tryOften(ctx context.Context, h *Host, q Request, patient bool) (*Reply, error) {
 	var err error
 	for attempt := 1; ; attempt++ {
 		var resp *Reply
@@ -573,8 +588,9 @@ type body struct {
 
 func (b *body) Read(p []byte) (int, error) {
 	b.timer.Reset(b.idle)
-	n, err := b.ReadCloser.Read(p)
+	n, err := b.ReadCloser.Read(b.host.share(p))
 	b.timer.Stop()
+	b.reg.slow(b.ctx, b.host, n)
 	b.reg.prog.Moved.Add(int64(n))
 	b.read.Add(int64(n))
 	if err != nil && err != io.EOF {
