@@ -71,10 +71,14 @@ func newLabels() (Labels, error) {
 // Layers returns the label of files that every pod may read and none may write, "" where the policy
 // has none.
 func Layers() string {
-	if !KnowsContainers() || library.SecurityCheckContext(library.ROFileLabel()) != nil {
+	if !KnowsContainers() {
 		return ""
 	}
-	return library.ROFileLabel()
+	files := library.ROFileLabel() //nolint:staticcheck // nothing else reads this label of the policy
+	if library.SecurityCheckContext(files) != nil {
+		return ""
+	}
+	return files
 }
 
 // KnowsContainers says whether the policy of this kernel has contexts for containers.
