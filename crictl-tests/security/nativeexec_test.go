@@ -143,7 +143,9 @@ func commandPortrait(t *testing.T, c *harness.Container) map[string]string {
 		for _, p := range c.ProcessesOf(c.ID) {
 			if p.State == 'S' && len(p.Args) == 2 && p.Args[1] == mark {
 				pid = p.Pid
-				return nil
+				// Its parent is the runtime until that has ended.
+				status := harness.HostFile(t, fmt.Sprintf("/proc/%d/status", pid))
+				return harness.Unless(strings.Contains(status, fmt.Sprintf("\nPPid:\t%d\n", c.Role("shim"))), "the shim is not its parent")
 			}
 		}
 		return fmt.Errorf("it does not sleep")
