@@ -144,10 +144,10 @@ func processPortrait(t *testing.T, p *harness.Pod, pid int, words ...string) map
 	plain := func(text string) string {
 		text = strings.ReplaceAll(text, p.ID, "POD")
 		text = strings.ReplaceAll(text, p.Dir, "DIR")
+		text = strings.ReplaceAll(text, p.Instance(), "INSTANCE") // before the words, which may be short and part of it
 		for i, word := range words {
 			text = strings.ReplaceAll(text, word, fmt.Sprintf("WORD%d", i))
 		}
-		text = strings.ReplaceAll(text, p.Instance(), "INSTANCE")
 		return strings.ReplaceAll(text, p.Config.Metadata.Name, "NAME")
 	}
 	volatile := regexp.MustCompile(`^(Pid|Tgid|Ngid|Vm\w+|Rss\w+|Hugetlb\w+|SigQ|\w*ctxt_switches|x86_\w+)$`)
