@@ -27,7 +27,9 @@ type commands struct {
 // is false when the runtime must do it: place cannot do what is asked, has no seccomp filter for it,
 // or has failed. Then nothing is left of the attempt. So errors about the command, such as a file
 // that is missing, are always the runtime's.
-func (e *execution) place(ctx context.Context, in *wire.Inbound, lock *os.File) (p procfd.Child, placed bool, err error) {
+func (e *execution) place(
+	ctx context.Context, in *wire.Inbound, lock *os.File,
+) (p procfd.Child, placed bool, err error) {
 	if !e.body.Native {
 		return p, false, nil
 	}
@@ -99,7 +101,8 @@ func (e *execution) container() (*place.Container, string) {
 	if err != nil {
 		return nil, err.Error()
 	}
-	if have := e.t.commands.Load(); have != nil && os.SameFile(have.state, now) && have.state.ModTime().Equal(now.ModTime()) {
+	have := e.t.commands.Load()
+	if have != nil && os.SameFile(have.state, now) && have.state.ModTime().Equal(now.ModTime()) {
 		return have.container, have.why
 	}
 	state, err := os.ReadFile(path) // or what has replaced it since: then the next exec reads it again
