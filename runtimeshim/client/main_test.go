@@ -430,14 +430,24 @@ func (h *host) lockPid(name string) int {
 // kill9 kills the shim ("shim.lock") or the logger and waits until it is dead.
 func (h *host) kill9(lock string) {
 	h.t.Helper()
+	dead := h.deathOf(lock)
+	_ = unix.Kill(h.lockPid(lock), unix.SIGKILL)
+	dead()
+}
+
+// deathOf returns a function that waits until the process that holds the lock now is dead.
+func (h *host) deathOf(lock string) (wait func()) {
+	h.t.Helper()
 	pid := h.lockPid(lock)
 	f, err := procfd.Open(pid)
 	if err != nil {
 		h.t.Fatalf("%s %d: %v", lock, pid, err)
 	}
-	defer f.Close()
-	procfd.Signal(f, unix.SIGKILL)
-	if err := procfd.WaitDead(context.Background(), f); err != nil {
-		h.t.Fatal(err)
+	return func() {
+		h.t.Helper()
+		defer f.Close()
+		if err := procfd.WaitDead(context.Background(), f); err != nil {
+			h.t.Fatal(err)
+		}
 	}
 }
