@@ -19,13 +19,14 @@ import (
 // copyProgram makes the daemon start from another path from now on, as after an upgrade that puts each version into a folder of its own.
 func copyProgram(d *harness.Daemon, name string) {
 	d.Helper()
-	program, err := os.ReadFile(harness.Binary(d.Binary))
-	d.Must(err)
 	path := filepath.Join(d.Dir, name)
 	d.Must(os.MkdirAll(filepath.Dir(path), 0o755))
-	d.Must(os.WriteFile(path, program, 0o755))
-	d.Binary, err = filepath.Rel(harness.BinFolder, path)
-	d.Must(err)
+	for _, file := range []string{"", "-helper"} {
+		program, err := os.ReadFile(harness.Binary(d.Binary) + file)
+		d.Must(err)
+		d.Must(os.WriteFile(path+file, program, 0o755))
+	}
+	d.Binary = path
 }
 
 // hangingRuntime is runc whose exec never ends. It writes the file begun when it gets there.
