@@ -326,7 +326,8 @@ func TestSEC60InProcess(t *testing.T) {
 	}
 	host.wantUntouched("decompressors of an image")
 	for _, file := range sources(t, "../../imageservice") {
-		if strings.Contains(harness.HostFile(t, file), `"os/exec"`) {
+		asksHelpers := strings.Contains(file, "/imageservice/keyring/") // for credentials; it is given no byte of an image
+		if strings.Contains(harness.HostFile(t, file), `"os/exec"`) && !asksHelpers {
 			t.Errorf("%s can run programs", file)
 		}
 	}
