@@ -58,7 +58,7 @@ func (s *space) daemon(name string) (pid int) {
 	return pid
 }
 
-// helper returns the process that cribox has started as "cribox ROLE --state DIR".
+// helper returns the process that cribox has started as "cribox-helper ROLE --state DIR".
 func helper(role, state string) (int, error) {
 	want := role + "\x00--state\x00" + state + "\x00"
 	processes, err := filepath.Glob("/proc/[0-9]*")
@@ -67,7 +67,7 @@ func helper(role, state string) (int, error) {
 	}
 	for _, dir := range processes {
 		line, err := os.ReadFile(dir + "/cmdline") // gone by now is no match
-		if program, rest, _ := strings.Cut(string(line), "\x00"); err == nil && filepath.Base(program) == "cribox" && rest == want {
+		if program, rest, _ := strings.Cut(string(line), "\x00"); err == nil && filepath.Base(program) == "cribox-helper" && rest == want {
 			return strconv.Atoi(filepath.Base(dir))
 		}
 	}
