@@ -121,7 +121,7 @@ func TestStartUnanswered(t *testing.T) {
 	p := d.RunPod()
 	c := p.Create(harness.Shell("echo ran; exit 4"))
 	logger := d.WaitRole("logger", 0)
-	d.Must(syscall.Kill(logger, syscall.SIGSTOP))
+	harness.Freeze(t, logger)
 	err := c.TryStart()
 	d.Must(syscall.Kill(logger, syscall.SIGCONT))
 	harness.WantCode(t, err, codes.Unavailable)

@@ -18,7 +18,7 @@ func TestDaemonIsStopped(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
 	c := d.RunPod().Run(d.Tool("print", "-lines", "300", "-every", "2ms", "-exit", "7"))
-	d.Process.Signal(syscall.SIGSTOP)
+	harness.Freeze(t, d.Process.PID())
 	harness.Eventually(t, "all lines in the log of a container that waits for nobody", func() error {
 		lines := c.ReadLog()
 		return harness.Unless(len(lines) == 300, "there are %d", len(lines))
@@ -38,7 +38,7 @@ func TestShimIsStopped(t *testing.T) {
 	p := d.RunPod()
 	c := p.Run(harness.Idle())
 	shim := d.WaitRole("shim", 0)
-	d.Must(syscall.Kill(shim, syscall.SIGSTOP))
+	harness.Freeze(t, shim)
 	defer func() { _ = syscall.Kill(shim, syscall.SIGCONT) }()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
