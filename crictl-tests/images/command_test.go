@@ -205,12 +205,13 @@ func TestImportFolder(t *testing.T) {
 	d.Must(d.RemoveImage("nowhere.test/first:1"))
 	d.Restart()
 	listed("nowhere.test/first:1")
-	log, err := os.ReadFile(d.LogFile())
-	d.Must(err)
 	for file, want := range map[string]int{"bad.tar": 2, "first.tar": 2, "second.tar": 1} {
-		if got := strings.Count(string(log), "/import/"+file); got != want {
-			t.Errorf("the log names %s %d times, want %d", file, got, want)
-		}
+		harness.Eventually(d, fmt.Sprintf("the log to name %s %d times", file, want), func() error {
+			log, err := os.ReadFile(d.LogFile())
+			d.Must(err)
+			got := strings.Count(string(log), "/import/"+file)
+			return harness.Unless(got == want, "it does %d times", got)
+		})
 	}
 	for _, name := range []string{"bad.tar", "first.tar", "second.tar"} {
 		d.Must(os.Remove(filepath.Join(folder, name)))

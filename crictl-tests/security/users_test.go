@@ -3,6 +3,7 @@ package security
 import (
 	"archive/tar"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -216,13 +217,14 @@ func TestSEC05Ambient(t *testing.T) {
 	}
 	for _, uid := range []int64{0, 1000} {
 		c := p.Run(harness.Idle(), harness.AsUser(uid))
-		own := sets(harness.HostFile(t, fmt.Sprintf("/proc/%d/status", c.PID())))
 		exec := sets(c.Exec("cat", "/proc/self/status"))
+		var own map[string]string
+		harness.Eventually(t, fmt.Sprintf("the container of user %d to be executed, with what an exec in it has", uid), func() error {
+			own = sets(harness.HostFile(t, fmt.Sprintf("/proc/%d/status", c.PID())))
+			return harness.Unless(maps.Equal(own, exec), "it has %v, an exec %v", own, exec)
+		})
 		check(fmt.Sprintf("user %d", uid), own)
 		check(fmt.Sprintf("an exec of user %d", uid), exec)
-		if fmt.Sprint(own) != fmt.Sprint(exec) {
-			t.Errorf("user %d: the container has %v, an exec in it %v", uid, own, exec)
-		}
 		if uid != 0 && own["CapEff"] != none {
 			t.Errorf("user %d has capabilities: %v", uid, own)
 		}
