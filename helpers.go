@@ -47,7 +47,8 @@ func helperProgram(ctx context.Context) (string, error) {
 		log.G(ctx).WithError(err).Warnf("%s cannot be executed; shim and logger are started from %s", beside, own)
 		return own, nil
 	case strings.TrimSpace(string(said)) != want:
-		log.G(ctx).Warnf("%s is %q, not %q; shim and logger are started from %s", beside, strings.TrimSpace(string(said)), want, own)
+		log.G(ctx).Warnf("%s is %q, not %q; shim and logger are started from %s",
+			beside, strings.TrimSpace(string(said)), want, own)
 		return own, nil
 	}
 	return beside, nil

@@ -85,23 +85,33 @@ func serve(ctx context.Context, c config.Config, _ io.Writer) error {
 	log.G(ctx).WithField("took", time.Since(start).Round(time.Millisecond).String()).
 		Infof("cribox %s serves %s, root %s, state %s", versionString(), c.Listen, c.Root, c.State)
 	manager.ready(ctx)
-	importing, stopImports := context.WithCancel(ctx)
-	imported := make(chan struct{})
-	go func() { loadArchives(importing); close(imported) }()
-	defer func() { stopImports(); <-imported }()
+	defer begin(ctx, loadArchives)()
 	select {
 	case err = <-served:
 	case <-reloads(ctx, hangup, manager, &inEffect, pods, images):
 		manager.stopping(ctx)
 		log.G(ctx).Info("stopping; containers keep running")
-		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWord)
-		both := make(chan struct{})
-		go func() { asked.Stop(bye); close(both) }()
-		s.Stop(bye)
-		<-both
-		cancel()
+		stopServers(ctx, s, asked)
 	}
 	return errors.Join(err, pods.Close())
+}
+
+// begin starts work beside the caller. end cancels it, and waits until it is done.
+func begin(ctx context.Context, work func(context.Context)) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() { work(ctx); close(done) }()
+	return func() { cancel(); <-done }
+}
+
+// stopServers ends both servers, and gives their requests lastWord.
+func stopServers(ctx context.Context, s *server.Server, asked *admin.Server) {
+	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWord)
+	defer cancel()
+	both := make(chan struct{})
+	go func() { asked.Stop(bye); close(both) }()
+	s.Stop(bye)
+	<-both
 }
 
 // openPackages opens the image store, the network and the pods, each with its part of the

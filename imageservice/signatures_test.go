@@ -49,7 +49,7 @@ func (s *signer) file() string {
 }
 
 func (s *signer) sign(message []byte) []byte {
-	sum, hash := sha256.Sum256(message), crypto.Hash(crypto.SHA256)
+	sum, hash := sha256.Sum256(message), crypto.SHA256
 	signed := sum[:]
 	if _, ok := s.Public().(ed25519.PublicKey); ok {
 		signed, hash = message, 0
