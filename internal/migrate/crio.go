@@ -72,17 +72,7 @@ func readCRIO(p *Plan, o Options, file string) (map[string]any, error) {
 }
 
 func crioHandlers(all map[string]*handler) []rule {
-	of := func(act func(h *handler, s setting)) func(*Plan, setting, string) {
-		return func(_ *Plan, s setting, name string) {
-			if all[name] == nil {
-				all[name] = &handler{}
-			}
-			if !s.unset() {
-				all[name].from = append(all[name].from, s.String())
-				act(all[name], s)
-			}
-		}
-	}
+	of := handlersOf(all)
 	lacks := func(note string) func(*handler, setting) {
 		return func(h *handler, s setting) { h.lacks = append(h.lacks, s.String()+": "+note) }
 	}

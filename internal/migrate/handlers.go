@@ -28,9 +28,9 @@ func (h *handler) set(key string, value any) {
 	h.values[key] = value
 }
 
-// handlerRules collects the runtimes, which takeHandlers takes when all are known.
-func handlerRules(all map[string]*handler) []rule {
-	of := func(act func(h *handler, s setting)) func(*Plan, setting, string) {
+// handlersOf returns how a rule changes the handler that its setting is of.
+func handlersOf(all map[string]*handler) func(act func(h *handler, s setting)) func(*Plan, setting, string) {
+	return func(act func(h *handler, s setting)) func(*Plan, setting, string) {
 		return func(_ *Plan, s setting, name string) {
 			if all[name] == nil {
 				all[name] = &handler{}
@@ -41,6 +41,11 @@ func handlerRules(all map[string]*handler) []rule {
 			}
 		}
 	}
+}
+
+// handlerRules collects the runtimes, which takeHandlers takes when all are known.
+func handlerRules(all map[string]*handler) []rule {
+	of := handlersOf(all)
 	known := func(*handler, setting) {}
 	lacks := func(note string) func(*handler, setting) {
 		return func(h *handler, s setting) { h.lacks = append(h.lacks, s.String()+": "+note) }
