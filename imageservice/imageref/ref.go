@@ -117,3 +117,14 @@ func Short(d digest.Digest) string {
 	}
 	return string(d)
 }
+
+// Registry returns the one name of a registry that has several, so that no other name of it leads
+// around a rule, or past its credentials.
+func Registry(domain string) string {
+	domain = strings.TrimSuffix(strings.ToLower(domain), ":443")
+	switch domain {
+	case "index.docker.io", "registry-1.docker.io":
+		return "docker.io"
+	}
+	return domain
+}

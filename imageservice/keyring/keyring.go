@@ -28,6 +28,8 @@ import (
 	"os"
 	"path"
 	"strings"
+
+	"github.com/cribox/cribox/imageservice/imageref"
 )
 
 // maxFile is the most bytes of a file of credentials.
@@ -170,9 +172,9 @@ func matches(key, host, repository string) bool {
 		return false
 	}
 	patternName, patternPort := cutPort(pattern)
-	name, port := cutPort(canonical(host))
+	name, port := cutPort(imageref.Registry(host))
 	if strings.HasPrefix(patternName, "[") { // an IPv6 address
-		return pattern == canonical(host)
+		return pattern == imageref.Registry(host)
 	}
 	labels, patterns := strings.Split(name, "."), strings.Split(patternName, ".")
 	if patternPort != port || len(labels) != len(patterns) {
@@ -201,17 +203,7 @@ func split(key string) (host, prefix string) {
 	if version, after, _ := strings.Cut(prefix, "/"); version == "v1" || version == "v2" {
 		prefix = after
 	}
-	return canonical(host), prefix
-}
-
-// canonical returns the one name of a host that has several.
-func canonical(host string) string {
-	host = strings.TrimSuffix(strings.ToLower(host), ":443")
-	switch host {
-	case "index.docker.io", "registry-1.docker.io":
-		return "docker.io"
-	}
-	return host
+	return imageref.Registry(host), prefix
 }
 
 // cutPort splits a host into its name and its port. An IPv6 address stays in its brackets.
@@ -224,7 +216,7 @@ func cutPort(host string) (name, port string) {
 
 // serverOf returns the name under which docker login stores the credentials for a host.
 func serverOf(host string) string {
-	if host = canonical(host); host == "docker.io" {
+	if host = imageref.Registry(host); host == "docker.io" {
 		return "https://index.docker.io/v1/"
 	}
 	return host

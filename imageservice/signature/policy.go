@@ -24,6 +24,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/cribox/cribox/imageservice/imageref"
 )
 
 // Values of require and of mode.
@@ -76,7 +78,7 @@ func (p *Policy) For(s Subject) (*Rule, error) {
 	if err != nil {
 		return nil, fmt.Errorf("signature policy %s: %w", p.file, err)
 	}
-	r := all.find(canonical(s.Domain) + "/" + s.Path)
+	r := all.find(imageref.Registry(s.Domain) + "/" + s.Path)
 	if r.Require == accept {
 		return nil, nil
 	}
@@ -148,24 +150,13 @@ func (all rules) find(name string) *Rule {
 	found, longest := all.Default, -1
 	for prefix, r := range all.Prefix {
 		domain, path, _ := strings.Cut(prefix, "/")
-		if p := strings.TrimSuffix(canonical(domain)+"/"+path, "/"); strings.HasPrefix(name, p+"/") || name == p {
+		if p := strings.TrimSuffix(imageref.Registry(domain)+"/"+path, "/"); strings.HasPrefix(name, p+"/") || name == p {
 			if len(p) > longest {
 				found, longest = r, len(p)
 			}
 		}
 	}
 	return &found
-}
-
-// canonical returns the one name of a registry that has several, so that no other name of it leads
-// around a rule.
-func canonical(domain string) string {
-	domain = strings.TrimSuffix(strings.ToLower(domain), ":443")
-	switch domain {
-	case "index.docker.io", "registry-1.docker.io":
-		return "docker.io"
-	}
-	return domain
 }
 
 // Warns reports whether an image that the rule does not accept is pulled anyway.

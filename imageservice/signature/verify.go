@@ -10,6 +10,7 @@ import (
 	"github.com/distribution/reference"
 
 	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/imageref"
 )
 
 // Names of the formats in which cosign keeps signatures in a registry.
@@ -132,7 +133,7 @@ func (r *Rule) checkRepository(named string, s Subject) error {
 		return nil
 	}
 	ref, err := reference.ParseNormalizedNamed(named)
-	if err != nil || canonical(reference.Domain(ref)) != canonical(s.Domain) || reference.Path(ref) != s.Path {
+	if err != nil || imageref.Registry(reference.Domain(ref)) != imageref.Registry(s.Domain) || reference.Path(ref) != s.Path {
 		return fmt.Errorf("the signature is for repository %q", fault.Clip(named))
 	}
 	return nil
