@@ -133,7 +133,8 @@ func (r *Rule) checkRepository(named string, s Subject) error {
 		return nil
 	}
 	ref, err := reference.ParseNormalizedNamed(named)
-	if err != nil || imageref.Registry(reference.Domain(ref)) != imageref.Registry(s.Domain) || reference.Path(ref) != s.Path {
+	if err != nil || reference.Path(ref) != s.Path ||
+		imageref.Registry(reference.Domain(ref)) != imageref.Registry(s.Domain) {
 		return fmt.Errorf("the signature is for repository %q", fault.Clip(named))
 	}
 	return nil
