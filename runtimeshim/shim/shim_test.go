@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -231,5 +232,20 @@ func TestHeedSignals(t *testing.T) {
 	heedSignals()
 	if mask := ignored(); mask != "0000000000000000" {
 		t.Errorf("signals %s are ignored", mask)
+	}
+}
+
+// TestAboutProgram: the error of a start ends in one class, and says what the runtime has said.
+func TestAboutProgram(t *testing.T) {
+	said := errors.New(`runc run: exec: "/none": stat /none: no such file or directory`)
+	for _, c := range []struct{ err, want error }{
+		{fmt.Errorf("%w: %w", said, errdefs.ErrNotFound), errdefs.ErrInvalidArgument},
+		{fmt.Errorf("%w: %w", said, errdefs.ErrPermissionDenied), errdefs.ErrInvalidArgument},
+		{fmt.Errorf("%w: %w", said, errdefs.ErrResourceExhausted), errdefs.ErrResourceExhausted},
+	} {
+		got := aboutProgram(c.err)
+		if want := said.Error() + ": " + c.want.Error(); got.Error() != want || !errors.Is(got, c.want) {
+			t.Errorf("%q becomes %q, want %q", c.err, got, want)
+		}
 	}
 }

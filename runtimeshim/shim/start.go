@@ -49,10 +49,7 @@ func (s *starter) start(ctx context.Context, p statedir.Params) (runtimeshim.Tas
 	}
 	defer t.unlock()
 	if err := s.launch(ctx, t); err != nil {
-		// The error is about the task's program; the task's folder does exist.
-		if errdefs.IsNotFound(err) || errdefs.IsPermissionDenied(err) {
-			err = fmt.Errorf("%v: %w", err, errdefs.ErrInvalidArgument)
-		}
+		err = aboutProgram(err)
 		return runtimeshim.Task{}, fmt.Errorf("start task %s: %w", p.ID, errors.Join(err, s.remover.abandon(ctx, t)))
 	}
 	s.step.Pass("shim.start.started")
@@ -61,6 +58,18 @@ func (s *starter) start(ctx context.Context, p statedir.Params) (runtimeshim.Tas
 	started := t.view()
 	started.RuntimeBegan, started.RuntimeTook = t.runtimeBegan, t.runtimeTook
 	return started, nil
+}
+
+// aboutProgram returns an error of a start with the class ErrInvalidArgument in place of those that
+// say what is wrong with the program: the task's folder does exist.
+func aboutProgram(err error) error {
+	for _, class := range []error{errdefs.ErrNotFound, errdefs.ErrPermissionDenied} {
+		if errors.Is(err, class) {
+			text, _ := strings.CutSuffix(err.Error(), ": "+class.Error())
+			return fmt.Errorf("%s: %w", text, errdefs.ErrInvalidArgument)
+		}
+	}
+	return err
 }
 
 func (s *starter) checkParams(p statedir.Params) error {
