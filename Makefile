@@ -67,6 +67,12 @@ build: ## build bin/cribox, bin/cribox-helper and bin/fixture
 	@hack/timed.sh "building bin/cribox" $(GO_BUILD) -o $(BIN)/ . ./cribox-helper
 	@cd crictl-tests && ../hack/timed.sh "building bin/fixture" $(GO_BUILD) -o $(BIN)/fixture ./cmd/fixture
 
+keyless: ## build bin/cribox-keyless, which verifies signatures without a key (docs/signatures.md)
+	@cd keyless && ../hack/timed.sh "building bin/cribox-keyless" $(GO_BUILD) -o $(BIN)/cribox-keyless .
+
+test-keyless: ## its tests
+	@cd keyless && ../hack/timed.sh "tests of cribox-keyless" go test -count 1 ./...
+
 build-steps: ## build bin/cribox-steps, which a crash test can end at a named step
 	@hack/timed.sh "building bin/cribox-steps" $(GO_BUILD) -tags steps -o $(BIN)/cribox-steps .
 
@@ -136,4 +142,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop kube-up kube-down vm vm-shell test-vm test-vm-kube test-vm-kernel test-vm-selinux vm-smoke tools build build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help
+.PHONY: run stop kube-up kube-down vm vm-shell test-vm test-vm-kube test-vm-kernel test-vm-selinux vm-smoke tools build keyless test-keyless build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help

@@ -5,14 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/cribox/cribox/imageservice/program"
 )
 
 const (
@@ -30,36 +30,25 @@ var (
 // ask runs docker-credential-NAME for a server. It returns nil if the helper has nothing for it.
 // Errors contain nothing that the helper printed, since that may be a secret.
 func (k *Keyring) ask(ctx context.Context, name, server string) (*Entry, error) {
-	program, err := k.program(name)
+	path, err := k.program(name)
 	if err != nil {
 		return nil, err
 	}
 	server = strings.TrimSpace(server)
-	ctx, cancel := context.WithTimeoutCause(ctx, helperTime, fmt.Errorf("no answer within %s", helperTime))
-	defer cancel()
-	out := &capped{left: maxReply}
-	cmd := exec.CommandContext(ctx, program, "get")
-	cmd.Dir, cmd.Stdin, cmd.Stdout = "/", strings.NewReader(server), out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second // a child that has left the group may hold the pipe open
-	err = cmd.Run()
+	out, err := program.Ask(ctx, program.Question{Path: path, Args: []string{"get"}, Input: []byte(server),
+		Time: helperTime, Most: maxReply})
+	from := fmt.Sprintf("%s for %s", filepath.Base(path), server)
 	switch {
-	case err != nil && context.Cause(ctx) != nil:
-		return nil, fmt.Errorf("%s for %s: %w", filepath.Base(program), server, context.Cause(ctx))
-	case out.full:
-		return nil, fmt.Errorf("%s for %s: its answer has more than %d bytes", filepath.Base(program), server, maxReply)
-	case err != nil && bytes.Contains(out.buf.Bytes(), noCredentials):
+	case err != nil && bytes.Contains(out, noCredentials):
 		return nil, nil
 	case err != nil:
-		return nil, fmt.Errorf("%s for %s: %w", filepath.Base(program), server, err)
+		return nil, fmt.Errorf("ask for the credentials of %s: %w", server, err)
 	}
 	var reply struct{ Username, Secret string }
-	if err := json.Unmarshal(out.buf.Bytes(), &reply); err != nil || reply.Secret == "" {
-		return nil, fmt.Errorf("%s for %s: its answer has no credentials", filepath.Base(program), server)
+	if err := json.Unmarshal(out, &reply); err != nil || reply.Secret == "" {
+		return nil, fmt.Errorf("the answer of %s has no credentials", from)
 	}
-	e := &Entry{Username: reply.Username, Password: reply.Secret,
-		From: fmt.Sprintf("%s for %s", filepath.Base(program), server)}
+	e := &Entry{Username: reply.Username, Password: reply.Secret, From: from}
 	if reply.Username == "<token>" { // docker's mark of an identity token
 		e.Username, e.Password, e.IdentityToken = "", "", reply.Secret
 	}
@@ -85,21 +74,4 @@ func (k *Keyring) program(name string) (string, error) {
 			"set images.credential_helpers_dir to its folder", name)
 	}
 	return file, nil
-}
-
-// capped is a buffer that refuses more than left bytes. The buffer is not embedded: io.Copy would
-// fill it through its ReadFrom, without a limit.
-type capped struct {
-	buf  bytes.Buffer
-	left int
-	full bool // it has refused some
-}
-
-func (c *capped) Write(b []byte) (int, error) {
-	if len(b) > c.left {
-		c.full = true
-		return 0, io.ErrShortWrite
-	}
-	c.left -= len(b)
-	return c.buf.Write(b)
 }

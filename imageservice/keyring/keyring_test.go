@@ -121,9 +121,9 @@ func TestHelpers(t *testing.T) {
 		{"both.example", "app", "", "wonderland", ""},
 		{"both.example", "team/app", "longer", "", ""},
 		{"none.example", "app", "", "", ""},
-		{"fails.example", "app", "", "", "docker-credential-fails for fails.example: exit status 3"},
-		{"chatty.example", "app", "", "", "docker-credential-chatty for chatty.example: its answer has no credentials"},
-		{"endless.example", "app", "", "", "docker-credential-endless for endless.example: its answer has more than"},
+		{"fails.example", "app", "", "", "of fails.example: docker-credential-fails: exit status 3"},
+		{"chatty.example", "app", "", "", "the answer of docker-credential-chatty for chatty.example has no credentials"},
+		{"endless.example", "app", "", "", "docker-credential-endless: its answer has more than"},
 		{"away.example", "app", "", "", "docker-credential-away"},
 		{"path.example", "app", "", "", `"../evil" is not the name of a credential helper`},
 	} {

@@ -201,11 +201,14 @@ func (s *signatures) bundle(ctx context.Context, d ocispec.Descriptor) (bool, er
 	if raw == nil || err != nil {
 		return false, err
 	}
-	if err := s.rule.CheckBundle(raw, s.subject); err != nil {
+	err = s.prog.Waiting(func() error { return s.rule.CheckBundle(ctx, raw, s.subject) })
+	switch {
+	case errors.Is(err, signature.ErrVerifier):
+		return false, fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	case err != nil:
 		s.rejected(err)
-		return false, nil
 	}
-	return true, nil
+	return err == nil, nil
 }
 
 // blob reads the blob of a signature.

@@ -1,5 +1,6 @@
 // Package signature says whether signatures of an image satisfy the node's policy. It fetches
-// nothing and remembers nothing.
+// nothing and remembers nothing. Signatures by keys are verified here; for those without a key
+// (keyless) it runs a program.
 //
 // The policy is a TOML file:
 //
@@ -30,8 +31,8 @@ import (
 
 // Values of require and of mode.
 const (
-	accept, refuse, byKey = "accept", "refuse", "key"
-	warn                  = "warn"
+	accept, refuse, byKey, keyless = "accept", "refuse", "key", "keyless"
+	warn                           = "warn"
 )
 
 // Policy is a file of rules.
@@ -42,20 +43,27 @@ func Open(file string) *Policy { return &Policy{file: file} }
 
 // Rule is what the policy says about the images of a prefix.
 type Rule struct {
-	Require string   `toml:"require"` // accept, refuse or key
+	Require string   `toml:"require"` // accept, refuse, key or keyless
 	Mode    string   `toml:"mode"`    // refuse (the default), or warn
 	Keys    []string `toml:"keys"`    // files with public keys in PEM; a signature of one of them is enough
+	// TrustedRoot is the file trusted_root.json of a sigstore instance, and Identities are those who
+	// may sign: one of them has to be in the certificate. Both are for keyless.
+	TrustedRoot string     `toml:"trusted_root"`
+	Identities  []Identity `toml:"identities"`
 	// MatchRepository requires that the signature names the repository of the image. Otherwise a
 	// signature counts wherever the image was copied to, as cosign verify has it.
 	MatchRepository bool `toml:"match_repository"`
 
-	name string // for errors
-	keys []crypto.PublicKey
+	name     string // for errors
+	keys     []crypto.PublicKey
+	root     []byte // content of TrustedRoot
+	verifier string // program that verifies signatures without a key
 }
 
 type rules struct {
-	Default Rule            `toml:"default"`
-	Prefix  map[string]Rule `toml:"prefix"`
+	Verifier string          `toml:"keyless_verifier"`
+	Default  Rule            `toml:"default"`
+	Prefix   map[string]Rule `toml:"prefix"`
 }
 
 // Subject is the image whose signatures are checked.
@@ -82,6 +90,7 @@ func (p *Policy) For(s Subject) (*Rule, error) {
 	if r.Require == accept {
 		return nil, nil
 	}
+	r.verifier = all.Verifier
 	if err := r.load(filepath.Dir(p.file)); err != nil {
 		return nil, fmt.Errorf("signature policy %s: %s: %w", p.file, r.name, err)
 	}
@@ -105,6 +114,12 @@ func parse(b []byte) (all rules, err error) {
 	}
 	if all.Default.Require == "" {
 		all.Default.Require = accept
+	}
+	if all.Verifier == "" {
+		all.Verifier = defaultVerifier
+	}
+	if !filepath.IsAbs(all.Verifier) {
+		return all, fmt.Errorf("keyless_verifier: %q is not an absolute path", all.Verifier)
 	}
 	all.Default.name = "[default]"
 	if err := all.Default.check(); err != nil {
@@ -132,15 +147,25 @@ func (r Rule) check() error {
 	}
 	switch r.Require {
 	case accept, refuse:
-		if len(r.Keys) > 0 || r.MatchRepository {
-			return fmt.Errorf("require is %q, so keys and match_repository would have no effect", r.Require)
+		if r.MatchRepository {
+			return fmt.Errorf("require is %q, so match_repository would have no effect", r.Require)
 		}
 	case byKey:
 		if len(r.Keys) == 0 {
 			return errors.New("it requires a signature and names no keys")
 		}
+	case keyless:
+		if err := r.checkKeyless(); err != nil {
+			return err
+		}
 	default:
-		return fmt.Errorf("require: %q is not one of accept, refuse, key", r.Require)
+		return fmt.Errorf("require: %q is not one of accept, refuse, key, keyless", r.Require)
+	}
+	if r.Require != byKey && len(r.Keys) > 0 {
+		return fmt.Errorf("require is %q, so keys would have no effect", r.Require)
+	}
+	if r.Require != keyless && (r.TrustedRoot != "" || len(r.Identities) > 0) {
+		return fmt.Errorf("require is %q, so trusted_root and identities would have no effect", r.Require)
 	}
 	return nil
 }
@@ -163,7 +188,7 @@ func (all rules) find(name string) *Rule {
 func (r *Rule) Warns() bool { return r.Mode == warn }
 
 // Signed reports whether the rule accepts images with the right signature. If not, it accepts none.
-func (r *Rule) Signed() bool { return r.Require == byKey }
+func (r *Rule) Signed() bool { return r.Require == byKey || r.Require == keyless }
 
 // Name returns the name of the rule in the policy.
 func (r *Rule) Name() string { return r.name }

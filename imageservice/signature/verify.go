@@ -1,6 +1,7 @@
 package signature
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -36,6 +37,9 @@ const (
 // CheckSimple returns an error unless the rule accepts a signature of the older format: payload is
 // the text that was signed, signature its signature in base64.
 func (r *Rule) CheckSimple(payload []byte, signature string, s Subject) error {
+	if r.Require == keyless {
+		return errors.New("signatures without a key are accepted in bundles only")
+	}
 	raw, err := base64.StdEncoding.DecodeString(signature)
 	if err != nil {
 		return errors.New("the signature is not base64")
@@ -67,8 +71,26 @@ func (r *Rule) CheckSimple(payload []byte, signature string, s Subject) error {
 	return r.checkRepository(c.Identity.Reference, s)
 }
 
-// CheckBundle returns an error unless the rule accepts a signature in a bundle.
-func (r *Rule) CheckBundle(bundle []byte, s Subject) error {
+// CheckBundle returns an error unless the rule accepts a signature in a bundle. It is ErrVerifier if
+// that could not be found out.
+func (r *Rule) CheckBundle(ctx context.Context, bundle []byte, s Subject) error {
+	payload, err := r.verifyBundle(ctx, bundle, s)
+	if err != nil {
+		return err
+	}
+	return r.checkStatement(payload, s)
+}
+
+// verifyBundle verifies the signature in a bundle and returns the text that was signed.
+func (r *Rule) verifyBundle(ctx context.Context, bundle []byte, s Subject) ([]byte, error) {
+	if r.Require == keyless {
+		return r.askVerifier(ctx, bundle, s)
+	}
+	return r.openEnvelope(bundle)
+}
+
+// openEnvelope verifies the signature in a bundle with the keys of the rule.
+func (r *Rule) openEnvelope(bundle []byte) ([]byte, error) {
 	var doc struct {
 		MediaType string
 		Envelope  *struct {
@@ -78,22 +100,22 @@ func (r *Rule) CheckBundle(bundle []byte, s Subject) error {
 		} `json:"dsseEnvelope"`
 	}
 	if err := json.Unmarshal(bundle, &doc); err != nil {
-		return fmt.Errorf("the bundle is not JSON: %w", err)
+		return nil, fmt.Errorf("the bundle is not JSON: %w", err)
 	}
 	if !strings.HasPrefix(doc.MediaType, BundleType) || doc.Envelope == nil {
-		return errors.New("the bundle has no signed envelope")
+		return nil, errors.New("the bundle has no signed envelope")
 	}
 	e := doc.Envelope
 	if e.PayloadType != statementType {
-		return fmt.Errorf("the signed text is a %q", fault.Clip(e.PayloadType))
+		return nil, fmt.Errorf("the signed text is a %q", fault.Clip(e.PayloadType))
 	}
 	if len(e.Signatures) != 1 {
-		return fmt.Errorf("the envelope has %d signatures, not one", len(e.Signatures))
+		return nil, fmt.Errorf("the envelope has %d signatures, not one", len(e.Signatures))
 	}
 	if !r.signedByKey(envelope(e.PayloadType, e.Payload), e.Signatures[0].Sig) {
-		return errors.New("no key of the policy has made the signature")
+		return nil, errors.New("no key of the policy has made the signature")
 	}
-	return r.checkStatement(e.Payload, s)
+	return e.Payload, nil
 }
 
 // checkStatement checks what a verified bundle says.
