@@ -70,7 +70,7 @@ build: ## build bin/cribox, bin/cribox-helper and bin/fixture
 keyless: ## build bin/cribox-keyless, which verifies signatures without a key (docs/signatures.md)
 	@cd keyless && ../hack/timed.sh "building bin/cribox-keyless" $(GO_BUILD) -o $(BIN)/cribox-keyless .
 
-test-keyless: ## its tests
+test-keyless: ## the tests of bin/cribox-keyless
 	@cd keyless && ../hack/timed.sh "tests of cribox-keyless" go test -count 1 ./...
 
 build-steps: ## build bin/cribox-steps, which a crash test can end at a named step
@@ -78,7 +78,7 @@ build-steps: ## build bin/cribox-steps, which a crash test can end at a named st
 
 test: test-unit test-crictl ## unit tests and crictl-tests (as root)
 
-test-unit: tools ## unit tests, with the race detector
+test-unit: tools test-keyless ## unit tests, with the race detector
 	@hack/timed.sh "unit tests" env CRIBOX_BIN=$(BIN) CGO_ENABLED=1 go test -race -timeout 20m ./...
 
 FUZZTIME ?= 6s

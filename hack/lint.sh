@@ -6,7 +6,7 @@ set -euo pipefail
 
 "$top/hack/tools.sh" lint
 export GOWORK=off
-for module in . crictl-tests kube-tests vm-tests; do
+for module in . keyless crictl-tests kube-tests vm-tests; do
 	cd "$top/$module"
 	timed "go vet in $module" go vet ./...
 	timed "golangci-lint in $module" "$bin/golangci-lint" run --config "$top/.golangci.yml" ./...

@@ -188,7 +188,7 @@ in_subshell() { ("$@"); }
 # modules fetches what our own modules need.
 modules() {
 	local dir
-	for dir in . crictl-tests; do (cd "$top/$dir" && patiently quietly go mod download); done
+	for dir in . keyless crictl-tests; do (cd "$top/$dir" && patiently quietly go mod download); done
 }
 
 command -v go >/dev/null || die "Go is not installed or not in PATH; cribox needs Go 1.26 or newer"

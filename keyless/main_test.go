@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	protorekor "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	"github.com/sigstore/sigstore-go/pkg/root"
 	"github.com/sigstore/sigstore-go/pkg/testing/ca"
+	"github.com/sigstore/sigstore-go/pkg/tlog"
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
@@ -47,8 +49,14 @@ func newAuthority(t testing.TB) authority {
 
 // root returns the trusted root of the authority.
 func (a authority) root(t testing.TB, ct map[string]*root.TransparencyLog) []byte {
+	logs := a.RekorLogs()
+	for _, all := range []map[string]*root.TransparencyLog{logs, ct} {
+		for id, l := range all {
+			l.ID = must(hex.DecodeString(id))(t) // the library has the digits there
+		}
+	}
 	tr := must(root.NewTrustedRoot(root.TrustedRootMediaType01, a.FulcioCertificateAuthorities(), ct,
-		a.TimestampingAuthorities(), a.RekorLogs()))(t)
+		a.TimestampingAuthorities(), logs))(t)
 	return must(tr.MarshalJSON())(t)
 }
 
@@ -68,9 +76,20 @@ func (a authority) sign(t testing.TB, who, digest string, at time.Time) *protobu
 			Signatures: []*protodsse.Signature{{Sig: must(base64.StdEncoding.DecodeString(env.Signatures[0].Sig))(t)}}}},
 	}
 	for _, entry := range must(e.TlogEntries())(t) {
-		b.VerificationMaterial.TlogEntries = append(b.VerificationMaterial.TlogEntries, entry.TransparencyLogEntry())
+		b.VerificationMaterial.TlogEntries = append(b.VerificationMaterial.TlogEntries, a.complete(t, entry.TransparencyLogEntry()))
 	}
 	return b
+}
+
+// complete adds to the entry of a log what the library leaves out of it: its kind, and the promise of
+// the log to have it, with the time.
+func (a authority) complete(t testing.TB, e *protorekor.TransparencyLogEntry) *protorekor.TransparencyLogEntry {
+	e.KindVersion = &protorekor.KindVersion{Kind: "dsse", Version: "0.0.1"}
+	e.InclusionPromise = &protorekor.InclusionPromise{SignedEntryTimestamp: must(a.RekorSignPayload(tlog.RekorPayload{
+		Body: base64.StdEncoding.EncodeToString(e.CanonicalizedBody), IntegratedTime: e.IntegratedTime,
+		LogIndex: e.LogIndex, LogID: hex.EncodeToString(e.LogId.KeyId),
+	}))(t)}
+	return e
 }
 
 func (a authority) request(t testing.TB, b *protobundle.Bundle) Request {
@@ -139,7 +158,7 @@ func TestRefused(t *testing.T) {
 			q.Bundle = must(protojson.Marshal(a.sign(t, subject, image, time.Now().Add(11*time.Minute))))(t)
 		}, "certificate"},
 		"signed before the certificate": {func(q *Request) {
-			q.Bundle = must(protojson.Marshal(a.sign(t, subject, image, time.Now().Add(-time.Hour))))(t)
+			q.Bundle = must(protojson.Marshal(a.sign(t, subject, image, time.Now().Add(-30*time.Minute))))(t)
 		}, "certificate"},
 		"no log entry": {func(q *Request) {
 			b := a.sign(t, subject, image, inTime())

@@ -16,10 +16,10 @@ import (
 )
 
 const (
-	defaultVerifier = "/usr/local/bin/cribox-keyless"
-	verifierTime    = 30 * time.Second
-	maxRoot         = 2 << 20
-	maxAnswer       = 1 << 20
+	verifierName = "cribox-keyless"
+	verifierTime = 30 * time.Second
+	maxRoot      = 2 << 20
+	maxAnswer    = 1 << 20
 )
 
 // ErrVerifier means that the program for signatures without a key gave no answer.
@@ -59,6 +59,15 @@ func (r Rule) checkKeyless() error {
 		}
 	}
 	return nil
+}
+
+// defaultVerifier returns the program that lies beside this one.
+func defaultVerifier() string {
+	own, err := os.Executable()
+	if err != nil {
+		return filepath.Join("/usr/local/bin", verifierName)
+	}
+	return filepath.Join(filepath.Dir(own), verifierName)
 }
 
 // loadRoot reads the trusted root. A relative path begins at the folder of the policy.

@@ -116,7 +116,7 @@ func parse(b []byte) (all rules, err error) {
 		all.Default.Require = accept
 	}
 	if all.Verifier == "" {
-		all.Verifier = defaultVerifier
+		all.Verifier = defaultVerifier()
 	}
 	if !filepath.IsAbs(all.Verifier) {
 		return all, fmt.Errorf("keyless_verifier: %q is not an absolute path", all.Verifier)
