@@ -70,8 +70,11 @@ build: ## build bin/cribox, bin/cribox-helper and bin/fixture
 keyless: ## build bin/cribox-keyless, which verifies signatures without a key (docs/signatures.md)
 	@cd keyless && ../hack/timed.sh "building bin/cribox-keyless" $(GO_BUILD) -o $(BIN)/cribox-keyless .
 
+keyless-fixture: keyless ## build bin/keyless-fixture, which signs images for tests
+	@cd keyless && ../hack/timed.sh "building bin/keyless-fixture" $(GO_BUILD) -o $(BIN)/ ./keyless-fixture
+
 test-keyless: ## the tests of bin/cribox-keyless
-	@cd keyless && ../hack/timed.sh "tests of cribox-keyless" go test -count 1 ./...
+	@cd keyless && ../hack/timed.sh "tests of cribox-keyless" env CGO_ENABLED=0 go test -trimpath -count 1 ./...
 
 build-steps: ## build bin/cribox-steps, which a crash test can end at a named step
 	@hack/timed.sh "building bin/cribox-steps" $(GO_BUILD) -tags steps -o $(BIN)/cribox-steps .
@@ -85,7 +88,7 @@ FUZZTIME ?= 6s
 fuzz: ## every fuzz target for FUZZTIME (6s)
 	@hack/fuzz.sh $(FUZZTIME)
 
-test-crictl: tools build build-steps ## the real binaries over the socket, critest among them
+test-crictl: tools build build-steps keyless-fixture ## the real binaries over the socket, critest among them
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test-crictl needs root" >&2; exit 1; }
 	@cd crictl-tests && ../hack/timed.sh "crictl-tests" env CRIBOX_BIN=$(BIN) go test -p 1 -count 1 -timeout 40m ./...
 
@@ -131,7 +134,8 @@ test-packages: ## build the packages twice, compare them, then install, upgrade,
 release: packages ## the packages, static binaries for ARCHITECTURES, and SHA256SUMS, in bin/packages
 	@for arch in $(ARCHITECTURES); do \
 		GOOS=linux GOARCH=$$arch $(GO_BUILD) -o $(BIN)/packages/cribox-linux-$$arch .; \
-		GOOS=linux GOARCH=$$arch $(GO_BUILD) -o $(BIN)/packages/cribox-helper-linux-$$arch ./cribox-helper; done
+		GOOS=linux GOARCH=$$arch $(GO_BUILD) -o $(BIN)/packages/cribox-helper-linux-$$arch ./cribox-helper; \
+		(cd keyless && GOOS=linux GOARCH=$$arch $(GO_BUILD) -o $(BIN)/packages/cribox-keyless-linux-$$arch .); done
 	@cd $(BIN)/packages && sha256sum * >../SHA256SUMS && mv ../SHA256SUMS .
 
 ##@ Clean
@@ -142,4 +146,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop kube-up kube-down vm vm-shell test-vm test-vm-kube test-vm-kernel test-vm-selinux vm-smoke tools build keyless test-keyless build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help
+.PHONY: run stop kube-up kube-down vm vm-shell test-vm test-vm-kube test-vm-kernel test-vm-selinux vm-smoke tools build keyless keyless-fixture test-keyless build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help

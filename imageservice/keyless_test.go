@@ -65,7 +65,8 @@ func TestKeyless(t *testing.T) {
 		"missing": "", "fails": "exit 1", "no JSON": "echo yes", "endless": "while echo x; do :; done",
 	} {
 		_, err := newImages(t, keylessPolicy(t, script)).Pull(t.Context(), r.Ref("app:1"), nil)
-		if err == nil || !strings.Contains(err.Error(), signature.ErrVerifier.Error()) || strings.HasPrefix(err.Error(), "Signature") {
+		if err == nil || !strings.Contains(err.Error(), signature.ErrVerifier.Error()) ||
+			!strings.HasPrefix(err.Error(), "SignatureValidationFailed: ") {
 			t.Errorf("a verifier that is %s: %v", name, err)
 		}
 	}

@@ -2,22 +2,17 @@ package main
 
 import (
 	"bytes"
-	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	protobundle "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
 	protocommon "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
-	protodsse "github.com/sigstore/protobuf-specs/gen/pb-go/dsse"
 	protorekor "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
-	"github.com/sigstore/sigstore-go/pkg/root"
-	"github.com/sigstore/sigstore-go/pkg/testing/ca"
-	"github.com/sigstore/sigstore-go/pkg/tlog"
 	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/cribox/cribox/keyless/authority"
 )
 
 const (
@@ -40,60 +35,18 @@ func must[T any](v T, err error) func(testing.TB) T {
 	}
 }
 
-// authority is a sigstore instance that was made for the test.
-type authority struct{ *ca.VirtualSigstore }
+// instance is a sigstore instance that was made for the test.
+type instance struct{ authority.Authority }
 
-func newAuthority(t testing.TB) authority {
-	return authority{must(ca.NewVirtualSigstore())(t)}
-}
-
-// root returns the trusted root of the authority.
-func (a authority) root(t testing.TB, ct map[string]*root.TransparencyLog) []byte {
-	logs := a.RekorLogs()
-	for _, all := range []map[string]*root.TransparencyLog{logs, ct} {
-		for id, l := range all {
-			l.ID = must(hex.DecodeString(id))(t) // the library has the digits there
-		}
-	}
-	tr := must(root.NewTrustedRoot(root.TrustedRootMediaType01, a.FulcioCertificateAuthorities(), ct,
-		a.TimestampingAuthorities(), logs))(t)
-	return must(tr.MarshalJSON())(t)
-}
+func newInstance(t testing.TB) instance { return instance{must(authority.New())(t)} }
 
 // sign returns a bundle with a signature of an image.
-func (a authority) sign(t testing.TB, who, digest string, at time.Time) *protobundle.Bundle {
-	statement := fmt.Sprintf(`{"_type":"https://in-toto.io/Statement/v1","subject":[{"digest":{"sha256":%q}}],`+
-		`"predicateType":"https://sigstore.dev/cosign/sign/v1","predicate":{}}`, strings.TrimPrefix(digest, "sha256:"))
-	e := must(a.AttestAtTime(who, issuer, []byte(statement), at, true))(t)
-	cert := must(e.VerificationContent())(t).Certificate()
-	env := must(e.SignatureContent())(t).EnvelopeContent().RawEnvelope()
-	b := &protobundle.Bundle{MediaType: "application/vnd.dev.sigstore.bundle.v0.3+json",
-		VerificationMaterial: &protobundle.VerificationMaterial{
-			Content: &protobundle.VerificationMaterial_Certificate{Certificate: &protocommon.X509Certificate{RawBytes: cert.Raw}},
-		},
-		Content: &protobundle.Bundle_DsseEnvelope{DsseEnvelope: &protodsse.Envelope{PayloadType: env.PayloadType,
-			Payload:    must(env.DecodeB64Payload())(t),
-			Signatures: []*protodsse.Signature{{Sig: must(base64.StdEncoding.DecodeString(env.Signatures[0].Sig))(t)}}}},
-	}
-	for _, entry := range must(e.TlogEntries())(t) {
-		b.VerificationMaterial.TlogEntries = append(b.VerificationMaterial.TlogEntries, a.complete(t, entry.TransparencyLogEntry()))
-	}
-	return b
+func (a instance) sign(t testing.TB, who, digest string, at time.Time) *protobundle.Bundle {
+	return must(a.Sign(issuer, who, digest, at))(t)
 }
 
-// complete adds to the entry of a log what the library leaves out of it: its kind, and the promise of
-// the log to have it, with the time.
-func (a authority) complete(t testing.TB, e *protorekor.TransparencyLogEntry) *protorekor.TransparencyLogEntry {
-	e.KindVersion = &protorekor.KindVersion{Kind: "dsse", Version: "0.0.1"}
-	e.InclusionPromise = &protorekor.InclusionPromise{SignedEntryTimestamp: must(a.RekorSignPayload(tlog.RekorPayload{
-		Body: base64.StdEncoding.EncodeToString(e.CanonicalizedBody), IntegratedTime: e.IntegratedTime,
-		LogIndex: e.LogIndex, LogID: hex.EncodeToString(e.LogId.KeyId),
-	}))(t)}
-	return e
-}
-
-func (a authority) request(t testing.TB, b *protobundle.Bundle) Request {
-	return Request{Digest: image, TrustedRoot: a.root(t, nil), Bundle: must(protojson.Marshal(b))(t),
+func (a instance) request(t testing.TB, b *protobundle.Bundle) Request {
+	return Request{Digest: image, TrustedRoot: must(a.Root(nil))(t), Bundle: must(protojson.Marshal(b))(t),
 		Identities: []Identity{{Issuer: issuer, Subject: subject}}}
 }
 
@@ -112,7 +65,7 @@ func inTime() time.Time { return time.Now().Add(5 * time.Minute) }
 // TestAccepted checks that a signature of the right identity is accepted, and that the answer has the
 // statement.
 func TestAccepted(t *testing.T) {
-	a := newAuthority(t)
+	a := newInstance(t)
 	b := a.sign(t, subject, image, inTime())
 	for name, identities := range map[string][]Identity{
 		"exact":         {{Issuer: issuer, Subject: subject}},
@@ -131,7 +84,7 @@ func TestAccepted(t *testing.T) {
 
 // TestRefused checks that nothing else is accepted.
 func TestRefused(t *testing.T) {
-	a, stranger := newAuthority(t), newAuthority(t)
+	a, stranger := newInstance(t), newInstance(t)
 	good := a.sign(t, subject, image, inTime())
 	for name, row := range map[string]struct {
 		edit   func(*Request)
@@ -189,7 +142,7 @@ func TestRefused(t *testing.T) {
 				PublicKey: &protocommon.PublicKeyIdentifier{Hint: "x"}}
 			q.Bundle = must(protojson.Marshal(b))(t)
 		}, ""},
-		"certificate in no log of certificates": {func(q *Request) { q.TrustedRoot = a.root(t, a.CTLogs()) }, "certificate timestamp"},
+		"certificate in no log of certificates": {func(q *Request) { q.TrustedRoot = must(a.Root(a.CTLogs()))(t) }, "certificate timestamp"},
 		"no bundle":                             {func(q *Request) { q.Bundle = []byte(`{}`) }, "bundle"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -206,7 +159,7 @@ func TestRefused(t *testing.T) {
 
 // TestBadRequests checks that a request that cannot be answered is an error.
 func TestBadRequests(t *testing.T) {
-	a := newAuthority(t)
+	a := newInstance(t)
 	good := a.request(t, a.sign(t, subject, image, inTime()))
 	for name, edit := range map[string]func(*Request){
 		"no digest":      func(q *Request) { q.Digest = "" },

@@ -28,10 +28,12 @@ package_version() {
 	echo "${v//-/.}"
 }
 
-# licenses prints the licenses of all Go modules that the program contains.
+# licenses prints the licenses of all Go modules that the programs contain.
 licenses() {
 	local module dir file
-	(cd "$top" && go list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Dir}}{{end}}{{end}}' .) | sort -u |
+	for dir in . keyless; do
+		(cd "$top/$dir" && go list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Dir}}{{end}}{{end}}' .)
+	done | sort -u |
 		while read -r module dir; do
 			for file in "$dir"/LICENSE* "$dir"/COPYING* "$dir"/NOTICE*; do
 				[ ! -f "$file" ] || { printf '\n==== %s: %s ====\n\n' "$module" "${file##*/}" && cat "$file"; }
@@ -64,6 +66,8 @@ one() {
 	export ARCH
 	(cd "$top" && CGO_ENABLED=0 GOOS=linux GOARCH=$ARCH go build -trimpath -buildvcs=false \
 		-ldflags "-s -w -X main.version=$VERSION" -o "$STAGE/" . ./cribox-helper)
+	(cd "$top/keyless" && CGO_ENABLED=0 GOOS=linux GOARCH=$ARCH go build -trimpath -buildvcs=false \
+		-ldflags "-s -w" -o "$STAGE/cribox-keyless" .)
 	for format in $FORMATS; do
 		(cd "$here" && quietly "$bin/nfpm" package --config nfpm.yaml --packager "$format" --target "$out")
 	done

@@ -204,7 +204,7 @@ func (s *signatures) bundle(ctx context.Context, d ocispec.Descriptor) (bool, er
 	err = s.prog.Waiting(func() error { return s.rule.CheckBundle(ctx, raw, s.subject) })
 	switch {
 	case errors.Is(err, signature.ErrVerifier):
-		return false, fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+		return false, fmt.Errorf("%w: %w", err, fault.ErrSignature)
 	case err != nil:
 		s.rejected(err)
 	}
