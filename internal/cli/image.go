@@ -12,16 +12,13 @@ import (
 
 // ImageOptions are the flags and arguments of the commands about images.
 type ImageOptions struct {
-	Args          []string
-	JSON          bool   // print JSON instead of text for people
+	Call
 	Name          string // of a loaded image
 	Output        string // file for an archive
 	DryRun        bool
 	Repair        bool
 	Username      string // at the registry
 	PasswordStdin bool   // the password is the first line of the input
-	In            io.Reader
-	Err           io.Writer // for progress
 }
 
 // ImageRun is what a command about images does.
@@ -49,7 +46,7 @@ through the daemon, which must run; only root may do it.`,
 }
 
 func imageList(run ImageRun) *cobra.Command {
-	c, _ := withImage(run, noArguments, &cobra.Command{
+	c, _ := withCall(run, noArguments, &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "list the images of the node",
@@ -60,7 +57,7 @@ func imageList(run ImageRun) *cobra.Command {
 }
 
 func imageInspect(run ImageRun) *cobra.Command {
-	c, _ := withImage(run, oneImage, &cobra.Command{
+	c, _ := withCall(run, one("image"), &cobra.Command{
 		Use:     "inspect IMAGE",
 		Short:   "print an image and its configuration, as JSON",
 		Example: `  cribox image inspect docker.io/library/nginx:1.29`,
@@ -69,7 +66,7 @@ func imageInspect(run ImageRun) *cobra.Command {
 }
 
 func imagePull(run ImageRun) *cobra.Command {
-	c, o := withImage(run, oneImage, &cobra.Command{
+	c, o := withCall(run, one("image"), &cobra.Command{
 		Use:   "pull IMAGE",
 		Short: "pull an image from its registry, and show how far it is",
 		Long: `Pull an image with the daemon's configuration of registries and mirrors, as for a pod. A terminal
@@ -90,7 +87,7 @@ func withCredentials(c *cobra.Command, o *ImageOptions) {
 }
 
 func imageLoad(run ImageRun) *cobra.Command {
-	c, o := withImage(run, atMostOneFile, &cobra.Command{
+	c, o := withCall(run, atMostOneFile, &cobra.Command{
 		Use:   "load [FILE]",
 		Short: "load the images of an archive, without a registry",
 		Long: `Load the images of a tar archive: one that "docker save" or "podman save" has written, or one in
@@ -107,7 +104,7 @@ from the standard input. The images are verified like those of a registry.`,
 }
 
 func imageRemove(run ImageRun) *cobra.Command {
-	c, _ := withImage(run, someImages, &cobra.Command{
+	c, _ := withCall(run, someImages, &cobra.Command{
 		Use:     "rm IMAGE...",
 		Aliases: []string{"remove"},
 		Short:   "remove images with all their names",
@@ -119,7 +116,7 @@ container has been made of stays, and the error names the container.`,
 }
 
 func imageSave(run ImageRun) *cobra.Command {
-	c, o := withImage(run, someImages, &cobra.Command{
+	c, o := withCall(run, someImages, &cobra.Command{
 		Use:   "save IMAGE...",
 		Short: "write images into an archive",
 		Long: `Write images into a tar archive in the OCI layout, which "cribox image load", docker, podman and
@@ -133,7 +130,7 @@ hashed again on the way; a damaged one is an error. An ID stands for all tags of
 }
 
 func imagePin(run ImageRun) *cobra.Command {
-	c, _ := withImage(run, someImages, &cobra.Command{
+	c, _ := withCall(run, someImages, &cobra.Command{
 		Use:   "pin IMAGE...",
 		Short: "keep images when the disk is full",
 		Long: `Pin images by their names: a kubelet then does not remove them when the disk is full. The image
@@ -145,7 +142,7 @@ configuration.`,
 }
 
 func imageUnpin(run ImageRun) *cobra.Command {
-	c, _ := withImage(run, someImages, &cobra.Command{
+	c, _ := withCall(run, someImages, &cobra.Command{
 		Use:     "unpin IMAGE...",
 		Short:   "undo pin",
 		Example: `  cribox image unpin registry.example/app:1`,
@@ -154,7 +151,7 @@ func imageUnpin(run ImageRun) *cobra.Command {
 }
 
 func imagePrune(run ImageRun) *cobra.Command {
-	c, o := withImage(run, noArguments, &cobra.Command{
+	c, o := withCall(run, noArguments, &cobra.Command{
 		Use:   "prune",
 		Short: "remove the images that no container needs",
 		Long: `Remove every image that no container was made of, stopped ones included, and that is not pinned.
@@ -167,7 +164,7 @@ A kubelet does this by itself when the disk is full.`,
 }
 
 func imagePulls(run ImageRun) *cobra.Command {
-	c, _ := withImage(run, noArguments, &cobra.Command{
+	c, _ := withCall(run, noArguments, &cobra.Command{
 		Use:     "pulls",
 		Short:   "list the pulls in progress, with what each is doing",
 		Example: `  cribox image pulls`,
@@ -176,7 +173,7 @@ func imagePulls(run ImageRun) *cobra.Command {
 }
 
 func imageVerify(run ImageRun) *cobra.Command {
-	c, o := withImage(run, cobra.ArbitraryArgs, &cobra.Command{
+	c, o := withCall(run, cobra.ArbitraryArgs, &cobra.Command{
 		Use:   "verify [IMAGE...]",
 		Short: "look for damaged images, and repair them",
 		Long: `Read all data of these images, or of all, from the disk: hash each blob again, and compare each
@@ -194,30 +191,6 @@ It reads everything that the images have on the disk: expect some time, and slow
 	c.Flags().BoolVar(&o.Repair, "repair", false, "set right what is damaged")
 	withCredentials(c, o)
 	return c
-}
-
-// withImage gives the command the flags of the configuration and --json, and makes it call run.
-func withImage(run ImageRun, args cobra.PositionalArgs, c *cobra.Command) (*cobra.Command, *ImageOptions) {
-	o := &ImageOptions{}
-	withConfig(func(ctx context.Context, read config.Config, out io.Writer) error {
-		o.In, o.Err = c.InOrStdin(), c.ErrOrStderr()
-		return run(ctx, read, *o, out)
-	}, c)
-	inner := c.RunE
-	c.RunE = func(c *cobra.Command, args []string) error {
-		o.Args = args
-		return inner(c, args)
-	}
-	c.Args = args
-	c.Flags().BoolVar(&o.JSON, "json", false, "print JSON")
-	return c, o
-}
-
-func oneImage(c *cobra.Command, args []string) error {
-	if len(args) == 1 {
-		return nil
-	}
-	return fmt.Errorf("%s takes one image, not %d; `%s --help` has examples", c.Name(), len(args), c.CommandPath())
 }
 
 func someImages(c *cobra.Command, args []string) error {

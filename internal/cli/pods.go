@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -12,17 +11,15 @@ import (
 
 // PodOptions are the flags and arguments of the commands about pods.
 type PodOptions struct {
-	Args []string
-	JSON bool // print JSON instead of text for people
+	Call
 	Once bool // print once, and do not wait for keys
-	In   io.Reader
 }
 
 // PodRun is what a command about pods does.
 type PodRun func(context.Context, config.Config, PodOptions, io.Writer) error
 
 func whyCommand(run PodRun) *cobra.Command {
-	c, _ := withPods(run, oneName, &cobra.Command{
+	c, _ := withCall(run, one("name"), &cobra.Command{
 		Use:   "why NAME",
 		Short: "tell what a pod, a container or a pull has done, and what it waits for",
 		Long: `Tell the story of a pod, a container or a pull: each step with its time and its error, and the
@@ -40,7 +37,7 @@ something was made, started and ended, and how.`,
 }
 
 func debtCommand(run PodRun) *cobra.Command {
-	c, _ := withPods(run, noArguments, &cobra.Command{
+	c, _ := withCall(run, noArguments, &cobra.Command{
 		Use:   "debt",
 		Short: "list what the daemon has to do yet, and tries again",
 		Long: `List what is still owed: networks of pods that are gone, removals and starts that failed and are
@@ -53,7 +50,7 @@ still takes space. On a healthy node, nothing is owed for long.`,
 }
 
 func topCommand(run PodRun) *cobra.Command {
-	c, o := withPods(run, noArguments, &cobra.Command{
+	c, o := withCall(run, noArguments, &cobra.Command{
 		Use:   "top",
 		Short: "show what pods and containers use: CPU, memory, disks, and how long they are stalled",
 		Long: `Show what pods and containers use now, those that use most first: processors, memory that cannot
@@ -68,28 +65,4 @@ disks. Elsewhere, and with --once, it is printed once.`,
 	})
 	c.Flags().BoolVar(&o.Once, "once", false, "print once")
 	return c
-}
-
-// withPods gives the command the flags of the configuration and --json, and makes it call run.
-func withPods(run PodRun, args cobra.PositionalArgs, c *cobra.Command) (*cobra.Command, *PodOptions) {
-	o := &PodOptions{}
-	withConfig(func(ctx context.Context, read config.Config, out io.Writer) error {
-		o.In = c.InOrStdin()
-		return run(ctx, read, *o, out)
-	}, c)
-	inner := c.RunE
-	c.RunE = func(c *cobra.Command, args []string) error {
-		o.Args = args
-		return inner(c, args)
-	}
-	c.Args = args
-	c.Flags().BoolVar(&o.JSON, "json", false, "print JSON")
-	return c, o
-}
-
-func oneName(c *cobra.Command, args []string) error {
-	if len(args) == 1 {
-		return nil
-	}
-	return fmt.Errorf("%s takes one name, not %d; `%s --help` has examples", c.Name(), len(args), c.CommandPath())
 }
