@@ -35,7 +35,7 @@ func Look(ctx context.Context, c config.Config) iter.Seq[Finding] {
 
 var looks = []func(context.Context, config.Config) []Finding{
 	lookRoot, lookKernel, lookAppArmor, lookSELinux, lookCgroups, lookRuntimes, lookOverlay, lookAbilities,
-	lookUserNamespaces, lookNetwork,
+	lookUserNamespaces, lookNetwork, lookImages,
 }
 
 func lookRoot(context.Context, config.Config) []Finding {
