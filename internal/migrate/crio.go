@@ -22,7 +22,8 @@ func FromCRIO(o Options) (*Plan, error) {
 	}
 	crio, _ := c["crio"].(map[string]any)
 	runtimes := map[string]*handler{}
-	rules := slices.Concat(crioRules, crioHandlers(runtimes), crioStreams)
+	rules := slices.Concat(crioRules, crioHandlers(runtimes), crioStreams,
+		[]rule{{"image.global_auth_file", o.authFile}, {"image.signature_policy", o.policyFile}})
 	r := newRegistries(p, o)
 	for _, s := range settingsOf(crio) {
 		if s.path[len(s.path)-1] == "insecure_registries" {
@@ -164,8 +165,6 @@ var crioRules = []rule{
 	}},
 	{"image.default_transport",
 		sameIf("docker://", "images are pulled from registries", "images are pulled from registries")},
-	{"image.global_auth_file", missing("give credentials to pods (imagePullSecrets) or to the kubelet")},
-	{"image.signature_policy", same("the file that is read; see policy.json")},
 	{"image.signature_policy_dir", missing("signatures are not verified per namespace")},
 	{"image.image_volumes", sameIf("mkdir", "volumes of an image are made", "volumes of an image are made")},
 	{"image.big_files_temporary_dir", same("a download is written where it stays")},
@@ -219,7 +218,9 @@ var crioStreams = []rule{
 
 // crioHost says what becomes of CRI-O's images, and of what the host has for it beside its file.
 func (p *Plan) crioHost(o Options, crio map[string]any) error {
-	p.policy(o)
+	if err := p.policy(o); err != nil {
+		return err
+	}
 	p.unit(o, "crio")
 	root, _ := crio["root"].(string)
 	images := filepath.Join(o.path(cmp.Or(root, "/var/lib/containers/storage")), "overlay-images", "images.json")
@@ -244,36 +245,4 @@ func (p *Plan) crioHost(o Options, crio map[string]any) error {
 	}
 	slices.Sort(p.Pulls)
 	return nil
-}
-
-// policy says what becomes of the policy about signatures.
-func (p *Plan) policy(o Options) {
-	const file = "/etc/containers/policy.json"
-	b, err := readFile(o.path(file))
-	if errors.Is(err, fs.ErrNotExist) {
-		return
-	}
-	var policy struct {
-		Default    []struct{ Type string }
-		Transports map[string]map[string][]struct{ Type string }
-	}
-	if err == nil {
-		err = json.Unmarshal(b, &policy)
-	}
-	if err != nil {
-		p.add(Missing, file, "", "%v", err)
-		return
-	}
-	p.Read = append(p.Read, o.path(file))
-	kinds := policy.Default
-	for _, one := range policy.Transports["docker"] {
-		kinds = append(kinds, one...)
-	}
-	for _, kind := range kinds {
-		if kind.Type != "insecureAcceptAnything" {
-			p.add(Missing, file+": "+kind.Type, "", "it is not taken: cribox accepts every image whose digest is right")
-			return
-		}
-	}
-	p.add(Same, file, "", "every image is accepted")
 }

@@ -177,11 +177,16 @@ password = "word"
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantLines(t, p, `missing credentials of own.test`, `missing snapshotter = 'stargz'`,
+	wantLines(t, p, `taken credentials of own.test -> images.credentials = '/credentials-containerd.json'`, `missing snapshotter = 'stargz'`,
 		`missing discard_unpacked_layers = true`, `same sandbox_image`, `taken registry.mirrors."docker.io".endpoint`)
 	if !p.Discarded || strings.Contains(strings.Join(lines(p), "\n"), "word") {
 		t.Errorf("discarded: %v; the lines are %q", p.Discarded, lines(p))
 	}
+	wantText(t, contentOf(t, p, "/credentials-containerd.json"), `"own.test": {
+      "password": "word",
+      "username": "me"
+    }`)
+	wantText(t, contentOf(t, p, "/cribox.d/50-containerd.toml"), "credentials = '/credentials-containerd.json'")
 	for name, want := range map[string]string{
 		"docker.io": `server = 'https://registry-1.docker.io'
 
@@ -221,6 +226,7 @@ runtime_type = "vm"
 [crio.image]
 pause_image = "registry.k8s.io/pause:3.10"
 pinned_images = ["registry.test/agent:1"]
+global_auth_file = "/etc/crio/auth.json"
 insecure_registries = ["old.test"]
 `,
 		"/etc/containers/registries.conf": `unqualified-search-registries = ["quay.io"]
@@ -250,7 +256,9 @@ location = "quay.test/team"
 		`taken runtime.default_runtime = 'crun' -> default_runtime = 'crun'`, `missing runtime kata`,
 		`same image.pause_image`, `taken insecure_registries: old.test`, `missing unqualified-search-registries`,
 		`missing /etc/containers/registries.conf: bad.test, blocked`, `missing /etc/containers/registries.conf: quay.io/team`,
-		`missing aliases of images ->  (1 names`, `missing /etc/containers/policy.json: reject`)
+		`missing aliases of images ->  (1 names`, `taken image.global_auth_file = '/etc/crio/auth.json' -> images.credentials = '/etc/crio/auth.json'`,
+		`taken /etc/containers/policy.json -> images.signature_policy = '/signatures-crio.toml'`)
+	wantText(t, contentOf(t, p, "/signatures-crio.toml"), "[default]\nrequire = 'refuse'\n")
 	wantText(t, contentOf(t, p, "/cribox.d/50-crio.toml"), "pids_limit = 2048", "[runtimes.crun]\npath = '/usr/bin/crun'")
 	wantText(t, contentOf(t, p, "/certs.d/docker.io/hosts.toml"),
 		"[host.'http://mirror.test/v2/hub']\ncapabilities = [\"pull\"]\noverride_path = true\nskip_verify = true\n")
@@ -338,5 +346,63 @@ func TestJournal(t *testing.T) {
 	left, err := os.ReadDir(dir)
 	if err != nil || len(left) != 1 { // what was there before
 		t.Errorf("undo leaves %v, %v", left, err)
+	}
+}
+
+// TestPolicy takes the rules of a policy.json that cribox knows, and lists the others.
+func TestPolicy(t *testing.T) {
+	o := host(t, map[string]string{
+		"/etc/crio/crio.conf": "[crio.image]\nsignature_policy = \"/etc/crio/policy.json\"\n",
+		"/etc/crio/policy.json": `{"default": [{"type": "insecureAcceptAnything"}], "transports": {"docker": {
+"": [{"type": "reject"}],
+"a.test/team": [{"type": "sigstoreSigned", "keyPath": "/etc/keys/a.pub", "signedIdentity": {"type": "matchRepository"}}],
+"b.test:5000": [{"type": "sigstoreSigned", "keyPaths": ["/etc/keys/b.pub", "/etc/keys/c.pub"]}],
+"gpg.test": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/etc/keys/gpg"}],
+"fulcio.test": [{"type": "sigstoreSigned", "fulcio": {"caPath": "/x"}}],
+"remapped.test": [{"type": "sigstoreSigned", "keyPath": "/k", "signedIdentity": {"type": "remapIdentity"}}],
+"two.test": [{"type": "sigstoreSigned", "keyPath": "/k"}, {"type": "signedBy"}],
+"open.test": [{"type": "insecureAcceptAnything"}],
+"*.wild.test": [{"type": "reject"}],
+"a.test/team/app:1": [{"type": "reject"}]}}}`,
+	})
+	p, err := FromCRIO(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const file = "missing /etc/crio/policy.json: "
+	wantLines(t, p, "taken /etc/crio/policy.json -> images.signature_policy", file+"gpg.test ->  (signedBy: cribox knows",
+		file+"fulcio.test ->  (sigstoreSigned without keyPath", file+"remapped.test ->  (sigstoreSigned with the identity remapIdentity",
+		file+"two.test ->  (2 requirements at once", file+"*.wild.test", file+"a.test/team/app:1")
+	const unknown = "require = 'refuse'\n"
+	wantText(t, contentOf(t, p, "/signatures-crio.toml"), "[default]\nrequire = 'refuse'\n",
+		"[prefix.'a.test/team']\nkeys = ['/etc/keys/a.pub']\nmatch_repository = true\nrequire = 'key'\n",
+		"[prefix.'b.test:5000']\nkeys = ['/etc/keys/b.pub', '/etc/keys/c.pub']\nmatch_repository = true\nrequire = 'key'\n",
+		"[prefix.'gpg.test']\nmode = 'warn'\n"+unknown, "[prefix.'fulcio.test']\nmode = 'warn'\n"+unknown,
+		"[prefix.'two.test']\nmode = 'warn'\n"+unknown, "[prefix.'open.test']\nrequire = 'accept'\n")
+	o.Policy = "/etc/cribox/own.toml"
+	if p, err = FromCRIO(o); err != nil {
+		t.Fatal(err)
+	}
+	wantLines(t, p, "missing /etc/crio/policy.json ->  (cribox has a policy of its own")
+}
+
+// TestCredentialsOfTheNode: a file of credentials that cribox reads already is not replaced.
+func TestCredentialsOfTheNode(t *testing.T) {
+	o := host(t, map[string]string{
+		"/etc/containerd/config.toml": "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.configs.\"own.test\".auth]\n" +
+			"identitytoken = \"word\"\n",
+		"/etc/crio/crio.conf": "[crio.image]\nglobal_auth_file = \"/etc/crio/auth.json\"\n",
+		"/own.json":           "{}",
+	})
+	o.Credentials = filepath.Join(o.Host, "own.json")
+	for from, plan := range map[string]func(Options) (*Plan, error){"credentials of own.test": FromContainerd,
+		"image.global_auth_file = '/etc/crio/auth.json'": FromCRIO} {
+		p, err := plan(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if wantLines(t, p, "missing "+from); len(p.Files) > 0 {
+			t.Errorf("%s: files %v", from, p.Files)
+		}
 	}
 }

@@ -59,7 +59,8 @@ type Plan struct {
 	Sandbox   string `json:"-"`                   // its image of pause containers
 	Discarded bool   `json:"-"`                   // containerd keeps no layers of images that are unpacked
 
-	settings map[string]any // of cribox, by keys such as "images.downloads"
+	settings   map[string]any // of cribox, by keys such as "images.downloads"
+	policyPath string         // of CRI-O's policy about signatures, if its configuration names one
 }
 
 // Options say where a plan reads, and where it writes.
@@ -68,6 +69,9 @@ type Options struct {
 	ConfigFile string // of the other runtime; "" is its default
 	DropIns    string // folder of cribox for files that add to its configuration
 	Registries string // folder of cribox with hosts.toml files
+
+	// Credentials and Policy are the files that cribox reads now, "" for none.
+	Credentials, Policy string
 
 	Valid func(dropIn []byte) error // nil if cribox takes the file with settings
 }

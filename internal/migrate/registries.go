@@ -15,11 +15,11 @@ import (
 type registries struct {
 	plan    *Plan
 	options Options
-	folders []string             // as containerd's certs.d, to be copied
-	named   bool                 // the file names the folders
-	mirrors map[string][]mirror  // by registry, "*" for all others
-	servers map[string]transport // by host and port
-	secrets map[string]bool      // hosts with credentials
+	folders []string                     // as containerd's certs.d, to be copied
+	named   bool                         // the file names the folders
+	mirrors map[string][]mirror          // by registry, "*" for all others
+	servers map[string]transport         // by host and port
+	secrets map[string]map[string]string // credentials by host, as docker names them
 }
 
 // mirror is a host that has what a registry has.
@@ -37,7 +37,7 @@ type transport struct {
 
 func newRegistries(p *Plan, o Options) *registries {
 	return &registries{plan: p, options: o, mirrors: map[string][]mirror{}, servers: map[string]transport{},
-		secrets: map[string]bool{}}
+		secrets: map[string]map[string]string{}}
 }
 
 func (r *registries) configPath(_ *Plan, s setting, _ string) {
@@ -75,16 +75,6 @@ func (r *registries) tls(p *Plan, s setting, host string) {
 	p.add(Taken, s.String(), "registry "+host, "")
 }
 
-// auth says once for each host that its credentials are not taken.
-func (r *registries) auth(p *Plan, s setting, host string) {
-	if s.unset() || r.secrets[host] {
-		return
-	}
-	r.secrets[host] = true
-	p.add(Missing, "credentials of "+host, "", "give them to pods (imagePullSecrets), or to the kubelet "+
-		"(its credential provider, or /var/lib/kubelet/config.json)")
-}
-
 // finish makes the folders. Those of defaults are read where the file names none.
 func (r *registries) finish(defaults ...string) error {
 	if !r.named && len(r.mirrors) == 0 {
@@ -112,7 +102,7 @@ func (r *registries) finish(defaults ...string) error {
 		}
 		r.plan.Files = append(r.plan.Files, File{Path: file, Content: []byte(r.hosts(name)), Mode: 0o644})
 	}
-	return nil
+	return r.credentials()
 }
 
 // copy takes the folder of one registry.

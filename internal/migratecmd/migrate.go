@@ -69,7 +69,8 @@ func Command(hook step.Hook) cli.MigrateRun {
 
 func planOf(c config.Config, o cli.MigrateOptions) (*migrate.Plan, error) {
 	options := migrate.Options{Host: o.Host, ConfigFile: o.FromConfig, DropIns: o.File + ".d",
-		Registries: c.Images.RegistryConfig, Valid: validator(o)}
+		Registries: c.Images.RegistryConfig, Credentials: c.Images.Credentials, Policy: c.Images.SignaturePolicy,
+		Valid: validator(o)}
 	if options.Registries == "" {
 		return nil, errors.New("images.registry_config is empty: name a folder for mirrors and certificates there")
 	}
