@@ -106,8 +106,8 @@ critest: tools build ## the CRI's validation suite, one by one three times, besi
 	@cd crictl-tests && ../hack/timed.sh "critest, streams over WebSocket" env CRIBOX_BIN=$(BIN) \
 		go test -count 1 -timeout 12m -run '^TestCritest$$' -v ./crictl -critest.parallel=1 -critest.focus=Streaming -critest.websocket
 
-bench: ## what a kubelet asks all the time, of 250 pods in one process; needs no runc (as root; BENCH="-count 5" for more)
-	@go test -run '^$$' -bench '^BenchmarkNode$$' -benchtime 0.5s $(BENCH) .
+bench: ## what a kubelet asks all the time, of 250 pods in one process, and what metrics and traces add; needs no runc (as root; BENCH="-count 5" for more)
+	@go test -run '^$$' -bench '^Benchmark(Node|Monitoring)$$' -benchtime 0.5s $(BENCH) .
 
 ARCHITECTURES ?= amd64 arm64
 

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -111,7 +112,11 @@ type node struct {
 	roots   []string // folders that contain it
 }
 
-func newNode(b testing.TB) *node {
+// nodes is how many daemons this process has started.
+var nodes atomic.Int32
+
+// newNode starts a daemon with the default configuration, which each edit changes.
+func newNode(b testing.TB, edits ...func(*config.Config)) *node {
 	if os.Geteuid() != 0 {
 		b.Skip("needs root")
 	}
@@ -120,8 +125,11 @@ func newNode(b testing.TB) *node {
 	c.Root, c.State, c.CgroupDriver = b.TempDir(), b.TempDir(), config.DriverCgroupfs
 	c.Listen = "unix://" + filepath.Join(c.State, "cribox.sock")
 	c.Images.RegistryConfig, c.Network.ConfDir = filepath.Join(c.Root, "no-certs.d"), filepath.Join(c.Root, "no-net.d")
+	for _, edit := range edits {
+		edit(&c)
+	}
 	n := &node{TB: b}
-	n.makeCgroups(fmt.Sprintf("/cribox-bench-%d", os.Getpid()))
+	n.makeCgroups(fmt.Sprintf("/cribox-bench-%d-%d", os.Getpid(), nodes.Add(1)))
 	n.shim = newFakeShim(b, c.State, n.roots)
 
 	ctx, end := context.WithCancel(context.Background())
