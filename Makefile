@@ -43,9 +43,10 @@ vm-shell: tools build vm ## a prompt in it, with cribox installed
 test-vm: tools build vm ## what only such a machine shows, critest with two setups among it; writes docs/vm-results.md
 	@VERSION=$(VERSION) hack/vm/test.sh
 
-test-vm-kube: tools build vm ## that machine as a node of a Kubernetes cluster, whose control plane runs here
+test-vm-kube: tools build ## that machine, with the kernel of Debian's backports, as a node of a Kubernetes cluster whose control plane runs here
 	@hack/tools.sh kube
-	@VERSION=$(VERSION) hack/vm/test.sh -kube
+	@KERNEL=backports hack/vm/image.sh
+	@KERNEL=backports VERSION=$(VERSION) hack/vm/test.sh -kube
 
 test-vm-kernel: tools build ## the tests that depend on the kernel, on the one of Debian's backports
 	@KERNEL=backports hack/vm/image.sh

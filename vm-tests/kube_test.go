@@ -1,200 +1,113 @@
 package vmtests
 
 import (
-	"bytes"
+	"bufio"
 	"context"
-	"flag"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
+	"io"
+	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 )
 
-var kube = flag.Bool("kube", false, "the machine is a node of a cluster: hack/vm/kube.sh")
-
-// patience is how long anything may take that a user would wait for, on an emulated machine.
-const patience = 5 * time.Minute
-
-const busybox = "docker.io/library/busybox:1"
-
-// namespace is one of the cluster's that belongs to one test.
-type namespace struct {
-	*testing.T
-	name string
-}
-
-func needKube(t *testing.T) *namespace {
-	t.Helper()
-	if !*kube {
-		t.Skip("the machine is no node of a cluster; -kube says it is")
-	}
-	n := &namespace{T: t, name: strings.ToLower(t.Name())}
-	n.kubectl("create", "namespace", n.name)
-	n.await("the service account", func() (bool, string) {
-		out, err := n.try("", "get", "serviceaccount", "default")
-		return err == nil, out
-	})
-	t.Cleanup(func() {
-		if t.Failed() {
-			out, _ := n.try("", "describe", "pods")
-			t.Logf("%s\nthe kubelet's log:\n%s", out, must(t, "journalctl -u kubelet -n 30 -o cat --no-pager"))
-		}
-		n.kubectl("delete", "namespace", n.name, "--timeout="+patience.String())
-	})
-	return n
-}
-
-// try runs kubectl in the namespace, with input, and returns what it printed.
-func (n *namespace) try(input string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience+time.Minute)
-	defer cancel()
-	cmd := n.command(ctx, args...)
-	cmd.Stdin = strings.NewReader(input)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, stderr.String())
-	}
-	return strings.TrimSpace(stdout.String()), nil
-}
-
-func (n *namespace) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "../bin/kube/kubectl", append([]string{"--namespace", n.name}, args...)...)
-	dir := os.Getenv("CRIBOX_KUBE")
-	if dir == "" {
-		dir = "/var/lib/cribox-kube"
-	}
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(dir, "admin.kubeconfig"), "NO_PROXY=10.221.0.0/24", "no_proxy=10.221.0.0/24")
-	cmd.WaitDelay = 5 * time.Second
-	return cmd
-}
-
-func (n *namespace) kubectl(args ...string) string {
-	n.Helper()
-	out, err := n.try("", args...)
-	if err != nil {
-		n.Fatal(err)
-	}
-	return out
-}
-
-// apply makes an object of this kind and name with this specification.
-func (n *namespace) apply(version, kind, name string, spec object) {
-	n.Helper()
-	_, err := n.try(toJSON(n.T, object{"apiVersion": version, "kind": kind, "metadata": object{"name": name}, "spec": spec}), "apply", "-f", "-")
-	if err != nil {
-		n.Fatal(err)
-	}
-}
-
-// pod makes a pod of one container, unless more says otherwise, and waits until it is ready.
-func (n *namespace) pod(name string, c, more object) {
-	n.Helper()
-	n.apply("v1", "Pod", name, with(object{"containers": []object{c}, "terminationGracePeriodSeconds": 2}, more))
-	n.wait("condition=Ready", "pod/"+name)
-}
-
-// shell is a container that runs a script.
-func shell(name, script string, more object) object {
-	return with(object{"name": name, "image": busybox, "command": []string{"sh", "-c", script}}, more)
-}
-
-func with(o, more object) object {
-	for k, v := range more {
-		o[k] = v
-	}
-	return o
-}
-
-func (n *namespace) get(what, path string) string {
-	n.Helper()
-	return n.kubectl("get", what, "-o", "jsonpath="+path)
-}
-
-func (n *namespace) wait(condition, what string) {
-	n.Helper()
-	n.kubectl("wait", "--for="+condition, "--timeout="+patience.String(), what)
-}
-
-// await asks again until the answer is yes.
-func (n *namespace) await(what string, ask func() (bool, string)) {
-	n.Helper()
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for end := time.Now().Add(patience); ; <-tick.C {
-		ok, said := ask()
-		if ok {
-			return
-		}
-		if time.Now().After(end) {
-			n.Fatalf("%s: not after %v: %s", what, patience, said)
-		}
-	}
-}
-
-// cgroup returns these files of the container's cgroup, with their names, one a line.
-func (n *namespace) cgroup(pod, files string) string {
-	n.Helper()
-	id := strings.TrimPrefix(n.get("pod/"+pod, "{.status.containerStatuses[0].containerID}"), "cribox://")
-	return must(n.T, fmt.Sprintf("cd /sys/fs/cgroup/kubepods.slice; cd $(dirname $(find . -path '*%s.scope/memory.max')); grep -H . %s", id, files))
-}
-
-// TestKubeDeployment: pods with probes become available, and one whose probe fails is restarted.
+// TestKubeDeployment: pods become available, a new version takes their place one by one, and the
+// Deployment grows.
 func TestKubeDeployment(t *testing.T) {
 	n := needKube(t)
-	probe := object{"exec": object{"command": []string{"test", "-e", "/tmp/up"}}, "periodSeconds": 2, "timeoutSeconds": 60}
-	c := shell("c", "touch /tmp/up; exec sleep 100000", object{"readinessProbe": probe, "livenessProbe": probe})
-	n.apply("apps/v1", "Deployment", "web", object{
-		"replicas": 2, "selector": object{"matchLabels": object{"app": "web"}},
-		"template": object{"metadata": object{"labels": object{"app": "web"}},
-			"spec": object{"containers": []object{c}, "terminationGracePeriodSeconds": 2}},
-	})
-	n.wait("condition=Available", "deployment/web")
-	pod := n.get("pods", "{.items[0].metadata.name}")
-	n.kubectl("exec", pod, "--", "rm", "/tmp/up")
-	n.await("a restart", func() (bool, string) {
-		restarts := n.get("pod/"+pod, "{.status.containerStatuses[0].restartCount}")
-		return restarts != "0", restarts
-	})
-	n.wait("condition=Ready", "pod/"+pod)
+	n.deployment("web", 2, shell("c", "exec sleep 100000", nil), nil)
+	first := n.get("pods", "{.items[*].metadata.uid}")
+	n.kubectl("patch", "deployment", "web", "--patch",
+		`{"spec": {"template": {"spec": {"containers": [{"name": "c", "env": [{"name": "VERSION", "value": "two"}]}]}}}}`)
+	n.kubectl("rollout", "status", "deployment/web", "--timeout="+patience.String())
+	if got := n.kubectl("exec", "deployment/web", "--", "sh", "-c", "echo $VERSION"); got != "two" {
+		t.Errorf("after the update a pod is of version %q", got)
+	}
+	for _, uid := range strings.Fields(first) {
+		n.await("the end of the first version", func() (bool, string) {
+			uids := n.get("pods", "{.items[*].metadata.uid}")
+			return !strings.Contains(uids, uid), uids
+		})
+	}
+	n.kubectl("scale", "deployment", "web", "--replicas=3")
+	n.wait("jsonpath={.status.readyReplicas}=3", "deployment/web")
+}
+
+// TestKubeProbes: a pod is ready when its probes over HTTP and by a command say so, and a container
+// whose probe fails is restarted.
+func TestKubeProbes(t *testing.T) {
+	n := needKube(t)
+	probe := execProbe("test", "-e", "/tmp/up")
+	n.pod("exec", shell("c", "touch /tmp/up; exec sleep 100000",
+		object{"readinessProbe": probe, "livenessProbe": probe}), nil)
+	n.pod("http", webServer("http", object{"livenessProbe": httpProbe("/healthz")}), nil)
+	n.kubectl("exec", "exec", "--", "rm", "/tmp/up")
+	n.apply("v1", "Pod", "missing", object{"terminationGracePeriodSeconds": 2,
+		"containers": []object{webServer("missing", object{"livenessProbe": httpProbe("/nowhere")})}})
+	for _, pod := range []string{"exec", "missing"} {
+		n.await("a restart of "+pod, func() (bool, string) {
+			restarts := n.get("pod/"+pod, "{.status.containerStatuses[0].restartCount}")
+			return restarts != "0" && restarts != "", restarts
+		})
+	}
+	n.wait("condition=Ready", "pod/exec")
+	if got := n.get("pod/http", "{.status.containerStatuses[0].restartCount}"); got != "0" {
+		t.Errorf("the container that answers was restarted %s times", got)
+	}
+}
+
+// limitFiles are files of a container's cgroup, and of its pod's.
+const limitFiles = "memory.max cpu.max memory.swap.max ../memory.max ../cpu.max"
+
+// limited makes a pod with limits and returns what limitFiles have to say then.
+func (n *namespace) limited(name string) string {
+	n.Helper()
+	n.pod(name, shell("c", "exec sleep 100000", object{"resources": object{
+		"requests": object{"cpu": "100m", "memory": "32Mi"}, "limits": object{"cpu": "200m", "memory": "64Mi"}}}), nil)
+	return "memory.max:67108864\ncpu.max:20000 100000\nmemory.swap.max:0\n../memory.max:67108864\n../cpu.max:20000 100000"
 }
 
 // TestKubeLimits looks for the limits of a pod in the files of its cgroups, before and after systemd
-// has read its units again, and after they were changed in place.
+// has read its units again.
 func TestKubeLimits(t *testing.T) {
 	n := needKube(t)
-	n.pod("limited", shell("c", "exec sleep 100000", object{"resources": object{
-		"requests": object{"cpu": "100m", "memory": "32Mi"}, "limits": object{"cpu": "200m", "memory": "64Mi"}}}), nil)
-	files := "memory.max cpu.max memory.swap.max ../memory.max ../cpu.max"
-	want := "memory.max:67108864\ncpu.max:20000 100000\nmemory.swap.max:0\n../memory.max:67108864\n../cpu.max:20000 100000"
-	if got := n.cgroup("limited", files); got != want {
+	want := n.limited("limited")
+	if got := n.cgroup("limited", limitFiles); got != want {
 		t.Errorf("the limits are\n%s\nwant\n%s", got, want)
 	}
 	must(t, "systemctl daemon-reload")
-	if got := n.cgroup("limited", files); got != want {
+	if got := n.cgroup("limited", limitFiles); got != want {
 		t.Errorf("after a daemon-reload the limits are\n%s\nwant\n%s", got, want)
 	}
+}
 
-	n.kubectl("patch", "pod", "limited", "--subresource", "resize", "--patch", `{"spec": {"containers": [{"name": "c",
+// TestKubeResize changes the limits of a pod in place, and has systemd read its units again.
+func TestKubeResize(t *testing.T) {
+	n := needKube(t)
+	want := n.limited("resized")
+	n.kubectl("patch", "pod", "resized", "--subresource", "resize", "--patch", `{"spec": {"containers": [{"name": "c",
 		"resources": {"requests": {"cpu": "300m", "memory": "48Mi"}, "limits": {"cpu": "400m", "memory": "96Mi"}}}]}}`)
 	want = strings.NewReplacer("67108864", "100663296", "20000", "40000").Replace(want)
 	n.await("the resize", func() (bool, string) {
-		got := n.cgroup("limited", files)
+		got := n.cgroup("resized", limitFiles)
 		return got == want, fmt.Sprintf("the limits are\n%s\nwant\n%s", got, want)
 	})
 	must(t, "systemctl daemon-reload")
-	if got := n.cgroup("limited", files); got != want {
+	if got := n.cgroup("resized", limitFiles); got != want {
 		t.Errorf("after a resize and a daemon-reload the limits are\n%s\nwant\n%s", got, want)
 	}
-	if got := n.get("pod/limited", "{.status.containerStatuses[0].restartCount}"); got != "0" {
+	n.await("the resize in the status", func() (bool, string) {
+		got := n.get("pod/resized", "{.status.containerStatuses[0].resources.limits}")
+		return strings.Contains(got, "96Mi") && strings.Contains(got, "400m"), got
+	})
+	if got := n.get("pod/resized", "{.status.containerStatuses[0].restartCount}"); got != "0" {
 		t.Errorf("the container was restarted %s times", got)
 	}
 }
 
-// TestKubeMemoryQoS: a container that asks for memory is throttled before its limit, and what it asks for is kept for it.
+// TestKubeMemoryQoS: a container that asks for memory is throttled before its limit, and what it asks
+// for is kept for it.
 func TestKubeMemoryQoS(t *testing.T) {
 	n := needKube(t)
 	n.pod("qos", shell("c", "exec sleep 100000", object{"resources": object{
@@ -212,24 +125,59 @@ func TestKubeMemoryQoS(t *testing.T) {
 // TestKubeOOMKilled: the status says why the container has ended.
 func TestKubeOOMKilled(t *testing.T) {
 	n := needKube(t)
-	n.apply("v1", "Pod", "greedy", object{"restartPolicy": "Never", "containers": []object{
-		shell("c", "exec dd if=/dev/zero of=/dev/null bs=256M", object{"resources": object{"limits": object{"memory": "32Mi"}}})}})
+	limits := object{"resources": object{"limits": object{"memory": "32Mi"}}}
+	n.apply("v1", "Pod", "greedy", object{"restartPolicy": "Never",
+		"containers": []object{shell("c", "exec dd if=/dev/zero of=/dev/null bs=256M", limits)}})
 	n.wait("jsonpath={.status.phase}=Failed", "pod/greedy")
-	ended := "{.status.containerStatuses[0].state.terminated.reason} {.status.containerStatuses[0].state.terminated.exitCode}"
-	if got := n.get("pod/greedy", ended); got != "OOMKilled 137" {
+	ended := "{.status.containerStatuses[0].state.terminated"
+	if got := n.get("pod/greedy", ended+".reason} "+ended+".exitCode}"); got != "OOMKilled 137" {
 		t.Errorf("the container ended with %q, want OOMKilled 137", got)
+	}
+}
+
+// TestKubeUserNamespaces: where the node offers them a pod has them, with its token and a volume; a
+// node that does not offer them shows that in the API.
+func TestKubeUserNamespaces(t *testing.T) {
+	n := needKube(t)
+	offered := must(t, `crictl info | grep -c '"user_namespaces": *true' || true`) != "0"
+	said := n.get("node/node9", "{.status.runtimeHandlers[?(@.name=='runc')].features.userNamespaces}")
+	if (said == "true") != offered {
+		t.Fatalf("the node says %q of user namespaces, cribox %v", said, offered)
+	}
+	if !offered {
+		t.Skip("this kernel has no tmpfs with mapped ids")
+	}
+	mounts := object{"volumeMounts": []object{{"name": "data", "mountPath": "/data"}}}
+	n.pod("mapped", shell("c", "exec sleep 100000", mounts),
+		object{"hostUsers": false, "volumes": []object{{"name": "data", "emptyDir": object{}}}})
+	users := strings.Fields(n.kubectl("exec", "mapped", "--", "cat", "/proc/self/uid_map"))
+	if len(users) != 3 || users[0] != "0" || users[1] == "0" {
+		t.Fatalf("the users of the pod are mapped as %q", users)
+	}
+	if got := n.kubectl("exec", "mapped", "--", "sh", "-c", "touch /data/file; stat -c %u:%g /data/file "+
+		"/var/run/secrets/kubernetes.io/serviceaccount/token"); got != "0:0\n0:0" {
+		t.Errorf("inside, the owners of a new file in a volume and of the token are %q", got)
+	}
+	pid := "$(crictl inspect -o go-template --template '{{.info.pid}}' " + n.container("mapped") + ")"
+	if got := must(t, "stat -c %u /proc/"+pid); got != users[1] {
+		t.Errorf("on the node, the process of the pod's root is of user %s, want %s", got, users[1])
+	}
+	volume := "/var/lib/kubelet/pods/" + n.get("pod/mapped", "{.metadata.uid}") + "/volumes/kubernetes.io~empty-dir/data"
+	if got := must(t, "stat -c %u:%g "+volume+"/file"); got != "0:0" {
+		t.Errorf("on the node, the owner of the file in the volume is %s", got)
 	}
 }
 
 // TestKubeSidecar: an init container that stays is up before the container, and ends after it.
 func TestKubeSidecar(t *testing.T) {
 	n := needKube(t)
+	mounts := []object{{"name": "data", "mountPath": "/data"}}
+	probe := execProbe("test", "-e", "/data/up")
 	n.apply("v1", "Pod", "job", object{"restartPolicy": "Never", "terminationGracePeriodSeconds": 5,
 		"volumes": []object{{"name": "data", "emptyDir": object{}}},
-		"initContainers": []object{shell("side", "touch /data/up; trap 'exit 0' TERM; while :; do sleep 1; done", object{
-			"restartPolicy": "Always", "volumeMounts": []object{{"name": "data", "mountPath": "/data"}},
-			"startupProbe": object{"exec": object{"command": []string{"test", "-e", "/data/up"}}, "periodSeconds": 1, "timeoutSeconds": 60}})},
-		"containers": []object{shell("c", "test -e /data/up", object{"volumeMounts": []object{{"name": "data", "mountPath": "/data"}}})}})
+		"initContainers": []object{shell("side", "touch /data/up; trap 'exit 0' TERM; while :; do sleep 1; done",
+			object{"restartPolicy": "Always", "volumeMounts": mounts, "startupProbe": probe})},
+		"containers": []object{shell("c", "test -e /data/up", object{"volumeMounts": mounts})}})
 	n.wait("jsonpath={.status.phase}=Succeeded", "pod/job")
 	main := n.get("pod/job", "{.status.containerStatuses[0].state.terminated.finishedAt}")
 	side := n.get("pod/job", "{.status.initContainerStatuses[0].state.terminated.finishedAt}")
@@ -238,21 +186,80 @@ func TestKubeSidecar(t *testing.T) {
 	}
 }
 
-// TestKubeKills ends daemon, shim and logger, restarts units and has systemd read them again. The pod
-// keeps its container, its log has every line, and it can be deleted.
+// TestKubeStreams: commands in a container with input and an exit code, and a connection through
+// kubectl port-forward.
+func TestKubeStreams(t *testing.T) {
+	n := needKube(t)
+	n.pod("web", webServer("forwarded", nil), nil)
+	got, err := n.try("through a pipe\n", "exec", "-i", "web", "--", "cat")
+	if err != nil || got != "through a pipe" {
+		t.Errorf("exec of cat printed %q, %v", got, err)
+	}
+	_, err = n.try("", "exec", "web", "--", "sh", "-c", "exit 7")
+	if err == nil || !strings.Contains(err.Error(), "exit code 7") {
+		t.Errorf("exec of a command that fails with 7: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := n.command(ctx, "port-forward", "pod/web", ":8080")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { cancel(); _ = cmd.Wait() }()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	port := regexp.MustCompile(`127\.0\.0\.1:(\d+)`).FindStringSubmatch(line)
+	if err != nil || port == nil {
+		t.Fatalf("kubectl port-forward: %q, %v", line, err)
+	}
+	for range 3 {
+		if got, err := fetch(ctx, "http://127.0.0.1:"+port[1]+"/"); err != nil || got != "forwarded\n" {
+			t.Errorf("the pod answers %q, %v", got, err)
+		}
+	}
+}
+
+func fetch(ctx context.Context, url string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // and no proxy
+	answer, err := client.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	return string(body), err
+}
+
+// TestKubeKills ends daemon, shim and logger, one by one and together, restarts and stops their units,
+// and has systemd read them again after each. The pod keeps its container, its log has every line, and
+// it can be deleted.
 func TestKubeKills(t *testing.T) {
 	n := needKube(t)
-	n.pod("steady", shell("c", "trap 'exit 0' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done", nil), object{"restartPolicy": "Never"})
-	started := n.get("pod/steady", "{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].state.running.startedAt}")
+	n.pod("steady", shell("c", "trap 'exit 0' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done", nil),
+		object{"restartPolicy": "Never"})
+	running := func() string {
+		return n.container("steady") + " " + n.get("pod/steady", "{.status.containerStatuses[0].state.running.startedAt}")
+	}
+	started := running()
 	for _, script := range []string{
 		killed("cribox.service", "kill -KILL $old"),
-		"systemctl daemon-reload; systemctl restart cribox",
+		"systemctl restart cribox",
 		"systemctl kill -s KILL cribox-logger.scope",
+		"systemctl stop cribox-logger.scope",
 		"systemctl kill -s KILL cribox-shim.scope",
+		"systemctl stop cribox-shim.scope",
+		killed("cribox.service", "systemctl kill -s KILL cribox cribox-shim.scope cribox-logger.scope"),
 		"systemctl restart kubelet",
 	} {
 		before := strings.Count(n.kubectl("logs", "steady"), "\n")
-		must(t, script)
+		must(t, script+"\nsystemctl daemon-reload")
 		n.await("a new line after "+script, func() (bool, string) {
 			out, err := n.try("", "logs", "steady")
 			return err == nil && strings.Count(out, "\n") > before, fmt.Sprint(len(out), " bytes, ", err)
@@ -262,7 +269,7 @@ func TestKubeKills(t *testing.T) {
 			return err == nil && out == "inside", fmt.Sprint(out, err)
 		})
 	}
-	if got := n.get("pod/steady", "{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].state.running.startedAt}"); got != started {
+	if got := running(); got != started {
 		t.Errorf("the container is %s, it was %s", got, started)
 	}
 	for i, line := range strings.Split(n.kubectl("logs", "steady"), "\n") {
@@ -280,13 +287,8 @@ func TestKubeReboot(t *testing.T) {
 	must(t, "rm -rf /var/tmp/reboot; mkdir -m 777 /var/tmp/reboot")
 	c := shell("c", "trap 'sleep 3; date >/host/ended; exit 0' TERM; while :; do sleep 1; done",
 		object{"volumeMounts": []object{{"name": "host", "mountPath": "/host"}}})
-	n.apply("apps/v1", "Deployment", "web", object{
-		"replicas": 1, "selector": object{"matchLabels": object{"app": "web"}},
-		"template": object{"metadata": object{"labels": object{"app": "web"}}, "spec": object{"containers": []object{c},
-			"terminationGracePeriodSeconds": 20,
-			"volumes":                       []object{{"name": "host", "hostPath": object{"path": "/var/tmp/reboot"}}}}},
-	})
-	n.wait("condition=Available", "deployment/web")
+	n.deployment("web", 1, c, object{"terminationGracePeriodSeconds": 20,
+		"volumes": []object{{"name": "host", "hostPath": object{"path": "/var/tmp/reboot"}}}})
 	before := must(t, "cat /proc/sys/kernel/random/boot_id")
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

@@ -63,8 +63,9 @@ func TestUpgrade(t *testing.T) {
 	s.use(t)
 	pod := s.pod(t, "upgrade")
 	id := container(t, "upgrade", pod, "main", "trap 'exit 7' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done", nil)
-	fields := "{{.status.state}} {{.info.pid}} {{.status.startedAt}}"
-	before := must(t, fmt.Sprintf("crictl inspect -o go-template --template '%s' %s; ps -C cribox -o pid=,args= | grep ' shim '", fields, id))
+	look := fmt.Sprintf("crictl inspect -o go-template --template '%s' %s; cat /sys/fs/cgroup/*/cribox-shim.scope/cgroup.procs",
+		"{{.status.state}} {{.info.pid}} {{.status.startedAt}}", id)
+	before := must(t, look)
 	waitLines(t, "upgrade/main.log", 20)
 
 	must(t, "dpkg -i "+nextPackage+" >&2; timeout 120 crictl version >&2")
@@ -74,9 +75,8 @@ func TestUpgrade(t *testing.T) {
 	if got := must(t, "systemctl is-active cribox; systemctl show -P NRestarts cribox"); got != "active\n0" {
 		t.Errorf("after the upgrade the unit is %q", got)
 	}
-	after := must(t, fmt.Sprintf("crictl inspect -o go-template --template '%s' %s; ps -C cribox -o pid=,args= | grep ' shim '", fields, id))
-	if after != before {
-		t.Errorf("after the upgrade the container is %s, before it was %s", after, before)
+	if after := must(t, look); after != before {
+		t.Errorf("after the upgrade container and shim are %s, before they were %s", after, before)
 	}
 	if got := must(t, "crictl exec "+id+" echo inside"); got != "inside" {
 		t.Errorf("after the upgrade an exec prints %q", got)

@@ -5,7 +5,8 @@
 #   test.sh           all tests but those that follow; writes docs/vm-results.md
 #   test.sh -smoke    what takes 8 minutes at most
 #   test.sh -kube     the tests that begin with TestKube: the machine is a node of a cluster whose
-#                     control plane runs here
+#                     control plane runs here; writes its section of the page. With KERNEL=backports,
+#                     since user namespaces need Linux 6.3
 #   test.sh -kernel   what depends on the kernel, for KERNEL=backports; writes its section of the page
 #   test.sh -selinux  the tests that begin with TestSELinux, for LSM=selinux; writes its section of the page
 set -euo pipefail
@@ -18,7 +19,10 @@ which=(-skip '^Test(Kube|SELinux)')
 title=
 case $mode in
 -smoke) limit=25m which+=(-smoke) ;;
--kube) which=(-run '^TestKube' -kube) && export LINK=ckube9 ;; # for hack/vm/kube.sh
+-kube) # LINK is for hack/vm/kube.sh
+	title="A node of a Kubernetes cluster" which=(-run '^TestKube' -kube)
+	export LINK=ckube9
+	;;
 -kernel) title="A newer kernel" which=(-few -skip '^Test(Kube|SELinux|Upgrade|Purge|OOMKilled)') ;;
 -selinux) title="SELinux" which=(-run '^TestSELinux' -selinux) ;;
 esac
@@ -39,6 +43,7 @@ tests() { (cd "$top/vm-tests" && go test -count 1 -timeout "$limit" -v . "${whic
 versions() {
 	vm '. /etc/os-release; echo "| $PRETTY_NAME | Linux $(uname -r) | $(systemctl --version | sed -n "1s/ (.*//p") |"
 		echo "| $(cribox --version) | $(runc --version | head -n 1) | $(crun --version | head -n 1), $(critest --version | head -n 1) |"'
+	[ "$mode" != -kube ] || vm 'echo "| $(kubelet --version) | cgroup driver systemd | memory QoS, \`failCgroupV1\` at its default |"'
 }
 
 # heading HOW prints the begin of the page, or of a section of it.
@@ -98,6 +103,7 @@ publish() {
 
 trap 'finish $?' EXIT
 "$top/hack/vm/down.sh" # of a run that was cut off
+[ "$mode" != -kube ] || "$top/hack/kube/down.sh"
 "$top/hack/vm/up.sh"
 "$top/hack/vm/install.sh"
 [ "$mode" != -kube ] || "$top/hack/vm/kube.sh"
@@ -105,6 +111,6 @@ what=$(versions)
 status=0
 timed "vm-tests" tests || status=$?
 case $mode in
-"" | -kernel | -selinux) publish "$what" ;;
+"" | -kube | -kernel | -selinux) publish "$what" ;;
 esac
 exit "$status"
