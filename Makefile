@@ -25,6 +25,9 @@ run: tools build ## start cribox beside a local registry, and run a pod
 stop: ## take away what `make run` made
 	@hack/stop.sh
 
+hour: tools build ## a new user's first hour as a script: package, pods, a dead mirror, a full disk, from containerd and back
+	@VERSION=$(VERSION) hack/hour.sh
+
 kube-up: build ## start a Kubernetes cluster of NODES nodes (1) on cribox
 	@hack/tools.sh kube
 	@hack/kube/up.sh
@@ -147,4 +150,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop kube-up kube-down vm vm-shell test-vm test-vm-kube test-vm-kernel test-vm-selinux vm-smoke tools build keyless keyless-fixture test-keyless build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help
+.PHONY: run stop hour kube-up kube-down vm vm-shell test-vm test-vm-kube test-vm-kernel test-vm-selinux vm-smoke tools build keyless keyless-fixture test-keyless build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help
