@@ -73,7 +73,11 @@ func (s *Images) writePins(pins []string) error {
 	if err != nil {
 		return err
 	}
-	return catalog.ReplaceFile(filepath.Join(s.cfg.Root, pinsFile), raw, func() {})
+	err = catalog.ReplaceFile(filepath.Join(s.cfg.Root, pinsFile), raw, func() { s.cfg.Step.Pass("pins.written") })
+	if err == nil {
+		s.cfg.Step.Pass("pins.replaced")
+	}
+	return err
 }
 
 // readPins reads the file. A damaged one costs the pins, and not the start.

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cribox/cribox/imageservice/archive"
@@ -79,7 +80,10 @@ func (e *Export) add(i archive.Saved) {
 
 // Write writes the archive. ErrDataLoss if a blob is damaged; the archive is then not complete.
 func (e *Export) Write(ctx context.Context, w io.Writer) error {
-	return archive.Write(ctx, w, e.saved, e.images.blobs.Path)
+	return archive.Write(ctx, w, e.saved, func(d digest.Digest) string {
+		e.images.cfg.Step.Pass("save.blob")
+		return e.images.blobs.Path(d)
+	})
 }
 
 // Close lets the images be removed again. It can be called more than once.

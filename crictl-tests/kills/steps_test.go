@@ -71,8 +71,16 @@ type story struct {
 func killAtEveryStep(t *testing.T, tell func(*harness.Daemon) *story, also func(*harness.Daemon), with ...harness.Option) {
 	d := harness.NewDaemon(t, append(with, harness.KeepsBlobs)...)
 	d.Pulled(harness.Busybox)
+	killIn(t, d, tell, also, func(string) bool { return true })
+}
+
+// killIn is killAtEveryStep for a daemon that runs, and for the steps that belong to the request.
+func killIn(t *testing.T, d *harness.Daemon, tell func(*harness.Daemon) *story, also func(*harness.Daemon), belongs func(step string) bool) {
 	flat := d.Ledger()
-	passed := stepsOf(d, tell(d))
+	passed := slices.DeleteFunc(stepsOf(d, tell(d)), func(step string) bool { return !belongs(step) })
+	if len(passed) == 0 {
+		t.Fatal("no step belongs to the request")
+	}
 	d.WantFlat(flat)
 	t.Logf("%d steps: %s", len(passed), strings.Join(passed, " "))
 	for _, step := range passed {
