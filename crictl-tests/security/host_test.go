@@ -49,7 +49,7 @@ func TestSEC34ExecOutput(t *testing.T) {
 	for _, script := range []string{
 		"head -c 300000000 /dev/zero", "head -c 300000000 /dev/zero >&2", "yes | head -c 100000000; yes | head -c 100000000 >&2",
 	} {
-		grown := peakOf(d, func() {
+		grown := d.PeakOf(func() {
 			r, err := c.TryExec(120, "sh", "-c", script)
 			if err != nil || r.Code != 0 { // a reply over the client's 16 MiB would be an error
 				t.Errorf("%s: exit code %d, %v", script, r.Code, err)

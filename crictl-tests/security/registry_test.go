@@ -418,7 +418,7 @@ func TestSEC51DocumentBombs(t *testing.T) {
 		refs = append(refs, r.ref(tag))
 	}
 	for _, ref := range refs {
-		grown := peakOf(d, func() {
+		grown := d.PeakOf(func() {
 			if _, err := d.TryPull(ref, harness.Account); err == nil {
 				t.Errorf("%s was accepted", ref)
 			}

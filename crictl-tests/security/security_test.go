@@ -96,27 +96,3 @@ func fingerprint(t testing.TB, path string) string {
 	}
 	return print
 }
-
-// resident is the most memory that the daemon has ever had at once since forgetPeak, in bytes.
-func resident(d *harness.Daemon, field string) int64 {
-	d.Helper()
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.Process.PID()))
-	d.Must(err)
-	for line := range strings.Lines(string(data)) {
-		var kib int64
-		if _, err := fmt.Sscanf(line, field+":\t%d kB", &kib); err == nil {
-			return kib << 10
-		}
-	}
-	d.Fatalf("no %s in the status of the daemon", field)
-	return 0
-}
-
-// peakOf runs do and returns by how many bytes the daemon's memory grew at most meanwhile.
-func peakOf(d *harness.Daemon, do func()) int64 {
-	d.Helper()
-	d.Must(os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", d.Process.PID()), []byte("5"), 0)) // the peak begins again
-	before := resident(d, "VmRSS")
-	do()
-	return resident(d, "VmHWM") - before
-}

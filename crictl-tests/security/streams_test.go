@@ -25,7 +25,7 @@ func TestSEC34ManyExecs(t *testing.T) {
 	d := harness.NewDaemon(t)
 	c := d.RunPod().Run(harness.Idle())
 	const many = 20
-	grown := peakOf(d, func() {
+	grown := d.PeakOf(func() {
 		done := make(chan error, many)
 		for range many {
 			go func() {
@@ -150,7 +150,7 @@ func TestSEC38Frames(t *testing.T) {
 func sendHostile(d *harness.Daemon, c *harness.Container, name string, send func(net.Conn)) {
 	d.Helper()
 	conn := upgraded(d, c.ExecURL(&harness.Session{Stdin: harness.UnendingInput()}, "cat"))
-	grown := peakOf(d, func() {
+	grown := d.PeakOf(func() {
 		send(conn)
 		conn.Close()
 		s := &harness.Session{}

@@ -193,7 +193,7 @@ func TestSEC61BrokenStreams(t *testing.T) {
 		img, err := fixture.FromLayers(v1.Config{}, nil, layer)
 		d.Must(err)
 		var pulled error
-		grown := peakOf(d, func() { _, pulled = d.TryHostile("sec61:x"+fmt.Sprintf("%x", name), img) })
+		grown := d.PeakOf(func() { _, pulled = d.TryHostile("sec61:x"+fmt.Sprintf("%x", name), img) })
 		if !slices.Contains([]codes.Code{codes.InvalidArgument, codes.DataLoss, codes.ResourceExhausted, codes.Unimplemented}, status.Code(pulled)) {
 			t.Errorf("%s: %v", name, pulled)
 		}
@@ -238,7 +238,7 @@ func bombsRefused(t *testing.T, limit string) {
 	before := d.Ledger()
 	for _, name := range []string{"hostile:bomb", "hostile:bomb-zstd"} {
 		var err error
-		grown := peakOf(d, func() { _, err = d.TryPull(d.Ref(name), nil) })
+		grown := d.PeakOf(func() { _, err = d.TryPull(d.Ref(name), nil) })
 		harness.WantCode(t, err, codes.ResourceExhausted)
 		if grown > 64<<20 {
 			t.Errorf("%s: the daemon grew by %d MiB", name, grown>>20)

@@ -175,7 +175,7 @@ func TestSEC04UserFiles(t *testing.T) {
 			if link && file == "passwd" {
 				asked = harness.Secured(func(s *cri.LinuxContainerSecurityContext) { s.RunAsUsername = "planted" })
 			}
-			grown := peakOf(d, func() {
+			grown := d.PeakOf(func() {
 				c, err := p.TryCreate(p.ContainerConfig(harness.OfImage(id), harness.Shell("id; cat /etc/"+file), asked))
 				if err != nil {
 					harness.WantCode(t, err, codes.InvalidArgument)

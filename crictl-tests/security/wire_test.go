@@ -224,7 +224,7 @@ func (w *wire) manyFields() []byte {
 // sendFrames lets a client do what it likes, while and after which others are served and the daemon has grown by at most so many bytes.
 func sendFrames(d *harness.Daemon, name string, most int64, connect func() *wire, send func(*wire)) {
 	d.Helper()
-	grown := peakOf(d, func() {
+	grown := d.PeakOf(func() {
 		w := connect()
 		send(w)
 		wantServed(d, name)
