@@ -45,13 +45,18 @@ func pipe(ours int, as spec.Owner) (r, w *os.File, err error) {
 	return os.NewFile(uintptr(ends[0]), "pipe"), os.NewFile(uintptr(ends[1]), "pipe"), nil
 }
 
+const smallChunk, largeChunk = 512, 32 << 10
+
 func (o *outputPipe) read() {
 	defer close(o.done)
-	chunk := make([]byte, 32<<10)
+	chunk := make([]byte, smallChunk) // most commands print next to nothing
 	for {
 		n, err := o.r.Read(chunk)
 		if n > 0 {
 			o.sink(chunk[:n])
+		}
+		if n == smallChunk {
+			chunk = make([]byte, largeChunk)
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			o.drain(chunk)
