@@ -55,6 +55,9 @@ func BenchmarkNode(b *testing.B) {
 		{"ContainerStatus", func(i int) proto.Message {
 			return &runtimeapi.ContainerStatusRequest{ContainerId: containers[i%benchPods]}
 		}},
+		{"ExecSync", func(i int) proto.Message {
+			return &runtimeapi.ExecSyncRequest{ContainerId: containers[i%benchPods], Cmd: []string{"true"}, Timeout: 10}
+		}},
 		{"ListContainerStats", func(int) proto.Message { return &runtimeapi.ListContainerStatsRequest{} }},
 		{"ListPodSandboxStats", func(int) proto.Message { return &runtimeapi.ListPodSandboxStatsRequest{} }},
 		{"ListPodSandboxMetrics", func(int) proto.Message { return &runtimeapi.ListPodSandboxMetricsRequest{} }},
@@ -99,6 +102,28 @@ func TestCallsToTheShim(t *testing.T) {
 	want("StopPodSandbox of a stopped pod", err)
 	_, err = n.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
 	want("RemovePodSandbox of a stopped pod", err, "delete "+container)
+}
+
+// TestAllocationsOfExecSync counts what a probe makes the daemon allocate, fakeShim and the client included.
+func TestAllocationsOfExecSync(t *testing.T) {
+	const rounds, most = 100, 400
+	n := newNode(t)
+	_, containers := n.fill(1)
+	ask := func() {
+		n.ask(t, "ExecSync", &runtimeapi.ExecSyncRequest{ContainerId: containers[0], Cmd: []string{"true"}, Timeout: 10})
+	}
+	ask() // whatever is made once is made
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range rounds {
+		ask()
+	}
+	runtime.ReadMemStats(&after)
+	each := float64(after.Mallocs-before.Mallocs) / rounds
+	t.Logf("%.0f allocations of %.0f bytes", each, float64(after.TotalAlloc-before.TotalAlloc)/rounds)
+	if each > most || each < 50 {
+		t.Errorf("an ExecSync makes %.0f allocations, want at most %d", each, most)
+	}
 }
 
 // node is a daemon in this process, with a client.

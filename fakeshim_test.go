@@ -136,6 +136,9 @@ func (s *fakeShim) answer(conn net.Conn) {
 		writeFrame(conn, reply(task))
 	case "watch":
 		s.watch(conn)
+	case "exec": // of a command that prints nothing
+		writeFrame(conn, reply(map[string]int{"pid": 1}))
+		writeFrame(conn, reply(map[string]int{"code": 0}))
 	case "kill", "end":
 		s.kill(id)
 		writeFrame(conn, reply(nil))
