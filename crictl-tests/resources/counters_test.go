@@ -33,6 +33,7 @@ func TestCostOfAPodWithForeignPlugins(t *testing.T) {
 func wantCost(d *harness.Daemon, mostSyncs int) {
 	d.Helper()
 	trace := newTracer(d.TB)
+	d.RunPod().Run(harness.Idle()).UntilNative()
 	onePod(d) // whatever is made once is made
 	trace.follow(d.Process.PID(), d.WaitRole("shim", 0), d.WaitRole("logger", 0))
 	onePod(d)
@@ -70,19 +71,9 @@ func wantCost(d *harness.Daemon, mostSyncs int) {
 
 // TestProgramsOfANativeExec: nothing of a runtime is executed for a command.
 func TestProgramsOfANativeExec(t *testing.T) {
-	if harness.OnUnified() {
-		t.Skip("commands are executed natively with cgroups of version 1 only")
-	}
-	d := harness.NewDaemon(t, harness.WithTop(`exec = "native"`))
+	d := harness.NewDaemon(t)
 	trace := newTracer(d.TB)
-	c := d.RunPod().Run(harness.Idle())
-	harness.Eventually(t, "a command that is executed without the runtime", func() error {
-		log := filepath.Join(d.State, "shim.log")
-		before := strings.Count(harness.HostFile(t, log), "executing a command with the runtime")
-		c.Exec("true")
-		after := strings.Count(harness.HostFile(t, log), "executing a command with the runtime")
-		return harness.Unless(after == before, "the runtime has executed it")
-	})
+	c := d.RunPod().Run(harness.Idle()).UntilNative()
 	trace.follow(d.Process.PID(), d.WaitRole("shim", 0), d.WaitRole("logger", 0))
 	c.Exec("true")
 	own := 0

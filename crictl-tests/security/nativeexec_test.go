@@ -82,7 +82,7 @@ func TestSEC82NativeExecIsRuncs(t *testing.T) {
 	for _, kind := range commandKinds(profile) {
 		t.Run(kind.name, func(t *testing.T) {
 			want := commandPortrait(t, byRunc.RunPod(kind.pod).Run(harness.Idle(), kind.container))
-			got := commandPortrait(t, nativeContainer(t, native, kind))
+			got := commandPortrait(t, native.RunPod(kind.pod).Run(harness.Idle(), kind.container).UntilNative())
 			for _, key := range sortedKeys(want, got) {
 				if want[key] != got[key] {
 					t.Errorf("%s\n  by runc:  %q\n  natively: %q", key, want[key], got[key])
@@ -97,30 +97,7 @@ func TestSEC82NativeExecIsRuncs(t *testing.T) {
 
 func nativeExecDaemons(t *testing.T) (byRunc, native *harness.Daemon) {
 	t.Helper()
-	if harness.OnUnified() {
-		t.Skip("commands are executed natively with cgroups of version 1 only")
-	}
-	return harness.NewDaemon(t), harness.NewDaemon(t, harness.WithTop(`exec = "native"`))
-}
-
-// byRuntime counts the commands that the shim has left to the runtime.
-func byRuntime(d *harness.Daemon) int {
-	raw, err := os.ReadFile(filepath.Join(d.State, "shim.log"))
-	d.Must(err)
-	return strings.Count(string(raw), "executing a command with the runtime")
-}
-
-// nativeContainer returns a container of a kind in which commands are executed natively: the filter of its profile becomes known when the
-// first container with the profile has been started.
-func nativeContainer(t *testing.T, d *harness.Daemon, kind commandKind) *harness.Container {
-	t.Helper()
-	c := d.RunPod(kind.pod).Run(harness.Idle(), kind.container)
-	harness.Eventually(t, "a command that is executed without the runtime", func() error {
-		before := byRuntime(d)
-		c.Exec("true")
-		return harness.Unless(byRuntime(d) == before, "the runtime has executed it")
-	})
-	return c
+	return harness.NewDaemon(t, harness.WithTop(`exec = "runtime"`)), harness.NewDaemon(t)
 }
 
 // commandPortrait is all that can be seen of a command in a container, without what differs between any two.
@@ -158,7 +135,7 @@ func TestSEC82ErrorsAreRuncs(t *testing.T) {
 	t.Parallel()
 	byRunc, native := nativeExecDaemons(t)
 	kind := inContainer("", func(c *cri.ContainerConfig) { c.WorkingDir = "/work" })
-	a, b := byRunc.RunPod().Run(harness.Idle(), kind.container), nativeContainer(t, native, kind)
+	a, b := byRunc.RunPod().Run(harness.Idle(), kind.container), native.RunPod().Run(harness.Idle(), kind.container).UntilNative()
 	both := func(args ...string) {
 		t.Helper()
 		want, wantErr := a.TryExec(60, args...)
@@ -184,9 +161,9 @@ func TestSEC82ErrorsAreRuncs(t *testing.T) {
 	both("/script")
 	both("/nonsense")
 	both("/text/below")
-	before := byRuntime(native)
+	before := native.ByRuntime()
 	both("nothing")
-	if byRuntime(native) != before+1 {
+	if native.ByRuntime() != before+1 {
 		t.Error("the runtime was not asked why")
 	}
 	a.Exec("rmdir", "/work")

@@ -278,6 +278,9 @@ func cgroupsOf(t *testing.T, proc string, seen map[string]string) {
 		if mount == "" {
 			mount = f[1]
 		}
+		if harness.OnUnified() {
+			mount = ""
+		}
 		dir := filepath.Join("/sys/fs/cgroup", mount, f[2])
 		entries, err := os.ReadDir(dir)
 		if err != nil {

@@ -9,8 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -69,22 +67,9 @@ func TestExec(t *testing.T) {
 // TestExecNatively: a command without a terminal that the runtime does not execute has its input, both outputs and its exit code.
 func TestExecNatively(t *testing.T) {
 	t.Parallel()
-	if harness.OnUnified() {
-		t.Skip("commands are executed natively with cgroups of version 1 only")
-	}
-	d := harness.NewDaemon(t, harness.WithTop(`exec = "native"`))
-	c := d.RunPod().Run(harness.Idle())
-	byRuntime := func() int {
-		raw, err := os.ReadFile(filepath.Join(d.State, "shim.log"))
-		d.Must(err)
-		return strings.Count(string(raw), "executing a command with the runtime")
-	}
-	harness.Eventually(t, "a command that is executed without the runtime", func() error {
-		before := byRuntime()
-		c.Exec("true")
-		return harness.Unless(byRuntime() == before, "the runtime has executed it")
-	})
-	before := byRuntime()
+	d := harness.NewDaemon(t)
+	c := d.RunPod().Run(harness.Idle()).UntilNative()
+	before := d.ByRuntime()
 	for _, protocol := range endingInput {
 		s := &harness.Session{Stdin: strings.NewReader("typed")}
 		err := s.Stream(t.Context(), protocol, c.ExecURL(s, "sh", "-c", "cat; echo err >&2; exit 42"))
@@ -92,7 +77,7 @@ func TestExecNatively(t *testing.T) {
 			t.Errorf("%s: %v, stdout %q, stderr %q", protocol, err, s.Stdout.String(), s.Stderr.String())
 		}
 	}
-	if after := byRuntime(); after != before {
+	if after := d.ByRuntime(); after != before {
 		t.Errorf("the runtime has executed %d commands", after-before)
 	}
 }

@@ -33,9 +33,9 @@ var everybodysDevices = []string{"c *:* m", "b *:* m", "c 1:3 rwm", "c 1:8 rwm",
 	"c 1:9 rwm",
 	"c 136:* rwm", "c 5:2 rwm", "c 10:200 rwm"}
 
-// UnableHere returns why no process of this host can be started by this package; "" if there is no
-// reason.
-func UnableHere() string {
+// UnableToStart returns why no pod of this host can be started by this package; "" if there is no
+// reason. Commands are executed on every host.
+func UnableToStart() string {
 	names := map[string]bool{}
 	for _, h := range cgroup.Mounts() {
 		for _, n := range h.Names {

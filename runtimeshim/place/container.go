@@ -2,6 +2,7 @@ package place
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -24,7 +25,8 @@ type Container struct {
 	namespaces uint64 // those of its first process
 	others     []otherNamespace
 	cgroups    []string // folders
-	freezer    string   // "" = none
+	freezer    freezer
+	apparmor   string // profile, "" = none
 	oomScore   int
 	keyring    bool
 
@@ -78,7 +80,8 @@ func NewContainer(id string, config, state []byte) (c *Container, why string) {
 		return nil, why
 	}
 	c = &Container{id: id, keyring: !st.Config.NoNewKeyring, oomScore: *st.Config.OOMScoreAdj,
-		cgroups: slices.Sorted(maps.Values(st.CgroupPaths)), freezer: st.CgroupPaths["freezer"]}
+		cgroups: slices.Sorted(maps.Values(st.CgroupPaths)), freezer: freezerOf(st.CgroupPaths),
+		apparmor: st.Config.AppArmorProfile}
 	c.cgroups = slices.Compact(c.cgroups)
 	for _, n := range st.Config.Namespaces {
 		kind, known := joinable[n.Type]
@@ -114,8 +117,10 @@ func unableContainer(s *specs.Spec, st *runcState) string {
 	switch {
 	case cfg.RootlessCgroups || cfg.RootlessEUID:
 		return "the runtime is not root"
-	case cfg.AppArmorProfile != "" || cfg.ProcessLabel != "":
-		return "the process has a profile of AppArmor or a label of SELinux"
+	case cfg.ProcessLabel != "":
+		return "the process has a label of SELinux"
+	case !validProfile(cfg.AppArmorProfile):
+		return "AppArmor profile"
 	case (cfg.Seccomp != nil) != (s.Linux.Seccomp != nil):
 		return "the runtime's state has another seccomp profile"
 	case len(st.CgroupPaths) > 32:
@@ -143,13 +148,35 @@ func unableContainer(s *specs.Spec, st *runcState) string {
 // Profile returns the container's seccomp profile, nil if it has none.
 func (c *Container) Profile() Profile { return c.profile }
 
+// freezer is the file that says whether the processes of a container run.
+type freezer struct{ file, running string }
+
+// freezerOf returns the file of the freezer of version 1, or of a cgroup of version 2 that is all
+// that a container has; none if there is neither.
+func freezerOf(cgroups map[string]string) freezer {
+	if dir := cgroups["freezer"]; dir != "" {
+		return freezer{filepath.Join(dir, "freezer.state"), "THAWED"}
+	}
+	if dir := cgroups[""]; dir != "" && len(cgroups) == 1 {
+		return freezer{filepath.Join(dir, "cgroup.freeze"), "0"}
+	}
+	return freezer{}
+}
+
 // Paused reports whether processes of the container are not running now, or may not be.
 func (c *Container) Paused() bool {
-	if c.freezer == "" {
+	if c.freezer.file == "" {
 		return false
 	}
-	raw, err := os.ReadFile(filepath.Join(c.freezer, "freezer.state"))
-	return err != nil || string(bytes.TrimSpace(raw)) != "THAWED"
+	raw, err := os.ReadFile(c.freezer.file)
+	return err != nil || string(bytes.TrimSpace(raw)) != c.freezer.running
+}
+
+// onExec is what the kernel is told to give the next program a profile of AppArmor.
+const onExec = "exec "
+
+func validProfile(name string) bool {
+	return len(onExec)+len(name) <= maxProfile && !strings.ContainsRune(name, 0)
 }
 
 // Command describes a command to execute in a container.
@@ -195,6 +222,8 @@ func UnableCommand(p *specs.Process) string {
 		return "user.additionalGids is too long"
 	case len(p.Rlimits) == 0 || len(p.Rlimits) > maxLimits:
 		return "rlimits"
+	case !validProfile(p.ApparmorProfile):
+		return "apparmorProfile"
 	case len(p.Args)+len(p.Env) > maxStrings || len(filesOf(p)) == 0:
 		return "args and env"
 	}
@@ -220,7 +249,7 @@ func UnableCommand(p *specs.Process) string {
 		}
 	}
 	rest.NoNewPrivileges, rest.Cwd, rest.Args, rest.Env, rest.OOMScoreAdj = false, "", nil, nil, nil
-	rest.Rlimits, rest.Capabilities = nil, nil
+	rest.Rlimits, rest.Capabilities, rest.ApparmorProfile = nil, nil, ""
 	rest.User.UID, rest.User.GID, rest.User.AdditionalGids = 0, 0, nil
 	return leftover(reflect.ValueOf(rest), "process")
 }
@@ -376,6 +405,9 @@ func (c *Container) plan(p *specs.Process) *plan {
 		copy(plan.Ring[:len(plan.Ring)-1], "_ses."+c.id)
 	}
 	copy(plan.Folder[:maxRoot], p.Cwd)
+	if profile := cmp.Or(p.ApparmorProfile, c.apparmor); profile != "" {
+		copy(plan.AppArmor[:maxProfile], onExec+profile)
+	}
 	return plan
 }
 

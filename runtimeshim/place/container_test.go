@@ -39,7 +39,7 @@ func TestUnableCommand(t *testing.T) {
 		}},
 		{"Terminal", func(p *specs.Process) { p.Terminal = true }},
 		{"ConsoleSize", func(p *specs.Process) { p.ConsoleSize = &specs.Box{Width: 1} }},
-		{"ApparmorProfile", func(p *specs.Process) { p.ApparmorProfile = "x" }},
+		{"apparmorProfile", func(p *specs.Process) { p.ApparmorProfile = strings.Repeat("x", 512) }},
 		{"SelinuxLabel", func(p *specs.Process) { p.SelinuxLabel = "x" }},
 		{"Umask", func(p *specs.Process) { p.User.Umask = ptr(uint32(0)) }},
 		{"Username", func(p *specs.Process) { p.User.Username = "x" }},
@@ -83,6 +83,10 @@ func TestUnableCommand(t *testing.T) {
 const aState = `{"cgroup_paths": {"memory": "/sys/fs/cgroup/memory/x", "freezer": "/sys/fs/cgroup/freezer/x"},
 	"config": {"oom_score_adj": 5, "namespaces": [{"type": "NEWNS"}, {"type": "NEWNET", "path": "/run/netns/x"}]}}`
 
+// aUnified is in a scope that systemd has made, with cgroups of version 2.
+var aUnified = strings.Replace(aState, `{"memory": "/sys/fs/cgroup/memory/x", "freezer": "/sys/fs/cgroup/freezer/x"}`,
+	`{"": "/sys/fs/cgroup/x.slice/y.scope"}`, 1)
+
 // aFiltered has loaded a seccomp filter.
 var aFiltered = strings.Replace(aState, `"oom`, `"seccomp": {"flags": ["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]}, "oom`, 1)
 
@@ -116,7 +120,9 @@ func TestUnableContainer(t *testing.T) {
 		{"NEWUSER", strings.Replace(aState, "NEWNET", "NEWUSER", 1), func(*specs.Spec) {}},
 		{"NEWTIME", strings.Replace(aState, "NEWNET", "NEWTIME", 1), func(*specs.Spec) {}},
 		{"namespaces", strings.Replace(aState, "NEWNS", "NEWIPC", 1), func(*specs.Spec) {}},
-		{"AppArmor", strings.Replace(aState, `"oom`, `"apparmor_profile": "x", "oom`, 1), func(*specs.Spec) {}},
+		{"", strings.Replace(aState, `"oom`, `"apparmor_profile": "x", "oom`, 1), func(*specs.Spec) {}},
+		{"AppArmor", strings.Replace(aState, `"oom`, `"apparmor_profile": "x\u0000y", "oom`, 1), func(*specs.Spec) {}},
+		{"", aUnified, func(*specs.Spec) {}},
 		{"SELinux", strings.Replace(aState, `"oom`, `"process_label": "x", "oom`, 1), func(*specs.Spec) {}},
 		{"not root", strings.Replace(aState, `"oom`, `"rootless_cgroups": true, "oom`, 1), func(*specs.Spec) {}},
 		{"Personality", aState, func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: "LINUX32"} }},
@@ -326,5 +332,14 @@ func TestSEC82FalseProc(t *testing.T) {
 		"mount -t tmpfs none /proc && mkdir /proc/self && : >/proc/self/oom_score_adj && exec \"$0\"")
 	if !errors.Is(err, unix.EBADMSG) || !strings.Contains(err.Error(), "oom_score_adj") {
 		t.Errorf("with a false /proc: %v", err)
+	}
+	confined := func(_ *Container, p *specs.Process) { p.ApparmorProfile = "nothing" }
+	_, err = l.execute(pid, confined, "unshare", "-m", "/bin/sh", "-c", "mkdir -p $0/real && mount -t proc none $0/real && mount -t tmpfs none /proc && "+
+		"mkdir -p /proc/self/attr/apparmor && ln -s $0/real/self/oom_score_adj /proc/self/ && : >/proc/self/attr/apparmor/exec && exec \"$1\"", l.dir)
+	if !errors.Is(err, unix.EBADMSG) || !strings.Contains(err.Error(), "AppArmor") {
+		t.Errorf("with a false file of a profile: %v", err)
+	}
+	if _, err := l.execute(pid, confined); err == nil || !strings.Contains(err.Error(), "AppArmor") { // the host has none, or no such one
+		t.Errorf("with a profile that cannot be had: %v", err)
 	}
 }

@@ -71,6 +71,7 @@ enum step {
 	STEP_NAMESPACES,
 	STEP_STDIO,
 	STEP_LOOK,
+	STEP_APPARMOR,
 };
 
 struct limit {
@@ -126,6 +127,7 @@ struct plan {
 	u32 args, envs, files, no_new_privileges;
 	u64 bounding, effective, permitted, inheritable, ambient;
 	char folder[4096];
+	char apparmor[512]; // "exec NAME", "" = no profile
 	u32 filter_flags, instructions;
 	u64 filter[4096]; // struct sock_filter
 };
@@ -316,6 +318,20 @@ static void set_oom_score(volatile struct state *s, const struct plan *p)
 		fail(s, -EBADMSG);
 	char *text = decimal(buf, p->oom_score);
 	write_all(s, fd, text, (u32)(buf + 12 - text));
+	call(sys_close, fd, 0, 0, 0, 0, 0);
+}
+
+// set_apparmor asks for the profile that the next program gets. It goes through the host's /proc,
+// and the inner process is born with it: a container may have anything at its own /proc.
+static void set_apparmor(volatile struct state *s, const struct plan *p)
+{
+	s->step = STEP_APPARMOR;
+	if (!p->apparmor[0])
+		return;
+	long fd = must(s, call(sys_openat, AT_FDCWD, (long)"/proc/self/attr/apparmor/exec", O_WRONLY | O_CLOEXEC, 0, 0, 0));
+	if (!is_proc(fd))
+		fail(s, -EBADMSG);
+	write_all(s, fd, p->apparmor, length(p->apparmor));
 	call(sys_close, fd, 0, 0, 0, 0, 0);
 }
 
@@ -775,6 +791,7 @@ static int start(volatile struct state *s, const struct plan *p)
 	if (p->mode == MODE_JOIN) {
 		strings = prepare_command(s, p, &pointers);
 		set_oom_score(s, p);
+		set_apparmor(s, p);
 		join_namespaces(s, p);
 	} else {
 		join(s, p);

@@ -181,7 +181,7 @@ func newLab(t *testing.T) *lab {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	if why := UnableHere(); why != "" {
+	if why := UnableToStart(); why != "" {
 		t.Skip(why)
 	}
 	l := &lab{T: t, dir: t.TempDir(), parent: fmt.Sprintf("/cribox-place-%d", os.Getpid())}

@@ -44,6 +44,7 @@ type plan struct {
 	Args, Envs, Names, NoNewPrivileges                   uint32
 	Bounding, Effective, Permitted, Inheritable, Ambient uint64
 	Folder                                               [maxRoot + 1]byte
+	AppArmor                                             [maxProfile + 1]byte
 	FilterFlags, Instructions                            uint32
 	Filter                                               [maxInstructions]uint64
 }
@@ -81,6 +82,7 @@ const (
 	maxWords, maxText                = 8, 1024
 	maxSysctlName, maxSysctlValue    = 150, 351
 	maxInstructions, maxJoins        = 4096, 8
+	maxProfile                       = 511 // "exec NAME" of AppArmor
 )
 
 const modeStart, modeTake, modeJoin = 1, 2, 3
@@ -97,7 +99,7 @@ var stepNames = []string{
 	"go to the working folder",
 	"close descriptors", "load the seccomp filter", "execute", "write the pid file", "trace the process",
 	"read the seccomp filter", "map the strings", "join the namespaces", "give the streams to the user",
-	"look for the command",
+	"look for the command", "take the AppArmor profile",
 }
 
 var cloneFlags = map[specs.LinuxNamespaceType]uint64{

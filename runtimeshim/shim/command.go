@@ -65,11 +65,8 @@ func (e *execution) place(
 // placeable returns the command, and why place cannot execute it.
 func (e *execution) placeable() (*place.Container, place.Command, string) {
 	var cmd place.Command
-	if e.body.Terminal || e.t.rec.Terminal || e.t.rec.Systemd || e.body.Runtime != e.t.rec.Runtime {
-		return nil, cmd, "a terminal, the systemd driver or another runtime"
-	}
-	if why := place.UnableHere(); why != "" {
-		return nil, cmd, why
+	if e.body.Terminal || e.t.rec.Terminal || e.body.Runtime != e.t.rec.Runtime {
+		return nil, cmd, "a terminal or another runtime"
 	}
 	c, why := e.container()
 	if why != "" {

@@ -55,7 +55,7 @@ func (s *starter) placeable(t *task) (*specs.Spec, string) {
 	if !t.rec.Native || !t.rec.Keeper || t.rec.Systemd || t.rec.Stdin || t.rec.Terminal {
 		return nil, ""
 	}
-	if why := place.UnableHere(); why != "" {
+	if why := place.UnableToStart(); why != "" {
 		return nil, why
 	}
 	raw, err := os.ReadFile(t.dir.Config())
@@ -110,7 +110,7 @@ func (s *starter) unplace(ctx context.Context, t *task) error {
 
 // wantFilter notes the seccomp profile of a container in which commands will be executed.
 func (s *starter) wantFilter(t *task) {
-	if !t.rec.NativeExec || t.rec.Keeper || place.UnableHere() != "" {
+	if !t.rec.NativeExec || t.rec.Keeper {
 		return
 	}
 	raw, err := os.ReadFile(t.dir.Config())
