@@ -103,7 +103,7 @@ const (
 func Default() Config {
 	return Config{
 		Listen: "unix:///run/cribox/cribox.sock", Root: "/var/lib/cribox", State: "/run/cribox",
-		LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: DriverAuto, Pause: Native, Exec: ByRuntime,
+		LogLevel: "info", DefaultRuntime: "runc", CgroupDriver: DriverAuto, Pause: Native, Exec: Native,
 		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		Images: Images{
 			RegistryConfig: "/etc/cribox/certs.d", Credentials: "/etc/cribox/credentials.json",

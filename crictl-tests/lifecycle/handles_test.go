@@ -46,7 +46,7 @@ func hangingRuntime(t *testing.T) (path, begun string) {
 func TestUpgradeKeepsTheShim(t *testing.T) {
 	t.Parallel()
 	runtime, begun := hangingRuntime(t)
-	d := harness.NewDaemon(t, harness.WithConfig(fmt.Sprintf("[runtimes.hangs]\npath = %q\n", runtime)))
+	d := harness.NewDaemon(t, harness.WithTop(`exec = "runtime"`), harness.WithConfig(fmt.Sprintf("[runtimes.hangs]\npath = %q\n", runtime)))
 	shim, logger := d.WaitRole("shim", 0), d.WaitRole("logger", 0)
 	bystander := d.RunPod().Run(harness.Idle())
 	d.Kill()
