@@ -153,12 +153,13 @@ dead_mirror() {
 	kill -STOP "$fixture"
 	cribox image pull docker.io/library/web:1 >"$hour/pull.out" 2>&1 &
 	local pull=$!
-	within 60 waits docker.io/library/web:1 || die "the pull is not listed"
+	within 60 waits "waiting for http://$registry" || die "the pull is not listed with the mirror"
 	shows cribox image pulls
 	shows cribox why docker.io/library/web:1
 	says 'IS AT IT'
 	within 60 logged 'a step takes long' || die "the log does not name the step that hangs"
 	shows grep -m 1 'a step takes long' "$hour/daemon.log"
+	says "waiting for http://$registry"
 	note "the mirror is back, and the pull goes on by itself:"
 	kill -CONT "$fixture"
 	wait "$pull" || die "the pull has failed: $(cat "$hour/pull.out")"

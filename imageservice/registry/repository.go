@@ -49,6 +49,7 @@ import (
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/keyring"
 	"github.com/cribox/cribox/imageservice/progress"
+	"github.com/cribox/cribox/internal/activity"
 	"github.com/cribox/cribox/internal/telemetry"
 )
 
@@ -261,7 +262,16 @@ func (r *Repository) ask(ctx context.Context, h *Host, q Request, patient bool) 
 	if err != nil {
 		return nil, err
 	}
-	resp, err := r.tryOften(ctx, h, q, patient)
+	var resp *Reply
+	try := func(ctx context.Context) (err error) {
+		resp, err = r.tryOften(ctx, h, q, patient)
+		return err
+	}
+	if q.Kind == "manifests" && len(r.hosts) > 1 { // of several hosts, one may hang
+		err = activity.Do(ctx, "waiting for "+h.origin(), try)
+	} else {
+		err = try(ctx)
+	}
 	if err != nil {
 		leave()
 		return nil, err
