@@ -57,7 +57,7 @@ restart_daemon() {
 # start_fixture starts a registry with test images. Its address is then $registry.
 start_fixture() {
 	rm -f "$hour/fixture.ready"
-	setsid "$programs/fixture" serve --addr "127.0.0.1:${1:-0}" --ready-file "$hour/fixture.ready" >>"$hour/fixture.log" 2>&1 </dev/null &
+	setsid "$programs/fixture" serve --addr 127.0.0.1:0 --ready-file "$hour/fixture.ready" >>"$hour/fixture.log" 2>&1 </dev/null &
 	fixture=$!
 	within 120 test -e "$hour/fixture.ready" || { show_log "$hour/fixture.log" && die "the registry did not start"; }
 	registry=$(sed -n '1s|/.*||p' "$hour/fixture.ready")
@@ -144,12 +144,14 @@ without_a_registry() {
 listed() { cribox image ls | grep -q "$1"; }
 
 dead_mirror() {
+	mirror 127.0.0.1:2
 	note "nobody listens at the address of the mirror:"
 	fails timeout 120 "$programs/crictl" --config "$hour/etc/crictl.yaml" pull docker.io/library/web:1
 	says RegistryUnavailable
-	says "$registry"
+	says http://127.0.0.1:2
 	note "somebody listens there and does not answer. Who waits for an image asks:"
-	start_fixture "${registry##*:}"
+	start_fixture
+	mirror "$registry"
 	kill -STOP "$fixture"
 	cribox image pull docker.io/library/web:1 >"$hour/pull.out" 2>&1 &
 	local pull=$!
@@ -157,9 +159,9 @@ dead_mirror() {
 	shows cribox image pulls
 	shows cribox why docker.io/library/web:1
 	says 'IS AT IT'
-	within 60 logged 'a step takes long' || die "the log does not name the step that hangs"
-	shows grep -m 1 'a step takes long' "$hour/daemon.log"
-	says "waiting for http://$registry"
+	local line="a step takes long.*waiting for http://$registry"
+	within 60 grep -q "$line" "$hour/daemon.log" || die "the log does not name the mirror that hangs"
+	shows grep -m 1 "$line" "$hour/daemon.log"
 	note "the mirror is back, and the pull goes on by itself:"
 	kill -CONT "$fixture"
 	wait "$pull" || die "the pull has failed: $(cat "$hour/pull.out")"
@@ -168,7 +170,6 @@ dead_mirror() {
 }
 
 waits() { cribox image pulls | grep -q "$1"; }
-logged() { grep -q "$1" "$hour/daemon.log"; }
 
 full_disk() {
 	head -c 200M /dev/zero >"$root/somebodys-file" 2>/dev/null || true

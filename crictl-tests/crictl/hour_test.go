@@ -18,7 +18,7 @@ import (
 func TestHour(t *testing.T) {
 	t.Parallel()
 	d := harness.PrepareDaemon(t) // for its folder and its network; the script starts the daemon of the package
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	programs, err := filepath.Abs(harness.BinFolder)
 	d.Must(err)
