@@ -95,7 +95,8 @@ func TestUserNamespacesAreOffered(t *testing.T) {
 	}
 }
 
-// TestCrunFigures: crun with systemd keeps limits and processes in a cgroup inside the scope.
+// TestCrunFigures: crun with systemd keeps limits and processes in a cgroup inside the scope. Figures
+// are complete with it and with runc: what is left of the memory, pressure, processes.
 func TestCrunFigures(t *testing.T) {
 	notInSmoke(t)
 	for _, s := range []setup{{"systemd", "runc"}, {"systemd", "crun"}} {
@@ -106,6 +107,9 @@ func TestCrunFigures(t *testing.T) {
 			got := must(t, fmt.Sprintf("crictl stats -o json --id %s | tr -d ' \n'", id))
 			if !strings.Contains(got, `"availableBytes":{"value":"6`) {
 				t.Errorf("of 64 MiB the memory that is left is not told: %s", got)
+			}
+			if n := strings.Count(got, `"psi":{`); n != 3 {
+				t.Errorf("the pressure of %d resources is told, want processor, memory and disk: %s", n, got)
 			}
 			out := must(t, "crictl metricsp | tr -d ' \n'")
 			if !strings.Contains(out, "container_processes") {
