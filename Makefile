@@ -88,6 +88,9 @@ test: test-unit test-crictl ## unit tests and crictl-tests (as root)
 test-unit: tools test-keyless ## unit tests, with the race detector
 	@hack/timed.sh "unit tests" env CRIBOX_BIN=$(BIN) CGO_ENABLED=1 go test -race -timeout 20m ./...
 
+test-arm64: ## pause and place built for arm64, and unit tests as programs of arm64 under qemu-aarch64 (as root)
+	@hack/arm64.sh
+
 FUZZTIME ?= 6s
 fuzz: ## every fuzz target for FUZZTIME (6s)
 	@hack/fuzz.sh $(FUZZTIME)
@@ -148,6 +151,6 @@ clean: ## remove bin/ (run `make stop` first)
 	rm -rf $(BIN)
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop hour kube-up kube-down vm vm-shell test-vm test-vm-kube test-vm-kernel test-vm-selinux vm-smoke tools build keyless keyless-fixture test-keyless build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help
+.PHONY: run stop hour kube-up kube-down vm vm-shell test-vm test-vm-kube test-vm-kernel test-vm-selinux test-arm64 vm-smoke tools build keyless keyless-fixture test-keyless build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help

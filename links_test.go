@@ -12,7 +12,7 @@ import (
 var (
 	link    = regexp.MustCompile(`\]\(([^):#]*)(#[^)]*)?\)`)
 	heading = regexp.MustCompile(`(?m)^#+ (.+)$`)
-	target  = regexp.MustCompile("(?m)(?:^    |`)make ([a-z][a-z-]*)")
+	target  = regexp.MustCompile("(?m)(?:^    |`)make ([a-z][a-z0-9-]*)")
 )
 
 // TestLinks: what the documentation links to is there, heads of paragraphs too, and what it makes is
