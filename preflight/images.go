@@ -13,7 +13,7 @@ func lookImages(_ context.Context, c config.Config) (all []Finding) {
 	present, problems := imageservice.CheckCredentials(c.Images.Credentials, c.Images.HelpersDir)
 	for _, err := range problems {
 		all = append(all, Finding{What: "credentials of the node: " + err.Error(),
-			Remedy: "correct it: the file has docker's format, mode 0600, and helpers lie in images.credential_helpers_dir or PATH"})
+			Remedy: "correct it: docker's format, mode 0600, and helpers in images.credential_helpers_dir or PATH"})
 	}
 	if present && len(problems) == 0 {
 		all = append(all, Finding{What: "credentials of the node in " + c.Images.Credentials})
