@@ -18,11 +18,11 @@ import (
 	"github.com/cribox/cribox/config"
 )
 
-// BenchmarkMonitoring measures what metrics and traces cost at 250 pods. Three daemons take turns at
-// what a kubelet asks in a minute: one as it is by default, one with metrics that are scraped every 15
-// seconds, and one that also traces every request. Each has a column with its processor time for that
-// minute, and the last two the ratio to the first. The collector of the traces is in this process, and
-// is counted as theirs.
+// BenchmarkMonitoring measures what metrics and traces cost at 250 pods. Three daemons take
+// turns at what a kubelet asks in a minute: one as it is by default, one with metrics that are
+// scraped every 15 seconds, and one that also traces every request. Each has a column with its
+// processor time for that minute, and the last two the ratio to the first. The collector of the
+// traces is in this process, and is counted as theirs.
 func BenchmarkMonitoring(b *testing.B) {
 	var scrape, scrapeTraced string
 	plain := newNode(b)
@@ -68,8 +68,8 @@ func BenchmarkMonitoring(b *testing.B) {
 	}
 }
 
-// minute asks what a kubelet asks in a minute: lists each second, stats every ten, and once the status
-// of everything. Every 15 seconds somebody reads the metrics, if they are to be had.
+// minute asks what a kubelet asks in a minute: lists each second, stats every ten, and once the
+// status of everything. Every 15 seconds somebody reads the metrics, if they are to be had.
 func (n *node) minute(b *testing.B, pods, containers []string, metrics string) {
 	for second := range 60 {
 		n.ask(b, "ListPodSandbox", &runtimeapi.ListPodSandboxRequest{})

@@ -25,8 +25,8 @@ const (
 // ErrVerifier means that the program for signatures without a key gave no answer.
 var ErrVerifier = errors.New("cannot verify signatures without a key")
 
-// Identity is who may sign without a key: an issuer of identities and a subject, which is the address
-// of a person or the URL of a workflow. A regexp has to match all of the value.
+// Identity is who may sign without a key: an issuer of identities and a subject, which is the
+// address of a person or the URL of a workflow. A regexp has to match all of the value.
 type Identity struct {
 	Issuer        string `toml:"issuer" json:"issuer"`
 	IssuerRegexp  string `toml:"issuer_regexp" json:"issuer_regexp"`

@@ -18,7 +18,8 @@ import (
 
 const maxKeyFile = 64 << 10
 
-// load reads the keys or the trusted root of a rule. A relative path begins at the folder of the policy.
+// load reads the keys or the trusted root of a rule. A relative path begins at the folder of
+// the policy.
 func (r *Rule) load(folder string) error {
 	if r.Require == keyless {
 		return r.loadRoot(folder)
