@@ -18,6 +18,7 @@ var (
 	execTime     = &figure{text: "`exec` of `true`", unit: "ms"}
 	execCPU      = &figure{text: "processor time of that", unit: "ms"}
 	execRate     = &figure{text: "`exec` of `true`, 10 at a time", unit: "per s", more: true}
+	probeCPU     = &figure{text: "20 probes a second with `exec`, over all pods: share of a processor", unit: "%"}
 	restart      = &figure{text: "`kill -9` of the daemon and start, until it lists its pods", unit: "ms"}
 	memoryIdle   = &figure{text: "memory of the runtime without pods", unit: "MiB"}
 	memoryFirst  = &figure{text: "memory of helpers (shim, logger), with one pod", unit: "MiB"}
@@ -41,7 +42,7 @@ var (
 
 // rows is the order of the table.
 var rows = []*figure{
-	podStart, podDown, startRate, downRate, podCPU, podPrograms, execTime, execCPU, execRate,
+	podStart, podDown, startRate, downRate, podCPU, podPrograms, execTime, execCPU, execRate, probeCPU,
 	memoryIdle, memoryFirst, memoryPod, memoryFull, restart,
 	listPods, listAll, statsOfAll, statsOfPods,
 	pullMany, pullManyCPU, pullBig, pullBigCPU, pullOne, pullOneCPU, removeFiles,

@@ -12,6 +12,9 @@ const (
 	execs      = 20
 	lists      = 40
 	statsCalls = 10
+	probes     = 200
+
+	probesPerSecond = 20
 )
 
 // measure is one round.
@@ -91,6 +94,31 @@ func (r *runtime) measureExec(ctx context.Context, p *pod) error {
 	return err
 }
 
+// measureProbes executes commands at the pace of a kubelet's probes, which do not wait for each other. Where
+// so many are too much for the machine they come later, and what each one costs tells what all would.
+func (r *runtime) measureProbes(ctx context.Context, pods []*pod) error {
+	before, err := r.cpu()
+	if err != nil {
+		return err
+	}
+	pace := time.NewTicker(time.Second / probesPerSecond)
+	defer pace.Stop()
+	all := make([]*pod, probes)
+	for i := range all {
+		all[i] = pods[i%len(pods)]
+	}
+	err = each(ctx, all, func(p *pod, ctx context.Context) error {
+		<-pace.C
+		return p.exec(ctx)
+	})
+	if err != nil {
+		return err
+	}
+	after, err := r.cpu()
+	r.figures.add(probeCPU, 100*(after-before).Seconds()/probes*probesPerSecond)
+	return err
+}
+
 // measureTogether has all pods at once.
 func (r *runtime) measureTogether(ctx context.Context, n int) error {
 	pods := make([]*pod, n)
@@ -106,6 +134,9 @@ func (r *runtime) measureTogether(ctx context.Context, n int) error {
 		return err
 	}
 	if err := r.measureLists(ctx, n); err != nil {
+		return err
+	}
+	if err := r.measureProbes(ctx, pods); err != nil {
 		return err
 	}
 	full, err := r.memoryNow(idle) // after the lists: what starting the pods has left to do is done
