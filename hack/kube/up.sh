@@ -232,6 +232,8 @@ cgroupRoot: $(node_cgroup "$n")
 enforceNodeAllocatable: []
 registerWithTaints: [$(taints "$n")]
 evictionHard: {memory.available: 50Mi}
+# The disk is the host's. A kubelet that finds it full forgets which pods may use which images.
+imageGCHighThresholdPercent: 100
 featureGates: {PodAndContainerStatsFromCRI: true, ContainerStopSignals: true}
 nodeStatusUpdateFrequency: 5s
 $([ "$n" != "$nodes" ] || tidy)
