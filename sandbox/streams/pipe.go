@@ -55,7 +55,7 @@ func (o *outputPipe) read() {
 		if n > 0 {
 			o.sink(chunk[:n])
 		}
-		if n == smallChunk {
+		if n == len(chunk) && n < largeChunk {
 			chunk = make([]byte, largeChunk)
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
