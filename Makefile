@@ -91,6 +91,9 @@ test-unit: tools test-keyless ## unit tests, with the race detector
 test-arm64: ## pause and place built for arm64, and unit tests as programs of arm64 under qemu-aarch64 (as root)
 	@hack/arm64.sh
 
+test-arm64-pod: ## a pod on an emulated machine of arm64, with Debian's kernel; writes its section of docs/vm-results.md (as root)
+	@VERSION=$(VERSION) hack/arm64/pod.sh
+
 FUZZTIME ?= 6s
 fuzz: ## every fuzz target for FUZZTIME (6s)
 	@hack/fuzz.sh $(FUZZTIME)
@@ -153,4 +156,4 @@ clean: ## remove bin/ (run `make stop` first)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-.PHONY: run stop hour kube-up kube-down vm vm-shell test-vm test-vm-kube test-vm-kernel test-vm-selinux test-arm64 vm-smoke tools build keyless keyless-fixture test-keyless build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help
+.PHONY: run stop hour kube-up kube-down vm vm-shell test-vm test-vm-kube test-vm-kernel test-vm-selinux test-arm64 test-arm64-pod vm-smoke tools build keyless keyless-fixture test-keyless build-steps test test-unit fuzz test-crictl test-kube critest bench compare lint image packages release test-packages clean help

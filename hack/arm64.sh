@@ -9,6 +9,8 @@
 set -euo pipefail
 # shellcheck source=hack/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=hack/apt.sh
+. "$top/hack/apt.sh"
 
 qemu=/usr/bin/qemu-aarch64
 packages=(./cni/bridge ./cni/lease ./cni/ledger ./config ./imageservice/imageref ./imageservice/keyring
@@ -25,15 +27,6 @@ without+='|^TestSEC82(InsideACommand|FalseProc|OldestFilter)$|^TestSEC80(InsideA
 without+='|^Test(CommandInPath|FailuresNameTheStep|Take|TakeGivesSignalsBack)$'
 without+='|FromInside$|^Test(PauseFromOutside|ExecEqualsContainer)$'
 without+='|^Test(Remove|RemoveOutside|Trash|RelabelDeep)$'
-
-ensure_packages() {
-	local missing=()
-	[ -x "$qemu" ] || missing+=(qemu-user)
-	command -v aarch64-linux-gnu-gcc >/dev/null || missing+=(gcc-aarch64-linux-gnu)
-	[ ${#missing[@]} -gt 0 ] || return 0
-	timed "installing Debian packages: ${missing[*]}" quietly env DEBIAN_FRONTEND=noninteractive \
-		apt-get -y -q --no-install-recommends -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 install "${missing[@]}"
-}
 
 # programs builds pause and place, and compares them with the files that cribox carries.
 programs() {
@@ -80,6 +73,6 @@ if [ "${1:-}" = --inside ]; then
 	exit
 fi
 need_root "make test-arm64"
-ensure_packages
+ensure_packages qemu-user gcc-aarch64-linux-gnu
 timed "building pause and place" programs
 timed "unit tests as programs of arm64" outside "$@"

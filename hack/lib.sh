@@ -65,3 +65,11 @@ patiently() {
 	done
 	"$@"
 }
+
+# replace_section PAGE TITLE puts what it reads in the place of that section of the page, or at its end.
+replace_section() {
+	local new
+	new=$(cat)
+	{ awk -v title="## $2" '/^## / { skip = $0 == title } !skip' "$1" && printf '\n%s\n' "$new"; } | cat -s >"$1.new"
+	mv "$1.new" "$1"
+}

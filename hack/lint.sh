@@ -13,5 +13,5 @@ for module in . keyless crictl-tests kube-tests vm-tests; do
 done
 cd "$top"
 if command -v shellcheck >/dev/null; then
-	timed "shellcheck" shellcheck -S warning -x -P SCRIPTDIR hack/*.sh hack/kube/*.sh hack/vm/*.sh .ci/run
+	timed "shellcheck" shellcheck -S warning -x -P SCRIPTDIR hack/*.sh hack/arm64/*.sh hack/kube/*.sh hack/vm/*.sh .ci/run
 fi

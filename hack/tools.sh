@@ -7,11 +7,14 @@
 #   tools.sh kube       and what a Kubernetes cluster needs besides
 #   tools.sh containerd and bin/containerd/*
 #   tools.sh lint       bin/golangci-lint only
+#   tools.sh arm64      bin/arm64/{runc,cni,crictl,critest} only; arm64/debian.sh has run before
 set -euo pipefail
 # shellcheck source=hack/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=hack/versions.env
 . "$top/hack/versions.env"
+# shellcheck source=hack/apt.sh
+. "$top/hack/apt.sh"
 
 packages=(
 	ca-certificates                           # Go's module downloads
@@ -26,33 +29,6 @@ kube_packages=(
 	conntrack # kube-proxy forgets connections with it
 	bsdutils  # script, which gives kubectl a terminal
 )
-
-installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
-
-apt_install() {
-	DEBIAN_FRONTEND=noninteractive quietly apt-get -y -q --no-install-recommends \
-		-o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 install "$@"
-}
-
-apt_update_and_install() {
-	note "package lists are missing or old: apt-get update"
-	quietly apt-get -q -o Acquire::Retries=3 update || note "apt-get update was not complete; trying with what it has"
-	apt_install "$@"
-}
-
-ensure_packages() {
-	local missing=() p
-	if ! command -v dpkg-query >/dev/null; then
-		note "not a Debian system: please provide what these packages hold: ${packages[*]}"
-		return
-	fi
-	for p in "${packages[@]}"; do installed "$p" || missing+=("$p"); done
-	[ ${#missing[@]} -gt 0 ] || return 0
-	[ "$(id -u)" -eq 0 ] || die "packages are missing; as root: apt-get install ${missing[*]}"
-	timed "installing Debian packages: ${missing[*]}" install_missing "${missing[@]}"
-}
-
-install_missing() { apt_install "$@" 2>/dev/null || apt_update_and_install "$@"; }
 
 # source_of MODULE VERSION SUM DIR puts a writable copy of the module into DIR.
 # A copy, because a module with a main package of its own is built with its own
@@ -185,6 +161,14 @@ ensure() {
 
 in_subshell() { ("$@"); }
 
+# for_arm64 lets every build that follows be one for arm64, in a folder of its own.
+for_arm64() {
+	local debian=$bin/arm64/debian
+	bin=$bin/arm64
+	export GOARCH=arm64 CC=aarch64-linux-gnu-gcc PKG_CONFIG_SYSROOT_DIR=$debian
+	export PKG_CONFIG_LIBDIR=$debian/usr/lib/aarch64-linux-gnu/pkgconfig
+}
+
 # modules fetches what our own modules need.
 modules() {
 	local dir
@@ -192,6 +176,7 @@ modules() {
 }
 
 command -v go >/dev/null || die "Go is not installed or not in PATH; cribox needs Go 1.26 or newer"
+[ "${1:-}" != arm64 ] || for_arm64
 mkdir -p "$bin"
 # Two people, or make -j, may ask at once: the second finds everything done.
 exec 9>"$bin/.lock"
@@ -204,12 +189,15 @@ if [ "${1:-}" = lint ]; then
 	exit
 fi
 [ "${1:-}" != kube ] || packages+=("${kube_packages[@]}")
-ensure_packages
-timed "fetching Go modules" modules
+if [ "${1:-}" != arm64 ]; then
+	ensure_packages "${packages[@]}"
+	timed "fetching Go modules" modules
+fi
 ensure runc "$RUNC_VERSION static seccomp"
 ensure cni "$CNI_VERSION $CNI_PLUGINS"
 ensure crictl "$CRICTL_VERSION"
 ensure critest "$CRICTL_VERSION"
+[ "${1:-}" != arm64 ] || exit 0
 ensure ginkgo "of critest $CRICTL_VERSION"
 ! command -v apt-get >/dev/null || ensure prometheus "of Debian"
 if [ "${1:-}" = kube ]; then

@@ -7,6 +7,8 @@
 set -euo pipefail
 # shellcheck source=hack/vm/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=hack/apt.sh
+. "$top/hack/apt.sh"
 
 suite=bookworm
 kernel_package=linux-image-cloud-amd64
@@ -32,35 +34,10 @@ selinux) guest_packages+=(selinux-policy-default selinux-utils policycoreutils a
 *) guest_packages+=(apparmor) ;;
 esac
 
-missing_packages() {
-	local p
-	for p in "${host_packages[@]}"; do
-		[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || echo "$p"
-	done
-}
-
-apt() { DEBIAN_FRONTEND=noninteractive quietly apt-get -y -q --no-install-recommends -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 "$@"; }
-
-install_missing() { apt install "$@" 2>/dev/null || { apt update && apt install "$@"; }; }
-
-ensure_packages() {
-	local missing
-	mapfile -t missing < <(missing_packages)
-	[ ${#missing[@]} -gt 0 ] || return 0
-	timed "installing Debian packages: ${missing[*]}" install_missing "${missing[@]}"
-}
-
-# mirror prints where this machine gets the suite from. One that is no Debian 12 asks Debian itself.
-mirror() {
-	local site
-	site=$(apt-get indextargets --format '$(CODENAME) $(SITE)' | awk -v suite="$suite" '$1 == suite { print $2; exit }')
-	echo "${site:-http://deb.debian.org/debian}"
-}
-
 # bootstrap TREE installs Debian into it. In a mount namespace of its own, so that no mount stays.
 bootstrap() {
 	local from include=("${guest_packages[@]}")
-	from=$(mirror)
+	from=$(mirror "$suite")
 	[ "$kernel" = backports ] || include+=("$kernel_package")
 	quietly unshare --mount --propagation private debootstrap --variant=minbase \
 		--keyring=/usr/share/keyrings/debian-archive-keyring.gpg \
@@ -134,7 +111,7 @@ fi
 need_root "make vm"
 [[ $kernel =~ ^(|backports)$ ]] || die "KERNEL=$kernel: want backports, or nothing for Debian's own"
 [[ $lsm =~ ^(|selinux)$ ]] || die "LSM=$lsm: want selinux, or nothing for AppArmor"
-ensure_packages
+ensure_packages "${host_packages[@]}"
 stamp=$bin/.stamps/${image##*/}
 recipe=("$top/hack/vm/image.sh")
 [ "$lsm" != selinux ] || recipe+=("$top/hack/vm/selinux.sh" "$top"/dist/selinux/cribox.*)

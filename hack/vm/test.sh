@@ -94,11 +94,11 @@ publish() {
 	local page=$top/docs/vm-results.md new
 	new=$(results "$1")
 	if [ -n "$title" ]; then
-		{ awk -v title="## $title" '/^## / { skip = $0 == title } !skip' "$page" && printf '\n%s\n' "$new"; } | cat -s >"$page.new"
+		replace_section "$page" "$title" <<<"$new"
 	else
 		{ printf '%s\n\n' "$new" && sed -n '/^## /,$p' "$page"; } >"$page.new"
+		mv "$page.new" "$page"
 	fi
-	mv "$page.new" "$page"
 }
 
 trap 'finish $?' EXIT
