@@ -1,7 +1,10 @@
 package harness
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -44,10 +47,20 @@ func ControllerIsUsed(name string) bool {
 	return name != "" && name != "unified" && !strings.Contains(name, "systemd")
 }
 
+// SystemdRuns reports whether systemd is the host's first process. A daemon whose test says nothing
+// else then leaves the making of cgroups to it.
+func SystemdRuns() bool {
+	_, err := os.Lstat("/run/systemd/system")
+	return err == nil
+}
+
 // MakeCgroup makes what a kubelet makes for a pod, in every hierarchy, to be removed at the end of
-// the test.
+// the test. It returns its path in the hierarchies; with systemd that is a slice.
 func (d *Daemon) MakeCgroup() string {
 	d.Helper()
+	if SystemdRuns() {
+		return d.makeSlice()
+	}
 	name := "/cribox-tests-" + filepath.Base(d.Dir)
 	for _, folder := range Hierarchies(d) {
 		path := filepath.Join(folder, name)
@@ -57,6 +70,58 @@ func (d *Daemon) MakeCgroup() string {
 		CopyParentCgroup(d, path, "cpuset.mems")
 	}
 	return name
+}
+
+// makeSlice has systemd make a slice, with all controllers that a kubelet asks for.
+func (d *Daemon) makeSlice() string {
+	d.Helper()
+	name := "cribox_tests_" + strings.ReplaceAll(filepath.Base(d.Dir), "-", "_") + ".slice"
+	const manager = "org.freedesktop.systemd1"
+	out, err := exec.Command("busctl", "call", manager, "/org/freedesktop/systemd1", manager+".Manager",
+		"StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", "4", "CPUWeight", "t", "100", "MemoryAccounting", "b", "true",
+		"TasksAccounting", "b", "true", "IOAccounting", "b", "true", "0").CombinedOutput()
+	if err != nil {
+		d.Fatalf("make %s: %v\n%s", name, err, out)
+	}
+	for _, folder := range Hierarchies(d) {
+		path := filepath.Join(folder, name)
+		Eventually(d, "systemd to make "+path, func() error {
+			_, err := os.Stat(path)
+			return err
+		})
+		d.Cgroups = append(d.Cgroups, path)
+	}
+	return "/" + name
+}
+
+// LimitProcesses says how many processes there may be in what MakeCgroup has made.
+func (d *Daemon) LimitProcesses(parent string, most int) {
+	d.Helper()
+	if SystemdRuns() { // which would soon replace what is written into the file
+		out, err := exec.Command("systemctl", "set-property", "--runtime", filepath.Base(parent), fmt.Sprintf("TasksMax=%d", most)).CombinedOutput()
+		if err != nil {
+			d.Fatalf("limit the processes of %s: %v\n%s", parent, err, out)
+		}
+		return
+	}
+	for _, path := range d.Cgroups {
+		file := filepath.Join(path, "pids.max")
+		if _, err := os.Stat(file); err == nil {
+			d.Must(os.WriteFile(file, fmt.Append(nil, most), 0))
+		}
+	}
+}
+
+// removeCgroups removes what MakeCgroup has made.
+func (d *Daemon) removeCgroups() error {
+	if len(d.Cgroups) > 0 && SystemdRuns() {
+		return exec.Command("systemctl", "stop", filepath.Base(d.Cgroups[0])).Run()
+	}
+	var err error
+	for _, path := range d.Cgroups {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
 }
 
 // CopyParentCgroup gives a new cpuset what it needs before anything may live in it.

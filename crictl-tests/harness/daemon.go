@@ -273,12 +273,13 @@ func (d *Daemon) Heal() {
 }
 
 // Ledger counts what there is when nothing is about to become something else: runc says that a
-// container runs a moment before its init is the program.
+// container runs a moment before its init is the program, and a program that has ended is a zombie
+// until it has been waited for.
 func (d *Daemon) Ledger() (l ledger.Ledger) {
 	d.Helper()
 	_ = Within(ledgerPatience, func() error {
 		l = d.ledgerNow()
-		return Unless(!slices.Contains(l[ledger.Processes], "runc init"), "a container is about to begin")
+		return Unless(!slices.Contains(l[ledger.Processes], "runc init") && !slices.Contains(l[ledger.Processes], "zombie"), "a process is about to begin or to go")
 	})
 	return l
 }
@@ -423,10 +424,8 @@ func (d *Daemon) clear() {
 		})
 	}
 	sweepHost(d)
-	for _, path := range d.Cgroups {
-		if err := os.Remove(path); err != nil {
-			d.Errorf("remove the kubelet's cgroup: %v", err)
-		}
+	if err := d.removeCgroups(); err != nil {
+		d.Errorf("remove the kubelet's cgroup: %v", err)
 	}
 	if err := os.RemoveAll(d.Dir); err != nil {
 		d.Errorf("remove the test's folder: %v", err)

@@ -154,6 +154,18 @@ func unmountBelow(dir string) {
 	}
 }
 
+// ExitsAreKept reports whether the kernel says of a process how it ended, after nobody was there to see it: Linux 6.15 does, to who has
+// its pidfd. Before it, containers that end while there is no shim have the reason Unknown.
+func ExitsAreKept() bool {
+	var name unix.Utsname
+	var major, minor int
+	if unix.Uname(&name) != nil {
+		return false
+	}
+	_, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor)
+	return err == nil && (major > 6 || major == 6 && minor >= 15)
+}
+
 // Alive reports whether a process exists and is not a zombie.
 func Alive(pid int) bool {
 	p, err := ledger.Look(pid)

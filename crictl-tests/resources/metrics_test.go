@@ -125,6 +125,7 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("a port where nobody listens: %v", err)
 	}
 	p.Create(harness.Idle()) // which has no metrics
+	faults := pageFaults(c)
 	all := metrics(d)
 	if len(all) != 1 || all[0].PodSandboxId != p.ID || len(all[0].ContainerMetrics) != 1 || all[0].ContainerMetrics[0].ContainerId != c.ID {
 		t.Fatalf("metrics of %v", all)
@@ -167,7 +168,7 @@ func TestMetrics(t *testing.T) {
 	for key, least := range map[string]uint64{
 		of("container_memory_rss"):               20000000,
 		of("container_memory_working_set_bytes"): 20000000,
-		of("container_memory_failures_total", `failure_type="pgfault"`, `scope="container"`): 20000000 / 4096,
+		of("container_memory_failures_total", `failure_type="pgfault"`, `scope="container"`): faults,
 		of("container_cpu_cfs_periods_total"):                                                1,
 		of("container_ulimits_soft", `ulimit="max_open_files"`):                              1,
 		of("container_last_seen"):                                                            uint64(time.Now().Add(-time.Minute).Unix()),

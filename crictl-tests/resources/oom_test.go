@@ -61,7 +61,8 @@ func TestOOMKillOfExec(t *testing.T) {
 			continue
 		}
 		end(c)
-		if s := c.WaitExit(); s.ExitCode != 137 || s.Reason != "Error" {
+		blind := name == "stopped, the shim died before" && !harness.ExitsAreKept()
+		if s := c.WaitExit(); (s.ExitCode != 137 || s.Reason != "Error") && !(blind && s.Reason == "Unknown") {
 			t.Errorf("%s: exit code %d, reason %q, want 137 and Error", name, s.ExitCode, s.Reason)
 		}
 		if name == "its pod stopped" {
@@ -79,7 +80,7 @@ func TestOOMKillOfExec(t *testing.T) {
 	}
 }
 
-// TestOOMKilledUnwatched: nobody was there to see it, and the reason is told all the same.
+// TestOOMKilledUnwatched: nobody was there to see it, and the reason is told all the same, if the kernel keeps it.
 func TestOOMKilledUnwatched(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t)
@@ -100,7 +101,8 @@ func TestOOMKilledUnwatched(t *testing.T) {
 			return harness.Unless(err != nil || now.State == 'Z', "process %d runs", pid)
 		})
 		d.Start()
-		if s := c.WaitExit(); s.ExitCode != 137 || s.Reason != "OOMKilled" {
+		blind := name == "daemon and shim" && !harness.ExitsAreKept()
+		if s := c.WaitExit(); (s.ExitCode != 137 || s.Reason != "OOMKilled") && !(blind && s.Reason == "Unknown") {
 			t.Errorf("%s dead: exit code %d, reason %q", name, s.ExitCode, s.Reason)
 		}
 	}

@@ -201,7 +201,7 @@ func TestUpdateRefused(t *testing.T) {
 		v1          bool // version 2 takes it, and gives what the parent has
 		r           limits
 	}{
-		{"memory below use", "memory limit", false, &cri.LinuxContainerResources{CpuShares: 2048, MemoryLimitInBytes: 16 << 20, OomScoreAdj: 500}},
+		{"memory below use", "memory", false, &cri.LinuxContainerResources{CpuShares: 2048, MemoryLimitInBytes: 16 << 20, OomScoreAdj: 500}},
 		{"quota above the parent's", "quota", true, &cri.LinuxContainerResources{CpuShares: 2048, MemoryLimitInBytes: 256 << 20, CpuQuota: 90000}},
 		{"quota above the parent's by period", "cfs", true, &cri.LinuxContainerResources{CpuShares: 2048, CpuPeriod: 10000}},
 		{"unified without version 2", "unified", true, &cri.LinuxContainerResources{CpuShares: 2048, Unified: map[string]string{"memory.high": "max"}}},

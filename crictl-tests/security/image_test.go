@@ -453,8 +453,9 @@ func TestSEC19Masks(t *testing.T) {
 		if _, err := os.Lstat(path); err != nil {
 			continue // not with this kernel
 		}
-		if got := c.Exec("sh", "-c", "if [ -d "+path+" ]; then ls -A "+path+"; else head -c 100 "+path+"; fi"); got != "" {
-			t.Errorf("%s shows %q", path, got)
+		// Where there is AppArmor, the profile denies to read some at all.
+		if got := c.MayFail("sh", "-c", "if [ -d "+path+" ]; then ls -A "+path+"; else head -c 100 "+path+"; fi"); got.Stdout != "" {
+			t.Errorf("%s shows %q", path, got.Stdout)
 		}
 	}
 	for _, path := range harness.ReadonlyPaths {
@@ -486,11 +487,7 @@ func TestSEC20UserNamespace(t *testing.T) {
 func wantBelowItsCgroup(d *harness.Daemon, most int, options ...harness.PodOption) {
 	d.Helper()
 	parent := d.MakeCgroup()
-	for _, folder := range harness.Hierarchies(d) {
-		if _, err := os.Stat(filepath.Join(folder, parent, "pids.max")); err == nil {
-			d.Must(os.WriteFile(filepath.Join(folder, parent, "pids.max"), fmt.Append(nil, most), 0))
-		}
-	}
+	d.LimitProcesses(parent, most)
 	p := d.RunPod(append(options, func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = parent })...)
 	c := p.Run(harness.Idle())
 	lines := harness.HostFile(d, fmt.Sprintf("/proc/%d/cgroup", c.PID())) + harness.HostFile(d, fmt.Sprintf("/proc/%d/cgroup", p.PausePID()))
