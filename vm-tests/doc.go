@@ -3,5 +3,6 @@
 // hack/vm/install.sh has put cribox on; `make test-vm` does all of it.
 //
 // The tests come through ssh and use what an administrator has: systemctl, crictl, critest. Those that
-// begin with TestKube use kubectl, and the machine has to be a node: hack/vm/kube.sh.
+// begin with TestKube use kubectl, and the machine has to be a node: hack/vm/kube.sh. TestCrictlTests
+// runs tests of crictl-tests there, the others with -all.
 package vmtests

@@ -2,11 +2,15 @@ package vmtests
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +19,7 @@ import (
 var (
 	smoke = flag.Bool("smoke", false, "only what takes some minutes")
 	few   = flag.Bool("few", false, "of critest only ten specs")
+	all   = flag.Bool("all", false, "of crictl-tests all tests of the packages that run here")
 )
 
 // setup is who makes cgroups, and which program makes containers.
@@ -94,6 +99,35 @@ func mustWithin(t *testing.T, most time.Duration, script string) string {
 		t.Fatalf("on the machine:\n%s\nprinted %q and ended with %v", script, out, err)
 	}
 	return out
+}
+
+// send puts a program on the machine. It is compressed, because encryption is slow there.
+func send(t *testing.T, from, to string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	f, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	cmd := exec.CommandContext(ctx, "../hack/vm/ssh.sh", "mkdir -p "+filepath.Dir(to)+" && gzip -d >"+to+" && chmod 755 "+to)
+	cmd.WaitDelay = 5 * time.Second
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	z, err := gzip.NewWriterLevel(in, gzip.BestSpeed)
+	if err == nil {
+		_, err = io.Copy(z, f)
+		err = errors.Join(err, z.Close(), in.Close())
+	}
+	if err = errors.Join(err, cmd.Wait()); err != nil {
+		t.Fatalf("send %s: %v", from, err)
+	}
 }
 
 func TestMain(m *testing.M) {

@@ -60,7 +60,8 @@ heading() {
 	END
 }
 
-# results prints the page or a section: what ran on what, and how it ended. Specs of critest are counted, and named when they failed.
+# results prints the page or a section: what ran on what, and how it ended. Specs of critest and tests of crictl-tests are counted, and
+# named when they failed.
 results() {
 	local emulated="The processor was emulated, so times are no measure."
 	[ "${KVM:-}" != 1 ] || emulated="The processor's own virtualization was used."
@@ -70,7 +71,7 @@ results() {
 		/^ *--- (PASS|FAIL|SKIP): / {
 			n = split($3, part, "/")
 			result = tolower($2); sub(":", "", result)
-			if (part[1] == "TestCritest" && n > 2) { specs[part[1] "/" part[2] " " result]++; if (result == "fail") failed[++f] = $3; next }
+			if (part[1] ~ /^Test(Critest|CrictlTests)$/ && n > 2) { specs[part[1] "/" part[2] " " result]++; if (result == "fail") failed[++f] = $3; next }
 			if (part[1] == "TestSELinuxCritest" && n > 1) { specs[part[1] " " result]++; if (result == "fail") failed[++f] = $3; next }
 			if (n > 1) parent[part[1]] = 1
 			gsub(/[()]/, "", $4); rows[++r] = $3; how[r] = result; took[r] = $4
@@ -79,11 +80,11 @@ results() {
 			for (i = 1; i <= r; i++) {
 				if (rows[i] in parent) continue
 				more = ""
-				if (rows[i] ~ /^Test(SELinux)?Critest/)
+				if (rows[i] ~ /^Test((SELinux)?Critest|CrictlTests)/)
 					more = sprintf(": %d passed, %d failed, %d left out", specs[rows[i] " pass"], specs[rows[i] " fail"], specs[rows[i] " skip"])
 				printf "| %s | %s%s | %s |\n", rows[i], how[i], more, took[i]
 			}
-			if (f) print "\nSpecs that failed:\n"
+			if (f) print "\nOf these failed:\n"
 			for (i = 1; i <= f; i++) { gsub("_", " ", failed[i]); print "- " failed[i] }
 		}
 	' "$log"
