@@ -22,6 +22,7 @@ packages=(
 	iproute2 iptables nftables kmod           # what the network and its plugins execute
 	busybox-static                            # content of the test images
 	strace                                    # the gate that counts programs and syncs
+	dbus-daemon                               # the bus on which a test plays systemd
 	util-linux                                # critest runs ipcmk
 )
 kube_packages=(
