@@ -38,6 +38,7 @@ var onlyIn = []struct {
 	{"github.com/gorilla/websocket", []string{"server/streaming"}},
 	{"github.com/containernetworking/cni", []string{"cni", "cni/program"}},
 	{"github.com/google/nftables", []string{"cni/nat"}},
+	{"github.com/godbus/dbus", []string{"runtimeshim/systemd"}},
 	{"go.etcd.io/bbolt", []string{"internal/migrate"}},
 	{"github.com/mdlayher/netlink", []string{"cni/nat"}},
 	{"github.com/containerd/containerd/v2/core", []string{"imageservice/registry", "internal/migrate/store_test.go"}},
@@ -46,7 +47,7 @@ var onlyIn = []struct {
 
 // testsMayImport is what the tests of a package may import besides.
 var testsMayImport = map[string][]string{
-	"runtimeshim/client":    {"runtimeshim/shim", "runtimeshim/logger", "runtimeshim/cgroup"}, // they run both
+	"runtimeshim/client":    {"runtimeshim/shim", "runtimeshim/logger", "runtimeshim/cgroup", "runtimeshim/systemd"}, // they run both
 	"sandbox/rootfs":        {"sandbox/store"},
 	"imageservice/layers":   {"imageservice/imagetest"},
 	"imageservice/registry": {"imageservice/imagetest"},

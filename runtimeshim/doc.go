@@ -39,6 +39,7 @@
 //
 // Shim: shim.adopt, shim.adopt.start, shim.start.intent (record written),
 // shim.place.cgroups (a process is about to be started without a runtime),
+// shim.place.scope (systemd has put it into its scope, in which it waits),
 // shim.place.filter (the seccomp filter of an earlier process is known),
 // shim.start.runc (runtime succeeded), shim.start.kept (the pod's keeper socket has
 // the descriptors), shim.start.started, shim.exit.seen,

@@ -14,7 +14,6 @@ import (
 // without pause and the entrypoint.
 const (
 	mostRuntimePrograms = 4 // the program that starts pause; runc, runc init and runc delete for the container
-	mostWhereRuncPauses = 6 // the three of runc, for pause and for the container
 	mostSyncs           = 0
 	mostSyncsForeignCNI = 1 // the line that remembers an ADD of a plugin that is not ours
 )
@@ -54,12 +53,8 @@ func wantCost(d *harness.Daemon, mostSyncs int) {
 	d.Logf("runtime programs: %d %v", len(runtime), runtime)
 	d.Logf("network plugins: %d %v, and what they execute: %d", len(plugins), plugins, len(others))
 	d.Logf("syncs: %d", len(cost.syncs))
-	most := mostRuntimePrograms
-	if harness.OnUnified() {
-		most = mostWhereRuncPauses
-	}
-	if len(runtime) > most {
-		d.Errorf("%d runtime programs for one pod, want at most %d: %v", len(runtime), most, runtime)
+	if len(runtime) > mostRuntimePrograms {
+		d.Errorf("%d runtime programs for one pod, want at most %d: %v", len(runtime), mostRuntimePrograms, runtime)
 	}
 	if len(runtime) == 0 {
 		d.Error("no runtime program was seen at all: the tracer does not see the shim")

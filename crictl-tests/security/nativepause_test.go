@@ -64,9 +64,6 @@ var podKinds = []struct {
 // TestSEC80NativePauseIsRuncs: a pause process that was started without the runtime is, line by line, what runc makes of the same request.
 func TestSEC80NativePauseIsRuncs(t *testing.T) {
 	t.Parallel()
-	if harness.OnUnified() {
-		t.Skip("pause is started natively with cgroups of version 1 only")
-	}
 	byRunc, native := harness.NewDaemon(t, harness.WithTop(`pause = "runtime"`)), harness.NewDaemon(t)
 	file := filepath.Join(native.Dir, "profile.json")
 	native.Must(os.WriteFile(file, []byte(`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}`), 0o600))
@@ -183,7 +180,7 @@ func processPortrait(t *testing.T, p *harness.Pod, pid int, words ...string) map
 	seen["terminal, priority, nice, policy"] = strings.Join([]string{stat[6], stat[17], stat[18], stat[40]}, " ")
 	seen["mountinfo"] = plain(mountsOf(harness.HostFile(t, proc+"mountinfo")))
 	descriptorsOf(t, p, proc, plain, seen)
-	cgroupsOf(t, proc, seen)
+	cgroupsOf(t, proc, plain, seen)
 	filterOf(t, pid, seen)
 	return seen
 }
@@ -269,7 +266,7 @@ func descriptorsOf(t *testing.T, p *harness.Pod, proc string, plain func(string)
 }
 
 // cgroupsOf reads the files of the process's cgroups that say how it is limited.
-func cgroupsOf(t *testing.T, proc string, seen map[string]string) {
+func cgroupsOf(t *testing.T, proc string, plain func(string) string, seen map[string]string) {
 	t.Helper()
 	counts := regexp.MustCompile(`usage|stat|events|failcnt|procs$|tasks$|pressure|current|peak|acct|time|serviced|service_bytes|merged|queued|sectors|threads$`)
 	for line := range strings.Lines(harness.HostFile(t, proc+"cgroup")) {
@@ -297,7 +294,78 @@ func cgroupsOf(t *testing.T, proc string, seen map[string]string) {
 		}
 		raw, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		seen["cgroup "+f[1]+" processes"] = fmt.Sprint(len(strings.Fields(string(raw))))
+		if harness.OnUnified() {
+			seen["device programs"] = devicePrograms(t, dir)
+		}
+		if filepath.Ext(dir) == ".scope" {
+			unitOf(t, filepath.Base(dir), plain, seen)
+		}
 	}
+}
+
+// unitOf is what systemd says of a scope.
+func unitOf(t *testing.T, unit string, plain func(string) string, seen map[string]string) {
+	t.Helper()
+	out, err := exec.Command("systemctl", "show", unit).Output()
+	if err != nil {
+		t.Fatalf("systemctl show %s: %v", unit, err)
+	}
+	// DropInPaths and NeedDaemonReload: runc says some of it in a second request. CollectMode: see package systemd.
+	volatile := regexp.MustCompile(`Timestamp|InvocationID|^(Memory|CPU|IO|IP|Tasks|Effective)\w*(Current|Available|NSec|Bytes|Packets|Operations|Peak)$|^(CollectMode|DropInPaths|NeedDaemonReload|FragmentPath|ControlGroupId)$`)
+	for line := range strings.Lines(string(out)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		if volatile.MatchString(name) {
+			continue
+		}
+		words := strings.Fields(plain(value))
+		slices.Sort(words)
+		seen["unit "+name] += strings.Join(words, " ") + "\n"
+	}
+}
+
+// devicePrograms names the programs that decide about the devices of a cgroup of version 2 by the kernel's hashes of them.
+func devicePrograms(t *testing.T, dir string) string {
+	t.Helper()
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	var ids [64]uint32
+	query := struct {
+		cgroup, kind, effective, flags uint32
+		ids                            unsafe.Pointer
+		count, _                       uint32
+		_, _, _, _                     uint64
+	}{cgroup: uint32(fd), kind: unix.BPF_CGROUP_DEVICE, ids: unsafe.Pointer(&ids), count: uint32(len(ids))}
+	bpf(t, unix.BPF_PROG_QUERY, unsafe.Pointer(&query), unsafe.Sizeof(query))
+	text := fmt.Sprintf("flags %d:", query.flags)
+	for _, id := range ids[:query.count] {
+		program := bpf(t, unix.BPF_PROG_GET_FD_BY_ID, unsafe.Pointer(&id), unsafe.Sizeof(id))
+		var info struct { // the begin of struct bpf_prog_info
+			kind, id uint32
+			tag      [8]byte
+			_        [200]byte
+		}
+		about := struct {
+			program, size uint32
+			info          unsafe.Pointer
+		}{uint32(program), uint32(unsafe.Sizeof(info)), unsafe.Pointer(&info)}
+		bpf(t, unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&about), unsafe.Sizeof(about))
+		_ = unix.Close(int(program))
+		text += fmt.Sprintf(" %x", info.tag)
+	}
+	return text
+}
+
+func bpf(t *testing.T, command uintptr, attr unsafe.Pointer, size uintptr) uintptr {
+	t.Helper()
+	r, _, errno := unix.Syscall(unix.SYS_BPF, command, uintptr(attr), size)
+	runtime.KeepAlive(attr)
+	if errno != 0 {
+		t.Fatalf("bpf(%d): %v", command, errno)
+	}
+	return r
 }
 
 // treeOf describes each file of the root filesystem outside /proc.

@@ -215,7 +215,7 @@ func TestShimDiesAtEveryStep(t *testing.T) {
 		})
 	}
 	for _, step := range []string{"shim.start.intent", "shim.place.cgroups", "shim.start.runc", "shim.start.kept", "shim.start.started", "shim.delete.cleared"} {
-		t.Run("native, "+step, func(t *testing.T) { dieAtStep(t, step, (*host).nativePod) })
+		t.Run("native, "+step, func(t *testing.T) { dieAtStep(t, step, func(h *host) runtimeshim.Start { return h.nativePod() }) })
 	}
 }
 
@@ -263,17 +263,14 @@ func dieAtStep(t *testing.T, step string, podOf func(*host) runtimeshim.Start) {
 }
 
 // nativePod is a pod task that needs no runtime.
-func (h *host) nativePod() runtimeshim.Start {
-	if !exists("/sys/fs/cgroup/devices") {
-		h.t.Skip("needs cgroups of version 1")
-	}
-	st := h.params("pod", []string{"/bin/sleep", "1000000"}, func(spec map[string]any) {
+func (h *host) nativePod(opts ...specOption) runtimeshim.Start {
+	st := h.params("pod", []string{"/bin/sleep", "1000000"}, append(opts, func(spec map[string]any) {
 		process := spec["process"].(map[string]any)
 		process["env"], process["noNewPrivileges"], process["capabilities"] = []string{"PATH=/bin", "HOME=/"}, true, map[string]any{}
 		spec["mounts"] = spec["mounts"].([]map[string]any)[:2]
 		spec["linux"].(map[string]any)["resources"] = map[string]any{"cpu": map[string]any{"shares": 2},
 			"devices": []map[string]any{{"allow": false, "access": "rwm"}}}
-	})
+	})...)
 	st.Keeper, st.Native = true, true
 	return st
 }

@@ -24,9 +24,9 @@ import (
 	"github.com/cribox/cribox/runtimeshim/procfd"
 )
 
-// systemd is a fake service manager that supports only scopes. busctl, found by PATH, is this test
+// fakeSystemd is a service manager that supports only scopes. busctl, found by PATH, is this test
 // binary, and each scope is a cgroup in the hierarchy that systemd uses for its units.
-type systemd struct {
+type fakeSystemd struct {
 	t    *testing.T
 	dir  string // the calls, and the properties set with is
 	root string // the cgroup that serves as root
@@ -35,14 +35,14 @@ type systemd struct {
 
 const systemdEnv = "CRIBOX_TEST_SYSTEMD" // the folder, a space, and the cgroup
 
-func newSystemd(t *testing.T) *systemd {
+func newSystemd(t *testing.T) *fakeSystemd {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
 	lasting(t, &scopeCall, testWait)
 	lasting(t, &scopeQuiet, testWait)
-	s := &systemd{t: t, dir: t.TempDir()}
+	s := &fakeSystemd{t: t, dir: t.TempDir()}
 	all := cgroup.Mounts()
 	home := slices.IndexFunc(all, func(h cgroup.Hierarchy) bool { return slices.Contains(h.Names, "name=systemd") })
 	if home < 0 {
@@ -109,7 +109,7 @@ func (l *logBuffer) count(text string) int {
 func scopeOf(peer string) string { return "box-" + peer + ".scope" }
 
 // connect starts a daemon under this systemd, with h's shim and logger.
-func (s *systemd) connect(h *host) {
+func (s *fakeSystemd) connect(h *host) {
 	h.t.Helper()
 	h.client.Close()
 	exe, err := os.Executable()
@@ -123,17 +123,19 @@ func (s *systemd) connect(h *host) {
 
 // is sets a property of the fake: deaf (does not answer), or NAME.taken (a scope with that name
 // exists).
-func (s *systemd) is(what string) { must(s.t, os.WriteFile(filepath.Join(s.dir, what), nil, 0o600)) }
-func (s *systemd) isNot(what string) {
+func (s *fakeSystemd) is(what string) {
+	must(s.t, os.WriteFile(filepath.Join(s.dir, what), nil, 0o600))
+}
+func (s *fakeSystemd) isNot(what string) {
 	must(s.t, os.Remove(filepath.Join(s.dir, what)))
 }
 
-func (s *systemd) scope(name string) string {
+func (s *fakeSystemd) scope(name string) string {
 	return filepath.Join(s.root, sliceFor(unitOf(os.Getpid())), name)
 }
 
 // waitPlaced waits until the living peer is in its scope.
-func (s *systemd) waitPlaced(h *host, peers ...string) {
+func (s *fakeSystemd) waitPlaced(h *host, peers ...string) {
 	h.t.Helper()
 	for _, peer := range peers {
 		h.eventually(peer+" is in its scope", func() bool {
@@ -149,7 +151,7 @@ type managerCall struct {
 }
 
 // calls lists the calls of a method for a scope.
-func (s *systemd) calls(method, scope string) (found []managerCall) {
+func (s *fakeSystemd) calls(method, scope string) (found []managerCall) {
 	s.t.Helper()
 	raw, err := os.ReadFile(filepath.Join(s.dir, "calls"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -39,6 +39,9 @@ type Command struct {
 	Said  func() string
 	Wait  time.Duration
 	Grace time.Duration // how long the command may still run after ctx has ended
+	// Begun, of a program, is called when it runs, with a context that ends after Wait. Its error ends the
+	// program.
+	Begun func(ctx context.Context, proc procfd.Child) error
 }
 
 // Driver executes the commands of OCI runtimes as children of this process.
@@ -108,7 +111,20 @@ func (d *Driver) RunProgram(
 	if proc.Pidfd != nil {
 		defer proc.Pidfd.Close()
 	}
+	if err := d.begun(ctx, proc, c); err != nil {
+		return 0, errors.Join(err, d.endCommand(proc))
+	}
 	return d.awaitCommand(ctx, proc, c)
+}
+
+// begun calls Begun.
+func (d *Driver) begun(ctx context.Context, proc procfd.Child, c Command) error {
+	if c.Begun == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.Wait)
+	defer cancel()
+	return c.Begun(ctx, proc)
 }
 
 // ErrNotStarted: the node has no memory for a process, or forbids to execute the program.
@@ -146,13 +162,21 @@ func (d *Driver) awaitCommand(ctx context.Context, proc procfd.Child, c Command)
 		return ws, nil
 	default:
 	}
+	if err := d.endCommand(proc); err != nil {
+		why = fmt.Errorf("%w: %w", err, why)
+	}
+	return 0, why
+}
+
+// endCommand kills the command and everything that it has started, and waits until it is dead.
+func (d *Driver) endCommand(proc procfd.Child) error {
 	d.killCommand(proc)
 	select {
 	case <-proc.Done:
+		return nil
 	case <-time.After(wire.KilledWait):
-		why = fmt.Errorf("process %d did not exit after SIGKILL: %w", proc.Pid, why)
+		return fmt.Errorf("process %d did not exit after SIGKILL", proc.Pid)
 	}
-	return 0, why
 }
 
 // killCommand kills a command of ours and everything that it has started. It stops the command

@@ -387,7 +387,7 @@ func (j *Job) strings(plan *plan, p *specs.Process) []byte {
 
 // plan returns the plan of a command without descriptors.
 func (c *Container) plan(p *specs.Process) *plan {
-	plan := &plan{Size: uint32(unsafe.Sizeof(plan{})), Mode: modeJoin, Namespaces: c.namespaces, UserNS: -1, NetNS: -1,
+	plan := &plan{Size: uint32(unsafe.Sizeof(plan{})), Mode: modeJoin, Namespaces: c.namespaces, UserNS: -1, NetNS: -1, Scope: -1,
 		SetOOMScore: 1, OOMScore: int32(c.oomScore), Others: uint32(len(c.others)), Cgroups: int32(len(c.cgroups)),
 		UID: p.User.UID, GID: p.User.GID,
 		Bounding: setOf(p.Capabilities.Bounding), Effective: setOf(p.Capabilities.Effective),
@@ -405,9 +405,7 @@ func (c *Container) plan(p *specs.Process) *plan {
 		copy(plan.Ring[:len(plan.Ring)-1], "_ses."+c.id)
 	}
 	copy(plan.Folder[:maxRoot], p.Cwd)
-	if profile := cmp.Or(p.ApparmorProfile, c.apparmor); profile != "" {
-		copy(plan.AppArmor[:maxProfile], onExec+profile)
-	}
+	plan.confine(cmp.Or(p.ApparmorProfile, c.apparmor))
 	return plan
 }
 

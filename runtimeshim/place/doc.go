@@ -6,7 +6,10 @@
 // NewContainer and UnableCommand say what it cannot do.
 //
 // It knows nothing of tasks, runs nothing itself and opens no file outside /proc, /sys and the
-// namespaces that a spec names. The caller executes a Job, and removes the cgroups.
+// namespaces that a spec names. The caller executes a Job, has systemd make its scope if it has one,
+// and removes the cgroups.
+//
+// Cgroups of version 1 are in cgroups1.go, those of version 2 in cgroups2.go.
 //
 // The program is place.c, built by build.sh into place_amd64 and place_arm64, which are committed.
 // Its contract stands at the top of place.c.

@@ -10,6 +10,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/cribox/cribox/runtimeshim/systemd"
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
@@ -29,11 +30,15 @@ type Start struct {
 type Job struct {
 	Argv  []string
 	Files []*os.File
+	// Scope: the program waits until it has been put into this scope, and Admit was called. nil: it
+	// joins its cgroups itself.
+	Scope *systemd.Scope
 
-	own   []*os.File
-	state *os.File
-	out   *os.File
-	spec  *specs.Spec
+	own       []*os.File
+	state     *os.File
+	out       *os.File
+	admission *os.File // for writing: the program may go on
+	spec      *specs.Spec
 }
 
 // Prepare makes the cgroups of a process and returns the job that starts it. After an error the
@@ -76,19 +81,37 @@ func Prepare(t Start) (job *Job, err error) {
 			plan.NetNS = fd
 		}
 	}
-	cgroups, err := makeCgroups(t.Spec)
-	if err != nil {
+	if err := j.cgroups(plan); err != nil {
 		return nil, err
 	}
-	for i, f := range cgroups {
+	return j, j.seal(plan)
+}
+
+// cgroups makes the cgroups of the process, or has it wait for its scope.
+func (j *Job) cgroups(plan *plan) error {
+	join, scope, err := makeCgroups(j.spec)
+	if err != nil {
+		return err
+	}
+	for i, f := range join {
 		fd := j.give(f)
 		if i == len(plan.Cgroup) {
-			return nil, fmt.Errorf("%d cgroups", len(cgroups))
+			return fmt.Errorf("%d cgroups", len(join))
 		}
 		plan.Cgroup[i] = fd
 	}
-	plan.Cgroups = int32(len(cgroups))
-	return j, j.seal(plan)
+	plan.Cgroups, j.Scope = int32(len(join)), scope
+	if scope == nil {
+		return nil
+	}
+	var ends [2]int // the program waits in read, so not a pipe of package os
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		return err
+	}
+	j.admission = os.NewFile(uintptr(ends[1]), "admission")
+	j.own = append(j.own, j.admission)
+	plan.Scope = j.give(os.NewFile(uintptr(ends[0]), "admission"))
+	return nil
 }
 
 // Take returns a job that reads the oldest seccomp filter of a process, which it stops for a moment.

@@ -72,6 +72,7 @@ enum step {
 	STEP_STDIO,
 	STEP_LOOK,
 	STEP_APPARMOR,
+	STEP_SCOPE,
 };
 
 struct limit {
@@ -98,7 +99,8 @@ struct sysctl {
 struct plan {
 	u32 size, mode;
 	u64 namespaces; // CLONE_NEW*
-	s32 userns, netns, pid_file, pad;
+	s32 userns, netns, pid_file;
+	s32 scope; // MODE_START: has a byte once the process is in its cgroup, which the service manager makes; -1 = none
 	s32 cgroups, oom_score, set_oom_score, limits;
 	s32 cgroup[32]; // cgroup.procs files, open for writing
 	struct limit limit[16];
@@ -143,7 +145,7 @@ struct state {
 
 #if defined(__x86_64__)
 enum {
-	sys_write = 1, sys_close = 3, sys_mmap = 9, sys_madvise = 28, sys_rt_sigaction = 13, sys_rt_sigprocmask = 14, sys_execve = 59,
+	sys_read = 0, sys_write = 1, sys_close = 3, sys_mmap = 9, sys_madvise = 28, sys_rt_sigaction = 13, sys_rt_sigprocmask = 14, sys_execve = 59,
 	sys_wait4 = 61, sys_getcwd = 79, sys_chdir = 80, sys_fchdir = 81, sys_umask = 95, sys_ptrace = 101, sys_setsid = 112,
 	sys_setuid = 105, sys_setgid = 106, sys_fchown = 93, sys_setgroups = 116, sys_setresuid = 117, sys_setresgid = 119, sys_capset = 126, sys_fstatfs = 138, sys_pivot_root = 155,
 	sys_prctl = 157, sys_mount = 165, sys_umount2 = 166, sys_sethostname = 170, sys_sched_setaffinity = 203,
@@ -168,7 +170,7 @@ static long call(long n, long a, long b, long c, long d, long e, long f)
 enum {
 	sys_getcwd = 17, sys_dup3 = 24, sys_mknodat = 33, sys_symlinkat = 36, sys_umount2 = 39, sys_mount = 40,
 	sys_pivot_root = 41, sys_fstatfs = 44, sys_faccessat = 48, sys_chdir = 49, sys_fchdir = 50, sys_openat = 56,
-	sys_close = 57, sys_write = 64, sys_capset = 91, sys_exit_group = 94, sys_ptrace = 117, sys_sched_setaffinity = 122,
+	sys_close = 57, sys_read = 63, sys_write = 64, sys_capset = 91, sys_exit_group = 94, sys_ptrace = 117, sys_sched_setaffinity = 122,
 	sys_rt_sigaction = 134, sys_rt_sigprocmask = 135, sys_setresuid = 147, sys_setresgid = 149, sys_setsid = 157,
 	sys_setuid = 146, sys_setgid = 144, sys_fchown = 55, sys_setgroups = 159, sys_sethostname = 161, sys_umask = 166, sys_prctl = 167, sys_keyctl = 219, sys_execve = 221,
 	sys_mmap = 222, sys_madvise = 233, sys_wait4 = 260, sys_prlimit64 = 261, sys_setns = 268, sys_seccomp = 277, sys_statx = 291,
@@ -202,7 +204,7 @@ enum {
 
 enum {
 	AT_FDCWD = -100, AT_EACCESS = 0x200, AT_EMPTY_PATH = 0x1000, X_OK = 1,
-	EPERM = 1, EACCES = 13, EINVAL = 22, EROFS = 30, ENOSYS = 38, ENOTDIR = 20, EBADMSG = 74, EDQUOT = 122, ENOKEY = 126,
+	EPERM = 1, EACCES = 13, EINVAL = 22, EROFS = 30, ENOSYS = 38, ENOTDIR = 20, EBADMSG = 74, EDQUOT = 122, ECANCELED = 125, ENOKEY = 126,
 	O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, O_CREAT = 0x40, O_CLOEXEC = 0x80000, O_PATH = 0x200000,
 	RESOLVE_NO_XDEV = 1, RESOLVE_NO_MAGICLINKS = 2, RESOLVE_NO_SYMLINKS = 4, RESOLVE_BENEATH = 8, RESOLVE_IN_ROOT = 16,
 	PROT_READ = 1, PROT_WRITE = 2, MAP_SHARED = 1, MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20, MADV_DONTFORK = 10,
@@ -358,12 +360,24 @@ static void join_cgroups(volatile struct state *s, const struct plan *p)
 	call(sys_sched_setaffinity, 0, sizeof all, (long)all, 0, 0, 0);
 }
 
+// await_scope waits until the caller has had this process put into its cgroup. Without the caller it
+// ends.
+static void await_scope(volatile struct state *s, const struct plan *p)
+{
+	char word;
+	s->step = STEP_SCOPE;
+	if (p->scope >= 0 && must(s, call(sys_read, p->scope, (long)&word, 1, 0, 0, 0)) != 1)
+		fail(s, -ECANCELED);
+}
+
 // join takes this process into everything that exists already.
 static void join(volatile struct state *s, const struct plan *p)
 {
 	if (p->set_oom_score)
 		set_oom_score(s, p);
+	set_apparmor(s, p);
 	set_limits(s, p);
+	await_scope(s, p);
 	join_cgroups(s, p);
 	s->step = STEP_USER_NAMESPACE;
 	if (p->userns >= 0) { // first: the namespaces that are made later belong to it

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/runtimeshim/cgroup"
+	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -67,7 +68,10 @@ func TestUnable(t *testing.T) {
 		{"Ambient", func(s *specs.Spec) { s.Process.Capabilities.Ambient = []string{"CAP_KILL"} }},
 		{"noNewPrivileges", func(s *specs.Spec) { s.Process.NoNewPrivileges = false }},
 		{"Terminal", func(s *specs.Spec) { s.Process.Terminal = true }},
-		{"ApparmorProfile", func(s *specs.Spec) { s.Process.ApparmorProfile = "unconfined" }},
+		{"", func(s *specs.Spec) {
+			s.Process.ApparmorProfile, s.Linux.CgroupsPath = "unconfined", "a-b.slice:cribox:c"
+		}},
+		{"apparmorProfile", func(s *specs.Spec) { s.Process.ApparmorProfile = strings.Repeat("x", 512) }},
 		{"SelinuxLabel", func(s *specs.Spec) { s.Process.SelinuxLabel = "x" }},
 		{"MountLabel", func(s *specs.Spec) { s.Linux.MountLabel = "x" }},
 		{"Umask", func(s *specs.Spec) { s.Process.User.Umask = ptr(uint32(0)) }},
@@ -120,7 +124,9 @@ func TestUnable(t *testing.T) {
 		{"Unified", func(s *specs.Spec) { s.Linux.Resources.Unified = map[string]string{"a": "b"} }},
 		{"devices", func(s *specs.Spec) { s.Linux.Resources.Devices[0].Allow = true }},
 		{"devices", func(s *specs.Spec) { s.Linux.Resources.Devices = nil }},
-		{"cgroupsPath", func(s *specs.Spec) { s.Linux.CgroupsPath = "a.slice:b:c" }},
+		{"cgroupsPath", func(s *specs.Spec) { s.Linux.CgroupsPath = "a.slice:b" }},
+		{"cgroupsPath", func(s *specs.Spec) { s.Linux.CgroupsPath = "a--b.slice:b:c" }},
+		{"cgroupsPath", func(s *specs.Spec) { s.Linux.CgroupsPath = "/" }},
 		{"cgroupsPath", func(s *specs.Spec) { s.Linux.CgroupsPath = "/../x" }},
 		{"Devices", func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/fuse"}} }},
 		{"MaskedPaths", func(s *specs.Spec) { s.Linux.MaskedPaths = []string{"/proc/x"} }},
@@ -174,6 +180,7 @@ type lab struct {
 	out         *os.File
 	n           int
 	filter      *Filter
+	prepared    func(*Job) // called before a job is executed
 }
 
 func newLab(t *testing.T) *lab {
@@ -181,7 +188,7 @@ func newLab(t *testing.T) *lab {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	if why := UnableToStart(); why != "" {
+	if why := UnableHere(aSpec()); why != "" {
 		t.Skip(why)
 	}
 	l := &lab{T: t, dir: t.TempDir(), parent: fmt.Sprintf("/cribox-place-%d", os.Getpid())}
@@ -242,6 +249,9 @@ func (l *lab) start(change func(*specs.Spec), through ...string) (int, error) {
 	job, err := Prepare(Start{ID: fmt.Sprintf("place-test-%d", l.n), Spec: s, Stdio: [3]*os.File{null, out, out}, Keeper: null, Lock: null, PidFile: pidFile, Filter: l.filter})
 	l.must(err)
 	defer job.Close()
+	if l.prepared != nil {
+		l.prepared(job)
+	}
 	return l.run(job, pidFile, through...)
 }
 
@@ -357,6 +367,30 @@ func TestSEC80FalseProc(t *testing.T) {
 	_, err := l.start(nil, "unshare", "-m", "/bin/sh", "-c", "mount -t tmpfs none /proc && mkdir /proc/self && : >/proc/self/oom_score_adj && exec \"$0\"")
 	if !errors.Is(err, unix.EBADMSG) || !strings.Contains(err.Error(), "oom_score_adj") {
 		t.Errorf("with a false /proc: %v", err)
+	}
+}
+
+// TestWaitsForItsScope: a program whose cgroup systemd makes goes on when it is told to, and ends when nobody is left to tell it.
+func TestWaitsForItsScope(t *testing.T) {
+	l := newLab(t)
+	scoped := func(s *specs.Spec) { s.Linux.CgroupsPath = "cribox-place.slice:test:c" }
+	l.prepared = func(job *Job) {
+		if job.Scope == nil || job.Scope.Unit != "test-c.scope" || job.Scope.Slice != "cribox-place.slice" {
+			t.Errorf("the scope is %+v", job.Scope)
+		}
+		flags, err := unix.FcntlInt(uintptr(unixfd.Of(job.Files[len(job.Files)-1])), unix.F_GETFL, 0)
+		if err != nil || flags&unix.O_NONBLOCK != 0 {
+			t.Errorf("the program would not wait: %x, %v", flags, err)
+		}
+		_, err = job.admission.Write([]byte{1})
+		l.must(err)
+	}
+	if pid, err := l.start(scoped); pid == 0 || err != nil {
+		t.Errorf("admitted: %d, %v", pid, err)
+	}
+	l.prepared = func(job *Job) { l.must(job.admission.Close()) }
+	if _, err := l.start(scoped); err == nil || !strings.Contains(err.Error(), "wait for the cgroup") {
+		t.Errorf("alone: %v", err)
 	}
 }
 

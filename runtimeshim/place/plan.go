@@ -17,7 +17,7 @@ import (
 type plan struct {
 	Size, Mode                             uint32
 	Namespaces                             uint64
-	UserNS, NetNS, PidFile, _              int32
+	UserNS, NetNS, PidFile, Scope          int32
 	Cgroups, OOMScore, SetOOMScore, Limits int32
 	Cgroup                                 [32]int32
 	Limit                                  [maxLimits]planLimit
@@ -99,7 +99,7 @@ var stepNames = []string{
 	"go to the working folder",
 	"close descriptors", "load the seccomp filter", "execute", "write the pid file", "trace the process",
 	"read the seccomp filter", "map the strings", "join the namespaces", "give the streams to the user",
-	"look for the command", "take the AppArmor profile",
+	"look for the command", "take the AppArmor profile", "wait for the cgroup",
 }
 
 var cloneFlags = map[specs.LinuxNamespaceType]uint64{
@@ -116,9 +116,9 @@ var limitNumbers = map[string]uint32{
 
 // newPlan returns the plan for a spec of which Unable said nothing, without descriptors.
 func newPlan(id string, s *specs.Spec, filter *Filter) (*plan, error) {
-	p := &plan{Size: uint32(unsafe.Sizeof(plan{})), Mode: modeStart, UserNS: -1, NetNS: -1, SetOOMScore: 1,
-		RootReadonly: 1,
-		UID:          s.Process.User.UID, GID: s.Process.User.GID,
+	p := &plan{Size: uint32(unsafe.Sizeof(plan{})), Mode: modeStart, UserNS: -1, NetNS: -1, Scope: -1,
+		SetOOMScore: 1, RootReadonly: 1,
+		UID: s.Process.User.UID, GID: s.Process.User.GID,
 		HostnameLength: uint32(len(s.Hostname))}
 	for _, n := range s.Linux.Namespaces {
 		p.Namespaces |= cloneFlags[n.Type]
@@ -156,8 +156,16 @@ func newPlan(id string, s *specs.Spec, filter *Filter) (*plan, error) {
 		}
 	}
 	p.keyring(id, hasNamespace(s, specs.UserNamespace))
+	p.confine(s.Process.ApparmorProfile)
 	p.load(filter)
 	return p, nil
+}
+
+// confine has the program executed with a profile of AppArmor, if there is one.
+func (p *plan) confine(profile string) {
+	if profile != "" {
+		copy(p.AppArmor[:maxProfile], onExec+profile)
+	}
 }
 
 // load has the process load a filter, if there is one.

@@ -4,13 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cribox/cribox/runtimeshim"
 )
 
 // Parse reads a spec. An error if it has a field that this program does not know.
@@ -64,11 +65,14 @@ func checkProcess(s, rest *specs.Spec) string {
 		return "process.env" // the runtime adds HOME, and removes what is there twice
 	case len(p.User.AdditionalGids) > maxGroups:
 		return "process.user.additionalGids is too long"
+	case !validProfile(p.ApparmorProfile):
+		return "process.apparmorProfile"
 	case p.OOMScoreAdj != nil && (*p.OOMScoreAdj < -1000 || *p.OOMScoreAdj > 1000):
 		return "process.oomScoreAdj"
 	}
 	r := rest.Process
 	r.NoNewPrivileges, r.Cwd, r.Args, r.Env, r.OOMScoreAdj = false, "", nil, nil, nil
+	r.ApparmorProfile = ""
 	r.User.UID, r.User.GID, r.User.AdditionalGids = 0, 0, nil
 	return ""
 }
@@ -203,7 +207,8 @@ func checkResources(s, rest *specs.Spec) string {
 	if none := []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}; !reflect.DeepEqual(r.Devices, none) {
 		return "linux.resources.devices"
 	}
-	if p := s.Linux.CgroupsPath; !strings.HasPrefix(p, "/") || filepath.Clean(p) != p || p == "/" {
+	if p, dir := s.Linux.CgroupsPath, runtimeshim.CgroupOf(s.Linux.CgroupsPath); dir == "" || dir == "/" ||
+		!inScope(s) && dir != p {
 		return "linux.cgroupsPath"
 	}
 	cpu := *r.CPU

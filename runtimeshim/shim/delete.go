@@ -195,6 +195,7 @@ func (r *remover) clear(ctx context.Context, t *task) error {
 	// state was never written, leaves processes behind.
 	sweep, cancel := context.WithTimeout(ctx, wire.DeathWait)
 	defer cancel()
+	r.stopScope(sweep, t, dirs)
 	if err := cgroup.Remove(sweep, dirs); err != nil {
 		return errors.Join(err, failed)
 	}

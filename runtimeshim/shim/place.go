@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/log"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -15,6 +16,7 @@ import (
 	"github.com/cribox/cribox/runtimeshim/oci"
 	"github.com/cribox/cribox/runtimeshim/place"
 	"github.com/cribox/cribox/runtimeshim/procfd"
+	"github.com/cribox/cribox/runtimeshim/systemd"
 	"github.com/cribox/cribox/runtimeshim/unixfd"
 	"github.com/cribox/cribox/runtimeshim/wire"
 )
@@ -52,11 +54,8 @@ func (s *starter) place(ctx context.Context, t *task, lock *os.File) (placed boo
 
 // placeable returns the spec of a task that place is asked to start, and why it cannot.
 func (s *starter) placeable(t *task) (*specs.Spec, string) {
-	if !t.rec.Native || !t.rec.Keeper || t.rec.Systemd || t.rec.Stdin || t.rec.Terminal {
+	if !t.rec.Native || !t.rec.Keeper || t.rec.Stdin || t.rec.Terminal {
 		return nil, ""
-	}
-	if why := place.UnableToStart(); why != "" {
-		return nil, why
 	}
 	raw, err := os.ReadFile(t.dir.Config())
 	if err != nil {
@@ -66,7 +65,10 @@ func (s *starter) placeable(t *task) (*specs.Spec, string) {
 	if err != nil {
 		return nil, err.Error()
 	}
-	return spec, place.Unable(spec)
+	if why := place.Unable(spec); why != "" {
+		return nil, why
+	}
+	return spec, place.UnableHere(spec)
 }
 
 // runPlace makes the task's cgroups and starts its process in them.
@@ -86,11 +88,37 @@ func (s *starter) runPlace(ctx context.Context, t *task, start place.Start) erro
 	}
 	defer job.Close()
 	s.step.Pass("shim.place.cgroups")
-	ws, err := s.driver.RunProgram(ctx, job.Argv, job.Files, oci.Command{Wait: wire.StartWait})
-	if err == nil && !(ws.Exited() && ws.ExitStatus() == 0) {
-		err = job.Failure()
+	c := oci.Command{Wait: wire.StartWait}
+	if (job.Scope != nil) != t.rec.Systemd {
+		return errors.New("linux.cgroupsPath does not fit who makes cgroups")
 	}
-	return err
+	if job.Scope != nil {
+		c.Begun = func(ctx context.Context, proc procfd.Child) error { return s.admit(ctx, job, proc) }
+	}
+	ws, err := s.driver.RunProgram(ctx, job.Argv, job.Files, c)
+	switch {
+	case err != nil: // it was killed then, or had failed before
+		return fmt.Errorf("%w; %w", err, job.Failure())
+	case !ws.Exited() || ws.ExitStatus() != 0:
+		return job.Failure()
+	}
+	return nil
+}
+
+// admit has systemd put the program of a job into its scope, and lets it go on.
+func (s *starter) admit(ctx context.Context, job *place.Job, proc procfd.Child) error {
+	if proc.Pidfd == nil {
+		return unix.ESRCH
+	}
+	if err := systemd.Start(ctx, *job.Scope, proc.Pid); err != nil {
+		return err
+	}
+	// While it is not reaped, the pid was its own all the time.
+	if err := procfd.StillHas(proc.Pidfd, proc.Pid); err != nil {
+		return err
+	}
+	s.step.Pass("shim.place.scope")
+	return job.Admit(proc.Pid)
 }
 
 // unplace removes what an attempt of place has left.
@@ -105,7 +133,26 @@ func (s *starter) unplace(ctx context.Context, t *task) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, wire.DeathWait)
 	defer cancel()
+	s.stopScope(ctx, t, dirs)
 	return cgroup.Remove(ctx, dirs)
+}
+
+// stopScope has systemd forget the scope of a task that has ended, if its cgroup is there yet: whoever
+// removes that may be faster than systemd, which would then have to notice. The runtime's delete
+// does the same. If it fails, the cgroup is removed all the same.
+func (v *env) stopScope(ctx context.Context, t *task, dirs []string) {
+	if !t.rec.Systemd || !systemd.Runs() {
+		return
+	}
+	for _, dir := range dirs {
+		if _, err := os.Lstat(dir); err != nil || filepath.Ext(dir) != ".scope" {
+			continue
+		}
+		if err := systemd.Stop(ctx, filepath.Base(dir)); err != nil {
+			log.L.WithError(err).WithField("container", t.rec.ID).Warn("systemd may show a scope that has ended")
+		}
+		return
+	}
 }
 
 // wantFilter notes the seccomp profile of a container in which commands will be executed.

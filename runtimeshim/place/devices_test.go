@@ -1,0 +1,53 @@
+package place
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"testing"
+
+	"github.com/cribox/cribox/runtimeshim/systemd"
+)
+
+// runcsProgram is what runc 1.5.3 loads for a container that asks for no device.
+const runcsProgram = `
+6112000000000000 54020000ffff0000 6113000000000000 7403000010000000 6114040000000000 6115080000000000
+5502050001000000 bc31000000000000 5401000001000000 5d31020000000000 b400000001000000 9500000000000000
+5502050002000000 bc31000000000000 5401000001000000 5d31020000000000 b400000001000000 9500000000000000
+5502040002000000 5504030001000000 5505020003000000 b400000001000000 9500000000000000
+5502040002000000 5504030001000000 5505020005000000 b400000001000000 9500000000000000
+5502040002000000 5504030001000000 5505020007000000 b400000001000000 9500000000000000
+5502040002000000 5504030001000000 5505020008000000 b400000001000000 9500000000000000
+5502040002000000 5504030001000000 5505020009000000 b400000001000000 9500000000000000
+5502040002000000 5504030005000000 5505020000000000 b400000001000000 9500000000000000
+5502040002000000 5504030005000000 5505020002000000 b400000001000000 9500000000000000
+550204000200000055040300 0a000000 55050200c8000000 b400000001000000 9500000000000000
+5502030002000000 5504020088000000 b400000001000000 9500000000000000
+b400000000000000 9500000000000000`
+
+func TestDeviceProgram(t *testing.T) {
+	want, err := hex.DecodeString(string(bytes.Join(bytes.Fields([]byte(runcsProgram)), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := binary.Append(nil, binary.LittleEndian, deviceProgram())
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("got  %x (%v)\nwant %x", got, err, want)
+	}
+}
+
+func TestDeviceForSystemd(t *testing.T) {
+	for _, row := range []struct {
+		rule deviceRule
+		v1   string
+		want systemd.Device
+	}{
+		{deviceRule{'b', anyNumber, anyNumber, "m"}, "b *:* m", systemd.Device{Path: "block-*", Access: "m"}},
+		{deviceRule{'c', 136, anyNumber, all}, "c 136:* rwm", systemd.Device{Path: "char-136", Access: "rwm"}},
+		{deviceRule{'c', 1, 3, all}, "c 1:3 rwm", systemd.Device{Path: "/dev/char/1:3", Access: "rwm"}},
+	} {
+		if got := row.rule.forSystemd(); got != row.want || row.rule.String() != row.v1 {
+			t.Errorf("%v: got %v, want %v", row.rule, got, row.want)
+		}
+	}
+}
