@@ -16,14 +16,12 @@ import (
 // crictlPackages are the packages of crictl-tests that run here, and those of their tests that run always: what they are about is
 // another on such a machine. With -all the other tests of the packages run too.
 var crictlPackages = []struct{ name, always string }{
-	{"security", "AppArmor|AmbientCapabilities|SEC(08|11|12|19|20|21|82)"},
+	{"security", "AppArmor|AmbientCapabilities|SEC(08|11|12|19|20|21|80|82)"},
 	{"resources", "OOM|Update|PodResources|ContainerStats|PodStats|Metrics$|PidsLimit|HugepageLimits"},
 }
 
 // cannotRun are tests of these packages that do not run here, and why.
-var cannotRun = map[string]string{
-	"TestSEC80NativePauseIsRuncs": "cribox starts the pause process with the OCI runtime here",
-}
+var cannotRun = map[string]string{}
 
 // TestCrictlTests runs tests that know the host well, in the place of their usual host, where systemd makes the cgroups, which are of
 // version 2, and AppArmor confines containers. Their daemons are the installed program with the usual configuration, and folders of
@@ -31,7 +29,11 @@ var cannotRun = map[string]string{
 func TestCrictlTests(t *testing.T) {
 	notInSmoke(t)
 	setups[0].use(t)
-	programs := buildCrictlTests(t)
+	var packages []string
+	for _, p := range crictlPackages {
+		packages = append(packages, "./"+p.name)
+	}
+	programs := buildTests(t, "../crictl-tests", packages...)
 	// The harness wants to see all programs; these tests do not execute the last two.
 	must(t, `mkdir -p /root/crictl-tests/bin; cd /root/crictl-tests/bin
 		ln -sfn /opt/cni/bin cni
@@ -52,19 +54,19 @@ func TestCrictlTests(t *testing.T) {
 	}
 }
 
-// buildCrictlTests returns the folder of the test programs.
-func buildCrictlTests(t *testing.T) string {
+// buildTests returns a folder with the test programs of packages of a module.
+func buildTests(t *testing.T, module string, packages ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	args := []string{"test", "-c", "-ldflags", "-s -w", "-o", dir + "/"}
-	for _, p := range crictlPackages {
-		args = append(args, "./"+p.name)
+	for _, p := range packages {
+		args = append(args, p)
 	}
 	build := exec.Command("go", args...)
-	build.Dir = "../crictl-tests"
+	build.Dir = module
 	build.Env = append(build.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build crictl-tests: %v\n%s", err, out)
+		t.Fatalf("build tests of %s: %v\n%s", module, err, out)
 	}
 	return dir
 }

@@ -1,0 +1,28 @@
+package vmtests
+
+import (
+	"maps"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+// TestUnits runs unit tests that need such a machine: systemd, and its scopes, in which pods are started natively.
+func TestUnits(t *testing.T) {
+	notInSmoke(t)
+	programs := buildTests(t, "..", "./runtimeshim/systemd", "./runtimeshim/place", "./runtimeshim/client")
+	must(t, "mkdir -p /root/crictl-tests/bin; ln -sf /usr/local/bin/runc /root/crictl-tests/bin/runc")
+	for _, p := range []struct{ name, pattern string }{
+		{"systemd", "^TestRealScope$"},
+		{"place", "^Test(SEC80|SEC82(FalseProc|OldestFilter)|WaitsForItsScope|FailuresNameTheStep|Take)"},
+		{"client", "^Test(NativeScope|ShimDiesInAScope|NativeFails)"},
+	} {
+		t.Run(p.name, func(t *testing.T) {
+			send(t, filepath.Join(programs, p.name+".test"), "/root/crictl-tests/"+p.name+".test")
+			results := crictlTests(t, p.name, p.pattern)
+			for _, name := range slices.Sorted(maps.Keys(results)) {
+				t.Run(name, func(t *testing.T) { results[name].tell(t, "") })
+			}
+		})
+	}
+}
