@@ -67,6 +67,7 @@ func (d *Daemon) settled(l ledger.Ledger) ledger.Ledger {
 var houseKeeping = map[string]*regexp.Regexp{
 	// The parent of pods that name none, and the scopes of shim and logger.
 	ledger.Cgroups: regexp.MustCompile(`^/sys/fs/cgroup(/[^/]+)?/cribox(-[0-9a-f]{6}|_[0-9a-f]{6}\.slice)$|/cribox-(shim|logger)-[0-9a-f]{6}\.scope$`),
+	ledger.Units:   regexp.MustCompile(`^cribox(-(shim|logger)-[0-9a-f]{6}\.scope|_[0-9a-f]{6}\.slice)$`),
 	ledger.Links:   regexp.MustCompile(`^bridge `),
 	// Masquerading for the whole subnet, and the guard of the host's loopback.
 	ledger.Rules: regexp.MustCompile(`^nft: (table inet cribox_|iifname "cbr[0-9a-f]{6}" ip daddr 127\.0\.0\.0/8 drop$)`),
@@ -137,6 +138,10 @@ func sweepHost(d *Daemon) {
 		}
 	}
 	_ = exec.Command("nft", "delete", "table", "inet", "cribox_"+d.Instance()).Run()
+	for _, name := range l[ledger.Units] {
+		_ = exec.Command("systemctl", "stop", name).Run()
+		_ = exec.Command("systemctl", "reset-failed", name).Run()
+	}
 	slices.Reverse(l[ledger.Cgroups]) // the deepest first
 	for _, path := range l[ledger.Cgroups] {
 		_ = os.Remove(path)

@@ -152,6 +152,21 @@ func cgroups(s Scope) ([]string, error) {
 	return out, err
 }
 
+// units are those of systemd that were made by a request and whose name carries a mark. One that has failed stays when its cgroup is gone.
+func units(s Scope) ([]string, error) {
+	entries, err := os.ReadDir("/run/systemd/transient")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var out []string
+	for _, e := range entries {
+		if !e.IsDir() && s.owns(e.Name()) {
+			out = append(out, e.Name())
+		}
+	}
+	return out, err
+}
+
 // files are everything under root and state, but no further than a mount: what a container wrote is its own business.
 func files(s Scope) ([]string, error) {
 	mounted, err := mountpoints()

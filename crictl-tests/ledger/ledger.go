@@ -37,6 +37,7 @@ const (
 	Leases    = "leases"
 	Rules     = "nat rules"
 	Cgroups   = "cgroups"
+	Units     = "systemd units"
 	Processes = "processes"
 	Fds       = "fds"
 	Files     = "files"
@@ -50,7 +51,7 @@ func Take(s Scope) (Ledger, error) {
 		by   func(Scope) ([]string, error)
 	}{
 		{Mounts, mounts}, {Netns, netns}, {Links, links}, {Leases, leases}, {Rules, rules},
-		{Cgroups, cgroups}, {Processes, processes}, {Fds, fds}, {Files, files},
+		{Cgroups, cgroups}, {Units, units}, {Processes, processes}, {Fds, fds}, {Files, files},
 	} {
 		lines, err := count.by(s)
 		if err != nil {

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -25,9 +26,13 @@ func TestLedgerSees(t *testing.T) {
 	})
 	p.Run(harness.Idle())
 	diff := d.Diff(before, d.Ledger())
-	for _, kind := range []string{
+	kinds := []string{
 		ledger.Mounts, ledger.Netns, ledger.Links, ledger.Leases, ledger.Rules, ledger.Cgroups, ledger.Processes, ledger.Fds, ledger.Files,
-	} {
+	}
+	if harness.SystemdRuns() {
+		kinds = append(kinds, ledger.Units)
+	}
+	for _, kind := range kinds {
 		if !strings.Contains(diff, kind+": ") {
 			t.Errorf("a pod runs, and the ledger sees no difference in %s:\n%s", kind, diff)
 		}
@@ -36,12 +41,18 @@ func TestLedgerSees(t *testing.T) {
 	d.WantFlat(before)
 
 	left := filepath.Join(d.State, "left-behind")
-	for kind, leave := range map[string]struct{ make, take func() error }{
+	rows := map[string]struct{ make, take func() error }{
 		ledger.Files:   {func() error { return os.WriteFile(left, nil, 0o600) }, func() error { return os.Remove(left) }},
 		ledger.Mounts:  {func() error { return bind(d.Dir) }, func() error { return unix.Unmount(d.Dir, 0) }},
 		ledger.Netns:   {func() error { return os.WriteFile(netnsOf(d), nil, 0o600) }, func() error { return os.Remove(netnsOf(d)) }},
 		ledger.Cgroups: {func() error { return os.Mkdir(cgroupOf(t, d), 0o755) }, func() error { return os.Remove(cgroupOf(t, d)) }},
-	} {
+	}
+	if unit := "cribox-" + d.Instance() + "-left.service"; harness.SystemdRuns() {
+		rows[ledger.Units] = struct{ make, take func() error }{
+			exec.Command("systemd-run", "--quiet", "--remain-after-exit", "--unit", unit, "true").Run, exec.Command("systemctl", "stop", unit).Run,
+		}
+	}
+	for kind, leave := range rows {
 		d.Must(leave.make())
 		if diff := d.Diff(before, d.Ledger()); !strings.Contains(diff, kind+": ") {
 			t.Errorf("the ledger does not see what was left in %s: %q", kind, diff)
