@@ -32,6 +32,7 @@ func TestKills(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			takeTurn(t)
+			blind := row.noShim && (row.env != nil || !harness.ExitsAreKept())
 			d := harness.NewDaemon(t, harness.WithEnv(row.env...))
 			s := newScene(d)
 			for round := range 3 {
@@ -41,10 +42,10 @@ func TestKills(t *testing.T) {
 				if d.Process.Ended() != nil {
 					d.Start()
 				}
-				s.wantEnds(round, row.noShim && (row.env != nil || !harness.ExitsAreKept()))
+				s.wantEnds(round, blind)
 				s.wantRunning()
 			}
-			s.wantSteadyLogs()
+			s.wantSteadyLogs(blind)
 		})
 	}
 }
@@ -183,11 +184,13 @@ func (s *scene) wantRunning() {
 	}
 }
 
-func (s *scene) wantSteadyLogs() {
+// wantSteadyLogs stops the steady containers and looks at what they printed. The shim of today is not their parent, and is blind where
+// their parent, the first process of the host, is quicker than it.
+func (s *scene) wantSteadyLogs(blind bool) {
 	s.Helper()
 	for _, c := range s.steady {
 		c.Stop(0)
-		if st := c.Status(); st.ExitCode != 137 {
+		if st := c.Status(); st.ExitCode != 137 && !(blind && st.Reason == "Unknown") {
 			s.Errorf("%s: exit code %d after kill", c.Config.Metadata.Name, st.ExitCode)
 		}
 		lines := harness.DropUnfinished(c.FinalLog())
@@ -261,7 +264,7 @@ func TestShimComesBack(t *testing.T) {
 		fresh.Remove()
 	}
 	c.Stop(0)
-	if s := c.Status(); s.ExitCode != 137 {
+	if s := c.Status(); s.ExitCode != 137 && (s.Reason != "Unknown" || harness.ExitsAreKept()) {
 		t.Errorf("a container adopted three times: exit code %d, reason %q", s.ExitCode, s.Reason)
 	}
 }

@@ -53,6 +53,7 @@ func TestServiceManagerDoesNotRead(t *testing.T) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	d.Must(err)
 	defer unix.Close(fd)
+	d.Must(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 8<<20)) // so that it is the queue that becomes full
 	d.Must(unix.Connect(fd, &unix.SockaddrUnix{Name: full}))
 	for err == nil {
 		_, err = unix.Write(fd, []byte("full"))
