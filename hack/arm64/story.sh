@@ -156,7 +156,7 @@ step "figures" stats
 step "the pod answers, from the node and inside" visit
 step "daemon killed and started" kill_and_start
 step "ExecSync after that" exec_sync
-[ "$version" = 2 ] || step "RunPodSandbox without runc" pod_without_runc
+step "RunPodSandbox without runc" pod_without_runc
 step "StopContainer, RemoveContainer, StopPodSandbox, RemovePodSandbox" stop
 step "nothing is left" nothing_left
 step "critest" critest_specs
