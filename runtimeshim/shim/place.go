@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/log"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -137,6 +138,10 @@ func (s *starter) unplace(ctx context.Context, t *task) error {
 	return cgroup.Remove(ctx, dirs)
 }
 
+// scopeWait is how long systemd may take to forget a scope. It gives processes that are left in one a
+// minute and a half to end by SIGTERM; we do not.
+const scopeWait = 3 * time.Second
+
 // stopScope has systemd forget the scope of a task that has ended, if its cgroup is there yet: whoever
 // removes that may be faster than systemd, which would then have to notice. The runtime's delete
 // does the same. If it fails, the cgroup is removed all the same.
@@ -144,6 +149,8 @@ func (v *env) stopScope(ctx context.Context, t *task, dirs []string) {
 	if !t.rec.Systemd || !systemd.Runs() {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, scopeWait)
+	defer cancel()
 	for _, dir := range dirs {
 		if _, err := os.Lstat(dir); err != nil || filepath.Ext(dir) != ".scope" {
 			continue

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -180,6 +181,29 @@ func TestFailures(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestSilentBus: whoever accepts a connection and says nothing is not waited for longer than the caller wants.
+func TestSilentBus(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "bus")
+	l, err := net.Listen("unix", socket)
+	must(t, err)
+	defer l.Close()
+	was, private := busAddress, privateAddress
+	busAddress, privateAddress = "unix:path="+socket, "unix:path="+socket+"-private"
+	t.Cleanup(func() { busAddress, privateAddress = was, private })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		conn, err := l.Accept()
+		if err == nil {
+			_, _ = conn.Read(make([]byte, 1)) // it wants to log in
+		}
+		cancel()
+	}()
+	if err := Stop(ctx, "x.scope"); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
 	}
 }
 
