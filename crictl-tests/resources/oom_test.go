@@ -61,8 +61,7 @@ func TestOOMKillOfExec(t *testing.T) {
 			continue
 		}
 		end(c)
-		blind := name == "stopped, the shim died before" && !harness.ExitsAreKept()
-		if s := c.WaitExit(); (s.ExitCode != 137 || s.Reason != "Error") && !(blind && s.Reason == "Unknown") {
+		if s := c.WaitExit(); s.ExitCode != 137 || s.Reason != "Error" {
 			t.Errorf("%s: exit code %d, reason %q, want 137 and Error", name, s.ExitCode, s.Reason)
 		}
 		if name == "its pod stopped" {

@@ -99,6 +99,27 @@ func TestExitWhileDeadWithoutPidfdInfo(t *testing.T) {
 	h.wantCounted("c", 2000)
 }
 
+// TestExitAfterTheShim: how a task ends is known to the next shim, which is not its parent, although the parent reaps it at once and the
+// kernel keeps nothing.
+func TestExitAfterTheShim(t *testing.T) {
+	t.Setenv("CRIBOX_TEST_NO_PIDFD_INFO", "1")
+	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+	h := newHost(t)
+	h.pod("pod")
+	task := h.startCounter("c", "pod")
+	h.kill9("shim.lock")
+	h.task("c") // of the next shim
+	reaped := make(chan error, 1)
+	go func() {
+		_, err := unix.Wait4(task.Pid, nil, 0, nil)
+		reaped <- err
+	}()
+	h.finishCounter(task)
+	must(t, <-reaped)
+	h.wantExit("c", 7)
+}
+
 func TestExitOfZombieIsRead(t *testing.T) {
 	t.Setenv("CRIBOX_TEST_NO_PIDFD_INFO", "1")
 	// As a subreaper this process inherits the orphan; it does not reap it before the end of the

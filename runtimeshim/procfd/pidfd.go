@@ -208,6 +208,17 @@ const pidfdGetInfo = 0xc0<<24 | unsafe.Sizeof(pidfdInfo{})<<16 | 0xff<<8 | 11
 // noPidfdInfo makes the shim behave as on a kernel before 6.15, for tests.
 var noPidfdInfo = os.Getenv("CRIBOX_TEST_NO_PIDFD_INFO") == "1"
 
+// KeepsExits reports whether the kernel keeps how a process has ended for who has its pidfd: ExitOf.
+func KeepsExits() bool {
+	var name unix.Utsname
+	var major, minor int
+	if noPidfdInfo || unix.Uname(&name) != nil {
+		return false
+	}
+	_, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor)
+	return err == nil && (major > 6 || major == 6 && minor >= 15)
+}
+
 // ExitOf returns the wait status of a process that another process has reaped. False when it is not
 // reaped yet, or the kernel (before 6.15) does not record the status.
 func ExitOf(f *os.File) (unix.WaitStatus, bool) {

@@ -32,6 +32,7 @@ type adopter struct {
 	remover  *remover
 	driver   *oci.Driver
 	cgroups  *cgroup.Finder
+	exits    procfd.Exits
 }
 
 // adopt takes over the tasks of a shim that has died. A task whose folder is damaged is skipped.
@@ -296,7 +297,12 @@ func (a *adopter) adoptProcess(ctx context.Context, t *task, saved *kept) error 
 			a.table.mu.Unlock()
 		}
 	}
+	exit := a.follow(t)
 	pidfd, err := procfd.OpenSame(t.rec.Pid, t.rec.StartTicks)
+	if err != nil {
+		exit.Forget()
+		exit = nil
+	}
 	if err != nil && !procfd.Gone(err) {
 		return err
 	}
@@ -314,16 +320,34 @@ func (a *adopter) adoptProcess(ctx context.Context, t *task, saved *kept) error 
 	a.table.mu.Unlock()
 	a.reporter.kills.Add(t.rec.OOMFile)
 	go func() {
+		defer exit.Forget()
 		if procfd.WaitDead(ctx, pidfd) != nil {
 			return
 		}
 		e := unknownExit
-		if ws, ok := lastStatus(t, pidfd); ok {
+		ws, ok := lastStatus(t, pidfd)
+		if !ok {
+			ws, ok = exit.Status()
+		}
+		if ok {
 			e = exitOf(ws)
 		}
 		a.reporter.ended(t, e)
 	}()
 	return nil
+}
+
+// follow listens for the end of a task's process where the kernel does not keep it; nil where it does,
+// or where one cannot listen.
+func (a *adopter) follow(t *task) *procfd.Exit {
+	if procfd.KeepsExits() {
+		return nil
+	}
+	exit, err := a.exits.Follow(t.rec.Pid)
+	if err != nil {
+		log.L.WithError(err).WithField("container", t.rec.ID).Warn("how this task ends may stay unknown")
+	}
+	return exit
 }
 
 // lastStatus returns the wait status of a process that is not our child: from the pidfd once it is
