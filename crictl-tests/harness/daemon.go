@@ -279,9 +279,27 @@ func (d *Daemon) Ledger() (l ledger.Ledger) {
 	d.Helper()
 	_ = Within(ledgerPatience, func() error {
 		l = d.ledgerNow()
-		return Unless(!slices.Contains(l[ledger.Processes], "runc init") && !slices.Contains(l[ledger.Processes], "zombie"), "a process is about to begin or to go")
+		return Unless(!passing(l[ledger.Processes]), "a process is about to begin or to go")
 	})
 	return l
+}
+
+// passing reports whether there is a process that is about to go, or to execute another program: until then it looks like its parent, the
+// shim.
+func passing(processes []string) bool {
+	if slices.Contains(processes, "runc init") || slices.Contains(processes, "zombie") {
+		return true
+	}
+	seen := map[string]bool{}
+	for _, p := range processes {
+		if strings.Contains(p, " shim --state ") {
+			if seen[p] {
+				return true
+			}
+			seen[p] = true
+		}
+	}
+	return false
 }
 
 // ledgerNow counts what there is now.
