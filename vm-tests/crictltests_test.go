@@ -17,7 +17,7 @@ import (
 // another on such a machine. With -all the other tests of the packages run too.
 var crictlPackages = []struct{ name, always string }{
 	{"security", "AppArmor|AmbientCapabilities|SEC(08|11|12|19|20|21|80|82)"},
-	{"resources", "OOM|Update|PodResources|ContainerStats|PodStats|Metrics$|PidsLimit|HugepageLimits"},
+	{"resources", "OOM|Update|PodResources|ContainerStats|PodStats|Metrics$|PidsLimit|HugepageLimits|CostOfAPod$"},
 	{"lifecycle", "CgroupParent|Resources$|LimitsOfTheHost|Confinement|Privileged|Stop|PauseDies|(Daemon|Shim)IsStopped|" +
 		"ServiceManager|Share|SEC70|UpgradeKeepsTheShim|EventsOfDeaths|LedgerSees|CyclesLeaveNothing"},
 	{"kills", "ShimComesBack|StopOutlivesTheDaemon|PodsOutliveTheDaemon|ExitsOfOtherPods"}, // Kills takes ten minutes more

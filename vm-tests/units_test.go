@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// TestUnits runs unit tests that need such a machine: systemd, and its scopes, in which pods are started natively.
+// TestUnits runs unit tests that need such a machine: systemd and its scopes, in which pods are started natively, and a kernel that does
+// not keep exit codes.
 func TestUnits(t *testing.T) {
 	notInSmoke(t)
 	programs := buildTests(t, "..", "./runtimeshim/systemd", "./runtimeshim/place", "./runtimeshim/client")
@@ -15,7 +16,7 @@ func TestUnits(t *testing.T) {
 	for _, p := range []struct{ name, pattern string }{
 		{"systemd", "^TestRealScope$"},
 		{"place", "^Test(SEC80|SEC82(FalseProc|OldestFilter)|WaitsForItsScope|FailuresNameTheStep|Take)"},
-		{"client", "^Test(NativeScope|ShimDiesInAScope|NativeFails)"},
+		{"client", "^Test(NativeScope|ShimDiesInAScope|NativeFails|ExitAfterTheShim)"},
 	} {
 		t.Run(p.name, func(t *testing.T) {
 			send(t, filepath.Join(programs, p.name+".test"), "/root/crictl-tests/"+p.name+".test")
