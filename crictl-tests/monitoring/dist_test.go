@@ -84,45 +84,55 @@ func TestPrometheusRules(t *testing.T) {
 	}
 }
 
-// TestPrometheusScrapes: Prometheus itself reads both pages, and evaluates the alerts.
-func TestPrometheusScrapes(t *testing.T) {
-	t.Parallel()
-	prometheus := program(t, "prometheus")
-	metrics, ui := freePort(t), freePort(t)
-	d := harness.NewDaemon(t, harness.WithConfig(fmt.Sprintf("\n[metrics]\nlisten = %q\n", metrics)))
-	p := d.RunPod()
-	p.Run(harness.Idle())
+// prometheus is Debian's, which reads both pages of a daemon.
+type prometheus struct {
+	*harness.Daemon
+	at string // its address
+}
 
+// newPrometheus starts a daemon, and a Prometheus that asks it every second.
+func newPrometheus(t *testing.T) *prometheus {
+	t.Helper()
+	binary := program(t, "prometheus")
+	metrics, ui := freePort(t), freePort(t)
+	p := &prometheus{harness.NewDaemon(t, harness.WithConfig(fmt.Sprintf("\n[metrics]\nlisten = %q\n", metrics))), ui}
 	dir := t.TempDir()
 	absolute, err := filepath.Abs(rules)
-	d.Must(err)
+	p.Must(err)
 	config := filepath.Join(dir, "prometheus.yml")
-	d.Must(os.WriteFile(config, fmt.Appendf(nil, `
-global: {scrape_interval: 2s, scrape_timeout: 2s, evaluation_interval: 2s}
+	p.Must(os.WriteFile(config, fmt.Appendf(nil, `
+global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}
 rule_files: [%q]
 scrape_configs:
 - {job_name: cribox, static_configs: [{targets: [%q]}]}
 - {job_name: containers, metrics_path: /metrics/cadvisor, static_configs: [{targets: [%q]}]}
 `, absolute, metrics, metrics), 0o600))
-	cmd := exec.Command(prometheus, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"),
-		"--web.listen-address="+ui)
+	cmd := exec.Command(binary, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+ui)
 	log, err := os.Create(filepath.Join(dir, "log"))
-	d.Must(err)
-	defer log.Close()
+	p.Must(err)
+	t.Cleanup(func() { log.Close() })
 	cmd.Stdout, cmd.Stderr = log, log
-	d.Must(cmd.Start())
+	p.Must(cmd.Start())
 	running := harness.Watch(cmd)
-	defer func() { running.Signal(syscall.SIGKILL); running.Wait(t) }()
+	t.Cleanup(func() { running.Signal(syscall.SIGKILL); running.Wait(t) })
+	return p
+}
 
+// TestPrometheusScrapes: Prometheus itself reads both pages, and evaluates the alerts.
+func TestPrometheusScrapes(t *testing.T) {
+	t.Parallel()
+	d := newPrometheus(t)
+	p := d.RunPod()
+	p.Run(harness.Idle())
 	for _, query := range []string{
 		`cribox_requests_total{job="cribox",method="RunPodSandbox",code="OK"} == 1`,
 		`cribox_step_duration_seconds_count{step="cni.setup"} == 1`,
 		fmt.Sprintf(`container_memory_usage_bytes{job="containers",pod=%q} > 0`, p.Config.Metadata.Name),
 	} {
-		harness.Eventually(t, query, func() error { return answers(ui, "query?query="+url.QueryEscape(query), `"metric":{`) })
+		harness.Eventually(t, query, func() error { return answers(d.at, "query?query="+url.QueryEscape(query), `"metric":{`) })
 	}
-	harness.Eventually(t, "the alerts to be evaluated", func() error { return answers(ui, "rules", `"health":"ok"`) })
-	if err := answers(ui, "rules", `"health":"err"`); err == nil {
+	harness.Eventually(t, "the alerts to be evaluated", func() error { return answers(d.at, "rules", `"health":"ok"`) })
+	if err := answers(d.at, "rules", `"health":"err"`); err == nil {
 		t.Error("Prometheus cannot evaluate an alert")
 	}
 }
