@@ -387,7 +387,8 @@ func (j *Job) strings(plan *plan, p *specs.Process) []byte {
 
 // plan returns the plan of a command without descriptors.
 func (c *Container) plan(p *specs.Process) *plan {
-	plan := &plan{Size: uint32(unsafe.Sizeof(plan{})), Mode: modeJoin, Namespaces: c.namespaces, UserNS: -1, NetNS: -1, Scope: -1,
+	plan := &plan{Size: uint32(unsafe.Sizeof(plan{})), Mode: modeJoin, Namespaces: c.namespaces,
+		UserNS: -1, NetNS: -1, Scope: -1,
 		SetOOMScore: 1, OOMScore: int32(c.oomScore), Others: uint32(len(c.others)), Cgroups: int32(len(c.cgroups)),
 		UID: p.User.UID, GID: p.User.GID,
 		Bounding: setOf(p.Capabilities.Bounding), Effective: setOf(p.Capabilities.Effective),

@@ -124,8 +124,9 @@ func (r deviceRule) block() []instruction {
 }
 
 func accessBits(access string) (bits int32) {
+	letters := map[rune]int32{'r': unix.BPF_DEVCG_ACC_READ, 'w': unix.BPF_DEVCG_ACC_WRITE, 'm': unix.BPF_DEVCG_ACC_MKNOD}
 	for _, letter := range access {
-		bits |= map[rune]int32{'r': unix.BPF_DEVCG_ACC_READ, 'w': unix.BPF_DEVCG_ACC_WRITE, 'm': unix.BPF_DEVCG_ACC_MKNOD}[letter]
+		bits |= letters[letter]
 	}
 	return bits
 }

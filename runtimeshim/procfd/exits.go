@@ -156,7 +156,11 @@ func (e *Exits) filter() error {
 // attachFilter attaches a program of bpf(4) that passes the ends of threads of some processes; of all if
 // those are too many.
 func attachFilter(fd int, pids []int) error {
-	const load, jump, ret = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_RET | unix.BPF_K
+	const (
+		load = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+		jump = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+		ret  = unix.BPF_RET | unix.BPF_K
+	)
 	code := []unix.SockFilter{
 		{Code: load, K: whatAt},
 		{Code: jump, Jt: 1, K: loaded(eventExit)},
@@ -171,7 +175,8 @@ func attachFilter(fd int, pids []int) error {
 		last = pass
 	}
 	code = append(code, unix.SockFilter{Code: ret, K: last})
-	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]})
+	program := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
+	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program)
 }
 
 // loaded is a number of this machine as a filter sees it, which loads in the order of the network.
