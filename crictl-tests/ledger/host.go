@@ -152,7 +152,8 @@ func cgroups(s Scope) ([]string, error) {
 	return out, err
 }
 
-// units are those of systemd that were made by a request and whose name carries a mark. One that has failed stays when its cgroup is gone.
+// units are those of systemd that were made by a request and whose name carries a mark. One that has
+// failed stays when its cgroup is gone.
 func units(s Scope) ([]string, error) {
 	entries, err := os.ReadDir("/run/systemd/transient")
 	if errors.Is(err, fs.ErrNotExist) {
