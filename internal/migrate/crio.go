@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"strings"
 )
 
 const crioFile = "/etc/crio/crio.conf"
@@ -22,8 +21,7 @@ func FromCRIO(o Options) (*Plan, error) {
 	}
 	crio, _ := c["crio"].(map[string]any)
 	runtimes := map[string]*handler{}
-	rules := slices.Concat(crioRules, crioHandlers(runtimes), crioStreams,
-		[]rule{{"image.global_auth_file", o.authFile}, {"image.signature_policy", o.policyFile}})
+	rules := allCRIORules(o, crio, runtimes)
 	r := newRegistries(p, o)
 	for _, s := range settingsOf(crio) {
 		if s.path[len(s.path)-1] == "insecure_registries" {
@@ -35,6 +33,7 @@ func FromCRIO(o Options) (*Plan, error) {
 		}
 		p.apply(rules, s)
 	}
+	p.crioDefaults(o, crio)
 	p.takeHandlers(o, runtimes, cribox(CRIO))
 	if err := r.containers(); err != nil {
 		return nil, err
@@ -46,6 +45,28 @@ func FromCRIO(o Options) (*Plan, error) {
 		return nil, err
 	}
 	return p, p.finish(o)
+}
+
+// allCRIORules returns the rules for all that CRI-O's file may set. They collect its runtimes.
+func allCRIORules(o Options, crio map[string]any, runtimes map[string]*handler) []rule {
+	return slices.Concat(crioRules, crioHandlers(runtimes), crioTracing(crio), crioStreams,
+		[]rule{{"image.global_auth_file", o.authFile}, {"image.signature_policy", o.policyFile}})
+}
+
+// crioDefaults says where cribox does something else than CRI-O when nobody has said what to do.
+func (p *Plan) crioDefaults(o Options, crio map[string]any) {
+	runtime, _ := crio["runtime"].(map[string]any)
+	if runtime["default_runtime"] == nil {
+		p.add(Missing, "runtime.default_runtime is not set", "",
+			"CRI-O 1.34 executes crun then, and cribox runc: default_runtime and [runtimes.crun] are keys of cribox")
+	}
+	if runtime["default_capabilities"] == nil {
+		p.add(Missing, "runtime.default_capabilities is not set", "", "containers have those of containerd, which are more: "+
+			"AUDIT_WRITE, MKNOD, NET_RAW, SETFCAP and SYS_CHROOT. A pod drops what it does not need")
+	}
+	if exists(o.path("/sys/fs/selinux/enforce")) && runtime["selinux"] == nil {
+		p.take("runtime.selinux is not set, and CRI-O labels nothing", "containers.selinux", false)
+	}
 }
 
 // readCRIO reads the file and those of its folder, of which a later one wins.
@@ -92,7 +113,12 @@ func crioHandlers(all map[string]*handler) []rule {
 		{at + "monitor_env", of(func(*handler, setting) {})},
 		{at + "allowed_annotations", of(lacks("annotations of CRI-O do nothing"))},
 		{at + "container_min_memory", of(lacks("the OCI runtime says what is too little"))},
-		{at + "default_annotations", of(lacks("annotations of CRI-O do nothing"))},
+		{at + "default_annotations.*", of(lacks("annotations of CRI-O do nothing"))},
+		{at + "platform_runtime_paths.*", of(lacks("a runtime has one program, whatever the platform of the image"))},
+		{at + "runtime_config_path", of(lacks("cribox executes no shims, and has no settings for them"))},
+		{at + "runtime_pull_image", of(lacks("cribox pulls images itself"))},
+		{at + "inherit_default_runtime", of(lacks("name the program of the runtime: [runtimes.NAME] path"))},
+		{at + "no_sync_log", of(func(*handler, setting) {})},
 	}
 }
 
@@ -145,6 +171,23 @@ var crioRules = []rule{
 	{"runtime.disable_hostport_mapping", missing("ports of the host are mapped when a pod asks for them")},
 	{"runtime.infra_ctr_cpuset", missing("the pause process takes no processor time")},
 	{"runtime.shared_cpuset", missing("annotations of CRI-O do nothing")},
+	{"runtime.workloads.*.*", missing("annotations of CRI-O do nothing")},
+	{"runtime.workloads.*.*.*", missing("annotations of CRI-O do nothing")},
+	{"runtime.irqbalance_config_file", same("it is for an annotation of CRI-O, which does nothing")},
+	{"runtime.irqbalance_config_restore_file", same("it is for an annotation of CRI-O, which does nothing")},
+	{"runtime.minimum_mappable_uid",
+		sameIf(-1, "the kubelet says which users a pod has", "the kubelet says which users a pod has")},
+	{"runtime.minimum_mappable_gid",
+		sameIf(-1, "the kubelet says which groups a pod has", "the kubelet says which groups a pod has")},
+	{"runtime.uid_mappings", missing("the kubelet says which users a pod has: hostUsers: false")},
+	{"runtime.gid_mappings", missing("the kubelet says which groups a pod has: hostUsers: false")},
+	{"runtime.blockio_config_file", missing("classes of block I/O are annotations of CRI-O, which do nothing")},
+	{"runtime.blockio_reload", missing("classes of block I/O are annotations of CRI-O, which do nothing")},
+	{"runtime.rdt_config_file", missing("classes of RDT are annotations of CRI-O, which do nothing")},
+	{"runtime.separate_pull_cgroup", missing("pulls are in the daemon's cgroup: limits of cribox.service hold for them")},
+	{"runtime.bind_mount_prefix", missing("cribox runs on the host, where paths of volumes are")},
+	{"runtime.log_filter", missing("the log has levels only")},
+	{"runtime.enable_pod_events", same("events are always sent")},
 	{"runtime.enable_criu_support", missing("checkpoints are not supported")},
 	{"runtime.timezone", missing("a pod's variable TZ")},
 	{"runtime.log_to_journald", missing("logs of containers are files")},
@@ -189,16 +232,33 @@ func trimmed(folders []string) (all []string) {
 	return all
 }
 
+// crioTracing returns what becomes of the traces. An endpoint alone makes cribox send them; CRI-O's
+// own file names one also where they are off.
+func crioTracing(crio map[string]any) []rule {
+	tracing, _ := crio["tracing"].(map[string]any)
+	if on, _ := tracing["enable_tracing"].(bool); !on {
+		return []rule{{"tracing.*", same("CRI-O sends no traces, and neither does cribox")}}
+	}
+	return []rule{
+		{"tracing.enable_tracing", func(p *Plan, s setting, _ string) {
+			if tracing["tracing_endpoint"] == nil {
+				p.take(s.String()+", to CRI-O's default endpoint", "tracing.endpoint", "127.0.0.1:4317")
+				return
+			}
+			same("traces are sent when there is an endpoint")(p, s, "")
+		}},
+		{"tracing.tracing_endpoint", takes("tracing.endpoint")},
+		{"tracing.tracing_sampling_rate_per_million", func(p *Plan, s setting, _ string) {
+			if n := s.number(); n > 0 {
+				p.take(s.String(), "tracing.sampling_ratio", float64(n)/1e6)
+			}
+		}},
+	}
+}
+
 var crioStreams = []rule{
 	{"metrics.enable_metrics", missing("[metrics] listen; the series have other names, see docs/monitoring.md")},
 	{"metrics.*", same("concerns the metrics of CRI-O")},
-	{"tracing.enable_tracing", same("traces are sent when there is an endpoint")},
-	{"tracing.tracing_endpoint", takes("tracing.endpoint")},
-	{"tracing.tracing_sampling_rate_per_million", func(p *Plan, s setting, _ string) {
-		if n := s.number(); n > 0 {
-			p.take(s.String(), "tracing.sampling_ratio", float64(n)/1e6)
-		}
-	}},
 	{"stats.*", same("usage is counted when it is asked for")},
 	{"nri.enable_nri", missing("NRI plugins are not executed")},
 	{"nri.*", same("there is no NRI")},
@@ -222,9 +282,56 @@ func (p *Plan) crioHost(o Options, crio map[string]any) error {
 		return err
 	}
 	p.unit(o, "crio")
-	root, _ := crio["root"].(string)
-	images := filepath.Join(o.path(cmp.Or(root, "/var/lib/containers/storage")), "overlay-images", "images.json")
-	b, err := readFile(images)
+	lists, err := p.imageLists(o, crio)
+	if err != nil {
+		return err
+	}
+	for _, file := range lists {
+		if err := p.pullsOf(file); err != nil {
+			return fmt.Errorf("images of CRI-O: %s: %w", file, err)
+		}
+	}
+	slices.Sort(p.Pulls)
+	p.Pulls = slices.Compact(p.Pulls)
+	return nil
+}
+
+// storageConf is where the settings of containers-storage are, of which the first file counts.
+var storageConf = []string{"/etc/containers/storage.conf", "/usr/share/containers/storage.conf"}
+
+// imageLists returns the files in which containers-storage may list images. What CRI-O's own file
+// leaves unset, it takes from storage.conf.
+func (p *Plan) imageLists(o Options, crio map[string]any) ([]string, error) {
+	var storage map[string]any
+	for _, path := range storageConf {
+		c, err := readTOML(o.path(path))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("folder of CRI-O's images: %w", err)
+		}
+		p.Read = append(p.Read, o.path(path))
+		storage, _ = c["storage"].(map[string]any)
+		break
+	}
+	first := func(key, inStorage, otherwise string) string {
+		own, _ := crio[key].(string)
+		shared, _ := storage[inStorage].(string)
+		return cmp.Or(own, shared, otherwise)
+	}
+	file := filepath.Join(first("storage_driver", "driver", "overlay")+"-images", "images.json")
+	lists := []string{o.path(filepath.Join(first("root", "graphroot", "/var/lib/containers/storage"), file))}
+	if apart := first("imagestore", "imagestore", ""); apart != "" {
+		lists = append(lists, o.path(filepath.Join(apart, file)))
+	}
+	return lists, nil
+}
+
+// pullsOf adds each name of the listed images. CRI-O lists the tags and digests by which an image was
+// asked for, all with the one image that they mean. A pod that names one of them needs just that name.
+func (p *Plan) pullsOf(file string) error {
+	b, err := readFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -233,16 +340,11 @@ func (p *Plan) crioHost(o Options, crio map[string]any) error {
 		err = json.Unmarshal(b, &all)
 	}
 	if err != nil {
-		return fmt.Errorf("images of CRI-O: %s: %w", images, err)
+		return err
 	}
-	p.Read = append(p.Read, images)
+	p.Read = append(p.Read, file)
 	for _, image := range all {
-		several := len(image.Names) > 1
-		tags := slices.DeleteFunc(image.Names, func(n string) bool { return several && strings.Contains(n, "@") })
-		if len(tags) > 0 {
-			p.Pulls = append(p.Pulls, tags[0])
-		}
+		p.Pulls = append(p.Pulls, image.Names...)
 	}
-	slices.Sort(p.Pulls)
 	return nil
 }
