@@ -20,7 +20,7 @@ var crictlPackages = []struct{ name, always string }{
 	{"resources", "OOM|Update|PodResources|ContainerStats|PodStats|Metrics$|PidsLimit|HugepageLimits|CostOfAPod$"},
 	{"lifecycle", "CgroupParent|Resources$|LimitsOfTheHost|Confinement|Privileged|Stop|PauseDies|(Daemon|Shim)IsStopped|" +
 		"ServiceManager|Share|SEC70|UpgradeKeepsTheShim|EventsOfDeaths|LedgerSees|CyclesLeaveNothing"},
-	{"kills", "ShimComesBack|StopOutlivesTheDaemon|PodsOutliveTheDaemon|ExitsOfOtherPods"}, // Kills takes ten minutes more
+	{"kills", "."},
 }
 
 // cannotRun are tests of these packages that do not run here, and why.
