@@ -14,13 +14,17 @@ import (
 )
 
 // crictlPackages are the packages of crictl-tests that run here, and those of their tests that run always: what they are about is
-// another on such a machine. With -all the other tests of the packages run too.
-var crictlPackages = []struct{ name, always string }{
-	{"security", "AppArmor|AmbientCapabilities|SEC(08|11|12|19|20|21|80|82)"},
-	{"resources", "OOM|Update|PodResources|ContainerStats|PodStats|Metrics$|PidsLimit|HugepageLimits|CostOfAPod$"},
+// another on such a machine. With -all the other tests of the packages run too; with -few only the packages do that depend on the
+// kernel.
+var crictlPackages = []struct {
+	name, always string
+	kernel       bool
+}{
+	{"security", "AppArmor|AmbientCapabilities|SEC(08|11|12|19|20|21|80|82)", true},
+	{"resources", "OOM|Update|PodResources|ContainerStats|PodStats|Metrics$|PidsLimit|HugepageLimits|CostOfAPod$", true},
 	{"lifecycle", "CgroupParent|Resources$|LimitsOfTheHost|Confinement|Privileged|Stop|PauseDies|(Daemon|Shim)IsStopped|" +
-		"ServiceManager|Share|SEC70|UpgradeKeepsTheShim|EventsOfDeaths|LedgerSees|CyclesLeaveNothing"},
-	{"kills", "."},
+		"ServiceManager|Share|SEC70|UpgradeKeepsTheShim|EventsOfDeaths|LedgerSees|CyclesLeaveNothing", false},
+	{"kills", ".", false},
 }
 
 // cannotRun are tests of these packages that do not run here, and why.
@@ -51,6 +55,9 @@ func TestCrictlTests(t *testing.T) {
 		for p in cribox cribox-helper runc crictl critest; do ln -sf "$(command -v $p)" $p; done
 		ln -sf /bin/false ginkgo`)
 	for _, p := range crictlPackages {
+		if *few && !p.kernel {
+			continue
+		}
 		t.Run(p.name, func(t *testing.T) {
 			send(t, filepath.Join(programs, p.name+".test"), "/root/crictl-tests/"+p.name+".test")
 			pattern := "^Test(" + p.always + ")"

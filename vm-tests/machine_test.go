@@ -18,7 +18,7 @@ import (
 
 var (
 	smoke = flag.Bool("smoke", false, "only what takes some minutes")
-	few   = flag.Bool("few", false, "of critest only ten specs")
+	few   = flag.Bool("few", false, "of critest only ten specs, and of crictl-tests what depends on the kernel")
 	all   = flag.Bool("all", false, "of crictl-tests all tests of the packages that run here")
 )
 

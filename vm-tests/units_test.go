@@ -13,6 +13,7 @@ func TestUnits(t *testing.T) {
 	notInSmoke(t)
 	programs := buildTests(t, "..", "./runtimeshim/systemd", "./runtimeshim/place", "./runtimeshim/client",
 		"./imageservice", "./imageservice/layers", "./imageservice/overlay")
+	t.Cleanup(func() { must(t, "rm -rf /tmp/cribox-test-rootfs") }) // the tests of client share it, and leave it to the next ones
 	must(t, "mkdir -p /root/crictl-tests/bin; ln -sf /usr/local/bin/runc /root/crictl-tests/bin/runc")
 	for _, p := range []struct{ name, pattern string }{
 		{"systemd", "^TestRealScope$"},

@@ -27,6 +27,7 @@ func newScopedHost(t *testing.T) *scopedHost {
 	if !systemd.Runs() || exists("/sys/fs/cgroup/devices") {
 		t.Skip("needs systemd, and cgroups of version 2")
 	}
+	t.Cleanup(func() { _ = exec.Command("systemctl", "stop", testSlice).Run() })
 	h := newHost(t)
 	return &scopedHost{h, "cribox-" + filepath.Base(h.cgroup) + ".scope"}
 }

@@ -220,6 +220,7 @@ func TestRealScope(t *testing.T) {
 	if !Runs() || os.Geteuid() != 0 {
 		t.Skip("needs systemd, and root")
 	}
+	t.Cleanup(func() { _ = exec.Command("systemctl", "stop", "criboxtest.slice").Run() })
 	for _, address := range []string{busAddress, "unix:path=/nowhere"} {
 		was := busAddress
 		busAddress = address
