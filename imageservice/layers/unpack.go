@@ -17,12 +17,12 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/gunzip"
 	"github.com/cribox/cribox/imageservice/overlay"
 	"github.com/cribox/cribox/imageservice/progress"
 	"github.com/cribox/cribox/internal/tree"
@@ -238,11 +238,11 @@ func decompress(src Source) (io.Reader, func(), error) {
 	}
 	switch {
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		z, err := gzip.NewReader(in)
+		z, err := gunzip.NewReader(in)
 		if err != nil {
 			return nil, nil, tracked.blame(err)
 		}
-		return decoder{z, tracked}, func() { z.Close() }, nil
+		return decoder{z, tracked}, func() {}, nil
 	case len(magic) == 4 && (bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) || magic[0]&0xf0 == 0x50 &&
 		bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18})):
 		// With concurrency 1 the decoder starts no goroutines that could hang or leak after an

@@ -10,12 +10,12 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/gunzip"
 	"github.com/cribox/cribox/imageservice/imageref"
 	"github.com/cribox/cribox/imageservice/manifest"
 	"github.com/cribox/cribox/imageservice/registry"
@@ -136,7 +136,7 @@ func plainDocument(raw []byte, most int64) ([]byte, error) {
 	if !bytes.HasPrefix(raw, []byte{0x1f, 0x8b}) {
 		return raw, nil
 	}
-	z, err := gzip.NewReader(bytes.NewReader(raw))
+	z, err := gunzip.NewReader(bytes.NewReader(raw))
 	if err != nil {
 		return nil, fault.Refuse(errdefs.ErrDataLoss, "answer with gzip encoding: %v", err)
 	}

@@ -9,11 +9,11 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/compress/gzip"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cribox/cribox/imageservice/content"
 	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/gunzip"
 	"github.com/cribox/cribox/imageservice/progress"
 	"github.com/cribox/cribox/imageservice/registry"
 )
@@ -160,7 +160,7 @@ func whole(resp *registry.Reply) bool {
 
 // unzipBody decompresses a response while it is read.
 func unzipBody(resp *registry.Reply) error {
-	plain, err := gzip.NewReader(resp.Body)
+	plain, err := gunzip.NewReader(resp.Body)
 	if err != nil {
 		return err
 	}
