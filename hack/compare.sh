@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # compare.sh ROUNDS PODS measures cribox beside containerd with
 # crictl-tests/cmd/compare, which prints a table and writes docs/performance.md.
-# `make compare` has built everything in bin/ before.
+# `make compare` has built everything in bin/ before. With ONLY=pulls, or another
+# part that `compare -h` names, only that is measured, and docs/ stays as it is.
 #
 # All runs in namespaces of processes, mounts and network of its own: what is in
 # them ends with them, however this script ends. On the host are only a folder
@@ -15,6 +16,8 @@ set -euo pipefail
 . "$top/hack/leftovers.sh"
 
 rounds=${1:-3} pods=${2:-40}
+out=(-out "$top/docs")
+[ -z "${ONLY:-}" ] || out=(-only "$ONLY")
 
 build() { (cd "$top/crictl-tests" && GOWORK=off CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$bin/compare" ./cmd/compare); }
 
@@ -32,7 +35,7 @@ measure() {
 		"$@" || code=$?
 		exit $code
 	' "$work/disk.ext4" "$bin/compare" -bin "$bin" -work "$work/disk" -cgroup "$cgroup" \
-		-pause "$top/sandbox/pause/pause_$(go env GOARCH)" -out "$top/docs" -rounds "$rounds" -pods "$pods" -plugins="${PLUGINS:-false}" >"$work/table"
+		-pause "$top/sandbox/pause/pause_$(go env GOARCH)" "${out[@]}" -rounds "$rounds" -pods "$pods" -plugins="${PLUGINS:-false}" >"$work/table"
 }
 
 left_cgroups() { # the deepest first

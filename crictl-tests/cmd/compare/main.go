@@ -27,6 +27,7 @@ type options struct {
 	out                      string
 	rounds, pods             int
 	plugins                  bool
+	only                     string
 }
 
 func main() {
@@ -40,6 +41,7 @@ func main() {
 	flag.StringVar(&o.out, "out", "", "folder for a page with the table and a picture; none without it")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each runtime is measured")
 	flag.IntVar(&o.pods, "pods", 40, "pods that run together")
+	flag.StringVar(&o.only, "only", "", "measure only this: pod, pods, pulls, files or logs; together with an empty -out")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -104,7 +106,7 @@ func measureRound(ctx context.Context, runtimes []*runtime, o options, certs str
 	for i := range runtimes {
 		r := runtimes[(i+n)%len(runtimes)]
 		fmt.Fprintf(os.Stderr, "    round %d of %d: %s\n", n+1, o.rounds, r.name)
-		if err := r.measure(ctx, o.pods, images); err != nil {
+		if err := r.measure(ctx, o, images); err != nil {
 			return r.explain(err)
 		}
 	}

@@ -17,16 +17,22 @@ const (
 	probesPerSecond = 20
 )
 
-// measure is one round.
-func (r *runtime) measure(ctx context.Context, pods int, images pulled) error {
-	for _, part := range []func() error{
-		func() error { return r.measureOneByOne(ctx) },
-		func() error { return r.measureTogether(ctx, pods) },
-		func() error { return r.measurePulls(ctx, images) },
-		func() error { return r.measureFiles(ctx, images.many) },
-		func() error { return r.measureLogs(ctx) },
+// measure is one round, or the part of it that is asked for.
+func (r *runtime) measure(ctx context.Context, o options, images pulled) error {
+	for _, part := range []struct {
+		name string
+		do   func() error
+	}{
+		{"pod", func() error { return r.measureOneByOne(ctx) }},
+		{"pods", func() error { return r.measureTogether(ctx, o.pods) }},
+		{"pulls", func() error { return r.measurePulls(ctx, images) }},
+		{"files", func() error { return r.measureFiles(ctx, images.many) }},
+		{"logs", func() error { return r.measureLogs(ctx) }},
 	} {
-		if err := part(); err != nil {
+		if o.only != "" && o.only != part.name {
+			continue
+		}
+		if err := part.do(); err != nil {
 			return err
 		}
 	}

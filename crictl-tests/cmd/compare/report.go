@@ -43,6 +43,9 @@ func report(w io.Writer, runtimes []*runtime, o options) {
 		a.name, strings.TrimPrefix(a.version, "v"), b.name, strings.TrimPrefix(b.version, "v"))
 	for _, row := range rows {
 		x, y := a.figures.median(row), b.figures.median(row)
+		if math.IsNaN(x) && math.IsNaN(y) {
+			continue // -only leaves it out
+		}
 		text := row.text
 		if row.more {
 			text += " (more is better)"
