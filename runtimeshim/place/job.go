@@ -35,6 +35,7 @@ type Job struct {
 	Scope *systemd.Scope
 
 	own       []*os.File
+	program   *os.File
 	state     *os.File
 	out       *os.File
 	admission *os.File // for writing: the program may go on
@@ -142,13 +143,8 @@ func begin(j *Job, mark []string) error {
 	if err != nil {
 		return err
 	}
-	// The descriptors of the job must not take its number in the child.
-	fd, err := unix.FcntlInt(uintptr(unixfd.Of(f)), unix.F_DUPFD_CLOEXEC, highFD)
-	f.Close()
-	if err != nil {
-		return err
-	}
-	j.own = append(j.own, os.NewFile(uintptr(fd), "cribox-place"))
+	j.program = f
+	j.own = append(j.own, f)
 	if j.state, err = memory("cribox-place-state", nil, false); err != nil {
 		return err
 	}
@@ -156,11 +152,9 @@ func begin(j *Job, mark []string) error {
 	if err := j.state.Truncate(pidAt + 4); err != nil {
 		return err
 	}
-	j.Argv = append([]string{fmt.Sprintf("/proc/self/fd/%d", fd)}, mark...)
+	j.Argv = append([]string{""}, mark...)
 	return nil
 }
-
-const highFD = 200 // more than a job has descriptors
 
 // give adds a file that belongs to the job, and returns its number in the child.
 func (j *Job) give(f *os.File) int32 {
@@ -177,6 +171,9 @@ func (j *Job) seal(p *plan) error {
 	}
 	j.own = append(j.own, f)
 	j.Files[4] = f
+	// As a descriptor of the child it has a number there that nothing else takes.
+	j.Files = append(j.Files, j.program)
+	j.Argv[0] = fmt.Sprintf("/proc/self/fd/%d", len(j.Files)-1)
 	return nil
 }
 

@@ -17,7 +17,8 @@
 //
 // Contract
 //   - It is not dumpable from its first instruction on: no process of a namespace that
-//     it has joined can trace it or open its descriptors.
+//     it has joined can trace it or open its descriptors, but one with CAP_SYS_PTRACE
+//     in the host's user namespace.
 //   - No descriptor crosses the execution but 0 to 3; into a running container, but 0 to 2.
 //   - Nothing is read from or written to a file of a container that runs.
 //   - The pid file has a pid only if the program was executed.

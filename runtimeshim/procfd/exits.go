@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cribox/cribox/runtimeshim/unixfd"
 )
 
 // Exits hears from the kernel how processes end that are not our children, over the proc connector
@@ -31,7 +33,7 @@ type Exit struct {
 	all    *Exits
 	pid    int
 	status unix.WaitStatus // of the thread that has ended last
-	first  chan struct{}   // closed when the first thread has ended
+	first  chan struct{}   // closed when the first thread has ended; another one after an execve(2)
 	told   bool            // first is closed
 }
 
@@ -69,6 +71,8 @@ func (x *Exit) Forget() {
 		_ = e.filter() // a filter that lets too much through does no harm
 		return
 	}
+	// Else the kernel would go on to make messages, for nobody.
+	_ = request(e.socket, ignore)
 	e.socket.Close()
 	e.socket = nil
 }
@@ -84,8 +88,11 @@ func (x *Exit) Status() (unix.WaitStatus, bool) {
 	if x == nil {
 		return 0, false
 	}
+	x.all.mu.Lock()
+	first := x.first
+	x.all.mu.Unlock()
 	select {
-	case <-x.first:
+	case <-first:
 	case <-time.After(heardWait):
 		return 0, false
 	}
@@ -99,6 +106,8 @@ func (x *Exit) Status() (unix.WaitStatus, bool) {
 const (
 	connectorProc = 1 // CN_IDX_PROC and CN_VAL_PROC
 	listenToAll   = 1 // PROC_CN_MCAST_LISTEN
+	ignore        = 2 // PROC_CN_MCAST_IGNORE
+	eventExec     = 2
 	eventExit     = 0x80000000
 
 	connectorAt, lengthAt, bodyAt              = unix.SizeofNlMsghdr, unix.SizeofNlMsghdr + 16, unix.SizeofNlMsghdr + 20
@@ -120,7 +129,7 @@ func openConnector() (*os.File, error) {
 		err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: connectorProc})
 	}
 	if err == nil {
-		err = unix.Sendto(fd, listenRequest(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		err = request(f, listenToAll)
 	}
 	if err != nil {
 		f.Close()
@@ -129,8 +138,8 @@ func openConnector() (*os.File, error) {
 	return f, nil
 }
 
-// listenRequest is a struct nlmsghdr, a struct cn_msg and the operation.
-func listenRequest() []byte {
+// request asks the kernel for an operation: with a struct nlmsghdr, a struct cn_msg and its number.
+func request(socket *os.File, operation uint32) error {
 	b := make([]byte, bodyAt+4)
 	order := binary.NativeEndian
 	order.PutUint32(b, uint32(len(b)))
@@ -138,8 +147,8 @@ func listenRequest() []byte {
 	order.PutUint32(b[connectorAt:], connectorProc)
 	order.PutUint32(b[connectorAt+4:], connectorProc)
 	order.PutUint16(b[lengthAt:], 4)
-	order.PutUint32(b[bodyAt:], listenToAll)
-	return b
+	order.PutUint32(b[bodyAt:], operation)
+	return unix.Sendto(unixfd.Of(socket), b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 }
 
 // filter lets through the ends of the processes that are followed. It requires the lock.
@@ -153,8 +162,8 @@ func (e *Exits) filter() error {
 	return errors.Join(err, attachErr)
 }
 
-// attachFilter attaches a program of bpf(4) that passes the ends of threads of some processes; of all if
-// those are too many.
+// attachFilter attaches a program of bpf(4) that passes the ends of threads, and execve(2), of some
+// processes; of all if those are too many.
 func attachFilter(fd int, pids []int) error {
 	const (
 		load = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
@@ -163,7 +172,8 @@ func attachFilter(fd int, pids []int) error {
 	)
 	code := []unix.SockFilter{
 		{Code: load, K: whatAt},
-		{Code: jump, Jt: 1, K: loaded(eventExit)},
+		{Code: jump, Jt: 2, K: loaded(eventExit)},
+		{Code: jump, Jt: 1, K: loaded(eventExec)},
 		{Code: ret, K: 0},
 		{Code: load, K: processAt},
 	}
@@ -210,13 +220,20 @@ func (e *Exits) listen(socket *os.File) {
 	}
 }
 
-// heard notes the end of a thread.
+// heard notes the end of a thread. One other than the first may call execve(2): then the first ends as
+// the others do, and the one that goes on has its number.
 func (e *Exits) heard(message []byte) {
 	field := func(at int) int { return int(binary.NativeEndian.Uint32(message[at:])) }
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	x := e.of[field(processAt)]
-	if field(whatAt) != eventExit || x == nil {
+	switch {
+	case x == nil:
+		return
+	case field(whatAt) == eventExec && x.told:
+		x.first, x.told = make(chan struct{}), false
+		return
+	case field(whatAt) != eventExit:
 		return
 	}
 	x.status = unix.WaitStatus(field(codeAt))

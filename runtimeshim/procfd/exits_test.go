@@ -1,6 +1,7 @@
 package procfd
 
 import (
+	"encoding/binary"
 	"io"
 	"os"
 	"os/exec"
@@ -84,6 +85,32 @@ func init() {
 		}
 	}()
 	_, _, _ = unix.Syscall(unix.SYS_EXIT, 0, 0, 0)
+}
+
+// TestExitsAfterExec: when another thread than the first executes a program, the first one's end is not that of the process.
+func TestExitsAfterExec(t *testing.T) {
+	var exits Exits
+	x := &Exit{all: &exits, pid: 100, first: make(chan struct{})}
+	exits.of = map[int]*Exit{100: x}
+	tell := func(what, thread, code uint32) {
+		message := make([]byte, messageSize)
+		for at, n := range map[int]uint32{whatAt: what, threadAt: thread, processAt: 100, codeAt: code} {
+			binary.NativeEndian.PutUint32(message[at:], n)
+		}
+		exits.heard(message)
+	}
+	tell(eventExit, 100, 0)
+	tell(eventExec, 100, 0)
+	select {
+	case <-x.first:
+		t.Error("its end was told before it has ended")
+	default:
+	}
+	tell(eventExit, 101, 0)
+	tell(eventExit, 100, 5<<8)
+	if ws, ok := x.Status(); !ok || ExitCode(ws) != 5 {
+		t.Errorf("got %d, %v", ExitCode(ws), ok)
+	}
 }
 
 // TestExitsOfMany: more processes than a filter has room for.

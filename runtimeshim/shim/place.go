@@ -89,7 +89,7 @@ func (s *starter) runPlace(ctx context.Context, t *task, start place.Start) erro
 	}
 	defer job.Close()
 	s.step.Pass("shim.place.cgroups")
-	c := oci.Command{Wait: wire.StartWait}
+	c := oci.Command{Wait: wire.PlaceWait}
 	if (job.Scope != nil) != t.rec.Systemd {
 		return errors.New("linux.cgroupsPath does not fit who makes cgroups")
 	}
@@ -106,10 +106,14 @@ func (s *starter) runPlace(ctx context.Context, t *task, start place.Start) erro
 	return nil
 }
 
-// admit has systemd put the program of a job into its scope, and lets it go on.
+// admit has systemd put the program of a job into its scope, and lets it go on. Whoever speaks on the
+// bus can say that systemd's job has ended; Admit sees for itself where the program is.
 func (s *starter) admit(ctx context.Context, job *place.Job, proc procfd.Child) error {
 	if proc.Pidfd == nil {
 		return unix.ESRCH
+	}
+	if err := procfd.StillHas(proc.Pidfd, proc.Pid); err != nil {
+		return err
 	}
 	if err := systemd.Start(ctx, *job.Scope, proc.Pid); err != nil {
 		return err
