@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/imageservice/fault"
+	"github.com/cribox/cribox/imageservice/writeback"
 )
 
 // Writer downloads one blob: it appends to a partial file in ingest/, hashes what it has, and moves
@@ -27,6 +28,7 @@ type Writer struct {
 	file   *os.File // nil after Commit or Close
 	size   int64    // bytes in the file
 	hash   hash.Hash
+	disk   writeback.File
 }
 
 // OpenWriter starts the partial download ref, or resumes it: it hashes the bytes that are already
@@ -40,6 +42,7 @@ func (b *Blobs) OpenWriter(ref string) (w *Writer, err error) {
 		return nil, err
 	}
 	ReadFromDisk(w.file)
+	w.disk.FD = int(w.file.Fd())
 	if w.size, err = io.Copy(w.hash, w.file); err != nil {
 		w.Close()
 		return nil, err
@@ -74,12 +77,13 @@ func (w *Writer) Write(p []byte) (int, error) {
 	n, err := w.file.Write(p)
 	w.hash.Write(p[:n])
 	w.size += int64(n)
+	w.disk.Grown(w.size)
 	return n, err
 }
 
 // Restart discards all bytes.
 func (w *Writer) Restart() error {
-	w.size = 0
+	w.size, w.disk = 0, writeback.File{FD: w.disk.FD}
 	w.hash.Reset()
 	if _, err := w.file.Seek(0, io.SeekStart); err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cribox/cribox/imageservice/fault"
 	"github.com/cribox/cribox/imageservice/overlay"
+	"github.com/cribox/cribox/imageservice/writeback"
 )
 
 // extractor unpacks one layer's tar into a directory. One rule keeps it inside that directory
@@ -320,6 +321,7 @@ var zeros [holeSize]byte
 // and login databases consist mostly of them.
 func (x *extractor) copy(fd int, r io.Reader) error {
 	var at, end int64 // number of bytes read, and end of the last bytes written
+	onDisk := writeback.File{FD: fd}
 	for {
 		if x.ctx.Err() != nil {
 			return context.Cause(x.ctx)
@@ -340,6 +342,7 @@ func (x *extractor) copy(fd int, r io.Reader) error {
 			}
 			at += int64(len(piece))
 		}
+		onDisk.Grown(end)
 		switch {
 		case err == io.EOF && end < at:
 			return fault.Disk(unix.Ftruncate(fd, at))
