@@ -237,6 +237,58 @@ func fetch(ctx context.Context, url string) (string, error) {
 	return string(body), err
 }
 
+// k3s is what k3s makes of a node that it tells to use another runtime: the configuration of its network and the plugins are in folders of
+// its own, and so are the archives of images for a node without a registry. The plugin flannel leaves its work to bridge, with these values.
+const k3s = `mkdir -p $k3s/agent/etc/cni/net.d $k3s/data/cni $k3s/agent/images
+cp -a /opt/cni/bin/. $k3s/data/cni/
+cat >$k3s/agent/etc/cni/net.d/10-flannel.conflist <<'END'
+{"name": "cbr0", "cniVersion": "1.0.0", "plugins": [
+	{"type": "bridge", "bridge": "cni0", "mtu": 1450, "ipMasq": true, "hairpinMode": true, "forceAddress": true, "isGateway": true,
+	 "isDefaultGateway": true, "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.42.9.0/24"}]], "routes": [{"dst": "10.42.0.0/16"}]}},
+	{"type": "portmap", "capabilities": {"portMappings": true}},
+	{"type": "bandwidth", "capabilities": {"bandwidth": true}}]}
+END
+cat >/etc/cribox/config.toml.d/90-k3s.toml <<END
+[network]
+default = false
+conf_dir = "$k3s/agent/etc/cni/net.d"
+bin_dirs = ["$k3s/data/cni"]
+[images]
+import_dir = "$k3s/agent/images"
+END
+systemctl restart cribox`
+
+// TestKubeFoldersOfK3s: cribox is told of k3s's folders, as the page on Kubernetes says, and a pod gets its image and its network from there.
+func TestKubeFoldersOfK3s(t *testing.T) {
+	n := needKube(t)
+	const folder = "k3s=/var/lib/rancher/k3s\n"
+	t.Cleanup(func() {
+		must(t, folder+`rm -rf $k3s /etc/cribox/config.toml.d/90-k3s.toml /var/lib/cni/networks/cbr0
+			systemctl restart cribox
+			ip link del cni0; crictl rmi docker.io/library/air:1; true`)
+	})
+	must(t, folder+k3s)
+	// An archive of an image that no registry has: web:1 by another name of this length.
+	must(t, folder+`crictl pull docker.io/library/web:1 >&2
+		cribox image save docker.io/library/web:1 | sed 's#library/web:1#library/air:1#g' | gzip >/root/air.tar.gz
+		mv /root/air.tar.gz $k3s/agent/images/`)
+	n.await("the image of the archive", func() (bool, string) {
+		out := must(t, "crictl images 2>&1")
+		return strings.Contains(out, "library/air"), out
+	})
+	n.pod("air", webServer("from the archive", object{"image": "docker.io/library/air:1", "imagePullPolicy": "Never",
+		"ports": []object{{"containerPort": 8080, "hostPort": 18080}}}), nil)
+	if ip := n.get("pod/air", "{.status.podIP}"); !strings.HasPrefix(ip, "10.42.9.") {
+		t.Errorf("the pod has the address %q", ip)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if got, err := fetch(ctx, "http://"+n.get("pod/air", "{.status.hostIP}")+":18080/"); err != nil || got != "from the archive\n" {
+		t.Errorf("on the port of the node, the pod answers %q, %v", got, err)
+	}
+	n.kubectl("delete", "pod", "air", "--timeout="+patience.String())
+}
+
 // TestKubeKills ends daemon, shim and logger, one by one and together, restarts and stops their units,
 // and has systemd read them again after each. The pod keeps its container, its log has every line, and
 // it can be deleted.
