@@ -22,8 +22,9 @@ import (
 )
 
 const (
-	maxFiles = 1 << 16 // in one archive
-	maxHops  = 8       // links from one name to the next
+	maxFiles = 1 << 16  // in one archive
+	maxNames = 32 << 20 // bytes of their paths, which stay in memory
+	maxHops  = 8        // links from one name to the next
 )
 
 // Archive is an open archive. Its methods may be called concurrently.
@@ -31,6 +32,7 @@ type Archive struct {
 	file   *os.File
 	files  map[string]section // by their paths
 	links  map[string]string  // paths that are the same as another path
+	names  int                // bytes of all these paths
 	blobs  map[digest.Digest]section
 	images []Image
 }
@@ -187,6 +189,9 @@ func (a *Archive) index(ctx context.Context) error {
 
 func (a *Archive) add(h *tar.Header) error {
 	name := path.Clean("/" + h.Name)
+	if a.names += len(h.Name) + len(h.Linkname); a.names > maxNames {
+		return fault.Refuse(errdefs.ErrResourceExhausted, "the archive has names of more than %d bytes", maxNames)
+	}
 	switch h.Typeflag {
 	case tar.TypeReg:
 		for key := range h.PAXRecords {
@@ -235,7 +240,7 @@ func (a *Archive) document(name string) ([]byte, error) {
 	s, ok := a.find(name)
 	switch {
 	case !ok:
-		return nil, fmt.Errorf("%s: %w", name, errNoFile)
+		return nil, notAnArchive(fmt.Errorf("%s: %w", fault.Clip(name), errNoFile))
 	case s.size > manifest.MaxBytes:
 		return nil, fault.Refuse(errdefs.ErrResourceExhausted, "%s has more than %d bytes",
 			fault.Clip(name), manifest.MaxBytes)

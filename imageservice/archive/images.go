@@ -132,15 +132,24 @@ func (a *Archive) readDocker(ctx context.Context) error {
 	if len(all) == 0 || len(all) > maxImages {
 		return notAnArchive(fmt.Errorf("manifest.json has %d images", len(all)))
 	}
+	described := map[string]ocispec.Descriptor{} // by the paths of files; images share layers
+	describe := func(name string) (d ocispec.Descriptor, err error) {
+		d, ok := described[name]
+		if !ok {
+			d, err = a.describe(ctx, name)
+			described[name] = d
+		}
+		return d, err
+	}
 	for _, one := range all {
 		m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
 			Layers: []ocispec.Descriptor{}}
-		if m.Config, err = a.describe(ctx, one.Config); err != nil {
+		if m.Config, err = describe(one.Config); err != nil {
 			return err
 		}
 		m.Config.MediaType = ocispec.MediaTypeImageConfig
 		for _, name := range one.Layers {
-			layer, err := a.describe(ctx, name)
+			layer, err := describe(name)
 			if err != nil {
 				return err
 			}
