@@ -92,7 +92,7 @@ func (b *Bridge) make(h *netlink.Handle) (netlink.Link, error) {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU, attrs.HardwareAddr = b.Name, b.MTU, randomMAC()
 		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
-			return nil, fmt.Errorf("make bridge %s: %w", b.Name, err)
+			return nil, fmt.Errorf("make bridge %s: %w", b.Name, kindError(err, "bridge"))
 		}
 		ignoreAdvertisements(b.Name)
 		l, err = h.LinkByName(b.Name)
@@ -104,6 +104,14 @@ func (b *Bridge) make(h *netlink.Handle) (netlink.Link, error) {
 		return nil, fmt.Errorf("link %s is not a bridge", b.Name)
 	}
 	return l, nil
+}
+
+// kindError adds to the error of a new link what is wrong when the kernel does not know its kind.
+func kindError(err error, module string) error {
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("%w: this kernel lacks the module %s: %w", err, module, errdefs.ErrUnavailable)
+	}
+	return err
 }
 
 func linkOf(l netlink.Link) Link {

@@ -58,7 +58,7 @@ func (b *Bridge) Plug(ctx context.Context, bridge Link, p *Port) (Link, error) {
 	}
 	defer ns.Close()
 	if err := b.pair(bridge.Index, p, ns); err != nil {
-		return Link{}, fmt.Errorf("make links %s and %s: %w", p.Name(), p.Inside, err)
+		return Link{}, fmt.Errorf("make links %s and %s: %w", p.Name(), p.Inside, kindError(err, "veth"))
 	}
 	ignoreAdvertisements(p.Name())
 	h, err := handle(ctx)
