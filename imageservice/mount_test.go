@@ -11,9 +11,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 
 	"github.com/cribox/cribox/imageservice/imagetest"
 )
@@ -118,6 +120,41 @@ func TestUnmountBusy(t *testing.T) {
 	if m, err := mountinfo.Mounted(target); err != nil || m {
 		t.Error("still mounted", err)
 	}
+}
+
+// TestUnmountFrees: the second mount that Unmount keeps for a moment goes too.
+func TestUnmountFrees(t *testing.T) {
+	r := imagetest.NewRegistry(t)
+	id, _ := r.Build("1", []imagetest.Layer{imagetest.Gzip(imagetest.Tar(t, imagetest.File("f"), "x"))}, nil)
+	c := newImages(t, nil)
+	c.mustPull(t, r.Ref("app:1"))
+	target := filepath.Join(t.TempDir(), "rootfs")
+	imagetest.Must(t, c.Mount(t.Context(), Rootfs{ImageID: id, Dir: filepath.Join(t.TempDir(), "c"), Target: target}))
+	imagetest.Must(t, c.Unmount(t.Context(), target))
+	for end := time.Now().Add(time.Minute); unattached(t) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("a mount is kept")
+		}
+	}
+}
+
+// unattached returns how many mounts this process has a descriptor of that are attached nowhere.
+func unattached(t *testing.T) (n int) {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	imagetest.Must(t, err)
+	files, err := filepath.Glob("/proc/self/fdinfo/*")
+	imagetest.Must(t, err)
+	for _, file := range files {
+		info, _ := os.ReadFile(file)
+		var pos, mount int
+		var flags int64
+		_, err := fmt.Sscanf(string(info), "pos: %d\nflags: 0%o\nmnt_id: %d", &pos, &flags, &mount)
+		if err == nil && flags&unix.O_PATH != 0 && !strings.Contains("\n"+string(mounts), fmt.Sprintf("\n%d ", mount)) {
+			n++
+		}
+	}
+	return n
 }
 
 func TestCheckHost(t *testing.T) {

@@ -17,7 +17,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -336,44 +335,4 @@ func apart(act func() error) error {
 // escape escapes separators in a mount option.
 func escape(path string) string {
 	return strings.NewReplacer(`\`, `\\`, `,`, `\,`, `:`, `\:`).Replace(path)
-}
-
-const (
-	unmountTries = 10
-	unmountPause = 20 * time.Millisecond
-)
-
-// Unmount unmounts everything that is mounted at target. It returns nil if nothing is mounted or
-// target does not exist. If the mount is busy, Unmount retries for a short time and then detaches
-// it; the kernel unmounts it when its last user is gone.
-func Unmount(ctx context.Context, target string) error {
-	for try := 1; ; {
-		flags := unix.UMOUNT_NOFOLLOW
-		if try >= unmountTries || ctx.Err() != nil {
-			flags |= unix.MNT_DETACH
-		}
-		switch err := unix.Unmount(target, flags); err {
-		case nil: // there may be another mount below
-		case unix.EINVAL, unix.ENOENT, unix.ENOTDIR:
-			return nil
-		case unix.EBUSY:
-			if flags&unix.MNT_DETACH != 0 {
-				return err
-			}
-			try++
-			pause(ctx, unmountPause) // if ctx ends, the next try detaches
-		case unix.EINTR:
-		default:
-			return err
-		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

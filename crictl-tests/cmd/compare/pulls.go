@@ -122,6 +122,9 @@ func (r *runtime) pull(ctx context.Context, ref string) (string, error) {
 
 // measureFiles removes a pod whose container has written many files.
 func (r *runtime) measureFiles(ctx context.Context, image string) error {
+	if _, err := r.pull(ctx, image); err != nil {
+		return err
+	}
 	p := r.newPod()
 	p.image, p.command = image, []string{"sh", "-c", "cp -r /data /copy && exec true"}
 	if err := p.up(ctx); err != nil {
