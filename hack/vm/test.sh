@@ -71,7 +71,7 @@ results() {
 		/^ *--- (PASS|FAIL|SKIP): / {
 			n = split($3, part, "/")
 			result = tolower($2); sub(":", "", result)
-			if (part[1] ~ /^Test(Critest|CrictlTests)$/ && n > 2) { specs[part[1] "/" part[2] " " result]++; if (result == "fail") failed[++f] = $3; next }
+			if (part[1] ~ /^Test(Critest|CrictlTests|Units)$/ && n > 2) { specs[part[1] "/" part[2] " " result]++; if (result == "fail") failed[++f] = $3; next }
 			if (part[1] == "TestSELinuxCritest" && n > 1) { specs[part[1] " " result]++; if (result == "fail") failed[++f] = $3; next }
 			if (n > 1) parent[part[1]] = 1
 			gsub(/[()]/, "", $4); rows[++r] = $3; how[r] = result; took[r] = $4
@@ -80,7 +80,7 @@ results() {
 			for (i = 1; i <= r; i++) {
 				if (rows[i] in parent) continue
 				more = ""
-				if (rows[i] ~ /^Test((SELinux)?Critest|CrictlTests)/)
+				if (rows[i] ~ /^Test((SELinux)?Critest|CrictlTests|Units)/)
 					more = sprintf(": %d passed, %d failed, %d left out", specs[rows[i] " pass"], specs[rows[i] " fail"], specs[rows[i] " skip"])
 				printf "| %s | %s%s | %s |\n", rows[i], how[i], more, took[i]
 			}

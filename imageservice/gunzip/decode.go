@@ -31,7 +31,7 @@ func (z *Reader) huffman() error {
 
 // steps decodes as long as there are input and room. It works on copies of what changes with each
 // symbol, so that these are in registers.
-func (z *Reader) steps() (ended bool, err error) {
+func (z *Reader) steps() (ended bool, err error) { //nolint:funlen // in parts it is slower
 	in, buf := &z.in, &z.out.buf
 	literals, distances := &z.codes.literal, &z.codes.distance
 	bits, count, pos, end := in.bits, in.count, in.pos, z.out.end
