@@ -255,6 +255,16 @@ func (l *lab) start(change func(*specs.Spec), through ...string) (int, error) {
 	return l.run(job, pidFile, through...)
 }
 
+// copied returns a new copy of the program: its own file is for its own execution only, and an older copy may be in use.
+func (l *lab) copied() string {
+	l.Helper()
+	dir, err := os.MkdirTemp(l.dir, "program-")
+	l.must(err)
+	file := filepath.Join(dir, "program")
+	l.must(os.WriteFile(file, []byte(program), 0o755))
+	return file
+}
+
 // run executes a job and returns the pid that it has written.
 func (l *lab) run(job *Job, pidFile string, through ...string) (int, error) {
 	l.Helper()
@@ -268,9 +278,7 @@ func (l *lab) run(job *Job, pidFile string, through ...string) (int, error) {
 	}
 	cmd := &exec.Cmd{Path: job.Argv[0], Args: []string{job.Argv[0]}, Stdin: job.Files[0], Stdout: job.Files[1], Stderr: job.Files[2], ExtraFiles: job.Files[3:]}
 	if len(through) > 0 {
-		// The program's file is for its own execution only; others execute a copy.
-		copied := filepath.Join(l.dir, "program")
-		l.must(os.WriteFile(copied, []byte(program), 0o755))
+		copied := l.copied()
 		cmd.Path, err = exec.LookPath(through[0])
 		l.must(err)
 		cmd.Args = append(through, copied)
@@ -336,9 +344,9 @@ func TestSEC80ProgramIsSealed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer j.Close()
-	fd, err := unix.Open(j.Argv[0], unix.O_RDWR, 0)
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", j.program.Fd()), unix.O_RDWR, 0)
 	if err != nil {
-		return // not even opened
+		t.Fatal(err) // who has mapped it can open it
 	}
 	defer unix.Close(fd)
 	if _, err := unix.Write(fd, []byte("x")); !errors.Is(err, unix.EPERM) {
@@ -421,8 +429,7 @@ func (l *lab) take(pid int, through ...string) ([]uint64, error) {
 	defer j.Close()
 	cmd := &exec.Cmd{Path: j.Argv[0], Args: j.Argv, ExtraFiles: j.Files[3:]}
 	if len(through) > 0 {
-		copied := filepath.Join(l.dir, "program")
-		l.must(os.WriteFile(copied, []byte(program), 0o755))
+		copied := l.copied()
 		cmd.Path, cmd.Args = through[0], append(through, copied)
 	}
 	null, err := os.Open(os.DevNull)
