@@ -56,17 +56,19 @@ func (k *Client) Exec(ctx context.Context, e runtimeshim.Exec) (int32, error) {
 	var done wire.ExecDone
 	k.c.Step.Pass("client.exec")
 	err := k.whileNobody(ctx, k.shim, "exec", func() error {
-		_, err := k.shim.stream(ctx, "exec", body, files, &done, func(_ json.RawMessage, got []*os.File) error {
-			if e.OnStarted != nil {
-				e.OnStarted()
-			}
-			if e.OnTerminal != nil && len(got) == 1 {
-				e.OnTerminal(got[0])
+		// When ctx ends, the shim kills the command: whoever looks afterwards must not find it.
+		_, err := wire.StreamToEnd(ctx, wire.KilledWait+time.Second, k.shim.format(), k.shim.sock, "exec", body, files, &done,
+			func(_ json.RawMessage, got []*os.File) error {
+				if e.OnStarted != nil {
+					e.OnStarted()
+				}
+				if e.OnTerminal != nil && len(got) == 1 {
+					e.OnTerminal(got[0])
+					return nil
+				}
+				unixfd.CloseAll(got)
 				return nil
-			}
-			unixfd.CloseAll(got)
-			return nil
-		})
+			})
 		return err
 	})
 	return done.Code, err

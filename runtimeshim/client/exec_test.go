@@ -155,6 +155,22 @@ func TestExecEndsWithItsCaller(t *testing.T) {
 	h.wantNoExecFiles("c")
 }
 
+// TestExecIsGoneWithItsCaller: a command that was cancelled is not found by whoever looks afterwards.
+func TestExecIsGoneWithItsCaller(t *testing.T) {
+	h := newHost(t)
+	h.idle("c")
+	for range 20 {
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err := h.client.Exec(ctx, runtimeshim.Exec{ID: "c", Process: asJSON(t, process("/bin/sleep", "1000000")), OnStarted: cancel})
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("exec: %v", err)
+		}
+		if n := len(h.procs("c")); n != 1 {
+			t.Fatalf("%d processes in the task, not 1", n)
+		}
+	}
+}
+
 func TestManyExecs(t *testing.T) {
 	h := newHost(t)
 	h.idle("c")

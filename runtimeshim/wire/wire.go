@@ -97,6 +97,27 @@ func StreamIn(ctx context.Context, format int, socket, verb string, body any, fi
 	return got, err
 }
 
+// StreamToEnd is StreamIn for what the peer has to undo when ctx ends: it then waits until the peer has
+// done so, for most at most.
+func StreamToEnd(ctx context.Context, most time.Duration, format int, socket, verb string, body any, files []*os.File, out any,
+	each func(json.RawMessage, []*os.File) error) ([]*os.File, error) {
+	conn, err := Dial(ctx, socket)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s for %s: %w", socket, verb, err)
+	}
+	defer conn.Close()
+	// The peer takes the end of what we send for ours, and can still answer.
+	defer context.AfterFunc(ctx, func() {
+		_ = conn.SetReadDeadline(time.Now().Add(most))
+		_ = conn.CloseWrite()
+	})()
+	got, err := Converse(context.WithoutCancel(ctx), conn, format, verb, body, files, out, each)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return got, err
+}
+
 // Dial connects to a socket of our own user. Returns ErrNobody when no process listens there,
 // ErrUnavailable when the backlog is full, ErrPermissionDenied when another user listens.
 func Dial(ctx context.Context, socket string) (*net.UnixConn, error) {
