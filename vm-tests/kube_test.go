@@ -268,9 +268,15 @@ func TestKubeFoldersOfK3s(t *testing.T) {
 			ip link del cni0; crictl rmi docker.io/library/air:1; true`)
 	})
 	must(t, folder+k3s)
-	// An archive of an image that no registry has: web:1 by another name of this length.
-	must(t, folder+`crictl pull docker.io/library/web:1 >&2
-		cribox image save docker.io/library/web:1 | sed 's#library/web:1#library/air:1#g' | gzip >/root/air.tar.gz
+	// No registry has the image, and the kubelet has never pulled it: then it would ask for it again.
+	must(t, folder+`cd $(mktemp -d)
+		cp /usr/local/bin/toolbox toolbox
+		tar -cf layer.tar toolbox
+		printf '{"architecture": "amd64", "os": "linux", "config": {"Entrypoint": ["/toolbox"]},
+			"rootfs": {"type": "layers", "diff_ids": ["sha256:%s"]}}' $(sha256sum <layer.tar | cut -d " " -f 1) >config.json
+		echo '[{"Config": "config.json", "RepoTags": ["docker.io/library/air:1"], "Layers": ["layer.tar"]}]' >manifest.json
+		tar -czf /root/air.tar.gz manifest.json config.json layer.tar
+		rm -r $PWD
 		mv /root/air.tar.gz $k3s/agent/images/`)
 	n.await("the image of the archive", func() (bool, string) {
 		out := must(t, "crictl images 2>&1")
