@@ -128,5 +128,18 @@ type forwarder struct {
 }
 
 func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, client io.ReadWriteCloser) error {
+	if err := accept(client); err != nil {
+		return err
+	}
 	return f.forward(f.ctx, port, client)
+}
+
+// accept tells the client that its SPDY stream is open. The library does so as well, beside the
+// call of PortForward: when forward fails first, the client sees its stream reset while it is
+// opening it, and never reads why. The second reply to a stream is dropped.
+func accept(client io.ReadWriteCloser) error {
+	if stream, ok := client.(interface{ SendReply(http.Header, bool) error }); ok {
+		return stream.SendReply(http.Header{}, false)
+	}
+	return nil
 }
