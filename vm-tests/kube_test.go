@@ -265,7 +265,7 @@ func TestKubeFoldersOfK3s(t *testing.T) {
 	t.Cleanup(func() {
 		must(t, folder+`rm -rf $k3s /etc/cribox/config.toml.d/90-k3s.toml /var/lib/cni/networks/cbr0
 			systemctl restart cribox
-			ip link del cni0; crictl rmi docker.io/library/air:1; true`)
+			ip link del cni0 || true`) // the image stays with the container that the kubelet has not removed yet
 	})
 	must(t, folder+k3s)
 	// No registry has the image, and the kubelet has never pulled it: then it would ask for it again.
